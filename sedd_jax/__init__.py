@@ -1,0 +1,42 @@
+"""Score Entropy Discrete Diffusion (Lou, Meng, Ermon, ICML 2024) in JAX.
+
+The public names below are imported on first use, so that `import sedd_jax` itself is instant.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "noise": "sedd_jax.diffusion.noise",
+    "graph": "sedd_jax.diffusion.graph",
+    "score_entropy": "sedd_jax.diffusion.score_entropy",
+    "dwdse_loss": "sedd_jax.diffusion.score_entropy",
+    "sample_times": "sedd_jax.diffusion.score_entropy",
+    "staggered_score": "sedd_jax.diffusion.tweedie",
+    "tweedie_probs": "sedd_jax.diffusion.tweedie",
+    "denoise_probs": "sedd_jax.diffusion.tweedie",
+    "reverse_rate": "sedd_jax.diffusion.reverse",
+    "euler_probs": "sedd_jax.diffusion.reverse",
+    "Clamp": "sedd_jax.diffusion.reverse",
+    "load": "sedd_jax.inference.load",
+    "generate": "sedd_jax.inference.generate",
+    "prefix_suffix": "sedd_jax.inference.generate",
+    "nll_bound": "sedd_jax.inference.bound",
+    "BadInput": "sedd_jax.errors",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(_HOMES[name])
+    value = module if name in ("noise", "graph") else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,1 @@
+"""Text in, fixed blocks of token ids out: tokenizers, sources, prepared blocks, batches."""

@@ -1,0 +1,142 @@
+"""The interface of all tokenizers, and the two kinds that need no model: bytes and characters.
+
+Every kind has `vocab_size` (real tokens, the end-of-document token included), `eod_id` (or None),
+`encode(text)`, `decode(ids)` and `save(folder)`. The mask of the absorbing graph is no token of a
+tokenizer: its id is `vocab_size`, and only `decode` knows it.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+END_OF_DOCUMENT = "<|endoftext|>"
+SETTINGS_FILE = "tokenizer.json"
+
+
+class Tokenizer:
+    """What all tokenizers share; a subclass sets the attributes and adds the four methods below."""
+
+    kind: str
+    vocab_size: int
+    eod_id: int | None
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids of `text`, int32 [tokens], without an end-of-document token."""
+        raise NotImplementedError
+
+    def _decode_run(self, ids: np.ndarray) -> str:
+        """Text of int64 [tokens] ids that hold neither the end-of-document token nor the mask."""
+        raise NotImplementedError
+
+    def _settings(self) -> dict[str, Any]:
+        """What `tokenizer.json` holds besides the kind."""
+        return {}
+
+    def _files(self) -> dict[str, bytes]:
+        """Model files by name."""
+        return {}
+
+    def decode(self, ids: Sequence[int] | np.ndarray, mask: str = "░") -> str:
+        """Text of `ids` (integers, flattened), each in [0, vocab_size].
+
+        The end-of-document token shows as `<|endoftext|>` and the id `vocab_size`, the mask of the
+        absorbing graph, as `mask`. Ids that form no valid text (half a character, say) show as the
+        replacement character. Raises ValueError for an id out of range.
+        """
+        ids = np.asarray(ids, np.int64).reshape(-1)
+        wrong = ids[(ids < 0) | (ids > self.vocab_size)]
+        if wrong.size:
+            raise ValueError(
+                f"Cannot decode the id {wrong[0]}: this {self.kind} tokenizer has the ids 0 to "
+                f"{self.vocab_size - 1}, and {self.vocab_size} for the mask."
+            )
+        marks = {self.vocab_size: mask}
+        if self.eod_id is not None:
+            marks[self.eod_id] = END_OF_DOCUMENT
+        pieces, start = [], 0
+        for stop in np.flatnonzero(np.isin(ids, list(marks))):
+            pieces += [self._decode_run(ids[start:stop]), marks[int(ids[stop])]]
+            start = stop + 1
+        return "".join([*pieces, self._decode_run(ids[start:])])
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes `tokenizer.json` and the model files, if any, into `folder` (made when absent)."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self._files().items():
+            (folder / name).write_bytes(content)
+        settings = json.dumps({"kind": self.kind, **self._settings()}, indent=1)
+        (folder / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
+
+
+class Bytes(Tokenizer):
+    """UTF-8 bytes as ids 0 to 255, end of document 256."""
+
+    kind = "bytes"
+    vocab_size = 257
+    eod_id = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+
+    def _decode_run(self, ids: np.ndarray) -> str:
+        return ids.astype(np.uint8).tobytes().decode(errors="replace")
+
+    @classmethod
+    def load(cls, folder: pathlib.Path, settings: dict[str, Any]) -> "Bytes":
+        return cls()
+
+
+def _codepoints(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.int64)
+
+
+class Characters(Tokenizer):
+    """One id per character, in the order of `alphabet`; with `eod` one more id, the last.
+
+    Raises ValueError when the alphabet is empty or repeats a character, and from `encode` for a
+    text with a character outside it.
+    """
+
+    kind = "characters"
+
+    def __init__(self, alphabet: str, eod: bool = True):
+        if not alphabet or len(set(alphabet)) != len(alphabet):
+            raise ValueError("The alphabet of a characters tokenizer must be distinct characters.")
+        self.alphabet = alphabet
+        self.vocab_size = len(alphabet) + eod
+        self.eod_id = len(alphabet) if eod else None
+        codepoints = _codepoints(alphabet)
+        # One spare entry stands for every code point above the largest of the alphabet.
+        self._id_of = np.full(codepoints.max() + 2, -1, np.int32)
+        self._id_of[codepoints] = np.arange(len(alphabet), dtype=np.int32)
+
+    @classmethod
+    def fit(cls, documents: Iterable[str]) -> "Characters":
+        """The sorted characters of `documents`, and an end-of-document token."""
+        return cls("".join(sorted(set().union(*documents))))
+
+    def encode(self, text: str) -> np.ndarray:
+        ids = self._id_of[np.minimum(_codepoints(text), len(self._id_of) - 1)]
+        unknown = np.flatnonzero(ids < 0)
+        if unknown.size:
+            names = ", ".join(repr(c) for c in sorted({text[i] for i in unknown})[:5])
+            raise ValueError(
+                f"The text has {unknown.size} character(s) outside the alphabet of "
+                f"{len(self.alphabet)} ({names}), the first at position {unknown[0]}; use the "
+                "tokenizer 'bytes' or clean the text."
+            )
+        return ids
+
+    def _decode_run(self, ids: np.ndarray) -> str:
+        return "".join(self.alphabet[i] for i in ids)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"alphabet": self.alphabet, "eod": self.eod_id is not None}
+
+    @classmethod
+    def load(cls, folder: pathlib.Path, settings: dict[str, Any]) -> "Characters":
+        return cls(settings["alphabet"], settings["eod"])

@@ -1,0 +1,74 @@
+"""The one way tokens are drawn: whether to jump first, then where to, with noise fine enough.
+
+Float32 noise on the usual 2^-23 grid never produces events rarer than about 1e-7. Drawing
+{stay, V tokens} jointly makes the mass of each token p/T at T steps, so rare tokens vanish as T
+grows: more steps look colder, and generative perplexity too good. Two remedies, both used here:
+the decision to jump is drawn apart from the target, which removes the 1/T, and uniforms are made
+from 64 random bits with their fine end near 0, so masses down to 2^-64 (5e-20) are hit.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+
+_BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
+
+
+def uniform_from_bits(high: UInt32[Array, "*s"], low: UInt32[Array, "*s"]) -> Float[Array, "*s"]:
+    """Returns (high + (low + 1/2) / 2^32) / 2^32 in float32, strictly inside (0, 1).
+
+    Relative precision is 2^-24 everywhere: near 0 the grid is as fine as 2^-65.
+    """
+    fraction = (low.astype(jnp.float32) + 0.5) * 2.0**-32
+    return jnp.minimum((high.astype(jnp.float32) + fraction) * 2.0**-32, _BELOW_ONE)
+
+
+def uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Draws uniforms on (0, 1) whose probability of falling below p is p even for p = 1e-18."""
+    high, low = jax.random.bits(key, (2, *shape), jnp.uint32)
+    return uniform_from_bits(high, low)
+
+
+def gumbel_from_uniform(u: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """Returns -log(-log(1 - u)): the fine end of u lies at the upper tail, where maxima live."""
+    return -jnp.log(-jnp.log1p(-u))
+
+
+def bernoulli(key: Key[Array, ""], prob: Float[Array, "*s"]) -> Bool[Array, "*s"]:
+    """Draws events of probability `prob`, exact down to 1e-18; 0 never happens, 1 always does."""
+    return uniform(key, prob.shape) < prob
+
+
+def categorical(key: Key[Array, ""], weights: Float[Array, "*s V"]) -> Int[Array, "*s"]:
+    """Draws an index with probability weights / sum(weights), by the Gumbel-max rule.
+
+    Args:
+      key: random key, used once.
+      weights: non-negative and not all zero along the last axis; need not be normalised.
+    """
+    noise = gumbel_from_uniform(uniform(key, weights.shape))
+    return jnp.argmax(jnp.log(weights) + noise, axis=-1).astype(jnp.int32)
+
+
+def jump(
+    key: Key[Array, ""], xt: Int[Array, "*s"], probs: Float[Array, "*s V"]
+) -> Int[Array, "*s"]:
+    """Draws the next state of every position: first whether it leaves xt, then for which state.
+
+    Negative weights, which approximate scores can give, count as zero. The probability of
+    leaving is the clamped weight off xt over the whole clamped weight.
+
+    Args:
+      key: random key, used once.
+      xt: current states. A state outside [0, V) has no weight to stay, so it always leaves:
+        this is how the mask goes in the final denoising step, whose V excludes it.
+      probs: weights of the next state, need not be normalised.
+    """
+    jump_key, target_key = jax.random.split(key)
+    weights = jnp.maximum(probs, 0)
+    at_xt = jax.nn.one_hot(xt, probs.shape[-1], dtype=bool)
+    away = jnp.where(at_xt, 0, weights)
+    leave = away.sum(-1)
+    stay = jnp.where(at_xt, weights, 0).sum(-1)
+    leaves = bernoulli(jump_key, leave / (leave + stay))
+    return jnp.where(leaves, categorical(target_key, away), xt)

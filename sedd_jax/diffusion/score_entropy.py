@@ -1,0 +1,93 @@
+"""The score-entropy loss: how a network learns the ratios of the data distribution.
+
+The network emits log_score[y] = log s(x_t)_y, its estimate of log p_t(y) / p_t(x_t). The losses
+compare it with the conditional ratio r_y = p(y | x0) / p(x_t | x0), which is known.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import xlogy
+from jaxtyping import Array, Float, Int, Key
+
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.noise import Noise
+
+LogScore = Callable[[Int[Array, "B L"], Float[Array, "B"]], Float[Array, "B L V"]]
+
+
+def score_entropy(
+    graph: Graph,
+    log_score: Float[Array, "B L V"],
+    sigma: Float[Array, "B"],
+    xt: Int[Array, "B L"],
+    x0: Int[Array, "B L"],
+) -> Float[Array, "B L"]:
+    """Returns the denoising score entropy of every position, in nats (Eqs. 5 and 10).
+
+        sum over y != x_t of  Q[x_t, y] (s_y - r_y log s_y + K(r_y)),   K(r) = r (log r - 1)
+
+    The weights Q[x_t, y] are those of the diffusion (Eq. 10). Each term is >= 0 and 0 exactly at
+    s = r. Dense: builds a few [B, L, V] arrays.
+
+    Args:
+      graph: the token graph.
+      log_score: log of the ratio estimates, float32; the entry at x_t is ignored.
+      sigma: total noise, positive.
+      xt: noised tokens, reachable from x0.
+      x0: clean tokens.
+    """
+    likelihood = graph.transition(x0, sigma)
+    at_xt = jax.nn.one_hot(xt, graph.num_states, dtype=bool)
+    ratio = likelihood / jnp.where(at_xt, likelihood, 0).sum(-1, keepdims=True)
+    weight = graph.transposed_rate(xt)
+    entropy = jnp.exp(log_score) - ratio * log_score + xlogy(ratio, ratio) - ratio
+    return jnp.where(at_xt, 0, weight * entropy).sum(-1)
+
+
+def dwdse_loss(
+    graph: Graph,
+    noise: Noise,
+    log_score_fn: LogScore,
+    t: Float[Array, "B"],
+    xt: Int[Array, "B L"],
+    x0: Int[Array, "B L"],
+) -> Float[Array, "B"]:
+    """Returns the diffusion-weighted denoising score entropy, nats per sequence (Algorithm 1).
+
+    dsigma(t) times the score entropy summed over positions. Its mean over t and x_t is the bound
+    on the negative log-likelihood of Theorem 3.6, up to the prior term.
+
+    Args:
+      graph: the token graph.
+      noise: the schedule.
+      log_score_fn: maps (x_t, sigma) to log scores; called once.
+      t: times in (0, 1].
+      xt: x0 noised to sigma(t).
+      x0: clean tokens.
+    """
+    sigma = noise.sigma(t)
+    log_score = log_score_fn(xt, sigma)
+    return noise.dsigma(t) * score_entropy(graph, log_score, sigma, xt, x0).sum(-1)
+
+
+def sample_times(
+    key: Key[Array, ""], batch_size: int, t_min: float, low_discrepancy: bool = True
+) -> Float[Array, "B"]:
+    """Draws times t, each uniform on [t_min, 1].
+
+    Args:
+      key: random key, used once.
+      batch_size: the GLOBAL batch size B.
+      t_min: the smallest time, 1e-3 in the paper: the weights grow without bound towards 0.
+      low_discrepancy: one time in each interval of length 1/B, frac(u + i/B) in random order,
+        which keeps every t uniform and lowers the variance of the mean; else independent draws.
+    """
+    shift_key, order_key = jax.random.split(key)
+    if low_discrepancy:
+        grid = jnp.arange(batch_size) / batch_size + jax.random.uniform(shift_key)
+        unit = jax.random.permutation(order_key, grid % 1)
+    else:
+        unit = jax.random.uniform(shift_key, (batch_size,))
+    return t_min + (1 - t_min) * unit

@@ -1,0 +1,53 @@
+"""Tweedie denoising: the best tau-leaping reverse step that the scores allow (Section 4.2)."""
+
+from jaxtyping import Array, Float, Int
+
+from sedd_jax.diffusion.graph import Graph
+
+
+def staggered_score(
+    graph: Graph, score: Float[Array, "B L V"], delta_sigma: Float[Array, "B"]
+) -> Float[Array, "B L V"]:
+    """Returns exp(-delta_sigma Q) score, the first factor of Eq. 19.
+
+    Times p_t(x_t), this is the marginal p_(t - dt) at each y: the forward step, undone.
+
+    Args:
+      graph: the token graph.
+      score: positive ratios p_t(y) / p_t(x_t), 1 at y = x_t.
+      delta_sigma: sigma(t) - sigma(t - dt), non-negative.
+    """
+    return graph.inverse_transition(score, delta_sigma)
+
+
+def tweedie_probs(
+    graph: Graph,
+    xt: Int[Array, "B L"],
+    score: Float[Array, "B L V"],
+    delta_sigma: Float[Array, "B"],
+) -> Float[Array, "B L V"]:
+    """Returns the weights of x_(t - dt) given x_t, per position (Theorem 4.2, Eq. 19).
+
+    With exact scores of a single token this is Bayes' rule; over sequences it is the optimum
+    among rules that treat positions independently. Rows sum to 1 up to rounding whatever the
+    score, but entries of an approximate score may be negative: clamp before sampling.
+
+    Args:
+      graph: the token graph.
+      xt: noised tokens.
+      score: positive ratios, 1 at y = x_t.
+      delta_sigma: sigma(t) - sigma(t - dt), non-negative.
+    """
+    likelihood = graph.transposed_transition(xt, delta_sigma)
+    return staggered_score(graph, score, delta_sigma) * likelihood
+
+
+def denoise_probs(
+    graph: Graph, xt: Int[Array, "B L"], score: Float[Array, "B L V"], sigma: Float[Array, "B"]
+) -> Float[Array, "B L N"]:
+    """Returns the weights of the clean token given x_t, N = graph.num_tokens (Theorem 4.1, Eq. 18).
+
+    The Tweedie step that removes all noise, without the mask column, not renormalised. An unmasked
+    position keeps weight 1 on itself.
+    """
+    return tweedie_probs(graph, xt, score, sigma)[..., : graph.num_tokens]

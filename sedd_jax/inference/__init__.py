@@ -1,0 +1,1 @@
+"""What a trained model is for: loading it, sampling from it, bounding a likelihood."""

@@ -1,0 +1,219 @@
+"""Sampling (Algorithm 2) from a trained network, with any positions held."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Key
+
+from sedd_jax.diffusion.reverse import SAMPLERS, Clamp, SamplerState, build_kernels
+from sedd_jax.errors import BadInput
+from sedd_jax.inference.load import Checkpoint
+from sedd_jax.model.score_model import Params
+from sedd_jax.runtime.components import Components
+
+
+class Diagnostics(NamedTuple):
+    """What happened while sampling.
+
+    Attributes:
+      evaluations: network evaluations per row, the final denoising step included.
+      changed: positions changed at each of the steps + 1 calls, [steps + 1, B].
+      finite: True for a row all of whose scores were finite, [B].
+      trace: the tokens before the first and after every call, [steps + 2, B, L], if asked for.
+    """
+
+    evaluations: int
+    changed: Int[Array, "S B"]
+    finite: Bool[Array, "B"]
+    trace: Int[Array, "T B L"] | None
+
+
+Generator = Callable[
+    [Params, Key[Array, "B"], Clamp], tuple[Int[Array, "B L"], Diagnostics]
+]
+
+
+def row_keys(key: Key[Array, ""], rows: Int[Array, "B"]) -> Key[Array, "B"]:
+    """Returns one key per row: a sample depends on the seed and its row number alone."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+
+
+def free(num_samples: int, length: int) -> Clamp:
+    """Returns the clamp that holds nothing."""
+    shape = (num_samples, length)
+    return Clamp(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
+
+
+def build_generator(
+    components: Components, *, steps: int, sampler: str, t_min: float, trace: bool = False
+) -> Generator:
+    """Returns generate(params, keys, clamp) -> (tokens, diagnostics), one program when jitted.
+
+    Times go evenly from 1 to t_min, the end of the range that was trained; the final denoising
+    step removes the noise that is left.
+
+    Args:
+      components: graph, noise and network.
+      steps: reverse steps before the final one, at least 1.
+      sampler: "tweedie" or "euler".
+      t_min: the smallest time of training.
+      trace: keep the tokens after every step.
+    """
+    graph, noise, model = components
+    times = jnp.linspace(1.0, t_min, steps + 1)
+
+    def generator(params, keys, clamp):
+        def log_score_fn(xt, sigma):
+            return model.apply(params, xt, sigma)
+
+        reverse_step, denoise_step = build_kernels(
+            graph, noise, log_score_fn, times, sampler, clamp
+        )
+
+        def at_step(index):
+            return jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+
+        def scanned(state, index):
+            state, info = reverse_step(at_step(index), state)
+            return state, (info, state.xt if trace else None)
+
+        length = clamp.tokens.shape[1]
+        limit = jax.vmap(lambda key: graph.sample_limit(key, (length,)))(at_step(steps + 1))
+        start = clamp(limit)
+        state, (infos, path) = jax.lax.scan(
+            scanned, SamplerState(start, jnp.zeros((), jnp.int32)), jnp.arange(steps)
+        )
+        state, last = denoise_step(at_step(steps), state)
+        diagnostics = Diagnostics(
+            evaluations=steps + 1,
+            changed=jnp.concatenate([infos.changed, last.changed[None]]),
+            finite=jnp.all(infos.finite, axis=0) & last.finite,
+            trace=jnp.concatenate([start[None], path, state.xt[None]]) if trace else None,
+        )
+        return state.xt, diagnostics
+
+    return generator
+
+
+def generate(
+    key: Key[Array, ""],
+    checkpoint: Checkpoint,
+    num_samples: int,
+    length: int | None = None,
+    *,
+    steps: int = 128,
+    sampler: str = "tweedie",
+    prompt: Clamp | None = None,
+    batch_size: int = 32,
+    trace: bool = False,
+) -> tuple[np.ndarray, Diagnostics]:
+    """Draws token sequences from a trained model (Algorithm 2).
+
+    Row i is a function of (key, i) and the settings, whatever `num_samples` and `batch_size`.
+
+    Args:
+      key: random key.
+      checkpoint: the model, from `sedd.load`.
+      num_samples: N.
+      length: L, tokens per sequence; the trained length by default.
+      steps: reverse steps before the final denoising step.
+      sampler: "tweedie" or "euler".
+      prompt: tokens to hold, [N, L]; they come back unchanged.
+      batch_size: rows at a time.
+      trace: keep the tokens after every step in the diagnostics.
+
+    Returns:
+      Tokens [N, L] and `Diagnostics` over the N rows.
+
+    Raises:
+      BadInput: a setting out of range, or a prompt of another shape.
+      FloatingPointError: the network gave a score that is not finite.
+    """
+    length = checkpoint.config.model.length if length is None else length
+    prompt = free(num_samples, length) if prompt is None else prompt
+    _check(num_samples, length, steps, sampler, prompt, batch_size)
+    rows_at_once = min(batch_size, num_samples)
+    generator = jax.jit(
+        build_generator(
+            checkpoint.components,
+            steps=steps,
+            sampler=sampler,
+            t_min=checkpoint.config.train.t_min,
+            trace=trace,
+        )
+    )
+    parts = []
+    for first in range(0, num_samples, rows_at_once):
+        # one shape, one program: the last batch is filled up with rows that are cut off below
+        rows = np.arange(first, first + rows_at_once)
+        held = jax.tree.map(lambda x, rows=rows: x[np.minimum(rows, num_samples - 1)], prompt)
+        parts.append(generator(checkpoint.params, row_keys(key, rows), held))
+    tokens, diagnostics = jax.device_get(_join_rows(parts, num_samples))
+    if not diagnostics.finite.all():
+        rows = np.flatnonzero(~diagnostics.finite)
+        raise FloatingPointError(f"The network gave scores that are not finite in rows {rows}.")
+    return tokens, diagnostics
+
+
+def _join_rows(parts, num_samples):
+    """Concatenates the batches along their row axis and cuts the rows that only filled up."""
+    tokens, diagnostics = zip(*parts, strict=True)
+
+    def join(name, axis):
+        values = [getattr(part, name) for part in diagnostics]
+        joined = jnp.concatenate(values, axis)
+        return jax.lax.slice_in_dim(joined, 0, num_samples, axis=axis)
+
+    return jnp.concatenate(tokens)[:num_samples], Diagnostics(
+        evaluations=diagnostics[0].evaluations,
+        changed=join("changed", 1),
+        finite=join("finite", 0),
+        trace=None if diagnostics[0].trace is None else join("trace", 1),
+    )
+
+
+def _check(num_samples, length, steps, sampler, prompt, batch_size):
+    for name, value in (
+        ("num_samples", num_samples),
+        ("length", length),
+        ("steps", steps),
+        ("batch_size", batch_size),
+    ):
+        if value < 1:
+            raise BadInput(f"{name} must be at least 1, got {value}.")
+    if sampler not in SAMPLERS:
+        raise BadInput(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
+    for name, array in prompt._asdict().items():
+        if array.shape != (num_samples, length):
+            raise BadInput(
+                f"prompt.{name} has shape {array.shape}, need [num_samples, length] = "
+                f"{(num_samples, length)}."
+            )
+
+
+def prefix_suffix(
+    prefix: Int[np.ndarray, "P"], suffix: Int[np.ndarray, "S"], num_samples: int, length: int
+) -> Clamp:
+    """Returns the clamp that holds `prefix` at the start and `suffix` at the end of every row.
+
+    Raises:
+      BadInput: the two leave no position to sample.
+    """
+    given = len(prefix) + len(suffix)
+    if given >= length:
+        raise BadInput(
+            f"The prompt has {given} tokens and the length is {length}: nothing is left to sample; "
+            "give a shorter prompt or a larger length."
+        )
+    tokens = np.zeros(length, np.int32)
+    held = np.ones(length, bool)
+    tokens[: len(prefix)] = prefix
+    tokens[length - len(suffix) :] = suffix
+    held[len(prefix) : length - len(suffix)] = False
+    rows = (num_samples, length)
+    return Clamp(
+        jnp.asarray(np.broadcast_to(tokens, rows)), jnp.asarray(np.broadcast_to(held, rows))
+    )

@@ -1,0 +1,141 @@
+"""Loading a trained model from a run folder or from a folder in the published PyTorch layout."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sedd_jax.data.tokenizer import Tokenizer, load_tokenizer
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.errors import BadInput
+from sedd_jax.model import pretrained
+from sedd_jax.model.score_model import Params, ScoreModel
+from sedd_jax.runtime import checkpoint as checkpoints
+from sedd_jax.runtime import config as configs
+from sedd_jax.runtime.components import Components, build_components
+from sedd_jax.runtime.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A trained model and what is needed to use it.
+
+    Attributes:
+      components: graph, noise and network.
+      params: the weights.
+      config: the settings of the run.
+      tokenizer: the tokenizer of the run; None for a published folder without one.
+      step: the training step, None if unknown.
+    """
+
+    components: Components
+    params: Params
+    config: Config
+    tokenizer: Tokenizer | None
+    step: int | None
+
+    @property
+    def graph(self) -> Graph:
+        """The token graph."""
+        return self.components.graph
+
+    @property
+    def noise(self) -> Noise:
+        """The noise schedule."""
+        return self.components.noise
+
+    @property
+    def model(self) -> ScoreModel:
+        """The network, as pure functions."""
+        return self.components.model
+
+    def log_score(
+        self, xt: Int[Array, "B L"], sigma: Float[Array, "B"]
+    ) -> Float[Array, "B L V"]:
+        """Returns the log-scores of the noised tokens, float32, 0 at the current token."""
+        return self._apply(self.params, jnp.asarray(xt), jnp.asarray(sigma))
+
+    @functools.cached_property
+    def _apply(self):
+        return jax.jit(self.model.apply)
+
+
+def load(path: str | Path, *, step: int | None = None, ema: bool = True) -> Checkpoint:
+    """Loads a model.
+
+    Args:
+      path: a run folder that `train` wrote, or a folder in the published PyTorch layout
+        (`config.json` with `model.safetensors` or `pytorch_model.bin`).
+      step: the step of a run folder to load; the latest by default.
+      ema: load the averaged weights of a run folder, as evaluation and sampling do.
+
+    Raises:
+      BadInput: no such folder, no checkpoint in it, or one that does not fit its config.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise BadInput(f"There is no folder {path}.")
+    if (path / checkpoints.FOLDER).is_dir():
+        return _load_run(path, step, ema)
+    if pretrained.is_published(path):
+        if step is not None or not ema:
+            raise BadInput(f"{path} is in the published layout, which has one set of weights.")
+        return _load_published(path)
+    raise BadInput(
+        f"{path} holds neither {checkpoints.FOLDER}/ (a run of train) nor config.json with "
+        "model.safetensors or pytorch_model.bin (the published layout)."
+    )
+
+
+def _load_run(path, step, ema):
+    with checkpoints.Checkpoints(path) as saved:
+        step = saved.latest if step is None else step
+        if step is None:
+            raise BadInput(f"{path} holds no complete checkpoint yet.")
+        config = saved.config(step)
+        tokenizer = load_tokenizer(path / "data" / "tokenizer")
+        components = build_components(config, tokenizer.vocab_size)
+        abstract = _on_first_device(
+            jax.eval_shape(components.model.init, jax.random.key(0))
+        )
+        params = saved.restore_weights(step, abstract, ema=ema)
+    return Checkpoint(components, params, config, tokenizer, step)
+
+
+def _load_published(path):
+    published = pretrained.read_config(path)
+    noise = configs.NoiseConfig(
+        schedule=published.noise,
+        sigma_min=published.sigma_min,
+        sigma_max=published.sigma_max,
+    )
+    model = configs.ModelConfig(
+        hidden_size=published.hidden_size,
+        cond_dim=published.cond_dim,
+        num_blocks=published.num_blocks,
+        num_heads=published.num_heads,
+        length=published.length,
+        dropout=published.dropout,
+        scale_by_sigma=published.scale_by_sigma,
+    )
+    data = dataclasses.replace(configs.DataConfig(), vocab_size=published.tokens)
+    config = dataclasses.replace(
+        Config(), graph=published.graph, noise=noise, model=model, data=data
+    )
+    components = build_components(config, published.tokens)
+    abstract = jax.eval_shape(components.model.init, jax.random.key(0))
+    params = pretrained.read_params(path, abstract, components.graph.num_states)
+    tokenizer_folder = path / "tokenizer"
+    tokenizer = load_tokenizer(tokenizer_folder) if tokenizer_folder.is_dir() else None
+    return Checkpoint(components, jax.device_put(params), config, tokenizer, None)
+
+
+def _on_first_device(tree):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )

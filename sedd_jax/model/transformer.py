@@ -1,0 +1,203 @@
+"""The diffusion transformer of the paper (Appendix C.1), as Flax NNX layers.
+
+Layers hold shapes and arithmetic only: parameters go in and out as plain dicts through
+`score_model`, dropout keys come in as arguments, and nothing here knows of sharding.
+
+Shapes: B batch, L length, D hidden, C condition, H heads, K head dimension.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+FREQUENCIES = 256  # width of the sinusoidal embedding of sigma
+ROTARY_BASE = 10_000
+LANES = 128  # the vocabulary axis is padded to a multiple, so that any mesh or kernel divides it
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of the network.
+
+    Attributes:
+      num_states: V, rows of the token table and columns of the head, before padding.
+      hidden_size: D, divisible by 2 * num_heads.
+      cond_dim: width of the conditioning vector.
+      num_blocks: number of transformer blocks.
+      num_heads: attention heads.
+      dropout: rate on the residual branches, used only where a dropout key is given.
+      dtype: type of the matrix products; parameters, norms and log-scores stay float32.
+    """
+
+    num_states: int
+    hidden_size: int
+    cond_dim: int
+    num_blocks: int
+    num_heads: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @property
+    def padded_states(self) -> int:
+        """V rounded up to a multiple of 128."""
+        return -(-self.num_states // LANES) * LANES
+
+
+def _uniform_init(key, shape, dtype=jnp.float32, *, fan_in):
+    """Uniform on +-1/sqrt(fan_in): the start of the published code's linear and token layers."""
+    bound = fan_in**-0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _linear(fan_in, out_features, config, rngs, *, use_bias=True, zero=False, axis=-1):
+    """A linear layer from `fan_in` inputs, spread over the axes `axis`, to `out_features`."""
+    in_features = fan_in if isinstance(fan_in, tuple) else (fan_in,)
+    width = math.prod(in_features)
+    init = nnx.initializers.zeros if zero else functools.partial(_uniform_init, fan_in=width)
+    return nnx.LinearGeneral(
+        in_features, out_features, axis=axis, use_bias=use_bias, kernel_init=init,
+        bias_init=init, dtype=config.dtype, rngs=rngs,
+    )
+
+
+def _layer_norm(config, rngs):
+    return nnx.LayerNorm(
+        config.hidden_size, epsilon=1e-5, use_bias=False, use_fast_variance=False,
+        dtype=jnp.float32, rngs=rngs,
+    )
+
+
+def sigma_features(sigma: Float[Array, "B"]) -> Float[Array, "B F"]:
+    """Returns the sinusoidal features of the total noise: 128 cosines, then 128 sines."""
+    half = FREQUENCIES // 2
+    frequencies = 10_000.0 ** (-jnp.arange(half) / half)
+    angles = sigma[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def rotary_tables(
+    length: int, head_dim: int
+) -> tuple[Float[Array, "1 L 1 K/2"], Float[Array, "1 L 1 K/2"]]:
+    """Returns cos and sin of position times inverse frequency, for `rotate`."""
+    inverse = ROTARY_BASE ** (-jnp.arange(0, head_dim, 2) / head_dim)
+    angles = (jnp.arange(length)[:, None] * inverse[None, :])[None, :, None, :]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x, cos, sin):
+    """Rotates the pairs (i, i + K/2) of the last axis by their position's angle."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)
+
+
+def attention(
+    query: Float[Array, "B L H K"], key: Float[Array, "B L H K"], value: Float[Array, "B L H K"]
+) -> Float[Array, "B L H K"]:
+    """Bidirectional softmax attention; the softmax is float32 whatever the inputs."""
+    return jax.nn.dot_product_attention(query, key, value)
+
+
+def _dropout(x, rate, key):
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0)
+
+
+def _modulate(x, shift, scale, dtype):
+    return (x * (1 + scale) + shift).astype(dtype)
+
+
+class SigmaEmbedding(nnx.Module):
+    """Maps the total noise to the conditioning vector: features, Linear, SiLU, Linear, SiLU."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        config = dataclasses.replace(config, dtype=jnp.float32)  # tiny, and sigma spans decades
+        self.inner = _linear(FREQUENCIES, config.cond_dim, config, rngs)
+        self.outer = _linear(config.cond_dim, config.cond_dim, config, rngs)
+
+    def __call__(self, sigma: Float[Array, "B"]) -> Float[Array, "B C"]:
+        return nnx.silu(self.outer(nnx.silu(self.inner(sigma_features(sigma)))))
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and MLP, each shifted, scaled and gated by the noise (adaLN-zero)."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        size, heads = config.hidden_size, config.num_heads
+        per_head = (heads, size // heads)
+        self.config = config
+        self.attention_norm = _layer_norm(config, rngs)
+        self.qkv = _linear(size, (3, *per_head), config, rngs, use_bias=False)
+        self.attention_out = _linear(per_head, size, config, rngs, use_bias=False, axis=(-2, -1))
+        self.mlp_norm = _layer_norm(config, rngs)
+        self.mlp_in = _linear(size, 4 * size, config, rngs)
+        self.mlp_out = _linear(4 * size, size, config, rngs)
+        self.modulation = _linear(config.cond_dim, (6, size), config, rngs, zero=True)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        cond: Float[Array, "B C"],
+        rotary: tuple[Float[Array, "1 L 1 K/2"], Float[Array, "1 L 1 K/2"]],
+        dropout_key: Key[Array, ""] | None,
+    ) -> Float[Array, "B L D"]:
+        dtype, rate = self.config.dtype, self.config.dropout
+        attention_key, mlp_key = (
+            (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        )
+        modulation = self.modulation(cond)[:, None]  # [B, 1, 6, D]: one for all positions
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.moveaxis(modulation, -2, 0)
+
+        h = _modulate(self.attention_norm(x), shift_a, scale_a, dtype)
+        query, key, value = jnp.moveaxis(self.qkv(h), -3, 0)
+        h = attention(rotate(query, *rotary), rotate(key, *rotary), value)
+        x = x + gate_a * _dropout(self.attention_out(h), rate, attention_key)
+
+        h = _modulate(self.mlp_norm(x), shift_m, scale_m, dtype)
+        h = self.mlp_out(nnx.gelu(self.mlp_in(h), approximate=True))
+        return x + gate_m * _dropout(h, rate, mlp_key)
+
+
+class Embedding(nnx.Module):
+    """The token table, padded to a multiple of 128 rows; float32, as is the residual stream."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        shape = (config.padded_states, config.hidden_size)
+        self.table = nnx.Param(
+            _uniform_init(rngs.params(), shape, fan_in=config.hidden_size)
+        )
+
+    def __call__(self, xt: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        return self.table[...][xt]
+
+
+class Head(nnx.Module):
+    """Final norm, shift and scale by the noise, and the zero-initialised vocabulary projection."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.norm = _layer_norm(config, rngs)
+        self.modulation = _linear(
+            config.cond_dim, (2, config.hidden_size), config, rngs, zero=True
+        )
+        self.kernel = nnx.Param(jnp.zeros((config.hidden_size, config.padded_states)))
+        self.bias = nnx.Param(jnp.zeros(config.padded_states))
+
+    def __call__(
+        self, x: Float[Array, "B L D"], cond: Float[Array, "B C"]
+    ) -> Float[Array, "B L V"]:
+        """Returns the outputs of the V states, float32: padding ends here and nowhere else."""
+        states, dtype = self.config.num_states, self.config.dtype
+        shift, scale = jnp.moveaxis(self.modulation(cond)[:, None], -2, 0)
+        h = _modulate(self.norm(x), shift, scale, dtype)
+        kernel = self.kernel[...].astype(dtype)
+        out = jnp.einsum("bld,dv->blv", h, kernel, preferred_element_type=jnp.float32)
+        return out[..., :states] + self.bias[:states][None, None]

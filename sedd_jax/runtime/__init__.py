@@ -1,0 +1,1 @@
+"""The training system: configuration, devices, optimiser, step, checkpoints, metrics."""

@@ -1,0 +1,37 @@
+"""How a binary starts and fails: one line for what the user can mend, a traceback for our faults."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from sedd_jax.errors import BadInput
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and calls `main`; bad input prints one line and exits with code 2."""
+
+    def parse(argv):
+        try:
+            rest = flags.FLAGS(argv)
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            _fail(error)
+        if len(rest) > 1:
+            _fail(f"unexpected argument {rest[1]!r}; settings are given as --name=value.")
+        return rest
+
+    def guarded(argv):
+        del argv
+        try:
+            main()
+        except BadInput as error:
+            _fail(error)
+
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it opens
+    app.run(guarded, flags_parser=parse)
+
+
+def _fail(reason):
+    text = " ".join(str(reason.args[0] if isinstance(reason, KeyError) else reason).split())
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,52 @@
+"""From settings to the pieces of a run: graph, noise and network."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sedd_jax.diffusion import graph as graphs
+from sedd_jax.diffusion import noise as noises
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.model.score_model import ScoreModel, score_model
+from sedd_jax.model.transformer import TransformerConfig
+from sedd_jax.runtime.config import Config, NoiseConfig
+
+
+class Components(NamedTuple):
+    """What training, evaluation and sampling share."""
+
+    graph: Graph
+    noise: Noise
+    model: ScoreModel
+
+
+def build_components(config: Config, vocab_size: int) -> Components:
+    """Builds graph, noise and network for a tokenizer of `vocab_size` tokens."""
+    graph = graphs.GRAPHS[config.graph](vocab_size)
+    sizes = TransformerConfig(
+        num_states=graph.num_states,
+        hidden_size=config.model.hidden_size,
+        cond_dim=config.model.cond_dim,
+        num_blocks=config.model.num_blocks,
+        num_heads=config.model.num_heads,
+        dropout=config.model.dropout,
+        dtype=compute_dtype(config.model.dtype),
+    )
+    model = score_model(sizes, scale_by_sigma=config.model.scale_by_sigma)
+    return Components(graph, build_noise(config.noise), model)
+
+
+def build_noise(config: NoiseConfig) -> Noise:
+    """Builds the noise schedule."""
+    if config.schedule == "loglinear":
+        return noises.loglinear(config.eps)
+    return noises.geometric(config.sigma_min, config.sigma_max)
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """Returns the type of matrix products; "auto" is float32 on CPU and bfloat16 elsewhere."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)

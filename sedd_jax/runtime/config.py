@@ -1,0 +1,265 @@
+"""Every setting of a run: what it is, its default and its limits.
+
+A config file builds a `ConfigDict` from `default_config()` and overrides what differs; `parse`
+turns it into the frozen `Config` below before anything expensive starts. Past that point settings
+are plain attributes, known to exist and to be of their type.
+"""
+
+import dataclasses
+import json
+import typing
+from typing import Any, Literal
+
+from sedd_jax.errors import BadInput
+
+
+@dataclasses.dataclass(frozen=True)
+class NoiseConfig:
+    """The noise schedule (paper: log-linear for absorb, geometric for uniform)."""
+
+    schedule: Literal["loglinear", "geometric"] = "loglinear"
+    eps: float = 1e-3  # loglinear: probability that a token is unmoved at t = 1
+    sigma_min: float = 1e-4  # geometric: total noise at t = 0 ...
+    sigma_max: float = 20.0  # ... and at t = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network; the default is SEDD small."""
+
+    hidden_size: int = 768
+    cond_dim: int = 128
+    num_blocks: int = 12
+    num_heads: int = 12
+    length: int = 1024  # tokens per sequence
+    dropout: float = 0.1
+    scale_by_sigma: bool = True  # absorb only: output relative to a uniform guess
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The text and its tokens."""
+
+    corpus: str = "pydoc"  # the text inside Python, or a path: UTF-8 file, or folder of *.txt
+    separator: str = ""  # splits a file into documents; empty: the file is one document
+    heldout_fraction: float = 0.1  # of the text, whole documents, never trained on
+    tokenizer: Literal["bytes", "characters", "text8", "sentencepiece", "gpt2"] = "bytes"
+    tokenizer_path: str = ""  # gpt2: folder with encoder.json and vocab.bpe
+    vocab_size: int = 257  # tokens the tokenizer must have; 0: whatever the corpus gives
+    crop: Literal["blocks", "random"] = "random"  # random: block borders shift every epoch
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    steps: int = 1_300_000
+    batch_size: int = 512  # sequences per step, over all devices
+    microbatches: int = 1  # parts the batch is split into, gradients averaged
+    t_min: float = 1e-3  # times are drawn from [t_min, 1]
+    low_discrepancy: bool = True  # spread the times of a batch evenly
+    log_every: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, clipping, the learning-rate schedule and the average of the weights."""
+
+    learning_rate: float = 3e-4
+    warmup_steps: int = 2500  # linear, from learning_rate / warmup_steps
+    decay: Literal["constant", "cosine"] = "constant"  # cosine: to 0 at train.steps
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999  # warmed up: min(ema_decay, (1 + n) / (10 + n)) at update n
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """The held-out bound and the samples shown while training; both use the averaged weights."""
+
+    every: int = 10_000
+    batch_size: int = 512
+    max_blocks: int = 4096  # held-out blocks per evaluation, evenly spaced if there are more
+    sample_every: int = 50_000
+    num_samples: int = 2
+    sample_steps: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, and how many of the latest to keep."""
+
+    every: int = 10_000
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    seed: int = 0
+    graph: Literal["absorb", "uniform"] = "absorb"
+    noise: NoiseConfig = NoiseConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+def default_config():
+    """Returns the defaults above as an `ml_collections.ConfigDict`, for a config file to change."""
+    from ml_collections import ConfigDict  # at the command-line edge only
+
+    return ConfigDict(dataclasses.asdict(Config()))
+
+
+def parse(values: Any) -> Config:
+    """Returns the `Config` that `values`, a ConfigDict or nested dict, describes.
+
+    Raises:
+      BadInput: unknown, missing or ill-typed key, a choice that does not exist, or settings that
+        contradict each other; the message holds the dotted key.
+    """
+    if hasattr(values, "to_dict"):
+        values = values.to_dict()
+    config = _parse_fields(Config, values, "")
+    _check_ranges(config)
+    return config
+
+
+def to_json(config: Config) -> str:
+    """Returns the config as indented JSON, which `from_json` reads back."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_json(text: str) -> Config:
+    """Returns the config that `to_json` wrote."""
+    return parse(json.loads(text))
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Returns a line "key: old -> new" for every setting that differs."""
+    old_flat, new_flat = (_flatten(dataclasses.asdict(config)) for config in (old, new))
+    return [
+        f"{key}: {old_flat[key]!r} -> {new_flat[key]!r}"
+        for key in old_flat
+        if old_flat[key] != new_flat[key]
+    ]
+
+
+def _flatten(tree, prefix=""):
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _parse_fields(cls, values, path):
+    if not isinstance(values, dict):
+        raise BadInput(f"config.{path.rstrip('.')} must be a group of settings, got {values!r}.")
+    fields = {field.name: field.type for field in dataclasses.fields(cls)}
+    for name in values:
+        if name not in fields:
+            raise BadInput(
+                f"config.{path}{name} is not a setting; there are: {', '.join(fields)}."
+            )
+    parsed = {}
+    for name, kind in fields.items():
+        if name not in values:
+            raise BadInput(f"config.{path}{name} is missing.")
+        parse_value = _parse_fields if dataclasses.is_dataclass(kind) else _parse_leaf
+        suffix = "." if dataclasses.is_dataclass(kind) else ""
+        parsed[name] = parse_value(kind, values[name], f"{path}{name}{suffix}")
+    return cls(**parsed)
+
+
+def _parse_leaf(kind, value, path):
+    if typing.get_origin(kind) is Literal:
+        choices = typing.get_args(kind)
+        if value not in choices:
+            raise BadInput(f"config.{path} must be one of {', '.join(choices)}, got {value!r}.")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise BadInput(f"config.{path} must be of type {kind.__name__}, got {value!r}.")
+    return value
+
+
+_POSITIVE = (
+    "noise.eps", "noise.sigma_min", "model.hidden_size", "model.cond_dim", "model.num_blocks",
+    "model.num_heads", "model.length", "train.steps", "train.batch_size", "train.microbatches",
+    "train.t_min", "train.log_every", "optim.learning_rate", "optim.warmup_steps", "optim.eps",
+    "optim.clip_norm", "eval.every", "eval.batch_size", "eval.max_blocks", "eval.sample_every",
+    "eval.sample_steps", "checkpoint.every", "checkpoint.keep",
+)  # fmt: skip
+_NOT_NEGATIVE = ("seed", "data.vocab_size", "optim.weight_decay", "eval.num_samples")
+_BELOW_ONE = (
+    "noise.eps", "model.dropout", "data.heldout_fraction", "train.t_min", "optim.beta1",
+    "optim.beta2", "optim.ema_decay",
+)  # fmt: skip
+
+
+def _check_ranges(config):
+    flat = _flatten(dataclasses.asdict(config))
+    for key in _POSITIVE + ("data.heldout_fraction",):
+        if not flat[key] > 0:
+            raise BadInput(f"config.{key} must be positive, got {flat[key]}.")
+    for key in _NOT_NEGATIVE + _BELOW_ONE:
+        if not flat[key] >= 0:
+            raise BadInput(f"config.{key} must not be negative, got {flat[key]}.")
+    for key in _BELOW_ONE:
+        if not flat[key] < 1:
+            raise BadInput(f"config.{key} must be below 1, got {flat[key]}.")
+
+    noise, model, train = config.noise, config.model, config.train
+    rules = (
+        (config.seed < 2**32, f"config.seed must be below 2^32, got {config.seed}."),
+        (
+            noise.sigma_min < noise.sigma_max,
+            f"config.noise.sigma_min ({noise.sigma_min}) must be below config.noise.sigma_max "
+            f"({noise.sigma_max}).",
+        ),
+        (
+            model.hidden_size % (2 * model.num_heads) == 0,
+            f"config.model.hidden_size ({model.hidden_size}) must be a multiple of twice "
+            f"config.model.num_heads ({model.num_heads}): rotary positions need an even head width.",
+        ),
+        (
+            config.graph == "absorb" or not model.scale_by_sigma,
+            "config.model.scale_by_sigma is only defined for config.graph=absorb; set it to False "
+            "for uniform.",
+        ),
+        (
+            train.batch_size % train.microbatches == 0,
+            f"config.train.batch_size ({train.batch_size}) must be a multiple of "
+            f"config.train.microbatches ({train.microbatches}).",
+        ),
+        (
+            config.checkpoint.every % train.log_every == 0,
+            f"config.checkpoint.every ({config.checkpoint.every}) must be a multiple of "
+            f"config.train.log_every ({train.log_every}), so that a resumed run logs the same means.",
+        ),
+        (
+            config.optim.decay == "constant" or config.optim.warmup_steps < train.steps,
+            f"config.optim.warmup_steps ({config.optim.warmup_steps}) must be below "
+            f"config.train.steps ({train.steps}) when config.optim.decay=cosine.",
+        ),
+        (
+            config.data.tokenizer != "gpt2" or config.data.tokenizer_path,
+            "config.data.tokenizer_path must name a folder with encoder.json and vocab.bpe when "
+            "config.data.tokenizer=gpt2.",
+        ),
+    )
+    for holds, message in rules:
+        if not holds:
+            raise BadInput(message)

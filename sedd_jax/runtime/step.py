@@ -1,0 +1,116 @@
+"""One training step, as a pure function that is jitted elsewhere."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from sedd_jax.diffusion.score_entropy import dwdse_loss, sample_times
+from sedd_jax.model.score_model import Params
+from sedd_jax.runtime.components import Components
+from sedd_jax.runtime.config import Config
+from sedd_jax.runtime.optim import ema_update, learning_rate, optimizer
+
+
+class TrainState(NamedTuple):
+    """All that training changes; with the seed and the data, all that is needed to go on."""
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    ema_params: Params
+
+
+class RunKeys(NamedTuple):
+    """The random keys of a run, one for each purpose."""
+
+    init: Key[Array, ""]
+    train: Key[Array, ""]
+    evaluate: Key[Array, ""]
+    sample: Key[Array, ""]
+
+
+def run_keys(seed: int) -> RunKeys:
+    """Returns the keys that belong to a seed."""
+    return RunKeys(*jax.random.split(jax.random.key(seed), len(RunKeys._fields)))
+
+
+def init_state(key: Key[Array, ""], components: Components, config: Config) -> TrainState:
+    """Returns the state before the first step."""
+    params = components.model.init(key)
+    opt_state = optimizer(config.optim, config.train.steps).init(params)
+    ema_params = jax.tree.map(jnp.copy, params)  # not the same buffers: the state is donated
+    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema_params)
+
+
+Metrics = dict[str, Float[Array, ""]]
+Step = Callable[[TrainState, Int[Array, "B L"]], tuple[TrainState, Metrics]]
+
+
+def build_train_step(components: Components, config: Config, key: Key[Array, ""]) -> Step:
+    """Returns train_step(state, tokens) -> (state, metrics), Algorithm 1 and one AdamW update.
+
+    Everything random is a function of (key, state.step). The loss is the mean over the batch of
+    nats per sequence; it is reported per token. Metrics: loss, grad_norm before clipping and
+    learning_rate, float32 scalars.
+    """
+    graph, noise, model = components
+    transform = optimizer(config.optim, config.train.steps)
+    rate_at = learning_rate(config.optim, config.train.steps)
+
+    def train_step(state: TrainState, x0: Int[Array, "B L"]) -> tuple[TrainState, Metrics]:
+        time_key, noise_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
+        t = sample_times(
+            time_key, x0.shape[0], config.train.t_min, config.train.low_discrepancy
+        )
+        xt = graph.sample_transition(noise_key, x0, noise.sigma(t))
+
+        def loss_fn(params, t, xt, x0, key):
+            def log_score_fn(xt, sigma):
+                return model.apply(params, xt, sigma, key=key)
+
+            return dwdse_loss(graph, noise, log_score_fn, t, xt, x0).mean()
+
+        loss, grads = mean_over_microbatches(
+            jax.value_and_grad(loss_fn), config.train.microbatches
+        )(state.params, (t, xt, x0), dropout_key)
+        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+        ema_params = ema_update(state.ema_params, params, step, config.optim.ema_decay)
+        metrics = {
+            "loss": loss / x0.shape[1],
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": rate_at(state.step),
+        }
+        return TrainState(step, params, opt_state, ema_params), metrics
+
+    return train_step
+
+
+def mean_over_microbatches(value_and_grad, count: int):
+    """Returns a function of (params, batch, key) that averages over `count` parts of the batch.
+
+    Part i takes rows i, i + count, ...: on every device its own, where the batch is sharded in
+    contiguous rows. Each part has its own dropout key.
+    """
+
+    def split(x):
+        return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
+
+    def averaged(params, batch, key):
+        def add(total, part):
+            rows, part_key = part
+            return jax.tree.map(jnp.add, total, value_and_grad(params, *rows, part_key)), None
+
+        parts = (jax.tree.map(split, batch), jax.random.split(key, count))
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        total, _ = jax.lax.scan(add, zero, parts)
+        return jax.tree.map(lambda x: x / count, total)
+
+    if count == 1:
+        return lambda params, batch, key: value_and_grad(params, *batch, key)
+    return averaged
