@@ -20,7 +20,7 @@ from sedd_jax.model.score_model import count_params
 from sedd_jax.runtime import cli, sharding
 from sedd_jax.runtime import config as configs
 from sedd_jax.runtime.checkpoint import FOLDER, Checkpoints
-from sedd_jax.runtime.components import Components, build_components
+from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.config import Config
 from sedd_jax.runtime.metrics import MetricWriter, PendingLosses, Progress, duration
 from sedd_jax.runtime.run import open_data, open_run
@@ -56,9 +56,9 @@ def train(config: Config, run: Path, dataset: Dataset, mesh: Mesh) -> None:
         donate_argnums=0,
     )
     evaluator = Evaluator(config, components, dataset, keys, mesh)
-    state = jax.jit(
-        lambda key: init_state(key, components, config), out_shardings=everywhere
-    )(keys.init)
+    state = jax.jit(lambda key: init_state(key, components, config), out_shardings=everywhere)(
+        keys.init
+    )
 
     with Checkpoints(run, config.checkpoint) as checkpoints:
         if checkpoints.latest is not None:

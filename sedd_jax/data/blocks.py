@@ -19,6 +19,7 @@ import numpy as np
 from sedd_jax.data.sources import load_documents, split_documents
 from sedd_jax.data.token_blocks import TokenBlocks
 from sedd_jax.data.tokenizer import SIZED_TOKENIZERS, Tokenizer, build_tokenizer, load_tokenizer
+from sedd_jax.errors import BadInput
 
 FORMAT = 1
 _MANIFEST = "manifest.json"
@@ -53,12 +54,12 @@ def prepare_blocks(
     end-of-document token (where the tokenizer has one), and the remainder below one block of
     `length` is dropped. `vocab_size` counts only for the kinds in SIZED_TOKENIZERS,
     `tokenizer_path` only for `gpt2`. The folder appears in one step, so a killed run leaves none,
-    and two processes that prepare the same data at once get the same folder. Raises ValueError when
+    and two processes that prepare the same data at once get the same folder. Raises BadInput when
     `folder` holds anything else (nothing is overwritten) or when a split has less than one block,
     and what `load_documents`, `split_documents`, `build_tokenizer` and `encode` raise.
     """
     if length < 1:
-        raise ValueError(f"The block length is {length}, it must be at least 1.")
+        raise BadInput(f"The block length is {length}, it must be at least 1.")
     folder = pathlib.Path(folder)
     documents = load_documents(corpus, separator)
     settings = {
@@ -112,20 +113,19 @@ def prepare_blocks(
 def open_blocks(folder: str | pathlib.Path) -> Dataset:
     """Opens a prepared folder; the corpus it was made from is not needed.
 
-    Raises FileNotFoundError when `folder` holds no manifest, ValueError when it is damaged or of
-    another format.
+    Raises BadInput when `folder` holds no manifest, or one that is damaged or of another format.
     """
     folder = pathlib.Path(folder)
     path = folder / _MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(
+        raise BadInput(
             f"There are no prepared data in {folder}: {_MANIFEST} is missing; prepare them first."
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = manifest["format"]
         if found != FORMAT:
-            raise ValueError(
+            raise BadInput(
                 f"{folder} was prepared in format {found}, this version reads format {FORMAT}; "
                 "prepare the data again in another folder."
             )
@@ -134,7 +134,7 @@ def open_blocks(folder: str | pathlib.Path) -> Dataset:
             for name in ("train", "heldout")
         }
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise BadInput(
             f"{path} is damaged ({error!r}); prepare the data again in another folder."
         ) from error
     return Dataset(tokenizer=load_tokenizer(folder / "tokenizer"), manifest=manifest, **blocks)
@@ -143,7 +143,7 @@ def open_blocks(folder: str | pathlib.Path) -> Dataset:
 def _open_split(path: pathlib.Path, manifest: dict[str, Any], blocks: int) -> TokenBlocks:
     split = TokenBlocks(path, manifest["length"], manifest["dtype"])
     if len(split) != blocks:
-        raise ValueError(
+        raise BadInput(
             f"{path} is damaged: it holds {len(split)} blocks where the manifest says {blocks}; "
             "prepare the data again in another folder."
         )
@@ -155,21 +155,20 @@ def _is_occupied(folder: pathlib.Path) -> bool:
 
 
 def _reopen(folder: pathlib.Path, settings: dict[str, Any]) -> Dataset:
-    """The dataset in `folder` if it has these settings; else ValueError says what differs."""
-    try:
-        dataset = open_blocks(folder)
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{folder} exists but is no complete folder of prepared data ({error}) Nothing was "
-            "overwritten: choose another folder."
-        ) from error
+    """The dataset in `folder` if it has these settings; else BadInput says what differs."""
+    if not (folder / _MANIFEST).is_file():
+        raise BadInput(
+            f"{folder} exists but is no complete folder of prepared data ({_MANIFEST} is missing); "
+            "nothing was overwritten: choose another folder."
+        )
+    dataset = open_blocks(folder)
     differing = [
         f"{name} is {dataset.manifest.get(name)!r} there and {wanted!r} here"
         for name, wanted in settings.items()
         if dataset.manifest.get(name) != wanted
     ]
     if differing:
-        raise ValueError(
+        raise BadInput(
             f"{folder} holds other prepared data ({'; '.join(differing)}); nothing was "
             "overwritten: choose another folder or go back to those settings."
         )
@@ -202,13 +201,13 @@ def _write_blocks(
             try:
                 ids = tokenizer.encode(document)
             except ValueError as error:
-                raise ValueError(f"In document {number} of the {name} split: {error}") from error
+                raise BadInput(f"In document {number} of the {name} split: {error}") from error
             file.write(np.concatenate([ids, end]).astype(dtype).tobytes())
             tokens += len(ids) + len(end)
         blocks, dropped = divmod(tokens, length)
         file.truncate(blocks * length * np.dtype(dtype).itemsize)
     if not blocks:
-        raise ValueError(
+        raise BadInput(
             f"The {name} split has {tokens} tokens, less than one block of length {length}; give "
             "more text, choose a shorter length or change heldout_fraction."
         )

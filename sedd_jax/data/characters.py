@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from sedd_jax.errors import BadInput
+
 END_OF_DOCUMENT = "<|endoftext|>"
 SETTINGS_FILE = "tokenizer.json"
 
@@ -44,12 +46,12 @@ class Tokenizer:
 
         The end-of-document token shows as `<|endoftext|>` and the id `vocab_size`, the mask of the
         absorbing graph, as `mask`. Ids that form no valid text (half a character, say) show as the
-        replacement character. Raises ValueError for an id out of range.
+        replacement character. Raises BadInput for an id out of range.
         """
         ids = np.asarray(ids, np.int64).reshape(-1)
         wrong = ids[(ids < 0) | (ids > self.vocab_size)]
         if wrong.size:
-            raise ValueError(
+            raise BadInput(
                 f"Cannot decode the id {wrong[0]}: this {self.kind} tokenizer has the ids 0 to "
                 f"{self.vocab_size - 1}, and {self.vocab_size} for the mask."
             )
@@ -97,7 +99,7 @@ def _codepoints(text: str) -> np.ndarray:
 class Characters(Tokenizer):
     """One id per character, in the order of `alphabet`; with `eod` one more id, the last.
 
-    Raises ValueError when the alphabet is empty or repeats a character, and from `encode` for a
+    Raises BadInput when the alphabet is empty or repeats a character, and from `encode` for a
     text with a character outside it.
     """
 
@@ -105,7 +107,7 @@ class Characters(Tokenizer):
 
     def __init__(self, alphabet: str, eod: bool = True):
         if not alphabet or len(set(alphabet)) != len(alphabet):
-            raise ValueError("The alphabet of a characters tokenizer must be distinct characters.")
+            raise BadInput("The alphabet of a characters tokenizer must be distinct characters.")
         self.alphabet = alphabet
         self.vocab_size = len(alphabet) + eod
         self.eod_id = len(alphabet) if eod else None
@@ -124,7 +126,7 @@ class Characters(Tokenizer):
         unknown = np.flatnonzero(ids < 0)
         if unknown.size:
             names = ", ".join(repr(c) for c in sorted({text[i] for i in unknown})[:5])
-            raise ValueError(
+            raise BadInput(
                 f"The text has {unknown.size} character(s) outside the alphabet of "
                 f"{len(self.alphabet)} ({names}), the first at position {unknown[0]}; use the "
                 "tokenizer 'bytes' or clean the text."

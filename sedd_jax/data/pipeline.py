@@ -8,11 +8,11 @@ import functools
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from sedd_jax.data.token_blocks import TokenBlocks
+from sedd_jax.errors import BadInput
 
 
 class TrainBatches:
@@ -27,7 +27,7 @@ class TrainBatches:
         # Also runs at the exit of the interpreter, where an open Grain iterator complains.
         self._close = weakref.finalize(self, close)
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "TrainBatches":
         return self
 
     def __next__(self) -> np.ndarray:
@@ -39,7 +39,7 @@ class TrainBatches:
         """Stops the reading threads; a second call does nothing."""
         self._close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TrainBatches":
         return self
 
     def __exit__(
@@ -88,12 +88,12 @@ def train_batches(
     read.
 
     `seed` lies in [0, 2**32) and `buffer` counts the batches read ahead by `num_threads` threads.
-    Raises ValueError for an argument out of range or an unknown `crop`.
+    Raises BadInput for an argument out of range or an unknown `crop`.
     """
     if not 0 <= seed < 2**32:
-        raise ValueError(f"The data seed is {seed}, it must lie in [0, 2**32).")
+        raise BadInput(f"The data seed is {seed}, it must lie in [0, 2**32).")
     if crop not in _GRID_OFFSETS:
-        raise ValueError(f"Unknown crop {crop!r}; choose one of {', '.join(CROPS)}.")
+        raise BadInput(f"Unknown crop {crop!r}; choose one of {', '.join(CROPS)}.")
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("start_step", start_step, 0),
@@ -101,7 +101,7 @@ def train_batches(
         ("buffer", buffer, 1),
     ):
         if value < least:
-            raise ValueError(f"{name} is {value}, it must be at least {least}.")
+            raise BadInput(f"{name} is {value}, it must be at least {least}.")
     import grain
 
     per_epoch, length = len(blocks), blocks.length
@@ -143,12 +143,12 @@ def heldout_batches(
 
     At most `max_blocks` blocks (None: all) are taken, evenly spaced over the split; their number is
     rounded down to a multiple of `batch_size`, so that every batch has one shape. Only when fewer
-    than `batch_size` are to be had is there a single, smaller batch. Raises ValueError for a
+    than `batch_size` are to be had is there a single, smaller batch. Raises BadInput for a
     `batch_size` or `max_blocks` below 1.
     """
     for name, value in (("batch_size", batch_size), ("max_blocks", max_blocks)):
         if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, it must be at least 1.")
+            raise BadInput(f"{name} is {value}, it must be at least 1.")
     count = len(blocks) if max_blocks is None else min(len(blocks), max_blocks)
     count -= count % batch_size if count > batch_size else 0
     chosen = np.arange(count) * len(blocks) // count

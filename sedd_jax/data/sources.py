@@ -4,6 +4,8 @@ import hashlib
 import pathlib
 from collections.abc import Sequence
 
+from sedd_jax.errors import BadInput
+
 EMBEDDED_CORPUS = "pydoc"
 # A cut looks for a line break within this many characters.
 _NEARBY = 1000
@@ -15,12 +17,12 @@ def load_documents(corpus: str, separator: str) -> list[str]:
     `corpus` is "pydoc" (the help topics of the running Python, about 0.5 MB of English, one
     document per topic, so the text depends on the version of Python), a UTF-8 text file (cut at
     every `separator`, which is dropped, or one document when `separator` is empty), or a folder of
-    *.txt files (one document each, in the order of their names). Raises FileNotFoundError for a
-    missing path and ValueError for text that is not UTF-8 or nothing but white space.
+    *.txt files (one document each, in the order of their names). Raises BadInput for a
+    missing path and for text that is not UTF-8 or nothing but white space.
     """
     documents = [document for document in _read(corpus, separator) if document.strip()]
     if not documents:
-        raise ValueError(f"The corpus {corpus} is empty: it holds nothing but white space.")
+        raise BadInput(f"The corpus {corpus} is empty: it holds nothing but white space.")
     return documents
 
 
@@ -33,11 +35,11 @@ def split_documents(
     all characters is reached, and at least one text is left on each side: which text goes where
     depends on nothing but the texts themselves, not on their order, and the copies of a text stay
     together. If there is only one distinct text, it is cut after (1 - heldout_fraction) of it, at
-    the next line boundary if one is near. Raises ValueError for a fraction outside (0, 1) and for
+    the next line boundary if one is near. Raises BadInput for a fraction outside (0, 1) and for
     text too short to split.
     """
     if not 0 < heldout_fraction < 1:
-        raise ValueError(
+        raise BadInput(
             f"heldout_fraction is {heldout_fraction}, it must lie between 0 and 1, both excluded."
         )
     by_digest = sorted(set(documents), key=lambda text: hashlib.sha256(text.encode()).digest())
@@ -62,7 +64,7 @@ def split_documents(
 
 def _cut(text: str, heldout_fraction: float) -> tuple[str, str]:
     if len(text) < 2:
-        raise ValueError(
+        raise BadInput(
             f"The corpus is a single document of {len(text)} character(s), too short to hold a "
             "part of it out; give more text."
         )
@@ -82,10 +84,10 @@ def _read(corpus: str, separator: str) -> list[str]:
     if path.is_dir():
         files = sorted(path.glob("*.txt"))
         if not files:
-            raise ValueError(f"The corpus folder {path} has no *.txt files.")
+            raise BadInput(f"The corpus folder {path} has no *.txt files.")
         return [_read_text(file) for file in files]
     if not path.is_file():
-        raise FileNotFoundError(
+        raise BadInput(
             f"There is no corpus at {path}; give a UTF-8 text file, a folder of *.txt files or "
             f"'{EMBEDDED_CORPUS}'."
         )
@@ -97,7 +99,7 @@ def _read_text(path: pathlib.Path) -> str:
     try:
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(
+        raise BadInput(
             f"{path} is not UTF-8 text: the byte at offset {error.start} does not decode "
             f"({error.reason}); convert the file to UTF-8."
         ) from error

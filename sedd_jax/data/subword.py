@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.data.characters import END_OF_DOCUMENT, Tokenizer
+from sedd_jax.errors import BadInput
 
 # SentencePiece skips a whole training line above max_sentence_length (in bytes, four a character at
 # most) without a word, so longer lines are cut.
@@ -26,7 +27,7 @@ def _import(package: str, requirement: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ImportError(
+        raise BadInput(
             f"This tokenizer needs the package {package}: pip install {requirement}"
         ) from error
 
@@ -64,7 +65,7 @@ class SentencePiece(Tokenizer):
     def fit(cls, documents: Iterable[str], vocab_size: int) -> "SentencePiece":
         """Trains on `documents`, deterministically, to exactly `vocab_size` ids.
 
-        Raises ValueError when the text cannot yield `vocab_size` pieces.
+        Raises BadInput when the text cannot yield `vocab_size` pieces.
         """
         trainer = _import("sentencepiece", "sentencepiece").SentencePieceTrainer
         model = io.BytesIO()
@@ -90,7 +91,7 @@ class SentencePiece(Tokenizer):
         except RuntimeError as error:
             reason = " ".join(str(error).rpartition("] ")[2].split()) or "there is no text"
             advice = "raise it" if "smaller than" in reason else "lower it or give more text"
-            raise ValueError(
+            raise BadInput(
                 f"Cannot train a sentencepiece tokenizer with vocab_size={vocab_size} on this "
                 f"text, {advice} (sentencepiece says: {reason.rstrip('.')})."
             ) from error
@@ -117,8 +118,8 @@ class SentencePiece(Tokenizer):
 class GPT2(Tokenizer):
     """The byte-pair encoding of GPT-2, from a local folder with `encoder.json` and `vocab.bpe`.
 
-    Raises FileNotFoundError when a file is missing, ValueError when the two are damaged or do not
-    belong together, ImportError without tiktoken. Nothing is downloaded.
+    Raises BadInput when a file is missing, when the two are damaged or do not belong together, and
+    without tiktoken. Nothing is downloaded.
     """
 
     kind = "gpt2"
@@ -130,7 +131,7 @@ class GPT2(Tokenizer):
         folder = pathlib.Path(folder)
         for name in self._FILES:
             if not (folder / name).is_file():
-                raise FileNotFoundError(
+                raise BadInput(
                     f"The gpt2 tokenizer needs {' and '.join(self._FILES)} in the folder {folder}, "
                     f"but {name} is not there."
                 )
@@ -144,12 +145,12 @@ class GPT2(Tokenizer):
                 str(merges), str(encoder), vocab_bpe_hash=digests[1], encoder_json_hash=digests[0]
             )
         except (AssertionError, KeyError, ValueError) as error:
-            raise ValueError(
+            raise BadInput(
                 f"The files {' and '.join(self._FILES)} in {folder} are damaged or do not belong "
                 "together; fetch both again."
             ) from error
         if len(ranks) != self.eod_id:
-            raise ValueError(f"{encoder} has {len(ranks)} tokens, GPT-2 has {self.eod_id}.")
+            raise BadInput(f"{encoder} has {len(ranks)} tokens, GPT-2 has {self.eod_id}.")
         self._encoding = tiktoken.Encoding(
             "gpt2",
             explicit_n_vocab=self.vocab_size,

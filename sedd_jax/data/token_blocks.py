@@ -6,13 +6,15 @@ from typing import Any
 
 import numpy as np
 
+from sedd_jax.errors import BadInput
+
 
 class TokenBlocks:
     """The whole blocks of `length` tokens in a flat file of `dtype` ("uint16" or "uint32") ids.
 
     `blocks[i]` is int32 [length] for i in [0, len(blocks)), else IndexError. The file is mapped
-    when it is first read, in each process anew. Raises FileNotFoundError without the file and
-    ValueError when it holds less than one block.
+    when it is first read, in each process anew. Raises OSError without the file and
+    BadInput when it holds less than one block.
     """
 
     def __init__(self, path: str | pathlib.Path, length: int, dtype: str):
@@ -23,7 +25,7 @@ class TokenBlocks:
         self._blocks = tokens // length
         self._stream: np.ndarray | None = None
         if not self._blocks:
-            raise ValueError(
+            raise BadInput(
                 f"{self.path} holds {tokens} tokens, less than one block of {length}; prepare the "
                 "data again."
             )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from sedd_jax.data.characters import SETTINGS_FILE, Bytes, Characters, Tokenizer
 from sedd_jax.data.subword import GPT2, SentencePiece
+from sedd_jax.errors import BadInput
 
 __all__ = [
     "GPT2",
@@ -29,13 +30,13 @@ TEXT8_ALPHABET = " abcdefghijklmnopqrstuvwxyz"
 
 def _sentencepiece(documents: Sequence[str], vocab_size: int | None, path: str | None) -> Tokenizer:
     if not vocab_size:
-        raise ValueError("The tokenizer 'sentencepiece' needs a vocab_size, for example 4096.")
+        raise BadInput("The tokenizer 'sentencepiece' needs a vocab_size, for example 4096.")
     return SentencePiece.fit(documents, vocab_size)
 
 
 def _gpt2(documents: Sequence[str], vocab_size: int | None, path: str | None) -> Tokenizer:
     if not path:
-        raise ValueError(
+        raise BadInput(
             "The tokenizer 'gpt2' needs a path: a folder with encoder.json and vocab.bpe."
         )
     return GPT2(path)
@@ -68,18 +69,18 @@ def build_tokenizer(
     ValueError for an unknown kind or a missing setting, and what the kind itself raises.
     """
     if kind not in _BUILDERS:
-        raise ValueError(f"Unknown tokenizer {kind!r}; choose one of {', '.join(TOKENIZERS)}.")
+        raise BadInput(f"Unknown tokenizer {kind!r}; choose one of {', '.join(TOKENIZERS)}.")
     return _BUILDERS[kind](documents, vocab_size, path)
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
     """The tokenizer that `save(folder)` wrote.
 
-    Raises FileNotFoundError when there is none, ValueError when its settings are damaged.
+    Raises BadInput when there is none or its settings are damaged.
     """
     folder = pathlib.Path(folder)
     if not (folder / SETTINGS_FILE).is_file():
-        raise FileNotFoundError(
+        raise BadInput(
             f"There is no tokenizer in {folder}: {SETTINGS_FILE} is missing; give the folder that "
             "a tokenizer was saved to."
         )
@@ -88,7 +89,7 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
         load = _LOADERS[settings["kind"]]
         return load(folder, settings)
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise ValueError(
+        raise BadInput(
             f"{folder / SETTINGS_FILE} is damaged or from another version of sedd_jax ({error!r}); "
             "prepare the data again."
         ) from error

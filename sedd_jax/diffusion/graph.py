@@ -65,9 +65,7 @@ class Graph(abc.ABC):
         """Row of Q at x: the rates of entering x from every state, pi_x 1 - delta_x."""
         return self.limit[x][..., None] - self._one_hot(x)
 
-    def transition(
-        self, x: Int[Array, "*s"], sigma: Float[Array, "..."]
-    ) -> Float[Array, "*s V"]:
+    def transition(self, x: Int[Array, "*s"], sigma: Float[Array, "..."]) -> Float[Array, "*s V"]:
         """Column of exp(sigma Q) at x: the distribution p(. | x) after total noise sigma."""
         sigma = align(sigma, x.ndim + 1)
         moved = -jnp.expm1(-sigma)
@@ -86,8 +84,9 @@ class Graph(abc.ABC):
     ) -> Float[Array, "*s V"]:
         """The product exp(-sigma Q) score = exp(sigma) score + (1 - exp(sigma)) pi sum(score)."""
         sigma = align(sigma, score.ndim)
-        total = score.sum(-1, keepdims=True)
-        return jnp.exp(sigma) * score - jnp.expm1(sigma) * total * self._limit_per_row(total[..., 0])
+        total = score.sum(-1)
+        redrawn = total[..., None] * self._limit_per_row(total)
+        return jnp.exp(sigma) * score - jnp.expm1(sigma) * redrawn
 
     def sample_transition(
         self, key: Key[Array, ""], x0: Int[Array, "*s"], sigma: Float[Array, "..."]

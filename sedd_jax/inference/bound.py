@@ -1,4 +1,4 @@
-"""The bound on the negative log-likelihood (Theorem 3.6), estimated by Monte Carlo over t and x_t."""
+"""The bound on the negative log-likelihood (Theorem 3.6), by Monte Carlo over t and x_t."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -50,7 +50,7 @@ class Bound(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp of the bound per token."""
+        """Exp of the bound per token."""
         return float(np.exp(self.nats_per_token))
 
 
@@ -118,6 +118,4 @@ def nll_bound(
         raise BadInput("nll_bound needs at least one sequence, got none.")
     batches = [tokens[i : i + batch_size] for i in range(0, len(tokens), batch_size)]
     loss = jax.jit(sequence_loss(checkpoint.components))
-    return estimate_bound(
-        loss, checkpoint.params, key, batches, checkpoint.config.train.t_min
-    )
+    return estimate_bound(loss, checkpoint.params, key, batches, checkpoint.config.train.t_min)

@@ -31,9 +31,7 @@ class Diagnostics(NamedTuple):
     trace: Int[Array, "T B L"] | None
 
 
-Generator = Callable[
-    [Params, Key[Array, "B"], Clamp], tuple[Int[Array, "B L"], Diagnostics]
-]
+Generator = Callable[[Params, Key[Array, "B"], Clamp], tuple[Int[Array, "B L"], Diagnostics]]
 
 
 def row_keys(key: Key[Array, ""], rows: Int[Array, "B"]) -> Key[Array, "B"]:

@@ -53,9 +53,7 @@ class Checkpoint:
         """The network, as pure functions."""
         return self.components.model
 
-    def log_score(
-        self, xt: Int[Array, "B L"], sigma: Float[Array, "B"]
-    ) -> Float[Array, "B L V"]:
+    def log_score(self, xt: Int[Array, "B L"], sigma: Float[Array, "B"]) -> Float[Array, "B L V"]:
         """Returns the log-scores of the noised tokens, float32, 0 at the current token."""
         return self._apply(self.params, jnp.asarray(xt), jnp.asarray(sigma))
 
@@ -99,9 +97,7 @@ def _load_run(path, step, ema):
         config = saved.config(step)
         tokenizer = load_tokenizer(path / "data" / "tokenizer")
         components = build_components(config, tokenizer.vocab_size)
-        abstract = _on_first_device(
-            jax.eval_shape(components.model.init, jax.random.key(0))
-        )
+        abstract = _on_first_device(jax.eval_shape(components.model.init, jax.random.key(0)))
         params = saved.restore_weights(step, abstract, ema=ema)
     return Checkpoint(components, params, config, tokenizer, step)
 
@@ -136,6 +132,4 @@ def _load_published(path):
 
 def _on_first_device(tree):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

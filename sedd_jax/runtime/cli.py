@@ -1,4 +1,4 @@
-"""How a binary starts and fails: one line for what the user can mend, a traceback for our faults."""
+"""How a binary starts and fails: one line for bad input, a traceback for our own faults."""
 
 import sys
 from collections.abc import Callable

@@ -169,9 +169,7 @@ def _parse_fields(cls, values, path):
     fields = {field.name: field.type for field in dataclasses.fields(cls)}
     for name in values:
         if name not in fields:
-            raise BadInput(
-                f"config.{path}{name} is not a setting; there are: {', '.join(fields)}."
-            )
+            raise BadInput(f"config.{path}{name} is not a setting; there are: {', '.join(fields)}.")
     parsed = {}
     for name, kind in fields.items():
         if name not in values:
@@ -211,7 +209,7 @@ _BELOW_ONE = (
 
 def _check_ranges(config):
     flat = _flatten(dataclasses.asdict(config))
-    for key in _POSITIVE + ("data.heldout_fraction",):
+    for key in (*_POSITIVE, "data.heldout_fraction"):
         if not flat[key] > 0:
             raise BadInput(f"config.{key} must be positive, got {flat[key]}.")
     for key in _NOT_NEGATIVE + _BELOW_ONE:
@@ -232,7 +230,7 @@ def _check_ranges(config):
         (
             model.hidden_size % (2 * model.num_heads) == 0,
             f"config.model.hidden_size ({model.hidden_size}) must be a multiple of twice "
-            f"config.model.num_heads ({model.num_heads}): rotary positions need an even head width.",
+            f"config.model.num_heads ({model.num_heads}) (rotary).",
         ),
         (
             config.graph == "absorb" or not model.scale_by_sigma,
@@ -247,7 +245,7 @@ def _check_ranges(config):
         (
             config.checkpoint.every % train.log_every == 0,
             f"config.checkpoint.every ({config.checkpoint.every}) must be a multiple of "
-            f"config.train.log_every ({train.log_every}), so that a resumed run logs the same means.",
+            f"config.train.log_every ({train.log_every}), so that a resumed run logs the same.",
         ),
         (
             config.optim.decay == "constant" or config.optim.warmup_steps < train.steps,

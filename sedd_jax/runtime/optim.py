@@ -40,9 +40,7 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     )
 
 
-def ema_update(
-    ema: Params, params: Params, count: Int[Array, ""], decay: float
-) -> Params:
+def ema_update(ema: Params, params: Params, count: Int[Array, ""], decay: float) -> Params:
     """Returns decay_n ema + (1 - decay_n) params, decay_n = min(decay, (1 + n) / (10 + n)).
 
     Args:

@@ -63,9 +63,7 @@ def build_train_step(components: Components, config: Config, key: Key[Array, ""]
 
     def train_step(state: TrainState, x0: Int[Array, "B L"]) -> tuple[TrainState, Metrics]:
         time_key, noise_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
-        t = sample_times(
-            time_key, x0.shape[0], config.train.t_min, config.train.low_discrepancy
-        )
+        t = sample_times(time_key, x0.shape[0], config.train.t_min, config.train.low_discrepancy)
         xt = graph.sample_transition(noise_key, x0, noise.sigma(t))
 
         def loss_fn(params, t, xt, x0, key):

@@ -1,0 +1,248 @@
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from sedd_jax.data.sources import load_documents
+from sedd_jax.data.tokenizer import (
+    GPT2,
+    TOKENIZERS,
+    Bytes,
+    Characters,
+    SentencePiece,
+    build_tokenizer,
+    load_tokenizer,
+)
+from sedd_jax.errors import BadInput
+
+SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
+GPT2_FOLDER = SHARED / "gpt2_bpe"
+WIKITEXT = SHARED / "wikitext-2-raw" / "wiki.test.raw"
+needs_gpt2 = pytest.mark.skipif(not GPT2_FOLDER.is_dir(), reason="the GPT-2 vocabulary is absent")
+
+HARD_TEXTS = [
+    "",
+    " ",
+    "  two spaces, a trailing one ",
+    "emoji 😀👩‍👩‍👧 and 你好，世界",
+    "tab\there\u00a0NBSP, double\n\nnewline\r\nand\rreturn\n",
+    "\ufeffbyte order mark, nul \x00, combining e\u0301",
+    "sentencepiece's own marks: ▁ ▁▁ \u2585 \u2047 <0x0A> <s></s><unk>",
+    "literal <|endoftext|> <|endoftext|>",
+]
+
+
+@pytest.fixture(scope="module")
+def topics():
+    return load_documents("pydoc", "")[:12]
+
+
+@pytest.fixture(
+    scope="module",
+    params=["bytes", "characters", "sentencepiece", pytest.param("gpt2", marks=needs_gpt2)],
+)
+def tokenizer(request, topics):
+    documents = [*topics, *HARD_TEXTS]
+    return build_tokenizer(request.param, documents, vocab_size=500, path=str(GPT2_FOLDER))
+
+
+@pytest.mark.parametrize("text", HARD_TEXTS)
+def test_round_trip_is_exact(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32 and ids.ndim == 1
+    assert tokenizer.decode(ids) == text
+
+
+def test_every_code_point_round_trips_through_sentencepiece(topics):
+    tokenizer = SentencePiece.fit(topics, 500)
+    rng = np.random.default_rng(0)
+    points = np.concatenate([np.arange(0x3000), rng.integers(0xE000, 0x110000, 2000)])
+    text = "a".join(map(chr, points))
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_encoding_gives_real_tokens_only(tokenizer, topics):
+    for text in [*HARD_TEXTS, topics[0]]:
+        ids = tokenizer.encode(text)
+        assert np.all((ids >= 0) & (ids < tokenizer.vocab_size) & (ids != tokenizer.eod_id))
+
+
+def test_decode_shows_the_end_of_a_document_and_the_mask(tokenizer):
+    ids = [*tokenizer.encode("ab"), tokenizer.eod_id, tokenizer.vocab_size, *tokenizer.encode(" c")]
+    assert tokenizer.decode(ids) == "ab<|endoftext|>░ c"
+    assert tokenizer.decode(ids, mask="[M]") == "ab<|endoftext|>[M] c"
+
+
+def test_decode_takes_any_ids_in_range(tokenizer):
+    ids = np.random.default_rng(1).integers(0, tokenizer.vocab_size + 1, 3000)
+    ids[[7, 8, -1]] = tokenizer.vocab_size
+    # A glyph of its own: "░" is a token of GPT-2 as well.
+    assert tokenizer.decode(ids, mask="[[mask]]").count("[[mask]]") == np.sum(
+        ids == tokenizer.vocab_size
+    )
+    for i in range(0, tokenizer.vocab_size + 1, 1 + tokenizer.vocab_size // 600):
+        assert isinstance(tokenizer.decode([i]), str)
+
+
+@pytest.mark.parametrize("offset", [-1, 1])
+def test_decode_refuses_ids_out_of_range(tokenizer, offset):
+    wrong = -1 if offset < 0 else tokenizer.vocab_size + 1
+    with pytest.raises(BadInput, match=f"Cannot decode the id {wrong}: .* for the mask"):
+        tokenizer.decode([0, wrong])
+
+
+def test_save_and_load(tokenizer, tmp_path, topics):
+    tokenizer.save(tmp_path / "new" / "folder")
+    loaded = load_tokenizer(tmp_path / "new" / "folder")
+    assert type(loaded) is type(tokenizer)
+    assert (loaded.vocab_size, loaded.eod_id) == (tokenizer.vocab_size, tokenizer.eod_id)
+    text = topics[0] + "".join(HARD_TEXTS)
+    np.testing.assert_array_equal(loaded.encode(text), tokenizer.encode(text))
+
+
+def test_bytes_are_the_utf8_bytes():
+    tokenizer = Bytes()
+    assert (tokenizer.vocab_size, tokenizer.eod_id) == (257, 256)
+    assert tokenizer.encode("aé").tolist() == [97, 0xC3, 0xA9]
+    assert tokenizer.decode([97, 0xC3]) == "a\ufffd"
+
+
+def test_characters_are_numbered_in_sorted_order():
+    tokenizer = Characters.fit(["cab", "a😀"])
+    assert tokenizer.alphabet == "abc😀"
+    assert (tokenizer.vocab_size, tokenizer.eod_id) == (5, 4)
+    assert tokenizer.encode("😀ba").tolist() == [3, 1, 0]
+
+
+@pytest.mark.parametrize("unknown", ["d", "😀", "\U0010ffff", "A"])
+def test_characters_names_what_it_does_not_know(unknown):
+    with pytest.raises(BadInput, match=rf"1 character\(s\) outside .* \('{unknown}'|position 2"):
+        Characters("abc").encode(f"ab{unknown}c")
+
+
+def test_characters_needs_a_proper_alphabet():
+    for alphabet in ("", "aba"):
+        with pytest.raises(BadInput, match="must be distinct characters"):
+            Characters(alphabet)
+
+
+def test_text8_has_27_ids_and_no_end_of_document(tmp_path):
+    tokenizer = build_tokenizer("text8", [])
+    assert (tokenizer.vocab_size, tokenizer.eod_id) == (27, None)
+    assert tokenizer.encode("a z").tolist() == [1, 0, 26]
+    assert tokenizer.decode([1, 27, 26]) == "a░z"
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path).eod_id is None
+    with pytest.raises(BadInput, match="outside the alphabet of 27 .*'A'.* position 0"):
+        tokenizer.encode("A")
+
+
+def test_sentencepiece_training_is_deterministic_and_exact_in_size(topics):
+    first, second = (SentencePiece.fit(topics, 400) for _ in range(2))
+    assert first._files() == second._files()
+    assert first.vocab_size == 400
+    assert len(first.encode(topics[0])) < 0.75 * len(topics[0])
+
+
+def test_sentencepiece_learns_from_long_lines_and_lines_with_its_marks():
+    # Each of these lines would be skipped without a word if it went to the trainer as it is.
+    tokenizer = SentencePiece.fit(["wxyz " * 30_000], 270)
+    assert len(tokenizer.encode("wxyz")) == 1
+    tokenizer = SentencePiece.fit(["\u2585▁wxyz\n" * 50], 266)
+    assert len(tokenizer.encode("wxyz")) == 1
+
+
+@pytest.mark.parametrize(
+    ("documents", "vocab_size", "message"),
+    [
+        (["some words"], 5000, "vocab_size=5000 on this text, lower it .*too high.* <= "),
+        (["some words"], 100, "vocab_size=100 on this text, raise it"),
+        ([""], 300, "vocab_size=300 on this text, .*there is no text"),
+    ],
+)
+def test_sentencepiece_says_which_size_it_cannot_reach(documents, vocab_size, message):
+    with pytest.raises(BadInput, match=message) as caught:
+        SentencePiece.fit(documents, vocab_size)
+    assert "\n" not in str(caught.value)
+
+
+@needs_gpt2
+@pytest.mark.skipif(not WIKITEXT.is_file(), reason="WikiText-2 is absent")
+def test_gpt2_counts_the_tokens_of_wikitext():
+    # 286,221: counted with tiktoken 0.14 on the whole text at once, its line ends kept.
+    with WIKITEXT.open(newline="", encoding="utf-8") as file:
+        text = file.read()
+    tokenizer = GPT2(GPT2_FOLDER)
+    ids = tokenizer.encode(text)
+    assert len(ids) == 286_221
+    assert tokenizer.decode(ids) == text
+
+
+@needs_gpt2
+def test_gpt2_has_the_published_ids():
+    tokenizer = GPT2(GPT2_FOLDER)
+    assert (tokenizer.vocab_size, tokenizer.eod_id) == (50257, 50256)
+    assert tokenizer.encode("Hello world").tolist() == [15496, 995]
+
+
+@needs_gpt2
+def test_gpt2_refuses_damaged_files(tmp_path):
+    merges = (GPT2_FOLDER / "vocab.bpe").read_bytes()
+    (tmp_path / "encoder.json").write_bytes((GPT2_FOLDER / "encoder.json").read_bytes())
+    (tmp_path / "vocab.bpe").write_bytes(merges)
+    GPT2(tmp_path)
+    # The same path with other contents: tiktoken's cache must not hide the change.
+    (tmp_path / "vocab.bpe").write_bytes(merges[: len(merges) // 2])
+    with pytest.raises(BadInput, match="are damaged or do not belong together"):
+        GPT2(tmp_path)
+
+
+def test_gpt2_refuses_another_vocabulary(tmp_path):
+    pytest.importorskip("tiktoken")
+    printable = [chr(b) for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+    symbols = printable + [chr(256 + n) for n in range(256 - len(printable))]
+    (tmp_path / "encoder.json").write_text(json.dumps({c: i for i, c in enumerate(symbols)}))
+    (tmp_path / "vocab.bpe").write_text("#version\n")
+    with pytest.raises(BadInput, match="has 256 tokens, GPT-2 has 50256"):
+        GPT2(tmp_path)
+
+
+def test_gpt2_names_the_missing_file_and_the_missing_package(tmp_path, monkeypatch):
+    (tmp_path / "encoder.json").write_text("{}")
+    with pytest.raises(BadInput, match="vocab.bpe is not there"):
+        GPT2(tmp_path)
+    (tmp_path / "vocab.bpe").write_text("")
+    monkeypatch.setitem(sys.modules, "tiktoken", None)
+    with pytest.raises(BadInput, match=r'pip install "sedd_jax\[gpt2\]"'):
+        GPT2(tmp_path)
+
+
+def test_build_tokenizer_checks_its_settings():
+    assert TOKENIZERS == ("bytes", "characters", "text8", "sentencepiece", "gpt2")
+    with pytest.raises(BadInput, match="Unknown tokenizer 'byte'; choose one of bytes, char"):
+        build_tokenizer("byte", ["x"])
+    with pytest.raises(BadInput, match="'sentencepiece' needs a vocab_size"):
+        build_tokenizer("sentencepiece", ["x"])
+    with pytest.raises(BadInput, match="'gpt2' needs a path"):
+        build_tokenizer("gpt2", ["x"])
+
+
+def test_load_tokenizer_refuses_what_it_cannot_read(tmp_path):
+    with pytest.raises(BadInput, match="There is no tokenizer in"):
+        load_tokenizer(tmp_path)
+    for damaged in ("{", '{"kind": "runes"}', "[]", '{"kind": "characters"}'):
+        (tmp_path / "tokenizer.json").write_text(damaged)
+        with pytest.raises(BadInput, match="tokenizer.json is damaged"):
+            load_tokenizer(tmp_path)
+
+
+def test_heavy_packages_are_not_imported_with_the_modules():
+    code = (
+        "import sys, sedd_jax.data.pipeline, sedd_jax.data.blocks;"
+        "print([m for m in ('grain', 'sentencepiece', 'tiktoken') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
