@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from sedd_jax.inference.bound import sequence_loss
-from sedd_jax.runtime import cli, config
+from sedd_jax.runtime import cli
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.metrics import PendingLosses
 from sedd_jax.runtime.step import build_train_step, init_state, run_keys
@@ -58,7 +58,7 @@ def heldout(tokens: np.ndarray, length: int, t_min: float) -> tuple[np.ndarray, 
 
 def main() -> None:
     """Trains, then prints the bound with the raw and the averaged weights as one JSON line."""
-    settings = config.parse(_CONFIG.value)
+    settings = cli.config_from(_CONFIG)
     components, keys = build_components(settings, _VOCAB_SIZE), run_keys(settings.seed)
     train_step = jax.jit(build_train_step(components, settings, keys.train), donate_argnums=0)
     loss = jax.jit(sequence_loss(components))

@@ -9,22 +9,25 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from sedd_jax.data.blocks import Dataset
 from sedd_jax.data.pipeline import train_batches
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.evaluator import Evaluator
 from sedd_jax.model.score_model import count_params
 from sedd_jax.runtime import cli, sharding
-from sedd_jax.runtime import config as configs
 from sedd_jax.runtime.checkpoint import FOLDER, Checkpoints
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.config import Config
 from sedd_jax.runtime.metrics import MetricWriter, PendingLosses, Progress, duration
 from sedd_jax.runtime.run import open_data, open_run
-from sedd_jax.runtime.step import build_train_step, init_state, run_keys
+from sedd_jax.runtime.step import (
+    Metrics,
+    TrainState,
+    build_train_step,
+    init_state,
+    run_keys,
+)
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder: made, or continued.")
@@ -32,20 +35,23 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder: made, or contin
 
 def main() -> None:
     """Trains as the flags say."""
-    if _CONFIG.value is None or not _WORKDIR.value:
-        raise BadInput("--config=FILE and --workdir=FOLDER are both needed.")
-    config = configs.parse(_CONFIG.value)
+    config = cli.config_from(_CONFIG)
+    if not _WORKDIR.value:
+        raise BadInput("--workdir=FOLDER is needed: where the run is kept.")
+    train(config, Path(_WORKDIR.value))
+
+
+def train(config: Config, run: Path) -> None:
+    """Trains from the latest checkpoint of `run`, or from the start, to `config.train.steps`.
+
+    Raises:
+      BadInput: data, settings or folder that cannot be used, before anything is computed.
+    """
+    started = time.monotonic()
     mesh = sharding.data_mesh()
     sharding.check_batches(config, mesh)
-    run = Path(_WORKDIR.value)
     dataset = open_data(run, config)
     open_run(run, config)
-    train(config, run, dataset, mesh)
-
-
-def train(config: Config, run: Path, dataset: Dataset, mesh: Mesh) -> None:
-    """Trains from the latest checkpoint of `run`, or from the start, to `config.train.steps`."""
-    started = time.monotonic()
     keys = run_keys(config.seed)
     components = build_components(config, dataset.tokenizer.vocab_size)
     everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
@@ -55,15 +61,16 @@ def train(config: Config, run: Path, dataset: Dataset, mesh: Mesh) -> None:
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
     )
+    init = jax.jit(lambda key: init_state(key, components, config), out_shardings=everywhere)
     evaluator = Evaluator(config, components, dataset, keys, mesh)
-    state = jax.jit(lambda key: init_state(key, components, config), out_shardings=everywhere)(
-        keys.init
-    )
 
     with Checkpoints(run, config.checkpoint) as checkpoints:
-        if checkpoints.latest is not None:
-            state = checkpoints.restore(checkpoints.latest, state)
-        start, total = int(state.step), config.train.steps
+        if checkpoints.latest is None:
+            state = init(keys.init)
+        else:
+            abstract = sharding.placed(jax.eval_shape(init, keys.init), everywhere)
+            state = checkpoints.restore(checkpoints.latest, abstract)
+        start = int(state.step)
         _announce(config, components, dataset, count_params(state.params), start)
         batches = train_batches(
             dataset.train,
@@ -72,39 +79,68 @@ def train(config: Config, run: Path, dataset: Dataset, mesh: Mesh) -> None:
             start_step=start,
             crop=config.data.crop,
         )
-        losses = PendingLosses()
-        progress = Progress(start, total, config.train.batch_size * config.model.length)
         with MetricWriter(run, start) as writer, batches:
-            for step in range(start + 1, total + 1):
+            journal = Journal(config, writer, evaluator, checkpoints, start)
+            for step in range(start + 1, config.train.steps + 1):
                 state, metrics = train_step(state, jax.device_put(next(batches), rows))
-                losses.add(step, metrics)
-                if step == start + 1:
-                    jax.block_until_ready(metrics)  # the first step compiles: not part of the speed
-                    progress.begin(step)
-
-                def due(every, step=step):
-                    return step % every == 0 or step == total
-
-                if due(config.train.log_every):
-                    row = losses.take()
-                    row["tokens_per_second"], left = progress.advance(step)
-                    writer.scalars(step, row)
-                    print(
-                        f"step {step}/{total}  loss {row['loss']:.4f} nats/token  "
-                        f"{row['tokens_per_second']:,.0f} tokens/s  {left} left",
-                        flush=True,
-                    )
-                with progress.paused():
-                    if due(config.eval.every):
-                        row = evaluator.bound(state.ema_params)
-                        writer.scalars(step, row)
-                        print(f"  held-out {_bound_text(row)}", flush=True)
-                    if due(config.eval.sample_every):
-                        for number, text in enumerate(evaluator.samples(state.ema_params)):
-                            writer.text(step, f"sample_{number}", text)
-                    if due(config.checkpoint.every):
-                        checkpoints.save(state, config)
+                journal.after(step, state, metrics)
     _conclude(run, evaluator, state, time.monotonic() - started)
+
+
+class Journal:
+    """What is done between the steps of a run: log, evaluate, sample, save."""
+
+    def __init__(
+        self,
+        config: Config,
+        writer: MetricWriter,
+        evaluator: Evaluator,
+        checkpoints: Checkpoints,
+        start: int,
+    ):
+        """Begins after step `start`."""
+        self._config, self._writer = config, writer
+        self._evaluator, self._checkpoints = evaluator, checkpoints
+        self._start, self._total = start, config.train.steps
+        self._losses = PendingLosses()
+        tokens_per_step = config.train.batch_size * config.model.length
+        self._progress = Progress(start, self._total, tokens_per_step)
+
+    def after(self, step: int, state: TrainState, metrics: Metrics) -> None:
+        """Does what is due after `step`, in an order that a resumed run repeats: rows, then save.
+
+        Everything is due after the last step.
+        """
+
+        def due(every):
+            return step % every == 0 or step == self._total
+
+        self._losses.add(step, metrics)
+        if step == self._start + 1:
+            jax.block_until_ready(metrics)  # the first step compiles: not part of the speed
+            self._progress.begin(step)
+        if due(self._config.train.log_every):
+            self._log(step)
+        with self._progress.paused():
+            if due(self._config.eval.every):
+                row = self._evaluator.bound(state.ema_params)
+                self._writer.scalars(step, row)
+                print(f"  held-out {_bound_text(row)}", flush=True)
+            if due(self._config.eval.sample_every):
+                for number, text in enumerate(self._evaluator.samples(state.ema_params)):
+                    self._writer.text(step, f"sample_{number}", text)
+            if due(self._config.checkpoint.every):
+                self._checkpoints.save(state, self._config)
+
+    def _log(self, step):
+        row = self._losses.take()
+        row["tokens_per_second"], left = self._progress.advance(step)
+        self._writer.scalars(step, row)
+        print(
+            f"step {step}/{self._total}  loss {row['loss']:.4f} nats/token  "
+            f"{row['tokens_per_second']:,.0f} tokens/s  {left} left",
+            flush=True,
+        )
 
 
 def _announce(config, components, dataset, parameters, start):

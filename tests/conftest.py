@@ -1,6 +1,12 @@
 """Every test runs on 8 CPU devices; implicit rank promotion is an error."""
 
+import dataclasses
 import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: a TPU or GPU would change the numbers
 
@@ -8,3 +14,70 @@ import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items):
+    """Run the slow end-to-end tests last: the quick ones name a fault more exactly."""
+    items.sort(key=lambda item: item.path.parent == Path(__file__).parent)
+
+
+@pytest.fixture(scope="session")
+def smoke_config():
+    """The smoke config, shortened to 20 steps."""
+    from configs import smoke
+    from sedd_jax.runtime.config import parse
+
+    config = parse(smoke.get_config())
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, steps=20, log_every=5),
+        eval=dataclasses.replace(config.eval, every=10, sample_every=20, num_samples=1),
+        checkpoint=dataclasses.replace(config.checkpoint, every=10),
+    )
+
+
+@pytest.fixture(scope="session")
+def smoke_run(smoke_config, tmp_path_factory):
+    """The folder of a finished run of `smoke_config`; read only."""
+    from sedd_jax.train import train
+
+    run = tmp_path_factory.mktemp("smoke") / "run"
+    train(smoke_config, run)
+    return run
+
+
+class Binary:
+    """The binaries as a user runs them: from the root, in a process of their own, on one device."""
+
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+
+    def start(self, module, *flags):
+        """Starts `python -m sedd_jax.MODULE FLAGS` and returns the process."""
+        command = [sys.executable, "-m", f"sedd_jax.{module}", *flags]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            command, cwd=self.root, env=self.environment, stdout=pipe, stderr=pipe, text=True
+        )
+
+    def run(self, module, *flags):
+        """Returns what a run that must succeed printed."""
+        process = self.start(module, *flags)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        return out
+
+    def refuse(self, module, *flags):
+        """Returns the one line that a call with bad input must print."""
+        process = self.start(module, *flags)
+        _, err = process.communicate()
+        assert process.returncode == 2, err
+        (line,) = err.strip().splitlines()
+        assert line.startswith("error: ")
+        return line
+
+
+@pytest.fixture(scope="session")
+def binary():
+    """Runs the binaries."""
+    return Binary()

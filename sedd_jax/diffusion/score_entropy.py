@@ -42,8 +42,10 @@ def score_entropy(
     at_xt = jax.nn.one_hot(xt, graph.num_states, dtype=bool)
     ratio = likelihood / jnp.where(at_xt, likelihood, 0).sum(-1, keepdims=True)
     weight = graph.transposed_rate(xt)
+    counts = weight > 0  # not at x_t, where Q is negative or zero
+    log_score = jnp.where(counts, log_score, 0)  # so that no overflow meets a weight of 0
     entropy = jnp.exp(log_score) - ratio * log_score + xlogy(ratio, ratio) - ratio
-    return jnp.where(at_xt, 0, weight * entropy).sum(-1)
+    return jnp.where(counts, weight * entropy, 0).sum(-1)
 
 
 def dwdse_loss(

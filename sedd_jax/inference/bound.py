@@ -73,7 +73,7 @@ def estimate_bound(
     loss: SequenceLoss,
     params: Params,
     key: Key[Array, ""],
-    batches: Iterable[Int[Array, "B L"]],
+    batches: Iterable[Int[Array | np.ndarray, "B L"]],
     t_min: float,
 ) -> Bound:
     """Returns the bound of all sequences, one draw each, with times spread evenly over the set.
@@ -100,7 +100,7 @@ def estimate_bound(
 def nll_bound(
     key: Key[Array, ""],
     checkpoint: Checkpoint,
-    tokens: Int[Array, "N L"],
+    tokens: Int[Array | np.ndarray, "N L"],
     *,
     batch_size: int = 32,
 ) -> Bound:

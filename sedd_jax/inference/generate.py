@@ -146,8 +146,9 @@ def generate(
     parts = []
     for first in range(0, num_samples, rows_at_once):
         # one shape, one program: the last batch is filled up with rows that are cut off below
-        rows = np.arange(first, first + rows_at_once)
-        held = jax.tree.map(lambda x, rows=rows: x[np.minimum(rows, num_samples - 1)], prompt)
+        rows = jnp.arange(first, first + rows_at_once)
+        last = jnp.minimum(rows, num_samples - 1)
+        held = jax.tree.map(lambda x, last=last: jnp.asarray(x)[last], prompt)
         parts.append(generator(checkpoint.params, row_keys(key, rows), held))
     tokens, diagnostics = jax.device_get(_join_rows(parts, num_samples))
     if not diagnostics.finite.all():

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -18,6 +20,7 @@ from sedd_jax.runtime import checkpoint as checkpoints
 from sedd_jax.runtime import config as configs
 from sedd_jax.runtime.components import Components, build_components
 from sedd_jax.runtime.config import Config
+from sedd_jax.runtime.sharding import placed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,9 @@ class Checkpoint:
         """The network, as pure functions."""
         return self.components.model
 
-    def log_score(self, xt: Int[Array, "B L"], sigma: Float[Array, "B"]) -> Float[Array, "B L V"]:
+    def log_score(
+        self, xt: Int[Array | np.ndarray, "B L"], sigma: Float[Array | np.ndarray, "B"]
+    ) -> Float[Array, "B L V"]:
         """Returns the log-scores of the noised tokens, float32, 0 at the current token."""
         return self._apply(self.params, jnp.asarray(xt), jnp.asarray(sigma))
 
@@ -97,7 +102,10 @@ def _load_run(path, step, ema):
         config = saved.config(step)
         tokenizer = load_tokenizer(path / "data" / "tokenizer")
         components = build_components(config, tokenizer.vocab_size)
-        abstract = _on_first_device(jax.eval_shape(components.model.init, jax.random.key(0)))
+        abstract = placed(
+            jax.eval_shape(components.model.init, jax.random.key(0)),
+            SingleDeviceSharding(jax.devices()[0]),
+        )
         params = saved.restore_weights(step, abstract, ema=ema)
     return Checkpoint(components, params, config, tokenizer, step)
 
@@ -128,8 +136,3 @@ def _load_published(path):
     tokenizer_folder = path / "tokenizer"
     tokenizer = load_tokenizer(tokenizer_folder) if tokenizer_folder.is_dir() else None
     return Checkpoint(components, jax.device_put(params), config, tokenizer, None)
-
-
-def _on_first_device(tree):
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)

@@ -3,7 +3,7 @@
 Layers hold shapes and arithmetic only: parameters go in and out as plain dicts through
 `score_model`, dropout keys come in as arguments, and nothing here knows of sharding.
 
-Shapes: B batch, L length, D hidden, C condition, H heads, K head dimension.
+Shapes: B batch, L length, D hidden, C condition, H heads, K head dimension, R = K / 2.
 """
 
 import dataclasses
@@ -102,7 +102,7 @@ def sigma_features(sigma: Float[Array, "B"]) -> Float[Array, "B F"]:
 
 def rotary_tables(
     length: int, head_dim: int
-) -> tuple[Float[Array, "1 L 1 K/2"], Float[Array, "1 L 1 K/2"]]:
+) -> tuple[Float[Array, "1 L 1 R"], Float[Array, "1 L 1 R"]]:
     """Returns cos and sin of position times inverse frequency, for `rotate`."""
     inverse = ROTARY_BASE ** (-jnp.arange(0, head_dim, 2) / head_dim)
     angles = (jnp.arange(length)[:, None] * inverse[None, :])[None, :, None, :]
@@ -153,7 +153,9 @@ class SigmaEmbedding(nnx.Module):
     """Maps the total noise to the conditioning vector: features, Linear, SiLU, Linear, SiLU."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        config = dataclasses.replace(config, dtype=jnp.float32)  # tiny, and sigma spans decades
+        config = dataclasses.replace(
+            config, dtype=jnp.dtype("float32")
+        )  # tiny, and sigma spans decades
         self.inner = Dense((FREQUENCIES,), (config.cond_dim,), config, rngs=rngs)
         self.outer = Dense((config.cond_dim,), (config.cond_dim,), config, rngs=rngs)
 
@@ -180,7 +182,7 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B L D"],
         cond: Float[Array, "B C"],
-        rotary: tuple[Float[Array, "1 L 1 K/2"], Float[Array, "1 L 1 K/2"]],
+        rotary: tuple[Float[Array, "1 L 1 R"], Float[Array, "1 L 1 R"]],
         dropout_key: Key[Array, ""] | None,
     ) -> Float[Array, "B L D"]:
         dtype, rate = self.config.dtype, self.config.dropout

@@ -28,7 +28,7 @@ class Checkpoints:
         self._folder = run.resolve() / FOLDER
         policies = ocp.checkpoint_managers
         if config is None:
-            options = ocp.CheckpointManagerOptions(read_only=True)
+            options = ocp.CheckpointManagerOptions(create=False)
         else:
             options = ocp.CheckpointManagerOptions(
                 create=True,
@@ -67,14 +67,13 @@ class Checkpoints:
         if not self._manager.save(step, args=items):
             raise RuntimeError(f"Checkpoint of step {step} was refused in {self._folder}.")
 
-    def restore(self, step: int, state: TrainState) -> TrainState:
+    def restore(self, step: int, abstract: TrainState) -> TrainState:
         """Returns the state of `step`.
 
         Args:
           step: a complete step.
-          state: arrays or `jax.ShapeDtypeStruct`s of the shapes and placement wanted.
+          abstract: the shapes, types and placement wanted, see `sharding.placed`.
         """
-        abstract = jax.tree.map(_abstract, state)
         items = ocp.args.Composite(
             params=ocp.args.StandardRestore(abstract.params),
             ema=ocp.args.StandardRestore(abstract.ema_params),
@@ -84,9 +83,9 @@ class Checkpoints:
         counter = jax.device_put(jnp.int32(step), abstract.step.sharding)
         return TrainState(counter, restored.params, restored.optimizer, restored.ema)
 
-    def restore_weights(self, step: int, params: Params, *, ema: bool) -> Params:
-        """Returns the weights of `step`, averaged or as trained; `params` as in `restore`."""
-        args = ocp.args.StandardRestore(jax.tree.map(_abstract, params))
+    def restore_weights(self, step: int, abstract: Params, *, ema: bool) -> Params:
+        """Returns the weights of `step`, averaged or as trained; `abstract` as in `restore`."""
+        args = ocp.args.StandardRestore(abstract)
         name = "ema" if ema else "params"
         return self._restore(step, ocp.args.Composite(**{name: args}))[name]
 
@@ -99,8 +98,11 @@ class Checkpoints:
         if step not in self._manager.all_steps():
             steps = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
             raise BadInput(f"{self._folder} has no checkpoint of step {step}; it has: {steps}.")
-        return self._manager.restore(step, args=items)
-
-
-def _abstract(x):
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        try:
+            return self._manager.restore(step, args=items)
+        except (ValueError, KeyError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise BadInput(
+                f"The checkpoint {self._folder / str(step)} is damaged or of another shape than "
+                f"its settings say: {reason}"
+            ) from error

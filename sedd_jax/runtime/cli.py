@@ -6,6 +6,21 @@ from collections.abc import Callable
 from absl import app, flags, logging
 
 from sedd_jax.errors import BadInput
+from sedd_jax.runtime.config import Config, parse
+
+
+def config_from(flag: flags.FlagHolder) -> Config:
+    """Returns the settings that a `--config` flag names.
+
+    Raises:
+      BadInput: no such file, or settings that `parse` refuses.
+    """
+    if flag.value is None:
+        raise BadInput("--config=FILE is needed, for example --config=configs/tiny.py.")
+    try:
+        return parse(flag.value)
+    except OSError as error:
+        raise BadInput(f"--config names a file that cannot be read: {error}") from error
 
 
 def run(main: Callable[[], None]) -> None:

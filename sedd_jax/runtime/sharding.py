@@ -1,7 +1,9 @@
 """Devices: the mesh, and where the state and the batch lie on it."""
 
+from typing import Any
+
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from sedd_jax.errors import BadInput
 from sedd_jax.runtime.config import Config
@@ -20,6 +22,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def over_batch(mesh: Mesh) -> NamedSharding:
     """Placement of a batch: rows split over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def placed(tree: Any, sharding: Sharding) -> Any:
+    """Returns the shapes and types of `tree` with a placement, as restoring a checkpoint wants."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def check_batches(config: Config, mesh: Mesh) -> None:

@@ -1,0 +1,17 @@
+"""Any UTF-8 text file of a megabyte or so, characters; named after the usual one.
+
+Paper row: none. Hardware: 2 CPU cores or anything larger. Metric: held-out bits per byte.
+
+    python -m sedd_jax.train --config=configs/shakespeare.py --workdir=runs/shakespeare \
+        --config.data.corpus=input.txt
+"""
+
+from configs import tiny
+
+
+def get_config():
+    config = tiny.get_config()
+    config.data.corpus = "input.txt"
+    config.data.tokenizer = "characters"
+    config.data.vocab_size = 0
+    return config

@@ -1,0 +1,46 @@
+"""Packaging. Every lower bound here is what `.ci/run` installs and tests."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+REQUIREMENTS = [
+    "absl-py>=2.5.1",
+    "chex>=0.1.92",
+    "flax>=0.12.8",
+    "grain>=0.2.18",
+    "jax>=0.10.2",
+    "jaxtyping>=0.3.11",
+    "ml-collections>=1.1.0",
+    "ml-dtypes>=0.5.4",
+    "numpy>=2.4.6",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "safetensors>=0.8.0",
+    "sentencepiece>=0.2.3",
+    "tensorflow-datasets>=4.9.10",
+]
+GPT2 = ["tiktoken>=0.14.0"]
+TENSORBOARD = ["tensorboardX>=2.6.5"]
+DEV = ["beartype>=0.23.1", "pre-commit>=4.0", "pytest>=9.0", "ruff>=0.14", "scipy>=1.17"]
+
+if __name__ == "__main__":
+    setup(
+        name="sedd_jax",
+        version="0.1.0",
+        description="Score Entropy Discrete Diffusion in JAX: text diffusion models that learn "
+        "the ratios of the data distribution.",
+        long_description=pathlib.Path(__file__).with_name("README.md").read_text(),
+        long_description_content_type="text/markdown",
+        license="MIT",
+        python_requires=">=3.11",
+        packages=find_packages(include=["sedd_jax", "sedd_jax.*"]),
+        install_requires=REQUIREMENTS,
+        extras_require={
+            "tpu": ["jax[tpu]"],
+            "cuda": ["jax[cuda]"],
+            "gpt2": GPT2,  # the tokenizer of the OpenWebText configs
+            "tensorboard": TENSORBOARD,  # event files beside metrics.jsonl
+            "dev": [*DEV, *GPT2, *TENSORBOARD],
+        },
+    )

@@ -1,0 +1,95 @@
+import chex
+import jax
+import numpy as np
+import pytest
+
+import sedd_jax as sedd
+from sedd_jax.errors import BadInput
+
+KEY = jax.random.key(0)
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def checkpoint(smoke_run):
+    return sedd.load(smoke_run)
+
+
+def generate(checkpoint, num_samples, length=16, **options):
+    return sedd.generate(KEY, checkpoint, num_samples, length, steps=STEPS, **options)
+
+
+@pytest.fixture(scope="module")
+def five(checkpoint):
+    return generate(checkpoint, 5, batch_size=2, trace=True)
+
+
+def test_samples_are_tokens_without_a_mask(five, checkpoint):
+    tokens, diagnostics = five
+    assert tokens.shape == (5, 16)
+    assert tokens.min() >= 0
+    assert tokens.max() < checkpoint.tokenizer.vocab_size
+    assert diagnostics.evaluations == STEPS + 1
+    assert diagnostics.changed.shape == (STEPS + 1, 5)
+    # every position leaves the mask exactly once
+    np.testing.assert_array_equal(diagnostics.changed.sum(0), np.full(5, 16))
+
+
+def test_the_trace_goes_from_masks_to_the_sample(five, checkpoint):
+    tokens, diagnostics = five
+    trace = diagnostics.trace
+    assert trace.shape == (STEPS + 2, 5, 16)
+    assert (trace[0] == checkpoint.graph.mask_id).all()
+    np.testing.assert_array_equal(trace[-1], tokens)
+    np.testing.assert_array_equal((trace[1:] != trace[:-1]).sum(-1), diagnostics.changed)
+
+
+def test_a_row_depends_on_its_number_alone(five, checkpoint):
+    again, _ = generate(checkpoint, 3, batch_size=3)
+    np.testing.assert_array_equal(again, five[0][:3])
+
+
+def test_rows_differ(five):
+    assert len({row.tobytes() for row in five[0]}) == 5
+
+
+@pytest.mark.parametrize("sampler", ["tweedie", "euler"])
+def test_held_positions_come_back(checkpoint, sampler):
+    prefix, suffix = (checkpoint.tokenizer.encode(text) for text in ("The ", "end."))
+    prompt = sedd.prefix_suffix(prefix, suffix, 2, 16)
+    tokens, diagnostics = generate(checkpoint, 2, prompt=prompt, sampler=sampler, trace=True)
+    for row in tokens:
+        text = checkpoint.tokenizer.decode(row)
+        assert text.startswith("The ")
+        assert text.endswith("end.")
+    assert (diagnostics.trace[:, :, :4] == prefix).all()
+
+
+def test_log_score_is_float32_and_zero_at_the_current_token(checkpoint):
+    xt = np.array([[1, 257, 2]], np.int32)
+    log_score = checkpoint.log_score(xt, np.array([0.5], np.float32))
+    chex.assert_shape(log_score, (1, 3, 258))
+    chex.assert_type(log_score, np.float32)
+    np.testing.assert_array_equal(np.take_along_axis(log_score, xt[..., None], -1), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, "num_samples must be at least 1"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"length": 0}, "length must be at least 1"),
+        ({"sampler": "heun"}, "sampler must be one of euler, tweedie, got 'heun'"),
+    ],
+)
+def test_bad_settings_are_named(checkpoint, options, message):
+    with pytest.raises(BadInput, match=message):
+        sedd.generate(KEY, checkpoint, **{"num_samples": 1, **options})
+
+
+def test_prompts_that_do_not_fit_are_refused(checkpoint):
+    with pytest.raises(BadInput, match="The prompt has 16 tokens and the length is 16"):
+        sedd.prefix_suffix(np.zeros(10, np.int32), np.zeros(6, np.int32), 1, 16)
+    with pytest.raises(BadInput, match=r"prompt.tokens has shape \(1, 8\), need"):
+        prompt = sedd.prefix_suffix(np.zeros(2, np.int32), np.zeros(2, np.int32), 1, 8)
+        generate(checkpoint, 1, 16, prompt=prompt)

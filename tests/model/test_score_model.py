@@ -1,0 +1,213 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sedd_jax.model.score_model import count_params, score_model
+from sedd_jax.model.transformer import TransformerConfig
+
+STATES = 131  # not a multiple of 128, and more than one
+CONFIG = TransformerConfig(
+    num_states=STATES,
+    hidden_size=16,
+    cond_dim=8,
+    num_blocks=2,
+    num_heads=2,
+    dropout=0.3,
+    dtype=jnp.dtype("float32"),
+)
+LOW = dataclasses.replace(CONFIG, dtype=jnp.dtype("bfloat16"))
+SIGMA = np.array([1e-3, 0.7, 6.9], np.float32)
+MODEL = score_model(CONFIG, scale_by_sigma=True)
+# Most of the time goes into compiling, so little of it goes into fast code.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+init, apply = jit(MODEL.init), jit(MODEL.apply)
+apply_unscaled = jit(score_model(CONFIG, scale_by_sigma=False).apply)
+
+
+@functools.cache
+def initial():
+    return init(jax.random.key(0))
+
+
+@functools.cache
+def random_params():
+    """Weights none of which is zero, so that every path matters; padding included."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: np.float32(0.3 * rng.standard_normal(x.shape)),
+        jax.eval_shape(MODEL.init, jax.random.key(0)),
+    )
+
+
+def tokens(batch=3, length=7):
+    return jnp.asarray(np.random.default_rng(1).integers(0, STATES, (batch, length)))
+
+
+def at_xt(xt):
+    return np.asarray(xt)[..., None] == np.arange(STATES)
+
+
+def test_parameters_are_float32_and_blocks_are_stacked():
+    params = initial()
+    assert set(params) == {"embedding", "sigma", "blocks", "head"}
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(params["blocks"]))
+    assert params["blocks"]["qkv"]["kernel"].shape == (2, 16, 3, 2, 8)
+    assert params["embedding"]["table"].shape == (256, 16)
+    assert params["head"]["kernel"].shape == (16, 256)
+    low = jax.eval_shape(score_model(LOW, scale_by_sigma=True).init, jax.random.key(0))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(low))
+    assert count_params(params) == sum(np.size(leaf) for leaf in jax.tree.leaves(params))
+
+
+def test_init_is_a_function_of_the_key_and_blocks_differ():
+    params, again = initial(), init(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, params, again)
+    kernel = params["blocks"]["qkv"]["kernel"]
+    other = init(jax.random.key(1))["blocks"]["qkv"]["kernel"]
+    assert (kernel[0] != kernel[1]).all() and (kernel != other).mean() > 0.99
+
+
+def test_output_and_modulation_start_at_zero():
+    params = initial()
+    for layer in (params["head"], params["head"]["modulation"], params["blocks"]["modulation"]):
+        assert not layer["kernel"].any() and not layer["bias"].any()
+    assert (params["blocks"]["attention_norm"]["scale"] == 1).all()
+
+
+def test_scaled_output_starts_as_a_uniform_guess():
+    xt = tokens()
+    log_score = np.asarray(apply(initial(), xt, SIGMA))
+    wanted = -np.log(np.expm1(np.float64(SIGMA))) - np.log(STATES - 1)
+    wanted = np.where(at_xt(xt), 0, wanted[:, None, None])
+    np.testing.assert_allclose(log_score, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_unscaled_output_starts_at_zero():
+    log_score = apply_unscaled(initial(), tokens(), jnp.asarray(SIGMA))
+    assert log_score.shape == (3, 7, STATES) and not log_score.any()
+
+
+def test_scaling_shifts_all_but_the_current_token():
+    xt, params = tokens(), random_params()
+    unscaled = np.asarray(apply_unscaled(params, xt, jnp.asarray(SIGMA)))
+    shift = np.log(np.expm1(np.float64(SIGMA))) + np.log(STATES - 1)
+    wanted = np.where(at_xt(xt), 0, unscaled - shift[:, None, None])
+    np.testing.assert_allclose(apply(params, xt, SIGMA), wanted, atol=1e-5)
+
+
+def test_entry_at_the_current_token_is_exactly_zero():
+    xt = tokens()
+    log_score = np.asarray(apply(random_params(), xt, SIGMA))
+    assert log_score.dtype == np.float32
+    assert (log_score[at_xt(xt)] == 0).all()
+    assert np.abs(log_score[~at_xt(xt)]).min() > 0
+
+
+def test_padding_of_the_vocabulary_is_never_seen():
+    params, xt = random_params(), tokens()
+    moved = jax.tree.map(np.array, params)
+    moved["embedding"]["table"][STATES:] += 100
+    moved["head"]["kernel"][:, STATES:] += 100
+    moved["head"]["bias"][STATES:] += 100
+    np.testing.assert_array_equal(apply(moved, xt, SIGMA), apply(params, xt, SIGMA))
+
+    def loss(params):
+        return jnp.exp(MODEL.apply(params, xt, jnp.asarray(SIGMA))).sum()
+
+    grads = jit(jax.grad(loss))(params)
+    head, table = grads["head"], np.asarray(grads["embedding"]["table"])
+    assert not table[STATES:].any()
+    assert not head["kernel"][:, STATES:].any() and not head["bias"][STATES:].any()
+    assert np.asarray(head["kernel"])[:, :STATES].all() and np.asarray(head["bias"])[:STATES].all()
+    np.testing.assert_array_equal(table.any(-1), np.isin(np.arange(256), xt))
+
+
+def test_every_position_sees_every_position_of_its_own_row():
+    batch, length = 2, 5
+    xt = jnp.arange(batch * length).reshape(batch, length)  # a token for every position
+    weights = np.random.default_rng(2).standard_normal(STATES).astype(np.float32)
+
+    def outputs(table):
+        params = random_params() | {"embedding": {"table": table}}
+        return MODEL.apply(params, xt, jnp.asarray(SIGMA[:batch])) @ weights
+
+    slopes = jit(jax.jacrev(outputs))(random_params()["embedding"]["table"])
+    depends = np.abs(slopes[:, :, : batch * length]).max(-1).reshape(batch, length, batch, length)
+    for row in range(batch):
+        assert (depends[row, :, row] > 1e-4).all()
+        assert (depends[row, :, 1 - row] == 0).all()
+
+
+def test_length_and_batch_are_not_fixed():
+    params, xt = random_params(), tokens(3, 12)
+    long = apply(params, xt, SIGMA)
+    assert long.shape == (3, 12, STATES)
+    short = apply(params, xt[:, :7], SIGMA)
+    assert np.isfinite(short).all()
+    # The rest of the sequence is context: the same tokens alone score differently.
+    assert np.abs(long[:, :7] - short).max() > 1e-3
+    one = apply(params, xt[1:2], SIGMA[1:2])
+    np.testing.assert_allclose(one[0], long[1], atol=2e-5)
+
+
+def test_dropout_is_a_function_of_the_key():
+    params, xt = random_params(), tokens()
+    first, second = jax.random.split(jax.random.key(0))
+    without = np.asarray(apply(params, xt, SIGMA))
+    dropped = np.asarray(apply(params, xt, SIGMA, key=first))
+    np.testing.assert_array_equal(apply(params, xt, SIGMA, key=first), dropped)
+    assert np.abs(apply(params, xt, SIGMA, key=second) - dropped).max() > 1e-2
+    assert np.abs(without - dropped).max() > 1e-2
+    np.testing.assert_array_equal(apply(params, xt, SIGMA), without)
+    rate_zero = score_model(dataclasses.replace(CONFIG, dropout=0.0), scale_by_sigma=True)
+    np.testing.assert_array_equal(jit(rate_zero.apply)(params, xt, SIGMA), without)
+
+
+def test_dropout_differs_between_blocks_and_branches():
+    """Every branch writes 1 everywhere into a stream that starts at 0: the sum counts survivors."""
+    config = dataclasses.replace(CONFIG, num_blocks=1, dropout=0.5)
+    survivors = {}
+    for num_blocks in (1, 2):
+        model = score_model(
+            dataclasses.replace(config, num_blocks=num_blocks), scale_by_sigma=False
+        )
+        abstract = jax.eval_shape(model.init, jax.random.key(0))
+        params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
+        params["blocks"]["mlp_out"]["bias"] += 1
+        params["blocks"]["modulation"]["bias"][:, 5] = 1
+        params["head"]["norm"]["scale"] += 1
+        params["head"]["kernel"] += 0.1 * np.eye(16, 256, dtype=np.float32)
+        xt = jnp.full((1, 40), STATES - 1)
+        out = jit(model.apply)(params, xt, np.ones(1, np.float32), key=jax.random.key(0))
+        out = np.asarray(out)[0, :, :16]
+        survivors[num_blocks] = max(len(np.unique(np.round(row, 4))) for row in out)
+    # One mask leaves 0 or 2; two of the same mask leave 0 or 4; two that differ leave 0, 2 or 4.
+    assert survivors == {1: 2, 2: 3}
+
+
+def test_bfloat16_stays_near_float32():
+    params = jax.tree.map(lambda x: x / 2, random_params())  # entries of order 1
+    low = jit(score_model(LOW, scale_by_sigma=True).apply)(params, tokens(), SIGMA)
+    exact = apply(params, tokens(), SIGMA)
+    assert low.dtype == jnp.float32 and np.isfinite(low).all()
+    error = np.abs(low - exact).max()
+    assert 1e-5 < error < 0.03  # some 2^-8 of entries of order 1; less would not be bfloat16
+
+
+@pytest.mark.parametrize("with_key", [False, True])
+def test_program_does_not_grow_with_depth(with_key):
+    sizes = {}
+    for num_blocks in (3, 12):  # not 2: its split of the key is shared with that within a block
+        config = dataclasses.replace(CONFIG, num_blocks=num_blocks)
+        model = score_model(config, scale_by_sigma=True)
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        key = jax.random.key(0) if with_key else None
+        lowered = jax.jit(model.apply).lower(params, tokens(), jnp.asarray(SIGMA), key=key)
+        sizes[num_blocks] = len(lowered.as_text())
+    assert sizes[3] > 5_000
+    assert abs(sizes[12] - sizes[3]) < 0.01 * sizes[3]

@@ -1,0 +1,61 @@
+import dataclasses
+
+import pytest
+
+from sedd_jax.errors import BadInput
+from sedd_jax.runtime.config import from_json
+from sedd_jax.runtime.run import CONFIG_FILE, open_data, open_run
+
+
+def replaced(config, group, **changes):
+    return dataclasses.replace(
+        config, **{group: dataclasses.replace(getattr(config, group), **changes)}
+    )
+
+
+def test_a_run_keeps_its_settings(tmp_path, smoke_config):
+    open_run(tmp_path, smoke_config)
+    open_run(tmp_path, smoke_config)
+    assert from_json((tmp_path / CONFIG_FILE).read_text()) == smoke_config
+    for other, line in (
+        (dataclasses.replace(smoke_config, seed=1), "seed: 0 -> 1"),
+        (replaced(smoke_config, "optim", beta1=0.5), "optim.beta1: 0.9 -> 0.5"),
+    ):
+        with pytest.raises(BadInput, match=f"holds a run with other settings .{line}"):
+            open_run(tmp_path, other)
+    assert from_json((tmp_path / CONFIG_FILE).read_text()) == smoke_config
+
+
+def test_a_run_may_go_on_for_longer(tmp_path, smoke_config):
+    longer = replaced(smoke_config, "train", steps=1000)
+    open_run(tmp_path, smoke_config)
+    open_run(tmp_path, replaced(longer, "eval", num_samples=1))
+    assert from_json((tmp_path / CONFIG_FILE).read_text()).train.steps == 1000
+
+
+def test_a_cosine_schedule_fixes_the_number_of_steps(tmp_path, smoke_config):
+    cosine = replaced(smoke_config, "optim", decay="cosine")
+    open_run(tmp_path, cosine)
+    with pytest.raises(BadInput, match="train.steps: 20 -> 1000"):
+        open_run(tmp_path, replaced(cosine, "train", steps=1000))
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, smoke_config):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(BadInput, match="exists and is not a run folder"):
+        open_data(tmp_path, smoke_config)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("group", "changes", "message"),
+    [
+        ("data", {"vocab_size": 300}, "vocab_size is 300, but the bytes tokenizer .* 257 tokens"),
+        ("data", {"corpus": "absent.txt"}, "There is no corpus at absent.txt"),
+        ("eval", {"batch_size": 10**6}, "only .* held-out blocks of 32 tokens"),
+        ("model", {"length": 10**6}, "split has .* tokens, less than one block of length 1000000"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(tmp_path, smoke_config, group, changes, message):
+    with pytest.raises(BadInput, match=message):
+        open_data(tmp_path / "run", replaced(smoke_config, group, **changes))

@@ -1,0 +1,139 @@
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sedd_jax.runtime import sharding
+from sedd_jax.runtime.components import build_components, compute_dtype
+from sedd_jax.runtime.step import (
+    build_train_step,
+    init_state,
+    mean_over_microbatches,
+    run_keys,
+)
+
+VOCAB_SIZE = 257
+
+
+@pytest.fixture(scope="module")
+def setup(smoke_config):
+    config = dataclasses.replace(
+        smoke_config, model=dataclasses.replace(smoke_config.model, dropout=0.0)
+    )
+    components = build_components(config, VOCAB_SIZE)
+    state = init_state(run_keys(0).init, components, config)
+    tokens = jax.random.randint(jax.random.key(7), (16, 32), 0, VOCAB_SIZE)
+    return config, state, tokens
+
+
+@functools.cache
+def compiled(config):
+    components = build_components(config, VOCAB_SIZE)
+    return jax.jit(
+        lambda key, state, tokens: build_train_step(components, config, key)(state, tokens)
+    )
+
+
+def run(config, state, tokens, steps=1, seed=0):
+    step = functools.partial(compiled(config), run_keys(seed).train)
+    for _ in range(steps):
+        state, metrics = step(state, tokens)
+    return state, metrics
+
+
+@pytest.fixture(scope="module")
+def after_one(setup):
+    return run(*setup)
+
+
+def test_a_step_is_a_function_of_state_and_seed(setup, after_one):
+    again = run(*setup)
+    chex.assert_trees_all_equal(after_one, again)
+    other_seed = run(*setup, seed=1)
+    assert float(other_seed[1]["loss"]) != float(after_one[1]["loss"])
+
+
+def test_the_same_tokens_are_noised_anew_at_every_step(setup, after_one):
+    config, state, tokens = setup
+    later, metrics = run(config, state._replace(step=jnp.int32(5)), tokens)
+    assert int(later.step) == 6
+    assert float(metrics["loss"]) != float(after_one[1]["loss"])
+
+
+def test_microbatches_give_the_whole_batch_s_step(setup, after_one):
+    config, state, tokens = setup
+    split = dataclasses.replace(config, train=dataclasses.replace(config.train, microbatches=4))
+    parts, metrics = run(split, state, tokens)
+    np.testing.assert_allclose(metrics["loss"], after_one[1]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], after_one[1]["grad_norm"], rtol=1e-5)
+    chex.assert_trees_all_close(
+        parts.opt_state[1][0].mu, after_one[0].opt_state[1][0].mu, atol=1e-6
+    )
+
+
+def test_microbatches_have_their_own_keys():
+    def value_and_grad(params, x, key):
+        return jax.random.uniform(key), params
+
+    keys = []
+
+    def record(params, x, key):
+        keys.append(key)
+        return value_and_grad(params, x, key)
+
+    total = mean_over_microbatches(record, 2)(jnp.ones(1), (jnp.ones(4),), jax.random.key(0))[0]
+    single = [jax.random.uniform(k) for k in jax.random.split(jax.random.key(0), 2)]
+    np.testing.assert_allclose(total, np.mean(single), rtol=1e-6)
+    assert single[0] != single[1]
+
+
+def test_eight_devices_give_the_step_of_one(setup, after_one):
+    config, state, tokens = setup
+    mesh = sharding.data_mesh()
+    assert mesh.size == 8
+    everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    step = jax.jit(
+        build_train_step(build_components(config, VOCAB_SIZE), config, run_keys(0).train),
+        in_shardings=(everywhere, rows),
+        out_shardings=(everywhere, everywhere),
+    )
+    state, metrics = step(jax.device_put(state, everywhere), jax.device_put(tokens, rows))
+    np.testing.assert_allclose(metrics["loss"], after_one[1]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], after_one[1]["grad_norm"], rtol=1e-5)
+    assert state.params["head"]["kernel"].sharding.is_equivalent_to(everywhere, 2)
+
+
+def test_dropout_is_on_and_new_at_every_step(setup, after_one):
+    config, state, tokens = setup
+    noisy = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.5))
+    # gates and head start at zero and hide the branches that drop: open them
+    params = jax.tree.map(jnp.copy, state.params)
+    params["blocks"]["modulation"]["bias"] += 0.5
+    params["head"]["kernel"] += 0.1 * jax.random.normal(
+        jax.random.key(1), params["head"]["kernel"].shape
+    )
+    opened = state._replace(params=params)
+    off, on = (run(c, opened, tokens) for c in (config, noisy))
+    assert abs(float(on[1]["loss"]) - float(off[1]["loss"])) > 1e-4
+
+
+def test_training_on_one_batch_lowers_its_loss(setup):
+    config, state, tokens = setup
+    constant = jnp.full_like(tokens, 3)  # a text of one letter is learnt in a few steps
+    first = run(config, state, constant)[1]["loss"]
+    last = run(config, state, constant, steps=40)[1]["loss"]
+    assert float(last) < 0.5 * float(first)
+
+
+def test_the_four_keys_of_a_run_differ():
+    data = [tuple(np.asarray(jax.random.key_data(key))) for key in run_keys(3)]
+    assert len(set(data)) == 4
+
+
+def test_compute_type():
+    assert compute_dtype("auto") == jnp.float32  # on a CPU, where the tests run
+    assert compute_dtype("bfloat16") == jnp.bfloat16

@@ -1,0 +1,60 @@
+"""Every config file parses, documents its run, and fits together; the large ones cost nothing."""
+
+import importlib
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sedd_jax.runtime.components import build_components
+from sedd_jax.runtime.config import parse
+from sedd_jax.runtime.step import build_train_step, init_state, run_keys
+
+FOLDER = Path(__file__).parents[1] / "configs"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+ALPHABET = 65  # stands for "whatever the corpus gives"
+# published sizes without the table's padding rows: embedding and head of the real states,
+# blocks, conditioning
+SIZES = {"owt_small": 170e6, "owt_medium": 424e6}
+
+
+def load(name):
+    return importlib.import_module(f"configs.{name}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_is_documented_and_its_shapes_fit(name):
+    module = load(name)
+    for word in ("Paper row", "Hardware", f"--config=configs/{name}.py"):
+        assert word in module.__doc__
+    config = parse(module.get_config())
+    vocab_size = config.data.vocab_size or ALPHABET
+    components = build_components(config, vocab_size)
+    key = run_keys(config.seed).init
+    state = jax.eval_shape(lambda key: init_state(key, components, config), key)
+    batch = jax.ShapeDtypeStruct((config.train.batch_size, config.model.length), jnp.int32)
+    after, metrics = jax.eval_shape(build_train_step(components, config, key), state, batch)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
+    assert set(metrics) == {"loss", "grad_norm", "learning_rate"}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes(name):
+    config = parse(load(name).get_config())
+    components = build_components(config, config.data.vocab_size)
+    params = jax.eval_shape(components.model.init, jax.random.key(0))
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert count == pytest.approx(SIZES[name], rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["owt_small_uniform", "owt_medium_uniform"])
+def test_both_noise_ranges_of_the_uniform_graph(name):
+    module = load(name)
+    assert parse(module.get_config()).noise.sigma_min == 1e-4
+    assert parse(module.get_config("paper")).noise.sigma_min == 1e-5
+
+
+def test_there_are_configs():
+    assert {"smoke", "tiny", "owt_medium", "text8_uniform"} <= set(NAMES)

@@ -1,0 +1,53 @@
+"""The sampling binary as its user meets it."""
+
+import json
+
+import pytest
+
+FAST = ("--steps=4", "--length=24")
+
+
+def test_samples_are_printed(smoke_run, binary):
+    out = binary.run("sample", f"--checkpoint={smoke_run}", "--num_samples=2", *FAST)
+    assert out.count("--- sample ---") == 2
+
+
+def test_json_lines_are_written_once(smoke_run, binary, tmp_path):
+    path = tmp_path / "out.jsonl"
+    flags = (f"--checkpoint={smoke_run}", f"--output={path}", "--num_samples=3", *FAST)
+    binary.run("sample", *flags, "--prefix=The ", "--suffix= end.", "--seed=4", "--sampler=euler")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["index"] for row in rows] == [0, 1, 2]
+    for row in rows:
+        assert (row["seed"], row["sampler"], row["steps"]) == (4, "euler", 4)
+        assert len(row["tokens"]) == 24
+        assert row["text"].startswith("The ")
+        assert row["text"].endswith(" end.")
+    before = path.read_bytes()
+    assert "exists already" in binary.refuse("sample", *flags)
+    assert path.read_bytes() == before
+
+
+def test_the_trace_ends_without_masks(smoke_run, binary):
+    out = binary.run("sample", f"--checkpoint={smoke_run}", "--trace", "--frames=3", *FAST)
+    frames = out.split("--- after ")[1:]
+    assert [frame.split(" network")[0] for frame in frames] == ["0 of 5", "2 of 5", "5 of 5"]
+    assert frames[0].count("░") == 24
+    assert "░" not in frames[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "--checkpoint=FOLDER is needed"),
+        (("--checkpoint=absent",), "There is no folder absent"),
+        (("--checkpoint=RUN", "--checkpoint_step=3"), "no checkpoint of step 3; it has: 10, 20"),
+        (("--checkpoint=RUN", "--length=4", "--prefix=long"), "has 4 tokens and the length is 4"),
+        (("--checkpoint=RUN", "--sampler=heun"), "heun"),
+        (("--checkpoint=RUN", "--num_samples=0"), "num_samples must be at least 1, got 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_failure(smoke_run, binary, flags, message):
+    assert message in binary.refuse(
+        "sample", *(flag.replace("RUN", str(smoke_run)) for flag in flags)
+    )
