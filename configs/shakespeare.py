@@ -13,5 +13,5 @@ def get_config():
     config = tiny.get_config()
     config.data.corpus = "input.txt"
     config.data.tokenizer = "characters"
-    config.data.vocab_size = 0
+    config.data.vocab_size = 0  # as many as the text has
     return config

@@ -10,18 +10,24 @@ from sedd_jax.runtime.config import default_config
 
 def get_config():
     config = default_config()
+    config.data.tokenizer = "sentencepiece"  # short words are one token: twice the text per step
+    config.data.vocab_size = 1024
     config.model.hidden_size = 128
     config.model.cond_dim = 64
     config.model.num_blocks = 4
     config.model.num_heads = 4
     config.model.length = 128
     config.model.dropout = 0.0
-    config.train.steps = 1000
+    config.train.steps = 300
     config.train.batch_size = 32
     config.train.log_every = 50
-    config.optim.warmup_steps = 100
-    config.eval.every = 500
-    config.eval.batch_size = 64
-    config.eval.sample_every = 1000
-    config.checkpoint.every = 500
+    config.optim.learning_rate = 2e-3
+    config.optim.warmup_steps = 50
+    config.optim.decay = "cosine"
+    config.optim.ema_decay = 0.99  # the run is shorter than the memory of 0.9999
+    config.eval.every = 100
+    config.eval.batch_size = 32
+    config.eval.max_blocks = 256
+    config.eval.sample_every = 300
+    config.checkpoint.every = 100
     return config

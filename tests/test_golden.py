@@ -223,11 +223,19 @@ def test_graph_functions_on_random_scores(golden):
         assert_rows_close(actual, wanted.reshape(actual.shape))
 
 
+@compiled_once
+def entropy_and_loss(golden):
+    def run(t, xt, x0, sigma, log_score):
+        entropy = score_entropy(golden.graph, log_score, sigma, xt, x0)
+        return entropy, dwdse_loss(golden.graph, golden.noise, lambda *_: log_score, t, xt, x0)
+
+    return run
+
+
 def test_score_entropy_and_loss_of_the_network_output(golden):
-    t, xt, x0, sigma, log_score = golden.jax("t", "xt", "x0", "sigma", "log_score")
-    entropy = graph_functions(golden)(xt, x0, log_score, sigma)["score_entropy"]
-    assert_close(entropy[..., 0], golden["score_entropy"], axis=1)
-    loss = dwdse_loss(golden.graph, golden.noise, lambda *_: log_score, t, xt, x0)
+    inputs = golden.jax("t", "xt", "x0", "sigma", "log_score")
+    entropy, loss = entropy_and_loss(golden)(*inputs)
+    assert_close(entropy, golden["score_entropy"], axis=1)
     assert_close(loss, golden["loss"], axis=())
 
 

@@ -56,7 +56,7 @@ def jump(
     """Draws the next state of every position: first whether it leaves xt, then for which state.
 
     Negative weights, which approximate scores can give, count as zero. The probability of
-    leaving is the clamped weight off xt over the whole clamped weight.
+    leaving is the clamped weight off xt over the whole clamped weight, and 1 without weight at xt.
 
     Args:
       key: random key, used once.
@@ -70,5 +70,5 @@ def jump(
     away = jnp.where(at_xt, 0, weights)
     leave = away.sum(-1)
     stay = jnp.where(at_xt, weights, 0).sum(-1)
-    leaves = bernoulli(jump_key, leave / (leave + stay))
+    leaves = bernoulli(jump_key, jnp.where(stay > 0, leave / (leave + stay), 1.0))
     return jnp.where(leaves, categorical(target_key, away), xt)

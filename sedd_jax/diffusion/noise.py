@@ -4,6 +4,7 @@ The forward process at time t is exp(sigma(t) Q): `sigma` is the total noise (si
 paper), `dsigma` its time derivative, the rate that weighs the loss (Section 3.3, Eq. 14).
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ def geometric(sigma_min: float, sigma_max: float) -> Noise:
         raise ValueError(
             f"geometric noise needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}."
         )
-    log_min, log_max = jnp.log(sigma_min).item(), jnp.log(sigma_max).item()
+    log_min, log_max = math.log(sigma_min), math.log(sigma_max)
 
     def sigma(t):
         return jnp.exp((1 - t) * log_min + t * log_max)

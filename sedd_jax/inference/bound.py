@@ -73,7 +73,7 @@ def estimate_bound(
     loss: SequenceLoss,
     params: Params,
     key: Key[Array, ""],
-    batches: Iterable[Int[Array | np.ndarray, "B L"]],
+    batches: Iterable[Int[Array | np.ndarray, "_ L"]],
     t_min: float,
 ) -> Bound:
     """Returns the bound of all sequences, one draw each, with times spread evenly over the set.

@@ -112,24 +112,20 @@ def _load_run(path, step, ema):
 
 def _load_published(path):
     published = pretrained.read_config(path)
-    noise = configs.NoiseConfig(
-        schedule=published.noise,
-        sigma_min=published.sigma_min,
-        sigma_max=published.sigma_max,
-    )
-    model = configs.ModelConfig(
-        hidden_size=published.hidden_size,
-        cond_dim=published.cond_dim,
-        num_blocks=published.num_blocks,
-        num_heads=published.num_heads,
-        length=published.length,
-        dropout=published.dropout,
-        scale_by_sigma=published.scale_by_sigma,
-    )
-    data = dataclasses.replace(configs.DataConfig(), vocab_size=published.tokens)
-    config = dataclasses.replace(
-        Config(), graph=published.graph, noise=noise, model=model, data=data
-    )
+    settings = dataclasses.asdict(Config())
+    settings["graph"] = published.graph
+    settings["noise"] |= {
+        "schedule": published.noise,
+        "sigma_min": published.sigma_min,
+        "sigma_max": published.sigma_max,
+    }
+    settings["data"]["vocab_size"] = published.tokens
+    for name in settings["model"].keys() - {"dtype"}:
+        settings["model"][name] = getattr(published, name)
+    try:
+        config = configs.parse(settings)
+    except BadInput as error:
+        raise BadInput(f"{path / 'config.json'} describes no model: {error}") from error
     components = build_components(config, published.tokens)
     abstract = jax.eval_shape(components.model.init, jax.random.key(0))
     params = pretrained.read_params(path, abstract, components.graph.num_states)

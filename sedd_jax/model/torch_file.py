@@ -6,6 +6,7 @@ the globals that tensors are made of are allowed, and every stride is checked ag
 
 import collections
 import io
+import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -34,26 +35,35 @@ def load_torch_file(path: Path) -> dict[str, np.ndarray]:
       BadInput: not such a file, a global that tensors do not need, a tensor outside its storage,
         or contents that are not a flat dict of tensors.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if n.endswith("/data.pkl")]
-            if len(names) != 1:
-                raise BadInput(f"{path} is not a PyTorch file: it has {len(names)} data.pkl.")
-            root = names[0].removesuffix("data.pkl")
-
-            def storage_bytes(key):
-                return archive.read(f"{root}data/{key}")
-
-            loaded = _Unpickler(io.BytesIO(archive.read(names[0])), storage_bytes).load()
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from error
-    except (zipfile.BadZipFile, KeyError, EOFError, pickle.UnpicklingError, TypeError) as error:
-        raise BadInput(f"{path} is not a readable PyTorch file: {error}.") from error
+    with path.open("rb") as file:
+        try:
+            loaded = _load(file)
+        except BadInput as error:
+            raise BadInput(f"{path}: {error}") from error
+        except Exception as error:  # damage can surface anywhere in zipfile, pickle and numpy
+            raise BadInput(f"{path} is not a readable PyTorch file: {error!r}.") from error
     if not isinstance(loaded, dict) or not all(
         isinstance(name, str) and isinstance(tensor, np.ndarray) for name, tensor in loaded.items()
     ):
         raise BadInput(f"{path} does not hold a flat dict of tensors.")
     return dict(loaded)
+
+
+def _load(file):
+    with zipfile.ZipFile(file) as archive:
+        names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        if len(names) != 1:
+            raise BadInput(f"it has {len(names)} data.pkl, a PyTorch file has one.")
+        root = names[0].removesuffix("data.pkl")
+        if f"{root}byteorder" in archive.namelist():
+            order = archive.read(f"{root}byteorder")
+            if order != b"little":
+                raise BadInput(f"its byte order is {order!r}, only b'little' is read.")
+
+        def storage_bytes(key):
+            return archive.read(f"{root}data/{key}")
+
+        return _Unpickler(io.BytesIO(archive.read(names[0])), storage_bytes).load()
 
 
 class _Storage:
@@ -64,6 +74,8 @@ class _Storage:
 def _rebuild_tensor(storage, offset, size, stride, *_):
     if len(size) != len(stride) or offset < 0 or min((*size, *stride), default=0) < 0:
         raise BadInput("a tensor has a negative or mismatched shape or stride.")
+    if math.prod(size) > len(storage):
+        raise BadInput("a tensor has more elements than its storage.")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
     if 0 not in size and last >= len(storage):
         raise BadInput("a tensor reaches past the end of its storage.")
@@ -81,8 +93,8 @@ class _Unpickler(pickle.Unpickler):
         if kind != "storage" or not isinstance(storage, _Storage):
             raise BadInput(f"the pickle asks for {kind!r}, which is not a storage.")
         data = self._storage_bytes(key)
-        if len(data) < count * storage.dtype.itemsize:
-            raise BadInput(f"storage {key} is shorter than the file says.")
+        if not 0 <= count * storage.dtype.itemsize <= len(data):
+            raise BadInput(f"storage {key} does not have the size that the file says.")
         return np.frombuffer(data, storage.dtype, count=count)
 
     def find_class(self, module, name):

@@ -5,6 +5,7 @@ are drawn below 2^k only, which happens with probability 2^(k - 64), so that abo
 is a hit, and the share of hits is scaled back by that probability.
 """
 
+import functools
 from fractions import Fraction
 
 import jax
@@ -21,10 +22,13 @@ DRAWS = 20_000  # one shape [DRAWS, 4] nearly everywhere: one compilation
 LEVEL = 1e-4  # of a chi-square test; keys are fixed, so a pass stays a pass
 BELOW_ONE = 1 - 2.0**-24
 
-_jump = jax.jit(jump)
-_jump_rows = jax.jit(jax.vmap(jump, in_axes=(0, None, None)))
-_categorical = jax.jit(categorical)
-_bernoulli = jax.jit(bernoulli)
+# Compiling the random bits takes most of the time here, and optimising their code half of that.
+_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+_jump = _jit(jump)
+_uniform_from_bits = _jit(uniform_from_bits)
+_jump_rows = _jit(jax.vmap(jump, in_axes=(0, None, None)))
+_categorical = _jit(categorical)
+_bernoulli = _jit(bernoulli)
 
 
 def _rows(row, dtype=jnp.float32):
@@ -41,7 +45,7 @@ def _bits_below(rng, num_bits, shape):
 
 def _tail(rng, num_bits, shape):
     """Uniforms given that they lie below 2^(num_bits - 64)."""
-    return np.asarray(uniform_from_bits(*_bits_below(rng, num_bits, shape)))
+    return np.asarray(_uniform_from_bits(*_bits_below(rng, num_bits, shape)))
 
 
 def _use_uniforms(monkeypatch, *arrays):
@@ -79,7 +83,7 @@ def _assert_frequency(hits, condition_prob, expected):
     ],
 )
 def test_uniform_from_chosen_bits(high, low, expected):
-    got = uniform_from_bits(jnp.uint32(high), jnp.uint32(low))
+    got = _uniform_from_bits(jnp.uint32(high), jnp.uint32(low))
     assert got.dtype == jnp.float32
     assert float(got) == np.float32(expected)
     assert 0 < float(got) < 1
@@ -88,7 +92,7 @@ def test_uniform_from_chosen_bits(high, low, expected):
 @pytest.mark.parametrize("num_bits", [4, 20, 31, 32, 33, 40, 60])
 def test_uniform_from_bits_is_accurate_relative_to_itself(num_bits):
     high, low = _bits_below(np.random.default_rng(num_bits), num_bits, (200,))
-    got = uniform_from_bits(high, low)
+    got = _uniform_from_bits(high, low)
     for first, second, u in zip(high.tolist(), low.tolist(), got.tolist(), strict=True):
         exact = (Fraction(first * 2**32 + second) + Fraction(1, 2)) / 2**64
         # three roundings of 2^-24: the low word, the high word, their sum
@@ -98,7 +102,7 @@ def test_uniform_from_bits_is_accurate_relative_to_itself(num_bits):
 def test_uniform_from_bits_increases_across_the_words():
     low = jnp.array([0, 1, 2**16, 2**32 - 2**8, 0, 2**31, 0], jnp.uint32)
     high = jnp.array([0, 0, 0, 0, 1, 1, 2], jnp.uint32)
-    assert np.all(np.diff(uniform_from_bits(high, low)) > 0)
+    assert np.all(np.diff(_uniform_from_bits(high, low)) > 0)
 
 
 def test_uniform_is_uniform_down_to_its_fine_end():

@@ -8,7 +8,6 @@ import pytest
 from scipy.linalg import expm
 from scipy.stats import chisquare
 
-from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion import graph as graph_module
 from sedd_jax.diffusion import noise as noise_module
 from sedd_jax.diffusion.reverse import (
@@ -107,7 +106,7 @@ SCHEDULES = {
     "loglinear": (noise_module.loglinear(1e-3), lambda t: -np.log(1 - 0.999 * t)),
     "geometric": (noise_module.geometric(1e-4, 20.0), lambda t: 1e-4 * 2e5**t),
 }
-# Compiling the random bits is what takes time here, and optimising their code more than half of it.
+# Compiling the random bits takes most of the time here, and optimising their code half of that.
 _fast_jit = functools.partial(
     functools.partial, jax.jit, compiler_options={"xla_backend_optimization_level": 0}
 )
@@ -133,7 +132,7 @@ def _free(shape):
 
 
 @_fast_jit(static_argnums=(0, 1))
-def _sample_single_tokens(graph_name, sampler, schedule_index, key):
+def _sample_single_tokens(graph_name, sampler, schedule_index, keys, start):
     """The tokens after every reverse step, and the final ones; one token in each of ROWS rows."""
     graph, Q, p0 = CASES[graph_name]
     noises = [noise for noise, _ in SCHEDULES.values()]
@@ -152,10 +151,7 @@ def _sample_single_tokens(graph_name, sampler, schedule_index, key):
         state, _ = reverse_step(keys, state)
         return state, state.xt
 
-    start_key, step_key = jax.random.split(key)
-    keys = jax.random.split(step_key, (NUM_STEPS + 1, ROWS))
-    start = SamplerState(graph.sample_limit(start_key, (ROWS, 1)), jnp.int32(0))
-    state, tokens = jax.lax.scan(body, start, keys[:-1])
+    state, tokens = jax.lax.scan(body, SamplerState(start, jnp.int32(0)), keys[:-1])
     return tokens[..., 0], denoise_step(keys[-1], state)[0].xt[:, 0]
 
 
@@ -168,8 +164,19 @@ def single_token_run(request):
     """One token sampled with exact scores from the limit, by ROWS independent rows."""
     graph_name, sampler, schedule = request.param
     index = jnp.int32(list(SCHEDULES).index(schedule))
-    tokens, final = _sample_single_tokens(graph_name, sampler, index, jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), (NUM_STEPS + 1, ROWS))
+    rng = np.random.default_rng(0)
+    start = rng.integers(0, V, (ROWS, 1)) if graph_name == "uniform" else np.full((ROWS, 1), MASK)
+    start = jnp.array(start, jnp.int32)
+    tokens, final = _sample_single_tokens(graph_name, sampler, index, keys, start)
     return request.param, np.asarray(tokens), np.asarray(final)
+
+
+@functools.cache
+def _forward(graph_name, sigma):
+    """exp(sigma Q), by eigenvectors: expm takes a second for all the steps below."""
+    values, vectors = np.linalg.eig(CASES[graph_name][1])
+    return (vectors * np.exp(sigma * values)) @ np.linalg.inv(vectors)
 
 
 def _assert_distribution(tokens, probs):
@@ -190,9 +197,9 @@ def test_sampling_with_exact_scores_gives_the_data_distribution(single_token_run
     if sampler == "tweedie":  # exact for a single token, whatever the steps
         _assert_distribution(final, p0)
     else:
-        # Euler is biased: 64 steps of the geometric schedule have rates times steps up to 4. The
-        # enumerated chain below has a total variation of 0.02 from p0 under the uniform graph.
-        assert np.abs(counts / ROWS - p0).sum() / 2 < 0.035
+        # Euler is biased: the chain enumerated below ends up to 0.005 from p0 in total variation,
+        # with 64 steps of the geometric schedule; 4096 draws add 0.011 on average.
+        assert np.abs(counts / ROWS - p0).sum() / 2 < 0.03
 
 
 def test_every_step_has_the_distribution_of_the_enumerated_chain(single_token_run):
@@ -204,9 +211,10 @@ def test_every_step_has_the_distribution_of_the_enumerated_chain(single_token_ru
     law = np.full(V, 0.25) if graph_name == "uniform" else np.eye(V)[MASK]
     for step in range(NUM_STEPS):
         t, t_next = times[step], times[step + 1]
-        later, earlier = (expm(sigma_at(time) * Q) @ p0 for time in (t, t_next))
+        later, earlier = (_forward(graph_name, sigma_at(time)) @ p0 for time in (t, t_next))
         if sampler == "tweedie":
-            kernel = expm((sigma_at(t) - sigma_at(t_next)) * Q) * earlier / later[:, None]
+            step_kernel = _forward(graph_name, sigma_at(t) - sigma_at(t_next))
+            kernel = step_kernel * earlier / later[:, None]
         else:
             dsigma = (sigma_at(t + 1e-7) - sigma_at(t - 1e-7)) / 2e-7
             score = later[None, None] / later[None, :, None]
@@ -217,8 +225,8 @@ def test_every_step_has_the_distribution_of_the_enumerated_chain(single_token_ru
             _assert_distribution(tokens[step], law)
             if sampler == "tweedie" and graph_name == "absorb":
                 np.testing.assert_allclose(law, earlier, atol=2e-3)  # of which 1e-3 is the start
-    kernel = expm(sigma_at(times[-1]) * Q) * p0 / (expm(sigma_at(times[-1]) * Q) @ p0)[:, None]
-    _assert_distribution(final, law @ kernel)
+    last = _forward(graph_name, sigma_at(times[-1]))
+    _assert_distribution(final, law @ (last * p0 / (last @ p0)[:, None]))
 
 
 LENGTH, BATCH = 6, 32
@@ -257,7 +265,7 @@ def _call(graph, which, xt, *, seed=0, step=0, rows=slice(None), held_tokens=Non
     held_tokens = np.zeros((BATCH, LENGTH), int) if held_tokens is None else held_tokens
     disturbance = np.zeros((BATCH, LENGTH, V), np.float32)
     disturbance[3, 1, 2] = bad
-    arrays = (xt, np.int32(step), held_tokens.astype(np.int32), held, disturbance)
+    arrays = (xt.astype(np.int32), np.int32(step), held_tokens.astype(np.int32), held, disturbance)
     arrays = [jnp.array(array[rows] if array.ndim else array) for array in arrays]
     state, info = _step(graph, which, keys[rows], *arrays)
     assert state.step == step + 1
@@ -265,7 +273,9 @@ def _call(graph, which, xt, *, seed=0, step=0, rows=slice(None), held_tokens=Non
 
 
 def _start(graph):
-    return np.array(graph.sample_limit(jax.random.key(9), (BATCH, LENGTH)))
+    if graph.mask_id is not None:
+        return np.full((BATCH, LENGTH), graph.mask_id)
+    return np.random.default_rng(2).integers(0, V, (BATCH, LENGTH))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -296,9 +306,9 @@ def test_each_kernel_restores_a_held_position(case, which):
     assert np.all(np.asarray(info.changed) >= HALF_HELD.sum(-1))
 
 
-@pytest.mark.parametrize("which", ["tweedie", "denoise"])
-def test_a_row_does_not_depend_on_the_others(case, which):
-    graph, _, _ = case
+@pytest.mark.parametrize(("name", "which"), [("uniform", "tweedie"), ("absorb", "denoise")])
+def test_a_row_does_not_depend_on_the_others(name, which):
+    graph, _, _ = CASES[name]
     xt = _start(graph)
     whole, whole_info = _call(graph, which, xt)
     rows = slice(2, 9)
@@ -328,21 +338,25 @@ def test_finite_is_false_only_for_the_row_with_a_bad_score(case, which, bad):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_each_kernel_asks_once_for_the_scores_at_its_own_noise(case, schedule, monkeypatch):
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_each_kernel_asks_once_for_the_scores_at_its_own_noise(case, sampler, schedule):
     graph, _, _ = case
     noise, sigma_at = SCHEDULES[schedule]
-    monkeypatch.setattr(categorical, "jump", lambda key, xt, probs: xt)  # slow without jit
-    calls = []
 
-    def log_score_fn(xt, sigma):
-        calls.append(np.asarray(sigma))
-        return _rough_log_scores(graph, xt, sigma)
+    @jax.jit
+    def noise_of_calls(keys, state):
+        calls = []
 
-    clamp, times = _free((BATCH, LENGTH)), jnp.array(FEW_TIMES)
-    reverse_step, denoise_step = build_kernels(graph, noise, log_score_fn, times, "euler", clamp)
+        def log_score_fn(xt, sigma):
+            calls.append(sigma)
+            return _rough_log_scores(graph, xt, sigma)
+
+        times, clamp = jnp.array(FEW_TIMES), _free((BATCH, LENGTH))
+        for kernel in build_kernels(graph, noise, log_score_fn, times, sampler, clamp):
+            kernel(keys, state)  # only for its calls: what it draws is never computed
+        return calls
+
     keys = jax.random.split(jax.random.key(0), BATCH)
-    state = SamplerState(jnp.array(_start(graph)), jnp.int32(2))
-    reverse_step(keys, state)
-    denoise_step(keys, state)
+    calls = noise_of_calls(keys, SamplerState(jnp.array(_start(graph), jnp.int32), jnp.int32(2)))
     expected = np.repeat([[sigma_at(0.8)], [sigma_at(0.6)]], BATCH, axis=1)
     np.testing.assert_allclose(calls, expected, rtol=5e-6)

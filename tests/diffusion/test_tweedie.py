@@ -1,10 +1,11 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.linalg import expm
 
 from sedd_jax.diffusion import graph as graph_module
-from sedd_jax.diffusion.tweedie import denoise_probs, staggered_score, tweedie_probs
+from sedd_jax.diffusion import tweedie
 
 V = 4
 # Q[y, x] is the rate from x to y: columns sum to 0 (Eqs. 15, over V, and 16).
@@ -12,6 +13,11 @@ UNIFORM_Q = np.full((V, V), 0.25) - np.eye(V)
 ABSORBING_Q = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, -1.0, 0], [1.0, 1.0, 1.0, 0]])
 MASK = 3
 EPS = 2.0**-24
+
+denoise_probs = jax.jit(tweedie.denoise_probs, static_argnums=0)
+staggered_score = jax.jit(tweedie.staggered_score, static_argnums=0)
+tweedie_probs = jax.jit(tweedie.tweedie_probs, static_argnums=0)
+
 # One row of the batch each: the noise at t and at t - dt, from a small step to all of the noise.
 SIGMA_T = np.array([0.3, 0.3, 2.0, 2.0, 1e-3], np.float32)
 SIGMA_S = np.array([0.299, 0.1, 1.9, 0.01, 1e-4], np.float32)

@@ -295,8 +295,9 @@ def test_a_published_folder_has_one_set_of_weights(folder, options):
     ("group", "key", "value"),
     [
         ("graph", "type", "banana"),
+        ("graph", "type", "uniform"),  # is not to be scaled by sigma
         ("noise", "type", "banana"),
-        ("noise", "sigma_min", 30.0),
+        ("noise", "sigma_min", 30.0),  # above sigma_max
         ("model", "n_heads", 0),
         ("model", "n_heads", 3),
         ("model", "dropout", 1.5),
@@ -306,6 +307,7 @@ def test_a_published_folder_has_one_set_of_weights(folder, options):
 def test_a_config_that_makes_no_model(folder, group, key, value):
     config = published_config()
     config[group][key] = value
+    config["tokens"] += config["graph"]["type"] == "uniform"  # V stays that of the weights
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match=key):
+    with pytest.raises(BadInput, match="config.json describes no model"):
         load(folder)

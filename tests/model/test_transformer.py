@@ -38,7 +38,13 @@ def normal(seed, *shape):
 
 
 # Most of the time goes into compiling, so little of it goes into fast code.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+jit = functools.partial(
+    jax.jit,
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
 
 
 @functools.cache
@@ -214,6 +220,17 @@ def test_head_starts_at_zero_and_ends_the_padding():
     out = head(jnp.asarray(normal(0, 2, 3, 16)), jnp.asarray(normal(1, 2, 8)))
     assert out.shape == (2, 3, 11) and out.dtype == jnp.float32
     assert not out.any()
+
+
+def test_head_sums_bfloat16_products_in_float32():
+    """Against the exact sum of the same rounded numbers: only the order of summation differs."""
+    head = filled(Head, BFLOAT16, scale=0.3)
+    for leaf in (head.modulation.kernel, head.modulation.bias):
+        leaf[...] = jnp.zeros_like(leaf[...])
+    x, cond = jnp.asarray(normal(90, 2, 3, 16)), jnp.zeros((2, 8))
+    h, kernel = (np.asarray(y.astype(jnp.bfloat16)) for y in (head.norm(x), head.kernel[...]))
+    wanted = h.astype(np.float64) @ kernel.astype(np.float64) + np.asarray(head.bias[...])
+    np.testing.assert_allclose(head(x, cond), wanted[..., :11], atol=1e-5)
 
 
 @functools.partial(jit, static_argnums=0)

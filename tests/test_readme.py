@@ -1,0 +1,49 @@
+"""What the README promises, held to it."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+TABLE = re.findall(r"^\|.*\| `(sedd\.[\w.]+)` \| `(tests/[\w/.]+)` \|$", README, re.MULTILINE)
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    (command,) = (
+        line for block in blocks("bash") for line in block.splitlines() if line.endswith("pytest")
+    )
+    assert command in (ROOT / ".ci" / "run").read_text().splitlines()
+
+
+def test_the_example_runs(capsys):
+    (example,) = blocks("python")
+    exec(compile(example, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.strip().splitlines()
+    promised = [line.split("# prints ")[1] for line in example.splitlines() if "# prints " in line]
+    assert printed == promised
+
+
+def test_the_table_covers_the_paper():
+    assert len(TABLE) >= 10
+
+
+@pytest.mark.parametrize(("function", "test"), TABLE)
+def test_every_row_of_the_table_names_something_that_exists(function, test):
+    value = importlib.import_module("sedd_jax")
+    for part in function.split(".")[1:]:
+        value = getattr(value, part)
+    assert callable(value)
+    assert function.rsplit(".", 1)[-1] in (ROOT / test).read_text()
+
+
+def test_documents_link_to_files_that_exist():
+    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!http)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), (document, target)
