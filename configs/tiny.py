@@ -18,16 +18,16 @@ def get_config():
     config.model.num_heads = 4
     config.model.length = 128
     config.model.dropout = 0.0
-    config.train.steps = 300
+    config.train.steps = 450
     config.train.batch_size = 32
     config.train.log_every = 50
     config.optim.learning_rate = 2e-3
     config.optim.warmup_steps = 50
     config.optim.decay = "cosine"
     config.optim.ema_decay = 0.99  # the run is shorter than the memory of 0.9999
-    config.eval.every = 100
+    config.eval.every = 150
     config.eval.batch_size = 32
     config.eval.max_blocks = 256
-    config.eval.sample_every = 300
-    config.checkpoint.every = 100
+    config.eval.sample_every = 450
+    config.checkpoint.every = 150
     return config
