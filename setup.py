@@ -22,7 +22,7 @@ REQUIREMENTS = [
 ]
 GPT2 = ["tiktoken>=0.14.0"]
 TENSORBOARD = ["tensorboardX>=2.6.5"]
-DEV = ["beartype>=0.23.1", "pre-commit>=4.0", "pytest>=9.0", "ruff>=0.14", "scipy>=1.17"]
+DEV = ["beartype>=0.23.1", "pre-commit>=4.0.0", "pytest>=9.2.0", "ruff>=0.17.6", "scipy>=1.17.1"]
 
 if __name__ == "__main__":
     setup(

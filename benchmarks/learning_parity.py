@@ -9,6 +9,7 @@ nor a prior term is included. Of the config, the graph, noise, model, train and 
 the tokenizer count; the published code's results are for bytes.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -20,6 +21,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from sedd_jax.data.tokenizer import build_tokenizer
+from sedd_jax.errors import BadInput
 from sedd_jax.inference.bound import sequence_loss
 from sedd_jax.runtime import cli
 from sedd_jax.runtime.components import build_components
@@ -30,6 +32,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "A config file.")
 _DATA_SEED = flags.DEFINE_integer("data_seed", 0, "Seed of the order of the training crops.")
 _SECONDS = flags.DEFINE_float("seconds", None, "Stop after so many seconds of training steps.")
 _HELDOUT_CROPS = 2000
+_SHA256 = "71f2ff5d99bdc1f9c48c5c2353ad138201c5ca1c377e0226857ef8fa89b8bcee"
 
 
 def text_split() -> tuple[str, str]:
@@ -37,6 +40,8 @@ def text_split() -> tuple[str, str]:
     from pydoc_data import topics
 
     text = "\n\n".join(topics.topics.values()).encode()
+    if hashlib.sha256(text).hexdigest() != _SHA256:
+        raise BadInput("The help topics are not those of Python 3.11.7: run it with that version.")
     cut = round(0.9 * len(text))
     return text[:cut].decode(), text[cut:].decode()
 
@@ -60,7 +65,9 @@ def main() -> None:
     settings = cli.config_from(_CONFIG)
     train_text, heldout_text = text_split()
     data = settings.data
-    tokenizer = build_tokenizer(data.tokenizer, [train_text], vocab_size=data.vocab_size)
+    tokenizer = build_tokenizer(
+        data.tokenizer, [train_text], vocab_size=data.vocab_size, path=data.tokenizer_path
+    )
     train_tokens, heldout_tokens = map(tokenizer.encode, (train_text, heldout_text))
     bytes_per_token = len(heldout_text.encode()) / len(heldout_tokens)
     # the published runs had no end-of-document token, which is the last of the bytes

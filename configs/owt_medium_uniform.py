@@ -4,7 +4,7 @@ Paper row: SEDD uniform, medium; zero-shot perplexity bounds LAMBADA 51.28, Wiki
 PTB 102.28, WikiText103 36.81, 1BW 79.12. Hardware: as owt_medium.py; not trained by this project.
 Append `:paper` to the config's name for the noise of the paper's text, see owt_small_uniform.py.
 
-    python -m sedd_jax.train --config=configs/owt_medium_uniform.py --workdir=runs/owt_uniform \
+    python -m sedd_jax.train --config=configs/owt_medium_uniform.py --workdir=runs/medium_uniform \
         --config.data.corpus=openwebtext.txt --config.data.tokenizer_path=gpt2
 """
 
@@ -13,6 +13,8 @@ from configs import owt_medium, owt_small_uniform
 
 def get_config(source="code"):
     config = owt_small_uniform.get_config(source)
-    config.model = owt_medium.get_config().model
+    medium = owt_medium.get_config()
+    config.train = medium.train
+    config.model = medium.model
     config.model.scale_by_sigma = False
     return config

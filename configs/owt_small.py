@@ -1,8 +1,8 @@
 """SEDD small on OpenWebText, absorbing graph: the model of the paper's main tables.
 
 Paper row: SEDD absorb, small; zero-shot perplexity bounds LAMBADA 50.92, WikiText2 41.84,
-PTB 114.24, WikiText103 40.62, 1BW 79.29. Hardware: a TPU slice or GPU node; this project has not
-trained it, so no time is given. Steps are those of the published config; the paper's
+PTB 114.24, WikiText103 40.62, 1BW 79.29. Hardware: one host with 8 accelerators; this project has
+not trained it, so no time is given. Steps are those of the published config; the paper's
 comparisons are at 400,000.
 
 The corpus is a UTF-8 file of documents separated by <|endoftext|>; the tokenizer needs GPT-2's
@@ -17,6 +17,7 @@ from sedd_jax.runtime.config import default_config
 
 def get_config():
     config = default_config()  # the default is the small model and its published training
+    config.train.microbatches = 8  # the dense log-scores of one sequence take 200 MB
     config.data.corpus = "openwebtext.txt"
     config.data.separator = "<|endoftext|>"
     config.data.heldout_fraction = 0.01

@@ -6,7 +6,7 @@ PTB 140.12, WikiText103 49.60, 1BW 101.37. Hardware: as owt_small.py; not traine
 The published code's noise runs from 1e-4 to 20, the paper's text says 1e-5 to 20: append `:paper`
 to the config's name for the latter.
 
-    python -m sedd_jax.train --config=configs/owt_small_uniform.py --workdir=runs/owt_uniform \
+    python -m sedd_jax.train --config=configs/owt_small_uniform.py --workdir=runs/small_uniform \
         --config.data.corpus=openwebtext.txt --config.data.tokenizer_path=gpt2
 """
 

@@ -30,7 +30,9 @@ _SEED = flags.DEFINE_integer("seed", 0, "Sample i is a function of (seed, i).")
 _PREFIX = flags.DEFINE_string("prefix", "", "Text that every sample begins with.")
 _SUFFIX = flags.DEFINE_string("suffix", "", "Text that every sample ends with.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for JSON lines; must not exist yet.")
-_TRACE = flags.DEFINE_bool("trace", False, "Show the denoising of one sample.")
+_TRACE = flags.DEFINE_bool(
+    "trace", False, "Show the denoising of one sample, instead of --num_samples."
+)
 _FRAMES = flags.DEFINE_integer("frames", 8, "Moments shown by --trace.")
 
 
@@ -40,6 +42,10 @@ def main() -> None:
         raise BadInput("--checkpoint=FOLDER is needed.")
     if _OUTPUT.value and Path(_OUTPUT.value).exists():
         raise BadInput(f"{_OUTPUT.value} exists already; give --output another name.")
+    if _OUTPUT.value and not Path(_OUTPUT.value).absolute().parent.is_dir():
+        raise BadInput(f"The folder of --output={_OUTPUT.value} does not exist; make it first.")
+    if _OUTPUT.value and _TRACE.value:
+        raise BadInput("--trace shows one sample and writes no --output; give one of the two.")
     checkpoint = load(_CHECKPOINT.value, step=_STEP.value, ema=_EMA.value)
     num_samples = 1 if _TRACE.value else _NUM_SAMPLES.value
     length = checkpoint.config.model.length if _LENGTH.value is None else _LENGTH.value
@@ -69,10 +75,9 @@ def main() -> None:
     else:
         for row in tokens:
             print(f"--- sample ---\n{_text(checkpoint.tokenizer, row)}")
-    evaluations = int(diagnostics.evaluations)
     print(
-        f"{num_samples} x {length} tokens, {evaluations} network evaluations, {seconds:.1f} s "
-        "with compilation.",
+        f"{num_samples} x {length} tokens, {diagnostics.evaluations} network evaluations, "
+        f"{seconds:.1f} s with compilation.",
         file=sys.stderr,
     )
 
@@ -81,7 +86,7 @@ def _encode(tokenizer, flag, text):
     if not text:
         return np.zeros(0, np.int32)
     if tokenizer is None:
-        raise BadInput(f"{flag} needs a tokenizer, and the checkpoint has none.")
+        raise BadInput(f"{flag} needs a tokenizer, and the checkpoint has no folder tokenizer/.")
     try:
         return tokenizer.encode(text)
     except BadInput as error:

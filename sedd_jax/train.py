@@ -20,7 +20,7 @@ from sedd_jax.runtime.checkpoint import FOLDER, Checkpoints
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.config import Config
 from sedd_jax.runtime.metrics import MetricWriter, PendingLosses, Progress, duration
-from sedd_jax.runtime.run import open_data, open_run
+from sedd_jax.runtime.run import open_run
 from sedd_jax.runtime.step import (
     Metrics,
     TrainState,
@@ -50,8 +50,7 @@ def train(config: Config, run: Path) -> None:
     started = time.monotonic()
     mesh = sharding.data_mesh()
     sharding.check_batches(config, mesh)
-    dataset = open_data(run, config)
-    open_run(run, config)
+    dataset = open_run(run, config)
     keys = run_keys(config.seed)
     components = build_components(config, dataset.tokenizer.vocab_size)
     everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
@@ -84,7 +83,10 @@ def train(config: Config, run: Path) -> None:
             for step in range(start + 1, config.train.steps + 1):
                 state, metrics = train_step(state, jax.device_put(next(batches), rows))
                 journal.after(step, state, metrics)
-    _conclude(run, evaluator, state, time.monotonic() - started)
+        if journal.bound is None:  # the run was complete already
+            journal.bound = evaluator.bound(state.ema_params)
+            journal.samples = evaluator.samples(state.ema_params)
+    _conclude(run, config.train.steps, journal, time.monotonic() - started)
 
 
 class Journal:
@@ -102,6 +104,7 @@ class Journal:
         self._config, self._writer = config, writer
         self._evaluator, self._checkpoints = evaluator, checkpoints
         self._start, self._total = start, config.train.steps
+        self.bound, self.samples = None, None  # the latest
         self._losses = PendingLosses()
         tokens_per_step = config.train.batch_size * config.model.length
         self._progress = Progress(start, self._total, tokens_per_step)
@@ -123,11 +126,12 @@ class Journal:
             self._log(step)
         with self._progress.paused():
             if due(self._config.eval.every):
-                row = self._evaluator.bound(state.ema_params)
-                self._writer.scalars(step, row)
-                print(f"  held-out {_bound_text(row)}", flush=True)
+                self.bound = self._evaluator.bound(state.ema_params)
+                self._writer.scalars(step, self.bound)
+                print(f"  held-out {_bound_text(self.bound)}", flush=True)
             if due(self._config.eval.sample_every):
-                for number, text in enumerate(self._evaluator.samples(state.ema_params)):
+                self.samples = self._evaluator.samples(state.ema_params)
+                for number, text in enumerate(self.samples):
                     self._writer.text(step, f"sample_{number}", text)
             if due(self._config.checkpoint.every):
                 self._checkpoints.save(state, self._config)
@@ -156,12 +160,12 @@ def _announce(config, components, dataset, parameters, start):
         print(f"Continuing after step {start}.", flush=True)
 
 
-def _conclude(run, evaluator, state, seconds):
-    print(f"\nDone: step {int(state.step)}, after {duration(seconds)}.")
-    print(f"Held-out {_bound_text(evaluator.bound(state.ema_params))}")
-    for text in evaluator.samples(state.ema_params):
+def _conclude(run, step, journal, seconds):
+    print(f"\nDone: step {step}, after {duration(seconds)}.")
+    print(f"Held-out {_bound_text(journal.bound)}")
+    for text in journal.samples:
         print(f"\n--- sample ---\n{text}")
-    print(f"\nCheckpoint: {run / FOLDER / str(int(state.step))}")
+    print(f"\nCheckpoint: {run / FOLDER / str(step)}")
     print(f"Next:       python -m sedd_jax.sample --checkpoint={run} --trace")
 
 

@@ -43,6 +43,8 @@ def test_the_trace_ends_without_masks(smoke_run, binary):
         (("--checkpoint=absent",), "There is no folder absent"),
         (("--checkpoint=RUN", "--checkpoint_step=3"), "no checkpoint of step 3; it has: 10, 20"),
         (("--checkpoint=RUN", "--length=4", "--prefix=long"), "has 4 tokens and the length is 4"),
+        (("--checkpoint=RUN", "--output=absent/out.jsonl"), "The folder of --output=absent/out"),
+        (("--checkpoint=RUN", "--output=out.jsonl", "--trace"), "give one of the two"),
         (("--checkpoint=RUN", "--sampler=heun"), "heun"),
         (("--checkpoint=RUN", "--num_samples=0"), "num_samples must be at least 1, got 0"),
     ],

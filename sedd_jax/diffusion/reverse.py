@@ -118,11 +118,12 @@ def build_kernels(
     def advance(keys, state, t, probs_fn):
         t = jnp.broadcast_to(t, state.xt.shape[:1])
         log_score = log_score_fn(state.xt, noise.sigma(t))
-        probs = probs_fn(jnp.exp(log_score), t)
+        score = jnp.exp(log_score)
+        probs = probs_fn(score, t)
         xt = clamp(jax.vmap(categorical.jump)(keys, state.xt, probs))
         info = SamplerInfo(
             changed=jnp.sum(xt != state.xt, axis=-1),
-            finite=jnp.all(jnp.isfinite(log_score), axis=(1, 2)),
+            finite=jnp.all(jnp.isfinite(score), axis=(1, 2)),
         )
         return SamplerState(xt, state.step + 1), info
 

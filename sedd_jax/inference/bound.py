@@ -1,5 +1,6 @@
 """The bound on the negative log-likelihood (Theorem 3.6), by Monte Carlo over t and x_t."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -116,6 +117,15 @@ def nll_bound(
     """
     if len(tokens) == 0:
         raise BadInput("nll_bound needs at least one sequence, got none.")
+    num_tokens = checkpoint.graph.num_tokens
+    if not 0 <= tokens.min() <= tokens.max() < num_tokens:
+        raise BadInput(f"nll_bound needs ids in [0, {num_tokens}), the model's tokens.")
     batches = [tokens[i : i + batch_size] for i in range(0, len(tokens), batch_size)]
-    loss = jax.jit(sequence_loss(checkpoint.components))
+    loss = _compiled(checkpoint.components)
     return estimate_bound(loss, checkpoint.params, key, batches, checkpoint.config.train.t_min)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(components):
+    """The loss as one program, kept so that the next call does not compile it again."""
+    return jax.jit(sequence_loss(components))

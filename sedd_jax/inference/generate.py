@@ -1,5 +1,6 @@
 """Sampling (Algorithm 2) from a trained network, with any positions held."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -131,17 +132,14 @@ def generate(
       FloatingPointError: the network gave a score that is not finite.
     """
     length = checkpoint.config.model.length if length is None else length
+    _check_positive(num_samples=num_samples, length=length, steps=steps, batch_size=batch_size)
+    if sampler not in SAMPLERS:
+        raise BadInput(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
     prompt = free(num_samples, length) if prompt is None else prompt
-    _check(num_samples, length, steps, sampler, prompt, batch_size)
+    _check_prompt(prompt, (num_samples, length), checkpoint.graph.num_tokens)
     rows_at_once = min(batch_size, num_samples)
-    generator = jax.jit(
-        build_generator(
-            checkpoint.components,
-            steps=steps,
-            sampler=sampler,
-            t_min=checkpoint.config.train.t_min,
-            trace=trace,
-        )
+    generator = _compiled(
+        checkpoint.components, steps, sampler, checkpoint.config.train.t_min, trace
     )
     parts = []
     for first in range(0, num_samples, rows_at_once):
@@ -157,6 +155,14 @@ def generate(
     return tokens, diagnostics
 
 
+@functools.lru_cache(maxsize=8)
+def _compiled(components, steps, sampler, t_min, trace):
+    """The generator as one program, kept so that the next call does not compile it again."""
+    return jax.jit(
+        build_generator(components, steps=steps, sampler=sampler, t_min=t_min, trace=trace)
+    )
+
+
 def _join_rows(parts, num_samples):
     """Concatenates the batches along their row axis and cuts the rows that only filled up."""
     tokens, diagnostics = zip(*parts, strict=True)
@@ -167,30 +173,28 @@ def _join_rows(parts, num_samples):
         return jax.lax.slice_in_dim(joined, 0, num_samples, axis=axis)
 
     return jnp.concatenate(tokens)[:num_samples], Diagnostics(
-        evaluations=diagnostics[0].evaluations,
+        evaluations=int(diagnostics[0].evaluations),
         changed=join("changed", 1),
         finite=join("finite", 0),
         trace=None if diagnostics[0].trace is None else join("trace", 1),
     )
 
 
-def _check(num_samples, length, steps, sampler, prompt, batch_size):
-    for name, value in (
-        ("num_samples", num_samples),
-        ("length", length),
-        ("steps", steps),
-        ("batch_size", batch_size),
-    ):
+def _check_positive(**settings):
+    for name, value in settings.items():
         if value < 1:
             raise BadInput(f"{name} must be at least 1, got {value}.")
-    if sampler not in SAMPLERS:
-        raise BadInput(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
+
+
+def _check_prompt(prompt, shape, num_tokens):
     for name, array in prompt._asdict().items():
-        if array.shape != (num_samples, length):
+        if array.shape != shape:
             raise BadInput(
-                f"prompt.{name} has shape {array.shape}, need [num_samples, length] = "
-                f"{(num_samples, length)}."
+                f"prompt.{name} has shape {array.shape}, need [num_samples, length] = {shape}."
             )
+    held = np.asarray(prompt.tokens)[np.asarray(prompt.held)]
+    if held.size and not 0 <= held.min() <= held.max() < num_tokens:
+        raise BadInput(f"The prompt holds ids outside [0, {num_tokens}), the model's tokens.")
 
 
 def prefix_suffix(
@@ -201,6 +205,7 @@ def prefix_suffix(
     Raises:
       BadInput: the two leave no position to sample.
     """
+    _check_positive(num_samples=num_samples, length=length)
     given = len(prefix) + len(suffix)
     if given >= length:
         raise BadInput(

@@ -72,7 +72,9 @@ def load(path: str | Path, *, step: int | None = None, ema: bool = True) -> Chec
 
     Args:
       path: a run folder that `train` wrote, or a folder in the published PyTorch layout
-        (`config.json` with `model.safetensors` or `pytorch_model.bin`).
+        (`config.json` with `model.safetensors` or `pytorch_model.bin`). For text, give the latter
+        a folder `tokenizer/`, as `Tokenizer.save` writes it; of its `config` only the graph, noise
+        and model are known, the rest are defaults.
       step: the step of a run folder to load; the latest by default.
       ema: load the averaged weights of a run folder, as evaluation and sampling do.
 

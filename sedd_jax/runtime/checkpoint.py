@@ -101,8 +101,8 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=items)
         except (ValueError, KeyError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise BadInput(
-                f"The checkpoint {self._folder / str(step)} is damaged or of another shape than "
-                f"its settings say: {reason}"
+                f"The checkpoint {self._folder / str(step)} cannot be read, is damaged or of "
+                f"another shape than its settings say: {reason}"
             ) from error

@@ -26,7 +26,7 @@ def config_from(flag: flags.FlagHolder) -> Config:
 def run(main: Callable[[], None]) -> None:
     """Parses the flags and calls `main`; bad input prints one line and exits with code 2."""
 
-    def parse(argv):
+    def parse_flags(argv):
         try:
             rest = flags.FLAGS(argv)
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -43,7 +43,7 @@ def run(main: Callable[[], None]) -> None:
             _fail(error)
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it opens
-    app.run(guarded, flags_parser=parse)
+    app.run(guarded, flags_parser=parse_flags)
 
 
 def _fail(reason):

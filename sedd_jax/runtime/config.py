@@ -243,6 +243,11 @@ def _check_ranges(config):
             f"config.train.microbatches ({train.microbatches}).",
         ),
         (
+            config.eval.max_blocks >= config.eval.batch_size,
+            f"config.eval.max_blocks ({config.eval.max_blocks}) must be at least "
+            f"config.eval.batch_size ({config.eval.batch_size}).",
+        ),
+        (
             config.checkpoint.every % train.log_every == 0,
             f"config.checkpoint.every ({config.checkpoint.every}) must be a multiple of "
             f"config.train.log_every ({train.log_every}), so that a resumed run logs the same.",

@@ -96,11 +96,12 @@ class PendingLosses:
             return None
         step, metrics = pending
         row = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(row["loss"]):
-            raise FloatingPointError(
-                f"The loss of step {step} is {row['loss']}; earlier checkpoints are untouched: "
-                "continue from them with a lower learning rate."
-            )
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(row[name]):
+                raise FloatingPointError(
+                    f"The {name} of step {step} is {row[name]}: training has diverged; start "
+                    "another run with a lower learning rate."
+                )
         self._losses.append(row["loss"])
         return row
 

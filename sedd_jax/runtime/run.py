@@ -1,37 +1,61 @@
 """The run folder: its data and its settings, made once, checked ever after."""
 
 import os
+import shutil
 from pathlib import Path
 
-from sedd_jax.data.blocks import Dataset, prepare_blocks
+from sedd_jax.data.blocks import Dataset, open_blocks, prepare_blocks
 from sedd_jax.errors import BadInput
 from sedd_jax.runtime import config as configs
 from sedd_jax.runtime.config import Config
 
 CONFIG_FILE = "config.json"
+DATA_FOLDER = "data"
 
 # settings that may change between the parts of a run: they do not alter what was trained so far
 _FREE = ("train.steps", "train.log_every", "eval.", "checkpoint.")
 
 
-def open_run(run: Path, config: Config) -> None:
-    """Writes the settings into a new run folder, or checks them against those of the old run.
+def open_run(run: Path, config: Config) -> Dataset:
+    """Makes the folder of a new run, or checks that it holds this run, and returns its data.
+
+    The data are prepared once and stay what they were: to continue, the corpus is not needed.
 
     Raises:
-      BadInput: the folder holds something else, or a run with other settings.
+      BadInput: the folder holds something else or a run with other settings, the text cannot be
+        used, or the data do not fit the settings. Nothing that exists is overwritten.
     """
-    path = run / CONFIG_FILE
-    if path.exists():
-        old = configs.from_json(path.read_text())
-        changes = [line for line in configs.differences(old, config) if not _is_free(line, config)]
-        if changes:
-            raise BadInput(
-                f"{run} holds a run with other settings ({'; '.join(changes)}); choose another "
-                "--workdir or go back to those settings."
-            )
-    temporary = path.with_suffix(".tmp")
+    _check_folder(run)
+    settings = run / CONFIG_FILE
+    if settings.exists():
+        _check_settings(run, configs.from_json(settings.read_text()), config)
+        dataset = open_blocks(run / DATA_FOLDER)
+    else:
+        dataset = _prepare(run / DATA_FOLDER, config)
+    _check_data(dataset, config)
+    temporary = settings.with_suffix(".tmp")
     temporary.write_text(configs.to_json(config) + "\n")
-    os.replace(temporary, path)
+    os.replace(temporary, settings)
+    return dataset
+
+
+def _check_folder(run):
+    if not run.exists():
+        return
+    for draft in run.glob(f".{DATA_FOLDER}.*.draft"):  # left by a run killed while preparing
+        shutil.rmtree(draft)
+    is_run = (run / CONFIG_FILE).is_file() or (run / DATA_FOLDER).is_dir()
+    if not run.is_dir() or (any(run.iterdir()) and not is_run):
+        raise BadInput(f"{run} exists and is not a run folder; choose another --workdir.")
+
+
+def _check_settings(run, old, new):
+    changes = [line for line in configs.differences(old, new) if not _is_free(line, new)]
+    if changes:
+        raise BadInput(
+            f"{run} holds a run with other settings ({'; '.join(changes)}); choose another "
+            "--workdir or go back to those settings."
+        )
 
 
 def _is_free(line, config):
@@ -41,18 +65,10 @@ def _is_free(line, config):
     return line.startswith(_FREE)
 
 
-def open_data(run: Path, config: Config) -> Dataset:
-    """Prepares the token blocks of `config` in the run folder, or opens those that are there.
-
-    Raises:
-      BadInput: the folder holds something else than a run, the text cannot be used, or the
-        tokenizer has another size than the config says.
-    """
-    if run.exists() and (not run.is_dir() or (any(run.iterdir()) and not _is_run(run))):
-        raise BadInput(f"{run} exists and is not a run folder; choose another --workdir.")
+def _prepare(folder, config):
     data = config.data
-    dataset = prepare_blocks(
-        run / "data",
+    return prepare_blocks(
+        folder,
         corpus=data.corpus,
         separator=data.separator,
         heldout_fraction=data.heldout_fraction,
@@ -61,20 +77,18 @@ def open_data(run: Path, config: Config) -> Dataset:
         tokenizer_path=data.tokenizer_path,
         length=config.model.length,
     )
+
+
+def _check_data(dataset, config):
     size = dataset.tokenizer.vocab_size
-    if data.vocab_size not in (0, size):
+    if config.data.vocab_size not in (0, size):
         raise BadInput(
-            f"config.data.vocab_size is {data.vocab_size}, but the {data.tokenizer} tokenizer of "
-            f"{run / 'data'} has {size} tokens; set it to {size}, or to 0 for any."
+            f"config.data.vocab_size is {config.data.vocab_size}, but the {config.data.tokenizer} "
+            f"tokenizer has {size} tokens; set it to {size}, or to 0 for any."
         )
     if len(dataset.heldout) < config.eval.batch_size:
         raise BadInput(
             f"config.eval.batch_size is {config.eval.batch_size}, but there are only "
             f"{len(dataset.heldout)} held-out blocks of {config.model.length} tokens; lower it, or "
-            "raise config.data.heldout_fraction."
+            "raise config.data.heldout_fraction in another --workdir."
         )
-    return dataset
-
-
-def _is_run(run):
-    return (run / CONFIG_FILE).is_file() or (run / "data").is_dir()

@@ -258,7 +258,10 @@ def _step(graph, which, keys, xt, step, held_tokens, held, disturbance):
     return kernels[which == "denoise"](keys, SamplerState(xt, step))
 
 
-def _call(graph, which, xt, *, seed=0, step=0, rows=slice(None), held_tokens=None, bad=0.0):
+ALL = slice(None)
+
+
+def _call(graph, which, xt, *, seed=0, step=0, rows=ALL, held_tokens=None, bad=0.0):
     """The tokens and info after a step; half the positions are held where held_tokens is given."""
     keys = jax.random.split(jax.random.key(seed), BATCH)
     held = np.zeros((BATCH, LENGTH), bool) if held_tokens is None else HALF_HELD

@@ -67,5 +67,7 @@ def test_nll_bound_of_a_trained_run(smoke_run):
     bound = sedd.nll_bound(jax.random.key(0), checkpoint, tokens, batch_size=4)
     assert bound.nats.shape == (6,)
     assert 0 < bound.nats_per_token < np.log(258)
+    with pytest.raises(BadInput, match=r"needs ids in \[0, 257\)"):
+        sedd.nll_bound(jax.random.key(0), checkpoint, tokens * 0 + 257)
     with pytest.raises(BadInput, match="at least one sequence"):
         sedd.nll_bound(jax.random.key(0), checkpoint, tokens[:0])

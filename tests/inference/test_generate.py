@@ -87,6 +87,12 @@ def test_bad_settings_are_named(checkpoint, options, message):
         sedd.generate(KEY, checkpoint, **{"num_samples": 1, **options})
 
 
+def test_a_prompt_of_masks_is_refused(checkpoint):
+    masks = np.full(2, checkpoint.graph.mask_id, np.int32)
+    with pytest.raises(BadInput, match=r"The prompt holds ids outside \[0, 257\)"):
+        generate(checkpoint, 1, prompt=sedd.prefix_suffix(masks, masks[:0], 1, 16))
+
+
 def test_prompts_that_do_not_fit_are_refused(checkpoint):
     with pytest.raises(BadInput, match="The prompt has 16 tokens and the length is 16"):
         sedd.prefix_suffix(np.zeros(10, np.int32), np.zeros(6, np.int32), 1, 16)

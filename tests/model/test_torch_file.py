@@ -292,3 +292,12 @@ def test_a_file_that_torch_wrote(path):
     assert list(read) == list(tensors)
     for name, x in tensors.items():
         np.testing.assert_array_equal(read[name].astype(np.float64), x.to(torch.float64).numpy())
+
+
+def test_a_file_of_the_other_byte_order(path):
+    data = state_dict({"w": tensor(storage("0", np.float32, 1), 0, (1,), (1,))})
+    write_zip(path, data, {"0": bytes(4)})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/byteorder", b"big")
+    with pytest.raises(BadInput, match="its byte order is b'big'"):
+        load_torch_file(path)

@@ -51,6 +51,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_one_step_late():
     losses.add(7, metrics(float("nan")))
     with pytest.raises(FloatingPointError, match="The loss of step 7 is nan"):
         losses.add(8, metrics(1.0))
+    losses = PendingLosses()
+    losses.add(9, metrics(1.0) | {"grad_norm": jnp.float32(float("inf"))})
+    with pytest.raises(FloatingPointError, match="The grad_norm of step 9 is inf"):
+        losses.take()
 
 
 def test_progress_leaves_pauses_out(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 
 from sedd_jax.errors import BadInput
 from sedd_jax.runtime.config import from_json
-from sedd_jax.runtime.run import CONFIG_FILE, open_data, open_run
+from sedd_jax.runtime.run import CONFIG_FILE, open_run
 
 
 def replaced(config, group, **changes):
@@ -43,7 +43,7 @@ def test_a_cosine_schedule_fixes_the_number_of_steps(tmp_path, smoke_config):
 def test_a_folder_of_something_else_is_left_alone(tmp_path, smoke_config):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(BadInput, match="exists and is not a run folder"):
-        open_data(tmp_path, smoke_config)
+        open_run(tmp_path, smoke_config)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -52,10 +52,31 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, smoke_config):
     [
         ("data", {"vocab_size": 300}, "vocab_size is 300, but the bytes tokenizer .* 257 tokens"),
         ("data", {"corpus": "absent.txt"}, "There is no corpus at absent.txt"),
-        ("eval", {"batch_size": 10**6}, "only .* held-out blocks of 32 tokens"),
+        (
+            "eval",
+            {"batch_size": 10**6, "max_blocks": 10**6},
+            "eval.batch_size is 1000000, but there are only .* held-out blocks of 32 tokens",
+        ),
         ("model", {"length": 10**6}, "split has .* tokens, less than one block of length 1000000"),
     ],
 )
 def test_data_that_do_not_fit_are_refused(tmp_path, smoke_config, group, changes, message):
     with pytest.raises(BadInput, match=message):
-        open_data(tmp_path / "run", replaced(smoke_config, group, **changes))
+        open_run(tmp_path / "run", replaced(smoke_config, group, **changes))
+
+
+def test_a_run_killed_while_preparing_starts_anew(tmp_path, smoke_config):
+    draft = tmp_path / ".data.0123456789abcdef.draft"
+    draft.mkdir()
+    (draft / "train.bin").write_bytes(b"half")
+    assert len(open_run(tmp_path, smoke_config).train) > 0
+    assert not draft.exists()
+
+
+def test_to_go_on_the_corpus_is_not_needed(tmp_path, smoke_config):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("Some words.\n" * 4000)
+    config = replaced(smoke_config, "data", corpus=str(corpus))
+    before = open_run(tmp_path / "run", config).manifest
+    corpus.unlink()
+    assert open_run(tmp_path / "run", config).manifest == before
