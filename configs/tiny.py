@@ -10,7 +10,7 @@ from sedd_jax.runtime.config import default_config
 
 def get_config():
     config = default_config()
-    config.data.tokenizer = "sentencepiece"  # short words are one token: twice the text per step
+    config.data.tokenizer = "sentencepiece"  # 2.5 bytes a token: that much more text per step
     config.data.vocab_size = 1024
     config.model.hidden_size = 128
     config.model.cond_dim = 64

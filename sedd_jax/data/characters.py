@@ -5,6 +5,7 @@ Every kind has `vocab_size` (real tokens, the end-of-document token included), `
 tokenizer: its id is `vocab_size`, and only `decode` knows it.
 """
 
+import abc
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -18,20 +19,20 @@ END_OF_DOCUMENT = "<|endoftext|>"
 SETTINGS_FILE = "tokenizer.json"
 
 
-class Tokenizer:
+class Tokenizer(abc.ABC):
     """What all tokenizers share; a subclass sets the attributes and adds the four methods below."""
 
     kind: str
     vocab_size: int
     eod_id: int | None
 
+    @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """Token ids of `text`, int32 [tokens], without an end-of-document token."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _decode_run(self, ids: np.ndarray) -> str:
         """Text of int64 [tokens] ids that hold neither the end-of-document token nor the mask."""
-        raise NotImplementedError
 
     def _settings(self) -> dict[str, Any]:
         """What `tokenizer.json` holds besides the kind."""

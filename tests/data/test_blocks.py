@@ -85,6 +85,9 @@ def test_large_vocabularies_use_four_bytes(tmp_path, corpus, monkeypatch):
         def encode(self, text):
             return np.full(len(text), 7, np.int32)
 
+        def _decode_run(self, ids):
+            return ""
+
     monkeypatch.setattr(blocks_module, "build_tokenizer", lambda *args, **kwargs: Wide())
     dataset = _prepare(tmp_path / "data", corpus)
     assert dataset.manifest["dtype"] == "uint32"
