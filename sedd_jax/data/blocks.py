@@ -110,6 +110,12 @@ def prepare_blocks(
     return _reopen(folder, settings)
 
 
+def clear_drafts(folder: pathlib.Path) -> None:
+    """Removes what runs killed while preparing `folder` left beside it."""
+    for draft in folder.absolute().parent.glob(f".{folder.name}.*.draft"):
+        shutil.rmtree(draft)
+
+
 def open_blocks(folder: str | pathlib.Path) -> Dataset:
     """Opens a prepared folder; the corpus it was made from is not needed.
 

@@ -1,10 +1,9 @@
 """The run folder: its data and its settings, made once, checked ever after."""
 
 import os
-import shutil
 from pathlib import Path
 
-from sedd_jax.data.blocks import Dataset, open_blocks, prepare_blocks
+from sedd_jax.data.blocks import Dataset, clear_drafts, open_blocks, prepare_blocks
 from sedd_jax.errors import BadInput
 from sedd_jax.runtime import config as configs
 from sedd_jax.runtime.config import Config
@@ -42,8 +41,7 @@ def open_run(run: Path, config: Config) -> Dataset:
 def _check_folder(run):
     if not run.exists():
         return
-    for draft in run.glob(f".{DATA_FOLDER}.*.draft"):  # left by a run killed while preparing
-        shutil.rmtree(draft)
+    clear_drafts(run / DATA_FOLDER)
     is_run = (run / CONFIG_FILE).is_file() or (run / DATA_FOLDER).is_dir()
     if not run.is_dir() or (any(run.iterdir()) and not is_run):
         raise BadInput(f"{run} exists and is not a run folder; choose another --workdir.")
