@@ -13,6 +13,8 @@ FLOORS = [
     {"model"},
     {"runtime"},
     {"inference"},
+    {"enumeration"},
+    {"claims"},
     {"train", "sample"},
 ]
 BINARIES = FLOORS[-1]

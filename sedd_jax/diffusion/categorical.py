@@ -50,6 +50,12 @@ def categorical(key: Key[Array, ""], weights: Float[Array, "*s V"]) -> Int[Array
     return jnp.argmax(jnp.log(weights) + noise, axis=-1).astype(jnp.int32)
 
 
+def jump_law(probs: Float[Array, "*s V"]) -> Float[Array, "*s V"]:
+    """Returns the law that `jump` draws from: negative weights count as zero, rows sum to 1."""
+    weights = jnp.maximum(probs, 0)
+    return weights / weights.sum(-1, keepdims=True)
+
+
 def jump(
     key: Key[Array, ""], xt: Int[Array, "*s"], probs: Float[Array, "*s V"]
 ) -> Int[Array, "*s"]:

@@ -1,0 +1,93 @@
+"""The law of what a sampler draws, without drawing: whole laws pushed through its steps."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sedd_jax.diffusion.categorical import jump_law
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.reverse import SAMPLERS
+from sedd_jax.diffusion.tweedie import denoise_probs
+from sedd_jax.enumeration.space import Law, Space, float64, product_law
+from sedd_jax.model.score_model import Params
+from sedd_jax.runtime.components import Components
+
+
+def sampler_law(
+    components: Components,
+    params: Params,
+    space: Space,
+    *,
+    steps: int,
+    sampler: str,
+    t_min: float,
+    denoise: bool = True,
+) -> Law:
+    """Returns the law of the sequences that `build_generator` with these settings draws.
+
+    Exact: the law at t = 1 is pushed through every step as a matrix, with the weights that the
+    sampler itself computes, in JAX's present precision.
+
+    Args:
+      components: graph, noise and score model.
+      params: of the score model.
+      space: all sequences.
+      steps: reverse steps before the final one.
+      sampler: a key of SAMPLERS.
+      t_min: the time at which the steps end.
+      denoise: take the final denoising step.
+    """
+    step_law, final_law = _compiled(components, space)
+    times = jnp.linspace(1.0, t_min, steps + 1)
+    law = space.limit()
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        law = law @ product_law(np.float64(step_law(params, t, t_next, sampler)))
+    if denoise:
+        law = space.embedded(law @ product_law(np.float64(final_law(params, times[-1]))))
+    return law
+
+
+def reverse_law(space: Space, noise: Noise, data: Law, t: float) -> Law:
+    """Returns the law at time t of the exact reverse process, started like the samplers.
+
+    It differs from p_t only as far as the limit differs from p_1; a sampler with exact scores
+    differs from it by its discretisation alone.
+
+    Args:
+      space: all sequences.
+      noise: the schedule.
+      data: law of the data.
+      t: time, in [0, 1]; at 0, the data.
+    """
+    with float64():
+        sigma_1, sigma_t = (float(noise.sigma(jnp.float64(time))) for time in (1.0, t))
+    sigma_t = sigma_t if t > 0 else 0.0
+    weight = space.limit() / (data @ space.transition(sigma_1))
+    return (data @ space.transition(sigma_t)) * (space.transition(sigma_1 - sigma_t) @ weight)
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(components, space):
+    """The laws of every position after a step and after the final one, from every sequence."""
+    graph, noise, model = components
+    xt = jnp.asarray(space.states)
+
+    def scores(params, t) -> tuple[Float[Array, "S"], Float[Array, "S L V"]]:
+        t = jnp.broadcast_to(t, len(xt))
+        return t, jnp.exp(model.apply(params, xt, noise.sigma(t)))
+
+    @functools.partial(jax.jit, static_argnums=3)
+    def step_law(params, t, t_next, sampler):
+        t, score = scores(params, t)
+        t_next = jnp.broadcast_to(t_next, len(xt))
+        return jump_law(SAMPLERS[sampler](graph, noise, xt, score, t, t_next))
+
+    @jax.jit
+    def final_law(params, t):
+        t, score = scores(params, t)
+        return jump_law(denoise_probs(graph, xt, score, noise.sigma(t)))
+
+    return step_law, final_law
