@@ -22,7 +22,7 @@ from sedd_jax.enumeration.objectives import (
     implicit_score_entropy,
 )
 from sedd_jax.enumeration.scores import exact_model, exact_params
-from sedd_jax.enumeration.space import Law, Space, product_law
+from sedd_jax.enumeration.space import Law, Space, float64, product_law
 
 SIGMAS = (0.05, 0.7, 3.0)
 ROUNDING = 1e-10  # of sums of some thousand float64 terms of order 1
@@ -37,7 +37,7 @@ def check_scores(space: Space, noise: Noise, data: Law, seed: int = 0) -> Sectio
       data: law of the data.
       seed: of the random scores that the true ones are compared with.
     """
-    with jax.enable_x64(True):
+    with float64():
         rng = np.random.default_rng(seed)
         table, step_claims = _steps(space, noise, data, rng)
         claims = [*_kernels(space, data), *_objectives(space, data, rng), *step_claims]
@@ -109,6 +109,7 @@ def _steps(space, noise, data, rng):
     """Theorem 4.1 and 4.2 on steps of several sizes from the middle of the schedule."""
     times = [(0.5, s) for s in (0.0, 0.25, 0.4, 0.45, 0.475)]
     rows, posterior_error, product_error, margin = [], 0.0, 0.0, np.inf
+    over_euler = np.inf
     for t, s in times:
         sigma_t, sigma_s = float(noise.sigma(t)), float(noise.sigma(s)) if s > 0 else 0.0
         marginal = data @ space.transition(sigma_t)
@@ -128,7 +129,7 @@ def _steps(space, noise, data, rng):
         for _ in range(5):
             other = probs["tweedie"] * np.exp(rng.normal(0, 0.1, probs["tweedie"].shape))
             margin = min(margin, _mean_kl(weight, posterior, other) - loss["tweedie"])
-        margin = min(margin, loss["euler"] - loss["tweedie"])
+        over_euler = min(over_euler, loss["euler"] - loss["tweedie"])
         rows.append((t - s, loss["tweedie"], loss["euler"]))
     table = Table(
         "Mean KL of the true reverse step from t = 0.5 to each rule, nats",
@@ -138,8 +139,9 @@ def _steps(space, noise, data, rng):
     claims = [
         Claim("Thm. 4.1, Eq. 18: denoiser - posterior of x_0", posterior_error, "<=", ROUNDING),
         Claim("Eq. 19: Tweedie step - posterior of x_s per token", product_error, "<=", ROUNDING),
-        # Euler equals Tweedie under absorbing log-linear noise, up to rounding
-        Claim("Thm. 4.2: KL of any other rule - KL of Tweedie", float(margin), ">=", -1e-12),
+        Claim("Thm. 4.2: least KL of 20 disturbed rules - KL of Tweedie", margin, ">=", 1e-6),
+        # under absorbing log-linear noise the two are equal, up to rounding
+        Claim("Thm. 4.2: least KL of Euler - KL of Tweedie", over_euler, ">=", -1e-12),
     ]
     return table, claims
 

@@ -46,7 +46,14 @@ def categorical(key: Key[Array, ""], weights: Float[Array, "*s V"]) -> Int[Array
       key: random key, used once.
       weights: non-negative and not all zero along the last axis; need not be normalised.
     """
-    noise = gumbel_from_uniform(uniform(key, weights.shape))
+    return categorical_from_uniform(uniform(key, weights.shape), weights)
+
+
+def categorical_from_uniform(
+    u: Float[Array, "*s V"], weights: Float[Array, "*s V"]
+) -> Int[Array, "*s"]:
+    """Returns what `categorical` draws where `uniform` gives u."""
+    noise = gumbel_from_uniform(u)
     return jnp.argmax(jnp.log(weights) + noise, axis=-1).astype(jnp.int32)
 
 
@@ -71,10 +78,22 @@ def jump(
       probs: weights of the next state, need not be normalised.
     """
     jump_key, target_key = jax.random.split(key)
+    return jump_from_uniforms(
+        uniform(jump_key, xt.shape), uniform(target_key, probs.shape), xt, probs
+    )
+
+
+def jump_from_uniforms(
+    u_jump: Float[Array, "*s"],
+    u_target: Float[Array, "*s V"],
+    xt: Int[Array, "*s"],
+    probs: Float[Array, "*s V"],
+) -> Int[Array, "*s"]:
+    """Returns what `jump` draws where `uniform` gives u_jump and u_target."""
     weights = jnp.maximum(probs, 0)
     at_xt = jax.nn.one_hot(xt, probs.shape[-1], dtype=bool)
     away = jnp.where(at_xt, 0, weights)
     leave = away.sum(-1)
     stay = jnp.where(at_xt, weights, 0).sum(-1)
-    leaves = bernoulli(jump_key, jnp.where(stay > 0, leave / (leave + stay), 1.0))
-    return jnp.where(leaves, categorical(target_key, away), xt)
+    leaves = u_jump < jnp.where(stay > 0, leave / (leave + stay), 1.0)
+    return jnp.where(leaves, categorical_from_uniform(u_target, away), xt)

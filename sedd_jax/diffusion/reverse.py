@@ -55,7 +55,8 @@ def _tweedie(graph, noise, xt, score, t, t_next):
     return tweedie_probs(graph, xt, score, noise.sigma(t) - noise.sigma(t_next))
 
 
-SAMPLERS = {"euler": _euler, "tweedie": _tweedie}
+StepRule = Callable[..., Float[Array, "B L V"]]  # (graph, noise, xt, score, t, t_next) -> weights
+SAMPLERS: dict[str, StepRule] = {"euler": _euler, "tweedie": _tweedie}
 
 
 class Clamp(NamedTuple):

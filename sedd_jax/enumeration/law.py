@@ -1,6 +1,7 @@
 """The law of what a sampler draws, without drawing: whole laws pushed through its steps."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float
 
 from sedd_jax.diffusion.categorical import jump_law
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.diffusion.reverse import SAMPLERS
+from sedd_jax.diffusion.reverse import SAMPLERS, StepRule
 from sedd_jax.diffusion.tweedie import denoise_probs
 from sedd_jax.enumeration.space import Law, Space, float64, product_law
 from sedd_jax.model.score_model import Params
@@ -22,7 +23,7 @@ def sampler_law(
     space: Space,
     *,
     steps: int,
-    sampler: str,
+    sampler: str | StepRule,
     t_min: float,
     denoise: bool = True,
 ) -> Law:
@@ -36,15 +37,16 @@ def sampler_law(
       params: of the score model.
       space: all sequences.
       steps: reverse steps before the final one.
-      sampler: a key of SAMPLERS.
+      sampler: a key of SAMPLERS, or another rule.
       t_min: the time at which the steps end.
       denoise: take the final denoising step.
     """
     step_law, final_law = _compiled(components, space)
     times = jnp.linspace(1.0, t_min, steps + 1)
+    rule = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
     law = space.limit()
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
-        law = law @ product_law(np.float64(step_law(params, t, t_next, sampler)))
+    for t, t_next in itertools.pairwise(times):
+        law = law @ product_law(np.float64(step_law(params, t, t_next, rule)))
     if denoise:
         law = space.embedded(law @ product_law(np.float64(final_law(params, times[-1]))))
     return law
@@ -80,10 +82,10 @@ def _compiled(components, space):
         return t, jnp.exp(model.apply(params, xt, noise.sigma(t)))
 
     @functools.partial(jax.jit, static_argnums=3)
-    def step_law(params, t, t_next, sampler):
+    def step_law(params, t, t_next, rule):
         t, score = scores(params, t)
         t_next = jnp.broadcast_to(t_next, len(xt))
-        return jump_law(SAMPLERS[sampler](graph, noise, xt, score, t, t_next))
+        return jump_law(rule(graph, noise, xt, score, t, t_next))
 
     @jax.jit
     def final_law(params, t):

@@ -111,7 +111,7 @@ class Space:
 
 
 def product_law(probs: Float[np.ndarray, "S L N"]) -> Float[np.ndarray, "S M"]:
-    """Returns the law of N^L sequences whose position i is drawn from probs[s, i], independently."""
+    """Returns the law of N^L sequences with position i drawn from probs[s, i], independently."""
     law = np.ones((len(probs), 1))
     for position in range(probs.shape[1]):
         law = (law[:, :, None] * probs[:, None, position]).reshape(len(probs), -1)
