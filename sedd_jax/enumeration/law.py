@@ -41,15 +41,21 @@ def sampler_law(
       t_min: the time at which the steps end.
       denoise: take the final denoising step.
     """
-    step_law, final_law = _compiled(components, space)
+    step_law, _ = _compiled(components, space)
     times = jnp.linspace(1.0, t_min, steps + 1)
     rule = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
     law = space.limit()
     for t, t_next in itertools.pairwise(times):
         law = law @ product_law(np.float64(step_law(params, t, t_next, rule)))
-    if denoise:
-        law = space.embedded(law @ product_law(np.float64(final_law(params, times[-1]))))
-    return law
+    return space.embedded(law @ denoising_kernel(components, params, space, t_min)) if denoise else law
+
+
+def denoising_kernel(
+    components: Components, params: Params, space: Space, t: float
+) -> Float[np.ndarray, "S C"]:
+    """Returns the law of the final denoising step from time t: [from, to a clean sequence]."""
+    _, final_law = _compiled(components, space)
+    return product_law(np.float64(final_law(params, t)))
 
 
 def reverse_law(space: Space, noise: Noise, data: Law, t: float) -> Law:

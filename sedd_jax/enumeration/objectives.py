@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import xlogy
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sedd_jax.diffusion.score_entropy import score_entropy
-from sedd_jax.enumeration.space import Law, Space
+from sedd_jax.enumeration.space import Law, Space, product_law
 
 Table = Float[Array, "S L V"] | Float[np.ndarray, "S L V"]
 
@@ -45,10 +45,16 @@ def denoising_score_entropy(
 
     Its constant is that of the ratios given x_0, so it exceeds Eq. 5 by a constant.
     """
-    graph, count = space.graph, len(space.states)
-    states = jnp.asarray(space.states)
-    sigmas = jnp.full(count, sigma)
-    kernel = space.transition(sigma)
+    rows = np.flatnonzero(data)
+    return data[rows] @ denoising_losses(space, log_score, rows, sigma)
+
+
+def denoising_losses(
+    space: Space, log_score: Table, rows: Int[np.ndarray, "N"], sigma: float | Float[Array, ""]
+) -> Float[Array, "N"]:
+    """Returns E over x_t of the summed `score_entropy` given x_0, for the sequences x_0 in rows."""
+    graph, states = space.graph, jnp.asarray(space.states)
+    sigmas = jnp.full(len(states), sigma)
 
     def given(x0):
         # a sequence that x_0 cannot reach has probability 0; its loss is taken at an x_0 that can
@@ -57,9 +63,9 @@ def denoising_score_entropy(
         x0 = jnp.where(possible > 0, x0, states)
         return score_entropy(graph, jnp.asarray(log_score), sigmas, states, x0).sum(-1)
 
-    rows = np.flatnonzero(data)
-    losses = jax.lax.map(given, states[rows])
-    return jnp.sum(data[rows, None] * kernel[rows] * losses)
+    starts = states[rows]
+    kernel = product_law(graph.transition(starts, jnp.asarray(sigma)))
+    return jnp.sum(kernel * jax.lax.map(given, starts), axis=-1)
 
 
 def concrete_score_matching(space: Space, score: Table, marginal: Law) -> Float[Array, ""]:

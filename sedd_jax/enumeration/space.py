@@ -10,7 +10,7 @@ import functools
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from sedd_jax.diffusion.graph import Graph
 
@@ -110,10 +110,10 @@ class Space:
         return self.graph.num_states ** np.arange(self.length)[::-1]
 
 
-def product_law(probs: Float[np.ndarray, "S L N"]) -> Float[np.ndarray, "S M"]:
+def product_law(probs: Float[Array | np.ndarray, "S L N"]) -> Float[Array | np.ndarray, "S M"]:
     """Returns the law of N^L sequences with position i drawn from probs[s, i], independently."""
-    law = np.ones((len(probs), 1))
-    for position in range(probs.shape[1]):
+    law = probs[:, 0]
+    for position in range(1, probs.shape[1]):
         law = (law[:, :, None] * probs[:, None, position]).reshape(len(probs), -1)
     return law
 
