@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -71,7 +71,7 @@ def render(section: Section) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(sections: Iterable[Section], folder: Path) -> None:
+def write(sections: Sequence[Section], folder: Path) -> None:
     """Writes all figures to `report.json` and every plot to a PNG file of its name.
 
     Args:

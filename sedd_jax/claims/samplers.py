@@ -58,7 +58,7 @@ def check_samplers(
     for name, noise in schedules.items():
         with float64():
             components = Components(space.graph, noise, exact_model(space))
-            params = exact_params(space, data)
+            params = exact_params(data)
             laws = {
                 (rule, count, denoise): sampler_law(
                     components,
@@ -81,7 +81,7 @@ def check_samplers(
         for rule in ("euler", "tweedie"):
             distances = [total_variation(laws[rule, count, True], data) for count in steps]
             curves[f"{rule}, {name}"] = (steps, distances)
-        params = exact_params(space, data)  # float32, as samples are drawn
+        params = exact_params(data)  # float32, as samples are drawn
         for count in drawn_steps:
             settings = {"steps": count, "t_min": t_min, "num_samples": num_samples}
             frequencies = draw(components, params, space, **settings)

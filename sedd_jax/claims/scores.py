@@ -46,7 +46,7 @@ def check_scores(space: Space, noise: Noise, data: Law, seed: int = 0) -> Sectio
 
 def _kernels(space, data):
     generator = space.forward_generator()
-    model, params = exact_model(space), exact_params(space, data)
+    model, params = exact_model(space), exact_params(data)
     kernel_error = score_error = 0.0
     for sigma in SIGMAS:
         dense = expm(sigma * generator)  # [to, from]
@@ -151,7 +151,7 @@ def _probs(space, noise, data, t, s, delta_sigma):
     count = len(space.states)
     graph, xt = space.graph, jnp.asarray(space.states)
     sigma = jnp.full(count, float(noise.sigma(t)))
-    score = jnp.exp(exact_model(space).apply(exact_params(space, data), xt, sigma))
+    score = jnp.exp(exact_model(space).apply(exact_params(data), xt, sigma))
     rate_times_step = jnp.full(count, float(noise.dsigma(t)) * (t - s))
     return {
         "tweedie": jump_law(tweedie_probs(graph, xt, score, jnp.full(count, delta_sigma))),
@@ -161,7 +161,7 @@ def _probs(space, noise, data, t, s, delta_sigma):
 
 def _probs_denoise(space, data, sigma):
     xt, sigma = jnp.asarray(space.states), jnp.full(len(space.states), sigma)
-    score = jnp.exp(exact_model(space).apply(exact_params(space, data), xt, sigma))
+    score = jnp.exp(exact_model(space).apply(exact_params(data), xt, sigma))
     return np.asarray(denoise_probs(space.graph, xt, score, sigma))
 
 

@@ -73,7 +73,8 @@ def reverse_law(space: Space, noise: Noise, data: Law, t: float) -> Law:
     with float64():
         sigma_1, sigma_t = (float(noise.sigma(jnp.float64(time))) for time in (1.0, t))
     sigma_t = sigma_t if t > 0 else 0.0
-    weight = space.limit() / (data @ space.transition(sigma_1))
+    last = data @ space.transition(sigma_1)
+    weight = np.where(last > 0, space.limit() / np.where(last > 0, last, 1), 0)
     return (data @ space.transition(sigma_t)) * (space.transition(sigma_1 - sigma_t) @ weight)
 
 

@@ -76,12 +76,12 @@ def concrete_score_matching(space: Space, score: Table, marginal: Law) -> Float[
 
 def _weights_in(space):
     """w_xy = Q[x, y]: the rate of going from y to x, for y != x."""
-    return _off_diagonal(space, space.graph.transposed_rate(space.states))
+    return _off_diagonal(space, space.graph.transposed_rate(jnp.asarray(space.states)))
 
 
 def _weights_out(space):
     """w_yx = Q[y, x]: the rate of going from x to y, for y != x."""
-    return _off_diagonal(space, space.graph.rate(space.states))
+    return _off_diagonal(space, space.graph.rate(jnp.asarray(space.states)))
 
 
 def _off_diagonal(space, rates):

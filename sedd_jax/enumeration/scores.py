@@ -9,9 +9,9 @@ from jaxtyping import Array, Float, Int, Key
 from sedd_jax.enumeration.space import Law, Space
 from sedd_jax.model.score_model import Params, ScoreModel
 
-# Share of uniform data mixed into the law, so that a ratio to or from a sequence of probability 0
-# is defined: nearly 0, and among impossible sequences that of the uniform guess.
-SMOOTHING = 1e-30
+# Log of the share of uniform data mixed into the law, so that a ratio to or from a sequence of
+# probability 0 is defined: nearly 0, and among impossible sequences that of the uniform guess.
+LOG_SMOOTHING = -69.0  # 1e-30
 
 
 def exact_model(space: Space) -> ScoreModel:
@@ -24,7 +24,7 @@ def exact_model(space: Space) -> ScoreModel:
 
     def init(key):
         del key
-        return exact_params(space, space.guess())
+        return exact_params(space.guess())
 
     def apply(
         params: Params,
@@ -39,9 +39,9 @@ def exact_model(space: Space) -> ScoreModel:
     return ScoreModel(init, apply)
 
 
-def exact_params(space: Space, data: Law) -> Params:
+def exact_params(data: Law) -> Params:
     """Returns the parameters of `exact_model` for a law of data, in JAX's present precision."""
-    return {"data": jnp.asarray((1 - SMOOTHING) * data + SMOOTHING * space.guess())}
+    return {"data": jnp.asarray(data, float)}
 
 
 def tabulated(model: ScoreModel, space: Space) -> ScoreModel:
@@ -62,14 +62,20 @@ def tabulated(model: ScoreModel, space: Space) -> ScoreModel:
 
 def _log_ratios(graph, data, xt, sigma):
     """The log ratios [L, V] of one sequence."""
-    kernel = graph.transition(jnp.arange(graph.num_states), sigma)  # [x_0, x_t]
-    marginal = data
-    for _ in range(data.ndim):  # every turn noises the first axis and moves it to the end
-        marginal = jnp.tensordot(marginal, kernel, axes=(0, 0))
-    log_marginal = jnp.log(marginal)
+    log_marginal = _log_marginal(graph, data, sigma)
     rows = []
     for position in range(data.ndim):
         here = tuple(x if i != position else slice(None) for i, x in enumerate(xt))
         rows.append(log_marginal[here])
-    log_ratios = jnp.stack(rows)
-    return log_ratios - log_marginal[tuple(xt)]
+    return jnp.stack(rows) - log_marginal[tuple(xt)]
+
+
+def _log_marginal(graph, data, sigma):
+    """Log p_t of every sequence, [V, ..., V], of data mixed with a trace of the uniform guess."""
+    kernel = graph.transition(jnp.arange(graph.num_states), sigma)  # [x_0, x_t]
+    log_guess_token = jnp.log(kernel[: graph.num_tokens].mean(0))
+    marginal, log_guess = data, jnp.zeros(())
+    for _ in range(data.ndim):  # every turn noises the first axis and moves it to the end
+        marginal = jnp.tensordot(marginal, kernel, axes=(0, 0), precision="highest")
+        log_guess = log_guess[..., None] + log_guess_token.reshape((1,) * log_guess.ndim + (-1,))
+    return jnp.logaddexp(jnp.log(marginal), LOG_SMOOTHING + log_guess)

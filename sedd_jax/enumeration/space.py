@@ -9,6 +9,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -69,12 +70,13 @@ class Space:
 
     def forward_generator(self) -> Float[np.ndarray, "S S"]:
         """Returns Q of sequences (Section 3.3): the sum of the token Q over positions."""
-        return self.generator(np.float64(self.graph.rate(self.states)))
+        return self.generator(np.float64(self.graph.rate(jnp.asarray(self.states))))
 
     def transition(self, sigma: float) -> Float[np.ndarray, "S S"]:
         """Returns exp(sigma Q) of sequences, [from, to]: the product over positions (Eq. 14)."""
         with float64():
-            return product_law(np.asarray(self.graph.transition(self.states, np.float64(sigma))))
+            states = jnp.asarray(self.states)
+            return product_law(np.asarray(self.graph.transition(states, jnp.float64(sigma))))
 
     def embedded(self, law: Float[np.ndarray, "C"]) -> Law:
         """Returns a law over the clean sequences alone as one over all."""

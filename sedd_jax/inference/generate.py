@@ -133,6 +133,9 @@ def generate(
     """
     length = checkpoint.config.model.length if length is None else length
     _check_positive(num_samples=num_samples, length=length, steps=steps, batch_size=batch_size)
+    model = checkpoint.config.model
+    if model.learned_positions and length > model.length:
+        raise BadInput(f"The model has learned {model.length} positions; length is {length}.")
     if sampler not in SAMPLERS:
         raise BadInput(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
     prompt = free(num_samples, length) if prompt is None else prompt

@@ -31,6 +31,9 @@ class TransformerConfig:
       num_heads: attention heads.
       dropout: rate on the residual branches, used only where a dropout key is given.
       dtype: type of the matrix products; parameters, norms and log-scores stay float32.
+      max_length: learn an embedding of that many absolute positions, None for none, as published.
+        Rotary attention sees only differences of positions, so without it all positions of a
+        sequence of equal tokens, of masks say, get the same answer.
     """
 
     num_states: int
@@ -40,6 +43,7 @@ class TransformerConfig:
     num_heads: int
     dropout: float
     dtype: jnp.dtype
+    max_length: int | None = None
 
     @property
     def padded_states(self) -> int:
@@ -203,14 +207,21 @@ class Block(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """The token table, padded to a multiple of 128 rows; float32, as is the residual stream."""
+    """The token table, padded to a multiple of 128 rows, and positions; float32 throughout."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         shape = (config.padded_states, config.hidden_size)
         self.table = nnx.Param(_uniform_init(rngs.params(), shape, fan_in=config.hidden_size))
+        if config.max_length is None:
+            self.positions = None
+        else:
+            shape = (config.max_length, config.hidden_size)
+            start = _uniform_init(rngs.params(), shape, fan_in=config.hidden_size)
+            self.positions = nnx.Param(start)
 
     def __call__(self, xt: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        return self.table[...][xt]
+        x = self.table[...][xt]
+        return x if self.positions is None else x + self.positions[...][None, : xt.shape[1]]
 
 
 class Head(nnx.Module):

@@ -33,6 +33,7 @@ def build_components(config: Config, vocab_size: int) -> Components:
         num_heads=config.model.num_heads,
         dropout=config.model.dropout,
         dtype=compute_dtype(config.model.dtype),
+        max_length=config.model.length if config.model.learned_positions else None,
     )
     model = score_model(sizes, scale_by_sigma=config.model.scale_by_sigma)
     return Components(graph, build_noise(config.noise), model)

@@ -1,0 +1,23 @@
+"""Demonstrations on problems small enough to see whole: `python -m examples.NAME`."""
+
+from pathlib import Path
+
+from sedd_jax.errors import BadInput
+
+
+def new_file(workdir: str | None, name: str) -> Path:
+    """Returns the path of a file to be written in `workdir`, which is made if absent.
+
+    Raises:
+      BadInput: no folder is named, it cannot be made, or it holds such a file already.
+    """
+    if not workdir:
+        raise BadInput("--workdir=FOLDER is needed.")
+    path = Path(workdir) / name
+    if path.exists():
+        raise BadInput(f"{path} exists already; give --workdir another name.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"--workdir={workdir} cannot be made: {error}") from error
+    return path

@@ -1,0 +1,194 @@
+"""Learns six sentences of four words, {I, You, We} love {AI, NLP} ., and writes them from masks.
+
+    python -m examples.sentences --workdir=FOLDER    # TIME on 2 CPU cores
+
+Prints the forward process on one token, what the trained network predicts for masked words, one
+sample being denoised, and how often each sentence comes out of [MASK] [MASK] [MASK] [MASK]: every
+sample must be one of the six, all six alike (chi-square test), or the exit code is 1. Writes
+`frequencies.png`. Training and sampling are those of the library, on a network of 40 thousand
+parameters.
+
+The network knows positions only relative to each other (rotary embedding, as published). Four masks
+then look alike from every place, and four samples of five would be no sentence. So it is shown a
+full stop in front of the four words, the end of the sentence before.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from scipy.stats import chisquare
+
+from examples import new_file
+from sedd_jax.diffusion import graph
+from sedd_jax.diffusion.tweedie import denoise_probs
+from sedd_jax.inference.generate import build_generator, free, row_keys
+from sedd_jax.model.score_model import Params, ScoreModel
+from sedd_jax.runtime import cli
+from sedd_jax.runtime.components import Components, build_components
+from sedd_jax.runtime.config import Config, default_config, parse
+from sedd_jax.runtime.step import build_train_step, init_state, run_keys
+
+WORDS = ["I", "You", "We", "love", "AI", "NLP", ".", "[MASK]"]
+STOP = WORDS.index(".")
+
+
+def encode(*sentences: str) -> np.ndarray:
+    """Returns the ids of sentences whose words are separated by spaces, [B, L]."""
+    return np.array([[WORDS.index(word) for word in one.split()] for one in sentences], np.int32)
+
+
+def decode(row: np.ndarray) -> str:
+    """Returns the sentence of a row of ids."""
+    return " ".join(WORDS[token] for token in row)
+
+
+DATA = encode(*(f"{who} love {what} ." for who in ("I", "You", "We") for what in ("AI", "NLP")))
+PARTLY_NOISED = ("[MASK] love [MASK] .", "You [MASK] NLP [MASK]", "[MASK] [MASK] [MASK] [MASK]")
+
+
+def settings() -> Config:
+    """Returns the settings of the run: the default ones but for the sizes and the pace."""
+    config = default_config()
+    config.model.hidden_size = 32
+    config.model.cond_dim = 16
+    config.model.num_blocks = 2
+    config.model.num_heads = 2
+    config.model.length = DATA.shape[1]
+    config.model.dropout = 0.0
+    config.train.steps = 2500
+    config.train.batch_size = 16 * len(DATA)
+    config.train.t_min = 0.05  # fewer rare, large weights 1/t; the last step takes what is left
+    config.optim.learning_rate = 5e-3
+    config.optim.warmup_steps = 20
+    config.optim.decay = "cosine"
+    config.optim.ema_decay = 0.98  # the run is shorter than the memory of 0.9999
+    return parse(config)
+
+
+def after_a_stop(model: ScoreModel) -> ScoreModel:
+    """Returns the model with a full stop before every row: without it four masks are all alike."""
+
+    def apply(params, xt, sigma, key=None):
+        framed = jnp.pad(xt, ((0, 0), (1, 0)), constant_values=STOP)
+        return model.apply(params, framed, sigma, key=key)[:, 1:]
+
+    return ScoreModel(model.init, apply)
+
+
+def train(config: Config) -> tuple[Components, Params, list[float]]:
+    """Returns graph, noise and network, the averaged weights, and the loss of every step."""
+    components = build_components(config, vocab_size=len(WORDS) - 1)
+    components = components._replace(model=after_a_stop(components.model))
+    keys = run_keys(config.seed)
+    state = jax.jit(lambda key: init_state(key, components, config))(keys.init)
+    train_step = jax.jit(build_train_step(components, config, keys.train), donate_argnums=0)
+    batch, losses = jnp.asarray(np.tile(DATA, (config.train.batch_size // len(DATA), 1))), []
+    for _ in range(config.train.steps):
+        state, metrics = train_step(state, batch)
+        losses.append(metrics["loss"])
+    return components, state.ema_params, jax.device_get(losses)
+
+
+def predictions(components: Components, params: Params, xt: np.ndarray, t: float) -> np.ndarray:
+    """Returns the predicted law of the clean word at every place (Eq. 18), [B, L, words]."""
+    sigma = jnp.broadcast_to(components.noise.sigma(jnp.float32(t)), len(xt))
+    score = jnp.exp(components.model.apply(params, jnp.asarray(xt), sigma))
+    probs = denoise_probs(components.graph, jnp.asarray(xt), score, sigma)
+    return np.asarray(probs / probs.sum(-1, keepdims=True))
+
+
+def draw(components: Components, params: Params, config: Config, num_samples: int, steps: int):
+    """Returns samples [N, L] and how the first came about, [steps + 2, L]."""
+    generator = build_generator(
+        components, steps=steps, sampler="tweedie", t_min=config.train.t_min, trace=True
+    )
+    keys = row_keys(run_keys(config.seed).sample, jnp.arange(num_samples))
+    tokens, diagnostics = jax.jit(generator)(params, keys, free(num_samples, DATA.shape[1]))
+    return np.asarray(tokens), np.asarray(diagnostics.trace[:, 0])
+
+
+def frequencies(tokens: np.ndarray) -> tuple[np.ndarray, int, float]:
+    """Returns how many samples are each sentence, how many are none, and the chi-square p-value."""
+    counts = (tokens[:, None] == DATA).all(-1).sum(0)
+    return counts, len(tokens) - int(counts.sum()), float(chisquare(counts).pvalue)
+
+
+def fault(invalid: int, p_value: float) -> str:
+    """Returns what is wrong with the samples, nothing if they are as they must be."""
+    if invalid:
+        return f"failed: {invalid} of the samples are none of the six sentences."
+    if p_value < 1e-3:
+        return f"failed: the six sentences are not equally frequent, p = {p_value:.1e}."
+    return ""
+
+
+def show_forward(sigma: float = 1.5) -> None:
+    """Prints the law of one token after the forward process (Eq. 16)."""
+    words = ("cat", "dog")
+    law = graph.absorbing(len(words)).transition(jnp.array(words.index("cat")), jnp.array(sigma))
+    cells = ", ".join(f"{word} {p:.3f}" for word, p in zip((*words, "[MASK]"), law, strict=True))
+    print(f"cat after total noise {sigma}: {cells}; 1 - exp(-{sigma}) = {-np.expm1(-sigma):.3f}")
+
+
+def show_predictions(components: Components, params: Params) -> None:
+    """Prints the predicted law of every masked word of some sentences."""
+    for row, laws in zip(
+        encode(*PARTLY_NOISED),
+        predictions(components, params, encode(*PARTLY_NOISED), t=0.5),
+        strict=True,
+    ):
+        print(f"\n{decode(row)}")
+        for place in np.flatnonzero(row == len(WORDS) - 1):
+            cells = zip(WORDS, laws[place], strict=False)  # no law has an entry for the mask
+            print(f"  word {place + 1}: " + "  ".join(f"{word} {p:.4f}" for word, p in cells))
+
+
+def plot(counts: np.ndarray, file: Path) -> None:
+    """Writes the frequencies as bars, with that of equal shares."""
+    from matplotlib.figure import Figure  # only here: a plot is the last thing that is made
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.bar([decode(row) for row in DATA], counts)
+    axes.axhline(counts.sum() / len(DATA), color="black", linestyle="--", label="equal shares")
+    axes.set_ylabel(f"of {counts.sum()} samples")
+    axes.tick_params("x", rotation=20)
+    axes.legend(loc="lower right")
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    """Trains, shows and checks."""
+    file = new_file(flags.FLAGS.workdir, "frequencies.png")
+    show_forward()
+    config = settings()
+    components, params, losses = train(config)
+    print(
+        f"\nloss, mean of the first and of the last 100 of {len(losses)} steps: "
+        f"{np.mean(losses[:100]):.3f}, {np.mean(losses[-100:]):.3f} nats per word"
+    )
+    show_predictions(components, params)
+    tokens, trace = draw(components, params, config, flags.FLAGS.num_samples, steps=16)
+    print("\none sample:")
+    for step, row in enumerate(trace):
+        if step == 0 or (row != trace[step - 1]).any():
+            print(f"  after {step:2d} network evaluations: {decode(row)}")
+    counts, invalid, p_value = frequencies(tokens)
+    print(f"\n{len(tokens)} samples:")
+    for row, count in zip(DATA, counts, strict=True):
+        print(f"  {decode(row):15}{count:6d}{count / len(tokens):8.3f}")
+    print(f"  {'none of them':15}{invalid:6d}\nchi-square test of equal shares: p = {p_value:.3f}")
+    plot(counts, file)
+    print(f"written: {file}")
+    if reason := fault(invalid, p_value):
+        sys.exit(reason)
+
+
+if __name__ == "__main__":  # flags only here: the binaries define one of the same name
+    flags.DEFINE_string("workdir", None, "Folder for the plot; made if absent.")
+    flags.DEFINE_integer("num_samples", 600, "Number of samples.", lower_bound=60)
+    cli.run(main)

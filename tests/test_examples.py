@@ -1,0 +1,183 @@
+"""The examples show what they say: which objective learns what, and six sentences from masks."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from examples import new_file, ratios, sentences
+from sedd_jax.enumeration.objectives import implicit_score_entropy
+from sedd_jax.errors import BadInput
+from sedd_jax.runtime.components import build_components
+
+RELATIVE, ABSOLUTE = ratios.MEASURES.values()
+OUTPUT_OF = {"squared error": lambda ratio: ratio, "score entropy": np.log}
+STEPS = np.array([10, 30, 50]) - 1
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return {
+        optimizer: {name: ratios.learn(one, optimizer) for name, one in ratios.OBJECTIVES.items()}
+        for optimizer in ratios.OPTIMIZERS
+    }
+
+
+@pytest.fixture(scope="module")
+def trained():
+    config = sentences.settings()
+    short = dataclasses.replace(config.train, steps=1000)
+    config = dataclasses.replace(config, train=short)
+    components, params, losses = sentences.train(config)
+    return config, components, params, losses
+
+
+def curve(ratio, measure):
+    """The mean error after every step, at the best learning rate for this measure."""
+    return measure(ratio[ratios.best(ratio, measure)]).mean(0)
+
+
+def test_the_truth():
+    for x, p in enumerate(ratios.PROBS):
+        np.testing.assert_allclose(ratios.TRUTH[x], ratios.PROBS / p, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ratios.OBJECTIVES)
+def test_the_gradient_is_zero_at_the_truth_and_only_there(name):
+    gradient = jax.grad(ratios.OBJECTIVES[name].loss)
+    output = jnp.float32(OUTPUT_OF[name](ratios.TRUTH))[:, None]
+    assert np.abs(gradient(output)).max() < 1e-6
+    off_diagonal = np.abs(gradient(output + 0.1))[:, 0][ratios.LEARNT]
+    assert off_diagonal.min() > 1e-4
+
+
+def test_score_entropy_needs_no_ratios():
+    def implicit(params):
+        return implicit_score_entropy(ratios.SPACE, ratios.network(params), ratios.PROBS)
+
+    def explicit(params):
+        return ratios.OBJECTIVES["score entropy"].loss(ratios.network(params))
+
+    params = ratios.init(jax.random.key(1))
+    without, given = (jax.tree.leaves(jax.grad(f)(params)) for f in (implicit, explicit))
+    for gradient, expected in zip(without, given, strict=True):
+        np.testing.assert_allclose(gradient, expected, atol=1e-5)
+
+
+def test_score_entropy_stays_positive_and_squared_error_does_not(runs):
+    for optimizer in ratios.OPTIMIZERS:
+        assert ratios.negatives(runs[optimizer]["score entropy"]).sum() == 0
+        squared = runs[optimizer]["squared error"]
+        early = squared[ratios.best(squared, RELATIVE), :, :10]
+        assert (ratios.negatives(early) > 0).any(1).mean() > 0.25  # of the initial weights
+
+
+def test_by_adam_each_objective_is_ahead_in_its_own_measure(runs):
+    squared, entropy = runs["adam"].values()
+    assert curve(entropy, RELATIVE)[-1] < 0.02
+    assert (curve(entropy, RELATIVE)[STEPS] < 0.8 * curve(squared, RELATIVE)[STEPS]).all()
+    assert curve(squared, ABSOLUTE)[-1] < 0.03
+    assert (curve(squared, ABSOLUTE)[STEPS] < curve(entropy, ABSOLUTE)[STEPS]).all()
+
+
+def test_by_gradient_descent_squared_error_is_ahead_in_both_measures(runs):
+    squared, entropy = runs["sgd"].values()
+    for measure in (RELATIVE, ABSOLUTE):
+        assert (curve(squared, measure)[STEPS] < curve(entropy, measure)[STEPS]).all()
+
+
+def test_a_rate_that_diverges_is_not_the_best():
+    ratio = np.broadcast_to(ratios.TRUTH, (2, 3, 5, 4, 4)) + np.reshape(
+        [np.nan, 1.0], (2, 1, 1, 1, 1)
+    )
+    assert ratios.best(ratio, RELATIVE) == 1
+
+
+def test_the_forward_example(capsys):
+    sentences.show_forward()
+    assert "[MASK] 0.777; 1 - exp(-1.5) = 0.777" in capsys.readouterr().out
+
+
+def test_masks_look_alike_without_a_word_in_front(trained):
+    config, components, params, _ = trained
+    masks, sigma = jnp.full((1, 4), 7), jnp.ones(1)
+    bare = build_components(config, vocab_size=7).model
+    alike = jax.jit(bare.apply)(params, masks, sigma)[0]
+    np.testing.assert_allclose(alike, np.broadcast_to(alike[:1], alike.shape), atol=1e-4)
+    framed = jax.jit(components.model.apply)(params, masks, sigma)[0]
+    assert np.abs(framed - framed[:1]).max(1)[1:].min() > 1
+
+
+def test_the_loss_reaches_the_entropy_of_the_data(trained):
+    losses = trained[-1]
+    assert np.mean(losses[-300:]) == pytest.approx(np.log(6) / 4, abs=0.03)
+
+
+@pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
+def test_predictions_are_the_conditional_laws(trained, t):
+    _, components, params, _ = trained
+    xt = sentences.encode("[MASK] love [MASK] .", "You [MASK] NLP [MASK]")
+    who, what = [1 / 3] * 3 + [0] * 4, [0] * 4 + [1 / 2] * 2 + [0]
+    one = np.eye(7)
+    want = [[who, one[3], what, one[6]], [one[1], one[3], one[5], one[6]]]
+    np.testing.assert_allclose(sentences.predictions(components, params, xt, t), want, atol=0.02)
+
+
+def test_samples_are_the_six_sentences_equally_often(trained):
+    config, components, params, _ = trained
+    tokens, trace = sentences.draw(components, params, config, num_samples=600, steps=16)
+    _, invalid, p_value = sentences.frequencies(tokens)
+    # after this short run an impossible word has a probability of about 2e-4: 0.5 in 2400 words
+    assert invalid <= 3
+    assert p_value > 1e-3
+    assert sentences.decode(trace[0]) == "[MASK] [MASK] [MASK] [MASK]"
+    np.testing.assert_array_equal(trace[-1], tokens[0])
+
+
+def test_wrong_samples_are_told():
+    even = np.repeat(sentences.DATA, 100, 0)
+    counts, *rest = sentences.frequencies(even)
+    assert (counts.tolist(), rest) == ([100] * 6, [0, pytest.approx(1)])
+    assert sentences.fault(*rest) == ""
+    odd = np.concatenate([even, sentences.encode("love love AI .")])
+    assert "1 of the samples" in sentences.fault(*sentences.frequencies(odd)[1:])
+    uneven = np.concatenate([even, even[:60]])
+    assert "not equally frequent" in sentences.fault(*sentences.frequencies(uneven)[1:])
+
+
+def test_plots_are_written(runs, tmp_path):
+    pytest.importorskip("matplotlib")
+    ratios.plot(runs["adam"], tmp_path / "ratios.png")
+    sentences.plot(np.full(6, 100), tmp_path / "frequencies.png")
+    for path in tmp_path.iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_folder_is_made_and_no_file_overwritten(tmp_path):
+    path = new_file(str(tmp_path / "a" / "b"), "plot.png")
+    assert path.parent.is_dir()
+    path.write_text("kept")
+    with pytest.raises(BadInput, match="exists already"):
+        new_file(str(path.parent), "plot.png")
+    with pytest.raises(BadInput, match="--workdir=FOLDER is needed"):
+        new_file(None, "plot.png")
+    with pytest.raises(BadInput, match="cannot be made"):
+        new_file(str(path), "plot.png")
+
+
+@pytest.mark.parametrize("name", ["ratios", "sentences"])
+def test_bad_input_is_one_line_and_a_failure(name):
+    done = subprocess.run(
+        [sys.executable, "-m", f"examples.{name}"],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (2, "error: --workdir=FOLDER is needed.\n")
