@@ -15,7 +15,6 @@ import math
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
@@ -23,6 +22,7 @@ from ml_collections import config_flags
 from sedd_jax.data.tokenizer import build_tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.bound import sequence_loss
+from sedd_jax.inference.draws import Draws, at_times
 from sedd_jax.runtime import cli
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.metrics import PendingLosses
@@ -78,15 +78,16 @@ def main() -> None:
     state = init_state(keys.init, components, settings)
     length, batch_size = settings.model.length, settings.train.batch_size
     held, times = heldout(heldout_tokens, length, settings.train.t_min)
+    draws = at_times(np.random.default_rng(settings.seed), components.noise, times, length)
 
     def bits_per_byte(params):
-        draws = [
-            loss(params, key, jnp.asarray(times[i : i + 100]), held[i : i + 100])
+        nats = [
+            loss(params, key, Draws(*(x[i : i + 100] for x in draws)), held[i : i + 100])
             for i, key in zip(
                 range(0, _HELDOUT_CROPS, 100), jax.random.split(keys.evaluate, 20), strict=True
             )
         ]
-        nats_per_token = float(np.mean(jax.device_get(draws))) / length
+        nats_per_token = float(np.mean(jax.device_get(nats))) / length
         return nats_per_token / math.log(2) / bytes_per_token
 
     rng = np.random.default_rng(_DATA_SEED.value)

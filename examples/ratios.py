@@ -7,10 +7,10 @@ same two-layer network learns s(x)_y = p(y) / p(x) by concrete score matching (E
 the ratio) and by score entropy (Eq. 5: its output is the log ratio), with exact expectations, the
 same 32 initial weights and the same optimizer; each learning rate is the best of RATES at step 70.
 
-Score entropy never has a negative ratio, squared error has some until about step 40. Which learns
-faster depends on the measure and on the optimizer. By Adam, score entropy does in relative error
-(by a factor of 1.5 to 2), squared error slightly does in absolute error; by plain gradient descent
-(--optimizer=sgd) squared error does in both.
+Score entropy never has a negative ratio; squared error has some, for some initial weights until
+step 33. Which learns faster depends on the measure and on the optimizer. By Adam, score entropy has
+the smaller relative error (by a factor of 1.5 to 2), squared error slightly the smaller absolute
+error; by plain gradient descent (--optimizer=sgd) squared error has the smaller of both.
 
 Prints the matrices of the first initial weights and the mean errors of all; writes `ratios.png`.
 """

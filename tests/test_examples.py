@@ -32,7 +32,7 @@ def runs():
 @pytest.fixture(scope="module")
 def trained():
     config = sentences.settings()
-    short = dataclasses.replace(config.train, steps=1000)
+    short = dataclasses.replace(config.train, steps=800)
     config = dataclasses.replace(config, train=short)
     components, params, losses = sentences.train(config)
     return config, components, params, losses
@@ -72,9 +72,11 @@ def test_score_entropy_needs_no_ratios():
 
 def test_score_entropy_stays_positive_and_squared_error_does_not(runs):
     for optimizer in ratios.OPTIMIZERS:
-        assert ratios.negatives(runs[optimizer]["score entropy"]).sum() == 0
-        squared = runs[optimizer]["squared error"]
-        early = squared[ratios.best(squared, RELATIVE), :, :10]
+        squared, entropy = (
+            ratio[ratios.best(ratio, RELATIVE)] for ratio in runs[optimizer].values()
+        )
+        assert (entropy > 0).all()
+        early = squared[:, :10]
         assert (ratios.negatives(early) > 0).any(1).mean() > 0.25  # of the initial weights
 
 
@@ -119,21 +121,21 @@ def test_the_loss_reaches_the_entropy_of_the_data(trained):
     assert np.mean(losses[-300:]) == pytest.approx(np.log(6) / 4, abs=0.03)
 
 
-@pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
-def test_predictions_are_the_conditional_laws(trained, t):
+def test_predictions_are_the_conditional_laws_at_all_times(trained):
     _, components, params, _ = trained
-    xt = sentences.encode("[MASK] love [MASK] .", "You [MASK] NLP [MASK]")
+    xt = np.tile(sentences.encode("[MASK] love [MASK] .", "You [MASK] NLP [MASK]"), (3, 1))
     who, what = [1 / 3] * 3 + [0] * 4, [0] * 4 + [1 / 2] * 2 + [0]
     one = np.eye(7)
-    want = [[who, one[3], what, one[6]], [one[1], one[3], one[5], one[6]]]
-    np.testing.assert_allclose(sentences.predictions(components, params, xt, t), want, atol=0.02)
+    want = [[who, one[3], what, one[6]], [one[1], one[3], one[5], one[6]]] * 3
+    got = sentences.predictions(components, params, xt, np.repeat([0.1, 0.5, 0.9], 2))
+    np.testing.assert_allclose(got, want, atol=0.03)
 
 
 def test_samples_are_the_six_sentences_equally_often(trained):
     config, components, params, _ = trained
     tokens, trace = sentences.draw(components, params, config, num_samples=600, steps=16)
     _, invalid, p_value = sentences.frequencies(tokens)
-    # after this short run an impossible word has a probability of about 2e-4: 0.5 in 2400 words
+    # after this short run an impossible word has a probability of some 2e-4: 0.5 in 2400 words
     assert invalid <= 3
     assert p_value > 1e-3
     assert sentences.decode(trace[0]) == "[MASK] [MASK] [MASK] [MASK]"

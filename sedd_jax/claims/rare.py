@@ -23,7 +23,7 @@ REACH = 32  # the race is decided within 32 times its mean, but for a share of e
 def check_rare_tokens(
     probabilities: tuple[float, ...] = (1e-4, 1e-6, 1e-8),
     steps: tuple[int, ...] = (1, 16, 256, 4096),
-    num_draws: int = 2**18,
+    num_draws: int = 2**20,
     seed: int = 0,
 ) -> Section:
     """Returns the share of its probability that a rare token keeps, by our rule and the published.
@@ -31,7 +31,7 @@ def check_rare_tokens(
     Args:
       probabilities: of the rare token; the other token has the rest.
       steps: numbers T of reverse steps, absorbing graph, log-linear noise.
-      num_draws: conditional draws for every figure; the standard error is about 6 / sqrt(num_draws).
+      num_draws: conditional draws for every figure; its standard error is 6 / sqrt(num_draws).
       seed: of the draws.
     """
     rng = np.random.default_rng(seed)

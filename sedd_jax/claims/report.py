@@ -54,8 +54,8 @@ class Section(NamedTuple):
 
     title: str
     claims: list[Claim]
-    tables: list[Table] = []
-    plots: list[Plot] = []
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
 
 
 def render(section: Section) -> str:

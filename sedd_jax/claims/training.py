@@ -1,29 +1,105 @@
 """Algorithm 1: a small network, trained as any other, recovers the data it was shown."""
 
 import functools
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from sedd_jax.enumeration.space import Law, Space
+from sedd_jax.claims.report import Claim, Plot, Section, Table
+from sedd_jax.claims.samplers import draw
+from sedd_jax.enumeration.law import sampler_law
+from sedd_jax.enumeration.space import Law, Space, kl_divergence, total_variation
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components
 from sedd_jax.runtime.config import Config
 from sedd_jax.runtime.step import build_train_step, init_state, run_keys
 
+LIMIT = 0.02  # of the total variation between samples and data
 
-def train_on(
-    components: Components, config: Config, space: Space, rows: Int[np.ndarray, "N"]
-) -> Params:
-    """Returns the averaged weights after the ordinary training on a set of sequences.
+
+class Trained(NamedTuple):
+    """The claims on training, and the weights from the largest set."""
+
+    section: Section
+    params: Params
+
+
+def check_training(
+    config: Config,
+    components: Components,
+    space: Space,
+    data: Law,
+    *,
+    set_sizes: tuple[int, ...],
+    sampler_steps: int,
+    num_samples: int,
+) -> Trained:
+    """Trains on sets of several sizes and measures how far the samples are from the data.
 
     Args:
-      components: graph, noise and network.
       config: the settings of the training.
+      components: graph, noise and network.
       space: all sequences.
-      rows: the training set, as rows of `space.states`; batches are drawn from it.
+      data: law of the data.
+      set_sizes: sequences in each training set, increasing; the claims are on the last.
+      sampler_steps: reverse steps of the sampler.
+      num_samples: samples drawn from the last network.
+    """
+    train = build_training(components, config, space)
+    settings = {"steps": sampler_steps, "t_min": config.train.t_min}
+    rows, distances = [], []
+    for size in set_sizes:
+        shown = np.random.default_rng(config.seed).choice(len(data), size, p=data)
+        params = train(shown)
+        law = sampler_law(components, params, space, sampler="tweedie", **settings)
+        frequencies = np.bincount(shown, minlength=len(data)) / size
+        distances.append(total_variation(law, data))
+        rows.append(
+            (
+                size,
+                total_variation(frequencies, data),
+                distances[-1],
+                total_variation(law, frequencies),
+                kl_divergence(data, law),
+            )
+        )
+    drawn = draw(components, params, space, num_samples=num_samples, **settings)
+    drawn_distance = total_variation(drawn, data)
+    noise = float(np.sqrt(law * (1 - law)).sum() / math.sqrt(2 * math.pi * num_samples))
+    table = Table(
+        f"Distance from the data by size of the training set; {config.train.steps} training steps "
+        f"of {config.train.batch_size}, {sampler_steps} sampling steps",
+        ("set", "TV, set to data", "TV, samples to data", "TV, samples to set", "KL, nats"),
+        rows,
+    )
+    limit = f"{set_sizes[-1]} sequences"
+    claims = [
+        Claim(f"trained on {limit}: TV of the samples' law to the data", distances[-1], "<=", LIMIT),
+        Claim(
+            f"... of {num_samples} drawn samples, less the {noise:.3f} that so many differ by chance",
+            drawn_distance - noise,
+            "<=",
+            LIMIT,
+        ),
+    ]
+    sizes = list(set_sizes)
+    curves = {
+        "samples to data": (sizes, distances),
+        "training set to data": (sizes, [row[1] for row in rows]),
+    }
+    plot = Plot("training", "sequences in the training set", "total variation", curves)
+    return Trained(Section("Training", claims, [table], [plot]), params)
+
+
+def build_training(components: Components, config: Config, space: Space):
+    """Returns train(rows) -> params: the averaged weights after `config.train.steps` steps.
+
+    One program: batches are drawn from the training set, given as rows of `space.states`, and
+    every step is that of `sedd_jax.train`.
     """
     keys = run_keys(config.seed)
     states = jnp.asarray(space.states)
@@ -33,10 +109,15 @@ def train_on(
     def train_all(state, rows):
         def step(state, index):
             key = jax.random.fold_in(keys.evaluate, index)
-            chosen = jax.random.choice(key, rows, (config.train.batch_size,))
-            return train_step(state, states[chosen])
+            batch = states[jax.random.choice(key, rows, (config.train.batch_size,))]
+            return train_step(state, batch)
 
-        return jax.lax.scan(step, state, jnp.arange(config.train.steps))
+        state, _ = jax.lax.scan(step, state, jnp.arange(config.train.steps))
+        return state.ema_params
 
-    state, metrics = train_all(init_state(keys.init, components, config), jnp.asarray(rows))
-    return state.ema_params, metrics
+    def train(rows: Int[np.ndarray, "N"]) -> Params:
+        state = init_state(keys.init, components, config)
+        # padded by repetition to one shape, so that all sets share a program
+        return train_all(state, jnp.asarray(np.resize(rows, PADDED)))
+
+    return train

@@ -79,6 +79,11 @@ class Graph(abc.ABC):
         moved = -jnp.expm1(-sigma)
         return jnp.exp(-sigma) * self._one_hot(x) + moved * self.limit[x][..., None]
 
+    def noised_guess(self, sigma: Float[Array, ""]) -> Float[Array, "V"]:
+        """The law of a uniformly drawn token after total noise sigma."""
+        token = jnp.arange(self.num_states) < self.num_tokens
+        return jnp.exp(-sigma) * token / self.num_tokens - jnp.expm1(-sigma) * self.limit
+
     def inverse_transition(
         self, score: Float[Array, "*s V"], sigma: Float[Array, "..."]
     ) -> Float[Array, "*s V"]:
@@ -96,6 +101,18 @@ class Graph(abc.ABC):
         prob = jnp.broadcast_to(-jnp.expm1(-align(sigma, x0.ndim)), x0.shape)
         moves = categorical.bernoulli(move_key, prob)
         return jnp.where(moves, self.sample_limit(limit_key, x0.shape), x0)
+
+    def sample_moved(
+        self, key: Key[Array, ""], x0: Int[Array, "B L"], count: Int[Array, "B"]
+    ) -> Int[Array, "B L"]:
+        """Draws x_t given x0 and how many positions move: which ones, evenly, and where to, pi.
+
+        With count from Binomial(L, 1 - exp(-sigma)) this is `sample_transition`.
+        """
+        order_key, limit_key = jax.random.split(key)
+        order = jnp.argsort(jax.random.bits(order_key, x0.shape), axis=-1)
+        rank = jnp.argsort(order, axis=-1)
+        return jnp.where(rank < count[:, None], self.sample_limit(limit_key, x0.shape), x0)
 
     def _one_hot(self, x):
         return jax.nn.one_hot(x, self.num_states)

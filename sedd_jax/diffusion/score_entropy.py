@@ -74,6 +74,21 @@ def dwdse_loss(
     return noise.dsigma(t) * score_entropy(graph, log_score, sigma, xt, x0).sum(-1)
 
 
+def prior_kl(graph: Graph, sigma: Float[Array, ""]) -> Float[Array, ""]:
+    """Returns the prior term of the bound per token, KL(p(x_1 | x_0) | p_base), in nats (Eq. 9).
+
+    p_base is a uniformly drawn token noised to sigma = sigma(1): the limit itself under the uniform
+    graph; under the absorbing graph the limit would make the term infinite, since a share
+    exp(-sigma) of the tokens is not masked. The same for every x_0.
+
+    Args:
+      graph: the token graph.
+      sigma: total noise at t = 1.
+    """
+    law = graph.transition(jnp.zeros((), jnp.int32), sigma)
+    return jnp.sum(xlogy(law, law) - xlogy(law, graph.noised_guess(sigma)))
+
+
 def sample_times(
     key: Key[Array, ""], batch_size: int, t_min: float, low_discrepancy: bool = True
 ) -> Float[Array, "B"]:

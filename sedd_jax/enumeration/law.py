@@ -47,7 +47,9 @@ def sampler_law(
     law = space.limit()
     for t, t_next in itertools.pairwise(times):
         law = law @ product_law(np.float64(step_law(params, t, t_next, rule)))
-    return space.embedded(law @ denoising_kernel(components, params, space, t_min)) if denoise else law
+    return (
+        space.embedded(law @ denoising_kernel(components, params, space, t_min)) if denoise else law
+    )
 
 
 def denoising_kernel(

@@ -25,6 +25,7 @@ class Evaluator:
     ):
         """Compiles nothing yet; reads the held-out blocks onto the devices of `mesh`."""
         self._config, self._keys, self._tokenizer = config, keys, dataset.tokenizer
+        self._components = components
         self._bytes_per_token = dataset.manifest["splits"]["heldout"]["bytes_per_token"]
         rows, everywhere = sharding.over_batch(mesh), sharding.replicated(mesh)
         self._loss = jax.jit(
@@ -52,7 +53,12 @@ class Evaluator:
     def bound(self, params: Params) -> dict[str, float]:
         """Returns the held-out bound as a row of metrics; the same draws at every call."""
         bound = estimate_bound(
-            self._loss, params, self._keys.evaluate, self._batches, self._config.train.t_min
+            self._loss,
+            self._components,
+            params,
+            self._keys.evaluate,
+            self._batches,
+            self._config.train.t_min,
         )
         bits_per_token = bound.nats_per_token / math.log(2)
         return {

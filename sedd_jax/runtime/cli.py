@@ -9,8 +9,8 @@ from sedd_jax.errors import BadInput
 from sedd_jax.runtime.config import Config, parse
 
 
-def config_from(flag: flags.FlagHolder) -> Config:
-    """Returns the settings that a `--config` flag names.
+def config_from(flag: flags.FlagHolder, kind: type[Config] = Config) -> Config:
+    """Returns the settings, of the given kind, that a `--config` flag names.
 
     Raises:
       BadInput: no such file, or settings that `parse` refuses.
@@ -18,7 +18,7 @@ def config_from(flag: flags.FlagHolder) -> Config:
     if flag.value is None:
         raise BadInput("--config=FILE is needed, for example --config=configs/tiny.py.")
     try:
-        return parse(flag.value)
+        return parse(flag.value, kind)
     except OSError as error:
         raise BadInput(f"--config names a file that cannot be read: {error}") from error
 

@@ -34,7 +34,9 @@ class ModelConfig:
     length: int = 1024  # tokens per sequence
     dropout: float = 0.1
     scale_by_sigma: bool = True  # absorb only: output relative to a uniform guess
-    learned_positions: bool = False  # absolute positions too, where they have a meaning; published: no
+    learned_positions: bool = (
+        False  # absolute positions too, where they have a meaning; published: no
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
 
 
@@ -113,15 +115,15 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 
-def default_config():
+def default_config(kind: type[Config] = Config):
     """Returns the defaults above as an `ml_collections.ConfigDict`, for a config file to change."""
     from ml_collections import ConfigDict  # at the command-line edge only
 
-    return ConfigDict(dataclasses.asdict(Config()))
+    return ConfigDict(dataclasses.asdict(kind()))
 
 
-def parse(values: Any) -> Config:
-    """Returns the `Config` that `values`, a ConfigDict or nested dict, describes.
+def parse(values: Any, kind: type[Config] = Config) -> Config:
+    """Returns the `Config`, of the given kind, that `values`, a ConfigDict or dict, describes.
 
     Raises:
       BadInput: unknown, missing or ill-typed key, a choice that does not exist, or settings that
@@ -129,7 +131,7 @@ def parse(values: Any) -> Config:
     """
     if hasattr(values, "to_dict"):
         values = values.to_dict()
-    config = _parse_fields(Config, values, "")
+    config = _parse_fields(kind, values, "")
     _check_ranges(config)
     return config
 

@@ -1,0 +1,56 @@
+"""The settings of `sedd_jax.exact`: those of a run, and how much to enumerate."""
+
+import dataclasses
+
+from sedd_jax.errors import BadInput
+from sedd_jax.runtime.config import Config
+
+MAX_STATES = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactSettings:
+    """The size of the check."""
+
+    support: float = 1.0  # share of the clean sequences that the data law gives a probability
+    max_steps: int = 256  # samplers are followed for 1, 2, 4, ... steps up to this power of 2
+    num_samples: int = 65_536  # drawn to confirm a computed law
+    num_draws: int = 1_048_576  # conditional draws for every figure on rare tokens
+    repeats: int = 64  # estimates of the bound per plan, to measure their variance
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactConfig(Config):
+    """A run on an enumerable space: data.vocab_size tokens, model.length positions."""
+
+    exact: ExactSettings = ExactSettings()
+
+
+def check_settings(config: ExactConfig) -> None:
+    """Refuses settings that cannot be enumerated.
+
+    Raises:
+      BadInput: too many states, or a figure out of range; the message holds the dotted key.
+    """
+    exact, tokens, length = config.exact, config.data.vocab_size, config.model.length
+    num_states = tokens + (config.graph == "absorb")
+    rules = (
+        (tokens >= 2, f"config.data.vocab_size must be at least 2, got {tokens}."),
+        (
+            num_states**length <= MAX_STATES,
+            f"config.data.vocab_size={tokens} and config.model.length={length} make "
+            f"{num_states}^{length} sequences; at most {MAX_STATES} can be enumerated.",
+        ),
+        (0 < exact.support <= 1, f"config.exact.support must be in (0, 1], got {exact.support}."),
+        (
+            exact.max_steps >= 64 and exact.max_steps.bit_count() == 1,
+            f"config.exact.max_steps must be a power of 2, 64 or more, got {exact.max_steps}.",
+        ),
+        (
+            min(exact.num_samples, exact.num_draws, exact.repeats) >= 2,
+            "config.exact.num_samples, num_draws and repeats must be at least 2.",
+        ),
+    )
+    for holds, message in rules:
+        if not holds:
+            raise BadInput(message)
