@@ -15,14 +15,15 @@ import math
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from sedd_jax.data.tokenizer import build_tokenizer
+from sedd_jax.diffusion.proposal import plain_proposal
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.bound import sequence_loss
-from sedd_jax.inference.draws import Draws, at_times
 from sedd_jax.runtime import cli
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.metrics import PendingLosses
@@ -74,15 +75,16 @@ def main() -> None:
     vocab_size = 256 if data.tokenizer == "bytes" else tokenizer.vocab_size
     components, keys = build_components(settings, vocab_size), run_keys(settings.seed)
     train_step = jax.jit(build_train_step(components, settings, keys.train), donate_argnums=0)
-    loss = jax.jit(sequence_loss(components))
+    t_min = settings.train.t_min
+    loss = jax.jit(sequence_loss(components, plain_proposal(t_min)))
     state = init_state(keys.init, components, settings)
     length, batch_size = settings.model.length, settings.train.batch_size
-    held, times = heldout(heldout_tokens, length, settings.train.t_min)
-    draws = at_times(np.random.default_rng(settings.seed), components.noise, times, length)
+    held, times = heldout(heldout_tokens, length, t_min)
+    units = (times - t_min) / (1 - t_min)
 
     def bits_per_byte(params):
         nats = [
-            loss(params, key, Draws(*(x[i : i + 100] for x in draws)), held[i : i + 100])
+            loss(params, key, jnp.asarray(units[i : i + 100]), held[i : i + 100])
             for i, key in zip(
                 range(0, _HELDOUT_CROPS, 100), jax.random.split(keys.evaluate, 20), strict=True
             )

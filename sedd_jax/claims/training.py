@@ -1,6 +1,5 @@
 """Algorithm 1: a small network, trained as any other, recovers the data it was shown."""
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from sedd_jax.runtime.config import Config
 from sedd_jax.runtime.step import build_train_step, init_state, run_keys
 
 LIMIT = 0.02  # of the total variation between samples and data
+PADDED = 65_536  # rows of the program's training set; smaller sets, powers of 2, are repeated
 
 
 class Trained(NamedTuple):
@@ -78,7 +78,9 @@ def check_training(
     )
     limit = f"{set_sizes[-1]} sequences"
     claims = [
-        Claim(f"trained on {limit}: TV of the samples' law to the data", distances[-1], "<=", LIMIT),
+        Claim(
+            f"trained on {limit}: TV of the samples' law to the data", distances[-1], "<=", LIMIT
+        ),
         Claim(
             f"... of {num_samples} drawn samples, less the {noise:.3f} that so many differ by chance",
             drawn_distance - noise,
@@ -105,7 +107,7 @@ def build_training(components: Components, config: Config, space: Space):
     states = jnp.asarray(space.states)
     train_step = build_train_step(components, config, keys.train)
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @jax.jit
     def train_all(state, rows):
         def step(state, index):
             key = jax.random.fold_in(keys.evaluate, index)

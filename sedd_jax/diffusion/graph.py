@@ -102,18 +102,6 @@ class Graph(abc.ABC):
         moves = categorical.bernoulli(move_key, prob)
         return jnp.where(moves, self.sample_limit(limit_key, x0.shape), x0)
 
-    def sample_moved(
-        self, key: Key[Array, ""], x0: Int[Array, "B L"], count: Int[Array, "B"]
-    ) -> Int[Array, "B L"]:
-        """Draws x_t given x0 and how many positions move: which ones, evenly, and where to, pi.
-
-        With count from Binomial(L, 1 - exp(-sigma)) this is `sample_transition`.
-        """
-        order_key, limit_key = jax.random.split(key)
-        order = jnp.argsort(jax.random.bits(order_key, x0.shape), axis=-1)
-        rank = jnp.argsort(order, axis=-1)
-        return jnp.where(rank < count[:, None], self.sample_limit(limit_key, x0.shape), x0)
-
     def _one_hot(self, x):
         return jax.nn.one_hot(x, self.num_states)
 

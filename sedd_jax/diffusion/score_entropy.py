@@ -101,10 +101,15 @@ def sample_times(
       low_discrepancy: one time in each interval of length 1/B, frac(u + i/B) in random order,
         which keeps every t uniform and lowers the variance of the mean; else independent draws.
     """
+    return t_min + (1 - t_min) * sample_quantiles(key, batch_size, low_discrepancy)
+
+
+def sample_quantiles(
+    key: Key[Array, ""], batch_size: int, low_discrepancy: bool = True
+) -> Float[Array, "B"]:
+    """Draws what `sample_times` scales to its range: numbers each uniform on [0, 1)."""
     shift_key, order_key = jax.random.split(key)
     if low_discrepancy:
         grid = jnp.arange(batch_size) / batch_size + jax.random.uniform(shift_key)
-        unit = jax.random.permutation(order_key, grid % 1)
-    else:
-        unit = jax.random.uniform(shift_key, (batch_size,))
-    return t_min + (1 - t_min) * unit
+        return jax.random.permutation(order_key, grid % 1)
+    return jax.random.uniform(shift_key, (batch_size,))

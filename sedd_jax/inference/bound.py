@@ -10,16 +10,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.diffusion.categorical import jump_law
-from sedd_jax.diffusion.score_entropy import prior_kl, score_entropy
+from sedd_jax.diffusion.proposal import Proposal, guess_proposal, propose
+from sedd_jax.diffusion.score_entropy import dwdse_loss, prior_kl, sample_quantiles
 from sedd_jax.diffusion.tweedie import denoise_probs
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.draws import PLANS, Draws
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components
 
 Tokens = Int[Array | np.ndarray, "B L"]
-SequenceLoss = Callable[[Params, Key[Array, ""], Draws, Tokens], Float[Array, "B"]]
+SequenceLoss = Callable[[Params, Key[Array, ""], Float[Array, "B"], Tokens], Float[Array, "B"]]
 
 
 class Bound(NamedTuple):
@@ -54,17 +54,21 @@ class Bound(NamedTuple):
         return float(np.exp(self.nats_per_token))
 
 
-def sequence_loss(components: Components) -> SequenceLoss:
-    """Returns f(params, key, draws, x0 [B, L]) -> nats [B]: the loss at one x_t per draw.
+def sequence_loss(components: Components, proposal: Proposal) -> SequenceLoss:
+    """Returns f(params, key, unit [B], x0 [B, L]) -> nats [B]: the loss at one (t, x_t) each.
 
-    Its mean over the draws of a plan is that of the DWDSE loss over t uniform on [t_min, 1].
+    `unit` are the quantiles of the times under the proposal. The mean over uniform quantiles is that
+    of the DWDSE loss over t uniform on [t_min, 1], whatever the proposal.
     """
-    graph, _, model = components
+    graph, noise, model = components
 
-    def loss(params, key, draws, x0):
-        xt = graph.sample_moved(key, x0, draws.moved)
-        log_score = model.apply(params, xt, draws.sigma)
-        return draws.weight * score_entropy(graph, log_score, draws.sigma, xt, x0).sum(-1)
+    def loss(params, key, unit, x0):
+        draw = propose(key, proposal, graph, noise, unit, x0)
+
+        def log_score_fn(xt, sigma):
+            return model.apply(params, xt, sigma)
+
+        return draw.weight * dwdse_loss(graph, noise, log_score_fn, draw.t, draw.xt, x0)
 
     return loss
 
@@ -85,40 +89,28 @@ def reconstruction_loss(components: Components, t_min: float) -> Callable[..., F
 
 
 def estimate_bound(
-    loss: SequenceLoss,
-    components: Components,
-    params: Params,
-    key: Key[Array, ""],
-    batches: Sequence[Tokens],
-    t_min: float,
-    plan: str = "importance",
+    loss: SequenceLoss, params: Params, key: Key[Array, ""], batches: Sequence[Tokens]
 ) -> Bound:
-    """Returns the DWDSE term of the bound, by one draw for every sequence.
+    """Returns the DWDSE term of the bound, by one draw for every sequence, spread evenly in time.
 
     The published convention: the mean of the loss over t uniform on [t_min, 1], without the factor
     1 - t_min, the prior term of Eq. 9 and the term for t < t_min.
 
     Args:
       loss: a (jitted) `sequence_loss`.
-      components: graph, noise and network.
       params: the weights.
       key: random key; the estimate is a function of it, the weights and the data.
       batches: token batches; those of one size share a compiled program.
-      t_min: smallest time, that of training.
-      plan: a key of PLANS: how noise is spread over the set.
     """
     sizes = [len(batch) for batch in batches]
-    length = batches[0].shape[1]
-    plan_key, noise_key = jax.random.split(key)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(plan_key)))
-    draws = PLANS[plan](rng, components.graph, components.noise, sum(sizes), length, t_min)
-    parts = zip(*(np.split(column, np.cumsum(sizes)[:-1]) for column in draws), strict=True)
+    time_key, noise_key = jax.random.split(key)
+    units = np.split(np.asarray(sample_quantiles(time_key, sum(sizes))), np.cumsum(sizes)[:-1])
     keys = jax.random.split(noise_key, len(batches))
     nats = [
-        loss(params, k, Draws(*part), batch)
-        for k, part, batch in zip(keys, parts, batches, strict=True)
+        loss(params, k, jnp.asarray(unit), batch)
+        for k, unit, batch in zip(keys, units, batches, strict=True)
     ]
-    return Bound(np.concatenate(jax.device_get(nats)), length)
+    return Bound(np.concatenate(jax.device_get(nats)), batches[0].shape[1])
 
 
 def nll_bound(
@@ -127,7 +119,6 @@ def nll_bound(
     tokens: Int[Array | np.ndarray, "N L"],
     *,
     batch_size: int = 32,
-    plan: str = "importance",
     complete: bool = False,
 ) -> Bound:
     """Returns the bound on the negative log-likelihood of `tokens`, with its standard error.
@@ -140,8 +131,6 @@ def nll_bound(
       checkpoint: the model, from `sedd.load`.
       tokens: token ids.
       batch_size: sequences at a time.
-      plan: how noise is drawn, see `inference/draws.py`; all are unbiased, "importance" varies
-        least.
       complete: every term of the bound on what the sampler draws: the DWDSE integral over
         [t_min, 1], the prior term and the final denoising step. Else the published convention,
         the mean of the loss over [t_min, 1] alone.
@@ -151,14 +140,11 @@ def nll_bound(
     num_tokens = checkpoint.graph.num_tokens
     if not 0 <= tokens.min() <= tokens.max() < num_tokens:
         raise BadInput(f"nll_bound needs ids in [0, {num_tokens}), the model's tokens.")
-    if plan not in PLANS:
-        raise BadInput(f"plan must be one of {', '.join(PLANS)}, got {plan!r}.")
     batches = [tokens[i : i + batch_size] for i in range(0, len(tokens), batch_size)]
-    components, params = checkpoint.components, checkpoint.params
-    t_min = checkpoint.config.train.t_min
-    loss, reconstruction = _compiled(components, t_min)
+    params, t_min = checkpoint.params, checkpoint.config.train.t_min
+    loss, reconstruction = _compiled(checkpoint.components, t_min)
     draw_key, final_key = jax.random.split(key)
-    bound = estimate_bound(loss, components, params, draw_key, batches, t_min, plan)
+    bound = estimate_bound(loss, params, draw_key, batches)
     if not complete:
         return bound
     prior = bound.length * float(prior_kl(checkpoint.graph, checkpoint.noise.sigma(jnp.array(1.0))))
@@ -171,4 +157,8 @@ def nll_bound(
 @functools.lru_cache(maxsize=8)
 def _compiled(components, t_min):
     """The losses as programs, kept so that the next call does not compile them again."""
-    return jax.jit(sequence_loss(components)), jax.jit(reconstruction_loss(components, t_min))
+    proposal = guess_proposal(components.graph, components.noise, t_min)
+    return (
+        jax.jit(sequence_loss(components, proposal)),
+        jax.jit(reconstruction_loss(components, t_min)),
+    )

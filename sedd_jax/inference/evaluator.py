@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from sedd_jax.data.blocks import Dataset
 from sedd_jax.data.pipeline import heldout_batches
+from sedd_jax.diffusion.proposal import guess_proposal
 from sedd_jax.inference.bound import estimate_bound, sequence_loss
 from sedd_jax.inference.generate import build_generator, free, row_keys
 from sedd_jax.model.score_model import Params
@@ -25,11 +26,11 @@ class Evaluator:
     ):
         """Compiles nothing yet; reads the held-out blocks onto the devices of `mesh`."""
         self._config, self._keys, self._tokenizer = config, keys, dataset.tokenizer
-        self._components = components
         self._bytes_per_token = dataset.manifest["splits"]["heldout"]["bytes_per_token"]
+        proposal = guess_proposal(components.graph, components.noise, config.train.t_min)
         rows, everywhere = sharding.over_batch(mesh), sharding.replicated(mesh)
         self._loss = jax.jit(
-            sequence_loss(components),
+            sequence_loss(components, proposal),
             in_shardings=(everywhere, everywhere, rows, rows),
             out_shardings=everywhere,
         )
@@ -52,14 +53,7 @@ class Evaluator:
 
     def bound(self, params: Params) -> dict[str, float]:
         """Returns the held-out bound as a row of metrics; the same draws at every call."""
-        bound = estimate_bound(
-            self._loss,
-            self._components,
-            params,
-            self._keys.evaluate,
-            self._batches,
-            self._config.train.t_min,
-        )
+        bound = estimate_bound(self._loss, params, self._keys.evaluate, self._batches)
         bits_per_token = bound.nats_per_token / math.log(2)
         return {
             "bound": bound.nats_per_token,

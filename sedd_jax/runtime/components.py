@@ -9,6 +9,7 @@ from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.proposal import Proposal, guess_proposal, plain_proposal
 from sedd_jax.model.score_model import ScoreModel, score_model
 from sedd_jax.model.transformer import TransformerConfig
 from sedd_jax.runtime.config import Config, NoiseConfig
@@ -37,6 +38,13 @@ def build_components(config: Config, vocab_size: int) -> Components:
     )
     model = score_model(sizes, scale_by_sigma=config.model.scale_by_sigma)
     return Components(graph, build_noise(config.noise), model)
+
+
+def build_proposal(components: Components, config: Config) -> Proposal:
+    """Builds the law that training draws its noise from."""
+    if config.train.importance:
+        return guess_proposal(components.graph, components.noise, config.train.t_min)
+    return plain_proposal(config.train.t_min)
 
 
 def build_noise(config: NoiseConfig) -> Noise:

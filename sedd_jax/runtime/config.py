@@ -62,6 +62,7 @@ class TrainConfig:
     microbatches: int = 1  # parts the batch is split into, gradients averaged
     t_min: float = 1e-3  # times are drawn from [t_min, 1]
     low_discrepancy: bool = True  # spread the times of a batch evenly
+    importance: bool = False  # draw noise in proportion to a guess's loss, and reweight
     log_every: int = 100
 
 

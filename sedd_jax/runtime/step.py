@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from sedd_jax.diffusion.score_entropy import dwdse_loss, sample_times
+from sedd_jax.diffusion.proposal import propose
+from sedd_jax.diffusion.score_entropy import dwdse_loss, sample_quantiles
 from sedd_jax.model.score_model import Params
-from sedd_jax.runtime.components import Components
+from sedd_jax.runtime.components import Components, build_proposal
 from sedd_jax.runtime.config import Config
 from sedd_jax.runtime.optim import ema_update, learning_rate, optimizer
 
@@ -60,21 +61,23 @@ def build_train_step(components: Components, config: Config, key: Key[Array, ""]
     graph, noise, model = components
     transform = optimizer(config.optim, config.train.steps)
     rate_at = learning_rate(config.optim, config.train.steps)
+    proposal = build_proposal(components, config)
 
     def train_step(state: TrainState, x0: Int[Array, "B L"]) -> tuple[TrainState, Metrics]:
         time_key, noise_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
-        t = sample_times(time_key, x0.shape[0], config.train.t_min, config.train.low_discrepancy)
-        xt = graph.sample_transition(noise_key, x0, noise.sigma(t))
+        unit = sample_quantiles(time_key, x0.shape[0], config.train.low_discrepancy)
+        draw = propose(noise_key, proposal, graph, noise, unit, x0)
 
-        def loss_fn(params, t, xt, x0, key):
+        def loss_fn(params, draw, x0, key):
             def log_score_fn(xt, sigma):
                 return model.apply(params, xt, sigma, key=key)
 
-            return dwdse_loss(graph, noise, log_score_fn, t, xt, x0).mean()
+            loss = dwdse_loss(graph, noise, log_score_fn, draw.t, draw.xt, x0)
+            return jnp.mean(draw.weight * loss)
 
         loss, grads = mean_over_microbatches(
             jax.value_and_grad(loss_fn), config.train.microbatches
-        )(state.params, (t, xt, x0), dropout_key)
+        )(state.params, (draw, x0), dropout_key)
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1

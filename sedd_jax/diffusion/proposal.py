@@ -1,0 +1,128 @@
+"""Where to look: times and moves drawn in proportion to the loss of a uniform guess.
+
+The loss of a sequence is a mean over t uniform on [t_min, 1] and over which positions have moved, and
+varies wildly between draws: by how many moved, above all. A guess that knows nothing of the text
+has a known loss, a(t) at a position that moved and b(t) at any other. Drawn in proportion to
+m a + (L - m) b, m of L positions moved, what is averaged is the ratio of the model's loss to the
+guess's, which varies little. Under the absorbing graph, where b = 0, that is the mean loss per mask.
+Weights keep every expectation, of losses and of gradients, what it was.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from sedd_jax.diffusion import categorical
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.score_entropy import score_entropy
+
+CELLS = 128  # of t, within each of which times are drawn evenly
+FLOOR = 0.05  # share of the times that are drawn evenly over all: none is left out
+
+
+class Proposal(NamedTuple):
+    """A law of (t, moved positions), piecewise constant in t.
+
+    Attributes:
+      edges: of the cells of t.
+      density: of t in each cell, relative to the uniform law.
+      moved: loss a of the guess at a position that moved.
+      other: loss b of the guess at any other position.
+    """
+
+    edges: Float[np.ndarray, "C+1"]
+    density: Float[np.ndarray, "C"]
+    moved: Float[np.ndarray, "C"]
+    other: Float[np.ndarray, "C"]
+
+
+class Draw(NamedTuple):
+    """Times, noised tokens, and the weights that make up for how they were drawn."""
+
+    t: Float[Array, "B"]
+    xt: Int[Array, "B L"]
+    weight: Float[Array, "B"]
+
+
+def plain_proposal(t_min: float) -> Proposal:
+    """Returns the law of Algorithm 1: t uniform on [t_min, 1], moves as they come; weights are 1."""
+    ones = np.ones(1)
+    return Proposal(np.array([t_min, 1.0]), ones, ones, ones)
+
+
+def guess_proposal(graph: Graph, noise: Noise, t_min: float) -> Proposal:
+    """Returns the law in proportion to the loss of a uniform guess."""
+    edges = np.linspace(t_min, 1, CELLS + 1)
+    with jax.ensure_compile_time_eval():
+        t = jnp.asarray((edges[1:] + edges[:-1]) / 2, jnp.float32)
+        sigma = noise.sigma(t)
+        moved, other = noise.dsigma(t) * _guess_entropy(graph, sigma)
+        p = -jnp.expm1(-sigma)
+        mean = p * moved + (1 - p) * other
+        density = (1 - FLOOR) * mean / mean.mean() + FLOOR
+    return Proposal(edges, *(np.asarray(column) for column in (density, moved, other)))
+
+
+def propose(
+    key: Key[Array, ""],
+    proposal: Proposal,
+    graph: Graph,
+    noise: Noise,
+    unit: Float[Array, "B"],
+    x0: Int[Array, "B L"],
+) -> Draw:
+    """Draws x_t at times given by their quantiles.
+
+    The mean of weight * f(t, x_t) is that of f over the law of Algorithm 1, for every f.
+
+    Args:
+      key: random key, used once.
+      proposal: the law to draw from.
+      graph: the token graph.
+      noise: the schedule.
+      unit: quantiles of t, each uniform on [0, 1).
+      x0: clean tokens.
+    """
+    length = x0.shape[1]
+    cumulative = np.concatenate([[0], np.cumsum(proposal.density / proposal.density.sum())])
+    t = jnp.interp(unit, jnp.asarray(cumulative), jnp.asarray(proposal.edges))
+    cell = jnp.searchsorted(jnp.asarray(proposal.edges[1:-1]), t, side="right")
+    density, a, b = (jnp.asarray(column)[cell] for column in proposal[1:])
+    p = -jnp.expm1(-noise.sigma(t))
+    mean = p * a + (1 - p) * b
+
+    # P(moves) (m a + (L - m) b) / (L mean) is the law of independent moves but for one position,
+    # chosen evenly, that moves with probability p a / mean
+    special_key, chance_key, moves_key, limit_key = jax.random.split(key, 4)
+    special = jax.random.randint(special_key, unit.shape, 0, length)
+    special_moves = categorical.bernoulli(chance_key, p * a / mean)
+    moves = categorical.bernoulli(moves_key, jnp.broadcast_to(p[:, None], x0.shape))
+    is_special = jnp.arange(length) == special[:, None]
+    moves = jnp.where(is_special, special_moves[:, None], moves)
+    count = moves.sum(-1)
+    tilt = (count * a + (length - count) * b) / (length * mean)
+    xt = jnp.where(moves, graph.sample_limit(limit_key, x0.shape), x0)
+    return Draw(t, xt, 1 / (density * tilt))
+
+
+def _guess_entropy(graph, sigma):
+    """The score entropy of the uniform guess, [2, T]: mean at a moved position, and at any other.
+
+    By symmetry token 0 stands for all, and the last state for all others, the mask included.
+    """
+    states = jnp.array([[0, graph.num_states - 1]])
+
+    def at(sigma):
+        log_law = jnp.log(graph.noised_guess(sigma))
+        log_score = log_law - log_law[states][..., None]
+        return score_entropy(graph, log_score, sigma[None], states, jnp.zeros_like(states))[0]
+
+    same, other = jnp.maximum(jax.lax.map(at, sigma), 0).T
+    stays = graph.limit[0]
+    entropy = jnp.stack([stays * same + (1 - stays) * other, same])
+    # where nothing but rounding is left, moves are drawn as they come
+    return jnp.where(entropy.sum(0) > 1e-6, entropy, 1e-6)
