@@ -14,7 +14,6 @@ import pytest
 from examples import new_file, ratios, sentences
 from sedd_jax.enumeration.objectives import implicit_score_entropy
 from sedd_jax.errors import BadInput
-from sedd_jax.runtime.components import build_components
 
 RELATIVE, ABSOLUTE = ratios.MEASURES.values()
 OUTPUT_OF = {"squared error": lambda ratio: ratio, "score entropy": np.log}
@@ -104,16 +103,6 @@ def test_a_rate_that_diverges_is_not_the_best():
 def test_the_forward_example(capsys):
     sentences.show_forward()
     assert "[MASK] 0.777; 1 - exp(-1.5) = 0.777" in capsys.readouterr().out
-
-
-def test_masks_look_alike_without_a_word_in_front(trained):
-    config, components, params, _ = trained
-    masks, sigma = jnp.full((1, 4), 7), jnp.ones(1)
-    bare = build_components(config, vocab_size=7).model
-    alike = jax.jit(bare.apply)(params, masks, sigma)[0]
-    np.testing.assert_allclose(alike, np.broadcast_to(alike[:1], alike.shape), atol=1e-4)
-    framed = jax.jit(components.model.apply)(params, masks, sigma)[0]
-    assert np.abs(framed - framed[:1]).max(1)[1:].min() > 1
 
 
 def test_the_loss_reaches_the_entropy_of_the_data(trained):

@@ -40,7 +40,7 @@ def check_bound(
       repeats: estimates per plan.
     """
     t_min = config.train.t_min
-    truth_claim = _tight_at_the_truth(components, space, data, t_min)
+    truth_claims = _tight_at_the_truth(components, space, data, t_min)
     base = base_law(space, components.noise, space.guess())
     nll = exact_nll(components, params, space, base, t_min)
     bound = exact_bound(components, params, space, base, t_min)
@@ -73,7 +73,7 @@ def check_bound(
         repeats,
     )
     claims = [
-        truth_claim,
+        *truth_claims,
         # the solver of the master equation keeps to 1e-7 of the law
         Claim("trained: bound - exact -log p, least over all x_0", gap.min(), ">=", -1e-5),
         *estimate_claims,
@@ -82,15 +82,27 @@ def check_bound(
 
 
 def _tight_at_the_truth(components, space, data, t_min):
-    """With true scores, started from p_1, the bound is -log p itself for every sequence."""
+    """With true scores, started from p_1, the mean bound is the entropy of the data.
+
+    But for the final step, whose positions are independent; for sequences so rare that two
+    redrawn tokens at t_min are as likely, that shows in the single bound.
+    """
     with float64():
         truth = components._replace(model=exact_model(space))
         params, base = exact_params(data), base_law(space, components.noise, data)
-        held = data[space.clean] > 0
-        bound = exact_bound(truth, params, space, base, t_min).total[held]
-        nll = exact_nll(truth, params, space, base, t_min)[held]
-    apart = np.abs(bound - nll).max()
-    return Claim("true scores: |bound - exact -log p|, largest over all x_0", apart, "<=", 1e-4)
+        bound = exact_bound(truth, params, space, base, t_min).total
+        nll = exact_nll(truth, params, space, base, t_min)
+    held = data[space.clean] > 0
+    gap, clean = (bound - nll)[held], data[space.clean][held]
+    return [
+        Claim(
+            "true scores: mean bound - entropy of the data",
+            abs(clean @ bound[held] + np.sum(clean * np.log(clean))),
+            "<=",
+            1e-4,
+        ),
+        Claim("true scores: bound - exact -log p, least over all x_0", gap.min(), ">=", -1e-5),
+    ]
 
 
 def _estimates(checkpoint, tokens, exact, exact_complete, repeats):

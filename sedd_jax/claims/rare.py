@@ -1,4 +1,4 @@
-"""Rare tokens: neither lost nor inflated, however many steps (DESIGN of `diffusion/categorical`).
+"""Rare tokens: neither lost nor inflated, however many steps (`diffusion/categorical.py`).
 
 A token of probability p is drawn by T steps with true scores, so each step gives it about p / T.
 Events that rare are measured by drawing the uniforms that decide them from the small interval in
@@ -17,7 +17,7 @@ from sedd_jax.diffusion.tweedie import tweedie_probs
 
 RARE, COMMON, MASK = range(3)
 GRID = 2.0**-24  # of torch.rand in float32
-REACH = 32  # the race is decided within 32 times its mean, but for a share of exp(-32)
+REACH = 16  # the race is decided within 16 times its mean, but for a share of exp(-16)
 
 
 def check_rare_tokens(
@@ -31,31 +31,26 @@ def check_rare_tokens(
     Args:
       probabilities: of the rare token; the other token has the rest.
       steps: numbers T of reverse steps, absorbing graph, log-linear noise.
-      num_draws: conditional draws for every figure; its standard error is 6 / sqrt(num_draws).
+      num_draws: conditional draws for every figure.
       seed: of the draws.
     """
     rng = np.random.default_rng(seed)
-    rows, curves = [], {}
+    rows, curves, errors = [], {}, []
     for prob in probabilities:
         kept = {"ours": [], "published race": []}
         for count in steps:
             masked, weights = _chain(prob, count)
-            kept["ours"].append(_ours(rng, prob, masked, weights, num_draws))
-            kept["published race"].append(_joint_race(rng, prob, masked, weights, num_draws))
+            share, stderr = _ours(rng, prob, masked, weights, num_draws)
+            errors.append(abs(share - 1) / stderr)
+            kept["ours"].append(share)
+            kept["published race"].append(_joint_race(rng, prob, masked, weights, num_draws)[0])
         rows += [(prob, rule, *shares) for rule, shares in kept.items()]
         curves |= {f"{rule}, p = {prob:g}": (steps, shares) for rule, shares in kept.items()}
-    ours = [share for row in rows if row[1] == "ours" for share in row[2:]]
     race = [row[-1] for row in rows if row[1] != "ours"]
-    tolerance = 5 * 6 / np.sqrt(num_draws)
     claims = [
+        Claim("ours: |share kept - 1| in standard errors, at worst", max(errors), "<=", 4.5),
         Claim(
-            "share kept by the drawn token, ours: |share - 1|, at worst",
-            max(abs(share - 1) for share in ours),
-            "<=",
-            tolerance,
-        ),
-        Claim(
-            f"... published float32 race at {steps[-1]} steps: |share - 1|, at best",
+            f"published float32 race, {steps[-1]} steps: |share kept - 1|, at best",
             min(abs(share - 1) for share in race),
             ">=",
             0.25,
@@ -86,7 +81,7 @@ def _chain(prob, count):
 
 
 def _ours(rng, prob, masked, weights, num_draws):
-    """The share kept by `jump`, over draws at random steps."""
+    """The share kept by `jump`, over draws at random steps, and its standard error."""
     step = rng.integers(len(masked), size=num_draws)
     probs = weights[step]
     leave = probs[:, :MASK].sum(-1) / probs.sum(-1)
@@ -94,13 +89,14 @@ def _ours(rng, prob, masked, weights, num_draws):
     u_rare, rare_interval = _small_uniforms(rng, np.full(num_draws, REACH * prob))
     u_others, _ = _small_uniforms(rng, np.ones((num_draws, 2)))
     u_target = np.concatenate([u_rare[:, None], u_others], axis=1)
-    drawn = jump_from_uniforms(u_jump, u_target, jnp.full(num_draws, MASK), jnp.asarray(probs))
+    xt = jnp.full(num_draws, MASK)
+    drawn = jump_from_uniforms(u_jump, jnp.asarray(u_target), xt, jnp.asarray(probs))
     hits = (np.asarray(drawn) == RARE) * jump_interval * rare_interval
-    return float(len(masked) * np.mean(masked[step] * hits) / prob)
+    return _share(prob, masked, step, hits)
 
 
 def _joint_race(rng, prob, masked, weights, num_draws):
-    """The share kept where {both tokens, stay} race at once: argmax of weight / exponential."""
+    """The same where {both tokens, stay} race at once: argmax of weight / exponential."""
     step = rng.integers(len(masked), size=num_draws)
     probs = np.float32(weights[step] / weights[step].sum(-1, keepdims=True))
     # only the largest u make the small exponentials with which the rare token can win
@@ -111,7 +107,13 @@ def _joint_race(rng, prob, masked, weights, num_draws):
     tiny = np.float32(1e-10)
     exponential = tiny - np.log(u + tiny)
     hits = (np.argmax(probs / exponential, axis=-1) == RARE) * cells * GRID
-    return float(len(masked) * np.mean(masked[step] * hits) / prob)
+    return _share(prob, masked, step, hits)
+
+
+def _share(prob, masked, step, hits):
+    """The share of `prob` that all steps make up, and its standard error."""
+    shares = len(masked) * masked[step] * hits / prob
+    return float(shares.mean()), float(shares.std() / np.sqrt(len(shares)))
 
 
 def _small_uniforms(rng, bound):

@@ -82,7 +82,7 @@ def check_training(
             f"trained on {limit}: TV of the samples' law to the data", distances[-1], "<=", LIMIT
         ),
         Claim(
-            f"... of {num_samples} drawn samples, less the {noise:.3f} that so many differ by chance",
+            f"... of {num_samples} drawn samples, less the {noise:.3f} expected by chance",
             drawn_distance - noise,
             "<=",
             LIMIT,

@@ -1,11 +1,11 @@
 """Where to look: times and moves drawn in proportion to the loss of a uniform guess.
 
-The loss of a sequence is a mean over t uniform on [t_min, 1] and over which positions have moved, and
-varies wildly between draws: by how many moved, above all. A guess that knows nothing of the text
-has a known loss, a(t) at a position that moved and b(t) at any other. Drawn in proportion to
-m a + (L - m) b, m of L positions moved, what is averaged is the ratio of the model's loss to the
-guess's, which varies little. Under the absorbing graph, where b = 0, that is the mean loss per mask.
-Weights keep every expectation, of losses and of gradients, what it was.
+The loss of a sequence is a mean over t uniform on [t_min, 1] and over which positions have moved,
+and varies wildly between draws: by how many moved, above all. A guess that knows nothing of the
+text has a known loss, a(t) at a position that moved and b(t) at any other. Drawn in proportion to
+m a + (L - m) b, with m of L positions moved, what is averaged is the ratio of the model's loss to
+the guess's, which varies little; under the absorbing graph, where b = 0, it is the mean loss per
+mask. Weights keep every expectation, of losses and of gradients, what it was.
 """
 
 from typing import NamedTuple
@@ -49,7 +49,7 @@ class Draw(NamedTuple):
 
 
 def plain_proposal(t_min: float) -> Proposal:
-    """Returns the law of Algorithm 1: t uniform on [t_min, 1], moves as they come; weights are 1."""
+    """Returns the law of Algorithm 1: t uniform, moves as they come; all weights are 1."""
     ones = np.ones(1)
     return Proposal(np.array([t_min, 1.0]), ones, ones, ones)
 
@@ -60,7 +60,7 @@ def guess_proposal(graph: Graph, noise: Noise, t_min: float) -> Proposal:
     with jax.ensure_compile_time_eval():
         t = jnp.asarray((edges[1:] + edges[:-1]) / 2, jnp.float32)
         sigma = noise.sigma(t)
-        moved, other = noise.dsigma(t) * _guess_entropy(graph, sigma)
+        moved, other = noise.dsigma(t)[None] * _guess_entropy(graph, sigma)
         p = -jnp.expm1(-sigma)
         mean = p * moved + (1 - p) * other
         density = (1 - FLOOR) * mean / mean.mean() + FLOOR
@@ -101,7 +101,7 @@ def propose(
     special = jax.random.randint(special_key, unit.shape, 0, length)
     special_moves = categorical.bernoulli(chance_key, p * a / mean)
     moves = categorical.bernoulli(moves_key, jnp.broadcast_to(p[:, None], x0.shape))
-    is_special = jnp.arange(length) == special[:, None]
+    is_special = jnp.arange(length)[None] == special[:, None]
     moves = jnp.where(is_special, special_moves[:, None], moves)
     count = moves.sum(-1)
     tilt = (count * a + (length - count) * b) / (length * mean)
@@ -118,7 +118,7 @@ def _guess_entropy(graph, sigma):
 
     def at(sigma):
         log_law = jnp.log(graph.noised_guess(sigma))
-        log_score = log_law - log_law[states][..., None]
+        log_score = log_law[None, None] - log_law[states][..., None]
         return score_entropy(graph, log_score, sigma[None], states, jnp.zeros_like(states))[0]
 
     same, other = jnp.maximum(jax.lax.map(at, sigma), 0).T

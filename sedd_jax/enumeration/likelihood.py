@@ -18,6 +18,7 @@ from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components
 
 PerClean = Float[np.ndarray, "C"]
+TINY = 1e-300  # stands for a probability of 0, or one that rounding has made negative
 
 
 class BoundTerms(NamedTuple):
@@ -79,7 +80,8 @@ def exact_nll(
     if not solution.success:
         raise FloatingPointError(f"The master equation could not be solved: {solution.message}")
     law = solution.y[:, -1]
-    return -np.log(law @ denoising_kernel(components, params, space, t_min))
+    probs = law @ denoising_kernel(components, params, space, t_min)
+    return -np.log(np.maximum(probs, TINY))
 
 
 def exact_bound(
@@ -102,10 +104,10 @@ def exact_bound(
     """
     noise = components.noise
     forward = space.transition(_sigma(noise, 1.0))[space.clean]
-    prior = _expected(forward, np.log(np.maximum(forward, 1e-300)) - np.log(base))
+    prior = _expected(forward, np.log(np.maximum(forward, TINY)) - np.log(base))
     nodes, weights = _quadrature(t_min, num_nodes)
     losses = np.stack([loss_at(components, params, space, t) for t in nodes])
-    kernel = np.maximum(denoising_kernel(components, params, space, t_min), 1e-300)
+    kernel = np.maximum(denoising_kernel(components, params, space, t_min), TINY)
     forward = space.transition(_sigma(noise, t_min))[space.clean]
     return BoundTerms(prior, weights @ losses, _expected(forward, -np.log(kernel.T)))
 

@@ -18,8 +18,8 @@ from sedd_jax.inference.load import Checkpoint
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components
 
-Tokens = Int[Array | np.ndarray, "B L"]
-SequenceLoss = Callable[[Params, Key[Array, ""], Float[Array, "B"], Tokens], Float[Array, "B"]]
+Batches = Sequence[Int[Array | np.ndarray, "_ L"]]  # the last may be smaller
+SequenceLoss = Callable[..., Float[Array, "B"]]  # (params, key, unit [B], x0 [B, L]) -> nats
 
 
 class Bound(NamedTuple):
@@ -57,8 +57,8 @@ class Bound(NamedTuple):
 def sequence_loss(components: Components, proposal: Proposal) -> SequenceLoss:
     """Returns f(params, key, unit [B], x0 [B, L]) -> nats [B]: the loss at one (t, x_t) each.
 
-    `unit` are the quantiles of the times under the proposal. The mean over uniform quantiles is that
-    of the DWDSE loss over t uniform on [t_min, 1], whatever the proposal.
+    `unit` are the quantiles of the times under the proposal. The mean over uniform quantiles is
+    that of the DWDSE loss over t uniform on [t_min, 1], whatever the proposal.
     """
     graph, noise, model = components
 
@@ -89,7 +89,7 @@ def reconstruction_loss(components: Components, t_min: float) -> Callable[..., F
 
 
 def estimate_bound(
-    loss: SequenceLoss, params: Params, key: Key[Array, ""], batches: Sequence[Tokens]
+    loss: SequenceLoss, params: Params, key: Key[Array, ""], batches: Batches
 ) -> Bound:
     """Returns the DWDSE term of the bound, by one draw for every sequence, spread evenly in time.
 

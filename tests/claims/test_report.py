@@ -104,8 +104,3 @@ def test_write_draws_every_plot(tmp_path):
     images = [tmp_path / "steps.png", tmp_path / "linear.png"]
     assert all(min(png_size(image)) > 300 for image in images)
     assert images[0].read_bytes() != images[1].read_bytes()
-
-
-def test_write_takes_sections_as_they_come(tmp_path):
-    write(iter([section()]), tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "steps.png"}

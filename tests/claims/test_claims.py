@@ -1,0 +1,190 @@
+"""Every claim of `sedd_jax.exact`, on smaller spaces; and that claims fail when they should."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from configs import exact_absorb, exact_uniform
+from sedd_jax.claims.bound import check_bound
+from sedd_jax.claims.rare import check_rare_tokens
+from sedd_jax.claims.samplers import check_samplers, goodness_of_fit
+from sedd_jax.claims.scores import check_scores
+from sedd_jax.claims.settings import ExactConfig, check_settings
+from sedd_jax.claims.training import check_training
+from sedd_jax.diffusion import graph as graphs
+from sedd_jax.diffusion import noise as noises
+from sedd_jax.diffusion import reverse
+from sedd_jax.enumeration.space import Space
+from sedd_jax.errors import BadInput
+from sedd_jax.runtime.components import build_components
+from sedd_jax.runtime.config import parse
+
+SCHEDULES = {"loglinear": noises.loglinear(), "geometric": noises.geometric(1e-4, 20.0)}
+GRAPHS = pytest.mark.parametrize("graph", ["absorb", "uniform"])
+
+
+def space_of(graph, length=2):
+    return Space(graphs.GRAPHS[graph](3), length)
+
+
+def failed(section):
+    return [(claim.statement, claim.figure) for claim in section.claims if not claim.holds]
+
+
+@GRAPHS
+@pytest.mark.parametrize("support", [1.0, 0.3], ids=["full", "sparse"])
+def test_claims_on_scores(graph, support):
+    space = space_of(graph)
+    section = check_scores(space, SCHEDULES["geometric"], space.random_data(0, support))
+    assert failed(section) == []
+    assert len(section.claims) == 9
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    """The section on samplers, for both graphs."""
+
+    def section(graph):
+        space = space_of(graph)
+        return check_samplers(
+            space,
+            SCHEDULES,
+            space.random_data(1),
+            t_min=1e-3,
+            max_steps=128,
+            drawn_steps=(16,),
+            num_samples=16_384,
+        )
+
+    return {graph: section(graph) for graph in graphs.GRAPHS}
+
+
+@GRAPHS
+def test_claims_on_samplers(sampled, graph):
+    assert failed(sampled[graph]) == []
+
+
+def test_tweedie_and_euler_under_uniform_geometric_noise(sampled):
+    """The order that was found with 3 tokens and length 2: Tweedie ahead from 4 steps on."""
+    table = sampled["uniform"].tables[1]
+    assert "geometric" in table.title
+    column = {name: i for i, name in enumerate(table.columns)}
+    for row in table.rows[2:]:
+        assert row[column["TV, tweedie"]] < row[column["TV, euler"]]
+
+
+def test_claims_on_samplers_fail_for_a_sampler_that_is_off(monkeypatch):
+    """Delta sigma in place of the schedule's rate is right, half of it is not."""
+
+    def slow_tweedie(graph, noise, xt, score, t, t_next):
+        return reverse._tweedie(graph, noise, xt, score, t, (t + t_next) / 2)
+
+    monkeypatch.setitem(reverse.SAMPLERS, "tweedie", slow_tweedie)
+    space = space_of("uniform")
+    section = check_samplers(
+        space,
+        {"loglinear": SCHEDULES["loglinear"]},
+        space.random_data(0),
+        t_min=1e-3,
+        max_steps=64,
+        drawn_steps=(),
+        num_samples=0,
+    )
+    assert failed(section)
+
+
+def test_claims_on_rare_tokens():
+    section = check_rare_tokens((1e-4, 1e-7), (1, 1024), num_draws=2**16)
+    assert failed(section) == []
+
+
+def test_goodness_of_fit():
+    law = np.array([0.5, 0.3, 0.2 - 1e-5, 1e-5, 0.0])
+    counts = np.random.default_rng(0).multinomial(10_000, law)
+    assert goodness_of_fit(counts / 10_000, law, 10_000) > 1e-3
+    other = np.array([0.47, 0.33, 0.2, 0, 0])
+    assert goodness_of_fit(other, law, 10_000) < 1e-6
+    assert goodness_of_fit(np.array([0.5, 0.3, 0.19, 0, 0.01]), law, 10_000) == 0  # impossible
+
+
+def short(config, **train):
+    """The config on two positions, with a shorter training."""
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, length=2),
+        train=dataclasses.replace(config.train, **train),
+    )
+
+
+@pytest.fixture(scope="module", params=[exact_absorb, exact_uniform], ids=["absorb", "uniform"])
+def trained(request):
+    """A config of 600 steps, its pieces and data, and the section on its training."""
+    config = short(parse(request.param.get_config(), ExactConfig), steps=600, batch_size=128)
+    components = build_components(config, config.data.vocab_size)
+    space = Space(components.graph, 2)
+    data = space.random_data(2)
+    result = check_training(
+        config,
+        components,
+        space,
+        data,
+        set_sizes=(16, 65_536),
+        sampler_steps=64,
+        num_samples=16_384,
+    )
+    return config, components, space, data, result
+
+
+def test_training_recovers_the_data(trained):
+    *_, result = trained
+    few, many = result.section.tables[0].rows
+    assert many[2] < 0.05 < few[2]  # TV of the samples to the data
+    assert few[3] < 0.05  # ... to the 16 sequences that were shown
+    limits = [claim.figure for claim in result.section.claims]
+    assert limits[0] == many[2] and abs(limits[1] - many[2]) < 0.02
+
+
+def test_claims_on_training_fail_for_an_untrained_network():
+    config = short(parse(exact_absorb.get_config(), ExactConfig), steps=1, batch_size=16)
+    components = build_components(config, 3)
+    space = Space(components.graph, 2)
+    settings = {"set_sizes": (64,), "sampler_steps": 4, "num_samples": 1024}
+    result = check_training(config, components, space, space.random_data(2), **settings)
+    assert len(failed(result.section)) == 2
+
+
+def test_claims_on_the_bound(trained):
+    config, components, space, data, result = trained
+    section = check_bound(config, components, result.params, space, data, repeats=48)
+    assert failed(section) == []
+    terms = dict(section.tables[0].rows)
+    assert terms["entropy of the data"] < terms["exact -log p"] < terms["bound"]
+
+
+def settings(**changes):
+    config = parse(exact_absorb.get_config(), ExactConfig)
+    data = dataclasses.replace(config.data, vocab_size=changes.pop("vocab_size", 3))
+    model = dataclasses.replace(config.model, length=changes.pop("length", 3))
+    exact = dataclasses.replace(config.exact, **changes)
+    return dataclasses.replace(config, data=data, model=model, exact=exact)
+
+
+def test_the_configs_can_be_enumerated():
+    check_settings(settings())
+    check_settings(parse(exact_uniform.get_config(), ExactConfig))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 1}, "config.data.vocab_size must be at least 2"),
+        ({"vocab_size": 8, "length": 4}, r"make 9\^4 sequences; at most 4096"),
+        ({"support": 0.0}, "config.exact.support must be in"),
+        ({"max_steps": 100}, "config.exact.max_steps must be a power of 2"),
+        ({"repeats": 1}, "must be at least 2"),
+    ],
+)
+def test_settings_that_cannot_be_enumerated_are_refused(changes, message):
+    with pytest.raises(BadInput, match=message):
+        check_settings(settings(**changes))
