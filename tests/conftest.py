@@ -53,6 +53,14 @@ def smoke_run(smoke_config, tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compiles a module's programs without optimising them: for many programs that run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 class Binary:
     """The binaries as a user runs them: from the root, in a process of their own, on one device."""
 

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from sedd_jax.claims.settings import ExactConfig
 from sedd_jax.runtime.components import build_components
-from sedd_jax.runtime.config import parse
+from sedd_jax.runtime.config import Config, parse
 from sedd_jax.runtime.step import build_train_step, init_state, run_keys
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -29,7 +30,7 @@ def test_config_is_documented_and_its_shapes_fit(name):
     module = load(name)
     for word in ("Paper row", "Hardware", f"--config=configs/{name}.py"):
         assert word in module.__doc__
-    config = parse(module.get_config())
+    config = parse(module.get_config(), ExactConfig if name.startswith("exact") else Config)
     vocab_size = config.data.vocab_size or ALPHABET
     components = build_components(config, vocab_size)
     key = run_keys(config.seed).init

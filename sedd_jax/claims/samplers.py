@@ -13,8 +13,8 @@ from scipy.stats import chisquare
 
 from sedd_jax.claims.report import Claim, Plot, Section, Table
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.diffusion.reverse import euler_probs
-from sedd_jax.enumeration.law import reverse_law, sampler_law
+from sedd_jax.diffusion.reverse import SAMPLERS, euler_probs
+from sedd_jax.enumeration.law import denoising_kernel, reverse_law, sampler_law
 from sedd_jax.enumeration.scores import exact_model, exact_params, tabulated
 from sedd_jax.enumeration.space import Law, Space, float64, kl_divergence, total_variation
 from sedd_jax.inference.generate import build_generator, free, row_keys
@@ -29,7 +29,7 @@ def _euler_equal_noise(graph, noise, xt, score, t, t_next):
     return euler_probs(graph, xt, score, noise.sigma(t) - noise.sigma(t_next))
 
 
-RULES = {"euler": "euler", "euler, equal noise": _euler_equal_noise, "tweedie": "tweedie"}
+RULES = {**SAMPLERS, "euler, equal noise": _euler_equal_noise}
 
 
 def check_samplers(
@@ -54,30 +54,15 @@ def check_samplers(
       num_samples: how many.
     """
     steps = [2**i for i in range(max_steps.bit_length())]
+    absorbing = space.graph.mask_id is not None
+    rules = RULES if not absorbing else {name: RULES[name] for name in SAMPLERS}
     tables, claims, curves = [], [], {}
     for name, noise in schedules.items():
-        with float64():
-            components = Components(space.graph, noise, exact_model(space))
-            params = exact_params(data)
-            laws = {
-                (rule, count, denoise): sampler_law(
-                    components,
-                    params,
-                    space,
-                    steps=count,
-                    sampler=RULES[rule],
-                    t_min=t_min,
-                    denoise=denoise,
-                )
-                for rule, count, denoise in itertools.product(RULES, steps, (True, False))
-            }
-            targets = {
-                True: reverse_law(space, noise, data, 0.0),
-                False: reverse_law(space, noise, data, t_min),
-            }
-        tables.append(_table(name, laws, data, steps))
-        claims += _convergence(name, laws, targets, steps)
-        claims += _comparison(name, space.graph.mask_id is not None, laws, data, steps)
+        components = Components(space.graph, noise, exact_model(space))
+        laws, targets = _laws(components, space, data, rules, steps, t_min)
+        tables.append(_table(name, rules, laws, data, steps))
+        claims += _convergence(name, rules, laws, targets, steps)
+        claims += _comparison(name, absorbing, laws, data, steps)
         for rule in ("euler", "tweedie"):
             distances = [total_variation(laws[rule, count, True], data) for count in steps]
             curves[f"{rule}, {name}"] = (steps, distances)
@@ -90,6 +75,31 @@ def check_samplers(
             claims.append(Claim(statement, p_value, ">=", LEVEL))
     plot = Plot("steps", "reverse steps", "total variation to the data", curves)
     return Section("Samplers with true scores", claims, tables, [plot])
+
+
+def _laws(components, space, data, rules, steps, t_min):
+    """The laws by (rule, steps, with the final step), and those of the exact reverse process."""
+    laws = {}
+    with float64():
+        params = exact_params(data)
+        final = denoising_kernel(components, params, space, t_min)
+        for rule, count in itertools.product(rules, steps):
+            law = sampler_law(
+                components,
+                params,
+                space,
+                steps=count,
+                sampler=rules[rule],
+                t_min=t_min,
+                denoise=False,
+            )
+            laws[rule, count, False] = law
+            laws[rule, count, True] = space.embedded(law @ final)
+    targets = {
+        True: reverse_law(space, components.noise, data, 0.0),
+        False: reverse_law(space, components.noise, data, t_min),
+    }
+    return laws, targets
 
 
 def draw(
@@ -125,14 +135,14 @@ def goodness_of_fit(frequencies: Law, law: Law, num_samples: int) -> float:
     return float(chisquare(counts, expected * counts.sum() / expected.sum()).pvalue)
 
 
-def _table(name, laws, data, steps):
+def _table(name, rules, laws, data, steps):
     columns = ["steps"]
-    columns += [f"{distance}, {rule}" for rule in RULES for distance in ("TV", "KL")]
+    columns += [f"{distance}, {rule}" for rule in rules for distance in ("TV", "KL")]
     columns += [f"TV, {rule}, no final step" for rule in ("euler", "tweedie")]
     rows = []
     for count in steps:
         row = [count]
-        for rule in RULES:
+        for rule in rules:
             law = laws[rule, count, True]
             row += [total_variation(law, data), kl_divergence(data, law)]
         row += [total_variation(laws[rule, count, False], data) for rule in ("euler", "tweedie")]
@@ -141,10 +151,10 @@ def _table(name, laws, data, steps):
     return Table(title, tuple(columns), rows)
 
 
-def _convergence(name, laws, targets, steps):
+def _convergence(name, rules, laws, targets, steps):
     """First order: from 16 steps on, doubling them halves the distance to the exact reverse."""
     off = 0.0
-    for rule, denoise in itertools.product(RULES, (True, False)):
+    for rule, denoise in itertools.product(rules, (True, False)):
         distances = [
             total_variation(laws[rule, count, denoise], targets[denoise]) for count in steps[4:]
         ]

@@ -77,7 +77,8 @@ def propose(
 ) -> Draw:
     """Draws x_t at times given by their quantiles.
 
-    The mean of weight * f(t, x_t) is that of f over the law of Algorithm 1, for every f.
+    The mean of weight * f(t, x_t) is that of f over the law of Algorithm 1, for every f that is 0
+    where the guess loses nothing: under the absorbing graph, without a mask.
 
     Args:
       key: random key, used once.

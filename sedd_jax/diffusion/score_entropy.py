@@ -58,8 +58,8 @@ def dwdse_loss(
 ) -> Float[Array, "B"]:
     """Returns the diffusion-weighted denoising score entropy, nats per sequence (Algorithm 1).
 
-    dsigma(t) times the score entropy summed over positions. Its mean over t and x_t is the bound
-    on the negative log-likelihood of Theorem 3.6, up to the prior term.
+    dsigma(t) times the score entropy summed over positions. Its integral over t, mean over x_t, is
+    the diffusion term of the bound on the negative log-likelihood (Theorem 3.6, Eq. 9).
 
     Args:
       graph: the token graph.

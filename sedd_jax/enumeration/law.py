@@ -23,7 +23,7 @@ def sampler_law(
     space: Space,
     *,
     steps: int,
-    sampler: str | StepRule,
+    sampler: StepRule | str,
     t_min: float,
     denoise: bool = True,
 ) -> Law:

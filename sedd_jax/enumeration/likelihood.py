@@ -90,7 +90,7 @@ def exact_bound(
     space: Space,
     base: Law,
     t_min: float,
-    num_nodes: int = 256,
+    num_nodes: int = 128,
 ) -> BoundTerms:
     """Returns the bound for every clean x_0: sums over all x_t, Gauss-Legendre quadrature over t.
 
@@ -104,7 +104,7 @@ def exact_bound(
     """
     noise = components.noise
     forward = space.transition(_sigma(noise, 1.0))[space.clean]
-    prior = _expected(forward, np.log(np.maximum(forward, TINY)) - np.log(base))
+    prior = _expected(forward, np.log(np.maximum(forward, TINY)) - np.log(np.maximum(base, TINY)))
     nodes, weights = _quadrature(t_min, num_nodes)
     losses = np.stack([loss_at(components, params, space, t) for t in nodes])
     kernel = np.maximum(denoising_kernel(components, params, space, t_min), TINY)

@@ -131,9 +131,9 @@ def nll_bound(
       checkpoint: the model, from `sedd.load`.
       tokens: token ids.
       batch_size: sequences at a time.
-      complete: every term of the bound on what the sampler draws: the DWDSE integral over
-        [t_min, 1], the prior term and the final denoising step. Else the published convention,
-        the mean of the loss over [t_min, 1] alone.
+      complete: a true bound, on the learned reverse process in continuous time: the integral of
+        the loss over [t_min, 1], the prior term and the final denoising step. Else the published
+        convention, the mean of the loss over [t_min, 1] alone.
     """
     if len(tokens) == 0:
         raise BadInput("nll_bound needs at least one sequence, got none.")

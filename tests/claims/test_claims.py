@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import exact_absorb, exact_uniform
+from sedd_jax.claims import samplers
 from sedd_jax.claims.bound import check_bound
 from sedd_jax.claims.rare import check_rare_tokens
 from sedd_jax.claims.samplers import check_samplers, goodness_of_fit
@@ -80,7 +81,7 @@ def test_claims_on_samplers_fail_for_a_sampler_that_is_off(monkeypatch):
     def slow_tweedie(graph, noise, xt, score, t, t_next):
         return reverse._tweedie(graph, noise, xt, score, t, (t + t_next) / 2)
 
-    monkeypatch.setitem(reverse.SAMPLERS, "tweedie", slow_tweedie)
+    monkeypatch.setitem(samplers.RULES, "tweedie", slow_tweedie)
     space = space_of("uniform")
     section = check_samplers(
         space,
@@ -95,7 +96,7 @@ def test_claims_on_samplers_fail_for_a_sampler_that_is_off(monkeypatch):
 
 
 def test_claims_on_rare_tokens():
-    section = check_rare_tokens((1e-4, 1e-7), (1, 1024), num_draws=2**16)
+    section = check_rare_tokens((1e-5, 1e-7), (1, 1024), num_draws=2**16)
     assert failed(section) == []
 
 
@@ -117,10 +118,14 @@ def short(config, **train):
     )
 
 
-@pytest.fixture(scope="module", params=[exact_absorb, exact_uniform], ids=["absorb", "uniform"])
+@pytest.fixture(
+    scope="module",
+    params=[exact_absorb, pytest.param(exact_uniform, marks=pytest.mark.slow)],
+    ids=["absorb", "uniform"],
+)
 def trained(request):
     """A config of 600 steps, its pieces and data, and the section on its training."""
-    config = short(parse(request.param.get_config(), ExactConfig), steps=600, batch_size=128)
+    config = short(parse(request.param.get_config(), ExactConfig), steps=400, batch_size=128)
     components = build_components(config, config.data.vocab_size)
     space = Space(components.graph, 2)
     data = space.random_data(2)
@@ -130,7 +135,7 @@ def trained(request):
         space,
         data,
         set_sizes=(16, 65_536),
-        sampler_steps=64,
+        sampler_steps=32,
         num_samples=16_384,
     )
     return config, components, space, data, result
@@ -145,18 +150,9 @@ def test_training_recovers_the_data(trained):
     assert limits[0] == many[2] and abs(limits[1] - many[2]) < 0.02
 
 
-def test_claims_on_training_fail_for_an_untrained_network():
-    config = short(parse(exact_absorb.get_config(), ExactConfig), steps=1, batch_size=16)
-    components = build_components(config, 3)
-    space = Space(components.graph, 2)
-    settings = {"set_sizes": (64,), "sampler_steps": 4, "num_samples": 1024}
-    result = check_training(config, components, space, space.random_data(2), **settings)
-    assert len(failed(result.section)) == 2
-
-
 def test_claims_on_the_bound(trained):
     config, components, space, data, result = trained
-    section = check_bound(config, components, result.params, space, data, repeats=48)
+    section = check_bound(config, components, result.params, space, data, repeats=32)
     assert failed(section) == []
     terms = dict(section.tables[0].rows)
     assert terms["entropy of the data"] < terms["exact -log p"] < terms["bound"]

@@ -18,6 +18,8 @@ from sedd_jax.inference.generate import build_generator, free, row_keys
 from sedd_jax.model.score_model import ScoreModel
 from sedd_jax.runtime.components import Components
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 T_MIN = 0.05
 LEVEL = 1e-4  # of a chi-square test; keys are fixed, so a pass stays a pass
 

@@ -15,6 +15,8 @@ from sedd_jax.inference.bound import sequence_loss
 from sedd_jax.model.score_model import ScoreModel
 from sedd_jax.runtime.components import Components
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 T_MIN = 0.02
 NOISE = noises.geometric(1e-3, 6.0)
 SMALL = pytest.mark.parametrize("brute", ["absorb-3-2", "uniform-3-2"], indirect=True)

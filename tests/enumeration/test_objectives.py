@@ -11,6 +11,8 @@ from sedd_jax.enumeration.objectives import (
     implicit_score_entropy,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 ROUNDING = 1e-11
 
 

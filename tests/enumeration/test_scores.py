@@ -11,6 +11,8 @@ from sedd_jax.inference.generate import build_generator, free, row_keys
 from sedd_jax.model.score_model import ScoreModel
 from sedd_jax.runtime.components import Components
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # float32 throughout, so that both precisions are asked about the same noise
 SIGMAS = np.float32([1e-4, 1e-2, 0.5, 3, 6.9, 20])
 SPARSE = 0.3
