@@ -17,12 +17,14 @@ REQUIREMENTS = [
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "safetensors>=0.8.0",
+    "scipy>=1.17.1",
     "sentencepiece>=0.2.3",
     "tensorflow-datasets>=4.9.10",
 ]
 GPT2 = ["tiktoken>=0.14.0"]
+PLOTS = ["matplotlib>=3.11.2"]
 TENSORBOARD = ["tensorboardX>=2.6.5"]
-DEV = ["beartype>=0.23.1", "pre-commit>=4.0.0", "pytest>=9.2.0", "ruff>=0.17.6", "scipy>=1.17.1"]
+DEV = ["beartype>=0.23.1", "pre-commit>=4.0.0", "pytest>=9.2.0", "ruff>=0.17.6"]
 
 if __name__ == "__main__":
     setup(
@@ -40,7 +42,8 @@ if __name__ == "__main__":
             "tpu": ["jax[tpu]"],
             "cuda": ["jax[cuda]"],
             "gpt2": GPT2,  # the tokenizer of the OpenWebText configs
+            "plots": PLOTS,  # of sedd_jax.exact and the examples
             "tensorboard": TENSORBOARD,  # event files beside metrics.jsonl
-            "dev": [*DEV, *GPT2, *TENSORBOARD],
+            "dev": [*DEV, *GPT2, *PLOTS, *TENSORBOARD],
         },
     )

@@ -72,7 +72,7 @@ def render(section: Section) -> str:
 
 
 def write(sections: Sequence[Section], folder: Path) -> None:
-    """Writes all figures to `report.json` and every plot to a PNG file of its name.
+    """Writes `report.md` as rendered, all figures to `report.json` and every plot to a PNG file.
 
     Args:
       sections: the report.
@@ -88,6 +88,7 @@ def write(sections: Sequence[Section], folder: Path) -> None:
         }
         for section in sections
     ]
+    (folder / "report.md").write_text("\n".join(map(render, sections)))
     text = json.dumps(_strict(report), indent=1, allow_nan=False)
     (folder / "report.json").write_text(text + "\n")
     for plot in (plot for section in sections for plot in section.plots):

@@ -100,7 +100,8 @@ def png_size(path):
 def test_write_draws_every_plot(tmp_path):
     linear = Plot("linear", "x", "y", {"a": ([0.0, 1.0], [-1.0, 0.0])}, log_x=False, log_y=False)
     write([section(), Section("More", [], plots=[linear])], tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"report.json", "steps.png", "linear.png"}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"report.md", "report.json", "steps.png", "linear.png"}
     images = [tmp_path / "steps.png", tmp_path / "linear.png"]
     assert all(min(png_size(image)) > 300 for image in images)
     assert images[0].read_bytes() != images[1].read_bytes()

@@ -217,3 +217,19 @@ def test_program_does_not_grow_with_depth(with_key):
         sizes[num_blocks] = len(lowered.as_text())
     assert sizes[3] > 5_000
     assert abs(sizes[12] - sizes[3]) < 0.01 * sizes[3]
+
+
+def test_only_learned_positions_tell_equal_tokens_apart():
+    masks, sigma = jnp.full((1, 4), STATES - 1), jnp.ones(1)
+
+    def spread(config):
+        """How far the answers at four masks are apart, with a head that is not zero."""
+        model = score_model(config, scale_by_sigma=False)
+        params = model.init(jax.random.key(0))
+        kernel = params["head"]["kernel"]
+        params["head"]["kernel"] = jax.random.normal(jax.random.key(1), kernel.shape)
+        answers = model.apply(params, masks, sigma)[0]
+        return float(jnp.abs(answers - answers[:1]).max())
+
+    assert spread(CONFIG) < 1e-5
+    assert spread(dataclasses.replace(CONFIG, max_length=4)) > 0.1
