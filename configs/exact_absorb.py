@@ -2,7 +2,7 @@
 
 Paper row: none. Hardware: 2 CPU cores, under 3 minutes. Metric: every claim of the report holds.
 
-    python -m sedd_jax.exact --config=configs/exact_absorb.py --workdir=runs/exact_absorb
+    python -m sedd_jax.exact --config=configs/exact_absorb.py
 """
 
 from sedd_jax.claims.settings import ExactConfig
@@ -18,6 +18,7 @@ def get_config():
     config.model.num_blocks = 2
     config.model.num_heads = 2
     config.model.dropout = 0.0
+    config.model.dtype = "float32"  # the limits are for it
     config.model.learned_positions = True  # the law of a token depends on where it stands
     config.train.steps = 2000
     config.train.batch_size = 256

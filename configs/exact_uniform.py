@@ -2,7 +2,7 @@
 
 Paper row: none. Hardware: 2 CPU cores, under 3 minutes. Metric: every claim of the report holds.
 
-    python -m sedd_jax.exact --config=configs/exact_uniform.py --workdir=runs/exact_uniform
+    python -m sedd_jax.exact --config=configs/exact_uniform.py
 """
 
 from configs import exact_absorb

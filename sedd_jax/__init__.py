@@ -12,6 +12,7 @@ _HOMES = {
     "graph": "sedd_jax.diffusion.graph",
     "score_entropy": "sedd_jax.diffusion.score_entropy",
     "dwdse_loss": "sedd_jax.diffusion.score_entropy",
+    "prior_kl": "sedd_jax.diffusion.score_entropy",
     "sample_times": "sedd_jax.diffusion.score_entropy",
     "staggered_score": "sedd_jax.diffusion.tweedie",
     "tweedie_probs": "sedd_jax.diffusion.tweedie",

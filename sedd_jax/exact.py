@@ -1,15 +1,18 @@
 """Proves the maths on a small space: `python -m sedd_jax.exact --config=configs/exact_absorb.py`.
 
 Every sequence is written down, so laws, bounds and samplers are computed and not estimated. Prints
-tables and claims; with --workdir also writes report.md, report.json and plots. Exits with code 1 if
-a claim fails.
+tables and claims, writes report.md, report.json and plots, and exits with code 1 if a claim fails.
 """
 
+import dataclasses
+import importlib.util
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -27,25 +30,28 @@ from sedd_jax.runtime import cli
 from sedd_jax.runtime.components import build_components
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/exact_*.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the report and the plots; made.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for the report and the plots; by default runs/NAME of the config file."
+)
 
 
 def main() -> None:
     """Checks as the flags say."""
     config = cli.config_from(_CONFIG, ExactConfig)
     check_settings(config)
-    folder = _new_folder(_WORKDIR.value)
+    folder = _new_folder()
     started, sections = time.monotonic(), []
-    for section in sections_of(config):
-        sections.append(section)
-        print(render(section), flush=True)
-    if folder is not None:
-        write(sections, folder)
+    try:
+        for section in sections_of(config):
+            sections.append(section)
+            print(render(section), flush=True)
+    finally:  # what was found so far is kept
+        write(sections, folder, _about(config))
     claims = [claim for section in sections for claim in section.claims]
     failed = [claim.statement for claim in claims if not claim.holds]
     print(
         f"{len(claims) - len(failed)} of {len(claims)} claims hold; "
-        f"{time.monotonic() - started:.0f} s.",
+        f"{time.monotonic() - started:.0f} s; the report is in {folder}.",
         file=sys.stderr,
     )
     for statement in failed:
@@ -58,8 +64,7 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
     """Yields the sections of the report, one after another as they are computed."""
     exact, t_min = config.exact, config.train.t_min
     components = build_components(config, config.data.vocab_size)
-    graph, noise, _ = components
-    space = Space(graph, config.model.length)
+    space = Space(components.graph, config.model.length)
     data = space.random_data(config.seed, exact.support)
     schedules = {
         "loglinear": noises.loglinear(config.noise.eps),
@@ -67,7 +72,7 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
     }
     sparse = space.random_data(config.seed, 0.3)
     for name, law in (("full support", data), ("sparse support", sparse)):
-        section = check_scores(space, noise, law, config.seed)
+        section = check_scores(space, schedules, law, config.seed)
         yield section._replace(title=f"{section.title}, {name}")
     yield check_samplers(
         space,
@@ -92,22 +97,27 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
     yield check_bound(config, components, trained.params, space, data, repeats=exact.repeats)
 
 
-def _new_folder(name):
-    """Makes the folder, or returns None without a name; a report is never overwritten."""
-    if name is None:
-        return None
-    folder = Path(name)
+def _new_folder():
+    """Makes the folder of the report; a report is never overwritten."""
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    folder = Path(_WORKDIR.value or f"runs/{name}")
     if (folder / "report.json").exists():
         raise BadInput(f"{folder} holds a report already; choose another --workdir.")
-    try:
-        import matplotlib  # noqa: F401  before anything is computed
-    except ImportError as error:
-        raise BadInput('--workdir needs matplotlib: pip install -e ".[plots]".') from error
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BadInput('The plots need matplotlib: pip install -e ".[plots]".')
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"--workdir={folder} cannot be made: {error}") from error
     return folder
+
+
+def _about(config):
+    return {
+        "config": dataclasses.asdict(config),
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "numpy", "scipy")},
+        "device": jax.devices()[0].device_kind,
+    }
 
 
 if __name__ == "__main__":

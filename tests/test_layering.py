@@ -12,8 +12,7 @@ FLOORS = [
     {"diffusion", "data"},
     {"model"},
     {"runtime"},
-    {"inference"},
-    {"enumeration"},
+    {"inference", "enumeration"},
     {"claims"},
     {"train", "sample", "exact"},
 ]

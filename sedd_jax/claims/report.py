@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 
 class Claim(NamedTuple):
@@ -71,12 +71,13 @@ def render(section: Section) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write(sections: Sequence[Section], folder: Path) -> None:
+def write(sections: Sequence[Section], folder: Path, about: dict[str, Any] | None = None) -> None:
     """Writes `report.md` as rendered, all figures to `report.json` and every plot to a PNG file.
 
     Args:
       sections: the report.
       folder: an existing folder.
+      about: what else `report.json` should say: settings and versions.
     """
     from matplotlib.figure import Figure  # only here: a plot is the last thing that is made
 
@@ -89,7 +90,7 @@ def write(sections: Sequence[Section], folder: Path) -> None:
         for section in sections
     ]
     (folder / "report.md").write_text("\n".join(map(render, sections)))
-    text = json.dumps(_strict(report), indent=1, allow_nan=False)
+    text = json.dumps(_strict((about or {}) | {"sections": report}), indent=1, allow_nan=False)
     (folder / "report.json").write_text(text + "\n")
     for plot in (plot for section in sections for plot in section.plots):
         figure = Figure(figsize=(5.5, 3.8), layout="constrained")

@@ -41,14 +41,19 @@ def check_settings(config: ExactConfig) -> None:
             f"config.data.vocab_size={tokens} and config.model.length={length} make "
             f"{num_states}^{length} sequences; at most {MAX_STATES} can be enumerated.",
         ),
+        (length >= 2, f"config.model.length must be at least 2, got {length}."),
+        (
+            exact.support * tokens**length >= 2,
+            f"config.exact.support={exact.support} leaves less than 2 sequences.",
+        ),
         (0 < exact.support <= 1, f"config.exact.support must be in (0, 1], got {exact.support}."),
         (
             exact.max_steps >= 64 and exact.max_steps.bit_count() == 1,
             f"config.exact.max_steps must be a power of 2, 64 or more, got {exact.max_steps}.",
         ),
         (
-            min(exact.num_samples, exact.num_draws, exact.repeats) >= 2,
-            "config.exact.num_samples, num_draws and repeats must be at least 2.",
+            min(exact.num_samples, exact.num_draws) >= 4096 and exact.repeats >= 16,
+            "config.exact.num_samples and num_draws must be at least 4096, repeats at least 16.",
         ),
     )
     for holds, message in rules:

@@ -58,7 +58,11 @@ def categorical_from_uniform(
 
 
 def jump_law(probs: Float[Array, "*s V"]) -> Float[Array, "*s V"]:
-    """Returns the law that `jump` draws from: negative weights count as zero, rows sum to 1."""
+    """Returns the law that `jump` draws from: negative weights count as zero, rows sum to 1.
+
+    Args:
+      probs: weights, at least one of each row positive.
+    """
     weights = jnp.maximum(probs, 0)
     return weights / weights.sum(-1, keepdims=True)
 

@@ -5,7 +5,7 @@ and varies wildly between draws: by how many moved, above all. A guess that know
 text has a known loss, a(t) at a position that moved and b(t) at any other. Drawn in proportion to
 m a + (L - m) b, with m of L positions moved, what is averaged is the ratio of the model's loss to
 the guess's, which varies little; under the absorbing graph, where b = 0, it is the mean loss per
-mask. Weights keep every expectation, of losses and of gradients, what it was.
+mask. Weights keep the expectation of the loss, and of its gradient, what it was.
 """
 
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.score_entropy import score_entropy
 
 CELLS = 128  # of t, within each of which times are drawn evenly
+TINY = 1e-30
 FLOOR = 0.05  # share of the times that are drawn evenly over all: none is left out
 
 
@@ -107,7 +108,8 @@ def propose(
     count = moves.sum(-1)
     tilt = (count * a + (length - count) * b) / (length * mean)
     xt = jnp.where(moves, graph.sample_limit(limit_key, x0.shape), x0)
-    return Draw(t, xt, 1 / (density * tilt))
+    # rounding of a probability of 1 can leave nothing moved, where there is no loss: no weight
+    return Draw(t, xt, jnp.where(tilt > 0, 1 / (density * jnp.maximum(tilt, TINY)), 0))
 
 
 def _guess_entropy(graph, sigma):

@@ -18,7 +18,7 @@ from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components
 
 PerClean = Float[np.ndarray, "C"]
-TINY = 1e-300  # stands for a probability of 0, or one that rounding has made negative
+TINY = 1e-300  # stands for a probability that the solver has made negative
 
 
 class BoundTerms(NamedTuple):
@@ -104,12 +104,12 @@ def exact_bound(
     """
     noise = components.noise
     forward = space.transition(_sigma(noise, 1.0))[space.clean]
-    prior = _expected(forward, np.log(np.maximum(forward, TINY)) - np.log(np.maximum(base, TINY)))
+    prior = _expected(forward, _log(forward) - _log(base)[None])
     nodes, weights = _quadrature(t_min, num_nodes)
     losses = np.stack([loss_at(components, params, space, t) for t in nodes])
-    kernel = np.maximum(denoising_kernel(components, params, space, t_min), TINY)
+    kernel = denoising_kernel(components, params, space, t_min)
     forward = space.transition(_sigma(noise, t_min))[space.clean]
-    return BoundTerms(prior, weights @ losses, _expected(forward, -np.log(kernel.T)))
+    return BoundTerms(prior, weights @ losses, _expected(forward, -_log(kernel.T)))
 
 
 def loss_at(components: Components, params: Params, space: Space, t: float) -> PerClean:
@@ -137,9 +137,16 @@ def _sigma(noise, t):
         return float(noise.sigma(jnp.float64(t)))
 
 
+def _log(law):
+    """The logarithm, minus infinity at 0."""
+    with np.errstate(divide="ignore"):
+        return np.log(law)
+
+
 def _expected(law, values):
     """The row-wise mean of values under the laws, 0 times anything being 0."""
-    return np.sum(np.where(law > 0, law * values, 0), axis=-1)
+    with np.errstate(invalid="ignore"):
+        return np.sum(np.where(law > 0, law * values, 0), axis=-1)
 
 
 @functools.lru_cache(maxsize=32)

@@ -131,15 +131,22 @@ def nll_bound(
       checkpoint: the model, from `sedd.load`.
       tokens: token ids.
       batch_size: sequences at a time.
-      complete: a true bound, on the learned reverse process in continuous time: the integral of
-        the loss over [t_min, 1], the prior term and the final denoising step. Else the published
-        convention, the mean of the loss over [t_min, 1] alone.
+      complete: a true bound, on the learned reverse process in continuous time from a noised
+        uniform guess: the integral of the loss over [t_min, 1], the prior term and the final
+        denoising step, infinite where that step denies a token. Else the published convention,
+        the mean of the loss over [t_min, 1] alone.
     """
     if len(tokens) == 0:
         raise BadInput("nll_bound needs at least one sequence, got none.")
     num_tokens = checkpoint.graph.num_tokens
     if not 0 <= tokens.min() <= tokens.max() < num_tokens:
         raise BadInput(f"nll_bound needs ids in [0, {num_tokens}), the model's tokens.")
+    model = checkpoint.config.model
+    if model.learned_positions and tokens.shape[1] > model.length:
+        raise BadInput(
+            f"nll_bound needs sequences of at most {model.length} tokens, the positions that the "
+            f"model has learned; got {tokens.shape[1]}."
+        )
     batches = [tokens[i : i + batch_size] for i in range(0, len(tokens), batch_size)]
     params, t_min = checkpoint.params, checkpoint.config.train.t_min
     loss, reconstruction = _compiled(checkpoint.components, t_min)

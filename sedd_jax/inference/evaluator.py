@@ -24,7 +24,7 @@ class Evaluator:
     def __init__(
         self, config: Config, components: Components, dataset: Dataset, keys: RunKeys, mesh: Mesh
     ):
-        """Compiles nothing yet; reads the held-out blocks onto the devices of `mesh`."""
+        """Prepares the draws and reads the held-out blocks onto the devices of `mesh`."""
         self._config, self._keys, self._tokenizer = config, keys, dataset.tokenizer
         self._bytes_per_token = dataset.manifest["splits"]["heldout"]["bytes_per_token"]
         proposal = guess_proposal(components.graph, components.noise, config.train.t_min)

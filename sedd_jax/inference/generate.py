@@ -135,7 +135,10 @@ def generate(
     _check_positive(num_samples=num_samples, length=length, steps=steps, batch_size=batch_size)
     model = checkpoint.config.model
     if model.learned_positions and length > model.length:
-        raise BadInput(f"The model has learned {model.length} positions; length is {length}.")
+        raise BadInput(
+            f"length must be at most {model.length}, the positions that the model has learned, "
+            f"got {length}."
+        )
     if sampler not in SAMPLERS:
         raise BadInput(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
     prompt = free(num_samples, length) if prompt is None else prompt

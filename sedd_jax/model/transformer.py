@@ -221,6 +221,10 @@ class Embedding(nnx.Module):
 
     def __call__(self, xt: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         x = self.table[...][xt]
+        if self.positions is not None and xt.shape[1] > self.positions.shape[0]:
+            raise ValueError(
+                f"The network has learned {self.positions.shape[0]} positions, got {xt.shape[1]}."
+            )
         return x if self.positions is None else x + self.positions[...][None, : xt.shape[1]]
 
 

@@ -61,7 +61,7 @@ class TrainConfig:
     batch_size: int = 512  # sequences per step, over all devices
     microbatches: int = 1  # parts the batch is split into, gradients averaged
     t_min: float = 1e-3  # times are drawn from [t_min, 1]
-    low_discrepancy: bool = True  # spread the times of a batch evenly
+    low_discrepancy: bool = True  # spread the times of a batch evenly over their law
     importance: bool = False  # draw noise in proportion to a guess's loss, and reweight
     log_every: int = 100
 
@@ -143,8 +143,11 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """Returns the config that `to_json` wrote."""
-    return parse(json.loads(text))
+    """Returns the config that `to_json` wrote, now or before some settings existed.
+
+    A setting that is missing has its default, which is always what was done before it existed.
+    """
+    return parse(_completed(dataclasses.asdict(Config()), json.loads(text)))
 
 
 def differences(old: Config, new: Config) -> list[str]:
@@ -155,6 +158,16 @@ def differences(old: Config, new: Config) -> list[str]:
         for key in old_flat
         if old_flat[key] != new_flat[key]
     ]
+
+
+def _completed(defaults, values):
+    """The values, with the defaults of what they lack."""
+    groups = {
+        name: _completed(defaults[name], value)
+        for name, value in values.items()
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+    }
+    return defaults | values | groups
 
 
 def _flatten(tree, prefix=""):

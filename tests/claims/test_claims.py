@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -37,9 +38,9 @@ def failed(section):
 @pytest.mark.parametrize("support", [1.0, 0.3], ids=["full", "sparse"])
 def test_claims_on_scores(graph, support):
     space = space_of(graph)
-    section = check_scores(space, SCHEDULES["geometric"], space.random_data(0, support))
+    section = check_scores(space, SCHEDULES, space.random_data(0, support))
     assert failed(section) == []
-    assert len(section.claims) == 9
+    assert len(section.claims) == 15
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def short(config, **train):
     ids=["absorb", "uniform"],
 )
 def trained(request):
-    """A config of 600 steps, its pieces and data, and the section on its training."""
+    """A shortened config, its pieces and data, and what its training gave."""
     config = short(parse(request.param.get_config(), ExactConfig), steps=400, batch_size=128)
     components = build_components(config, config.data.vocab_size)
     space = Space(components.graph, 2)
@@ -148,8 +149,36 @@ def test_training_recovers_the_data(trained):
     few, many = result.section.tables[0].rows
     assert many[2] < 0.05 < few[2]  # TV of the samples to the data
     assert few[3] < 0.05  # ... to the 16 sequences that were shown
-    limits = [claim.figure for claim in result.section.claims]
-    assert limits[0] == many[2] and abs(limits[1] - many[2]) < 0.02
+    of_law, of_samples, p_value = result.section.claims
+    assert of_law.figure == many[2] and abs(of_samples.figure - many[2]) < 0.02
+    assert p_value.holds
+
+
+def test_the_bound_of_an_untrained_uniform_network_holds_and_is_no_entropy():
+    config = short(parse(exact_uniform.get_config(), ExactConfig))
+    components = build_components(config, 3)
+    space = Space(components.graph, 2)
+    params = components.model.init(jax.random.key(0))
+    data = space.random_data(2)
+    section = check_bound(config, components, params, space, data, repeats=16)
+    assert failed(section) == []
+    terms = dict(section.tables[0].rows)
+    assert terms["bound"] > terms["entropy of the data"] + 0.1
+
+
+@pytest.mark.parametrize("graph", ["uniform"])
+def test_a_score_that_is_no_number_fails_the_claims(monkeypatch, graph):
+    def broken(*args):
+        return np.nan * reverse.tweedie_probs(*args)
+
+    monkeypatch.setattr("sedd_jax.claims.scores.tweedie_probs", broken)
+    space = space_of(graph)
+    section = check_scores(space, {"loglinear": SCHEDULES["loglinear"]}, space.random_data(0))
+    broken_claims = [statement for statement, _ in failed(section)]
+    assert any("Eq. 19" in statement for statement in broken_claims)
+    assert (
+        sum("Thm. 4.2" in statement or "1e-3 off" in statement for statement in broken_claims) >= 2
+    )
 
 
 def test_claims_on_the_bound(trained):
@@ -178,9 +207,11 @@ def test_the_configs_can_be_enumerated():
     [
         ({"vocab_size": 1}, "config.data.vocab_size must be at least 2"),
         ({"vocab_size": 8, "length": 4}, r"make 9\^4 sequences; at most 4096"),
-        ({"support": 0.0}, "config.exact.support must be in"),
+        ({"length": 1}, "config.model.length must be at least 2"),
+        ({"support": 0.0}, "config.exact.support=0.0 leaves less than 2"),
+        ({"support": 1.5}, "config.exact.support must be in"),
         ({"max_steps": 100}, "config.exact.max_steps must be a power of 2"),
-        ({"repeats": 1}, "must be at least 2"),
+        ({"repeats": 1}, "repeats at least 16"),
     ],
 )
 def test_settings_that_cannot_be_enumerated_are_refused(changes, message):

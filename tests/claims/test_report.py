@@ -61,13 +61,15 @@ def test_render_shows_tables_and_then_claims_in_columns():
 
 
 def test_write_makes_strict_json_with_every_figure(tmp_path):
-    write([section(), Section("Empty", [])], tmp_path)
+    write([section(), Section("Empty", [])], tmp_path, {"seed": 3})
 
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
     text = (tmp_path / "report.json").read_text()
-    first, second = json.loads(text, parse_constant=refuse)
+    report = json.loads(text, parse_constant=refuse)
+    assert report["seed"] == 3
+    first, second = report["sections"]
     assert second == {"title": "Empty", "claims": [], "tables": []}
     assert first["title"] == "Steps"
     assert first["claims"] == [

@@ -72,7 +72,8 @@ def test_weighted_draws_of_a_guess_have_the_law_of_algorithm_1(case):
         times = fine[(fine > low) & (fine < high)]
         law = binom.pmf(np.arange(LENGTH + 1)[:, None], LENGTH, _changed_prob(graph, noise, times))
         inside = (draw.t > low) & (draw.t < high)
-        for count in range(1, LENGTH + 1):  # at 0 the absorbing loss is 0, and nothing is drawn
+        # without a change the absorbing loss is 0, and nothing is drawn
+        for count in range(graph.mask_id is not None, LENGTH + 1):
             weights = np.where(inside & (changed == count), draw.weight, 0)
             expected = law[count].sum() / len(fine)
             stderr = weights.std() / np.sqrt(DRAWS)
@@ -147,3 +148,17 @@ def test_a_row_of_large_noise_has_finite_weights():
     """Where the loss of the guess is below rounding, moves are drawn as they come."""
     draw = _draw(graphs.uniform(VOCAB_SIZE), GEOMETRIC, plain=False)
     assert np.all(np.isfinite(draw.weight)) and draw.weight.max() < 1000
+
+
+@pytest.mark.parametrize("name", ["absorb", "uniform"])
+def test_weights_at_the_size_of_a_real_vocabulary(name):
+    graph = graphs.GRAPHS[name](50_257)
+    noise = GEOMETRIC if name == "uniform" else LOGLINEAR
+    proposal = guess_proposal(graph, noise, T_MIN)
+    unit = (jnp.arange(4096) + 0.5) / 4096
+    x0 = jnp.zeros((4096, 64), jnp.int32)
+    draw = jax.jit(lambda key: propose(key, proposal, graph, noise, unit, x0))(jax.random.key(0))
+    weight = np.asarray(draw.weight)
+    assert np.all(np.isfinite(weight)) and weight.min() >= 0
+    if name == "uniform":
+        assert abs(weight.mean() - 1) < 5 * weight.std() / np.sqrt(len(weight))

@@ -1,3 +1,5 @@
+import dataclasses
+
 import chex
 import jax
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput
+from sedd_jax.runtime.components import build_components
 
 KEY = jax.random.key(0)
 STEPS = 6
@@ -99,3 +102,20 @@ def test_prompts_that_do_not_fit_are_refused(checkpoint):
     with pytest.raises(BadInput, match=r"prompt.tokens has shape \(1, 8\), need"):
         prompt = sedd.prefix_suffix(np.zeros(2, np.int32), np.zeros(2, np.int32), 1, 8)
         generate(checkpoint, 1, 16, prompt=prompt)
+
+
+def test_learned_positions_end_at_the_trained_length(checkpoint):
+    config = checkpoint.config
+    model = dataclasses.replace(config.model, learned_positions=True)
+    config = dataclasses.replace(config, model=model)
+    components = build_components(config, checkpoint.tokenizer.vocab_size)
+    params = components.model.init(KEY)
+    learned = dataclasses.replace(checkpoint, components=components, params=params, config=config)
+    longer = model.length + 1
+    with pytest.raises(BadInput, match=f"length must be at most {model.length}"):
+        generate(learned, 1, longer)
+    tokens = np.zeros((2, longer), np.int32)
+    with pytest.raises(BadInput, match=f"at most {model.length} tokens"):
+        sedd.nll_bound(KEY, learned, tokens)
+    with pytest.raises(ValueError, match="positions, got"):
+        learned.log_score(tokens, np.ones(2, np.float32))

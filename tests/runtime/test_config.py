@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 
@@ -18,6 +19,15 @@ def changed(key, value):
 
 def test_defaults_parse_to_the_dataclass():
     assert parse(default_config()) == Config()
+
+
+def test_json_from_before_a_setting_existed_has_its_default():
+    values = json.loads(to_json(Config(seed=3)))
+    del values["model"]["learned_positions"], values["train"]["importance"]
+    assert from_json(json.dumps(values)) == Config(seed=3)
+    values["model"]["colour"] = "red"
+    with pytest.raises(BadInput, match="config.model.colour is not a setting"):
+        from_json(json.dumps(values))
 
 
 def test_json_round_trip():

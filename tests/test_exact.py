@@ -1,0 +1,54 @@
+"""The binary as a user runs it; what it claims is tested in tests/claims."""
+
+import json
+
+import pytest
+
+SMALLEST = [
+    "--config=configs/exact_absorb.py",
+    "--config.data.vocab_size=2",
+    "--config.model.length=2",
+    "--config.model.hidden_size=8",
+    "--config.model.num_blocks=1",
+    "--config.train.steps=1",
+    "--config.optim.decay=constant",
+    "--config.train.batch_size=8",
+    "--config.exact.max_steps=64",
+    "--config.exact.num_samples=4096",
+    "--config.exact.num_draws=4096",
+    "--config.exact.repeats=16",
+]
+
+
+@pytest.fixture(scope="module")
+def untrained(binary, tmp_path_factory):
+    """The process and the folder of a run whose network has seen one batch: it must fail."""
+    folder = tmp_path_factory.mktemp("exact") / "report"
+    process = binary.start("exact", *SMALLEST, f"--workdir={folder}")
+    out, err = process.communicate()
+    return process.returncode, out, err, folder
+
+
+def test_an_untrained_network_fails_the_claims_on_training_and_no_others(untrained):
+    code, out, err, _ = untrained
+    assert code == 1, err
+    failures = [line for line in err.splitlines() if line.startswith("FAILED: ")]
+    assert any("trained on 65536" in line for line in failures), err
+    others = [line for line in failures if "trained on" not in line and "drawn samples" not in line]
+    assert others == []
+    assert "## The bound" in out and "| NO " in out
+
+
+def test_everything_is_written_and_nothing_overwritten(untrained, binary):
+    *_, folder = untrained
+    report = json.loads((folder / "report.json").read_text())
+    assert report["config"]["data"]["vocab_size"] == 2 and report["versions"]["jax"]
+    assert len(report["sections"]) == 6
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"report.md", "report.json", "steps.png", "rare.png", "training.png"}
+    line = binary.refuse("exact", *SMALLEST, f"--workdir={folder}")
+    assert "holds a report already" in line
+
+
+def test_a_config_of_another_binary_is_refused(binary):
+    assert "config.exact is missing" in binary.refuse("exact", "--config=configs/smoke.py")
