@@ -15,7 +15,7 @@ SMALLEST = [
     "--config.train.batch_size=8",
     "--config.exact.max_steps=64",
     "--config.exact.num_samples=4096",
-    "--config.exact.num_draws=4096",
+    "--config.exact.num_draws=262144",
     "--config.exact.repeats=16",
 ]
 

@@ -16,7 +16,7 @@ class ExactSettings:
     max_steps: int = 256  # samplers are followed for 1, 2, 4, ... steps up to this power of 2
     num_samples: int = 65_536  # drawn to confirm a computed law
     num_draws: int = 1_048_576  # conditional draws for every figure on rare tokens
-    repeats: int = 256  # estimates of the bound per plan, to measure their variance
+    repeats: int = 128  # estimates of the bound per plan, to measure their variance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,9 @@ def check_settings(config: ExactConfig) -> None:
             f"config.exact.max_steps must be a power of 2, 64 or more, got {exact.max_steps}.",
         ),
         (
-            min(exact.num_samples, exact.num_draws) >= 4096 and exact.repeats >= 16,
-            "config.exact.num_samples and num_draws must be at least 4096, repeats at least 16.",
+            exact.num_samples >= 4096 and exact.num_draws >= 2**18 and exact.repeats >= 16,
+            "config.exact.num_samples must be at least 4096, num_draws at least 262144, and "
+            "repeats at least 16.",
         ),
     )
     for holds, message in rules:
