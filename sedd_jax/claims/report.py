@@ -113,7 +113,8 @@ def _markdown(columns, rows):
 
 
 def _cell(value):
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    # a bar would end the cell
+    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", r"\|")
 
 
 def _strict(value):
