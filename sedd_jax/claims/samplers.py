@@ -72,7 +72,15 @@ def check_samplers(
                 ]
             )
             claims.append(Claim("loglinear: TV between Tweedie and Euler", apart, "<=", 1e-10))
-        order, order_claims = _order(name, components, space, rules, t_min, num_laws)
+        order, order_claims = _order(
+            name,
+            components,
+            space,
+            rules,
+            t_min,
+            num_laws,
+            claimed=absorbing or name == "loglinear",
+        )
         tables.append(order)
         claims += order_claims
         for rule in ("euler", "tweedie"):
@@ -183,11 +191,11 @@ def _convergence(name, rules, laws, targets, steps):
     return [Claim(statement, np.max(np.abs(np.array(ratios) - 2)), "<=", 0.2)]
 
 
-def _order(name, components, space, rules, t_min, num_laws):
+def _order(name, components, space, rules, t_min, num_laws, claimed):
     """On how many random laws of data Tweedie ends nearer to them than the other rules.
 
-    Theorem 4.2 orders single steps. Of whole runs, what is claimed holds for all laws tried; under
-    uniform geometric noise plain Euler may be nearer, see docs/exactness.md.
+    Theorem 4.2 orders single steps, not whole runs. Where `claimed`, Tweedie ended at least as near
+    for all laws tried; under uniform geometric noise Euler may be nearer, see docs/exactness.md.
     """
     counts = (4, 16, 64)
     others = [rule for rule in rules if rule != "tweedie"]
@@ -216,16 +224,10 @@ def _order(name, components, space, rules, t_min, num_laws):
         for count in counts
     ]
     title = f"Random laws, of {num_laws}, to which Tweedie ends at least as near, {name} noise"
-    ordered = [
-        rule for rule in others if rule != "euler" or len(others) == 1 or name != "geometric"
-    ]
-    claims = [
-        Claim(
-            f"{name}: TV of Tweedie - TV of {rule}, at worst of {num_laws} laws",
-            np.max([excess[count, rule] for count in counts]),
-            "<=",
-            1e-10,
-        )
-        for rule in ordered
-    ]
-    return Table(title, ("steps", *(f"than {rule}" for rule in others)), rows), claims
+    table = Table(title, ("steps", *(f"than {rule}" for rule in others)), rows)
+    if not claimed:
+        return table, []
+    statement = f"{name}: TV of Tweedie - TV of Euler, at worst of {num_laws} laws"
+    worst = np.max([excess[count, "euler"] for count in counts])
+    claims = [Claim(statement, worst, "<=", 1e-10)]
+    return table, claims
