@@ -1,4 +1,4 @@
-"""The binary as a user runs it; what it claims is tested in tests/claims."""
+"""The binary as a user runs it; what it claims is tested, faster, in tests/claims."""
 
 import json
 
@@ -29,6 +29,7 @@ def untrained(binary, tmp_path_factory):
     return process.returncode, out, err, folder
 
 
+@pytest.mark.slow
 def test_an_untrained_network_fails_the_claims_on_training_and_no_others(untrained):
     code, out, err, _ = untrained
     assert code == 1, err
@@ -39,6 +40,7 @@ def test_an_untrained_network_fails_the_claims_on_training_and_no_others(untrain
     assert "## The bound" in out and "| NO " in out
 
 
+@pytest.mark.slow
 def test_everything_is_written_and_nothing_overwritten(untrained, binary):
     *_, folder = untrained
     report = json.loads((folder / "report.json").read_text())
