@@ -15,7 +15,7 @@ from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components
 from sedd_jax.runtime.config import Config
 
-SIGMAS = 4  # standard errors within which Monte Carlo must agree with quadrature
+STANDARD_ERRORS = 4  # within which Monte Carlo must agree with quadrature
 
 
 def check_bound(
@@ -37,7 +37,7 @@ def check_bound(
       space: all sequences.
       data: law of the data.
       num_sequences: sequences per Monte-Carlo estimate.
-      repeats: estimates per plan.
+      repeats: estimates by each estimator.
     """
     t_min = config.train.t_min
     truth_claims = _tight_at_the_truth(components, space, data, t_min)
@@ -162,4 +162,4 @@ def _estimates(checkpoint, tokens, exact, exact_complete, repeats):
 
 def _agrees(statement, values, exact):
     error = abs(values.mean() - exact) / (values.std(ddof=1) / np.sqrt(len(values)))
-    return Claim(statement, error, "<=", SIGMAS)
+    return Claim(statement, error, "<=", STANDARD_ERRORS)

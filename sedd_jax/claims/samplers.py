@@ -50,7 +50,7 @@ def check_samplers(
       schedules: noise schedules by name, "loglinear" and "geometric".
       data: law of the data.
       t_min: the time at which the steps end.
-      max_steps: laws are computed for 1, 2, 4, ..., max_steps, at least 32.
+      max_steps: a power of 2; laws are computed for 1, 2, 4, ..., max_steps.
       drawn_steps: numbers of steps for which samples are drawn as well.
       num_samples: how many.
       num_laws: random laws of data on which the rules are compared.
@@ -192,7 +192,7 @@ def _convergence(name, rules, laws, targets, steps):
 
 
 def _order(name, components, space, rules, t_min, num_laws, claimed):
-    """On how many random laws of data Tweedie ends nearer to them than the other rules.
+    """On how many random laws of data Tweedie ends at least as near as the other rules.
 
     Theorem 4.2 orders single steps, not whole runs. Where `claimed`, Tweedie ended at least as near
     for all laws tried; under uniform geometric noise Euler may be nearer, see docs/exactness.md.

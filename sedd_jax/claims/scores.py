@@ -174,8 +174,7 @@ def _probs(space, noise, data, t, s, delta_sigma):
     """The laws of every position after one step, by both rules."""
     count = len(space.states)
     graph, xt = space.graph, jnp.asarray(space.states)
-    sigma = jnp.full(count, float(noise.sigma(t)))
-    score = jnp.exp(exact_model(space).apply(exact_params(data), xt, sigma))
+    score = _true_scores(space, data, float(noise.sigma(t)))
     rate_times_step = jnp.full(count, float(noise.dsigma(t)) * (t - s))
     return {
         "tweedie": jump_law(tweedie_probs(graph, xt, score, jnp.full(count, delta_sigma))),
@@ -184,9 +183,14 @@ def _probs(space, noise, data, t, s, delta_sigma):
 
 
 def _probs_denoise(space, data, sigma):
-    xt, sigma = jnp.asarray(space.states), jnp.full(len(space.states), sigma)
-    score = jnp.exp(exact_model(space).apply(exact_params(data), xt, sigma))
-    return np.asarray(denoise_probs(space.graph, xt, score, sigma))
+    xt, score = jnp.asarray(space.states), _true_scores(space, data, sigma)
+    return np.asarray(denoise_probs(space.graph, xt, score, jnp.full(len(xt), sigma)))
+
+
+def _true_scores(space, data, sigma):
+    """The ratios p_t(y) / p_t(x) of every sequence, [S, L, V]."""
+    xt = jnp.asarray(space.states)
+    return jnp.exp(exact_model(space).apply(exact_params(data), xt, jnp.full(len(xt), sigma)))
 
 
 def _posterior(space, data, sigma_t, sigma_s):

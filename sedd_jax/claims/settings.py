@@ -16,7 +16,7 @@ class ExactSettings:
     max_steps: int = 256  # samplers are followed for 1, 2, 4, ... steps up to this power of 2
     num_samples: int = 65_536  # drawn to confirm a computed law
     num_draws: int = 1_048_576  # conditional draws for every figure on rare tokens
-    repeats: int = 128  # estimates of the bound per plan, to measure their variance
+    repeats: int = 128  # of every estimate of the bound, to measure its variance
 
 
 @dataclasses.dataclass(frozen=True)

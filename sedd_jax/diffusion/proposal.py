@@ -21,7 +21,6 @@ from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.score_entropy import score_entropy
 
 CELLS = 128  # of t, within each of which times are drawn evenly
-TINY = 1e-30
 FLOOR = 0.05  # share of the times that are drawn evenly over all: none is left out
 
 
@@ -42,7 +41,7 @@ class Proposal(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """Times, noised tokens, and the weights that make up for how they were drawn."""
+    """What `propose` draws: times, noised tokens, and weights that make up for the proposal."""
 
     t: Float[Array, "B"]
     xt: Int[Array, "B L"]
@@ -109,7 +108,8 @@ def propose(
     tilt = (count * a + (length - count) * b) / (length * mean)
     xt = jnp.where(moves, graph.sample_limit(limit_key, x0.shape), x0)
     # rounding of a probability of 1 can leave nothing moved, where there is no loss: no weight
-    return Draw(t, xt, jnp.where(tilt > 0, 1 / (density * jnp.maximum(tilt, TINY)), 0))
+    weight = jnp.where(tilt > 0, 1 / (density * jnp.where(tilt > 0, tilt, 1)), 0)
+    return Draw(t, xt, weight)
 
 
 def _guess_entropy(graph, sigma):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 from sedd_jax.diffusion.score_entropy import score_entropy
 from sedd_jax.enumeration.space import Law, Space, product_law
 
-Table = Float[Array, "S L V"] | Float[np.ndarray, "S L V"]
+Scores = Float[Array, "S L V"] | Float[np.ndarray, "S L V"]
 
 
 def exact_ratios(space: Space, marginal: Law) -> Float[np.ndarray, "S L V"]:
@@ -23,14 +23,14 @@ def exact_ratios(space: Space, marginal: Law) -> Float[np.ndarray, "S L V"]:
     return np.where(held > 0, marginal[space.neighbours] / np.where(held > 0, held, 1), 0)
 
 
-def explicit_score_entropy(space: Space, log_score: Table, marginal: Law) -> Float[Array, ""]:
+def explicit_score_entropy(space: Space, log_score: Scores, marginal: Law) -> Float[Array, ""]:
     """Returns E_x sum_y w_xy (s_y - r_y log s_y + K(r_y)), r the true ratios (Eq. 5)."""
     ratio = exact_ratios(space, marginal)
     entropy = jnp.exp(log_score) - ratio * log_score + xlogy(ratio, ratio) - ratio
     return jnp.sum(marginal[:, None, None] * _weights_in(space) * entropy)
 
 
-def implicit_score_entropy(space: Space, log_score: Table, marginal: Law) -> Float[Array, ""]:
+def implicit_score_entropy(space: Space, log_score: Scores, marginal: Law) -> Float[Array, ""]:
     """Returns E_x sum_y (w_xy s(x)_y - w_yx log s(y)_x), which needs no ratios (Eq. 6)."""
     state, position, _ = np.indices(space.neighbours.shape)
     backward = log_score[space.neighbours, position, space.states[state, position]]
@@ -39,7 +39,7 @@ def implicit_score_entropy(space: Space, log_score: Table, marginal: Law) -> Flo
 
 
 def denoising_score_entropy(
-    space: Space, log_score: Table, data: Law, sigma: float
+    space: Space, log_score: Scores, data: Law, sigma: float
 ) -> Float[Array, ""]:
     """Returns the expectation over (x_0, x_t) of `score_entropy`, the training loss (Eqs. 7, 10).
 
@@ -50,7 +50,7 @@ def denoising_score_entropy(
 
 
 def denoising_losses(
-    space: Space, log_score: Table, rows: Int[np.ndarray, "N"], sigma: float | Float[Array, ""]
+    space: Space, log_score: Scores, rows: Int[np.ndarray, "N"], sigma: float | Float[Array, ""]
 ) -> Float[Array, "N"]:
     """Returns E over x_t of the summed `score_entropy` given x_0, for the sequences x_0 in rows."""
     graph, states = space.graph, jnp.asarray(space.states)
@@ -68,7 +68,7 @@ def denoising_losses(
     return jnp.sum(kernel * jax.lax.map(given, starts), axis=-1)
 
 
-def concrete_score_matching(space: Space, score: Table, marginal: Law) -> Float[Array, ""]:
+def concrete_score_matching(space: Space, score: Scores, marginal: Law) -> Float[Array, ""]:
     """Returns E_x sum_y w_xy (s_y - r_y)^2 / 2: squared error, the baseline (Eq. 4)."""
     error = (score - exact_ratios(space, marginal)) ** 2 / 2
     return jnp.sum(marginal[:, None, None] * _weights_in(space) * error)

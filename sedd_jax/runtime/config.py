@@ -34,9 +34,7 @@ class ModelConfig:
     length: int = 1024  # tokens per sequence
     dropout: float = 0.1
     scale_by_sigma: bool = True  # absorb only: output relative to a uniform guess
-    learned_positions: bool = (
-        False  # absolute positions too, where they have a meaning; published: no
-    )
+    learned_positions: bool = False  # absolute positions beside the rotary ones; published: no
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
 
 
