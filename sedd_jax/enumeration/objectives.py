@@ -57,10 +57,7 @@ def denoising_losses(
     sigmas = jnp.full(len(states), sigma)
 
     def given(x0):
-        # a sequence that x_0 cannot reach has probability 0; its loss is taken at an x_0 that can
         x0 = jnp.broadcast_to(x0, states.shape)
-        possible = jnp.take_along_axis(graph.transition(x0, sigmas), states[..., None], -1)[..., 0]
-        x0 = jnp.where(possible > 0, x0, states)
         return score_entropy(graph, jnp.asarray(log_score), sigmas, states, x0).sum(-1)
 
     starts = states[rows]
