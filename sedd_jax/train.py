@@ -52,7 +52,7 @@ def train(config: Config, run: Path) -> None:
     sharding.check_batches(config, mesh)
     dataset = open_run(run, config)
     keys = run_keys(config.seed)
-    components = build_components(config, dataset.tokenizer.vocab_size)
+    components = build_components(config, dataset.tokenizer.vocab_size, sharding.placement(mesh))
     everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
     train_step = jax.jit(
         build_train_step(components, config, keys.train),

@@ -18,10 +18,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sedd_jax.diffusion.graph import GRAPHS
+from sedd_jax.diffusion.loss import dwdse_loss, mean_dwdse_loss
 from sedd_jax.diffusion.noise import geometric, loglinear
 from sedd_jax.diffusion.proposal import Draw
 from sedd_jax.diffusion.reverse import euler_probs, reverse_rate
-from sedd_jax.diffusion.score_entropy import dwdse_loss, score_entropy
+from sedd_jax.diffusion.score import DenseScore
+from sedd_jax.diffusion.score_entropy import score_entropy
 from sedd_jax.diffusion.tweedie import denoise_probs, staggered_score, tweedie_probs
 from sedd_jax.inference.load import load
 from sedd_jax.model import pretrained
@@ -228,7 +230,8 @@ def test_graph_functions_on_random_scores(golden):
 def entropy_and_loss(golden):
     def run(t, xt, x0, sigma, log_score):
         entropy = score_entropy(golden.graph, log_score, sigma, xt, x0)
-        return entropy, dwdse_loss(golden.graph, golden.noise, lambda *_: log_score, t, xt, x0)
+        dense = DenseScore(xt, log_score)
+        return entropy, dwdse_loss(golden.graph, golden.noise, lambda *_: dense, t, xt, x0)
 
     return run
 
@@ -284,8 +287,10 @@ def log_score_loss_and_grads(golden):
 
     def mean_loss(params, t, xt, x0):
         log_score = model.apply(params, xt, noise.sigma(t))
-        loss = dwdse_loss(graph, noise, lambda *_: log_score, t, xt, x0)
-        return loss.mean(), (log_score, loss)
+        loss = dwdse_loss(graph, noise, lambda *_: DenseScore(xt, log_score), t, xt, x0)
+        streamed = functools.partial(model.score, params)
+        draw = Draw(t, xt, jnp.ones_like(t))
+        return mean_dwdse_loss(graph, noise, streamed, draw, x0), (log_score, loss)
 
     return jax.grad(mean_loss, has_aux=True)
 

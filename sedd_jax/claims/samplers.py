@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 
 from sedd_jax.claims.report import Claim, Plot, Section, Table
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.diffusion.reverse import SAMPLERS, euler_probs
+from sedd_jax.diffusion.reverse import SAMPLERS, euler_law
 from sedd_jax.enumeration.law import denoising_kernel, reverse_law, sampler_law
 from sedd_jax.enumeration.scores import exact_model, exact_params, tabulated
 from sedd_jax.enumeration.space import Law, Space, float64, kl_divergence, total_variation
@@ -24,9 +24,9 @@ from sedd_jax.runtime.components import Components
 LEVEL = 1e-4  # of the chi-square test of the drawn samples
 
 
-def _euler_equal_noise(graph, noise, xt, score, t, t_next):
+def _euler_equal_noise(graph, noise, xt, total, t, t_next):
     """The Euler step with the total noise of the step in place of the rate at its start."""
-    return euler_probs(graph, xt, score, noise.sigma(t) - noise.sigma(t_next))
+    return euler_law(graph, xt, total, noise.sigma(t) - noise.sigma(t_next))
 
 
 RULES = {**SAMPLERS, "euler, equal noise": _euler_equal_noise}

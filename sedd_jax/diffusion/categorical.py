@@ -99,5 +99,14 @@ def jump_from_uniforms(
     away = jnp.where(at_xt, 0, weights)
     leave = away.sum(-1)
     stay = jnp.where(at_xt, weights, 0).sum(-1)
-    leaves = u_jump < jnp.where(stay > 0, leave / (leave + stay), 1.0)
-    return jnp.where(leaves, categorical_from_uniform(u_target, away), xt)
+    return jnp.where(leaves(u_jump, leave, stay), categorical_from_uniform(u_target, away), xt)
+
+
+def leaves(
+    u: Float[Array, "*s"], leave: Float[Array, "*s"], stay: Float[Array, "*s"]
+) -> Bool[Array, "*s"]:
+    """Returns whether a state is left, given the weights of leaving and of staying, and a uniform.
+
+    Certain where staying has no weight, or a negative one.
+    """
+    return u < jnp.where(stay > 0, leave / (leave + stay), 1.0)

@@ -53,6 +53,11 @@ class Graph(abc.ABC):
     def limit(self) -> Float[Array, "V"]:
         """The limiting distribution pi."""
 
+    @property
+    @abc.abstractmethod
+    def limit_of_token(self) -> float:
+        """The limiting probability of a real token, the same for all."""
+
     @abc.abstractmethod
     def sample_limit(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Int[Array, "..."]:
         """Draws states from pi."""
@@ -123,7 +128,11 @@ class Uniform(Graph):
 
     @property
     def limit(self) -> Float[Array, "V"]:
-        return jnp.full(self.num_states, 1 / self.num_states)
+        return jnp.full(self.num_states, self.limit_of_token)
+
+    @property
+    def limit_of_token(self) -> float:
+        return 1 / self.num_states
 
     def sample_limit(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Int[Array, "..."]:
         return jax.random.randint(key, shape, 0, self.num_states)
@@ -144,6 +153,10 @@ class Absorbing(Graph):
     @property
     def limit(self) -> Float[Array, "V"]:
         return jax.nn.one_hot(self.mask_id, self.num_states)
+
+    @property
+    def limit_of_token(self) -> float:
+        return 0.0
 
     def sample_limit(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Int[Array, "..."]:
         del key  # the limit is a single state

@@ -1,5 +1,6 @@
 """The reverse process and its samplers (Eq. 3 and Algorithm 2)."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,11 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.graph import Graph, align
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.diffusion.score_entropy import LogScore
-from sedd_jax.diffusion.tweedie import denoise_probs, tweedie_probs
+from sedd_jax.diffusion.score import ScoreFn, StepLaw
 
 
 def reverse_rate(
@@ -47,15 +46,52 @@ def euler_probs(
     return stay + align(rate_times_step, 3) * reverse_rate(graph, xt, score)
 
 
-def _euler(graph, noise, xt, score, t, t_next):
-    return euler_probs(graph, xt, score, noise.dsigma(t) * (t - t_next))
+def euler_law(
+    graph: Graph,
+    xt: Int[Array, "B L"],
+    total: Float[Array, "B L"],
+    rate_times_step: Float[Array, "B"],
+) -> StepLaw:
+    """Returns the law of `euler_probs`, given the sum of the ratios over y != x_t."""
+    rate = align(rate_times_step, 2) * graph.limit[xt]
+    return StepLaw(scale=rate, cut=None, stay=1 - rate * total)
 
 
-def _tweedie(graph, noise, xt, score, t, t_next):
-    return tweedie_probs(graph, xt, score, noise.sigma(t) - noise.sigma(t_next))
+def tweedie_law(
+    graph: Graph,
+    xt: Int[Array, "B L"],
+    total: Float[Array, "B L"],
+    delta_sigma: Float[Array, "B"],
+) -> StepLaw:
+    """Returns the law of `tweedie_probs`, given the sum of the ratios over y != x_t."""
+    delta = align(delta_sigma, 2)
+    limit, moved, growth = graph.limit[xt], -jnp.expm1(-delta), jnp.expm1(delta)
+    cut = moved * graph.limit_of_token * (1 + total) if graph.limit_of_token else None
+    staggered = 1 + growth * (1 - limit - limit * total)  # of x_t, whose score is 1
+    likelihood = jnp.exp(-delta) + moved * limit
+    return StepLaw(scale=growth * limit, cut=cut, stay=staggered * likelihood)
 
 
-StepRule = Callable[..., Float[Array, "B L V"]]  # (graph, noise, xt, score, t, t_next) -> weights
+def denoise_law(
+    graph: Graph,
+    xt: Int[Array, "B L"],
+    total: Float[Array, "B L"],
+    sigma: Float[Array, "B"],
+) -> StepLaw:
+    """Returns the law of `denoise_probs`, given the sum of the ratios: the mask must leave."""
+    law = tweedie_law(graph, xt, total, sigma)
+    return law._replace(stay=jnp.where(xt < graph.num_tokens, law.stay, 0))
+
+
+def _euler(graph, noise, xt, total, t, t_next):
+    return euler_law(graph, xt, total, noise.dsigma(t) * (t - t_next))
+
+
+def _tweedie(graph, noise, xt, total, t, t_next):
+    return tweedie_law(graph, xt, total, noise.sigma(t) - noise.sigma(t_next))
+
+
+StepRule = Callable[..., StepLaw]  # (graph, noise, xt, total, t, t_next), see `euler_law`
 SAMPLERS: dict[str, StepRule] = {"euler": _euler, "tweedie": _tweedie}
 
 
@@ -94,7 +130,7 @@ Kernel = Callable[[Key[Array, "B"], SamplerState], tuple[SamplerState, SamplerIn
 def build_kernels(
     graph: Graph,
     noise: Noise,
-    log_score_fn: LogScore,
+    score_fn: ScoreFn,
     times: Float[Array, "T"],
     sampler: str,
     clamp: Clamp,
@@ -108,37 +144,42 @@ def build_kernels(
     Args:
       graph: the token graph.
       noise: the schedule.
-      log_score_fn: maps (x_t, sigma) to log scores.
+      score_fn: maps (x_t, sigma) to a `Score`.
       times: decreasing times; step i goes from times[i] to times[i + 1], the final step removes
         the noise left at times[-1].
       sampler: a key of SAMPLERS.
       clamp: the positions to hold.
     """
-    step_probs = SAMPLERS[sampler]
+    rule = SAMPLERS[sampler]
 
-    def advance(keys, state, t, probs_fn):
-        t = jnp.broadcast_to(t, state.xt.shape[:1])
-        log_score = log_score_fn(state.xt, noise.sigma(t))
-        score = jnp.exp(log_score)
-        probs = probs_fn(score, t)
-        xt = clamp(jax.vmap(categorical.jump)(keys, state.xt, probs))
+    def advance(keys, state, t, law):
+        sigma = noise.sigma(jnp.broadcast_to(t, state.xt.shape[:1]))
+        # what cannot move, or is held anyway, needs no scores
+        active = (graph.limit[state.xt] > 0) & ~clamp.held
+        draw = score_fn(state.xt, sigma).draw(keys, functools.partial(law, state.xt), active)
+        xt = clamp(draw.xt)
         info = SamplerInfo(
             changed=jnp.sum(xt != state.xt, axis=-1),
-            finite=jnp.all(jnp.isfinite(score), axis=(1, 2)),
+            finite=jnp.all(jnp.isfinite(draw.total), axis=-1),
         )
         return SamplerState(xt, state.step + 1), info
 
     def reverse_step(keys, state):
-        def probs(score, t):
-            t_next = jnp.broadcast_to(times[state.step + 1], t.shape)
-            return step_probs(graph, noise, state.xt, score, t, t_next)
+        t, t_next = times[state.step], times[state.step + 1]
 
-        return advance(keys, state, times[state.step], probs)
+        def law(xt, total):
+            rows = xt.shape[:1]
+            return rule(
+                graph, noise, xt, total, jnp.broadcast_to(t, rows), jnp.broadcast_to(t_next, rows)
+            )
+
+        return advance(keys, state, t, law)
 
     def denoise_step(keys, state):
-        def probs(score, t):
-            return denoise_probs(graph, state.xt, score, noise.sigma(t))
+        def law(xt, total):
+            sigma = noise.sigma(jnp.broadcast_to(times[-1], xt.shape[:1]))
+            return denoise_law(graph, xt, total, sigma)
 
-        return advance(keys, state, times[-1], probs)
+        return advance(keys, state, times[-1], law)
 
     return reverse_step, denoise_step

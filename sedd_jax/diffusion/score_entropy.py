@@ -4,7 +4,7 @@ The network emits log_score[y] = log s(x_t)_y, its estimate of log p_t(y) / p_t(
 compare it with the conditional ratio r_y = p(y | x0) / p(x_t | x0), which is known.
 """
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,70 @@ from jax.scipy.special import xlogy
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.diffusion.graph import Graph
-from sedd_jax.diffusion.noise import Noise
 
-LogScore = Callable[[Int[Array, "B L"], Float[Array, "B"]], Float[Array, "B L V"]]
+
+class Target(NamedTuple):
+    """What a network is to answer at every position, in the few numbers that the graphs need.
+
+    The conditional ratio p(y | x0) / p(x_t | x0) is one number at y = x0 and one at all others.
+
+    Attributes:
+      xt: noised tokens.
+      x0: clean tokens.
+      weight: Q[x_t, y], the same for all y != x_t; 0 where the position has no loss.
+      ratio: the conditional ratio at y = x0 and at any other token.
+      constant: K(ratio) = ratio (log ratio - 1) for both.
+    """
+
+    xt: Int[Array, "*s"]
+    x0: Int[Array, "*s"]
+    weight: Float[Array, "*s"]
+    ratio: tuple[Float[Array, "*s"], Float[Array, "*s"]]
+    constant: tuple[Float[Array, "*s"], Float[Array, "*s"]]
+
+
+def target(
+    graph: Graph, sigma: Float[Array, "B"], xt: Int[Array, "B L"], x0: Int[Array, "B L"]
+) -> Target:
+    """Returns what `score_entropy` compares with, without an array over the vocabulary.
+
+    Args:
+      graph: the token graph.
+      sigma: total noise, positive.
+      xt: noised tokens, reachable from x0.
+      x0: clean tokens.
+    """
+    stayed, moved = jnp.exp(-sigma)[:, None], -jnp.expm1(-sigma)[:, None]
+    likelihood = jnp.where(xt == x0, stayed, 0) + moved * graph.limit[xt]
+    ratio = (
+        (stayed + moved * graph.limit_of_token) / likelihood,
+        moved * graph.limit_of_token / likelihood,
+    )
+    constant = tuple(xlogy(r, r) - r for r in ratio)
+    return Target(xt, x0, graph.limit[xt], ratio, constant)
+
+
+def entropy_terms(
+    target: Target, states: Int[Array, "C"], log_score: Float[Array, "*s C"]
+) -> Float[Array, "*s C"]:
+    """Returns the terms of the score entropy at the given states y, without the weight Q[x_t, y].
+
+    Their sum over all states, in chunks of any kind, times `target.weight`, is `score_entropy`.
+
+    Args:
+      target: of every position.
+      states: states y that the last axis of log_score is over.
+      log_score: log of the ratio estimates; ignored at x_t and where the weight is 0.
+    """
+    states = states.reshape((1,) * target.xt.ndim + (-1,))
+    counts = (states != target.xt[..., None]) & (target.weight[..., None] > 0)
+    at_x0 = states == target.x0[..., None]
+    ratio, constant = (
+        jnp.where(at_x0, at[..., None], other[..., None])
+        for at, other in (target.ratio, target.constant)
+    )
+    log_score = jnp.where(counts, log_score, 0)  # so that no overflow meets a weight of 0
+    return jnp.where(counts, jnp.exp(log_score) - ratio * log_score + constant, 0)
 
 
 def score_entropy(
@@ -46,32 +107,6 @@ def score_entropy(
     log_score = jnp.where(counts, log_score, 0)  # so that no overflow meets a weight of 0
     entropy = jnp.exp(log_score) - ratio * log_score + xlogy(ratio, ratio) - ratio
     return jnp.where(counts, weight * entropy, 0).sum(-1)
-
-
-def dwdse_loss(
-    graph: Graph,
-    noise: Noise,
-    log_score_fn: LogScore,
-    t: Float[Array, "B"],
-    xt: Int[Array, "B L"],
-    x0: Int[Array, "B L"],
-) -> Float[Array, "B"]:
-    """Returns the diffusion-weighted denoising score entropy, nats per sequence (Algorithm 1).
-
-    dsigma(t) times the score entropy summed over positions. Its integral over t, mean over x_t, is
-    the diffusion term of the bound on the negative log-likelihood (Theorem 3.6, Eq. 9).
-
-    Args:
-      graph: the token graph.
-      noise: the schedule.
-      log_score_fn: maps (x_t, sigma) to log scores; called once.
-      t: times in (0, 1].
-      xt: x0 noised to sigma(t).
-      x0: clean tokens.
-    """
-    sigma = noise.sigma(t)
-    log_score = log_score_fn(xt, sigma)
-    return noise.dsigma(t) * score_entropy(graph, log_score, sigma, xt, x0).sum(-1)
 
 
 def prior_kl(graph: Graph, sigma: Float[Array, ""]) -> Float[Array, ""]:

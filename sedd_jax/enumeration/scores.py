@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.enumeration.space import Law, Space
-from sedd_jax.model.score_model import Params, ScoreModel
+from sedd_jax.model.score_model import Params, ScoreModel, dense_model
 
 # Log of the share of uniform data mixed into the law, so that a ratio to or from a sequence of
 # probability 0 is defined: nearly 0, and among impossible sequences that of the uniform guess.
@@ -36,7 +36,7 @@ def exact_model(space: Space) -> ScoreModel:
         data = params["data"].reshape((graph.num_states,) * length)
         return jax.vmap(functools.partial(_log_ratios, graph, data))(xt, sigma)
 
-    return ScoreModel(init, apply)
+    return dense_model(init, apply)
 
 
 def exact_params(data: Law) -> Params:
@@ -57,7 +57,7 @@ def tabulated(model: ScoreModel, space: Space) -> ScoreModel:
         table = model.apply(params, states, jnp.broadcast_to(sigma[0], len(states)), key=key)
         return table[xt @ place_values]
 
-    return ScoreModel(model.init, apply)
+    return dense_model(model.init, apply)
 
 
 def _log_ratios(graph, data, xt, sigma):

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.diffusion.categorical import jump_law
+from sedd_jax.diffusion.loss import dwdse_loss
 from sedd_jax.diffusion.proposal import Proposal, guess_proposal, propose
-from sedd_jax.diffusion.score_entropy import dwdse_loss, prior_kl, sample_quantiles
+from sedd_jax.diffusion.score_entropy import prior_kl, sample_quantiles
 from sedd_jax.diffusion.tweedie import denoise_probs
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import Checkpoint
@@ -64,11 +65,8 @@ def sequence_loss(components: Components, proposal: Proposal) -> SequenceLoss:
 
     def loss(params, key, unit, x0):
         draw = propose(key, proposal, graph, noise, unit, x0)
-
-        def log_score_fn(xt, sigma):
-            return model.apply(params, xt, sigma)
-
-        return draw.weight * dwdse_loss(graph, noise, log_score_fn, draw.t, draw.xt, x0)
+        score_fn = functools.partial(model.score, params)
+        return draw.weight * dwdse_loss(graph, noise, score_fn, draw.t, draw.xt, x0)
 
     return loss
 

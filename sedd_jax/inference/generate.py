@@ -65,12 +65,8 @@ def build_generator(
     times = jnp.linspace(1.0, t_min, steps + 1)
 
     def generator(params, keys, clamp):
-        def log_score_fn(xt, sigma):
-            return model.apply(params, xt, sigma)
-
-        reverse_step, denoise_step = build_kernels(
-            graph, noise, log_score_fn, times, sampler, clamp
-        )
+        score_fn = functools.partial(model.score, params)
+        reverse_step, denoise_step = build_kernels(graph, noise, score_fn, times, sampler, clamp)
 
         def at_step(index):
             return jax.vmap(jax.random.fold_in, (0, None))(keys, index)

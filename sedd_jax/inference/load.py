@@ -122,7 +122,7 @@ def _load_published(path):
         "sigma_max": published.sigma_max,
     }
     settings["data"]["vocab_size"] = published.tokens
-    for name in settings["model"].keys() - {"dtype", "learned_positions"}:
+    for name in settings["model"].keys() - {"dtype", "learned_positions", "attention", "remat"}:
         settings["model"][name] = getattr(published, name)
     try:
         config = configs.parse(settings)

@@ -1,5 +1,6 @@
 """The seam between the maths and the network: pure `init` and `apply` over a dict of parameters."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,6 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from sedd_jax.diffusion.score import DenseScore, Score
+from sedd_jax.model.attention import attention_for
+from sedd_jax.model.placement import ANYWHERE, Placement
+from sedd_jax.model.tiles import Table
 from sedd_jax.model.transformer import (
     Block,
     Embedding,
@@ -16,31 +21,58 @@ from sedd_jax.model.transformer import (
     TransformerConfig,
     rotary_tables,
 )
+from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
 
 Params = dict[str, Any]
 
+# What the backward pass of a block makes again instead of keeping: nothing; all but the matrix
+# products with weights, so attention too; all but the block's input.
+REMAT: dict[str, Callable[[Callable], Callable]] = {
+    "none": lambda step: step,
+    "products": functools.partial(
+        jax.checkpoint,
+        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        prevent_cse=False,  # of use outside a scan only
+    ),
+    "blocks": functools.partial(jax.checkpoint, prevent_cse=False),
+}
+
 
 class ScoreModel(NamedTuple):
-    """A score network as two pure functions.
+    """A score network as pure functions.
 
     Attributes:
       init: init(key) -> params, a nested dict of float32 arrays. Block parameters carry a leading
         axis of num_blocks.
       apply: apply(params, xt [B, L], sigma [B], key=None) -> log_score [B, L, V] in float32, 0 at
         the current token. Dropout acts only where a key is given.
+      score: the same answer as a `Score`, which need not write out B L V numbers.
     """
 
     init: Callable[[Key[Array, ""]], Params]
     apply: Callable[..., Float[Array, "B L V"]]
+    score: Callable[..., Score]
 
 
-def score_model(config: TransformerConfig, *, scale_by_sigma: bool) -> ScoreModel:
+def dense_model(init: Callable, apply: Callable) -> ScoreModel:
+    """Returns the score model whose `Score` is what `apply` returns, written out."""
+
+    def score(params, xt, sigma, key=None):
+        return DenseScore(xt, apply(params, xt, sigma, key=key))
+
+    return ScoreModel(init, apply, score)
+
+
+def score_model(
+    config: TransformerConfig, *, scale_by_sigma: bool, placement: Placement = ANYWHERE
+) -> ScoreModel:
     """Builds the score network of the paper.
 
     Args:
       config: sizes; `config.num_states` is that of the graph.
       scale_by_sigma: subtract log expm1(sigma) + log(V - 1) from the output, so that a zero output
         is the ratio of a uniform guess under the absorbing graph (Appendix C.1).
+      placement: how activations lie on the devices.
     """
 
     def build(module, key):
@@ -52,6 +84,7 @@ def score_model(config: TransformerConfig, *, scale_by_sigma: bool) -> ScoreMode
     modules = {"embedding": Embedding, "sigma": SigmaEmbedding, "head": Head}
     structures = {name: structure(module) for name, module in modules.items()}
     block_structure = structure(Block)
+    attention = attention_for(config.attention, placement)
 
     def init(key):
         outer_key, blocks_key = jax.random.split(key)
@@ -63,12 +96,8 @@ def score_model(config: TransformerConfig, *, scale_by_sigma: bool) -> ScoreMode
         params["blocks"] = jax.vmap(lambda k: build(Block, k))(block_keys)
         return params
 
-    def apply(
-        params: Params,
-        xt: Int[Array, "B L"],
-        sigma: Float[Array, "B"],
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B L V"]:
+    def body(params, xt, sigma, key):
+        """The head, and what it takes: activations [B, L, D] and the conditioning vector."""
         embedding, sigma_embedding, head = (
             nnx.merge(structures[name], params[name]) for name in modules
         )
@@ -77,18 +106,43 @@ def score_model(config: TransformerConfig, *, scale_by_sigma: bool) -> ScoreMode
 
         def block_step(x, block):
             block_params, block_key = block
-            return nnx.merge(block_structure, block_params)(x, cond, rotary, block_key), None
+            layer = nnx.merge(block_structure, block_params)
+            return layer(x, cond, rotary, block_key, attention), None
 
         keys = None if key is None else jax.random.split(key, config.num_blocks)
-        x, _ = jax.lax.scan(block_step, embedding(xt), (params["blocks"], keys))
-        log_score = head(x, cond)
-        if scale_by_sigma:
-            log_normaliser = jnp.log(jnp.expm1(sigma)) + jnp.log(config.num_states - 1.0)
-            log_score = log_score - log_normaliser[:, None, None]
+        step = REMAT[config.remat](block_step)
+        x, _ = jax.lax.scan(step, embedding(xt), (params["blocks"], keys))
+        return head, x, cond
+
+    def log_normaliser(sigma):
+        if not scale_by_sigma:
+            return jnp.zeros_like(sigma)
+        return jnp.log(jnp.expm1(sigma)) + jnp.log(config.num_states - 1.0)
+
+    def apply(
+        params: Params,
+        xt: Int[Array, "B L"],
+        sigma: Float[Array, "B"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B L V"]:
+        head, x, cond = body(params, xt, sigma, key)
+        log_score = head(x, cond) - log_normaliser(sigma)[:, None, None]
         at_xt = jax.nn.one_hot(xt, config.num_states, dtype=bool)
         return jnp.where(at_xt, 0, log_score)
 
-    return ScoreModel(init, apply)
+    def score(
+        params: Params,
+        xt: Int[Array, "B L"],
+        sigma: Float[Array, "B"],
+        key: Key[Array, ""] | None = None,
+    ) -> Score:
+        head, x, cond = body(params, xt, sigma, key)
+        shift = jnp.broadcast_to(log_normaliser(sigma)[:, None], xt.shape)
+        stream = Stream(config.num_states, placement._replace(batch=placement.batch_axes(len(xt))))
+        table = Table(head.kernel[...], head.bias[...])
+        return StreamedScore(stream, table, Rows(head.hidden(x, cond), shift, xt))
+
+    return ScoreModel(init, apply, score)
 
 
 def count_params(params: Params) -> int:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from sedd_jax.model.attention import Attention, xla_attention
+
 FREQUENCIES = 256  # width of the sinusoidal embedding of sigma
 ROTARY_BASE = 10_000
 LANES = 128  # the vocabulary axis is padded to a multiple, so that any mesh or kernel divides it
@@ -34,6 +36,8 @@ class TransformerConfig:
       max_length: learn an embedding of that many absolute positions, None for none, as published.
         Rotary attention sees only differences of positions, so without it all positions of a
         sequence of equal tokens, of masks say, get the same answer.
+      attention: which program computes attention, see `attention_for`.
+      remat: what the backward pass computes again instead of keeping, a key of `REMAT`.
     """
 
     num_states: int
@@ -44,6 +48,8 @@ class TransformerConfig:
     dropout: float
     dtype: jnp.dtype
     max_length: int | None = None
+    attention: str = "auto"
+    remat: str = "none"
 
     @property
     def padded_states(self) -> int:
@@ -121,27 +127,6 @@ def rotate(x, cos, sin):
     ).astype(x.dtype)
 
 
-def attention(
-    query: Float[Array, "B L H K"], key: Float[Array, "B L H K"], value: Float[Array, "B L H K"]
-) -> Float[Array, "B L H K"]:
-    """Bidirectional softmax attention; the softmax is float32 whatever the inputs.
-
-    Normalised after the product with the values, on K numbers a row instead of L.
-    """
-    batch, length, heads, width = query.shape
-    query, key, value = (
-        jnp.moveaxis(x, 2, 1).reshape(batch * heads, length, width) for x in (query, key, value)
-    )
-    logits = jnp.einsum("nqk,nsk->nqs", query, key, preferred_element_type=jnp.float32)
-    logits = logits * width**-0.5
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    out = jnp.einsum(
-        "nqs,nsk->nqk", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
-    )
-    out = (out / weights.sum(-1, keepdims=True)).astype(value.dtype)
-    return jnp.moveaxis(out.reshape(batch, heads, length, width), 1, 2)
-
-
 def _dropout(x, rate, key):
     if key is None or rate == 0:
         return x
@@ -188,6 +173,7 @@ class Block(nnx.Module):
         cond: Float[Array, "B C"],
         rotary: tuple[Float[Array, "1 L 1 R"], Float[Array, "1 L 1 R"]],
         dropout_key: Key[Array, ""] | None,
+        attention: Attention = xla_attention,
     ) -> Float[Array, "B L D"]:
         dtype, rate = self.config.dtype, self.config.dropout
         attention_key, mlp_key = (
@@ -243,13 +229,16 @@ class Head(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L D"], cond: Float[Array, "B C"]
     ) -> Float[Array, "B L V"]:
-        """Returns the outputs of the V states, float32: padding ends here and nowhere else."""
-        states, dtype = self.config.num_states, self.config.dtype
-        shift, scale = jnp.moveaxis(self.modulation(cond)[:, None], -2, 0)
-        h = _modulate(self.norm(x), shift, scale, dtype)
+        """Returns the outputs of the V states, float32, without padding."""
+        states, h = self.config.num_states, self.hidden(x, cond)
         out = jnp.dot(
             h.reshape(-1, h.shape[-1]),
-            self.kernel[...].astype(dtype),
+            self.kernel[...].astype(h.dtype),
             preferred_element_type=jnp.float32,
         )
         return (out + self.bias[...][None])[:, :states].reshape(*x.shape[:-1], states)
+
+    def hidden(self, x: Float[Array, "B L D"], cond: Float[Array, "B C"]) -> Float[Array, "B L D"]:
+        """Returns what is projected to the vocabulary."""
+        shift, scale = jnp.moveaxis(self.modulation(cond)[:, None], -2, 0)
+        return _modulate(self.norm(x), shift, scale, self.config.dtype)

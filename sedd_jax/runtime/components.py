@@ -10,6 +10,7 @@ from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.proposal import Proposal, guess_proposal, plain_proposal
+from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.score_model import ScoreModel, score_model
 from sedd_jax.model.transformer import TransformerConfig
 from sedd_jax.runtime.config import Config, NoiseConfig
@@ -23,8 +24,16 @@ class Components(NamedTuple):
     model: ScoreModel
 
 
-def build_components(config: Config, vocab_size: int) -> Components:
-    """Builds graph, noise and network for a tokenizer of `vocab_size` tokens."""
+def build_components(
+    config: Config, vocab_size: int, placement: Placement = ANYWHERE
+) -> Components:
+    """Builds graph, noise and network for a tokenizer of `vocab_size` tokens.
+
+    Args:
+      config: the settings.
+      vocab_size: tokens of the tokenizer.
+      placement: how activations lie on the devices.
+    """
     graph = graphs.GRAPHS[config.graph](vocab_size)
     sizes = TransformerConfig(
         num_states=graph.num_states,
@@ -35,8 +44,10 @@ def build_components(config: Config, vocab_size: int) -> Components:
         dropout=config.model.dropout,
         dtype=compute_dtype(config.model.dtype),
         max_length=config.model.length if config.model.learned_positions else None,
+        attention=config.model.attention,
+        remat=config.model.remat,
     )
-    model = score_model(sizes, scale_by_sigma=config.model.scale_by_sigma)
+    model = score_model(sizes, scale_by_sigma=config.model.scale_by_sigma, placement=placement)
     return Components(graph, build_noise(config.noise), model)
 
 

@@ -36,6 +36,8 @@ class ModelConfig:
     scale_by_sigma: bool = True  # absorb only: output relative to a uniform guess
     learned_positions: bool = False  # absolute positions beside the rotary ones; published: no
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # auto: by device and shape
+    remat: Literal["none", "products", "blocks"] = "none"  # what the backward pass makes again
 
 
 @dataclasses.dataclass(frozen=True)

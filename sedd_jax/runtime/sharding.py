@@ -6,12 +6,18 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from sedd_jax.errors import BadInput
+from sedd_jax.model.placement import Placement
 from sedd_jax.runtime.config import Config
 
 
 def data_mesh() -> Mesh:
     """Returns the mesh of all devices along the one axis "data"."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def placement(mesh: Mesh) -> Placement:
+    """Returns how the activations of a batch lie on the mesh."""
+    return Placement(mesh, batch=("data",))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

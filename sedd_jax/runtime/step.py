@@ -1,5 +1,6 @@
 """One training step, as a pure function that is jitted elsewhere."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
+from sedd_jax.diffusion.loss import mean_dwdse_loss
 from sedd_jax.diffusion.proposal import propose
-from sedd_jax.diffusion.score_entropy import dwdse_loss, sample_quantiles
+from sedd_jax.diffusion.score_entropy import sample_quantiles
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components, build_proposal
 from sedd_jax.runtime.config import Config
@@ -69,11 +71,8 @@ def build_train_step(components: Components, config: Config, key: Key[Array, ""]
         draw = propose(noise_key, proposal, graph, noise, unit, x0)
 
         def loss_fn(params, draw, x0, key):
-            def log_score_fn(xt, sigma):
-                return model.apply(params, xt, sigma, key=key)
-
-            loss = dwdse_loss(graph, noise, log_score_fn, draw.t, draw.xt, x0)
-            return jnp.mean(draw.weight * loss)
+            score_fn = functools.partial(model.score, params, key=key)
+            return mean_dwdse_loss(graph, noise, score_fn, draw, x0)
 
         loss, grads = mean_over_microbatches(
             jax.value_and_grad(loss_fn), config.train.microbatches

@@ -16,7 +16,7 @@ from sedd_jax.claims.settings import ExactConfig, check_settings
 from sedd_jax.claims.training import check_training
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
-from sedd_jax.diffusion import reverse
+from sedd_jax.diffusion import reverse, tweedie
 from sedd_jax.enumeration.space import Space
 from sedd_jax.errors import BadInput
 from sedd_jax.runtime.components import build_components
@@ -80,8 +80,8 @@ def test_tweedie_and_euler_under_uniform_geometric_noise(sampled):
 def test_claims_on_samplers_fail_for_a_sampler_that_is_off(monkeypatch):
     """Delta sigma in place of the schedule's rate is right, half of it is not."""
 
-    def slow_tweedie(graph, noise, xt, score, t, t_next):
-        return reverse._tweedie(graph, noise, xt, score, t, (t + t_next) / 2)
+    def slow_tweedie(graph, noise, xt, total, t, t_next):
+        return reverse._tweedie(graph, noise, xt, total, t, (t + t_next) / 2)
 
     monkeypatch.setitem(samplers.RULES, "tweedie", slow_tweedie)
     space = space_of("uniform")
@@ -169,7 +169,7 @@ def test_the_bound_of_an_untrained_uniform_network_holds_and_is_no_entropy():
 @pytest.mark.parametrize("graph", ["uniform"])
 def test_a_score_that_is_no_number_fails_the_claims(monkeypatch, graph):
     def broken(*args):
-        return np.nan * reverse.tweedie_probs(*args)
+        return np.nan * tweedie.tweedie_probs(*args)
 
     monkeypatch.setattr("sedd_jax.claims.scores.tweedie_probs", broken)
     space = space_of(graph)

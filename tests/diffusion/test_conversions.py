@@ -7,9 +7,11 @@ import pytest
 
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
+from sedd_jax.diffusion.loss import dwdse_loss
 from sedd_jax.diffusion.proposal import guess_proposal, propose
 from sedd_jax.diffusion.reverse import euler_probs
-from sedd_jax.diffusion.score_entropy import dwdse_loss, prior_kl, score_entropy
+from sedd_jax.diffusion.score import DenseScore
+from sedd_jax.diffusion.score_entropy import prior_kl, score_entropy
 from sedd_jax.diffusion.tweedie import denoise_probs, tweedie_probs
 
 N, B, L = 4, 3, 5
@@ -118,12 +120,11 @@ def test_the_weighted_loss_is_the_mean_over_masks():
     proposal = guess_proposal(graph, noise, 1e-3)
     draw = propose(jax.random.key(0), proposal, graph, noise, jnp.array([0.3, 0.6, 0.8]), x0)
 
-    def log_score_fn(xt, sigma):
-        del xt
+    def score_fn(xt, sigma):
         scaled = z - jnp.log(jnp.expm1(sigma))[:, None, None] - jnp.log(N)
-        return jnp.concatenate([scaled, jnp.zeros((B, L, 1))], axis=-1)
+        return DenseScore(xt, jnp.concatenate([scaled, jnp.zeros((B, L, 1))], axis=-1))
 
-    got = draw.weight * dwdse_loss(graph, noise, log_score_fn, draw.t, draw.xt, x0)
+    got = draw.weight * dwdse_loss(graph, noise, score_fn, draw.t, draw.xt, x0)
     u = jax.nn.logsumexp(z, axis=-1) - jnp.log(N)
     log_law = jax.nn.log_softmax(z)
     per_mask = jnp.exp(u) - 1 - u - jnp.take_along_axis(log_law, x0[..., None], axis=-1)[..., 0]

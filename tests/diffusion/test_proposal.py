@@ -11,8 +11,9 @@ from scipy.stats import binom, kstest
 
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
+from sedd_jax.diffusion.loss import dwdse_loss
 from sedd_jax.diffusion.proposal import guess_proposal, plain_proposal, propose
-from sedd_jax.diffusion.score_entropy import dwdse_loss
+from sedd_jax.diffusion.score import DenseScore
 
 VOCAB_SIZE, LENGTH, T_MIN, DRAWS = 5, 6, 1e-3, 100_000
 LOGLINEAR, GEOMETRIC = noises.loglinear(), noises.geometric(1e-4, 20.0)
@@ -102,7 +103,7 @@ def test_the_weighted_loss_of_the_guess_itself_hardly_varies(case):
     def guess(xt, sigma):
         log_law = jnp.log(jax.vmap(graph.noised_guess)(sigma))
         here = jnp.take_along_axis(log_law, xt, axis=-1)
-        return log_law[:, None] - here[..., None]
+        return DenseScore(xt, log_law[:, None] - here[..., None])
 
     loss = jax.jit(lambda t, xt: dwdse_loss(graph, noise, guess, t, xt, x0))
     weighted = draw.weight * np.asarray(loss(draw.t, draw.xt))

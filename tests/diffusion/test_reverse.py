@@ -18,6 +18,7 @@ from sedd_jax.diffusion.reverse import (
     euler_probs,
     reverse_rate,
 )
+from sedd_jax.diffusion.score import DenseScore
 
 V = 4
 # Q[y, x] is the rate from x to y: columns sum to 0 (Eqs. 15, over V, and 16).
@@ -114,17 +115,17 @@ NUM_STEPS, ROWS = 64, 4096
 TIMES = np.linspace(1, 1e-3, NUM_STEPS + 1, dtype=np.float32)
 
 
-def _exact_log_score_fn(Q, p0):
-    """Log scores of a single token whose distribution is p0, for any x_t and noise."""
+def _exact_score_fn(Q, p0):
+    """Scores of a single token whose distribution is p0, for any x_t and noise."""
     limit = np.full(V, 0.25) if Q is UNIFORM_Q else np.eye(V)[MASK]
     p0, limit = jnp.array(p0, jnp.float32), jnp.array(limit, jnp.float32)
 
-    def log_score_fn(xt, sigma):
+    def score_fn(xt, sigma):
         stayed = jnp.exp(-sigma)[:, None]
         log_pt = jnp.log(stayed * p0[None] + (1 - stayed) * limit[None])[:, None]
-        return log_pt - jnp.take_along_axis(log_pt, xt[..., None], axis=-1)
+        return DenseScore(xt, log_pt - jnp.take_along_axis(log_pt, xt[..., None], axis=-1))
 
-    return log_score_fn
+    return score_fn
 
 
 def _free(shape):
@@ -142,9 +143,9 @@ def _sample_single_tokens(graph_name, sampler, schedule_index, keys, start):
         lambda t: jnp.where(schedule_index == 0, noises[0].dsigma(t), noises[1].dsigma(t)),
     )
     clamp = _free((ROWS, 1))
-    log_score_fn = _exact_log_score_fn(Q, p0)
+    score_fn = _exact_score_fn(Q, p0)
     reverse_step, denoise_step = build_kernels(
-        graph, noise, log_score_fn, jnp.array(TIMES), sampler, clamp
+        graph, noise, score_fn, jnp.array(TIMES), sampler, clamp
     )
 
     def body(state, keys):
@@ -250,7 +251,7 @@ def _step(graph, which, keys, xt, step, held_tokens, held, disturbance):
     kernels = build_kernels(
         graph,
         SCHEDULES["loglinear"][0],
-        lambda xt, sigma: _rough_log_scores(graph, xt, sigma) + disturbance,
+        lambda xt, sigma: DenseScore(xt, _rough_log_scores(graph, xt, sigma) + disturbance),
         jnp.array(FEW_TIMES),
         "tweedie" if which == "denoise" else which,
         Clamp(held_tokens, held),
@@ -350,12 +351,12 @@ def test_each_kernel_asks_once_for_the_scores_at_its_own_noise(case, sampler, sc
     def noise_of_calls(keys, state):
         calls = []
 
-        def log_score_fn(xt, sigma):
+        def score_fn(xt, sigma):
             calls.append(sigma)
-            return _rough_log_scores(graph, xt, sigma)
+            return DenseScore(xt, _rough_log_scores(graph, xt, sigma))
 
         times, clamp = jnp.array(FEW_TIMES), _free((BATCH, LENGTH))
-        for kernel in build_kernels(graph, noise, log_score_fn, times, sampler, clamp):
+        for kernel in build_kernels(graph, noise, score_fn, times, sampler, clamp):
             kernel(keys, state)  # only for its calls: what it draws is never computed
         return calls
 

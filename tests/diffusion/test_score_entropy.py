@@ -10,7 +10,9 @@ from scipy.stats import kstest
 
 from sedd_jax.diffusion import graph as graph_module
 from sedd_jax.diffusion import noise as noise_module
-from sedd_jax.diffusion.score_entropy import dwdse_loss, sample_times, score_entropy
+from sedd_jax.diffusion.loss import dwdse_loss
+from sedd_jax.diffusion.score import DenseScore
+from sedd_jax.diffusion.score_entropy import sample_times, score_entropy
 
 V = 4
 # Q[y, x] is the rate from x to y: columns sum to 0 (Eqs. 15, over V, and 16).
@@ -247,11 +249,11 @@ def test_dwdse_loss_is_dsigma_times_the_sum_over_positions(case, schedule):
     def loss_and_calls(t, xt, x0):
         calls = []
 
-        def log_score_fn(tokens, sigma):
+        def score_fn(tokens, sigma):
             calls.append((tokens, sigma))
-            return jnp.array(scale, jnp.float32) + sigma[:, None, None]
+            return DenseScore(tokens, jnp.array(scale, jnp.float32) + sigma[:, None, None])
 
-        return dwdse_loss(graph, noise, log_score_fn, t, xt, x0), calls
+        return dwdse_loss(graph, noise, score_fn, t, xt, x0), calls
 
     loss, calls = loss_and_calls(jnp.array(t), jnp.array(xt), jnp.array(x0))
     assert loss.shape == t.shape and len(calls) == 1

@@ -15,7 +15,7 @@ from sedd_jax.enumeration.law import reverse_law, sampler_law
 from sedd_jax.enumeration.scores import exact_model, exact_params
 from sedd_jax.enumeration.space import total_variation
 from sedd_jax.inference.generate import build_generator, free, row_keys
-from sedd_jax.model.score_model import ScoreModel
+from sedd_jax.model.score_model import dense_model
 from sedd_jax.runtime.components import Components
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -51,7 +51,7 @@ def _rough_model(num_states):
         log_score = 1.5 * jnp.sin(angle) + 0.4 * sigma[:, None, None]
         return jnp.where(xt[..., None] == token[None], 0, log_score)
 
-    return ScoreModel(None, apply)
+    return dense_model(dict, apply)
 
 
 def _rough_score(weights, state, i, token, sigma):

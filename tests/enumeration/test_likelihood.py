@@ -12,7 +12,7 @@ from sedd_jax.enumeration.likelihood import base_law, exact_bound, exact_nll, lo
 from sedd_jax.enumeration.scores import exact_model, exact_params
 from sedd_jax.enumeration.space import float64
 from sedd_jax.inference.bound import sequence_loss
-from sedd_jax.model.score_model import ScoreModel
+from sedd_jax.model.score_model import dense_model
 from sedd_jax.runtime.components import Components
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -34,7 +34,7 @@ def _rough_components(brute):
             log_score -= jnp.log(jnp.expm1(sigma))[:, None, None] + 1
         return jnp.where(xt[..., None] == token[None], 0, log_score)
 
-    return Components(brute.space.graph, NOISE, ScoreModel(None, apply))
+    return Components(brute.space.graph, NOISE, dense_model(dict, apply))
 
 
 def _sigma(t):

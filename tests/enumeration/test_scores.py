@@ -8,7 +8,7 @@ import pytest
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.enumeration.scores import exact_model, exact_params, tabulated
 from sedd_jax.inference.generate import build_generator, free, row_keys
-from sedd_jax.model.score_model import ScoreModel
+from sedd_jax.model.score_model import dense_model
 from sedd_jax.runtime.components import Components
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -113,7 +113,7 @@ def test_tabulated_asks_once_per_sequence_and_hands_everything_on(brute):
         asked.append((np.asarray(xt), np.asarray(sigma), key))
         return jnp.broadcast_to(params["scale"] * xt[..., None], (*xt.shape, 3))
 
-    model = ScoreModel(lambda key: {"scale": 3}, apply)
+    model = dense_model(lambda key: {"scale": 3}, apply)
     table = tabulated(model, brute.space)
     assert table.init(None) == {"scale": 3}
     xt = jnp.asarray(brute.space.states[[5, 5, 26, 0, 11] * 20])

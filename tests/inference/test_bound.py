@@ -11,6 +11,7 @@ from sedd_jax.diffusion.proposal import guess_proposal
 from sedd_jax.diffusion.score_entropy import prior_kl
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.bound import Bound, estimate_bound, sequence_loss
+from sedd_jax.model.score_model import dense_model
 from sedd_jax.runtime.components import Components
 
 VOCAB_SIZE, LENGTH = 5, 4
@@ -32,13 +33,8 @@ def constant_model(graph):
 @pytest.fixture(scope="module")
 def knows_nothing():
     graph, noise = sedd.graph.absorbing(VOCAB_SIZE), sedd.noise.loglinear()
-    components = Components(graph, noise, _Model(constant_model(graph)))
+    components = Components(graph, noise, dense_model(dict, constant_model(graph)))
     return jax.jit(sequence_loss(components, guess_proposal(graph, noise, 1e-3)))
-
-
-class _Model:
-    def __init__(self, apply):
-        self.apply = apply
 
 
 def test_a_uniform_guess_has_the_entropy_of_a_uniform_guess(knows_nothing):

@@ -1,0 +1,86 @@
+"""Times the published PyTorch code beside ours, in its own process that is idle meanwhile."""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+
+from sedd_jax.errors import BadInput
+
+_WORKER = pathlib.Path(__file__).with_name("published_worker.py")
+
+
+class Published:
+    """The published code in a worker process; use as a context manager.
+
+    Args:
+      python: A Python interpreter with torch and what the published code imports.
+      path: Folder of the published code.
+
+    Raises:
+      BadInput: the worker cannot start.
+    """
+
+    def __init__(self, python: str, path: str):
+        # a file, since nobody reads a pipe while the worker runs
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 lives as long as the worker
+        # our module path would give the worker's Python the packages of another version
+        env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        try:
+            self._process = subprocess.Popen(
+                [python, str(_WORKER), f"--path={path}"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                text=True,
+                env=env,
+            )
+        except OSError as error:
+            self._stderr.close()
+            raise BadInput(f"The Python for the published code cannot be run: {error}.") from error
+        try:
+            self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, op: str, **spec) -> dict:
+        """Returns the worker's answer to a request (see published_worker.py)."""
+        with contextlib.suppress(BrokenPipeError):  # then `_read` says why
+            self._process.stdin.write(json.dumps({"op": op, **spec}) + "\n")
+            self._process.stdin.flush()
+        answer = self._read()
+        if "error" in answer:
+            raise BadInput(f"The published code refused {op}: {answer['error']}.")
+        return answer
+
+    def seconds(self, op: str, **spec) -> float:
+        """Returns the wall seconds of one step, or for "sample" of the whole run."""
+        return self.ask(op, **spec)["seconds"]
+
+    def close(self) -> None:
+        """Ends the worker."""
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.terminate()
+        self._process.wait()
+        self._process.stdout.close()
+        self._stderr.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _read(self):
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        code = self._process.wait()
+        self._stderr.seek(0)
+        text = self._stderr.read().decode(errors="replace").strip()
+        reason = text.splitlines()[-1].removeprefix("error: ") if text else "it printed nothing."
+        raise BadInput(f"The worker for the published code ended with code {code}: {reason}")

@@ -1,0 +1,107 @@
+"""Compiles the training step for a TPU slice, without a TPU, and says what memory it would take.
+
+    JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 TPU_ACCELERATOR_TYPE=v5litepod-64 \
+        TPU_WORKER_HOSTNAMES=localhost python -m benchmarks.tpu_memory \
+        --config=configs/owt_medium.py --topology=v5e:8x8 --per_chip=8
+
+Needs libtpu: `pip install "jax[tpu]"`. The step is the one that training runs, parameters and
+optimizer state on every chip, the batch split over all chips, bfloat16 matrix products and one
+microbatch. The figures are the compiler's own, in GiB per chip: what goes in, what comes out and
+does not lie in the buffers of what went in, and what is held in between. They say nothing of speed.
+"""
+
+import dataclasses
+import json
+import time
+from importlib import metadata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+from ml_collections import config_flags
+
+from sedd_jax.runtime import cli
+from sedd_jax.runtime.components import build_components
+from sedd_jax.runtime.config import Config
+from sedd_jax.runtime.sharding import over_batch, placed, placement, replicated
+from sedd_jax.runtime.step import build_train_step, init_state, run_keys
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A config file.")
+_TOPOLOGY = flags.DEFINE_string("topology", "v5e:8x8", "The slice: generation and shape.")
+_PER_CHIP = flags.DEFINE_integer("per_chip", 8, "Sequences per chip.")
+_VOCAB_SIZE = 50_257  # GPT-2's
+_GIB = 2**30
+
+
+def for_slice(config: Config, batch_size: int) -> Config:
+    """Returns the config with the batch in one part and the type that a TPU would get."""
+    return dataclasses.replace(
+        config,
+        # "auto" would ask the host that compiles, which has no TPU
+        model=dataclasses.replace(config.model, dtype="bfloat16"),
+        train=dataclasses.replace(config.train, batch_size=batch_size, microbatches=1),
+    )
+
+
+def compiled_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
+    """Returns the training step, compiled for the devices of the mesh."""
+    components = build_components(config, _VOCAB_SIZE, placement(mesh))
+    keys = run_keys(config.seed)
+    state = jax.eval_shape(lambda: init_state(keys.init, components, config))
+    batch = jax.ShapeDtypeStruct((config.train.batch_size, config.model.length), jnp.int32)
+    step = jax.jit(
+        build_train_step(components, config, keys.train),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
+    return step.lower(placed(state, replicated(mesh)), placed(batch, over_batch(mesh))).compile()
+
+
+def memory(compiled: jax.stages.Compiled) -> dict[str, float]:
+    """Returns what one chip holds while the step runs, in GiB."""
+    analysis = compiled.memory_analysis()
+    sizes = {
+        "arguments": analysis.argument_size_in_bytes,
+        "outputs": analysis.output_size_in_bytes - analysis.alias_size_in_bytes,
+        "temporaries": analysis.temp_size_in_bytes,
+    }
+    sizes["total"] = sum(sizes.values())
+    return {name: round(size / _GIB, 2) for name, size in sizes.items()}
+
+
+def refusal(error: jax.errors.JaxRuntimeError) -> dict[str, str]:
+    """Returns what the compiler said of a program that does not fit; other errors are raised."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text:
+        raise error
+    return {"out_of_memory": text.splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")}
+
+
+def main() -> None:
+    """Compiles, then prints a row of a table and the same as one JSON line."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGY.value).devices
+    mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+    config = for_slice(cli.config_from(_CONFIG), _PER_CHIP.value * len(devices))
+    began = time.perf_counter()
+    try:
+        found = memory(compiled_step(config, mesh))
+    except jax.errors.JaxRuntimeError as error:
+        found = refusal(error)
+    result = {
+        "topology": _TOPOLOGY.value,
+        "chips": len(devices),
+        "per_chip": _PER_CHIP.value,
+        **found,
+        "compile_seconds": round(time.perf_counter() - began, 1),
+        "jax": jax.__version__,
+        "libtpu": metadata.version("libtpu"),
+    }
+    print("| " + " | ".join(f"{name} {value}" for name, value in result.items()) + " |")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    cli.run(main)

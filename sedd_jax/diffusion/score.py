@@ -1,0 +1,114 @@
+"""What the mathematics asks of a network's answer, and the answer that is written out in full.
+
+The loss and the samplers never look at all log-scores at once: they need sums over the vocabulary
+and, where a position jumps, one token. So a network's answer at (x_t, sigma) is a `Score`, with the
+methods below. `DenseScore` holds the array [B, L, V]: exact for any model, and the oracle of
+`model.vocab_head.StreamedScore`, which never builds it.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from sedd_jax.diffusion import categorical
+from sedd_jax.diffusion.score_entropy import Target, entropy_terms
+
+
+class StepLaw(NamedTuple):
+    """The weights of the next state of every position, as functions of the ratio estimates.
+
+    Any state y != x_t has weight scale * max(0, score_y - cut), x_t itself max(0, stay).
+
+    Attributes:
+      scale: non-negative; 0 where nothing can move.
+      cut: what the rule takes off every ratio; None for nothing.
+      stay: of x_t, may be negative.
+    """
+
+    scale: Float[Array, "B L"]
+    cut: Float[Array, "B L"] | None
+    stay: Float[Array, "B L"]
+
+    def weights(self, xt: Int[Array, "B L"], score: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
+        """Returns the weights of all V states, unclamped and not normalised.
+
+        Args:
+          xt: noised tokens.
+          score: ratio estimates; ignored at x_t.
+        """
+        cut = 0 if self.cut is None else self.cut[..., None]
+        at_xt = jax.nn.one_hot(xt, score.shape[-1], dtype=bool)
+        return jnp.where(at_xt, self.stay[..., None], self.scale[..., None] * (score - cut))
+
+
+# of the sum of the ratios over y != x_t, which is meaningless where nothing can move
+LawOfTotal = Callable[[Float[Array, "B L"]], StepLaw]
+
+
+class Draw(NamedTuple):
+    """Drawn states, and the sum of the ratio estimates that they rest on."""
+
+    xt: Int[Array, "B L"]
+    total: Float[Array, "B L"]
+
+
+class Score(abc.ABC):
+    """A network's answer at noised tokens x_t and total noise sigma."""
+
+    @abc.abstractmethod
+    def entropy(self, target: Target) -> Float[Array, "B L"]:
+        """Returns the score entropy of every position, in nats (Eqs. 5 and 10)."""
+
+    @abc.abstractmethod
+    def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
+        """Returns the sum over positions of the score entropy, times a weight for each row.
+
+        This is what training differentiates.
+        """
+
+    @abc.abstractmethod
+    def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Draw:
+        """Draws the next state of every position: first whether it leaves x_t, then for which.
+
+        Args:
+          keys: one for each row, used once.
+          law: weights of the next state.
+          active: positions to draw for; others stay, and their total is 0.
+        """
+
+
+ScoreFn = Callable[[Int[Array, "B L"], Float[Array, "B"]], Score]
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseScore(Score):
+    """All log-scores as one array.
+
+    Attributes:
+      xt: noised tokens.
+      log_score: log of the ratio estimates, float32; ignored at x_t.
+    """
+
+    xt: Int[Array, "B L"]
+    log_score: Float[Array, "B L V"]
+
+    def entropy(self, target: Target) -> Float[Array, "B L"]:
+        states = jnp.arange(self.log_score.shape[-1])
+        terms = entropy_terms(target, states, self.log_score)
+        return target.weight * terms.sum(-1)
+
+    def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
+        return jnp.sum(weight * self.entropy(target).sum(-1))
+
+    def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Draw:
+        at_xt = jax.nn.one_hot(self.xt, self.log_score.shape[-1], dtype=bool)
+        score = jnp.where(at_xt, 0, jnp.exp(self.log_score))
+        total = jnp.where(active, score.sum(-1), 0)
+        weights = law(total).weights(self.xt, score)
+        xt = jax.vmap(categorical.jump)(keys, self.xt, weights)
+        return Draw(jnp.where(active, xt, self.xt), total)

@@ -1,0 +1,155 @@
+"""Bidirectional softmax attention: one function, and the kernels that compute it.
+
+Shapes: B batch, L length, H heads, K head dimension.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from sedd_jax.model.placement import Placement
+
+Attention = Callable[
+    [Float[Array, "B L H K"], Float[Array, "B L H K"], Float[Array, "B L H K"]],
+    Float[Array, "B L H K"],
+]
+
+SPLASH_BLOCKS = (1024, 512, 256, 128)  # 1024: 269 MB on TPU v5e, 512: 315 (B 16, L 1024, H 12)
+CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
+
+
+def attention_for(implementation: str, placement: Placement) -> Attention:
+    """Returns attention(query, key, value), softmax(query key^T / sqrt(K)) value for every head.
+
+    The softmax is float32 whatever the inputs; the result has the type of the inputs.
+
+    Args:
+      implementation: which program computes it.
+        "xla": plain JAX on any platform; the L^2 weights are in memory.
+        "cudnn": NVIDIA's flash attention; 16-bit inputs only.
+        "splash": the flash attention of JAX for TPUs; L a multiple of 128. On other platforms the
+          kernel is interpreted, which is right, slow, and there for tests.
+        "auto": chosen when traced: splash on a TPU where L is a multiple of 128; cudnn on a GPU
+          where the type is 16-bit and K a multiple of 8 up to 128; xla everywhere else.
+      placement: where query, key and value lie.
+
+    Raises:
+      KeyError: no such implementation.
+    """
+    return IMPLEMENTATIONS[implementation](placement)
+
+
+def xla_attention(
+    query: Float[Array, "B L H K"], key: Float[Array, "B L H K"], value: Float[Array, "B L H K"]
+) -> Float[Array, "B L H K"]:
+    """Attention in plain JAX.
+
+    Normalised after the product with the values, on K numbers a row instead of L.
+    """
+    batch, length, heads, width = query.shape
+    query, key, value = (
+        jnp.moveaxis(x, 2, 1).reshape(batch * heads, length, width) for x in (query, key, value)
+    )
+    logits = jnp.einsum("nqk,nsk->nqs", query, key, preferred_element_type=jnp.float32)
+    logits = logits * width**-0.5
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    out = jnp.einsum(
+        "nqs,nsk->nqk", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    out = (out / weights.sum(-1, keepdims=True)).astype(value.dtype)
+    return jnp.moveaxis(out.reshape(batch, heads, length, width), 1, 2)
+
+
+def cudnn_attention(
+    query: Float[Array, "B L H K"], key: Float[Array, "B L H K"], value: Float[Array, "B L H K"]
+) -> Float[Array, "B L H K"]:
+    """Attention by cuDNN, which refuses float32.
+
+    Needs no placement: JAX registers how the call splits over batch and heads
+    (`custom_partitioning` in jax/_src/cudnn/fused_attention_stablehlo.py), forward and backward.
+    """
+    if query.dtype not in CUDNN_DTYPES:
+        raise ValueError(
+            f"cuDNN attention takes 16-bit numbers, got {query.dtype.name}: "
+            "set model.dtype=bfloat16 or model.attention=xla."
+        )
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+def splash_attention(placement: Placement) -> Attention:
+    """Returns attention by the Pallas kernel for TPUs, on every device's rows and heads."""
+
+    def on_device(query, key, value):
+        # [B, L, H, K] -> [B, H, L, K]; the kernel has no scale and no batch
+        scaled = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
+        query, key, value = (jnp.swapaxes(x, 1, 2) for x in (scaled, key, value))
+        kernel = _splash_kernel(query.shape[1], query.shape[2], placement.platform != "tpu")
+        return jnp.swapaxes(jax.vmap(kernel)(query, key, value), 1, 2)
+
+    def attention(query, key, value):
+        spec = PartitionSpec(placement.batch_axes(query.shape[0]), None, placement.tensor)
+        return placement.per_device(on_device, (spec, spec, spec), spec)(query, key, value)
+
+    return attention
+
+
+def _splash_kernel(heads, length, interpret):
+    # imported here: takes 2 s, and only a TPU needs it
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel,
+        splash_attention_mask,
+    )
+
+    if length % SPLASH_BLOCKS[-1]:
+        raise ValueError(
+            f"Splash attention takes lengths that are multiples of {SPLASH_BLOCKS[-1]}, got "
+            f"{length}: change model.length or set model.attention=xla."
+        )
+    block = next(size for size in SPLASH_BLOCKS if length % size == 0)
+    # The fused backward pass writes one gradient of the queries per block of keys, to be summed:
+    # less work and memory than a second kernel where there is one block, more memory otherwise.
+    fused = block == length
+    blocks = splash_attention_kernel.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=None if fused else block,
+        block_kv_dq=None if fused else block,
+        use_fused_bwd_kernel=fused,
+    )
+    mask = splash_attention_mask.FullMask((length, length))
+    return splash_attention_kernel.make_splash_mha(
+        splash_attention_mask.MultiHeadMask([mask] * heads),
+        block_sizes=blocks,
+        head_shards=1,  # the heads are this device's own
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+
+
+def automatic_attention(placement: Placement) -> Attention:
+    """Returns attention by the best of the programs that take the inputs, see `attention_for`."""
+    splash = splash_attention(placement)
+
+    def on_tpu(query, key, value):
+        fits = query.shape[1] % SPLASH_BLOCKS[-1] == 0
+        return (splash if fits else xla_attention)(query, key, value)
+
+    def on_gpu(query, key, value):
+        width = query.shape[-1]
+        fits = query.dtype in CUDNN_DTYPES and width % 8 == 0 and width <= 128
+        return (cudnn_attention if fits else xla_attention)(query, key, value)
+
+    return {"cpu": xla_attention, "gpu": on_gpu, "tpu": on_tpu}[placement.platform]
+
+
+IMPLEMENTATIONS: dict[str, Callable[[Placement], Attention]] = {
+    "xla": lambda placement: xla_attention,
+    "cudnn": lambda placement: cudnn_attention,
+    "splash": splash_attention,
+    "auto": automatic_attention,
+}

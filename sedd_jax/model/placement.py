@@ -1,0 +1,52 @@
+"""Where activations lie, for the few kernels that the compiler cannot split over devices."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Placement(NamedTuple):
+    """How activations lie on a mesh: what the kernels that the compiler cannot partition must know.
+
+    Attributes:
+      mesh: the devices; None: one device, or whatever the compiler does.
+      batch: mesh axes that split the batch.
+      tensor: mesh axis that splits the heads and the vocabulary; None: no axis does.
+    """
+
+    mesh: jax.sharding.Mesh | None = None
+    batch: tuple[str, ...] = ()
+    tensor: str | None = None
+
+    @property
+    def platform(self) -> str:
+        """One of cpu, gpu and tpu: of the mesh, whose devices may be only compiled for."""
+        if self.mesh is None:
+            return jax.default_backend()
+        return self.mesh.devices.flat[0].platform
+
+    def batch_axes(self, size: int) -> tuple[str, ...]:
+        """Returns the mesh axes that split a batch of `size`: none if they do not divide it.
+
+        The two samples shown while training on eight devices are such a batch.
+        """
+        if self.mesh is None:
+            return ()
+        parts = [self.mesh.shape[axis] for axis in self.batch]
+        return () if size % math.prod(parts) else self.batch
+
+    def per_device(self, f: Callable, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        """Returns `f` to be run on every device's own part, or `f` itself where there is no mesh.
+
+        Mosaic kernels carry no varying-axes types, so those are not checked.
+        """
+        if self.mesh is None:
+            return f
+        return jax.shard_map(
+            f, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+
+
+ANYWHERE = Placement()  # no mesh: one device, or as the compiler likes

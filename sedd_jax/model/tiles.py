@@ -1,0 +1,185 @@
+"""How the vocabulary head is passed through: tiles of outputs, only where a position counts.
+
+A tile is some positions (rows) times some columns of the table. Rows that count are put first, and
+blocks without one are never computed, so what does not count costs nothing, exactly.
+
+Shapes: B L positions, as N rows in order; D hidden; V columns of the table (on this device).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Tiling(NamedTuple):
+    """Sizes of tiles: columns; rows, in decreasing order, the last one for the remainder."""
+
+    columns: int
+    rows: tuple[int, ...]
+
+
+# a tile should stay in the cache of a CPU; accelerators want large products
+TILINGS = {
+    "cpu": Tiling(2048, (256, 32)),
+    "gpu": Tiling(8192, (4096, 512)),
+    "tpu": Tiling(8192, (4096, 512)),
+}
+
+
+class Block(NamedTuple):
+    """Rows [start, start + size) of arrays [N, ...]."""
+
+    start: Int[Array, ""]
+    size: int
+
+    def take(self, tree: Any) -> Any:
+        """Returns these rows of every array."""
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, self.start, self.size), tree)
+
+    def write(self, x: Array, rows: Array, first_column: Int[Array, ""] | int = 0) -> Array:
+        """Returns x [N, ...] with these rows written, from a column on."""
+        starts = (self.start, first_column)[: x.ndim]
+        return jax.lax.dynamic_update_slice(x, rows, starts)
+
+    def add(self, x: Array, rows: Array) -> Array:
+        """Returns x [N, ...] with something added to these rows."""
+        return self.write(x, self.take(x) + rows)
+
+
+class Front(NamedTuple):
+    """The order that puts the rows that count first, filled up to whole blocks.
+
+    Attributes:
+      order: where in [B, L] every row comes from; B L where it is filled up.
+      count: of the rows that count.
+      sizes: of blocks, as in `Tiling`.
+    """
+
+    order: Int[Array, "N"]
+    count: Int[Array, ""]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, counts: Bool[Array, "B L"], sizes: tuple[int, ...]) -> "Front":
+        """Puts the positions that count first."""
+        sizes = tuple(size for size in sizes if size <= counts.size) or sizes[-1:]
+        flat = counts.reshape(-1)
+        order = jnp.argsort(~flat, stable=True).astype(jnp.int32)
+        fill = -flat.size % sizes[-1]
+        return cls(jnp.pad(order, (0, fill), constant_values=flat.size), flat.sum(), sizes)
+
+    def take(self, tree: Any) -> Any:
+        """Returns arrays [B, L, ...] as rows [N, ...], zeros where it is filled up."""
+
+        def rows(x):
+            return x.reshape(-1, *x.shape[2:]).at[self.order].get(mode="fill", fill_value=0)
+
+        return jax.tree.map(rows, tree)
+
+    def put_back(self, x: Array, shape: tuple[int, int]) -> Array:
+        """Returns rows [N, ...] as an array [B, L, ...], in their places."""
+        places = jnp.zeros((shape[0] * shape[1], *x.shape[1:]), x.dtype)
+        return places.at[self.order].set(x, mode="drop").reshape(*shape, *x.shape[1:])
+
+    def fold(self, body: Callable[[Block, Any], Any], carry: Any) -> Any:
+        """Folds carry = body(block, carry) over the blocks that hold a row that counts."""
+        done = 0
+        for size in self.sizes:
+            left = self.count - done
+            blocks = left // size if size != self.sizes[-1] else -(-left // size)
+
+            def step(index, carry, size=size, done=done):
+                return body(Block(done + index * size, size), carry)
+
+            carry = jax.lax.fori_loop(0, blocks, step, carry)
+            done = done + blocks * size
+        return carry
+
+
+class Chunk(NamedTuple):
+    """Columns of the table, from `start` on.
+
+    Attributes:
+      start: the first column.
+      kernel: of these columns, in the type of the products.
+      bias: of these columns.
+      states: the graph's state of every column.
+      real: whether a column is a state, not padding.
+      fresh: whether it is real and in no chunk before: the last chunk may reach back.
+    """
+
+    start: Int[Array, ""]
+    kernel: Float[Array, "D C"]
+    bias: Float[Array, "C"]
+    states: Int[Array, "C"]
+    real: Bool[Array, "C"]
+    fresh: Bool[Array, "C"]
+
+    def log_score(
+        self, hidden: Float[Array, "N D"], shift: Float[Array, "N"]
+    ) -> Float[Array, "N C"]:
+        """Returns the outputs minus `shift`, float32; 0 in padding."""
+        out = jnp.dot(hidden, self.kernel, preferred_element_type=jnp.float32)
+        return jnp.where(self.real[None], out + self.bias[None] - shift[:, None], 0)
+
+    def add(self, x: Float[Array, "*D V"], columns: Float[Array, "*D C"]) -> Float[Array, "*D V"]:
+        """Returns x with something added to these columns."""
+        old = jax.lax.dynamic_slice_in_dim(x, self.start, columns.shape[-1], axis=-1)
+        return jax.lax.dynamic_update_slice_in_dim(x, old + columns, self.start, axis=-1)
+
+
+class Table(NamedTuple):
+    """The projection to outputs, hidden @ kernel + bias, or a device's part of its columns.
+
+    Attributes:
+      kernel: [D, V].
+      bias: [V].
+    """
+
+    kernel: Float[Array, "D V"]
+    bias: Float[Array, "V"]
+
+
+class Span(NamedTuple):
+    """What the columns of a table, or of a device's part of it, stand for.
+
+    Attributes:
+      first_state: the state of the first column.
+      num_states: of the graph; columns of higher states are padding.
+      dtype: that the products are made in.
+    """
+
+    first_state: Int[Array, ""] | int
+    num_states: int
+    dtype: jnp.dtype
+
+    def chunk(
+        self, table: Table, start: Int[Array, ""], width: int, turn: Int[Array, ""] | int = 0
+    ) -> Chunk:
+        """Returns the columns from `start` on; columns before `turn` are not fresh."""
+        column = start + jnp.arange(width)
+        states = self.first_state + column
+        real = states < self.num_states
+        return Chunk(
+            start,
+            jax.lax.dynamic_slice_in_dim(table.kernel, start, width, axis=1).astype(self.dtype),
+            jax.lax.dynamic_slice_in_dim(table.bias, start, width),
+            states,
+            real,
+            real & (column >= turn),
+        )
+
+    def fold(self, table: Table, width: int, body: Callable[[Chunk, Any], Any], carry: Any) -> Any:
+        """Folds carry = body(chunk, carry) over the table, in chunks of `width` columns."""
+        columns = table.bias.size
+        width = min(width, columns)
+
+        def step(carry, index):
+            turn = index * width
+            start = jnp.minimum(turn, columns - width)
+            return body(self.chunk(table, start, width, turn), carry), None
+
+        return jax.lax.scan(step, carry, jnp.arange(-(-columns // width)))[0]

@@ -1,0 +1,295 @@
+"""The vocabulary head, streamed: sums over all tokens and draws from them, never B L V numbers.
+
+On a mesh every device streams the rows of its own part of the batch; where the table is split as
+well, the devices add up their parts. Padding of the table ends here.
+
+Shapes: B batch, L length, D hidden, V columns of the padded table, G = V / 128 groups of columns.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from sedd_jax.diffusion import categorical
+from sedd_jax.diffusion.score import Draw, LawOfTotal, Score
+from sedd_jax.diffusion.score_entropy import Target, entropy_terms
+from sedd_jax.model.placement import Placement
+from sedd_jax.model.tiles import TILINGS, Front, Span, Table
+
+GROUP = 128  # columns whose masses are summed; a padded table is a multiple of it
+JUMPS_AT_ONCE = 32  # positions whose own group of columns, 128 D numbers, is gathered at a time
+
+
+class Rows(NamedTuple):
+    """What the log-scores of a position are made of: its outputs minus `shift`, but for x_t."""
+
+    hidden: Float[Array, "*s D"]
+    shift: Float[Array, "*s"]
+    xt: Int[Array, "*s"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """How the table is passed through: a table of `num_states` states, on these devices.
+
+    The methods are what every device computes of its own rows and columns.
+    """
+
+    num_states: int
+    placement: Placement
+
+    def entropy(self, table: Table, rows: Rows, target: Target) -> Float[Array, "B L"]:
+        """Returns the score entropy of every position."""
+        front = self._front(target.weight > 0)
+        shape = target.xt.shape
+        rows, target = front.take((rows, target))
+
+        def chunk_step(chunk, total):
+            def block_step(block, total):
+                part = block.take(rows)
+                log_score = chunk.log_score(part.hidden, part.shift)
+                terms = entropy_terms(block.take(target), chunk.states, log_score)
+                return block.add(total, jnp.where(chunk.fresh[None], terms, 0).sum(-1))
+
+            return front.fold(block_step, total)
+
+        total = self._scan(chunk_step, jnp.zeros(target.weight.shape), table, rows)
+        return front.put_back(self._over_table(total) * target.weight, shape)
+
+    def entropy_and_gradient(
+        self, table: Table, rows: Rows, target: Target, weight: Float[Array, "B"]
+    ) -> tuple[Float[Array, ""], tuple[Float[Array, "B L D"], Table]]:
+        """Returns the weighted sum of the score entropy and its gradient by hidden and table.
+
+        While a tile is at hand its gradient is made too: three products in all, where a backward
+        pass that makes the outputs anew would take four.
+        """
+        weight = weight[:, None] * target.weight
+        front = self._front(weight != 0)
+        shape = target.xt.shape
+        rows, target, weight = front.take((rows, target, weight))
+        dtype = rows.hidden.dtype
+
+        def product(x, y):
+            return jnp.dot(x, y, preferred_element_type=jnp.float32)
+
+        def chunk_step(chunk, carry):
+            def block_step(block, carry):
+                total, d_hidden, d_chunk = carry
+                part, part_target, part_weight = block.take((rows, target, weight))
+
+                def weighted(log_score):
+                    terms = entropy_terms(part_target, chunk.states, log_score)
+                    return jnp.where(chunk.fresh[None], part_weight[:, None] * terms, 0).sum()
+
+                log_score = chunk.log_score(part.hidden, part.shift)
+                value, d_out = jax.value_and_grad(weighted)(log_score)
+                low = d_out.astype(dtype)
+                return (
+                    total + value,
+                    block.add(d_hidden, product(low, chunk.kernel.T)),
+                    Table(
+                        d_chunk.kernel + product(part.hidden.T, low), d_chunk.bias + d_out.sum(0)
+                    ),
+                )
+
+            total, d_hidden, d_table = carry
+            zero = Table(jnp.zeros(chunk.kernel.shape), jnp.zeros(chunk.bias.shape))
+            total, d_hidden, d_chunk = front.fold(block_step, (total, d_hidden, zero))
+            return total, d_hidden, Table(*map(chunk.add, d_table, d_chunk))
+
+        zero = (jnp.zeros(()), jnp.zeros(rows.hidden.shape), jax.tree.map(jnp.zeros_like, table))
+        total, d_hidden, d_table = self._scan(chunk_step, zero, table, rows)
+        total, d_hidden = self._over_table((total, d_hidden))
+        total, d_table = self._over_batch((total, d_table))
+        return total, (front.put_back(d_hidden.astype(dtype), shape), d_table)
+
+    def log_masses(
+        self, table: Table, rows: Rows, active: Bool[Array, "B L"], cut: Float[Array, "B L"] | None
+    ) -> Float[Array, "B L G"]:
+        """Returns the log of the sum of max(0, score_y - cut) over y != x_t in groups of columns.
+
+        Minus infinity where not active.
+        """
+        front = self._front(active)
+        rows, cut = front.take((rows, cut))
+
+        def chunk_step(chunk, masses):
+            def block_step(block, masses):
+                part, part_cut = block.take((rows, cut))
+                log_weight = _log_weights(chunk, part, part_cut)
+                grouped = log_weight.reshape(block.size, -1, GROUP)
+                mass = jax.nn.logsumexp(grouped, axis=-1)
+                return block.write(masses, mass, chunk.start // GROUP)
+
+            return front.fold(block_step, masses)
+
+        empty = jnp.full((front.order.size, table.bias.size // GROUP), -jnp.inf)
+        return front.put_back(self._scan(chunk_step, empty, table, rows), active.shape)
+
+    def pick(
+        self,
+        table: Table,
+        rows: Rows,
+        keys: Key[Array, "B"],
+        jumps: Bool[Array, "B L"],
+        cut: Float[Array, "B L"] | None,
+        log_masses: Float[Array, "B L G"],
+    ) -> Int[Array, "B L"]:
+        """Returns a state y != x_t drawn by max(0, score_y - cut) where a position jumps, else 0.
+
+        First a group by its mass, then a state of the group, whose outputs are made again.
+        """
+        front = Front.of(jumps, (JUMPS_AT_ONCE,))
+        columns, length = table.bias.size, jumps.shape[1]
+        span = self._span(table, rows.hidden.dtype)
+        first_group = span.first_state // GROUP
+        rows, cut, log_masses = front.take((rows, cut, log_masses))
+
+        def group_log_weight(start, row, cut):
+            chunk = span.chunk(table, start, GROUP)
+            return _log_weights(chunk, *jax.tree.map(lambda x: x[None], (row, cut)))[0]
+
+        def block_step(block, states):
+            part, part_cut, masses = block.take((rows, cut, log_masses))
+            row, position = jnp.divmod(block.take(front.order), length)
+            position_keys = jax.vmap(jax.random.fold_in)(keys[row], position)
+            group_keys, state_keys = jax.vmap(jax.random.split, out_axes=1)(position_keys)
+            group = _draw(group_keys, masses)
+            # the table may be another device's: then what is made here is dropped
+            mine = (group >= first_group) & (group < first_group + columns // GROUP)
+            start = jnp.where(mine, group - first_group, 0) * GROUP
+            log_weight = jax.vmap(group_log_weight)(start, part, part_cut)
+            state = group * GROUP + _draw(state_keys, log_weight)
+            return block.write(states, jnp.where(mine, state, 0))
+
+        states = front.fold(block_step, jnp.zeros(front.order.shape, jnp.int32))
+        return self._over_table(front.put_back(states, jumps.shape))
+
+    def _front(self, counts):
+        return Front.of(counts, self._tiling.rows)
+
+    def _scan(self, body, carry, table, rows):
+        span = self._span(table, rows.hidden.dtype)
+        return span.fold(table, self._tiling.columns, body, carry)
+
+    def _span(self, table, dtype):
+        axis = self.placement.tensor
+        first = 0 if axis is None else jax.lax.axis_index(axis) * table.bias.size
+        return Span(first, self.num_states, dtype)
+
+    @property
+    def _tiling(self):
+        return TILINGS[self.placement.platform]
+
+    def _over_table(self, x):
+        axis = self.placement.tensor
+        return x if axis is None else jax.lax.psum(x, axis)
+
+    def _over_batch(self, x):
+        return jax.lax.psum(x, self.placement.batch) if self.placement.batch else x
+
+
+def _log_weights(chunk, rows, cut):
+    """Log of max(0, score - cut), -inf at x_t and in padding, [n, C]."""
+    log_score = chunk.log_score(rows.hidden, rows.shift)
+    if cut is not None:
+        log_score = jnp.log(jnp.maximum(jnp.exp(log_score) - cut[:, None], 0))
+    allowed = chunk.real[None] & (chunk.states[None] != rows.xt[:, None])
+    return jnp.where(allowed, log_score, -jnp.inf)
+
+
+def _draw(keys, log_weights):
+    """An index per row with probability in proportion to the weights, [n]."""
+    most = log_weights.max(-1, keepdims=True)
+    return jax.vmap(categorical.categorical)(keys, jnp.exp(log_weights - most))
+
+
+def _on_devices(stream, method, in_axes, out_axes):
+    """A method of `Stream` over all devices: "rows", "table" and "masses" say how arrays lie."""
+    batch, tensor = stream.placement.batch or None, stream.placement.tensor
+    specs = {
+        "all": PartitionSpec(),
+        "rows": PartitionSpec(batch),
+        "table": Table(PartitionSpec(None, tensor), PartitionSpec(tensor)),
+        "masses": PartitionSpec(batch, None, tensor),
+    }
+    in_specs, out_specs = jax.tree.map(specs.get, (in_axes, out_axes))
+    return stream.placement.per_device(getattr(stream, method), in_specs, out_specs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _weighted_entropy(stream, hidden, table, shift, target, weight):
+    rows = Rows(hidden, shift, target.xt)
+    entropy = _on_devices(stream, "entropy", ("table", "rows", "rows"), "rows")
+    return jnp.sum(weight * entropy(table, rows, target).sum(-1))
+
+
+def _forward(stream, hidden, table, shift, target, weight):
+    both = _on_devices(
+        stream,
+        "entropy_and_gradient",
+        ("table", "rows", "rows", "rows"),
+        ("all", ("rows", "table")),
+    )
+    return both(table, Rows(hidden, shift, target.xt), target, weight)
+
+
+def _backward(stream, gradient, cotangent):
+    d_hidden, d_table = jax.tree.map(lambda x: x * cotangent.astype(x.dtype), gradient)
+    return d_hidden, d_table, None, None, None
+
+
+_weighted_entropy.defvjp(_forward, _backward)
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamedScore(Score):
+    """A network's answer before the projection to the vocabulary, which is never written out.
+
+    Attributes:
+      stream: how the table is passed through.
+      table: the projection, padded to a multiple of 128 columns.
+      rows: what it is applied to.
+    """
+
+    stream: Stream
+    table: Table
+    rows: Rows
+
+    def entropy(self, target: Target) -> Float[Array, "B L"]:
+        entropy = _on_devices(self.stream, "entropy", ("table", "rows", "rows"), "rows")
+        return entropy(self.table, self.rows, target)
+
+    def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
+        return _weighted_entropy(
+            self.stream, self.rows.hidden, self.table, self.rows.shift, target, weight
+        )
+
+    def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Draw:
+        jump_keys, target_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        masses = self._log_masses(active, None)
+        total = jnp.exp(jax.nn.logsumexp(masses, axis=-1))
+        step = law(total)
+        if step.cut is not None:  # it depends on the total, so the table is passed through again
+            masses = self._log_masses(active, step.cut)
+        leave = step.scale * jnp.exp(jax.nn.logsumexp(masses, axis=-1))
+        length = active.shape[1]
+        u = jax.vmap(lambda key: categorical.uniform(key, (length,)))(jump_keys)
+        jumps = active & categorical.leaves(u, leave, step.stay)
+        pick = _on_devices(
+            self.stream, "pick", ("table", "rows", "rows", "rows", "rows", "rows"), "rows"
+        )
+        drawn = pick(self.table, self.rows, target_keys, jumps, step.cut, masses)
+        return Draw(jnp.where(jumps, drawn, self.rows.xt), total)
+
+    def _log_masses(self, active, cut):
+        log_masses = _on_devices(
+            self.stream, "log_masses", ("table", "rows", "rows", "rows"), "masses"
+        )
+        return log_masses(self.table, self.rows, active, cut)
