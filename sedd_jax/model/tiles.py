@@ -23,7 +23,7 @@ class Tiling(NamedTuple):
 
 # a tile should stay in the cache of a CPU; accelerators want large products
 TILINGS = {
-    "cpu": Tiling(2048, (256, 32)),
+    "cpu": Tiling(2048, (128, 32)),
     "gpu": Tiling(8192, (4096, 512)),
     "tpu": Tiling(8192, (4096, 512)),
 }

@@ -64,7 +64,7 @@ class Stream:
     def entropy_and_gradient(
         self, table: Table, rows: Rows, target: Target, weight: Float[Array, "B"]
     ) -> tuple[Float[Array, ""], tuple[Float[Array, "B L D"], Table]]:
-        """Returns the weighted sum of the score entropy and its gradient by hidden and table.
+        """Returns the weighted sum of the score entropy; its float32 gradient by hidden and table.
 
         While a tile is at hand its gradient is made too: three products in all, where a backward
         pass that makes the outputs anew would take four.
@@ -107,7 +107,7 @@ class Stream:
         total, d_hidden, d_table = self._scan(chunk_step, zero, table, rows)
         total, d_hidden = self._over_table((total, d_hidden))
         total, d_table = self._over_batch((total, d_table))
-        return total, (front.put_back(d_hidden.astype(dtype), shape), d_table)
+        return total, (front.put_back(d_hidden, shape), d_table)
 
     def log_masses(
         self, table: Table, rows: Rows, active: Bool[Array, "B L"], cut: Float[Array, "B L"] | None
@@ -130,7 +130,8 @@ class Stream:
             return front.fold(block_step, masses)
 
         empty = jnp.full((front.order.size, table.bias.size // GROUP), -jnp.inf)
-        return front.put_back(self._scan(chunk_step, empty, table, rows), active.shape)
+        masses = front.put_back(self._scan(chunk_step, empty, table, rows), active.shape)
+        return jnp.where(active[..., None], masses, -jnp.inf)  # the last block holds others too
 
     def pick(
         self,
@@ -237,12 +238,14 @@ def _forward(stream, hidden, table, shift, target, weight):
         ("table", "rows", "rows", "rows"),
         ("all", ("rows", "table")),
     )
-    return both(table, Rows(hidden, shift, target.xt), target, weight)
+    total, gradient = both(table, Rows(hidden, shift, target.xt), target, weight)
+    return total, (gradient, jnp.zeros(0, hidden.dtype))
 
 
-def _backward(stream, gradient, cotangent):
-    d_hidden, d_table = jax.tree.map(lambda x: x * cotangent.astype(x.dtype), gradient)
-    return d_hidden, d_table, None, None, None
+def _backward(stream, residual, cotangent):
+    gradient, like_hidden = residual
+    d_hidden, d_table = jax.tree.map(lambda x: x * cotangent, gradient)
+    return d_hidden.astype(like_hidden.dtype), d_table, None, None, None
 
 
 _weighted_entropy.defvjp(_forward, _backward)

@@ -1,0 +1,141 @@
+"""No program holds a number for every position and token: read off what the compiler makes."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from sedd_jax.inference.bound import sequence_loss
+from sedd_jax.inference.generate import build_generator, free
+from sedd_jax.runtime import sharding
+from sedd_jax.runtime.components import build_components, build_proposal
+from sedd_jax.runtime.step import build_train_step, init_state, run_keys
+
+# Two chunks of the CPU's tiling, the last of which reaches back. On each of 8 devices a bound of
+# 2 * 32 positions is twice the 32 hidden numbers of a column of the table and its optimizer state.
+VOCAB, BATCH, LENGTH, HIDDEN = 3000, 16, 32, 32
+OUTPUTS = BATCH * LENGTH * VOCAB
+
+
+def largest(f, *args, compiled, **shardings):
+    """The most elements of any array in a program, inside fusions too.
+
+    Args:
+      f: the program.
+      args: its arguments, or their shapes.
+      compiled: read what the compiler makes of it, which takes seconds; else what it is given.
+      shardings: of arguments and results.
+    """
+    # nothing is run: no time for fast loops
+    options = {
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    }
+    lowered = jax.jit(f, compiler_options=options, **shardings).lower(*args)
+    if compiled:
+        pattern, separator, text = r"\b[a-z]+\d*\[([\d,]*)\]", ",", lowered.compile().as_text()
+    else:
+        pattern, separator, text = r"tensor<((?:\d+x)*)[a-z]+\d+>", "x", lowered.as_text()
+    shapes = re.findall(pattern, text)
+    assert len(shapes) > 100
+    return max(math.prod(int(n) for n in shape.split(separator) if n) for shape in shapes)
+
+
+@pytest.fixture(params=["absorb", "uniform"])
+def config(request, smoke_config):
+    model = dataclasses.replace(smoke_config.model, num_blocks=1, hidden_size=HIDDEN)
+    noise = smoke_config.noise
+    if request.param == "uniform":
+        noise = dataclasses.replace(noise, schedule="geometric")
+    return dataclasses.replace(smoke_config, graph=request.param, model=model, noise=noise)
+
+
+def abstract(*shape, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def params_of(components):
+    return jax.eval_shape(components.model.init, jax.random.key(0))
+
+
+TOKENS = abstract(BATCH, LENGTH)
+
+
+def train_step(config, components):
+    step = build_train_step(components, config, run_keys(0).train)
+    state = jax.eval_shape(lambda key: init_state(key, components, config), jax.random.key(0))
+    return step, state
+
+
+# Compiling takes most of the time: of every kind of program one is compiled, with one graph.
+
+
+def test_a_training_step_holds_no_number_for_every_position_and_token(config):
+    step, state = train_step(config, build_components(config, VOCAB))
+    assert largest(step, state, TOKENS, compiled=config.graph == "absorb") < OUTPUTS
+
+
+def test_nor_does_a_device_of_eight_for_its_part_of_the_batch(config):
+    mesh = sharding.data_mesh()
+    assert mesh.size == 8
+    components = build_components(config, VOCAB, sharding.placement(mesh))
+    step, state = train_step(config, components)
+    everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    most = largest(
+        step,
+        state,
+        TOKENS,
+        compiled=config.graph == "uniform",
+        in_shardings=(everywhere, rows),
+        out_shardings=(everywhere, everywhere),
+    )
+    assert most < OUTPUTS / 8
+
+
+@pytest.mark.parametrize("sampler", ["tweedie", "euler"])
+def test_sampling_holds_no_number_for_every_position_and_token(config, sampler):
+    components = build_components(config, VOCAB)
+    generator = build_generator(components, steps=4, sampler=sampler, t_min=1e-3)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
+    clamp = jax.eval_shape(lambda: free(BATCH, LENGTH))
+    compiled = (config.graph, sampler) in [("absorb", "euler"), ("uniform", "tweedie")]
+    most = largest(
+        lambda *args: generator(*args)[0], params_of(components), keys, clamp, compiled=compiled
+    )
+    assert most < OUTPUTS
+
+
+def test_the_bound_holds_no_number_for_every_position_and_token(config):
+    components = build_components(config, VOCAB)
+    loss = sequence_loss(components, build_proposal(components, config))
+    args = params_of(components), jax.random.key(0), abstract(BATCH, dtype=jnp.float32), TOKENS
+    assert largest(loss, *args, compiled=config.graph == "absorb") < OUTPUTS
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_outputs_written_out_are_found(config, compiled):
+    """What the other tests look for, where it must be."""
+    components = build_components(config, VOCAB)
+    args = params_of(components), TOKENS, abstract(BATCH, dtype=jnp.float32)
+    assert largest(components.model.apply, *args, compiled=compiled) >= OUTPUTS
+
+
+def test_outputs_of_a_device_of_eight_are_found(smoke_config):
+    """As above: the parts of a batch, written out, in a program for the mesh."""
+    mesh = sharding.data_mesh()
+    components = build_components(smoke_config, VOCAB, sharding.placement(mesh))
+    params, sigma = params_of(components), abstract(BATCH, dtype=jnp.float32)
+    everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    most = largest(
+        components.model.apply,
+        params,
+        TOKENS,
+        sigma,
+        compiled=True,
+        in_shardings=(everywhere, rows, rows),
+        out_shardings=rows,
+    )
+    assert OUTPUTS / 8 <= most < OUTPUTS
