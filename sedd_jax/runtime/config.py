@@ -37,7 +37,7 @@ class ModelConfig:
     learned_positions: bool = False  # absolute positions beside the rotary ones; published: no
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # auto: by device and shape
-    remat: Literal["none", "products", "blocks"] = "products"  # kept of a block: all, products, input
+    remat: Literal["none", "products", "blocks"] = "products"  # what to keep of a block
 
 
 @dataclasses.dataclass(frozen=True)

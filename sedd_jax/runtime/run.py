@@ -12,7 +12,10 @@ CONFIG_FILE = "config.json"
 DATA_FOLDER = "data"
 
 # settings that may change between the parts of a run: they do not alter what was trained so far
-_FREE = ("train.steps", "train.log_every", "eval.", "checkpoint.")
+# (the two of the model are other ways to the same numbers)
+_FREE = (
+    "train.steps", "train.log_every", "eval.", "checkpoint.", "model.attention", "model.remat",
+)  # fmt: skip
 
 
 def open_run(run: Path, config: Config) -> Dataset:
