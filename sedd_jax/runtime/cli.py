@@ -6,6 +6,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 
 from sedd_jax.errors import BadInput
+from sedd_jax.runtime.compilation import keep_programs
 from sedd_jax.runtime.config import Config, parse
 
 
@@ -37,6 +38,7 @@ def run(main: Callable[[], None]) -> None:
 
     def guarded(argv):
         del argv
+        keep_programs()
         try:
             main()
         except BadInput as error:

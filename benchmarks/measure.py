@@ -1,0 +1,92 @@
+"""How the benchmarks time and report: in one process, in turn, with the machine beside it."""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from sedd_jax.errors import BadInput
+
+
+def in_turn(programs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Returns the seconds that each program says it took, over `rounds` rounds of all of them.
+
+    One round before those is not counted. Taking turns spreads over all what else the machine does.
+    """
+    seconds = {name: [] for name in programs}
+    for turn in range(rounds + 1):
+        for name, program in programs.items():
+            taken = program()
+            if turn:
+                seconds[name].append(taken)
+    return seconds
+
+
+def timed(f: Callable, *args) -> Callable[[], float]:
+    """Returns a program for `in_turn`: f of fixed arguments, until its result is there."""
+
+    def program():
+        began = time.perf_counter()
+        jax.block_until_ready(f(*args))
+        return time.perf_counter() - began
+
+    return program
+
+
+def temporaries(compiled: jax.stages.Compiled) -> int:
+    """Returns the bytes that a program holds besides arguments and results."""
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def product_rate() -> float:
+    """Returns operations a second of a matrix product of the kind that transformers do."""
+    x, y = jnp.ones((4096, 256)), jnp.ones((256, 1024))
+    product = jax.jit(jnp.dot).lower(x, y).compile()
+    taken = in_turn({"product": timed(product, x, y)}, 20)["product"]
+    return 2 * 4096 * 256 * 1024 / statistics.median(taken)
+
+
+def machine() -> dict[str, str | int]:
+    """Returns what a figure depends on besides the code."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "device": jax.devices()[0].device_kind,
+        "processor": models[0] if models else platform.processor(),
+        "cores": len(models) or 1,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def report(rows: list[dict], output: str | None) -> None:
+    """Prints rows as a table, and writes them with the machine as JSON to a new file.
+
+    Raises:
+      BadInput: the file exists.
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(_text(row.get(name, "")) for name in columns) + " |")
+    print("on", ", ".join(f"{name} {value}" for name, value in machine().items()))
+    if output:
+        Path(output).write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+
+
+def check_output(output: str | None) -> None:
+    """Raises BadInput if the file for the results exists, before anything is measured."""
+    if output and Path(output).exists():
+        raise BadInput(f"{output} exists already; give --output another name.")
+
+
+def _text(value):
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,120 @@
+"""Times a step of the sampler, averaged over a whole run, against its parts and the dense rule.
+
+    python -m benchmarks.sampling_step --batch_size=4
+
+"streamed" is the sampler as it is; "parts" the least it could be: the blocks of the network, and
+the product of the table with half of the positions (those masked, on average), written to memory.
+"dense" is the same sampler with log-scores written out, over a few steps, which all cost the same.
+With --published=FOLDER and --published_python=PYTHON the published sampler takes its turn: one
+analytic update halfway. Absorbing graph, Tweedie steps; the final denoising step counts as one.
+"""
+
+import contextlib
+import statistics
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from benchmarks.measure import check_output, in_turn, report, temporaries, timed
+from benchmarks.published import Published
+from benchmarks.shapes import Shape, components_of
+from sedd_jax.inference.generate import build_generator, free, row_keys
+from sedd_jax.runtime import cli
+
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences.")
+_LENGTH = flags.DEFINE_integer("length", 1024, "Tokens per sequence.")
+_TOKENS = flags.DEFINE_integer("tokens", 50_257, "Tokens of the vocabulary.")
+_HIDDEN = flags.DEFINE_integer("hidden", 256, "Width of the network.")
+_BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of the network.")
+_STEPS = flags.DEFINE_integer("steps", 64, "Steps of the streamed run.")
+_DENSE_STEPS = flags.DEFINE_integer("dense_steps", 3, "Steps of the dense run.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Runs of each that count.")
+_PUBLISHED = flags.DEFINE_string("published", None, "Folder of the published PyTorch code.")
+_PYTHON = flags.DEFINE_string("published_python", "python", "A Python that has torch.")
+_OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
+
+
+def random_params(components):
+    """Weights of a network whose answers differ by token."""
+    params = jax.jit(components.model.init)(jax.random.key(0))
+    kernel = params["head"]["kernel"]
+    params["head"]["kernel"] = 0.05 * jax.random.normal(jax.random.key(1), kernel.shape)
+    return params
+
+
+def main() -> None:
+    """Measures as the flags say."""
+    check_output(_OUTPUT.value)
+    shape = Shape(
+        tokens=_TOKENS.value,
+        hidden=_HIDDEN.value,
+        blocks=_BLOCKS.value,
+        heads=_HIDDEN.value // 64 or 1,
+        length=_LENGTH.value,
+        batch=_BATCH_SIZE.value,
+    )
+    streamed = components_of(shape, "streamed", "none")
+    params = random_params(streamed)
+    args = (
+        params,
+        row_keys(jax.random.key(2), jnp.arange(shape.batch)),
+        free(shape.batch, shape.length),
+    )
+    programs, memory = {}, {}
+    for head, steps in (("streamed", _STEPS.value), ("dense", _DENSE_STEPS.value)):
+        generator = build_generator(
+            components_of(shape, head, "none"), steps=steps, sampler="tweedie", t_min=1e-3
+        )
+        compiled = jax.jit(generator).lower(*args).compile()
+        memory[head] = temporaries(compiled)
+        programs[head] = _per_step(timed(compiled, *args), steps + 1)
+
+    xt = jnp.full((shape.batch, shape.length), streamed.graph.mask_id)
+    blocks = jax.jit(lambda params: streamed.model.score(params, xt, jnp.ones(len(xt))).rows.hidden)
+    programs["blocks"] = timed(blocks.lower(params).compile(), params)
+    masked = jax.random.normal(jax.random.key(3), (xt.size // 2, shape.hidden))
+    product = jax.jit(jnp.dot).lower(masked, params["head"]["kernel"]).compile()
+    programs["product"] = timed(product, masked, params["head"]["kernel"])
+
+    with contextlib.ExitStack() as stack:
+        if _PUBLISHED.value:
+            worker = stack.enter_context(Published(_PYTHON.value, _PUBLISHED.value))
+            spec = {
+                "tokens": shape.tokens,
+                "hidden": shape.hidden,
+                "cond": 128,
+                "blocks": shape.blocks,
+                "heads": shape.heads,
+                "batch": shape.batch,
+                "length": shape.length,
+                "steps": _STEPS.value,
+                "t": 0.5,
+            }
+            programs["published"] = lambda: worker.seconds("sample_step", **spec)
+        seconds = in_turn(programs, _ROUNDS.value)
+    seconds["parts"] = [
+        sum(pair) for pair in zip(seconds["blocks"], seconds["product"], strict=True)
+    ]
+    rows = [
+        {
+            "batch": shape.batch,
+            "what": name,
+            "median_s": statistics.median(times),
+            "min_s": min(times),
+            "times_streamed": statistics.median(
+                a / b for a, b in zip(times, seconds["streamed"], strict=True)
+            ),
+            "temporaries_mb": round(memory[name] / 1e6) if name in memory else "",
+        }
+        for name, times in seconds.items()
+    ]
+    report(rows, _OUTPUT.value)
+
+
+def _per_step(program, steps):
+    return lambda: program() / steps
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,137 @@
+"""Times the training step: streamed head against dense, and against the published PyTorch code.
+
+    python -m benchmarks.training_step --shape=head_heavy
+    python -m benchmarks.training_step --shape=body_heavy --variants=streamed/products,streamed/none
+    python -m benchmarks.training_step --shape=owt_small --batch_size=8 --rounds=0
+
+A variant is HEAD/REMAT: the head streamed or dense (the oracle, same network, same loss), and
+`config.model.remat`. Steps take turns in one process. With --published=FOLDER and
+--published_python=PYTHON the published code takes its turn, in a process that sleeps meanwhile. The
+memory is the compiler's: of the step, and of loss and gradient from the hidden states on (head).
+The floor is the operations of the matrix products, half the positions masked, at the rate of one
+large product on this machine. Absorbing graph, no dropout. --rounds=0 compiles only.
+"""
+
+import contextlib
+import dataclasses
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from benchmarks.measure import check_output, in_turn, product_rate, report, temporaries
+from benchmarks.published import Published
+from benchmarks.shapes import SHAPES, Shape, components_of, config_of
+from sedd_jax.diffusion.score import DenseScore
+from sedd_jax.diffusion.score_entropy import target
+from sedd_jax.errors import BadInput
+from sedd_jax.model.placement import ANYWHERE
+from sedd_jax.model.tiles import Table
+from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
+from sedd_jax.runtime import cli
+from sedd_jax.runtime.step import build_train_step, init_state, run_keys
+
+_SHAPE = flags.DEFINE_enum("shape", "head_heavy", list(SHAPES), "Sizes of the step.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Sequences, if not those of the shape.")
+_VARIANTS = flags.DEFINE_list("variants", ["streamed/products", "dense/products"], "What to time.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Steps of each variant that count.")
+_PUBLISHED = flags.DEFINE_string("published", None, "Folder of the published PyTorch code.")
+_PYTHON = flags.DEFINE_string("published_python", "python", "A Python that has torch.")
+_OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
+
+
+class Step:
+    """A compiled training step with a state of its own, which every call advances."""
+
+    def __init__(self, shape: Shape, head: str, remat: str):
+        components, config = components_of(shape, head, remat), config_of(shape, remat)
+        keys = run_keys(0)
+        self._init = lambda: jax.jit(lambda key: init_state(key, components, config))(keys.init)
+        self._state = None
+        self._tokens = jax.random.randint(
+            jax.random.key(1), (shape.batch, shape.length), 0, shape.tokens
+        )
+        step = jax.jit(build_train_step(components, config, keys.train), donate_argnums=0)
+        self.compiled = step.lower(jax.eval_shape(self._init), self._tokens).compile()
+
+    def __call__(self) -> float:
+        """Takes a step and returns its seconds."""
+        if self._state is None:
+            self._state = jax.block_until_ready(self._init())
+        began = time.perf_counter()
+        self._state, metrics = self.compiled(self._state, self._tokens)
+        jax.block_until_ready((self._state, metrics))
+        return time.perf_counter() - began
+
+
+def compiled_head(shape: Shape, head: str) -> jax.stages.Compiled:
+    """Returns loss and gradient as a function of hidden states and table, float32."""
+    graph = components_of(shape, head, "none").graph
+    stream = Stream(graph.num_states, ANYWHERE)
+    columns = -(-graph.num_states // 128) * 128
+
+    def loss(hidden, table, sigma, xt, x0):
+        shift = jnp.zeros(xt.shape)
+        if head == "streamed":
+            score = StreamedScore(stream, table, Rows(hidden, shift, xt))
+        else:
+            rows = hidden.reshape(-1, shape.hidden) @ table.kernel + table.bias[None]
+            score = DenseScore(xt, rows[:, : graph.num_states].reshape(*xt.shape, -1))
+        return score.weighted_entropy(target(graph, sigma, xt, x0), jnp.ones(len(xt)))
+
+    def array(*sizes, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    tokens = array(shape.batch, shape.length, dtype=jnp.int32)
+    table = Table(array(shape.hidden, columns), array(columns))
+    hidden = array(shape.batch, shape.length, shape.hidden)
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    return gradient.lower(hidden, table, array(shape.batch), tokens, tokens).compile()
+
+
+def main() -> None:
+    """Measures as the flags say."""
+    check_output(_OUTPUT.value)
+    shape = SHAPES[_SHAPE.value]
+    if _BATCH_SIZE.value is not None:
+        shape = dataclasses.replace(shape, batch=_BATCH_SIZE.value)
+    variants = {name: tuple(name.split("/")) for name in _VARIANTS.value}
+    if any(len(v) != 2 or v[0] not in ("streamed", "dense") for v in variants.values()):
+        raise BadInput(f"--variants are HEAD/REMAT, as streamed/products; got {_VARIANTS.value}.")
+    steps = {name: Step(shape, *variant) for name, variant in variants.items()}
+    with contextlib.ExitStack() as stack:
+        programs = dict(steps)
+        if _PUBLISHED.value:
+            worker = stack.enter_context(Published(_PYTHON.value, _PUBLISHED.value))
+            spec = dataclasses.asdict(shape) | {"cond": 128}
+            programs["published"] = lambda: worker.seconds("train", **spec)
+        seconds = in_turn(programs, _ROUNDS.value) if _ROUNDS.value else {}
+    blocks, head = shape.product_operations()
+    floor = (blocks + head) / product_rate()
+    rows = []
+    for name in programs:
+        row = {"shape": _SHAPE.value, "batch": shape.batch, "variant": name}
+        if name in seconds:
+            times = seconds[name]
+            row |= {
+                "median_s": statistics.median(times),
+                "min_s": min(times),
+                "ratio_to_last": statistics.median(
+                    a / b for a, b in zip(times, list(seconds.values())[-1], strict=True)
+                ),
+                "floor_s": floor,
+            }
+        if name in steps:
+            head_bytes = temporaries(compiled_head(shape, variants[name][0]))
+            row |= {
+                "step_mb": round(temporaries(steps[name].compiled) / 1e6),
+                "head_mb": round(head_bytes / 1e6),
+            }
+        rows.append(row)
+    report(rows, _OUTPUT.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)
