@@ -2,7 +2,15 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+
+from sedd_jax.diffusion.score import DenseScore
+from sedd_jax.diffusion.score_entropy import target
+from sedd_jax.model.placement import ANYWHERE
 from sedd_jax.model.score_model import dense_model
+from sedd_jax.model.tiles import Table
+from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
 from sedd_jax.runtime.components import Components, build_components
 from sedd_jax.runtime.config import Config, ModelConfig, TrainConfig
 
@@ -34,6 +42,12 @@ SHAPES = {
 }
 
 
+HEADS = {
+    "streamed": lambda model: model,
+    "dense": lambda model: dense_model(model.init, model.apply),  # the oracle
+}
+
+
 def config_of(shape: Shape, remat: str) -> Config:
     """Returns the settings of a step."""
     model = ModelConfig(
@@ -50,6 +64,32 @@ def config_of(shape: Shape, remat: str) -> Config:
 def components_of(shape: Shape, head: str, remat: str) -> Components:
     """Returns graph, noise and network; "dense" has the network write out its log-scores."""
     components = build_components(config_of(shape, remat), shape.tokens)
-    model = components.model
-    models = {"streamed": model, "dense": dense_model(model.init, model.apply)}
-    return components._replace(model=models[head])
+    return components._replace(model=HEADS[head](components.model))
+
+
+def compiled_head(shape: Shape, head: str) -> jax.stages.Compiled:
+    """Returns loss and gradient as a function of hidden states and table, float32.
+
+    Its arguments: hidden [B, L, D], table, sigma [B], xt [B, L] and x0 [B, L].
+    """
+    graph = components_of(shape, head, "none").graph
+    stream = Stream(graph.num_states, ANYWHERE)
+    columns = -(-graph.num_states // 128) * 128
+
+    def loss(hidden, table, sigma, xt, x0):
+        shift = jnp.zeros(xt.shape)
+        if head == "streamed":
+            score = StreamedScore(stream, table, Rows(hidden, shift, xt))
+        else:
+            rows = hidden.reshape(-1, shape.hidden) @ table.kernel + table.bias[None]
+            score = DenseScore(xt, rows[:, : graph.num_states].reshape(*xt.shape, -1))
+        return score.weighted_entropy(target(graph, sigma, xt, x0), jnp.ones(len(xt)))
+
+    def array(*sizes, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    tokens = array(shape.batch, shape.length, dtype=jnp.int32)
+    table = Table(array(shape.hidden, columns), array(columns))
+    hidden = array(shape.batch, shape.length, shape.hidden)
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    return gradient.lower(hidden, table, array(shape.batch), tokens, tokens).compile()

@@ -23,6 +23,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 from ml_collections import config_flags
 
+from benchmarks.shapes import HEADS
 from sedd_jax.runtime import cli
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.config import Config
@@ -31,6 +32,7 @@ from sedd_jax.runtime.step import build_train_step, init_state, run_keys
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config file.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:8x8", "The slice: generation and shape.")
+_HEAD = flags.DEFINE_enum("head", "streamed", list(HEADS), "The vocabulary head.")
 _PER_CHIP = flags.DEFINE_integer("per_chip", 8, "Sequences per chip.")
 _VOCAB_SIZE = 50_257  # GPT-2's
 _GIB = 2**30
@@ -49,6 +51,7 @@ def for_slice(config: Config, batch_size: int) -> Config:
 def compiled_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
     """Returns the training step, compiled for the devices of the mesh."""
     components = build_components(config, _VOCAB_SIZE, placement(mesh))
+    components = components._replace(model=HEADS[_HEAD.value](components.model))
     keys = run_keys(config.seed)
     state = jax.eval_shape(lambda: init_state(keys.init, components, config))
     batch = jax.ShapeDtypeStruct((config.train.batch_size, config.model.length), jnp.int32)
@@ -94,6 +97,9 @@ def main() -> None:
         "topology": _TOPOLOGY.value,
         "chips": len(devices),
         "per_chip": _PER_CHIP.value,
+        "head": _HEAD.value,
+        "attention": config.model.attention,
+        "remat": config.model.remat,
         **found,
         "compile_seconds": round(time.perf_counter() - began, 1),
         "jax": jax.__version__,

@@ -18,18 +18,12 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 
 from benchmarks.measure import check_output, in_turn, product_rate, report, temporaries
 from benchmarks.published import Published
-from benchmarks.shapes import SHAPES, Shape, components_of, config_of
-from sedd_jax.diffusion.score import DenseScore
-from sedd_jax.diffusion.score_entropy import target
+from benchmarks.shapes import SHAPES, Shape, compiled_head, components_of, config_of
 from sedd_jax.errors import BadInput
-from sedd_jax.model.placement import ANYWHERE
-from sedd_jax.model.tiles import Table
-from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
 from sedd_jax.runtime import cli
 from sedd_jax.runtime.step import build_train_step, init_state, run_keys
 
@@ -64,31 +58,6 @@ class Step:
         self._state, metrics = self.compiled(self._state, self._tokens)
         jax.block_until_ready((self._state, metrics))
         return time.perf_counter() - began
-
-
-def compiled_head(shape: Shape, head: str) -> jax.stages.Compiled:
-    """Returns loss and gradient as a function of hidden states and table, float32."""
-    graph = components_of(shape, head, "none").graph
-    stream = Stream(graph.num_states, ANYWHERE)
-    columns = -(-graph.num_states // 128) * 128
-
-    def loss(hidden, table, sigma, xt, x0):
-        shift = jnp.zeros(xt.shape)
-        if head == "streamed":
-            score = StreamedScore(stream, table, Rows(hidden, shift, xt))
-        else:
-            rows = hidden.reshape(-1, shape.hidden) @ table.kernel + table.bias[None]
-            score = DenseScore(xt, rows[:, : graph.num_states].reshape(*xt.shape, -1))
-        return score.weighted_entropy(target(graph, sigma, xt, x0), jnp.ones(len(xt)))
-
-    def array(*sizes, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct(sizes, dtype)
-
-    tokens = array(shape.batch, shape.length, dtype=jnp.int32)
-    table = Table(array(shape.hidden, columns), array(columns))
-    hidden = array(shape.batch, shape.length, shape.hidden)
-    gradient = jax.jit(jax.value_and_grad(loss, (0, 1)))
-    return gradient.lower(hidden, table, array(shape.batch), tokens, tokens).compile()
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from sedd_jax.runtime.config import default_config
 
 def get_config():
     config = default_config()  # the default is the small model and its published training
-    config.train.microbatches = 8  # the dense log-scores of one sequence take 200 MB
+    config.train.microbatches = 8  # 8 sequences at a time on each of 8 accelerators
     config.data.corpus = "openwebtext.txt"
     config.data.separator = "<|endoftext|>"
     config.data.heldout_fraction = 0.01

@@ -59,6 +59,19 @@ def test_a_stopped_run_goes_on_to_the_same_bits(smoke_run, smoke_config, tmp_pat
     assert [row for row in resumed if row["step"] != 10 or "sample_0" not in row] == straight
 
 
+def test_every_program_of_a_run_is_compiled_once(smoke_config, tmp_path, caplog):
+    """Over evaluations, samples and checkpoints: a second shape or type would be a second time."""
+    with jax.log_compiles():
+        train(smoke_config, tmp_path / "run")
+    names = [
+        record.args[0]
+        for record in caplog.records
+        if record.msg.startswith("Compiling") and "shard" not in record.msg
+    ]
+    for program in ("train_step", "loss", "generator"):
+        assert sum(program in str(name) for name in names) == 1, names
+
+
 def test_a_finished_run_says_so_and_trains_no_more(smoke_run, smoke_config, capsys):
     before = metric_rows(smoke_run)
     train(smoke_config, smoke_run)

@@ -81,6 +81,12 @@ class Score(abc.ABC):
           active: positions to draw for; others stay, and their total is 0.
         """
 
+    @abc.abstractmethod
+    def log_prob(
+        self, law: LawOfTotal, active: Bool[Array, "B L"], states: Int[Array, "B L"]
+    ) -> Float[Array, "B L"]:
+        """Returns the log-probability, per position, that `draw` gives these states."""
+
 
 ScoreFn = Callable[[Int[Array, "B L"], Float[Array, "B"]], Score]
 
@@ -106,9 +112,20 @@ class DenseScore(Score):
         return jnp.sum(weight * self.entropy(target).sum(-1))
 
     def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Draw:
+        total, weights = self._weigh(law, active)
+        xt = jax.vmap(categorical.jump)(keys, self.xt, weights)
+        return Draw(jnp.where(active, xt, self.xt), total)
+
+    def log_prob(
+        self, law: LawOfTotal, active: Bool[Array, "B L"], states: Int[Array, "B L"]
+    ) -> Float[Array, "B L"]:
+        _, weights = self._weigh(law, active)
+        probs = categorical.jump_law(weights)
+        prob = jnp.take_along_axis(probs, states[..., None], axis=-1)[..., 0]
+        return jnp.log(jnp.where(active, prob, states == self.xt))
+
+    def _weigh(self, law, active):
         at_xt = jax.nn.one_hot(self.xt, self.log_score.shape[-1], dtype=bool)
         score = jnp.where(at_xt, 0, jnp.exp(self.log_score))
         total = jnp.where(active, score.sum(-1), 0)
-        weights = law(total).weights(self.xt, score)
-        xt = jax.vmap(categorical.jump)(keys, self.xt, weights)
-        return Draw(jnp.where(active, xt, self.xt), total)
+        return total, law(total).weights(self.xt, score)

@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from sedd_jax.diffusion.categorical import jump_law
 from sedd_jax.diffusion.loss import dwdse_loss
 from sedd_jax.diffusion.proposal import Proposal, guess_proposal, propose
+from sedd_jax.diffusion.reverse import denoise_law
 from sedd_jax.diffusion.score_entropy import prior_kl, sample_quantiles
-from sedd_jax.diffusion.tweedie import denoise_probs
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.model.score_model import Params
@@ -78,10 +77,9 @@ def reconstruction_loss(components: Components, t_min: float) -> Callable[..., F
     def loss(params, key, x0):
         sigma = jnp.broadcast_to(noise.sigma(t_min), x0.shape[:1])
         xt = graph.sample_transition(key, x0, sigma)
-        score = jnp.exp(model.apply(params, xt, sigma))
-        law = jump_law(denoise_probs(graph, xt, score, sigma))
-        chosen = jnp.take_along_axis(law, x0[..., None], axis=-1)[..., 0]
-        return -jnp.log(chosen).sum(-1)
+        score = model.score(params, xt, sigma)
+        law = functools.partial(denoise_law, graph, xt, sigma=sigma)
+        return -score.log_prob(law, graph.limit[xt] > 0, x0).sum(-1)
 
     return loss
 

@@ -172,6 +172,22 @@ class Stream:
         states = front.fold(block_step, jnp.zeros(front.order.shape, jnp.int32))
         return self._over_table(front.put_back(states, jumps.shape))
 
+    def log_score_at(
+        self, table: Table, rows: Rows, states: Int[Array, "B L"]
+    ) -> Float[Array, "B L"]:
+        """Returns the log-score of one state of every position, any but x_t."""
+        columns, dtype = table.bias.size, rows.hidden.dtype
+        column = states - self._span(table, dtype).first_state
+        mine = (column >= 0) & (column < columns)
+        column = jnp.where(mine, column, 0)
+        out = jnp.einsum(
+            "bld,dbl->bl",
+            rows.hidden,
+            table.kernel[:, column].astype(dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return self._over_table(jnp.where(mine, out + table.bias[column], 0)) - rows.shift
+
     def _front(self, counts):
         return Front.of(counts, self._tiling.rows)
 
@@ -275,13 +291,8 @@ class StreamedScore(Score):
         )
 
     def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Draw:
+        total, step, masses, leave = self._weigh(law, active)
         jump_keys, target_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        masses = self._log_masses(active, None)
-        total = jnp.exp(jax.nn.logsumexp(masses, axis=-1))
-        step = law(total)
-        if step.cut is not None:  # it depends on the total, so the table is passed through again
-            masses = self._log_masses(active, step.cut)
-        leave = step.scale * jnp.exp(jax.nn.logsumexp(masses, axis=-1))
         length = active.shape[1]
         u = jax.vmap(lambda key: categorical.uniform(key, (length,)))(jump_keys)
         jumps = active & categorical.leaves(u, leave, step.stay)
@@ -290,6 +301,26 @@ class StreamedScore(Score):
         )
         drawn = pick(self.table, self.rows, target_keys, jumps, step.cut, masses)
         return Draw(jnp.where(jumps, drawn, self.rows.xt), total)
+
+    def log_prob(
+        self, law: LawOfTotal, active: Bool[Array, "B L"], states: Int[Array, "B L"]
+    ) -> Float[Array, "B L"]:
+        _, step, _, leave = self._weigh(law, active)
+        at = _on_devices(self.stream, "log_score_at", ("table", "rows", "rows"), "rows")
+        score = jnp.exp(at(self.table, self.rows, states))
+        weight = step.scale * jnp.maximum(score - (0 if step.cut is None else step.cut), 0)
+        stay, stays = jnp.maximum(step.stay, 0), states == self.rows.xt
+        prob = jnp.where(stays, stay, weight) / (stay + leave)
+        return jnp.log(jnp.where(active, prob, stays))
+
+    def _weigh(self, law, active):
+        """The total of the ratios, the law, the log masses of groups, and the weight of leaving."""
+        masses = self._log_masses(active, None)
+        total = jnp.exp(jax.nn.logsumexp(masses, axis=-1))
+        step = law(total)
+        if step.cut is not None:  # it depends on the total, so the table is passed through again
+            masses = self._log_masses(active, step.cut)
+        return total, step, masses, step.scale * jnp.exp(jax.nn.logsumexp(masses, axis=-1))
 
     def _log_masses(self, active, cut):
         log_masses = _on_devices(

@@ -354,6 +354,37 @@ def test_nothing_is_drawn_from_blocks_that_are_not_active():
     assert (plain.xt != xt).any()
 
 
+@jit(static_argnums=(0, 1))
+def log_probs(case, form, hidden, table, shift, xt, active, step, states):
+    """By all rules."""
+    score = form(case, hidden, table, shift, xt)
+    with tiled(case.tiling):
+        return [
+            score.log_prob(functools.partial(law, case.graph, xt, **{name: step}), active, states)
+            for law, name in (
+                (tweedie_law, "delta_sigma"),
+                (euler_law, "rate_times_step"),
+                (denoise_law, "sigma"),
+            )
+        ]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_log_probabilities_are_the_dense_ones(name):
+    _, hidden, table, shift, xt, active, step = drawing_problem(name)
+    states = np.random.default_rng(9).integers(0, V - 1, (B, L))
+    states = jnp.array(np.where(np.arange(L) % 3 == 0, xt, states))  # some stay
+    arrays = hidden, table, shift, xt, active, step, states
+    case = Case(GRAPHS[name], placement=on_mesh())
+    wanted = log_probs(Case(GRAPHS[name]), written_out, *arrays)
+    for got, exact in zip(log_probs(case, streamed, *arrays), wanted, strict=True):
+        np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
+        inactive = np.where(states == xt, 0, -np.inf)[~active]
+        np.testing.assert_array_equal(np.asarray(got)[~active], inactive)
+        finite = np.isfinite(np.asarray(got)[active])
+        assert len(np.unique(np.asarray(got)[active][finite])) >= 2
+
+
 FEW, ROWS, PLACES = 300, 8192, 2  # states, in three groups
 
 

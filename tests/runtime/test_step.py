@@ -17,6 +17,7 @@ from sedd_jax.runtime.step import (
 )
 
 VOCAB_SIZE = 257
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,48 @@
+"""The benchmarks run, on shapes that take no time, and write what they measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = ("--tokens=300", "--hidden=32", "--blocks=1", "--length=16", "--steps=2")
+
+
+def run(name, *flags):
+    command = [sys.executable, "-m", f"benchmarks.{name}", *flags]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "rows"),
+    [
+        ("training_step", ("--shape=test", "--rounds=2"), 2),
+        ("head", ("--shape=test", "--rounds=1"), 4),
+        ("sampling_step", (*SMALL, "--dense_steps=1", "--rounds=1"), 5),
+        ("data_pipeline", ("--blocks=100", "--batches=5"), 2),
+    ],
+)
+def test_a_benchmark_measures_and_writes_what_it_found(name, flags, rows, tmp_path):
+    output = tmp_path / "result.json"
+    process = run(name, *flags, f"--output={output}")
+    assert process.returncode == 0, process.stderr
+    result = json.loads(output.read_text())
+    assert len(result["rows"]) == rows
+    assert result["machine"]["jax"]
+    numbers = [v for row in result["rows"] for k, v in row.items() if k.endswith(("_s", "second"))]
+    assert numbers and min(numbers) > 0
+
+
+def test_results_are_not_overwritten_and_a_missing_python_is_named(tmp_path):
+    output = tmp_path / "result.json"
+    output.write_text("kept")
+    assert "exists already" in run("head", f"--output={output}").stderr
+    assert output.read_text() == "kept"
+    process = run(
+        "training_step", "--shape=test", f"--published={tmp_path}", "--published_python=no-python"
+    )
+    assert process.returncode == 2
+    assert "no-python" in process.stderr
