@@ -15,7 +15,7 @@ from absl import flags
 
 from benchmarks.measure import check_output, in_turn, product_rate, report, temporaries, timed
 from benchmarks.shapes import SHAPES, compiled_head
-from sedd_jax.model.tiles import Table
+from sedd_jax.model.tiles import Table, padded
 from sedd_jax.runtime import cli
 
 _SHAPE = flags.DEFINE_enum("shape", "head_heavy", list(SHAPES), "Sizes, as in training_step.")
@@ -30,7 +30,7 @@ def main() -> None:
     keys = jax.random.split(jax.random.key(0), 4)
     size = (shape.batch, shape.length)
     hidden = jax.random.normal(keys[0], (*size, shape.hidden))
-    columns = -(-(shape.tokens + 1) // 128) * 128
+    columns = padded(shape.tokens + 1)
     kernel = 0.05 * jax.random.normal(keys[1], (shape.hidden, columns))
     x0 = jax.random.randint(keys[2], size, 0, shape.tokens)
     order = jax.random.uniform(keys[3], size)

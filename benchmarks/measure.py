@@ -1,6 +1,7 @@
 """How the benchmarks time and report: in one process, in turn, with the machine beside it."""
 
 import json
+import os
 import platform
 import statistics
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+import sedd_jax
 from sedd_jax.errors import BadInput
 
 
@@ -51,6 +53,11 @@ def product_rate() -> float:
     return 2 * 4096 * 256 * 1024 / statistics.median(taken)
 
 
+def cores() -> int:
+    """Returns the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def machine() -> dict[str, str | int]:
     """Returns what a figure depends on besides the code."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -59,10 +66,11 @@ def machine() -> dict[str, str | int]:
     return {
         "device": jax.devices()[0].device_kind,
         "processor": models[0] if models else platform.processor(),
-        "cores": len(models) or 1,
+        "cores": cores(),
         "system": platform.system(),
         "python": platform.python_version(),
         "jax": jax.__version__,
+        "sedd_jax": sedd_jax.__version__,
     }
 
 
@@ -70,7 +78,7 @@ def report(rows: list[dict], output: str | None) -> None:
     """Prints rows as a table, and writes them with the machine as JSON to a new file.
 
     Raises:
-      BadInput: the file exists.
+      FileExistsError: the file exists; see `check_output`.
     """
     columns = list(dict.fromkeys(name for row in rows for name in row))
     print("| " + " | ".join(columns) + " |")
@@ -79,7 +87,8 @@ def report(rows: list[dict], output: str | None) -> None:
         print("| " + " | ".join(_text(row.get(name, "")) for name in columns) + " |")
     print("on", ", ".join(f"{name} {value}" for name, value in machine().items()))
     if output:
-        Path(output).write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+        with Path(output).open("x") as file:
+            file.write(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
 
 
 def check_output(output: str | None) -> None:

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import tempfile
 
+from benchmarks.measure import cores
 from sedd_jax.errors import BadInput
 
 _WORKER = pathlib.Path(__file__).with_name("published_worker.py")
@@ -30,7 +31,7 @@ class Published:
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         try:
             self._process = subprocess.Popen(
-                [python, str(_WORKER), f"--path={path}"],
+                [python, str(_WORKER), f"--path={path}", f"--threads={cores()}"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,

@@ -1,4 +1,4 @@
-"""The networks that the benchmarks run."""
+"""What the benchmarks run: networks of some shapes, and the vocabulary head alone."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from sedd_jax.diffusion.score import DenseScore
 from sedd_jax.diffusion.score_entropy import target
 from sedd_jax.model.placement import ANYWHERE
 from sedd_jax.model.score_model import dense_model
-from sedd_jax.model.tiles import Table
+from sedd_jax.model.tiles import Table, padded, tiling_for
 from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
 from sedd_jax.runtime.components import Components, build_components
 from sedd_jax.runtime.config import Config, ModelConfig, TrainConfig
@@ -73,8 +73,8 @@ def compiled_head(shape: Shape, head: str) -> jax.stages.Compiled:
     Its arguments: hidden [B, L, D], table, sigma [B], xt [B, L] and x0 [B, L].
     """
     graph = components_of(shape, head, "none").graph
-    stream = Stream(graph.num_states, ANYWHERE)
-    columns = -(-graph.num_states // 128) * 128
+    stream = Stream(graph.num_states, tiling_for(ANYWHERE.platform), ANYWHERE)
+    columns = padded(graph.num_states)
 
     def loss(hidden, table, sigma, xt, x0):
         shift = jnp.zeros(xt.shape)

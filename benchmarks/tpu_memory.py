@@ -39,13 +39,9 @@ _GIB = 2**30
 
 
 def for_slice(config: Config, batch_size: int) -> Config:
-    """Returns the config with the batch in one part and the type that a TPU would get."""
-    return dataclasses.replace(
-        config,
-        # "auto" would ask the host that compiles, which has no TPU
-        model=dataclasses.replace(config.model, dtype="bfloat16"),
-        train=dataclasses.replace(config.train, batch_size=batch_size, microbatches=1),
-    )
+    """Returns the config with the batch in one part."""
+    train = dataclasses.replace(config.train, batch_size=batch_size, microbatches=1)
+    return dataclasses.replace(config, train=train)
 
 
 def compiled_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:

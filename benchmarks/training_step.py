@@ -77,8 +77,8 @@ def main() -> None:
             spec = dataclasses.asdict(shape) | {"cond": 128}
             programs["published"] = lambda: worker.seconds("train", **spec)
         seconds = in_turn(programs, _ROUNDS.value) if _ROUNDS.value else {}
-    blocks, head = shape.product_operations()
-    floor = (blocks + head) / product_rate()
+    floor = sum(shape.product_operations()) / product_rate() if seconds else 0.0
+    last = list(programs)[-1]
     rows = []
     for name in programs:
         row = {"shape": _SHAPE.value, "batch": shape.batch, "variant": name}
@@ -87,8 +87,8 @@ def main() -> None:
             row |= {
                 "median_s": statistics.median(times),
                 "min_s": min(times),
-                "ratio_to_last": statistics.median(
-                    a / b for a, b in zip(times, list(seconds.values())[-1], strict=True)
+                f"over {last}": statistics.median(
+                    a / b for a, b in zip(times, seconds[last], strict=True)
                 ),
                 "floor_s": floor,
             }

@@ -12,6 +12,8 @@ _HOMES = {
     "graph": "sedd_jax.diffusion.graph",
     "score_entropy": "sedd_jax.diffusion.score_entropy",
     "dwdse_loss": "sedd_jax.diffusion.loss",
+    "mean_dwdse_loss": "sedd_jax.diffusion.loss",
+    "Score": "sedd_jax.diffusion.score",
     "DenseScore": "sedd_jax.diffusion.score",
     "prior_kl": "sedd_jax.diffusion.score_entropy",
     "sample_times": "sedd_jax.diffusion.score_entropy",

@@ -107,6 +107,6 @@ def leaves(
 ) -> Bool[Array, "*s"]:
     """Returns whether a state is left, given the weights of leaving and of staying, and a uniform.
 
-    Certain where staying has no weight, or a negative one.
+    Certain where staying has no weight, or a negative one; never where leaving has none.
     """
-    return u < jnp.where(stay > 0, leave / (leave + stay), 1.0)
+    return u < jnp.where(stay > 0, leave / (leave + stay), leave > 0)

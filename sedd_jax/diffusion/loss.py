@@ -1,5 +1,6 @@
 """The training loss (Algorithm 1)."""
 
+import jax
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.diffusion.graph import Graph
@@ -18,6 +19,8 @@ def dwdse_loss(
     x0: Int[Array, "B L"],
 ) -> Float[Array, "B"]:
     """Returns the diffusion-weighted denoising score entropy, nats per sequence (Algorithm 1).
+
+    To measure with; to train, differentiate `mean_dwdse_loss`.
 
     dsigma(t) times the score entropy summed over positions. Its integral over t, mean over x_t, is
     the diffusion term of the bound on the negative log-likelihood (Theorem 3.6, Eq. 9).
@@ -40,6 +43,8 @@ def mean_dwdse_loss(
 ) -> Float[Array, ""]:
     """Returns the weighted mean of `dwdse_loss` over a batch: what training differentiates.
 
+    Its gradient is by the network alone.
+
     Args:
       graph: the token graph.
       noise: the schedule.
@@ -47,6 +52,7 @@ def mean_dwdse_loss(
       draw: times, noised tokens and weights.
       x0: clean tokens.
     """
+    draw = jax.lax.stop_gradient(draw)
     sigma = noise.sigma(draw.t)
     weight = draw.weight * noise.dsigma(draw.t) / len(x0)
     return score_fn(draw.xt, sigma).weighted_entropy(target(graph, sigma, draw.xt, x0), weight)

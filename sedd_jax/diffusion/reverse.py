@@ -91,7 +91,7 @@ def _tweedie(graph, noise, xt, total, t, t_next):
     return tweedie_law(graph, xt, total, noise.sigma(t) - noise.sigma(t_next))
 
 
-StepRule = Callable[..., StepLaw]  # (graph, noise, xt, total, t, t_next), see `euler_law`
+StepRule = Callable[..., StepLaw]  # (graph, noise, xt, total, t [B], t_next [B])
 SAMPLERS: dict[str, StepRule] = {"euler": _euler, "tweedie": _tweedie}
 
 
@@ -118,7 +118,7 @@ class SamplerState(NamedTuple):
 
 
 class SamplerInfo(NamedTuple):
-    """What one step did: positions that changed, and whether every score was finite."""
+    """What one step did: positions that changed, and whether all sums of scores were finite."""
 
     changed: Int[Array, "B"]
     finite: Bool[Array, "B"]

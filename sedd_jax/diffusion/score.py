@@ -50,7 +50,7 @@ class StepLaw(NamedTuple):
 LawOfTotal = Callable[[Float[Array, "B L"]], StepLaw]
 
 
-class Draw(NamedTuple):
+class Drawn(NamedTuple):
     """Drawn states, and the sum of the ratio estimates that they rest on."""
 
     xt: Int[Array, "B L"]
@@ -62,17 +62,21 @@ class Score(abc.ABC):
 
     @abc.abstractmethod
     def entropy(self, target: Target) -> Float[Array, "B L"]:
-        """Returns the score entropy of every position, in nats (Eqs. 5 and 10)."""
+        """Returns the score entropy of every position, in nats (Eqs. 5 and 10).
+
+        A streamed answer cannot be differentiated here, see `weighted_entropy`.
+        """
 
     @abc.abstractmethod
     def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
         """Returns the sum over positions of the score entropy, times a weight for each row.
 
-        This is what training differentiates.
+        This is what training differentiates, by the network alone: a streamed answer has no
+        gradient by weight, target or sigma.
         """
 
     @abc.abstractmethod
-    def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Draw:
+    def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Drawn:
         """Draws the next state of every position: first whether it leaves x_t, then for which.
 
         Args:
@@ -111,10 +115,10 @@ class DenseScore(Score):
     def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
         return jnp.sum(weight * self.entropy(target).sum(-1))
 
-    def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Draw:
+    def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Drawn:
         total, weights = self._weigh(law, active)
         xt = jax.vmap(categorical.jump)(keys, self.xt, weights)
-        return Draw(jnp.where(active, xt, self.xt), total)
+        return Drawn(jnp.where(active, xt, self.xt), total)
 
     def log_prob(
         self, law: LawOfTotal, active: Bool[Array, "B L"], states: Int[Array, "B L"]
@@ -125,7 +129,11 @@ class DenseScore(Score):
         return jnp.log(jnp.where(active, prob, states == self.xt))
 
     def _weigh(self, law, active):
-        at_xt = jax.nn.one_hot(self.xt, self.log_score.shape[-1], dtype=bool)
-        score = jnp.where(at_xt, 0, jnp.exp(self.log_score))
-        total = jnp.where(active, score.sum(-1), 0)
+        score = jnp.exp(self.log_score)
+        total = jnp.where(active, total_away(self.xt, score), 0)
         return total, law(total).weights(self.xt, score)
+
+
+def total_away(xt: Int[Array, "B L"], score: Float[Array, "B L V"]) -> Float[Array, "B L"]:
+    """Returns the sum of the ratios over y != x_t."""
+    return jnp.where(jax.nn.one_hot(xt, score.shape[-1], dtype=bool), 0, score).sum(-1)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from sedd_jax.diffusion.categorical import jump_law
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.reverse import SAMPLERS, StepRule, denoise_law
+from sedd_jax.diffusion.score import total_away
 from sedd_jax.enumeration.space import Law, Space, float64, product_law
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components
@@ -89,19 +90,16 @@ def _compiled(components, space):
         t = jnp.broadcast_to(t, len(xt))
         return t, jnp.exp(model.apply(params, xt, noise.sigma(t)))
 
-    def total(score):
-        return jnp.where(jax.nn.one_hot(xt, graph.num_states, dtype=bool), 0, score).sum(-1)
-
     @functools.partial(jax.jit, static_argnums=3)
     def step_law(params, t, t_next, rule):
         t, score = scores(params, t)
         t_next = jnp.broadcast_to(t_next, len(xt))
-        return jump_law(rule(graph, noise, xt, total(score), t, t_next).weights(xt, score))
+        return jump_law(rule(graph, noise, xt, total_away(xt, score), t, t_next).weights(xt, score))
 
     @jax.jit
     def final_law(params, t):
         t, score = scores(params, t)
-        law = denoise_law(graph, xt, total(score), noise.sigma(t))
+        law = denoise_law(graph, xt, total_away(xt, score), noise.sigma(t))
         return jump_law(law.weights(xt, score)[..., : graph.num_tokens])
 
     return step_law, final_law

@@ -103,7 +103,10 @@ def _load_run(path, step, ema):
             raise BadInput(f"{path} holds no complete checkpoint yet.")
         config = saved.config(step)
         tokenizer = load_tokenizer(path / "data" / "tokenizer")
-        components = build_components(config, tokenizer.vocab_size)
+        # the machine that trained it may have had another kind of device
+        model = dataclasses.replace(config.model, attention="auto")
+        here = dataclasses.replace(config, model=model)
+        components = build_components(here, tokenizer.vocab_size)
         abstract = placed(
             jax.eval_shape(components.model.init, jax.random.key(0)),
             SingleDeviceSharding(jax.devices()[0]),

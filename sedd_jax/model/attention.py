@@ -47,7 +47,9 @@ def xla_attention(
 ) -> Float[Array, "B L H K"]:
     """Attention in plain JAX.
 
-    Normalised after the product with the values, on K numbers a row instead of L.
+    Normalised after the product with the values, on K numbers a row instead of L. Batch and heads
+    become one axis, which is faster on a CPU and what a mesh over both cannot follow, hence
+    `_on_devices`.
     """
     batch, length, heads, width = query.shape
     query, key, value = (
@@ -80,7 +82,10 @@ def cudnn_attention(
 
 
 def splash_attention(placement: Placement) -> Attention:
-    """Returns attention by the Pallas kernel for TPUs, on every device's rows and heads."""
+    """Returns attention by the Pallas kernel for TPUs, on every device's rows and heads.
+
+    The query is scaled before the product, and rounded to its type.
+    """
 
     def on_device(query, key, value):
         # [B, L, H, K] -> [B, H, L, K]; the kernel has no scale and no batch
@@ -88,6 +93,12 @@ def splash_attention(placement: Placement) -> Attention:
         query, key, value = (jnp.swapaxes(x, 1, 2) for x in (scaled, key, value))
         kernel = _splash_kernel(query.shape[1], query.shape[2], placement.platform != "tpu")
         return jnp.swapaxes(jax.vmap(kernel)(query, key, value), 1, 2)
+
+    return _on_devices(placement, on_device)
+
+
+def _on_devices(placement, on_device):
+    """Attention of every device's own rows and heads, for what the compiler would not split."""
 
     def attention(query, key, value):
         spec = PartitionSpec(placement.batch_axes(query.shape[0]), None, placement.tensor)
@@ -133,22 +144,22 @@ def _splash_kernel(heads, length, interpret):
 
 def automatic_attention(placement: Placement) -> Attention:
     """Returns attention by the best of the programs that take the inputs, see `attention_for`."""
-    splash = splash_attention(placement)
+    splash, xla = splash_attention(placement), _on_devices(placement, xla_attention)
 
     def on_tpu(query, key, value):
         fits = query.shape[1] % SPLASH_BLOCKS[-1] == 0
-        return (splash if fits else xla_attention)(query, key, value)
+        return (splash if fits else xla)(query, key, value)
 
     def on_gpu(query, key, value):
         width = query.shape[-1]
         fits = query.dtype in CUDNN_DTYPES and width % 8 == 0 and width <= 128
-        return (cudnn_attention if fits else xla_attention)(query, key, value)
+        return (cudnn_attention if fits else xla)(query, key, value)
 
-    return {"cpu": xla_attention, "gpu": on_gpu, "tpu": on_tpu}[placement.platform]
+    return {"gpu": on_gpu, "tpu": on_tpu}.get(placement.platform, xla)
 
 
 IMPLEMENTATIONS: dict[str, Callable[[Placement], Attention]] = {
-    "xla": lambda placement: xla_attention,
+    "xla": lambda placement: _on_devices(placement, xla_attention),
     "cudnn": lambda placement: cudnn_attention,
     "splash": splash_attention,
     "auto": automatic_attention,

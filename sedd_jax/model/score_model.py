@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, Key
 from sedd_jax.diffusion.score import DenseScore, Score
 from sedd_jax.model.attention import attention_for
 from sedd_jax.model.placement import ANYWHERE, Placement
-from sedd_jax.model.tiles import Table
+from sedd_jax.model.tiles import Table, tiling_for
 from sedd_jax.model.transformer import (
     Block,
     Embedding,
@@ -138,7 +138,11 @@ def score_model(
     ) -> Score:
         head, x, cond = body(params, xt, sigma, key)
         shift = jnp.broadcast_to(log_normaliser(sigma)[:, None], xt.shape)
-        stream = Stream(config.num_states, placement._replace(batch=placement.batch_axes(len(xt))))
+        stream = Stream(
+            config.num_states,
+            tiling_for(placement.platform),
+            placement._replace(batch=placement.batch_axes(len(xt))),
+        )
         table = Table(head.kernel[...], head.bias[...])
         return StreamedScore(stream, table, Rows(head.hidden(x, cond), shift, xt))
 

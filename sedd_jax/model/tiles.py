@@ -13,23 +13,39 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+GROUP = 128  # columns whose masses are summed; a table is padded to a multiple of it
+
+
+def padded(num_states: int) -> int:
+    """Returns the columns of a table of `num_states` states."""
+    return -(-num_states // GROUP) * GROUP
+
 
 class Tiling(NamedTuple):
-    """Sizes of tiles: columns; rows, in decreasing order, the last one for the remainder."""
+    """Sizes of tiles.
+
+    Attributes:
+      columns: a multiple of 128.
+      rows: in decreasing order, the last one for the remainder, which divides all.
+      jumps: positions whose own 128 columns are gathered at a time, 128 D numbers each.
+    """
 
     columns: int
     rows: tuple[int, ...]
+    jumps: int
 
 
 # a tile should stay in the cache of a CPU; accelerators want large products
-TILINGS = {
-    "cpu": Tiling(2048, (128, 32)),
-    "gpu": Tiling(8192, (4096, 512)),
-    "tpu": Tiling(8192, (4096, 512)),
-}
+CPU = Tiling(columns=2048, rows=(128, 32), jumps=32)
+ACCELERATOR = Tiling(columns=8192, rows=(4096, 512), jumps=256)
 
 
-class Block(NamedTuple):
+def tiling_for(platform: str) -> Tiling:
+    """Returns the sizes of tiles for a kind of device."""
+    return CPU if platform == "cpu" else ACCELERATOR
+
+
+class RowBlock(NamedTuple):
     """Rows [start, start + size) of arrays [N, ...]."""
 
     start: Int[Array, ""]
@@ -50,10 +66,10 @@ class Block(NamedTuple):
 
 
 class Front(NamedTuple):
-    """The order that puts the rows that count first, filled up to whole blocks.
+    """The rows that count, in order, filled up to whole blocks.
 
     Attributes:
-      order: where in [B, L] every row comes from; B L where it is filled up.
+      order: where in [B, L] every row comes from; B L where it is filled up, from `count` on.
       count: of the rows that count.
       sizes: of blocks, as in `Tiling`.
     """
@@ -64,12 +80,18 @@ class Front(NamedTuple):
 
     @classmethod
     def of(cls, counts: Bool[Array, "B L"], sizes: tuple[int, ...]) -> "Front":
-        """Puts the positions that count first."""
+        """Finds the positions that count; sizes as in `Tiling`.
+
+        Raises:
+          ValueError: the smallest size does not divide the others.
+        """
+        if any(size % sizes[-1] for size in sizes):
+            raise ValueError(f"Sizes of blocks must be multiples of the last, got {sizes}.")
         sizes = tuple(size for size in sizes if size <= counts.size) or sizes[-1:]
         flat = counts.reshape(-1)
-        order = jnp.argsort(~flat, stable=True).astype(jnp.int32)
-        fill = -flat.size % sizes[-1]
-        return cls(jnp.pad(order, (0, fill), constant_values=flat.size), flat.sum(), sizes)
+        whole = -(-flat.size // sizes[-1]) * sizes[-1]
+        order = jnp.flatnonzero(flat, size=whole, fill_value=flat.size)
+        return cls(order, flat.sum(), sizes)
 
     def take(self, tree: Any) -> Any:
         """Returns arrays [B, L, ...] as rows [N, ...], zeros where it is filled up."""
@@ -80,11 +102,11 @@ class Front(NamedTuple):
         return jax.tree.map(rows, tree)
 
     def put_back(self, x: Array, shape: tuple[int, int]) -> Array:
-        """Returns rows [N, ...] as an array [B, L, ...], in their places."""
+        """Returns rows [N, ...] as an array [B, L, ...], in their places; zeros elsewhere."""
         places = jnp.zeros((shape[0] * shape[1], *x.shape[1:]), x.dtype)
         return places.at[self.order].set(x, mode="drop").reshape(*shape, *x.shape[1:])
 
-    def fold(self, body: Callable[[Block, Any], Any], carry: Any) -> Any:
+    def fold(self, body: Callable[[RowBlock, Any], Any], carry: Any) -> Any:
         """Folds carry = body(block, carry) over the blocks that hold a row that counts."""
         done = 0
         for size in self.sizes:
@@ -92,7 +114,7 @@ class Front(NamedTuple):
             blocks = left // size if size != self.sizes[-1] else -(-left // size)
 
             def step(index, carry, size=size, done=done):
-                return body(Block(done + index * size, size), carry)
+                return body(RowBlock(done + index * size, size), carry)
 
             carry = jax.lax.fori_loop(0, blocks, step, carry)
             done = done + blocks * size

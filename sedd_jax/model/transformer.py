@@ -15,10 +15,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.model.attention import Attention, xla_attention
+from sedd_jax.model.tiles import padded
 
 FREQUENCIES = 256  # width of the sinusoidal embedding of sigma
 ROTARY_BASE = 10_000
-LANES = 128  # the vocabulary axis is padded to a multiple, so that any mesh or kernel divides it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TransformerConfig:
     @property
     def padded_states(self) -> int:
         """V rounded up to a multiple of 128."""
-        return -(-self.num_states // LANES) * LANES
+        return padded(self.num_states)
 
 
 def _uniform_init(key, shape, *, fan_in):

@@ -16,13 +16,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
-from sedd_jax.diffusion.score import Draw, LawOfTotal, Score
+from sedd_jax.diffusion.score import Drawn, LawOfTotal, Score
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
 from sedd_jax.model.placement import Placement
-from sedd_jax.model.tiles import TILINGS, Front, Span, Table
-
-GROUP = 128  # columns whose masses are summed; a padded table is a multiple of it
-JUMPS_AT_ONCE = 32  # positions whose own group of columns, 128 D numbers, is gathered at a time
+from sedd_jax.model.tiles import GROUP, Front, Span, Table, Tiling
 
 
 class Rows(NamedTuple):
@@ -35,12 +32,16 @@ class Rows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """How the table is passed through: a table of `num_states` states, on these devices.
+    """How the table is passed through. Methods are what every device does, with its own part.
 
-    The methods are what every device computes of its own rows and columns.
+    Attributes:
+      num_states: of the graph; columns of the table from there on are padding.
+      tiling: sizes of tiles.
+      placement: where rows and table lie.
     """
 
     num_states: int
+    tiling: Tiling
     placement: Placement
 
     def entropy(self, table: Table, rows: Rows, target: Target) -> Float[Array, "B L"]:
@@ -103,35 +104,32 @@ class Stream:
             total, d_hidden, d_chunk = front.fold(block_step, (total, d_hidden, zero))
             return total, d_hidden, Table(*map(chunk.add, d_table, d_chunk))
 
-        zero = (jnp.zeros(()), jnp.zeros(rows.hidden.shape), jax.tree.map(jnp.zeros_like, table))
-        total, d_hidden, d_table = self._scan(chunk_step, zero, table, rows)
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape), (rows.hidden, table))
+        total, d_hidden, d_table = self._scan(chunk_step, (jnp.zeros(()), *zero), table, rows)
         total, d_hidden = self._over_table((total, d_hidden))
         total, d_table = self._over_batch((total, d_table))
         return total, (front.put_back(d_hidden, shape), d_table)
 
-    def log_masses(
+    def masses(
         self, table: Table, rows: Rows, active: Bool[Array, "B L"], cut: Float[Array, "B L"] | None
     ) -> Float[Array, "B L G"]:
-        """Returns the log of the sum of max(0, score_y - cut) over y != x_t in groups of columns.
+        """Returns the sum of max(0, score_y - cut) over y != x_t in groups of columns.
 
-        Minus infinity where not active.
+        0 where not active.
         """
         front = self._front(active)
         rows, cut = front.take((rows, cut))
 
         def chunk_step(chunk, masses):
             def block_step(block, masses):
-                part, part_cut = block.take((rows, cut))
-                log_weight = _log_weights(chunk, part, part_cut)
-                grouped = log_weight.reshape(block.size, -1, GROUP)
-                mass = jax.nn.logsumexp(grouped, axis=-1)
-                return block.write(masses, mass, chunk.start // GROUP)
+                weights = _weights(chunk, *block.take((rows, cut)))
+                grouped = weights.reshape(block.size, -1, GROUP).sum(-1)
+                return block.write(masses, grouped, chunk.start // GROUP)
 
             return front.fold(block_step, masses)
 
-        empty = jnp.full((front.order.size, table.bias.size // GROUP), -jnp.inf)
-        masses = front.put_back(self._scan(chunk_step, empty, table, rows), active.shape)
-        return jnp.where(active[..., None], masses, -jnp.inf)  # the last block holds others too
+        zero = jnp.zeros((front.order.size, table.bias.size // GROUP))
+        return front.put_back(self._scan(chunk_step, zero, table, rows), active.shape)
 
     def pick(
         self,
@@ -140,33 +138,35 @@ class Stream:
         keys: Key[Array, "B"],
         jumps: Bool[Array, "B L"],
         cut: Float[Array, "B L"] | None,
-        log_masses: Float[Array, "B L G"],
+        masses: Float[Array, "B L G"],
     ) -> Int[Array, "B L"]:
         """Returns a state y != x_t drawn by max(0, score_y - cut) where a position jumps, else 0.
 
         First a group by its mass, then a state of the group, whose outputs are made again.
         """
-        front = Front.of(jumps, (JUMPS_AT_ONCE,))
+        front = Front.of(jumps, (self.tiling.jumps,))
         columns, length = table.bias.size, jumps.shape[1]
         span = self._span(table, rows.hidden.dtype)
         first_group = span.first_state // GROUP
-        rows, cut, log_masses = front.take((rows, cut, log_masses))
+        rows, cut, masses = front.take((rows, cut, masses))
 
-        def group_log_weight(start, row, cut):
+        def group_weights(start, row, cut):
             chunk = span.chunk(table, start, GROUP)
-            return _log_weights(chunk, *jax.tree.map(lambda x: x[None], (row, cut)))[0]
+            return _weights(chunk, *jax.tree.map(lambda x: x[None], (row, cut)))[0]
 
         def block_step(block, states):
-            part, part_cut, masses = block.take((rows, cut, log_masses))
+            part, part_cut, part_masses = block.take((rows, cut, masses))
             row, position = jnp.divmod(block.take(front.order), length)
             position_keys = jax.vmap(jax.random.fold_in)(keys[row], position)
             group_keys, state_keys = jax.vmap(jax.random.split, out_axes=1)(position_keys)
-            group = _draw(group_keys, masses)
+            group = jax.vmap(categorical.categorical)(group_keys, part_masses)
             # the table may be another device's: then what is made here is dropped
             mine = (group >= first_group) & (group < first_group + columns // GROUP)
             start = jnp.where(mine, group - first_group, 0) * GROUP
-            log_weight = jax.vmap(group_log_weight)(start, part, part_cut)
-            state = group * GROUP + _draw(state_keys, log_weight)
+            weights = jax.vmap(group_weights)(start, part, part_cut)
+            column = jax.vmap(categorical.categorical)(state_keys, weights)
+            # made anew by another product, a weight next to the cut may round to none: then stay
+            state = jnp.where(weights.sum(-1) > 0, group * GROUP + column, part.xt)
             return block.write(states, jnp.where(mine, state, 0))
 
         states = front.fold(block_step, jnp.zeros(front.order.shape, jnp.int32))
@@ -189,20 +189,20 @@ class Stream:
         return self._over_table(jnp.where(mine, out + table.bias[column], 0)) - rows.shift
 
     def _front(self, counts):
-        return Front.of(counts, self._tiling.rows)
+        return Front.of(counts, self.tiling.rows)
 
     def _scan(self, body, carry, table, rows):
         span = self._span(table, rows.hidden.dtype)
-        return span.fold(table, self._tiling.columns, body, carry)
+        return span.fold(table, self.tiling.columns, body, carry)
 
     def _span(self, table, dtype):
-        axis = self.placement.tensor
-        first = 0 if axis is None else jax.lax.axis_index(axis) * table.bias.size
+        axis, columns = self.placement.tensor, table.bias.size
+        if columns % GROUP:
+            raise ValueError(
+                f"A device's {columns} columns of the table must be a multiple of {GROUP}."
+            )
+        first = 0 if axis is None else jax.lax.axis_index(axis) * columns
         return Span(first, self.num_states, dtype)
-
-    @property
-    def _tiling(self):
-        return TILINGS[self.placement.platform]
 
     def _over_table(self, x):
         axis = self.placement.tensor
@@ -212,23 +212,17 @@ class Stream:
         return jax.lax.psum(x, self.placement.batch) if self.placement.batch else x
 
 
-def _log_weights(chunk, rows, cut):
-    """Log of max(0, score - cut), -inf at x_t and in padding, [n, C]."""
-    log_score = chunk.log_score(rows.hidden, rows.shift)
+def _weights(chunk, rows, cut):
+    """max(0, score - cut), 0 at x_t and in padding, [n, C]."""
+    score = jnp.exp(chunk.log_score(rows.hidden, rows.shift))
     if cut is not None:
-        log_score = jnp.log(jnp.maximum(jnp.exp(log_score) - cut[:, None], 0))
+        score = jnp.maximum(score - cut[:, None], 0)
     allowed = chunk.real[None] & (chunk.states[None] != rows.xt[:, None])
-    return jnp.where(allowed, log_score, -jnp.inf)
-
-
-def _draw(keys, log_weights):
-    """An index per row with probability in proportion to the weights, [n]."""
-    most = log_weights.max(-1, keepdims=True)
-    return jax.vmap(categorical.categorical)(keys, jnp.exp(log_weights - most))
+    return jnp.where(allowed, score, 0)
 
 
 def _on_devices(stream, method, in_axes, out_axes):
-    """A method of `Stream` over all devices: "rows", "table" and "masses" say how arrays lie."""
+    """A method of `Stream` over all devices; "all", "rows", "table", "masses": how arrays lie."""
     batch, tensor = stream.placement.batch or None, stream.placement.tensor
     specs = {
         "all": PartitionSpec(),
@@ -236,15 +230,14 @@ def _on_devices(stream, method, in_axes, out_axes):
         "table": Table(PartitionSpec(None, tensor), PartitionSpec(tensor)),
         "masses": PartitionSpec(batch, None, tensor),
     }
-    in_specs, out_specs = jax.tree.map(specs.get, (in_axes, out_axes))
+    in_specs, out_specs = jax.tree.map(specs.__getitem__, (in_axes, out_axes))
     return stream.placement.per_device(getattr(stream, method), in_specs, out_specs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _weighted_entropy(stream, hidden, table, shift, target, weight):
-    rows = Rows(hidden, shift, target.xt)
-    entropy = _on_devices(stream, "entropy", ("table", "rows", "rows"), "rows")
-    return jnp.sum(weight * entropy(table, rows, target).sum(-1))
+    entropy = StreamedScore(stream, table, Rows(hidden, shift, target.xt)).entropy(target)
+    return jnp.sum(weight * entropy.sum(-1))
 
 
 def _forward(stream, hidden, table, shift, target, weight):
@@ -290,40 +283,40 @@ class StreamedScore(Score):
             self.stream, self.rows.hidden, self.table, self.rows.shift, target, weight
         )
 
-    def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Draw:
-        total, step, masses, leave = self._weigh(law, active)
+    def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Drawn:
+        total, step, masses = self._weigh(law, active)
         jump_keys, target_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         length = active.shape[1]
         u = jax.vmap(lambda key: categorical.uniform(key, (length,)))(jump_keys)
-        jumps = active & categorical.leaves(u, leave, step.stay)
+        jumps = active & categorical.leaves(u, step.scale * masses.sum(-1), step.stay)
         pick = _on_devices(
             self.stream, "pick", ("table", "rows", "rows", "rows", "rows", "rows"), "rows"
         )
         drawn = pick(self.table, self.rows, target_keys, jumps, step.cut, masses)
-        return Draw(jnp.where(jumps, drawn, self.rows.xt), total)
+        return Drawn(jnp.where(jumps, drawn, self.rows.xt), total)
 
     def log_prob(
         self, law: LawOfTotal, active: Bool[Array, "B L"], states: Int[Array, "B L"]
     ) -> Float[Array, "B L"]:
-        _, step, _, leave = self._weigh(law, active)
+        _, step, masses = self._weigh(law, active)
         at = _on_devices(self.stream, "log_score_at", ("table", "rows", "rows"), "rows")
-        score = jnp.exp(at(self.table, self.rows, states))
-        weight = step.scale * jnp.maximum(score - (0 if step.cut is None else step.cut), 0)
+        log_weight = at(self.table, self.rows, states)
+        if step.cut is not None:
+            log_weight = jnp.log(jnp.maximum(jnp.exp(log_weight) - step.cut, 0))
         stay, stays = jnp.maximum(step.stay, 0), states == self.rows.xt
-        prob = jnp.where(stays, stay, weight) / (stay + leave)
-        return jnp.log(jnp.where(active, prob, stays))
+        log_weight = jnp.where(stays, jnp.log(stay), jnp.log(step.scale) + log_weight)
+        log_prob = log_weight - jnp.log(stay + step.scale * masses.sum(-1))
+        return jnp.where(active, log_prob, jnp.where(stays, 0, -jnp.inf))
 
     def _weigh(self, law, active):
-        """The total of the ratios, the law, the log masses of groups, and the weight of leaving."""
-        masses = self._log_masses(active, None)
-        total = jnp.exp(jax.nn.logsumexp(masses, axis=-1))
+        """The total of the ratios, the law, and the masses of groups under it, before its scale."""
+        masses = self._masses(active, None)
+        total = masses.sum(-1)
         step = law(total)
         if step.cut is not None:  # it depends on the total, so the table is passed through again
-            masses = self._log_masses(active, step.cut)
-        return total, step, masses, step.scale * jnp.exp(jax.nn.logsumexp(masses, axis=-1))
+            masses = self._masses(active, step.cut)
+        return total, step, masses
 
-    def _log_masses(self, active, cut):
-        log_masses = _on_devices(
-            self.stream, "log_masses", ("table", "rows", "rows", "rows"), "masses"
-        )
-        return log_masses(self.table, self.rows, active, cut)
+    def _masses(self, active, cut):
+        masses = _on_devices(self.stream, "masses", ("table", "rows", "rows", "rows"), "masses")
+        return masses(self.table, self.rows, active, cut)

@@ -15,13 +15,17 @@ def keep_programs() -> None:
 
     Where JAX_COMPILATION_CACHE_DIR is set, JAX follows that, and an empty one means no cache. Each
     kind of processor has a folder of its own: homes are shared between machines, and a program
-    for one may not run on another.
+    for one may not run on another. Of the kept programs the oldest go beyond 2 GB.
     """
     if VARIABLE in os.environ:
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home, as in some containers: nothing is kept
+        return
     folder = home / "sedd_jax" / hashlib.sha256(_processor().encode()).hexdigest()[:12]
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", 2 * 10**9)
 
 
 def _processor() -> str:

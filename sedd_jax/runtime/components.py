@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from sedd_jax.diffusion import graph as graphs
@@ -42,7 +41,7 @@ def build_components(
         num_blocks=config.model.num_blocks,
         num_heads=config.model.num_heads,
         dropout=config.model.dropout,
-        dtype=compute_dtype(config.model.dtype),
+        dtype=compute_dtype(config.model.dtype, placement.platform),
         max_length=config.model.length if config.model.learned_positions else None,
         attention=config.model.attention,
         remat=config.model.remat,
@@ -65,8 +64,8 @@ def build_noise(config: NoiseConfig) -> Noise:
     return noises.geometric(config.sigma_min, config.sigma_max)
 
 
-def compute_dtype(name: str) -> jnp.dtype:
+def compute_dtype(name: str, platform: str) -> jnp.dtype:
     """Returns the type of matrix products; "auto" is float32 on CPU and bfloat16 elsewhere."""
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        name = "float32" if platform == "cpu" else "bfloat16"
     return jnp.dtype(name)

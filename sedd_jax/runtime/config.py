@@ -255,6 +255,15 @@ def _check_ranges(config):
             "for uniform.",
         ),
         (
+            model.attention != "splash" or model.length % 128 == 0,
+            f"config.model.length ({model.length}) must be a multiple of 128 when "
+            "config.model.attention=splash.",
+        ),
+        (
+            model.attention != "cudnn" or model.dtype != "float32",
+            "config.model.attention=cudnn takes 16-bit numbers; set config.model.dtype=bfloat16.",
+        ),
+        (
             train.batch_size % train.microbatches == 0,
             f"config.train.batch_size ({train.batch_size}) must be a multiple of "
             f"config.train.microbatches ({train.microbatches}).",

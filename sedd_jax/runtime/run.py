@@ -12,7 +12,7 @@ CONFIG_FILE = "config.json"
 DATA_FOLDER = "data"
 
 # settings that may change between the parts of a run: they do not alter what was trained so far
-# (the two of the model are other ways to the same numbers)
+# (the two of the model are other ways to the same numbers, but for rounding)
 _FREE = (
     "train.steps", "train.log_every", "eval.", "checkpoint.", "model.attention", "model.remat",
 )  # fmt: skip

@@ -154,6 +154,7 @@ def test_training_recovers_the_data(trained):
     assert p_value.holds
 
 
+@pytest.mark.slow
 def test_the_bound_of_an_untrained_uniform_network_holds_and_is_no_entropy():
     config = short(parse(exact_uniform.get_config(), ExactConfig))
     components = build_components(config, 3)

@@ -136,5 +136,6 @@ def test_the_four_keys_of_a_run_differ():
 
 
 def test_compute_type():
-    assert compute_dtype("auto") == jnp.float32  # on a CPU, where the tests run
-    assert compute_dtype("bfloat16") == jnp.bfloat16
+    assert compute_dtype("auto", "cpu") == jnp.float32
+    assert compute_dtype("auto", "tpu") == jnp.bfloat16
+    assert compute_dtype("bfloat16", "cpu") == jnp.bfloat16
