@@ -225,10 +225,10 @@ def test_only_learned_positions_tell_equal_tokens_apart():
     def spread(config):
         """How far the answers at four masks are apart, with a head that is not zero."""
         model = score_model(config, scale_by_sigma=False)
-        params = model.init(jax.random.key(0))
+        params = jit(model.init)(jax.random.key(0))
         kernel = params["head"]["kernel"]
         params["head"]["kernel"] = jax.random.normal(jax.random.key(1), kernel.shape)
-        answers = model.apply(params, masks, sigma)[0]
+        answers = jit(model.apply)(params, masks, sigma)[0]
         return float(jnp.abs(answers - answers[:1]).max())
 
     assert spread(CONFIG) < 1e-5
