@@ -24,7 +24,13 @@ REQUIREMENTS = [
 GPT2 = ["tiktoken>=0.14.0"]
 PLOTS = ["matplotlib>=3.11.2"]
 TENSORBOARD = ["tensorboardX>=2.6.5"]
-DEV = ["beartype>=0.23.1", "pre-commit>=4.0.0", "pytest>=9.2.0", "ruff>=0.17.6"]
+DEV = [
+    "beartype>=0.23.1",
+    "pre-commit>=4.0.0",
+    "pytest>=9.2.0",
+    "pytest-xdist>=3.8.0",
+    "ruff>=0.17.6",
+]
 
 if __name__ == "__main__":
     setup(

@@ -22,8 +22,13 @@ def run(name, *flags):
     ("name", "flags", "rows"),
     [
         ("training_step", ("--shape=test", "--rounds=2"), 2),
-        ("head", ("--shape=test", "--rounds=1"), 4),
-        ("sampling_step", (*SMALL, "--dense_steps=1", "--rounds=1"), 5),
+        pytest.param("head", ("--shape=test", "--rounds=1"), 4, marks=pytest.mark.slow),
+        pytest.param(
+            "sampling_step",
+            (*SMALL, "--dense_steps=1", "--rounds=1"),
+            5,
+            marks=pytest.mark.slow,
+        ),
         ("data_pipeline", ("--blocks=100", "--batches=5"), 2),
     ],
 )
