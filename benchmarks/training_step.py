@@ -22,8 +22,9 @@ from absl import flags
 
 from benchmarks.measure import check_output, in_turn, product_rate, report, temporaries
 from benchmarks.published import Published
-from benchmarks.shapes import SHAPES, Shape, compiled_head, components_of, config_of
+from benchmarks.shapes import HEADS, SHAPES, Shape, compiled_head, components_of, config_of
 from sedd_jax.errors import BadInput
+from sedd_jax.model.score_model import REMAT
 from sedd_jax.runtime import cli
 from sedd_jax.runtime.step import build_train_step, init_state, run_keys
 
@@ -67,7 +68,7 @@ def main() -> None:
     if _BATCH_SIZE.value is not None:
         shape = dataclasses.replace(shape, batch=_BATCH_SIZE.value)
     variants = {name: tuple(name.split("/")) for name in _VARIANTS.value}
-    if any(len(v) != 2 or v[0] not in ("streamed", "dense") for v in variants.values()):
+    if any(len(v) != 2 or v[0] not in HEADS or v[1] not in REMAT for v in variants.values()):
         raise BadInput(f"--variants are HEAD/REMAT, as streamed/products; got {_VARIANTS.value}.")
     steps = {name: Step(shape, *variant) for name, variant in variants.items()}
     with contextlib.ExitStack() as stack:

@@ -1,6 +1,5 @@
 """The reverse process and its samplers (Eq. 3 and Algorithm 2)."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -156,7 +155,7 @@ def build_kernels(
         sigma = noise.sigma(jnp.broadcast_to(t, state.xt.shape[:1]))
         # what cannot move, or is held anyway, needs no scores
         active = (graph.limit[state.xt] > 0) & ~clamp.held
-        draw = score_fn(state.xt, sigma).draw(keys, functools.partial(law, state.xt), active)
+        draw = score_fn(state.xt, sigma).draw(keys, law, active)
         xt = clamp(draw.xt)
         info = SamplerInfo(
             changed=jnp.sum(xt != state.xt, axis=-1),
@@ -167,18 +166,23 @@ def build_kernels(
     def reverse_step(keys, state):
         t, t_next = times[state.step], times[state.step + 1]
 
-        def law(xt, total):
-            rows = xt.shape[:1]
+        def law(total):
+            rows = len(total)
             return rule(
-                graph, noise, xt, total, jnp.broadcast_to(t, rows), jnp.broadcast_to(t_next, rows)
+                graph,
+                noise,
+                state.xt,
+                total,
+                jnp.broadcast_to(t, rows),
+                jnp.broadcast_to(t_next, rows),
             )
 
         return advance(keys, state, t, law)
 
     def denoise_step(keys, state):
-        def law(xt, total):
-            sigma = noise.sigma(jnp.broadcast_to(times[-1], xt.shape[:1]))
-            return denoise_law(graph, xt, total, sigma)
+        def law(total):
+            sigma = noise.sigma(jnp.broadcast_to(times[-1], len(total)))
+            return denoise_law(graph, state.xt, total, sigma)
 
         return advance(keys, state, times[-1], law)
 

@@ -1,7 +1,7 @@
 """How the vocabulary head is passed through: tiles of outputs, only where a position counts.
 
-A tile is some positions (rows) times some columns of the table. Rows that count are put first, and
-blocks without one are never computed, so what does not count costs nothing, exactly.
+A tile is some positions (rows) times some columns of the table. Only rows that count are gathered,
+and only their blocks are computed, so what does not count costs nothing, exactly.
 
 Shapes: B L positions, as N rows in order; D hidden; V columns of the table (on this device).
 """
