@@ -7,3 +7,15 @@ class BadInput(ValueError):
     The binaries print it as a single line and exit with code 2; anything else keeps its traceback,
     since it is a fault of ours.
     """
+
+
+class Halted(RuntimeError):
+    """A run that cannot go on, or was told to stop; the message says why and what to do.
+
+    Attributes:
+      exit_code: of the process.
+    """
+
+    def __init__(self, message: str, exit_code: int = 1):
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -38,7 +38,7 @@ def test_config_is_documented_and_its_shapes_fit(name):
     batch = jax.ShapeDtypeStruct((config.train.batch_size, config.model.length), jnp.int32)
     after, metrics = jax.eval_shape(build_train_step(components, config, key), state, batch)
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
-    assert set(metrics) == {"loss", "grad_norm", "learning_rate"}
+    assert set(metrics) == {"loss", "grad_norm", "learning_rate", "skipped", "skipped_in_row"}
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -81,7 +81,8 @@ class Checkpoints:
         )
         restored = self._restore(step, items)
         counter = jax.device_put(jnp.int32(step), abstract.step.sharding)
-        return TrainState(counter, restored.params, restored.optimizer, restored.ema)
+        skipped = jax.tree.map(lambda x: jax.device_put(jnp.int32(0), x.sharding), abstract.skipped)
+        return TrainState(counter, restored.params, restored.optimizer, restored.ema, skipped)
 
     def restore_weights(self, step: int, abstract: Params, *, ema: bool) -> Params:
         """Returns the weights of `step`, averaged or as trained; `abstract` as in `restore`."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, Halted
 from sedd_jax.runtime.compilation import keep_programs
 from sedd_jax.runtime.config import Config, parse
 
@@ -43,12 +43,14 @@ def run(main: Callable[[], None]) -> None:
             main()
         except BadInput as error:
             _fail(error)
+        except Halted as error:
+            _fail(error, error.exit_code)
 
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it opens
     app.run(guarded, flags_parser=parse_flags)
 
 
-def _fail(reason):
+def _fail(reason, exit_code=2):
     text = " ".join(str(reason.args[0] if isinstance(reason, KeyError) else reason).split())
     print(f"error: {text}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(exit_code)

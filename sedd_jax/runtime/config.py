@@ -64,6 +64,8 @@ class TrainConfig:
     low_discrepancy: bool = True  # spread the times of a batch evenly over their law
     importance: bool = False  # draw noise in proportion to a guess's loss, and reweight
     log_every: int = 100
+    max_skipped: int = 10  # steps in a row whose loss or gradient is not finite; then stop
+    stall_minutes: float = 30.0  # without a step: report the stack of every thread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,8 @@ class OptimConfig:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_decay: float = 0.9999  # warmed up: min(ema_decay, (1 + n) / (10 + n)) at update n
+    first_moment: Literal["float32", "bfloat16"] = "float32"  # how AdamW's averages are kept:
+    second_moment: Literal["float32", "bfloat16"] = "float32"  # bfloat16 halves their memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +106,16 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along the axes of the mesh; one size may be -1: all that are left."""
+
+    slice: int = 1  # TPU slices, or groups of GPU nodes: copies joined by a slower network
+    data: int = -1  # copies of the network
+    fsdp: int = 1  # parts of the parameters, which are gathered for use; also splits the batch
+    tensor: int = 1  # parts of heads, MLP and vocabulary, which work on the same sequences
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A run."""
 
@@ -114,6 +128,7 @@ class Config:
     optim: OptimConfig = OptimConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    mesh: MeshConfig = MeshConfig()
 
 
 def default_config(kind: type[Config] = Config):
@@ -215,7 +230,8 @@ _POSITIVE = (
     "model.num_heads", "model.length", "train.steps", "train.batch_size", "train.microbatches",
     "train.t_min", "train.log_every", "optim.learning_rate", "optim.warmup_steps", "optim.eps",
     "optim.clip_norm", "eval.every", "eval.batch_size", "eval.max_blocks", "eval.sample_every",
-    "eval.sample_steps", "checkpoint.every", "checkpoint.keep",
+    "eval.sample_steps", "checkpoint.every", "checkpoint.keep", "train.max_skipped",
+    "train.stall_minutes",
 )  # fmt: skip
 _NOT_NEGATIVE = ("seed", "data.vocab_size", "optim.weight_decay", "eval.num_samples")
 _BELOW_ONE = (
@@ -237,7 +253,18 @@ def _check_ranges(config):
             raise BadInput(f"config.{key} must be below 1, got {flat[key]}.")
 
     noise, model, train = config.noise, config.model, config.train
+    mesh = dataclasses.asdict(config.mesh)
     rules = (
+        (
+            all(size == -1 or size > 0 for size in mesh.values())
+            and list(mesh.values()).count(-1) <= 1,
+            f"config.mesh holds {mesh}: sizes must be positive, and one of them may be -1.",
+        ),
+        (
+            model.num_heads % mesh["tensor"] == 0,
+            f"config.model.num_heads ({model.num_heads}) must be a multiple of config.mesh.tensor "
+            f"({mesh['tensor']}).",
+        ),
         (config.seed < 2**32, f"config.seed must be below 2^32, got {config.seed}."),
         (
             noise.sigma_min < noise.sigma_max,

@@ -12,9 +12,10 @@ CONFIG_FILE = "config.json"
 DATA_FOLDER = "data"
 
 # settings that may change between the parts of a run: they do not alter what was trained so far
-# (the two of the model are other ways to the same numbers, but for rounding)
+# (those of the model and the mesh are other ways to the same numbers, but for rounding)
 _FREE = (
-    "train.steps", "train.log_every", "eval.", "checkpoint.", "model.attention", "model.remat",
+    "train.steps", "train.log_every", "train.max_skipped", "train.stall_minutes", "eval.",
+    "checkpoint.", "model.attention", "model.remat", "mesh.",
 )  # fmt: skip
 
 

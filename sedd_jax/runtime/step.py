@@ -18,13 +18,21 @@ from sedd_jax.runtime.config import Config
 from sedd_jax.runtime.optim import ema_update, learning_rate, optimizer
 
 
+class Skipped(NamedTuple):
+    """Steps that changed nothing, because their loss or gradient was not finite."""
+
+    total: Int[Array, ""]
+    in_row: Int[Array, ""]  # up to now
+
+
 class TrainState(NamedTuple):
     """All that training changes; with the seed and the data, all that is needed to go on."""
 
-    step: Int[Array, ""]
+    step: Int[Array, ""]  # batches seen; `step - skipped.total` of them made an update
     params: Params
     opt_state: optax.OptState
     ema_params: Params
+    skipped: Skipped
 
 
 class RunKeys(NamedTuple):
@@ -46,10 +54,11 @@ def init_state(key: Key[Array, ""], components: Components, config: Config) -> T
     params = components.model.init(key)
     opt_state = optimizer(config.optim, config.train.steps).init(params)
     ema_params = jax.tree.map(jnp.copy, params)  # not the same buffers: the state is donated
-    return TrainState(jnp.zeros((), jnp.int32), params, opt_state, ema_params)
+    step, total, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(step, params, opt_state, ema_params, Skipped(total, in_row))
 
 
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Float[Array, ""] | Int[Array, ""]]
 Step = Callable[[TrainState, Int[Array, "B L"]], tuple[TrainState, Metrics]]
 
 
@@ -57,8 +66,9 @@ def build_train_step(components: Components, config: Config, key: Key[Array, ""]
     """Returns train_step(state, tokens) -> (state, metrics), Algorithm 1 and one AdamW update.
 
     Everything random is a function of (key, state.step). The loss is the mean over the batch of
-    nats per sequence; it is reported per token. Metrics: loss, grad_norm before clipping and
-    learning_rate, float32 scalars.
+    nats per sequence; it is reported per token. A step whose loss or gradient is not finite makes
+    no update: it is counted, and its tokens are passed over. Metrics: loss, grad_norm before
+    clipping and learning_rate, float32 scalars, and the counts skipped and skipped_in_row.
     """
     graph, noise, model = components
     transform = optimizer(config.optim, config.train.steps)
@@ -77,16 +87,30 @@ def build_train_step(components: Components, config: Config, key: Key[Array, ""]
         loss, grads = mean_over_microbatches(
             jax.value_and_grad(loss_fn), config.train.microbatches
         )(state.params, (draw, x0), dropout_key)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        skipped = Skipped(
+            total=state.skipped.total + ~finite,
+            in_row=jnp.where(finite, 0, state.skipped.in_row + 1),
+        )
+        step = state.step + 1
         updates, opt_state = transform.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        step = state.step + 1
-        ema_params = ema_update(state.ema_params, params, step, config.optim.ema_decay)
+        count = step - skipped.total
+        ema_params = ema_update(state.ema_params, params, count, config.optim.ema_decay)
+        params, opt_state, ema_params = jax.tree.map(
+            functools.partial(jnp.where, finite),
+            (params, opt_state, ema_params),
+            (state.params, state.opt_state, state.ema_params),
+        )
         metrics = {
             "loss": loss / x0.shape[1],
-            "grad_norm": optax.global_norm(grads),
-            "learning_rate": rate_at(state.step),
+            "grad_norm": grad_norm,
+            "learning_rate": rate_at(state.step - state.skipped.total),
+            "skipped": skipped.total,
+            "skipped_in_row": skipped.in_row,
         }
-        return TrainState(step, params, opt_state, ema_params), metrics
+        return TrainState(step, params, opt_state, ema_params, skipped), metrics
 
     return train_step
 

@@ -139,3 +139,27 @@ def test_compute_type():
     assert compute_dtype("auto", "cpu") == jnp.float32
     assert compute_dtype("auto", "tpu") == jnp.bfloat16
     assert compute_dtype("bfloat16", "cpu") == jnp.bfloat16
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(setup, after_one):
+    config, state, tokens = setup
+    broken = jax.tree.map(jnp.copy, state.params)
+    broken["head"]["bias"] = broken["head"]["bias"].at[3].set(jnp.nan)
+    state = state._replace(params=broken)
+    after, metrics = run(config, state, tokens, steps=2)
+    assert not np.isfinite(metrics["loss"])
+    assert (int(after.step), int(after.skipped.total), int(after.skipped.in_row)) == (2, 2, 2)
+    for name in ("params", "opt_state", "ema_params"):
+        chex.assert_trees_all_equal(getattr(after, name), getattr(state, name))
+    # mended, the next step is the first update, but for its data and noise
+    mended = after._replace(params=after_one[0].params, ema_params=after_one[0].params)
+    again, metrics = run(config, mended, tokens)
+    assert int(again.skipped.total) == int(metrics["skipped"]) == 2
+    assert int(again.skipped.in_row) == int(metrics["skipped_in_row"]) == 0
+    assert float(metrics["learning_rate"]) == float(after_one[1]["learning_rate"])
+    decay = 2 / 11  # of the average at its first update
+    chex.assert_trees_all_close(
+        again.ema_params,
+        jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, mended.params, again.params),
+        atol=1e-6,
+    )
