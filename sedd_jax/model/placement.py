@@ -1,14 +1,18 @@
-"""Where activations lie, for the few kernels that the compiler cannot split over devices."""
+"""Where activations lie on the devices."""
 
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 
 class Placement(NamedTuple):
-    """How activations lie on a mesh: what the kernels that the compiler cannot partition must know.
+    """How activations lie on a mesh.
+
+    The compiler is told at the borders of blocks, and at the kernels that it cannot split itself.
 
     Attributes:
       mesh: the devices; None: one device, or whatever the compiler does.
@@ -36,6 +40,17 @@ class Placement(NamedTuple):
             return ()
         parts = [self.mesh.shape[axis] for axis in self.batch]
         return () if size % math.prod(parts) else self.batch
+
+    def over_batch(self, x: Array) -> Array:
+        """Returns activations [B, ...], to be split along the batch and nowhere else.
+
+        Left to itself the compiler may split the hidden axis like the parameters, and gather whole
+        batches instead.
+        """
+        if self.mesh is None:
+            return x
+        spec = PartitionSpec(self.batch_axes(len(x)) or None)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def per_device(self, f: Callable, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         """Returns `f` to be run on every device's own part, or `f` itself where there is no mesh.

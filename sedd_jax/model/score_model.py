@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.diffusion.score import DenseScore, Score
 from sedd_jax.model.attention import attention_for
+from sedd_jax.model.layout import gathered, layout
 from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.tiles import Table, tiling_for
 from sedd_jax.model.transformer import (
@@ -24,11 +26,16 @@ from sedd_jax.model.transformer import (
 from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
 
 Params = dict[str, Any]
+GATHERED = "gathered"  # weights that lie in parts, brought together for use
 
-# What the backward pass of a block makes again instead of keeping: nothing; all but the matrix
-# products with weights, so attention too; all but the block's input.
+# What the backward pass of a block makes again instead of keeping: nothing, but for weights that it
+# gathers again; all but the matrix products with weights, so attention too; all but the input.
 REMAT: dict[str, Callable[[Callable], Callable]] = {
-    "none": lambda step: step,
+    "none": functools.partial(
+        jax.checkpoint,
+        policy=jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
+        prevent_cse=False,
+    ),
     "products": functools.partial(
         jax.checkpoint,
         policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -86,6 +93,15 @@ def score_model(
     block_structure = structure(Block)
     attention = attention_for(config.attention, placement)
 
+    def weights(block_params):
+        """A block's parameters as they are used: gathered in the type of the products."""
+
+        def cast(path, leaf):
+            return leaf if path[-1].key == "scale" else leaf.astype(config.dtype)
+
+        low = jax.tree.map_with_path(cast, block_params)
+        return checkpoint_name(gathered(low, placement, "blocks/"), GATHERED)
+
     def init(key):
         outer_key, blocks_key = jax.random.split(key)
         keys = jax.random.split(outer_key, len(modules))
@@ -98,26 +114,34 @@ def score_model(
 
     def body(params, xt, sigma, key):
         """The head, and what it takes: activations [B, L, D] and the conditioning vector."""
+        outer = gathered({name: params[name] for name in modules}, placement, "")
         embedding, sigma_embedding, head = (
-            nnx.merge(structures[name], params[name]) for name in modules
+            nnx.merge(structures[name], outer[name]) for name in modules
         )
         rotary = rotary_tables(xt.shape[1], config.hidden_size // config.num_heads)
         cond = sigma_embedding(sigma)
 
         def block_step(x, block):
             block_params, block_key = block
-            layer = nnx.merge(block_structure, block_params)
-            return layer(x, cond, rotary, block_key, attention), None
+            layer = nnx.merge(block_structure, weights(block_params))
+            return placement.over_batch(layer(x, cond, rotary, block_key, attention)), None
 
         keys = None if key is None else jax.random.split(key, config.num_blocks)
         step = REMAT[config.remat](block_step)
-        x, _ = jax.lax.scan(step, embedding(xt), (params["blocks"], keys))
+        x, _ = jax.lax.scan(step, placement.over_batch(embedding(xt)), (params["blocks"], keys))
         return head, x, cond
 
     def log_normaliser(sigma):
         if not scale_by_sigma:
             return jnp.zeros_like(sigma)
         return jnp.log(jnp.expm1(sigma)) + jnp.log(config.num_states - 1.0)
+
+    def table_placement(table, rows):
+        """Where the rows of the head and its table lie: split by axes that divide them."""
+        if placement.mesh is None:
+            return placement
+        _, axis = layout("head/kernel", table.kernel.shape, placement.mesh).spec
+        return placement._replace(batch=placement.batch_axes(rows), tensor=axis)
 
     def apply(
         params: Params,
@@ -138,12 +162,10 @@ def score_model(
     ) -> Score:
         head, x, cond = body(params, xt, sigma, key)
         shift = jnp.broadcast_to(log_normaliser(sigma)[:, None], xt.shape)
-        stream = Stream(
-            config.num_states,
-            tiling_for(placement.platform),
-            placement._replace(batch=placement.batch_axes(len(xt))),
-        )
         table = Table(head.kernel[...], head.bias[...])
+        stream = Stream(
+            config.num_states, tiling_for(placement.platform), table_placement(table, len(xt))
+        )
         return StreamedScore(stream, table, Rows(head.hidden(x, cond), shift, xt))
 
     return ScoreModel(init, apply, score)

@@ -164,17 +164,28 @@ class Table(NamedTuple):
     kernel: Float[Array, "D V"]
     bias: Float[Array, "V"]
 
+    def filled(self) -> "Table":
+        """Returns the table with zeros up to a multiple of 128 columns."""
+        more = padded(self.bias.size) - self.bias.size
+        return jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]), self)
+
+    def cut(self, columns: int) -> "Table":
+        """Returns the first columns."""
+        return jax.tree.map(lambda x: x[..., :columns], self)
+
 
 class Span(NamedTuple):
     """What the columns of a table, or of a device's part of it, stand for.
 
     Attributes:
       first_state: the state of the first column.
+      columns: of the table; further ones fill it up.
       num_states: of the graph; columns of higher states are padding.
       dtype: that the products are made in.
     """
 
     first_state: Int[Array, ""] | int
+    columns: int
     num_states: int
     dtype: jnp.dtype
 
@@ -184,7 +195,7 @@ class Span(NamedTuple):
         """Returns the columns from `start` on; columns before `turn` are not fresh."""
         column = start + jnp.arange(width)
         states = self.first_state + column
-        real = states < self.num_states
+        real = (states < self.num_states) & (column < self.columns)
         return Chunk(
             start,
             jax.lax.dynamic_slice_in_dim(table.kernel, start, width, axis=1).astype(self.dtype),

@@ -19,7 +19,7 @@ from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.score import Drawn, LawOfTotal, Score
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
 from sedd_jax.model.placement import Placement
-from sedd_jax.model.tiles import GROUP, Front, Span, Table, Tiling
+from sedd_jax.model.tiles import GROUP, Front, Span, Table, Tiling, padded
 
 
 class Rows(NamedTuple):
@@ -104,10 +104,10 @@ class Stream:
             total, d_hidden, d_chunk = front.fold(block_step, (total, d_hidden, zero))
             return total, d_hidden, Table(*map(chunk.add, d_table, d_chunk))
 
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape), (rows.hidden, table))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape), (rows.hidden, table.filled()))
         total, d_hidden, d_table = self._scan(chunk_step, (jnp.zeros(()), *zero), table, rows)
         total, d_hidden = self._over_table((total, d_hidden))
-        total, d_table = self._over_batch((total, d_table))
+        total, d_table = self._over_batch((total, d_table.cut(table.bias.size)))
         return total, (front.put_back(d_hidden, shape), d_table)
 
     def masses(
@@ -128,7 +128,7 @@ class Stream:
 
             return front.fold(block_step, masses)
 
-        zero = jnp.zeros((front.order.size, table.bias.size // GROUP))
+        zero = jnp.zeros((front.order.size, padded(table.bias.size) // GROUP))
         return front.put_back(self._scan(chunk_step, zero, table, rows), active.shape)
 
     def pick(
@@ -145,9 +145,10 @@ class Stream:
         First a group by its mass, then a state of the group, whose outputs are made again.
         """
         front = Front.of(jumps, (self.tiling.jumps,))
-        columns, length = table.bias.size, jumps.shape[1]
-        span = self._span(table, rows.hidden.dtype)
-        first_group = span.first_state // GROUP
+        length = jumps.shape[1]
+        span, table = self._span(table, rows.hidden.dtype), table.filled()
+        groups = table.bias.size // GROUP  # of this device
+        first_group = self._number_in_table() * groups
         rows, cut, masses = front.take((rows, cut, masses))
 
         def group_weights(start, row, cut):
@@ -161,12 +162,13 @@ class Stream:
             group_keys, state_keys = jax.vmap(jax.random.split, out_axes=1)(position_keys)
             group = jax.vmap(categorical.categorical)(group_keys, part_masses)
             # the table may be another device's: then what is made here is dropped
-            mine = (group >= first_group) & (group < first_group + columns // GROUP)
+            mine = (group >= first_group) & (group < first_group + groups)
             start = jnp.where(mine, group - first_group, 0) * GROUP
             weights = jax.vmap(group_weights)(start, part, part_cut)
             column = jax.vmap(categorical.categorical)(state_keys, weights)
             # made anew by another product, a weight next to the cut may round to none: then stay
-            state = jnp.where(weights.sum(-1) > 0, group * GROUP + column, part.xt)
+            state = span.first_state + start + column
+            state = jnp.where(weights.sum(-1) > 0, state, part.xt)
             return block.write(states, jnp.where(mine, state, 0))
 
         states = front.fold(block_step, jnp.zeros(front.order.shape, jnp.int32))
@@ -193,16 +195,16 @@ class Stream:
 
     def _scan(self, body, carry, table, rows):
         span = self._span(table, rows.hidden.dtype)
-        return span.fold(table, self.tiling.columns, body, carry)
+        return span.fold(table.filled(), self.tiling.columns, body, carry)
 
     def _span(self, table, dtype):
-        axis, columns = self.placement.tensor, table.bias.size
-        if columns % GROUP:
-            raise ValueError(
-                f"A device's {columns} columns of the table must be a multiple of {GROUP}."
-            )
-        first = 0 if axis is None else jax.lax.axis_index(axis) * columns
-        return Span(first, self.num_states, dtype)
+        columns = table.bias.size
+        return Span(self._number_in_table() * columns, columns, self.num_states, dtype)
+
+    def _number_in_table(self):
+        """Which part of the table this device has."""
+        axis = self.placement.tensor
+        return 0 if axis is None else jax.lax.axis_index(axis)
 
     def _over_table(self, x):
         axis = self.placement.tensor

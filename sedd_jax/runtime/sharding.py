@@ -1,47 +1,146 @@
 """Devices: the mesh, and where the state and the batch lie on it."""
 
+import math
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from sedd_jax.errors import BadInput
+from sedd_jax.model.layout import AXES, BATCH_AXES, layouts
 from sedd_jax.model.placement import Placement
-from sedd_jax.runtime.config import Config
+from sedd_jax.runtime.config import Config, MeshConfig
 
 
-def data_mesh() -> Mesh:
-    """Returns the mesh of all devices along the one axis "data"."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of all devices, those of a slice side by side.
+
+    Args:
+      config: sizes of the axes.
+      devices: by default all of the job.
+
+    Raises:
+      BadInput: the sizes do not multiply to the number of devices, or a TPU slice would be cut.
+    """
+    devices = sorted(
+        jax.devices() if devices is None else devices,
+        key=lambda device: (_slice_of(device), device.process_index, device.id),
+    )
+    slices, *inner = _sizes(config, len(devices))
+    parts = np.array_split(np.asarray(devices), slices)
+    found = len({_slice_of(device) for device in devices})
+    if found > 1 and slices != found:
+        raise BadInput(
+            f"config.mesh.slice is {slices}, but the devices are in {found} slices; set it to "
+            f"{found}."
+        )
+    axis_types = (AxisType.Auto,) * len(AXES)
+    # make_mesh knows the wiring inside a slice
+    meshes = [
+        jax.make_mesh(inner, AXES[1:], axis_types[1:], devices=list(part)).devices for part in parts
+    ]
+    return Mesh(np.stack(meshes), AXES, axis_types=axis_types)
 
 
 def placement(mesh: Mesh) -> Placement:
     """Returns how the activations of a batch lie on the mesh."""
-    return Placement(mesh, batch=("data",))
+    return Placement(mesh, batch=BATCH_AXES, tensor="tensor")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Placement of parameters and optimizer state: a copy on every device."""
+    """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """Placement of a batch: rows split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """Rows of a batch, split over all axes but "tensor"."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def placed(tree: Any, sharding: Sharding) -> Any:
-    """Returns the shapes and types of `tree` with a placement, as restoring a checkpoint wants."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def placed(tree: Any, shardings: Any) -> Any:
+    """Returns the shapes and types of `tree` with placements, as restoring a checkpoint wants.
+
+    Args:
+      tree: arrays, or what has their shape and type.
+      shardings: one for every array, or one for all.
+    """
+
+    def place(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    if isinstance(shardings, jax.sharding.Sharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(place, tree, shardings)
+
+
+def rows_here(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Returns which rows of a batch the devices of this process hold, in increasing order."""
+    indices = over_batch(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in indices]))
+
+
+def global_batch(rows: np.ndarray, batch_size: int, mesh: Mesh) -> Array:
+    """Returns the batch of which every process gives the rows that `rows_here` names."""
+    here = rows_here(batch_size, mesh)
+
+    def part(index):
+        return rows[np.searchsorted(here, np.arange(batch_size)[index[0]])]
+
+    shape = (batch_size, *rows.shape[1:])
+    return jax.make_array_from_callback(shape, over_batch(mesh), part)
 
 
 def check_batches(config: Config, mesh: Mesh) -> None:
     """Raises BadInput unless the batches of `config` divide over the devices."""
-    devices = mesh.shape["data"]
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     part = config.train.batch_size // config.train.microbatches
     for name, size in (
         ("config.train.batch_size / config.train.microbatches", part),
         ("config.eval.batch_size", config.eval.batch_size),
     ):
-        if size % devices:
-            raise BadInput(f"{name} is {size}, which {devices} devices do not divide evenly.")
+        if size % parts:
+            raise BadInput(
+                f"{name} is {size}, which {parts} parts of the mesh (slice x data x fsdp) do not "
+                "divide evenly."
+            )
+
+
+def describe(params: Any, mesh: Mesh) -> str:
+    """Returns in words what lies where: the mesh, the parameters that are split, and which are not.
+
+    Args:
+      params: the parameters, or their shapes.
+      mesh: the devices.
+    """
+    sizes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
+    lines = [f"Mesh: {sizes or 'one device'}, {jax.process_count()} process(es)."]
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return lines[0] + " Every device holds all parameters."
+    groups = defaultdict(list)
+    for path, found in layouts(params, mesh).items():
+        axes = ", ".join(f"axis {i} over {axis}" for i, axis in enumerate(found.spec) if axis)
+        note = f" ({'; '.join(found.whole)})" if found.whole else ""
+        groups[(axes or "whole on every device") + note].append(path)
+    lines += [f"  {how}: {', '.join(paths)}" for how, paths in groups.items()]
+    return "\n".join(lines)
+
+
+def _sizes(config, devices):
+    """The sizes of the axes, what is left filled in."""
+    sizes = [getattr(config, axis) for axis in AXES]
+    given = math.prod(size for size in sizes if size != -1)
+    named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if devices % given or (-1 not in sizes and devices != given):
+        raise BadInput(
+            f"config.mesh ({named}) needs {'a multiple of ' if -1 in sizes else ''}{given} devices,"
+            f" and there are {devices}."
+        )
+    return [devices // given if size == -1 else size for size in sizes]
+
+
+def _slice_of(device):
+    return getattr(device, "slice_index", 0)  # only TPUs of a job of several slices have one

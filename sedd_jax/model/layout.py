@@ -1,0 +1,124 @@
+"""Where parameters lie on the mesh: one ordered table from their paths to their axes.
+
+The batch is split over "slice", "data" and "fsdp", and so are the activations. A parameter is split
+over "fsdp" to save memory alone: it is gathered for use, one block at a time. Over "tensor" it is
+split for good: every device works with its own heads, columns of the MLP and tokens of the table.
+"""
+
+import math
+import re
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sedd_jax.model.placement import Placement
+
+AXES = ("slice", "data", "fsdp", "tensor")
+BATCH_AXES = AXES[:3]
+
+# Ends of paths, the first that fits counts; mesh axes of the array's last axes: blocks are stacked
+# in front. Optimiser state and averages are named like the parameters they belong to.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    ("embedding/table", ("tensor", "fsdp")),
+    ("embedding/positions", (None, "fsdp")),
+    ("blocks/qkv/kernel", ("fsdp", None, "tensor", None)),
+    ("blocks/attention_out/kernel", ("tensor", None, "fsdp")),
+    ("blocks/mlp_in/kernel", ("fsdp", "tensor")),
+    ("blocks/mlp_in/bias", ("tensor",)),
+    ("blocks/mlp_out/kernel", ("tensor", "fsdp")),
+    ("modulation/kernel", (None, None, "fsdp")),
+    ("head/kernel", ("fsdp", "tensor")),
+    ("head/bias", ("tensor",)),
+    # no larger than an activation of one token
+    ("sigma/(inner|outer)/(kernel|bias)", ()),
+    (r"(\w*norm/scale|mlp_out/bias|modulation/bias)", ()),
+)
+
+
+class Layout(NamedTuple):
+    """How one array lies on a mesh.
+
+    Attributes:
+      spec: the mesh axis of every axis of the array.
+      whole: why axes that the table would split are not, a sentence for each.
+    """
+
+    spec: PartitionSpec
+    whole: tuple[str, ...]
+
+
+def layout(path: str, shape: tuple[int, ...], mesh: Mesh) -> Layout:
+    """Returns how an array of the training state lies on the mesh.
+
+    An axis that the mesh does not divide evenly stays whole. Axes of one device split nothing.
+
+    Args:
+      path: names from the root to the array, as in "params/blocks/qkv/kernel".
+      shape: of the array; scalars lie everywhere.
+      mesh: with some or all of `AXES`.
+
+    Raises:
+      KeyError: the table says nothing about this path.
+    """
+    if not shape:
+        return Layout(PartitionSpec(), ())
+    rule = _rule(path)
+    axes, whole = [None] * (len(shape) - len(rule)), []
+    for size, axis in zip(shape[len(axes) :], rule, strict=True):
+        parts = mesh.shape.get(axis, 1)
+        if size % parts:
+            whole.append(f"its axis of {size} is no multiple of {axis}={parts}")
+        axes.append(axis if parts > 1 and size % parts == 0 else None)
+    return Layout(PartitionSpec(*axes), tuple(whole))
+
+
+def layouts(tree: Any, mesh: Mesh, prefix: str = "") -> dict[str, Layout]:
+    """Returns the layout of every array of a tree by its path, which `prefix` goes before."""
+    return {
+        path: layout(path, leaf.shape, mesh) for path, leaf in _leaves_by_path(tree, prefix).items()
+    }
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """Returns the sharding of every array of a tree, such as the state of training."""
+    found = [NamedSharding(mesh, each.spec) for each in layouts(tree, mesh).values()]
+    return jax.tree.unflatten(jax.tree.structure(tree), found)
+
+
+def gathered(params: Any, placement: Placement, prefix: str) -> Any:
+    """Returns parameters as they are used: whole along "fsdp", and still split along "tensor"."""
+    if placement.mesh is None:
+        return params
+
+    def use(array, found):
+        spec = PartitionSpec(*(axis if axis == "tensor" else None for axis in found.spec))
+        sharding = NamedSharding(placement.mesh, spec)
+        return jax.lax.with_sharding_constraint(array, sharding)
+
+    found = layouts(params, placement.mesh, prefix).values()
+    leaves, structure = jax.tree.flatten(params)
+    return jax.tree.unflatten(structure, map(use, leaves, found))
+
+
+def _leaves_by_path(tree, prefix):
+    return {
+        prefix + jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _rule(path):
+    for pattern, axes in RULES:
+        if re.search(f"(^|/){pattern}$", path):
+            return axes
+    raise KeyError(f"The table of layouts has no rule for {path}.")
+
+
+def bytes_per_device(tree: Any, mesh: Mesh) -> int:
+    """Returns the bytes of a tree of arrays, or of their shapes, that one device holds."""
+
+    def size(leaf, sharding):
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(size, tree, shardings(tree, mesh))))

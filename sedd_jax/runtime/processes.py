@@ -1,0 +1,106 @@
+"""The processes of a job: how they find each other, who speaks, and failing together."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from sedd_jax.errors import BadInput, Halted
+
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "auto", ["auto", "yes", "no"],
+    "Join the other processes of the job: as --coordinator or the environment says (auto), by "
+    "JAX's own detection of the cluster (yes), or not at all (no).",
+)  # fmt: skip
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0 of the job.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the job.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
+
+
+def join() -> None:
+    """Joins the processes of the job, if there are others; before any other use of JAX.
+
+    They are looked for where `--coordinator`, `--num_processes` and `--process_id` are given, in a
+    SLURM or Open MPI step of several tasks, and on TPU hosts.
+
+    Raises:
+      BadInput: flags that contradict each other, or processes that do not find each other.
+    """
+    explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    given = [value is not None for value in explicit]
+    if any(given) and not all(given):
+        raise BadInput("--coordinator, --num_processes and --process_id go together.")
+    if any(given) and _DISTRIBUTED.value == "no":
+        raise BadInput("--distributed=no contradicts --coordinator.")
+    if _DISTRIBUTED.value == "no":
+        return
+    if not (any(given) or _DISTRIBUTED.value == "yes" or in_a_job()):
+        return
+    try:
+        jax.distributed.initialize(*explicit)
+    except (ValueError, RuntimeError) as error:
+        raise BadInput(
+            f"The processes of the job do not find each other ({str(error).splitlines()[0]}); check"
+            " --coordinator, --num_processes and --process_id, or give --distributed=no."
+        ) from error
+
+
+def in_a_job() -> bool:
+    """Returns whether the environment is that of a process among several."""
+    several = any(
+        int(os.environ.get(tasks, 1)) > 1 and number in os.environ
+        for tasks, number in (
+            ("SLURM_NTASKS", "SLURM_PROCID"),
+            ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+        )
+    )
+    return several or _on_tpu_host()
+
+
+def _on_tpu_host():
+    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
+        return False
+    return any(Path(device).exists() for device in ("/dev/accel0", "/dev/vfio/0"))
+
+
+def leads() -> bool:
+    """Returns whether this is process 0, which prints, and writes what is not a checkpoint."""
+    return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Prints a text once, whatever the number of processes."""
+    if leads():
+        print(text, flush=True)
+
+
+def in_turn[T](first: Callable[[], T], others: Callable[[], T]) -> T:
+    """Returns first() on process 0, and after that others() on the others.
+
+    Raises:
+      Halted: another process failed; so no process waits for one that has ended.
+    """
+    turns = [first] if jax.process_count() == 1 else [first, others]
+    for turn, work in enumerate(turns):
+        mine, error = leads() == (turn == 0), None
+        try:
+            result = work() if mine else None
+        except Exception as caught:
+            error = caught
+        _fail_together(error)
+        if mine:
+            kept = result
+    return kept
+
+
+def _fail_together(error):
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(error is not None))
+        if failed.any() and error is None:
+            raise Halted(f"Process {failed.argmax()} of the job ended with an error; see there.")
+    if error is not None:
+        raise error

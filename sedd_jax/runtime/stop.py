@@ -1,0 +1,62 @@
+"""Being told to stop: by a scheduler (SIGTERM) or at the keyboard (SIGINT)."""
+
+import os
+import signal
+import threading
+from types import TracebackType
+
+import jax
+from jax.experimental import multihost_utils
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignal:
+    """Turns the first signal to stop into a request that the loop heeds between two steps.
+
+    A second one ends the process at once. With several processes, JAX's preemption service agrees
+    on a step for all of them; it listens to SIGTERM, so that is what SIGINT is turned into.
+
+    Use as a context manager; outside the main thread, where Python allows no handlers, it asks for
+    nothing.
+    """
+
+    def __init__(self):
+        self._received = None
+        self._previous = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if jax.distributed.is_initialized():
+            self._previous = {signal.SIGINT: signal.signal(signal.SIGINT, _forward)}
+        else:
+            self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def after(self, step: int) -> signal.Signals | None:
+        """Returns the signal that asks to stop after this step; to be called at every step."""
+        if jax.distributed.is_initialized():
+            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+        return self._received
+
+    def _receive(self, number, frame):
+        self._received = signal.Signals(number)
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        # print() is not safe here: the signal may have come in the middle of one
+        os.write(2, f"{self._received.name}: stopping after this step; again: at once.\n".encode())
+
+
+def _forward(number, frame):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
