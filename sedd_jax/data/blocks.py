@@ -110,10 +110,9 @@ def prepare_blocks(
     return _reopen(folder, settings)
 
 
-def clear_drafts(folder: pathlib.Path) -> None:
-    """Removes what runs killed while preparing `folder` left beside it."""
-    for draft in folder.absolute().parent.glob(f".{folder.name}.*.draft"):
-        shutil.rmtree(draft)
+def drafts(folder: pathlib.Path) -> list[pathlib.Path]:
+    """What runs that now prepare `folder`, or were killed while they did, have beside it."""
+    return list(folder.parent.glob(f".{folder.name}.*.draft"))
 
 
 def open_blocks(folder: str | pathlib.Path) -> Dataset:

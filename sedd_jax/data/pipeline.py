@@ -1,22 +1,27 @@
 """Batches of token blocks: a training stream addressed by step, and a fixed held-out set.
 
 The batch of a training step is a pure function of (seed, step, batch_size, crop): nothing but the
-step is needed to resume, on any number of hosts.
+step is needed to resume, on any number of hosts, each of which reads its own rows of every batch.
 """
 
 import functools
+import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sedd_jax.data.token_blocks import TokenBlocks
 from sedd_jax.errors import BadInput
 
+if TYPE_CHECKING:
+    import grain
+
 
 class TrainBatches:
-    """An endless iterator of int32 [batch_size, length] whose threads read ahead; close it.
+    """An endless iterator of int32 [rows, length] whose threads read ahead; close it.
 
     A context manager; what was read ahead and not taken is dropped at `close`. After that, `next`
     raises ValueError.
@@ -74,12 +79,16 @@ def train_batches(
     *,
     batch_size: int,
     seed: int,
+    rows: np.ndarray | None = None,
     start_step: int = 0,
     crop: str = "blocks",
     num_threads: int = 2,
     buffer: int = 4,
 ) -> TrainBatches:
-    """The training batches from step `start_step` on, each int32 [batch_size, length], without end.
+    """The training batches from step `start_step` on, each int32 [len(rows), length], without end.
+
+    `rows` are the rows of the whole batch, in increasing order, that this process reads (None:
+    all); nothing else is read, and they hold the same tokens however the batch is divided.
 
     Every epoch visits every block once, in an order of its own; batches run across the border of
     two epochs, so nothing is left out. With crop="random" the grid of blocks is shifted in each
@@ -90,43 +99,26 @@ def train_batches(
     `seed` lies in [0, 2**32) and `buffer` counts the batches read ahead by `num_threads` threads.
     Raises BadInput for an argument out of range or an unknown `crop`.
     """
-    if not 0 <= seed < 2**32:
-        raise BadInput(f"The data seed is {seed}, it must lie in [0, 2**32).")
     if crop not in _GRID_OFFSETS:
         raise BadInput(f"Unknown crop {crop!r}; choose one of {', '.join(CROPS)}.")
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("start_step", start_step, 0),
-        ("num_threads", num_threads, 1),
-        ("buffer", buffer, 1),
-    ):
-        if value < least:
-            raise BadInput(f"{name} is {value}, it must be at least {least}.")
+    _check_least(batch_size=(batch_size, 1), start_step=(start_step, 0))
+    _check_least(num_threads=(num_threads, 1), buffer=(buffer, 1))
+    rows = _checked_rows(rows, batch_size)
+    order = _endless_order(len(blocks), seed)
+    grid_offset, length = _GRID_OFFSETS[crop], blocks.length
+
+    def read(step: int) -> np.ndarray:
+        positions = step * batch_size + rows
+        epochs = (positions // len(blocks)).tolist()
+        offsets = np.array([grid_offset(seed, epoch, length) for epoch in epochs])
+        return blocks.read(_blocks_at(order, positions) * length + offsets)
+
     import grain
 
-    per_epoch, length = len(blocks), blocks.length
-    grid_offset = _GRID_OFFSETS[crop]
-
-    def read(position: int, block: int) -> np.ndarray:
-        start = block * length + grid_offset(seed, position // per_epoch, length)
-        stream = blocks.stream
-        tokens = stream[start : start + length]
-        if len(tokens) < length:
-            tokens = np.concatenate([tokens, stream[: length - len(tokens)]])
-        return tokens.astype(np.int32)
-
-    # Grain draws the order of an epoch afresh from (seed, epoch) and finds any position in constant
-    # time; `read` gets the position in the endless order of blocks, hence the epoch.
-    dataset = (
-        grain.MapDataset.range(per_epoch)
-        .seed(seed)
-        .shuffle()
-        .repeat(None)
-        .map_with_index(read)
-        .batch(batch_size)
-    )
     batches = iter(
-        dataset[start_step:].to_iter_dataset(
+        grain.MapDataset.range(start_step, sys.maxsize)
+        .map(read)
+        .to_iter_dataset(
             # Grain's default of 500 elements would be 500 whole batches in memory.
             grain.ReadOptions(
                 num_threads=num_threads, prefetch_buffer_size=max(buffer, num_threads)
@@ -136,23 +128,74 @@ def train_batches(
     return TrainBatches(batches, batches.close)
 
 
+def batch_blocks(blocks: TokenBlocks, *, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """The numbers of the blocks in the batch of `step`, int64 [batch_size], to name a bad batch.
+
+    Steps count from 0, as `start_step` of `train_batches` does. Row r belongs to the epoch
+    e = (step * batch_size + r) // len(blocks), and its block b holds `length` tokens from token
+    b * length of the training split on, or, with crop="random", from token b * length + the offset
+    of the grid in epoch e. Raises BadInput for an argument out of range.
+    """
+    _check_least(batch_size=(batch_size, 1), step=(step, 0))
+    positions = step * batch_size + np.arange(batch_size)
+    return _blocks_at(_endless_order(len(blocks), seed), positions)
+
+
 def heldout_batches(
-    blocks: TokenBlocks, *, batch_size: int, max_blocks: int | None = None
+    blocks: TokenBlocks,
+    *,
+    batch_size: int,
+    rows: np.ndarray | None = None,
+    max_blocks: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Held-out blocks in a fixed order, as batches of exactly int32 [batch_size, length].
+
+    Of each batch only `rows` are read and returned, as in `train_batches` (None: all).
 
     At most `max_blocks` blocks (None: all) are taken, evenly spaced over the split; their number is
     rounded down to a multiple of `batch_size`, so that every batch has one shape. Only when fewer
     than `batch_size` are to be had is there a single, smaller batch. Raises BadInput for a
-    `batch_size` or `max_blocks` below 1.
+    `batch_size` or `max_blocks` below 1, and for `rows` that a batch does not have.
     """
-    for name, value in (("batch_size", batch_size), ("max_blocks", max_blocks)):
-        if value is not None and value < 1:
-            raise BadInput(f"{name} is {value}, it must be at least 1.")
+    _check_least(batch_size=(batch_size, 1))
+    if max_blocks is not None:
+        _check_least(max_blocks=(max_blocks, 1))
     count = len(blocks) if max_blocks is None else min(len(blocks), max_blocks)
-    count -= count % batch_size if count > batch_size else 0
-    chosen = np.arange(count) * len(blocks) // count
-    return (
-        np.stack([blocks[i] for i in chosen[start : start + batch_size]])
-        for start in range(0, count, batch_size)
-    )
+    batch_size = min(batch_size, count)
+    rows = _checked_rows(rows, batch_size)
+    count -= count % batch_size
+    starts = np.arange(count) * len(blocks) // count * blocks.length
+    return (blocks.read(batch[rows]) for batch in starts.reshape(-1, batch_size))
+
+
+def _endless_order(count: int, seed: int) -> "grain.MapDataset[int]":
+    """The numbers of `count` blocks, epoch after epoch in another order, by position."""
+    if not 0 <= seed < 2**32:
+        raise BadInput(f"The data seed is {seed}, it must lie in [0, 2**32).")
+    import grain
+
+    # Grain draws the order of an epoch afresh from (seed, epoch) and finds any position in constant
+    # time.
+    return grain.MapDataset.range(count).seed(seed).shuffle().repeat(None)
+
+
+def _blocks_at(order: Sequence[int], positions: np.ndarray) -> np.ndarray:
+    return np.array([order[position] for position in positions.tolist()], np.int64)
+
+
+def _checked_rows(rows: np.ndarray | None, batch_size: int) -> np.ndarray:
+    if rows is None:
+        return np.arange(batch_size)
+    rows = np.asarray(rows, np.int64)
+    inside = rows.size and rows.min() >= 0 and rows.max() < batch_size
+    if not inside or (np.diff(rows) <= 0).any():
+        raise BadInput(
+            f"rows is {rows.tolist()}, it must be increasing numbers in [0, {batch_size})."
+        )
+    return rows
+
+
+def _check_least(**limits: tuple[int, int]) -> None:
+    for name, (value, least) in limits.items():
+        if value < least:
+            raise BadInput(f"{name} is {value}, it must be at least {least}.")

@@ -39,6 +39,20 @@ class TokenBlocks:
         start = int(index) * self.length
         return self.stream[start : start + self.length].astype(np.int32)
 
+    def read(self, starts: np.ndarray) -> np.ndarray:
+        """The `length` tokens from each of `starts` in the stream on, int32 [len(starts), length].
+
+        A start lies in [0, len(stream)); a row that runs over the end goes on at the beginning.
+        """
+        # A plain array: slicing a memmap makes a memmap, which costs more than the copy.
+        stream = np.asarray(self.stream)
+        rows = np.empty((len(starts), self.length), np.int32)
+        for row, start in zip(rows, starts.tolist(), strict=True):
+            before_end = stream[start : start + self.length]
+            row[: len(before_end)] = before_end
+            row[len(before_end) :] = stream[: self.length - len(before_end)]
+        return rows
+
     @property
     def stream(self) -> np.ndarray:
         """The tokens of all blocks in a row, memory-mapped, `dtype` [len(self) * length]."""

@@ -1,15 +1,18 @@
 """The run folder: its data and its settings, made once, checked ever after."""
 
 import os
+import re
+import shutil
 from pathlib import Path
 
-from sedd_jax.data.blocks import Dataset, clear_drafts, open_blocks, prepare_blocks
+from sedd_jax.data.blocks import Dataset, drafts, open_blocks, prepare_blocks
 from sedd_jax.errors import BadInput
 from sedd_jax.runtime import config as configs
 from sedd_jax.runtime.config import Config
 
 CONFIG_FILE = "config.json"
 DATA_FOLDER = "data"
+LOCK_FILE = "lock"
 
 # settings that may change between the parts of a run: they do not alter what was trained so far
 # (those of the model and the mesh are other ways to the same numbers, but for rounding)
@@ -22,13 +25,16 @@ _FREE = (
 def open_run(run: Path, config: Config) -> Dataset:
     """Makes the folder of a new run, or checks that it holds this run, and returns its data.
 
-    The data are prepared once and stay what they were: to continue, the corpus is not needed.
+    The data are prepared once and stay what they were: to continue, the corpus is not needed. Of
+    several processes one alone does this, under the lock of the folder; the others `read_run`.
 
     Raises:
       BadInput: the folder holds something else or a run with other settings, the text cannot be
         used, or the data do not fit the settings. Nothing that exists is overwritten.
     """
-    _check_folder(run)
+    check_folder(run)
+    for draft in drafts(run / DATA_FOLDER):
+        shutil.rmtree(draft)
     settings = run / CONFIG_FILE
     if settings.exists():
         _check_settings(run, configs.from_json(settings.read_text()), config)
@@ -42,13 +48,48 @@ def open_run(run: Path, config: Config) -> Dataset:
     return dataset
 
 
-def _check_folder(run):
+def read_run(run: Path, config: Config) -> Dataset:
+    """Returns the data of a run that another process has opened; changes nothing.
+
+    Raises:
+      BadInput: no such run is to be seen from here, it has other settings than `config`, or its
+        data are damaged.
+    """
+    check_folder(run)
+    settings = run / CONFIG_FILE
+    if not settings.is_file():
+        raise BadInput(
+            f"This process finds no run in {run}, which another process has opened: --workdir must "
+            "be on a file system that all processes share."
+        )
+    differing = configs.differences(configs.from_json(settings.read_text()), config)
+    if differing:
+        raise BadInput(
+            f"This process and the one that opened {run} have different settings "
+            f"({'; '.join(differing)}); start every process with the same flags."
+        )
+    dataset = open_blocks(run / DATA_FOLDER)
+    _check_data(dataset, config)
+    return dataset
+
+
+def check_folder(run: Path) -> None:
+    """Raises BadInput unless `run` is a run folder, an empty one or one to be made; only looks."""
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(run)):
+        url = str(run).replace(":/", "://", 1)  # a path keeps one of the slashes
+        raise BadInput(
+            f"--workdir is {url}, but the data of a run are memory-mapped, which needs a folder: "
+            "mount the bucket (gcsfuse, Filestore, Lustre) and give the folder that it is under."
+        )
     if not run.exists():
         return
-    clear_drafts(run / DATA_FOLDER)
-    is_run = (run / CONFIG_FILE).is_file() or (run / DATA_FOLDER).is_dir()
-    if not run.is_dir() or (any(run.iterdir()) and not is_run):
-        raise BadInput(f"{run} exists and is not a run folder; choose another --workdir.")
+    if run.is_dir():
+        if (run / CONFIG_FILE).is_file() or (run / DATA_FOLDER).is_dir():
+            return
+        # what a run killed early on leaves, and one that has just begun has
+        if set(run.iterdir()) <= {run / LOCK_FILE, *drafts(run / DATA_FOLDER)}:
+            return
+    raise BadInput(f"{run} exists and is not a run folder; choose another --workdir.")
 
 
 def _check_settings(run, old, new):

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from sedd_jax.data.pipeline import TrainBatches, heldout_batches, train_batches
+from sedd_jax.data.pipeline import TrainBatches, batch_blocks, heldout_batches, train_batches
 from sedd_jax.data.token_blocks import TokenBlocks
 from sedd_jax.errors import BadInput
 
@@ -27,6 +27,74 @@ def _blocks(folder, count):
 def _take(blocks, count, **options):
     with train_batches(blocks, **{"batch_size": 4, "seed": 3, **options}) as batches:
         return np.stack(list(itertools.islice(batches, count)))
+
+
+# The first tokens of the batches of steps 0 to 2 and 10**9, written down on 2026-11-22 with Grain
+# 0.2.18: a run must go on with the data it began with, whatever becomes of this code and of Grain.
+RECORDED = {
+    "blocks": [[24, 36, 54, 42], [30, 18, 6, 48], [12, 0, 48, 6], [18, 54, 48, 0]],
+    "random": [[29, 41, 59, 47], [35, 23, 11, 53], [17, 5, 52, 10], [22, 58, 52, 4]],
+}
+
+
+@pytest.mark.parametrize("crop", ["blocks", "random"])
+def test_the_order_of_the_data_stays_what_it_was(blocks, crop):
+    batches = [*_take(blocks, 3, crop=crop), *_take(blocks, 1, crop=crop, start_step=10**9)]
+    for batch, recorded in zip(batches, RECORDED[crop], strict=True):
+        np.testing.assert_array_equal(batch, (np.c_[recorded] + np.arange(LENGTH)) % 60)
+
+
+@pytest.mark.parametrize("crop", ["blocks", "random"])
+def test_processes_read_their_own_rows_of_the_same_batch(blocks, crop):
+    whole = _take(blocks, 12, crop=crop)
+    for rows in ([0, 1], [1, 3], [2]):
+        for start in (0, 7):
+            own = _take(blocks, 12 - start, crop=crop, rows=np.array(rows), start_step=start)
+            assert own.dtype == np.int32
+            np.testing.assert_array_equal(own, whole[start:, rows])
+
+
+@pytest.fixture
+def starts_read(monkeypatch):
+    """The starts of all the blocks that are read, in order."""
+    starts, read = [], TokenBlocks.read
+    monkeypatch.setattr(
+        TokenBlocks, "read", lambda s, at: starts.extend(at.tolist()) or read(s, at)
+    )
+    return starts
+
+
+def test_only_the_rows_asked_for_are_read(blocks, starts_read):
+    list(heldout_batches(blocks, batch_size=5, rows=np.array([0, 4])))
+    assert starts_read == [block * LENGTH for block in (0, 4, 5, 9)]
+    starts_read.clear()
+    _take(blocks, 1, rows=np.array([1, 2]), buffer=1, num_threads=1)
+    assert starts_read[:2] == [36, 54]  # of 24, 36, 54, 42
+    assert len(starts_read) <= 2 * 2  # the next batch may have been read ahead
+
+
+@pytest.mark.parametrize("crop", ["blocks", "random"])
+def test_the_blocks_of_a_batch_can_be_named(blocks, crop):
+    whole = _take(blocks, 10, crop=crop)
+    named = np.stack([batch_blocks(blocks, batch_size=4, seed=3, step=step) for step in range(10)])
+    assert named.dtype == np.int64 and named.shape == (10, 4)
+    # Block b begins at token b * LENGTH of the stream, moved by what the grid is in that epoch.
+    offsets = ((whole[:, :, 0] - named * LENGTH) % 60).reshape(4, 10)
+    assert (offsets < LENGTH).all()
+    np.testing.assert_array_equal(offsets, offsets[:, :1] + np.zeros(10, int))
+    assert (len(set(offsets[:, 0])) > 1) == (crop == "random")
+    late = batch_blocks(blocks, batch_size=4, seed=3, step=10**9)
+    np.testing.assert_array_equal(late, [3, 9, 8, 0])
+
+
+def test_the_blocks_of_no_batch_are_refused(blocks):
+    for options, message in (
+        ({"step": -1}, "step is -1, it must be at least 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"seed": -1}, "data seed is -1"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            batch_blocks(blocks, **{"batch_size": 4, "seed": 0, "step": 0, **options})
 
 
 @pytest.mark.parametrize("crop", ["blocks", "random"])
@@ -90,6 +158,13 @@ def test_the_largest_seed_is_accepted(blocks):
         ({"start_step": -1}, "start_step is -1, it must be at least 0"),
         ({"num_threads": 0}, "num_threads is 0, it must be at least 1"),
         ({"buffer": 0}, "buffer is 0, it must be at least 1"),
+        (
+            {"rows": np.array([3, 4])},
+            r"rows is \[3, 4\], it must be increasing numbers in \[0, 4\)",
+        ),
+        ({"rows": np.array([-1, 0])}, r"rows is \[-1, 0\]"),
+        ({"rows": np.array([1, 1])}, r"rows is \[1, 1\]"),
+        ({"rows": np.array([], int)}, r"rows is \[\]"),
         ({"crop": "centre"}, "Unknown crop 'centre'; choose one of blocks, random"),
     ],
 )
@@ -154,8 +229,19 @@ def test_heldout_batches_are_full_and_evenly_spaced(blocks, batch_size, max_bloc
         np.testing.assert_array_equal(batch, batch[:, :1] + np.arange(LENGTH))
 
 
+@pytest.mark.parametrize("max_blocks", [None, 8])
+def test_processes_read_their_own_rows_of_the_heldout_batches(blocks, max_blocks):
+    whole = list(heldout_batches(blocks, batch_size=4, max_blocks=max_blocks))
+    for rows in ([0, 1], [2, 3], [3]):
+        own = heldout_batches(blocks, batch_size=4, max_blocks=max_blocks, rows=np.array(rows))
+        np.testing.assert_array_equal(np.stack(list(own)), np.stack(whole)[:, rows])
+
+
 def test_heldout_batches_check_their_arguments_at_once(blocks):
     with pytest.raises(BadInput, match="batch_size is 0"):
         heldout_batches(blocks, batch_size=0)
     with pytest.raises(BadInput, match="max_blocks is 0"):
         heldout_batches(blocks, batch_size=1, max_blocks=0)
+    # The one small batch of 3 blocks has no row 3.
+    with pytest.raises(BadInput, match=r"rows is \[2, 3\], .* in \[0, 3\)"):
+        heldout_batches(blocks, batch_size=4, max_blocks=3, rows=np.array([2, 3]))

@@ -1,10 +1,12 @@
 import dataclasses
+import shutil
+from pathlib import Path
 
 import pytest
 
 from sedd_jax.errors import BadInput
 from sedd_jax.runtime.config import from_json
-from sedd_jax.runtime.run import CONFIG_FILE, open_run
+from sedd_jax.runtime.run import CONFIG_FILE, DATA_FOLDER, open_run, read_run
 
 
 def replaced(config, group, **changes):
@@ -80,3 +82,41 @@ def test_to_go_on_the_corpus_is_not_needed(tmp_path, smoke_config):
     before = open_run(tmp_path / "run", config).manifest
     corpus.unlink()
     assert open_run(tmp_path / "run", config).manifest == before
+
+
+def test_a_url_is_refused(smoke_config):
+    for opened in (open_run, read_run):
+        with pytest.raises(BadInput, match="--workdir is gs://bucket/run, but .* mount the bucket"):
+            opened(Path("gs://bucket/run"), smoke_config)
+    assert not Path("gs:").exists()
+
+
+def contents(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+def test_the_other_processes_read_what_the_first_opened(tmp_path, smoke_config):
+    opened = open_run(tmp_path, smoke_config)
+    before = contents(tmp_path)
+    read = read_run(tmp_path, smoke_config)
+    assert read.manifest == opened.manifest
+    assert (read.train[0] == opened.train[0]).all()
+    assert contents(tmp_path) == before
+
+
+def test_a_process_that_does_not_see_the_run_says_so(tmp_path, smoke_config):
+    with pytest.raises(BadInput, match="--workdir must be on a file system that all processes"):
+        read_run(tmp_path / "run", smoke_config)
+    assert not (tmp_path / "run").exists()
+    open_run(tmp_path / "run", smoke_config)
+    shutil.rmtree(tmp_path / "run" / DATA_FOLDER)
+    with pytest.raises(BadInput, match="There are no prepared data in"):
+        read_run(tmp_path / "run", smoke_config)
+
+
+def test_processes_with_different_settings_are_refused(tmp_path, smoke_config):
+    open_run(tmp_path, smoke_config)
+    # train.steps may change between the parts of a run, but not between its processes
+    other = replaced(smoke_config, "train", steps=1000)
+    with pytest.raises(BadInput, match="different settings .train.steps: 20 -> 1000.; start every"):
+        read_run(tmp_path, other)
