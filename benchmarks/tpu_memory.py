@@ -4,10 +4,10 @@
         TPU_WORKER_HOSTNAMES=localhost python -m benchmarks.tpu_memory \
         --config=configs/owt_medium.py --topology=v5e:8x8 --per_chip=8
 
-Needs libtpu: `pip install "jax[tpu]"`. The step is the one that training runs, parameters and
-optimizer state on every chip, the batch split over all chips, bfloat16 matrix products and one
-microbatch. The figures are the compiler's own, in GiB per chip: what goes in, what comes out and
-does not lie in the buffers of what went in, and what is held in between. They say nothing of speed.
+Needs libtpu: `pip install "jax[tpu]"`. The step is the one that training runs, on the mesh of the
+config (`--config.mesh.fsdp=64`), with bfloat16 matrix products and one microbatch. The figures are
+the compiler's own, in GiB per chip: what goes in, what comes out and does not lie in the buffers of
+what went in, and what is held in between. They say nothing of speed.
 """
 
 import dataclasses
@@ -17,23 +17,23 @@ from importlib import metadata
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from benchmarks.shapes import HEADS
+from sedd_jax.model.layout import shardings
 from sedd_jax.runtime import cli
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.config import Config
-from sedd_jax.runtime.sharding import over_batch, placed, placement, replicated
+from sedd_jax.runtime.sharding import build_mesh, over_batch, placed, placement, replicated
 from sedd_jax.runtime.step import build_train_step, init_state, run_keys
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config file.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:8x8", "The slice: generation and shape.")
 _HEAD = flags.DEFINE_enum("head", "streamed", list(HEADS), "The vocabulary head.")
-_PER_CHIP = flags.DEFINE_integer("per_chip", 8, "Sequences per chip.")
+_PER_CHIP = flags.DEFINE_integer("per_chip", 8, "Sequences per chip, or group of `tensor` chips.")
 _VOCAB_SIZE = 50_257  # GPT-2's
 _GIB = 2**30
 
@@ -51,12 +51,13 @@ def compiled_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
     keys = run_keys(config.seed)
     state = jax.eval_shape(lambda: init_state(keys.init, components, config))
     batch = jax.ShapeDtypeStruct((config.train.batch_size, config.model.length), jnp.int32)
+    layout = shardings(state, mesh)
     step = jax.jit(
         build_train_step(components, config, keys.train),
-        out_shardings=replicated(mesh),
+        out_shardings=(layout, replicated(mesh)),
         donate_argnums=0,
     )
-    return step.lower(placed(state, replicated(mesh)), placed(batch, over_batch(mesh))).compile()
+    return step.lower(placed(state, layout), placed(batch, over_batch(mesh))).compile()
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, float]:
@@ -82,8 +83,9 @@ def refusal(error: jax.errors.JaxRuntimeError) -> dict[str, str]:
 def main() -> None:
     """Compiles, then prints a row of a table and the same as one JSON line."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGY.value).devices
-    mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
-    config = for_slice(cli.config_from(_CONFIG), _PER_CHIP.value * len(devices))
+    config = cli.config_from(_CONFIG)
+    mesh = build_mesh(config.mesh, devices)
+    config = for_slice(config, _PER_CHIP.value * mesh.size // mesh.shape["tensor"])
     began = time.perf_counter()
     try:
         found = memory(compiled_step(config, mesh))
@@ -92,6 +94,7 @@ def main() -> None:
     result = {
         "topology": _TOPOLOGY.value,
         "chips": len(devices),
+        "mesh": dict(mesh.shape),
         "per_chip": _PER_CHIP.value,
         "head": _HEAD.value,
         "attention": config.model.attention,

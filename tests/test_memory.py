@@ -79,7 +79,7 @@ def test_a_training_step_holds_no_number_for_every_position_and_token(config):
 
 
 def test_nor_does_a_device_of_eight_for_its_part_of_the_batch(config):
-    mesh = sharding.data_mesh()
+    mesh = sharding.build_mesh()
     assert mesh.size == 8
     components = build_components(config, VOCAB, sharding.placement(mesh))
     step, state = train_step(config, components)
@@ -131,7 +131,7 @@ def test_the_outputs_written_out_are_found(config, compiled):
 
 def test_outputs_of_a_device_of_eight_are_found(smoke_config):
     """As above: the parts of a batch, written out, in a program for the mesh."""
-    mesh = sharding.data_mesh()
+    mesh = sharding.build_mesh()
     components = build_components(smoke_config, VOCAB, sharding.placement(mesh))
     params, sigma = params_of(components), abstract(BATCH, dtype=jnp.float32)
     everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)

@@ -27,7 +27,7 @@ def metric_rows(run):
 def final_state(run, config):
     components = build_components(config, 257)
     abstract = jax.eval_shape(lambda key: init_state(key, components, config), run_keys(0).init)
-    placement = sharding.replicated(sharding.data_mesh())
+    placement = sharding.replicated(sharding.build_mesh())
     with Checkpoints(run) as checkpoints:
         return checkpoints.restore(checkpoints.latest, sharding.placed(abstract, placement))
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -10,6 +11,8 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from sedd_jax.errors import BadInput, Halted
+
+T = TypeVar("T")
 
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "yes", "no"],
@@ -78,7 +81,7 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
-def in_turn[T](first: Callable[[], T], others: Callable[[], T]) -> T:
+def in_turn(first: Callable[[], T], others: Callable[[], T]) -> T:
     """Returns first() on process 0, and after that others() on the others.
 
     Raises:

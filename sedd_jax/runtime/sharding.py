@@ -16,7 +16,10 @@ from sedd_jax.model.placement import Placement
 from sedd_jax.runtime.config import Config, MeshConfig
 
 
-def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def build_mesh(
+    config: MeshConfig = MeshConfig(),  # noqa: B008
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
     """Returns the mesh of all devices, those of a slice side by side.
 
     Args:

@@ -15,7 +15,7 @@ from sedd_jax.runtime.step import init_state, run_keys
 
 @pytest.fixture(scope="module")
 def state(smoke_config):
-    mesh = sharding.data_mesh()
+    mesh = sharding.build_mesh()
     components = build_components(smoke_config, 257)
     state = init_state(run_keys(0).init, components, smoke_config)
     distinct = jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state.ema_params)
@@ -27,7 +27,7 @@ def at_step(state, step):
 
 
 def abstract(tree):
-    return sharding.placed(tree, sharding.replicated(sharding.data_mesh()))
+    return sharding.placed(tree, sharding.replicated(sharding.build_mesh()))
 
 
 def save(run, state, steps, config, keep=2):

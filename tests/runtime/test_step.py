@@ -94,7 +94,7 @@ def test_microbatches_have_their_own_keys():
 
 def test_eight_devices_give_the_step_of_one(setup, after_one):
     config, state, tokens = setup
-    mesh = sharding.data_mesh()
+    mesh = sharding.build_mesh()
     assert mesh.size == 8
     everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
     step = jax.jit(
