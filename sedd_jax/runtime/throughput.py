@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.proposal import Proposal
 from sedd_jax.model.flops import forward_flops
 from sedd_jax.runtime.components import Components, build_proposal
 from sedd_jax.runtime.config import Config
@@ -97,30 +100,30 @@ def step_flops(components: Components, config: Config) -> float:
     Three forward passes: the gradients by inputs and by weights cost one each. What the backward
     pass computes again to save memory is work of ours, not of the model's: it is not counted.
     """
+    graph, noise, _ = components
     forward = forward_flops(
         hidden_size=config.model.hidden_size,
         cond_dim=config.model.cond_dim,
         num_blocks=config.model.num_blocks,
-        num_states=components.graph.num_states,
+        num_states=graph.num_states,
         length=config.model.length,
-        answered=share_with_loss(components, config),
+        answered=share_with_loss(graph, noise, build_proposal(components, config)),
     )
     return 3 * forward * config.train.batch_size
 
 
-def share_with_loss(components: Components, config: Config) -> float:
+def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:
     """Returns the mean share of positions that have a loss, for which alone the head computes.
 
     Under the uniform graph all have. Under the absorbing graph the masked ones: the mean of
     1 - exp(-sigma(t)) over the law of t, by the midpoint rule. With `config.train.importance` the
     number of masks of a sequence is weighted too, which adds at most 1/L: left out.
     """
-    if components.graph.mask_id is None:
+    if graph.mask_id is None:
         return 1.0
-    proposal = build_proposal(components, config)
-    t = np.linspace(config.train.t_min, 1, 2 * 4096 + 1)[1::2]
+    t = np.linspace(proposal.edges[0], proposal.edges[-1], 2 * 4096 + 1)[1::2]
     density = proposal.density[np.searchsorted(proposal.edges[1:-1], t)]
-    masked = -np.expm1(-np.asarray(components.noise.sigma(t)))
+    masked = -np.expm1(-np.asarray(noise.sigma(t)))
     return float(np.average(masked, weights=density))
 
 

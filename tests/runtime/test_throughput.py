@@ -2,11 +2,13 @@ import dataclasses
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from sedd_jax.diffusion.proposal import propose
-from sedd_jax.runtime.components import build_components, build_proposal
+from sedd_jax.diffusion.graph import absorbing, uniform
+from sedd_jax.diffusion.noise import loglinear
+from sedd_jax.diffusion.proposal import Proposal, plain_proposal
+from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.throughput import Progress, duration, share_with_loss, step_flops
 
 
@@ -87,49 +89,35 @@ def test_memory_is_that_of_the_fullest_device(monkeypatch):
     assert progress().advance(1)[0]["peak_memory_gib"] == 3.0
 
 
-def settings(smoke_config, graph, importance=False):
-    config = dataclasses.replace(
-        smoke_config,
-        graph=graph,
-        noise=dataclasses.replace(smoke_config.noise, schedule="geometric"),
-        model=dataclasses.replace(smoke_config.model, scale_by_sigma=False),
-        train=dataclasses.replace(smoke_config.train, importance=importance),
-    )
-    return build_components(config, vocab_size=127), config
+def test_under_the_uniform_graph_every_position_has_a_loss():
+    assert share_with_loss(uniform(5), loglinear(0.01), plain_proposal(0.2)) == 1
 
 
-def test_under_the_uniform_graph_every_position_has_a_loss(smoke_config):
-    assert share_with_loss(*settings(smoke_config, "uniform")) == 1
+@pytest.mark.parametrize(
+    ("proposal", "mean_time"),
+    [
+        (plain_proposal(0.2), 0.6),
+        (Proposal(np.array([0.2, 0.6, 1.0]), np.array([0.5, 1.5]), np.ones(2), np.ones(2)), 0.7),
+    ],
+)
+def test_under_the_absorbing_graph_the_masks_have_a_loss(proposal, mean_time):
+    # log-linear: a token is masked with probability (1 - eps) t
+    share = share_with_loss(absorbing(5), loglinear(0.01), proposal)
+    assert share == pytest.approx(0.99 * mean_time, rel=1e-5)
 
 
-@pytest.mark.parametrize("importance", [False, True])
-def test_under_the_absorbing_graph_the_masks_have_a_loss(smoke_config, importance):
-    components, config = settings(smoke_config, "absorb", importance)
-    graph, noise, _ = components
-    length, count = 256, 2048
-    draw = propose(
-        jax.random.key(0),
-        build_proposal(components, config),
-        graph,
-        noise,
-        jnp.arange(count) / count,
-        jnp.zeros((count, length), jnp.int32),
-    )
-    drawn = float(jnp.mean(draw.xt == graph.mask_id))
-    share = share_with_loss(components, config)
-    # one mask of 256 is drawn out of turn; the rest is chance
-    assert share == pytest.approx(drawn, abs=0.006)
-    # times drawn by what a guess loses avoid the little noise where there is no mask
-    assert (share > 0.4) == importance
-
-
-def test_a_step_is_three_forward_passes_of_the_batch(smoke_config):
-    components, config = settings(smoke_config, "uniform")
-    d, c, length = config.model.hidden_size, config.model.cond_dim, config.model.length
-    products = 24 * length * d**2 + 4 * length**2 * d + 12 * c * d
-    forward = config.model.num_blocks * products
-    forward += 2 * length * d * 127 + 2 * c * (256 + c) + 4 * c * d
-    assert step_flops(components, config) == 3 * config.train.batch_size * forward
+@pytest.mark.parametrize("graph", ["absorb", "uniform"])
+def test_a_step_is_three_forward_passes_of_the_batch(smoke_config, graph):
+    model = dataclasses.replace(smoke_config.model, scale_by_sigma=False)
+    config = dataclasses.replace(smoke_config, graph=graph, model=model)
+    components = build_components(config, vocab_size=127)
+    d, c, length, blocks = model.hidden_size, model.cond_dim, model.length, model.num_blocks
+    forward = blocks * (24 * length * d**2 + 4 * length**2 * d + 12 * c * d)
+    forward += 2 * c * (256 + c) + 4 * c * d
+    masked = (1 - config.noise.eps) * (1 + config.train.t_min) / 2
+    forward += {"absorb": masked * 128, "uniform": 127}[graph] * 2 * length * d
+    expected = 3 * config.train.batch_size * forward
+    assert step_flops(components, config) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
