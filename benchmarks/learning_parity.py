@@ -93,7 +93,7 @@ def main() -> None:
         return nats_per_token / math.log(2) / bytes_per_token
 
     rng = np.random.default_rng(_DATA_SEED.value)
-    losses, seconds = PendingLosses(), 0.0
+    losses, seconds = PendingLosses(settings.train.max_skipped), 0.0
     for step in range(1, settings.train.steps + 1):
         starts = rng.integers(0, len(train_tokens) - length + 1, size=batch_size)
         began = time.perf_counter()

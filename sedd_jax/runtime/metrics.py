@@ -1,23 +1,25 @@
 """What a run reports: JSON lines always, TensorBoard files if tensorboardX is installed."""
 
-import contextlib
 import json
 import math
 import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
+from sedd_jax.runtime.lead import is_lead, say
+
 FILE = "metrics.jsonl"
+
+Row = dict[str, float | int]
 
 
 class MetricWriter:
     """Appends rows to `metrics.jsonl` in the run folder, and scalars to TensorBoard files.
 
     On resume, rows after the restored step are dropped: those steps will be done again, with the
-    same results.
+    same results. A value that is not finite is left out of its row: JSON has no word for it. What
+    cannot be written, on a full disk say, raises OSError.
     """
 
     def __init__(self, run: Path, last_step: int):
@@ -40,20 +42,48 @@ class MetricWriter:
         if self._board is not None:
             self._board.close()
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def scalars(self, step: int, values: Row) -> None:
         """Writes one row {"step": step, **values}."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        values = _finite(values)
+        self._write({"step": step, **values})
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
     def text(self, step: int, name: str, value: str) -> None:
         """Writes one row with a text, such as a sample."""
-        self._file.write(json.dumps({"step": step, name: value}) + "\n")
-        self._file.flush()
+        self._write({"step": step, name: value})
         if self._board is not None:
             self._board.add_text(name, value, step)
+
+    def _write(self, row):
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+
+
+class SilentWriter:
+    """Takes what `MetricWriter` takes, and writes nothing."""
+
+    def __enter__(self) -> "SilentWriter":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        pass
+
+    def scalars(self, step: int, values: Row) -> None:
+        pass
+
+    def text(self, step: int, name: str, value: str) -> None:
+        pass
+
+
+def metric_writer(run: Path, last_step: int) -> MetricWriter | SilentWriter:
+    """Returns the writer of `run` on the lead process, and one that writes nothing elsewhere."""
+    return MetricWriter(run, last_step) if is_lead() else SilentWriter()
+
+
+def _finite(values):
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def _step(line):
@@ -71,76 +101,64 @@ def _tensorboard(run, last_step):
     return SummaryWriter(str(run / "tensorboard"), purge_step=last_step + 1)
 
 
-class PendingLosses:
-    """Losses of the steps since the last row, read one step late so that the device never waits."""
+class NotFinite(ArithmeticError):
+    """Too many steps in a row were skipped, since their loss or gradient was not finite.
 
-    def __init__(self):
+    Attributes:
+      step: the last of them.
+      in_row: how many.
+      name: of the metric that was not finite at that step.
+      value: of that metric.
+    """
+
+    def __init__(self, step: int, in_row: int, name: str, value: float):
+        super().__init__(
+            f"{in_row} steps in a row made no update; the {name} of step {step} is {value}"
+        )
+        self.step, self.in_row, self.name, self.value = step, in_row, name, value
+
+
+class PendingLosses:
+    """Losses of the steps since the last row, read one step late so that the device never waits.
+
+    A step that was skipped, see `build_train_step`, is printed and left out of the mean.
+    """
+
+    def __init__(self, max_skipped: int):
+        """Gives up, with NotFinite, at `max_skipped` skipped steps in a row."""
+        self._max_skipped = max_skipped
         self._pending = None
         self._losses = []
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of the step just started, and reads those of the step before."""
         pending, self._pending = self._pending, (step, metrics)
-        self._read(pending)
+        if pending is not None:
+            self._read(*pending)
 
-    def take(self) -> dict[str, float]:
-        """Returns the mean loss since the last call, and the other metrics of the last step."""
+    def take(self) -> Row:
+        """Returns the mean loss since the last call, and the other metrics of the last step.
+
+        Called after an `add`. What is not finite is missing: the loss, if no step's was.
+        """
         pending, self._pending = self._pending, None
-        row = self._read(pending)
-        row["loss"] = sum(self._losses) / len(self._losses)
-        self._losses = []
+        row = self._read(*pending)
+        del row["skipped_in_row"]
+        losses, self._losses = self._losses, []
+        row["loss"] = sum(losses) / len(losses) if losses else math.nan
+        return _finite(row)
+
+    def _read(self, step, metrics):
+        row = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        in_row = row["skipped_in_row"]
+        if not in_row:
+            self._losses.append(row["loss"])
+            return row
+        name = "grad_norm" if math.isfinite(row["loss"]) else "loss"
+        say(
+            f"step {step}: the {name} is {row[name]}; the update was skipped "
+            f"({row['skipped']} so far)"
+        )
+        if in_row >= self._max_skipped:
+            raise NotFinite(step, in_row, name, row[name])
         return row
-
-    def _read(self, pending):
-        if pending is None:
-            return None
-        step, metrics = pending
-        row = {name: float(value) for name, value in metrics.items()}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(row[name]):
-                raise FloatingPointError(
-                    f"The {name} of step {step} is {row[name]}: training has diverged; start "
-                    "another run with a lower learning rate."
-                )
-        self._losses.append(row["loss"])
-        return row
-
-
-class Progress:
-    """Speed and time left of a loop over steps, leaving out pauses."""
-
-    def __init__(self, start: int, total: int, tokens_per_step: int):
-        self._total, self._tokens = total, tokens_per_step
-        self._pauses = 0.0
-        self.begin(start)
-
-    def begin(self, step: int) -> None:
-        """Counts from here: `step` is done."""
-        self._first = self._mark = (step, self._clock())
-
-    def advance(self, step: int) -> tuple[float, str]:
-        """Returns tokens/s since the last call, and as text the time left at the mean speed."""
-        (last, last_time), (first, first_time) = self._mark, self._first
-        self._mark = (step, now) = (step, self._clock())
-        speed = (step - last) * self._tokens / max(now - last_time, 1e-9)
-        left = (self._total - step) * (now - first_time) / max(step - first, 1)
-        return speed, duration(left)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves what happens inside out of the speed."""
-        began = time.monotonic()
-        yield
-        self._pauses += time.monotonic() - began
-
-    def _clock(self):
-        return time.monotonic() - self._pauses
-
-
-def duration(seconds: float) -> str:
-    """Returns seconds as "42 s", "3 min 05 s" or "7 h 12 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes_left:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
