@@ -4,6 +4,7 @@ The same command continues a run that was stopped. Any setting can be changed on
 as in `--config.train.steps=500`.
 """
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -11,26 +12,28 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from sedd_jax.data.pipeline import train_batches
-from sedd_jax.errors import BadInput
+from sedd_jax.data.pipeline import batch_blocks, train_batches
+from sedd_jax.errors import BadInput, Halted
 from sedd_jax.inference.evaluator import Evaluator
 from sedd_jax.model.score_model import count_params
-from sedd_jax.runtime import cli, sharding
+from sedd_jax.runtime import cli, processes, sharding
 from sedd_jax.runtime.checkpoint import FOLDER, Checkpoints
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.config import Config
-from sedd_jax.runtime.metrics import MetricWriter, PendingLosses, Progress, duration
-from sedd_jax.runtime.run import open_run
-from sedd_jax.runtime.step import (
-    Metrics,
-    TrainState,
-    build_train_step,
-    init_state,
-    run_keys,
-)
+from sedd_jax.runtime.lead import say
+from sedd_jax.runtime.lock import locked
+from sedd_jax.runtime.metrics import MetricWriter, NotFinite, PendingLosses, metric_writer
+from sedd_jax.runtime.profile import Profile
+from sedd_jax.runtime.programs import build_programs
+from sedd_jax.runtime.run import open_run, read_run
+from sedd_jax.runtime.step import Metrics, TrainState, run_keys
+from sedd_jax.runtime.stop import StopSignal
+from sedd_jax.runtime.throughput import Progress, duration, step_flops
+from sedd_jax.runtime.watch import Stall
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder: made, or continued.")
+_PROFILE = flags.DEFINE_integer("profile", 0, "Steps to trace, from the third on.", lower_bound=0)
 
 
 def main() -> None:
@@ -38,51 +41,82 @@ def main() -> None:
     config = cli.config_from(_CONFIG)
     if not _WORKDIR.value:
         raise BadInput("--workdir=FOLDER is needed: where the run is kept.")
-    train(config, Path(_WORKDIR.value))
+    processes.join()
+    train(config, Path(_WORKDIR.value), _PROFILE.value)
 
 
-def train(config: Config, run: Path) -> None:
+def train(config: Config, run: Path, profile_steps: int = 0) -> None:
     """Trains from the latest checkpoint of `run`, or from the start, to `config.train.steps`.
 
     Raises:
       BadInput: data, settings or folder that cannot be used, before anything is computed.
+      Halted: a signal to stop, steps that are not finite, or a checkpoint that cannot be written.
     """
-    started = time.monotonic()
-    mesh = sharding.data_mesh()
+    mesh = sharding.build_mesh(config.mesh)
     sharding.check_batches(config, mesh)
-    dataset = open_run(run, config)
+    with contextlib.ExitStack() as until_end:
+
+        def open_first():
+            until_end.enter_context(locked(run))
+            return open_run(run, config)
+
+        dataset = processes.in_turn(open_first, lambda: read_run(run, config))
+        _train(config, run, dataset, mesh, profile_steps)
+
+
+def _train(config, run, dataset, mesh, profile_steps):
+    started = time.monotonic()
     keys = run_keys(config.seed)
     components = build_components(config, dataset.tokenizer.vocab_size, sharding.placement(mesh))
-    everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
-    train_step = jax.jit(
-        build_train_step(components, config, keys.train),
-        in_shardings=(everywhere, rows),
-        out_shardings=(everywhere, everywhere),
-        donate_argnums=0,
-    )
-    init = jax.jit(lambda key: init_state(key, components, config), out_shardings=everywhere)
+    programs = build_programs(components, config, keys, mesh)
     evaluator = Evaluator(config, components, dataset, keys, mesh)
-
     with Checkpoints(run, config.checkpoint) as checkpoints:
-        if checkpoints.latest is None:
-            state = init(keys.init)
-        else:
-            abstract = sharding.placed(jax.eval_shape(init, keys.init), everywhere)
-            state = checkpoints.restore(checkpoints.latest, abstract)
+        state = checkpoints.restore_latest(programs.abstract)
+        if state is None:
+            state = programs.init(keys.init)
         start = int(state.step)
-        _announce(config, components, dataset, count_params(state.params), start)
+        _announce(config, components, dataset, state, mesh)
         batches = train_batches(
             dataset.train,
             batch_size=config.train.batch_size,
+            rows=sharding.rows_here(config.train.batch_size, mesh),
             seed=config.seed,
             start_step=start,
             crop=config.data.crop,
         )
-        with MetricWriter(run, start) as writer, batches:
-            journal = Journal(config, writer, evaluator, checkpoints, start)
+        progress = Progress(
+            start,
+            config.train.steps,
+            tokens_per_step=config.train.batch_size * config.model.length,
+            flops_per_step=step_flops(components, config),
+        )
+        with (
+            batches,
+            metric_writer(run, start) as writer,
+            Stall(config.train.stall_minutes) as stall,
+            Profile(run, profile_steps, start) as profile,
+            StopSignal() as stop,
+        ):
+            journal = Journal(config, writer, evaluator, checkpoints, progress)
             for step in range(start + 1, config.train.steps + 1):
-                state, metrics = train_step(state, jax.device_put(next(batches), rows))
-                journal.after(step, state, metrics)
+                with progress.waiting():
+                    rows = next(batches)
+                batch = sharding.global_batch(rows, config.train.batch_size, mesh)
+                state, metrics = programs.train_step(state, batch)
+                try:
+                    journal.after(step, state, metrics)
+                except NotFinite as error:
+                    raise Halted(_diverged(error, config, dataset, checkpoints)) from error
+                stall.progress(step)
+                with progress.paused():
+                    profile.after(step, metrics)
+                if signal := stop.after(step):
+                    checkpoints.save(state, config)
+                    raise Halted(
+                        f"Stopped by {signal.name} after step {step}, which is saved; the same "
+                        "command goes on from there.",
+                        exit_code=128 + signal,
+                    )
         if journal.bound is None:  # the run was complete already
             journal.bound = evaluator.bound(state.ema_params)
             journal.samples = evaluator.samples(state.ema_params)
@@ -98,16 +132,14 @@ class Journal:
         writer: MetricWriter,
         evaluator: Evaluator,
         checkpoints: Checkpoints,
-        start: int,
+        progress: Progress,
     ):
-        """Begins after step `start`."""
+        """Begins before the first step."""
         self._config, self._writer = config, writer
-        self._evaluator, self._checkpoints = evaluator, checkpoints
-        self._start, self._total = start, config.train.steps
+        self._evaluator, self._checkpoints, self._progress = evaluator, checkpoints, progress
+        self._total = config.train.steps
+        self._losses, self._first = PendingLosses(config.train.max_skipped), True
         self.bound, self.samples = None, None  # the latest
-        self._losses = PendingLosses()
-        tokens_per_step = config.train.batch_size * config.model.length
-        self._progress = Progress(start, self._total, tokens_per_step)
 
     def after(self, step: int, state: TrainState, metrics: Metrics) -> None:
         """Does what is due after `step`, in an order that a resumed run repeats: rows, then save.
@@ -119,16 +151,18 @@ class Journal:
             return step % every == 0 or step == self._total
 
         self._losses.add(step, metrics)
-        if step == self._start + 1:
+        self._checkpoints.check()
+        if self._first:
             jax.block_until_ready(metrics)  # the first step compiles: not part of the speed
             self._progress.begin(step)
+            self._first = False
         if due(self._config.train.log_every):
             self._log(step)
         with self._progress.paused():
             if due(self._config.eval.every):
                 self.bound = self._evaluator.bound(state.ema_params)
                 self._writer.scalars(step, self.bound)
-                print(f"  held-out {_bound_text(self.bound)}", flush=True)
+                say(f"  held-out {_bound_text(self.bound)}")
             if due(self._config.eval.sample_every):
                 self.samples = self._evaluator.samples(state.ema_params)
                 for number, text in enumerate(self.samples):
@@ -137,36 +171,56 @@ class Journal:
                 self._checkpoints.save(state, self._config)
 
     def _log(self, step):
-        row = self._losses.take()
-        row["tokens_per_second"], left = self._progress.advance(step)
+        speed, left = self._progress.advance(step)
+        row = self._losses.take() | speed
         self._writer.scalars(step, row)
-        print(
-            f"step {step}/{self._total}  loss {row['loss']:.4f} nats/token  "
-            f"{row['tokens_per_second']:,.0f} tokens/s  {left} left",
-            flush=True,
+        loss = f"{row['loss']:.4f} nats/token" if "loss" in row else "not finite"
+        say(
+            f"step {step}/{self._total}  loss {loss}  "
+            f"{row['tokens_per_second']:,.0f} tokens/s  {left} left"
         )
 
 
-def _announce(config, components, dataset, parameters, start):
+def _announce(config, components, dataset, state, mesh):
     train_split = dataset.manifest["splits"]["train"]
-    print(
-        f"{parameters:,} parameters, {components.graph.num_states} states ({config.graph}), "
-        f"{len(dataset.train):,} blocks of {config.model.length} {config.data.tokenizer} tokens "
-        f"from {train_split['utf8_bytes']:,} bytes, on {jax.device_count()} "
-        f"{jax.devices()[0].platform} device(s).",
-        flush=True,
+    say(
+        f"{count_params(state.params):,} parameters, {components.graph.num_states} states "
+        f"({config.graph}), {len(dataset.train):,} blocks of {config.model.length} "
+        f"{config.data.tokenizer} tokens from {train_split['utf8_bytes']:,} bytes, on "
+        f"{jax.device_count()} {jax.devices()[0].platform} device(s)."
     )
-    if start:
-        print(f"Continuing after step {start}.", flush=True)
+    say(sharding.describe({"params": state.params}, mesh))
+    if state.step:
+        say(f"Continuing after step {state.step}.")
+
+
+def _diverged(error, config, dataset, checkpoints):
+    blocks = batch_blocks(
+        dataset.train,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        step=error.step - 1,
+    )
+    saved = checkpoints.latest
+    return (
+        f"{error}. Blocks of that batch: {_abridged(blocks)}. Last good checkpoint: "
+        f"{'none' if saved is None else f'step {saved}'}. Start another run with a lower learning "
+        "rate, or look at these blocks."
+    )
+
+
+def _abridged(numbers, most=16):
+    shown = ", ".join(map(str, numbers[:most]))
+    return shown + (f" and {len(numbers) - most} more" if len(numbers) > most else "")
 
 
 def _conclude(run, step, journal, seconds):
-    print(f"\nDone: step {step}, after {duration(seconds)}.")
-    print(f"Held-out {_bound_text(journal.bound)}")
+    say(f"\nDone: step {step}, after {duration(seconds)}.")
+    say(f"Held-out {_bound_text(journal.bound)}")
     for text in journal.samples:
-        print(f"\n--- sample ---\n{text}")
-    print(f"\nCheckpoint: {run / FOLDER / str(step)}")
-    print(f"Next:       python -m sedd_jax.sample --checkpoint={run} --trace")
+        say(f"\n--- sample ---\n{text}")
+    say(f"\nCheckpoint: {run / FOLDER / str(step)}")
+    say(f"Next:       python -m sedd_jax.sample --checkpoint={run} --trace")
 
 
 def _bound_text(row):

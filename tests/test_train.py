@@ -17,11 +17,12 @@ from sedd_jax.runtime.step import init_state, run_keys
 from sedd_jax.train import train
 
 SMOKE = "--config=configs/smoke.py"
+TIMES = {"tokens_per_second", "step_seconds", "waiting_for_data"}
 
 
 def metric_rows(run):
     rows = [json.loads(line) for line in (run / FILE).read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
 
 def final_state(run, config):

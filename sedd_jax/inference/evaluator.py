@@ -28,17 +28,15 @@ class Evaluator:
         self._config, self._keys, self._tokenizer = config, keys, dataset.tokenizer
         self._bytes_per_token = dataset.manifest["splits"]["heldout"]["bytes_per_token"]
         proposal = guess_proposal(components.graph, components.noise, config.train.t_min)
-        rows, everywhere = sharding.over_batch(mesh), sharding.replicated(mesh)
-        self._loss = jax.jit(
-            sequence_loss(components, proposal),
-            in_shardings=(everywhere, everywhere, rows, rows),
-            out_shardings=everywhere,
-        )
+        everywhere, batch_size = sharding.replicated(mesh), config.eval.batch_size
+        # parameters come as they lie; every process wants all results
+        self._loss = jax.jit(sequence_loss(components, proposal), out_shardings=everywhere)
         self._batches = [
-            jax.device_put(batch, rows)
-            for batch in heldout_batches(
+            sharding.global_batch(rows, batch_size, mesh)
+            for rows in heldout_batches(
                 dataset.heldout,
-                batch_size=config.eval.batch_size,
+                batch_size=batch_size,
+                rows=sharding.rows_here(batch_size, mesh),
                 max_blocks=config.eval.max_blocks,
             )
         ]
@@ -48,7 +46,8 @@ class Evaluator:
                 steps=config.eval.sample_steps,
                 sampler="tweedie",
                 t_min=config.train.t_min,
-            )
+            ),
+            out_shardings=everywhere,
         )
 
     def bound(self, params: Params) -> dict[str, float]:

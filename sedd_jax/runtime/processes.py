@@ -1,4 +1,4 @@
-"""The processes of a job: how they find each other, who speaks, and failing together."""
+"""The processes of a job: how they find each other, take turns, and fail together."""
 
 import os
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from absl import flags
 from jax.experimental import multihost_utils
 
 from sedd_jax.errors import BadInput, Halted
+from sedd_jax.runtime.lead import is_lead
 
 T = TypeVar("T")
 
@@ -70,17 +71,6 @@ def _on_tpu_host():
     return any(Path(device).exists() for device in ("/dev/accel0", "/dev/vfio/0"))
 
 
-def leads() -> bool:
-    """Returns whether this is process 0, which prints, and writes what is not a checkpoint."""
-    return jax.process_index() == 0
-
-
-def say(text: str) -> None:
-    """Prints a text once, whatever the number of processes."""
-    if leads():
-        print(text, flush=True)
-
-
 def in_turn(first: Callable[[], T], others: Callable[[], T]) -> T:
     """Returns first() on process 0, and after that others() on the others.
 
@@ -89,7 +79,7 @@ def in_turn(first: Callable[[], T], others: Callable[[], T]) -> T:
     """
     turns = [first] if jax.process_count() == 1 else [first, others]
     for turn, work in enumerate(turns):
-        mine, error = leads() == (turn == 0), None
+        mine, error = is_lead() == (turn == 0), None
         try:
             result = work() if mine else None
         except Exception as caught:

@@ -1,0 +1,47 @@
+"""The training step and the first state, as programs for the devices of a mesh."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from sedd_jax.model.layout import shardings
+from sedd_jax.runtime import sharding
+from sedd_jax.runtime.components import Components
+from sedd_jax.runtime.config import Config
+from sedd_jax.runtime.step import RunKeys, Step, TrainState, build_train_step, init_state
+
+
+class Programs(NamedTuple):
+    """The compiled functions of a run.
+
+    Attributes:
+      abstract: shapes, types and placement of the state.
+      init: init(key) -> state, made in the parts that the devices hold.
+      train_step: train_step(state, tokens) -> (state, metrics); the old state is used up.
+    """
+
+    abstract: TrainState
+    init: Callable[[Key[Array, ""]], TrainState]
+    train_step: Step
+
+
+def build_programs(components: Components, config: Config, keys: RunKeys, mesh: Mesh) -> Programs:
+    """Returns the functions of a run, for the devices of the mesh."""
+
+    def init(key):
+        return init_state(key, components, config)
+
+    shapes = jax.eval_shape(init, keys.init)
+    layout = shardings(shapes, mesh)
+    train_step = jax.jit(
+        build_train_step(components, config, keys.train),
+        in_shardings=(layout, sharding.over_batch(mesh)),
+        out_shardings=(layout, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    return Programs(
+        sharding.placed(shapes, layout), jax.jit(init, out_shardings=layout), train_step
+    )
