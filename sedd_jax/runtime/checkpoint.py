@@ -1,31 +1,48 @@
-"""Checkpoints of a run: saved asynchronously and whole, restored onto the devices at hand.
+"""Checkpoints of a run: saved asynchronously and whole, verified when restored.
 
 A run folder holds `config.json`, `data/` with the tokenizer, and `checkpoints/STEP/` with the
 items "params", "ema" and "optimizer", apart so that sampling and evaluation read only the weights
-they use, and "config", the settings as JSON.
+they use, "config", the settings as JSON, and "meta", JSON too: the shape and the checksum of every
+array, since Orbax does not notice bytes that changed on disk, and the count of skipped steps.
+A checkpoint found damaged when training goes on is moved to `damaged/`.
 """
 
+import contextlib
 import dataclasses
+import json
+import os
+import re
+import zlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, Halted
 from sedd_jax.model.score_model import Params
+from sedd_jax.runtime.checksum import by_path, checksums
 from sedd_jax.runtime.config import CheckpointConfig, Config, parse
-from sedd_jax.runtime.step import TrainState
+from sedd_jax.runtime.step import Skipped, TrainState
 
 FOLDER = "checkpoints"
+DAMAGED_FOLDER = "damaged"
 
 
 class Checkpoints:
-    """The checkpoints of one run folder. Use as a context manager: leaving it waits for saves."""
+    """The checkpoints of one run folder. Use as a context manager: leaving it waits for saves.
+
+    With several processes all make the same calls, and all see the same checkpoints as damaged.
+    """
 
     def __init__(self, run: Path, config: CheckpointConfig | None = None):
         """Opens the checkpoints under `run`, creating the folder only when `config` is given."""
         self._folder = run.resolve() / FOLDER
+        self._aside = run.resolve() / DAMAGED_FOLDER
+        self._saving: int | None = None  # the step of a save whose end was not looked at
         policies = ocp.checkpoint_managers
         if config is None:
             options = ocp.CheckpointManagerOptions(create=False)
@@ -38,34 +55,63 @@ class Checkpoints:
                 preservation_policy=policies.LatestN(config.keep),
             )
         self._manager = ocp.CheckpointManager(
-            self._folder, item_names=("params", "ema", "optimizer", "config"), options=options
+            self._folder,
+            item_names=("params", "ema", "optimizer", "config", "meta"),
+            options=options,
         )
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            self._finish()
+        except Halted as halted:
+            if error is None:
+                raise
+            print(f"WARNING: {halted}", flush=True)  # not instead of what ended the run
+        finally:
+            self._manager.close()
 
     @property
     def latest(self) -> int | None:
-        """The newest complete step, None if there is none."""
+        """The newest complete step, None if there is none; waits for a save."""
+        self._finish()  # Orbax counts a step from the start of its save
         return self._manager.latest_step()
 
     def save(self, state: TrainState, config: Config) -> None:
-        """Saves the state under its step, in the background; a step already saved is kept."""
+        """Saves the state under its step, in the background; a step already saved is kept.
+
+        Raises:
+          Halted: this save, or the one before, failed.
+        """
         step = int(state.step)
         if step == self.latest:
             return
+        arrays = _items(state)
+        settings = dataclasses.asdict(config)
+        counts = {"skipped": state.skipped}
+        meta = {
+            "shapes": {path: _shape(leaf) for path, leaf in by_path(arrays).items()},
+            "checksums": checksums(arrays | counts) | {"config": _text_checksum(settings)},
+            "skipped": [int(count) for count in state.skipped],
+        }
         items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            ema=ocp.args.StandardSave(state.ema_params),
-            optimizer=ocp.args.StandardSave(state.opt_state),
-            config=ocp.args.JsonSave(dataclasses.asdict(config)),
+            **{name: ocp.args.StandardSave(tree) for name, tree in arrays.items()},
+            config=ocp.args.JsonSave(settings),
+            meta=ocp.args.JsonSave(meta),
         )
-        if not self._manager.save(step, args=items):
-            raise RuntimeError(f"Checkpoint of step {step} was refused in {self._folder}.")
+        self._saving = step
+        with self._halting():
+            if not self._manager.save(step, args=items):
+                raise RuntimeError("it was refused")
+
+    def check(self) -> None:
+        """Raises Halted if the save in the background has failed; cheap, for after every step."""
+        # not check_for_errors of Orbax: it takes the error away from the thread that awaits it,
+        # which then takes the save for a good one and deletes the checkpoints before it
+        if self._saving is not None and not self._manager.is_saving_in_progress():
+            self._finish()
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """Returns the state of `step`.
@@ -73,37 +119,199 @@ class Checkpoints:
         Args:
           step: a complete step.
           abstract: the shapes, types and placement wanted, see `sharding.placed`.
+
+        Raises:
+          BadInput: no such step, one of another shape, or a damaged one.
         """
-        items = ocp.args.Composite(
-            params=ocp.args.StandardRestore(abstract.params),
-            ema=ocp.args.StandardRestore(abstract.ema_params),
-            optimizer=ocp.args.StandardRestore(abstract.opt_state),
-        )
-        restored = self._restore(step, items)
+        items, counts = self._restore(step, _items(abstract))
         counter = jax.device_put(jnp.int32(step), abstract.step.sharding)
-        skipped = jax.tree.map(lambda x: jax.device_put(jnp.int32(0), x.sharding), abstract.skipped)
-        return TrainState(counter, restored.params, restored.optimizer, restored.ema, skipped)
+        skipped = jax.tree.map(
+            lambda count, x: jax.device_put(jnp.int32(count), x.sharding), counts, abstract.skipped
+        )
+        return TrainState(counter, items["params"], items["optimizer"], items["ema"], skipped)
+
+    def restore_latest(self, abstract: TrainState) -> TrainState | None:
+        """Returns the newest state that is whole, None if nothing was ever saved.
+
+        Damaged checkpoints on the way there are reported and moved to `damaged/`.
+
+        Raises:
+          BadInput: a checkpoint of another shape.
+          Halted: there are damaged checkpoints only, or one that cannot be moved.
+        """
+        while (step := self.latest) is not None:
+            try:
+                return self.restore(step, abstract)
+            except _Damaged as damage:
+                self._set_aside(step, damage)
+        if self._aside.is_dir() and any(self._aside.iterdir()):
+            raise Halted(
+                f"Every checkpoint of this run was found damaged and is kept in {self._aside}; "
+                "bring a copy back to its place, or start again with another --workdir."
+            )
+        return None
 
     def restore_weights(self, step: int, abstract: Params, *, ema: bool) -> Params:
-        """Returns the weights of `step`, averaged or as trained; `abstract` as in `restore`."""
-        args = ocp.args.StandardRestore(abstract)
+        """Returns the weights of `step`, averaged or as trained; arguments as in `restore`."""
         name = "ema" if ema else "params"
-        return self._restore(step, ocp.args.Composite(**{name: args}))[name]
+        with self._offering_others(step):
+            return self._restore(step, {name: abstract})[0][name]
 
     def config(self, step: int) -> Config:
         """Returns the settings saved with `step`."""
-        saved = self._restore(step, ocp.args.Composite(config=ocp.args.JsonRestore())).config
+        with self._offering_others(step):
+            saved = self._read(step, config=ocp.args.JsonRestore())["config"]
+            meta = self._meta(step)
+            if meta is not None:
+                changed = meta["checksums"].get("config") != _text_checksum(saved)
+                self._agree(step, _changed(["config"]) if changed else None)
         return parse(saved)
 
-    def _restore(self, step, items):
+    def _finish(self):
+        """Waits for the save in the background; raises Halted if it failed."""
+        with self._halting():
+            self._manager.wait_until_finished()
+        self._saving = None
+
+    @contextlib.contextmanager
+    def _halting(self):
+        try:
+            yield
+        except Exception as error:  # whatever it was, the run would go on unsaved
+            step, self._saving = self._saving, None
+            self._manager.reload()  # Orbax has the failed step, and not those it was to replace
+            last = self._manager.latest_step()
+            have = "there is none before it" if last is None else f"the last good one is {last}"
+            raise Halted(
+                f"Saving the checkpoint of step {step} in {self._folder} failed: "
+                f"{_reason(error)}; {have}. Mend the cause and run the same command again."
+            ) from error
+
+    def _restore(self, step: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], Skipped]:
+        """Returns the items named in `wanted` and the skipped steps, all verified."""
+        meta = self._meta(step)
+        if meta is not None:
+            self._check_shapes(step, meta["shapes"], wanted)
+        restore = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+        items = self._read(step, **restore)
+        if meta is None:
+            if jax.process_index() == 0:
+                print(
+                    f"The checkpoint {self._folder / str(step)} was saved without checksums, by an "
+                    "older version: whether it is damaged cannot be told.",
+                    flush=True,
+                )
+            return items, Skipped(0, 0)
+        skipped = Skipped(*meta["skipped"])
+        counts = {"skipped": jax.tree.map(jnp.int32, skipped)}
+        found, saved = checksums(items | counts), meta["checksums"]
+        changed = [path for path in found if found[path] != saved.get(path)]
+        self._agree(step, _changed(changed) if changed else None)
+        return items, skipped
+
+    def _meta(self, step):
+        """Returns the item "meta", None for a checkpoint of a version that had none."""
+        names = self._manager.metadata(step).item_handlers or ()
+        if "meta" not in names and not (self._folder / str(step) / "meta").exists():
+            return None
+        meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
+        whole = isinstance(meta, dict) and {"shapes", "checksums", "skipped"} <= meta.keys()
+        self._agree(step, None if whole else _changed(["meta"]))
+        return meta
+
+    def _check_shapes(self, step, saved, wanted):
+        for path, leaf in by_path(wanted).items():
+            if saved.get(path) != _shape(leaf):
+                raise BadInput(
+                    f"The checkpoint {self._folder / str(step)} is of another shape than its "
+                    f"settings say: {path} is {saved.get(path, 'absent')}, not {_shape(leaf)}."
+                )
+
+    def _read(self, step, **items):
         if step not in self._manager.all_steps():
             steps = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
             raise BadInput(f"{self._folder} has no checkpoint of step {step}; it has: {steps}.")
+        read, damage = None, None
         try:
-            return self._manager.restore(step, args=items)
+            read = self._manager.restore(step, args=ocp.args.Composite(**items))
         except (ValueError, KeyError, OSError) as error:
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
-            raise BadInput(
-                f"The checkpoint {self._folder / str(step)} cannot be read, is damaged or of "
-                f"another shape than its settings say: {reason}"
-            ) from error
+            damage = f"it cannot be read ({_reason(error)})"
+        self._agree(step, damage)
+        return dict(read.items())
+
+    def _agree(self, step, damage):
+        """Raises _Damaged in all processes if there is damage in the eyes of one."""
+        if damage := _of_any_process(damage):
+            raise _Damaged(f"The checkpoint {self._folder / str(step)} is damaged: {damage}.")
+
+    @contextlib.contextmanager
+    def _offering_others(self, step):
+        """Completes the report of damage for who chose the step, or could choose another."""
+        try:
+            yield
+        except _Damaged as damage:
+            others = ", ".join(str(s) for s in sorted(self._manager.all_steps()) if s != step)
+            advice = f"choose another with --checkpoint_step: {others}" if others else "no other"
+            raise BadInput(f"{damage} Of other steps there are: {advice}.") from damage
+
+    def _set_aside(self, step, damage):
+        """Moves a step out of the sight of Orbax, never onto something else, and says so."""
+        failure = None
+        if jax.process_index() == 0:
+            target, number = self._aside / str(step), 1
+            while target.exists():
+                target, number = self._aside / f"{step}.{number}", number + 1
+            try:
+                self._aside.mkdir(exist_ok=True)
+                (self._folder / str(step)).rename(target)
+            except OSError as error:
+                failure = f"{damage} It could not be moved to {target}: {_reason(error)}."
+        if failure := _of_any_process(failure):
+            raise Halted(failure)
+        self._manager.reload()
+        if jax.process_index() == 0:
+            last = self._manager.latest_step()
+            then = "No other is left." if last is None else f"Going back to step {last} instead."
+            print(f"WARNING: {damage} It was moved to {target}. {then}", flush=True)
+
+
+class _Damaged(BadInput):
+    """A checkpoint whose files are not what was saved."""
+
+
+def _items(state):
+    return {"params": state.params, "ema": state.ema_params, "optimizer": state.opt_state}
+
+
+def _shape(leaf):
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _text_checksum(settings):
+    return zlib.crc32(json.dumps(settings, sort_keys=True).encode())
+
+
+def _changed(paths):
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return f"the data on disk changed since it was saved (in {', '.join(paths[:3])}{more})"
+
+
+def _of_any_process(trouble):
+    """Returns the trouble of this process or, if it has none, that another has; None if none."""
+    if jax.process_count() == 1:
+        return trouble
+    flags = multihost_utils.process_allgather(np.int32(trouble is not None))
+    return trouble or (f"process {np.argmax(flags)} found it so" if flags.any() else None)
+
+
+def _reason(error):
+    """Returns what the operating system says, if it is in the error, else the error's first line.
+
+    TensorStore's errors are of type ValueError, with the number in the text.
+    """
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    if number:
+        return os.strerror(int(number[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
