@@ -15,7 +15,8 @@ def keep_programs() -> None:
 
     Where JAX_COMPILATION_CACHE_DIR is set, JAX follows that, and an empty one means no cache. Each
     kind of processor has a folder of its own: homes are shared between machines, and a program
-    for one may not run on another. Of the kept programs the oldest go beyond 2 GB.
+    for one may not run on another. Nothing is ever deleted: JAX's limit of size needs a lock on
+    every read, which home folders on a network may not have.
     """
     if VARIABLE in os.environ:
         return
@@ -25,7 +26,6 @@ def keep_programs() -> None:
         return
     folder = home / "sedd_jax" / hashlib.sha256(_processor().encode()).hexdigest()[:12]
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_compilation_cache_max_size", 2 * 10**9)
 
 
 def _processor() -> str:

@@ -18,13 +18,13 @@ from sedd_jax.runtime.config import Config, MeshConfig
 
 def build_mesh(
     config: MeshConfig = MeshConfig(),  # noqa: B008
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Mesh:
     """Returns the mesh of all devices, those of a slice side by side.
 
     Args:
       config: sizes of the axes.
-      devices: by default all of the job.
+      devices: by default all of the job; those of a topology that is only compiled for will do.
 
     Raises:
       BadInput: the sizes do not multiply to the number of devices, or a TPU slice would be cut.

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from jax.experimental import multihost_utils
+
+from sedd_jax.errors import BadInput, Halted
+from sedd_jax.runtime import processes
+
+
+@pytest.fixture(autouse=True)
+def parsed(monkeypatch):
+    flags.FLAGS.mark_as_parsed()
+    for name in ("SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What JAX was asked to join; nothing is joined."""
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args: calls.append(args))
+    return calls
+
+
+def test_alone_there_is_nothing_to_join(joined):
+    processes.join()
+    assert not joined
+
+
+def test_the_processes_that_the_flags_name(joined):
+    with flagsaver.flagsaver(coordinator="host:1", num_processes=2, process_id=0):
+        processes.join()
+    assert joined == [("host:1", 2, 0)]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_NTASKS": "2", "SLURM_PROCID": "1"},
+        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"},
+    ],
+)
+def test_the_processes_that_the_environment_names(monkeypatch, joined, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    processes.join()
+    assert joined == [(None, None, None)]
+    with flagsaver.flagsaver(distributed="no"):
+        processes.join()
+    assert len(joined) == 1
+
+
+@pytest.mark.parametrize("name", ["SLURM_NTASKS", "SLURM_PROCID"])
+def test_an_allocation_or_a_single_task_is_no_job_of_several(monkeypatch, joined, name):
+    monkeypatch.setenv(name, "1" if name == "SLURM_PROCID" else "8")
+    processes.join()
+    assert not joined
+
+
+def test_when_asked_the_cluster_is_looked_for(joined):
+    with flagsaver.flagsaver(distributed="yes"):
+        processes.join()
+    assert joined == [(None, None, None)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"coordinator": "host:1"}, "go together"),
+        (
+            {"coordinator": "host:1", "num_processes": 2, "process_id": 0, "distributed": "no"},
+            "--distributed=no contradicts",
+        ),
+        # JAX itself refuses, before it waits for anybody
+        (
+            {"coordinator": "host:1", "num_processes": 2, "process_id": 2},
+            r"do not find each other \(.*process_id < num_processes",
+        ),
+    ],
+)
+def test_flags_that_cannot_be(given, message):
+    with flagsaver.flagsaver(**given), pytest.raises(BadInput, match=message):
+        processes.join()
+
+
+def test_alone_the_first_turn_is_the_only_one():
+    assert processes.in_turn(lambda: 1, lambda: 2) == 1
+    with pytest.raises(BadInput, match="broken"):
+        processes.in_turn(refuse, lambda: 2)
+
+
+def refuse():
+    raise BadInput("broken")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_where_one_process_fails_all_end(monkeypatch, number):
+    """What one of two processes sees, when process 0 fails and when process 1 does."""
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("jax.process_index", lambda: number)
+    for failing in (0, 1):
+        heard = iter([np.array([failing == 0, False]), np.array([False, failing == 1])])
+        monkeypatch.setattr(multihost_utils, "process_allgather", lambda _, h=heard: next(h))
+        turns = [lambda: "done", lambda: "done"]
+        turns[failing] = refuse
+        wanted = (
+            (BadInput, "broken") if number == failing else (Halted, f"Process {failing} of the job")
+        )
+        with pytest.raises(wanted[0], match=wanted[1]):
+            processes.in_turn(*turns)
