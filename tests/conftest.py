@@ -67,17 +67,18 @@ class Binary:
     root = Path(__file__).parents[1]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
 
-    def start(self, module, *flags):
-        """Starts `python -m sedd_jax.MODULE FLAGS` and returns the process."""
+    def start(self, module, *flags, devices=1, **options):
+        """Starts `python -m sedd_jax.MODULE FLAGS` on CPU devices and returns the process."""
         command = [sys.executable, "-m", f"sedd_jax.{module}", *flags]
+        environment = self.environment | {"JAX_NUM_CPU_DEVICES": str(devices)}
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, cwd=self.root, env=self.environment, stdout=pipe, stderr=pipe, text=True
+            command, cwd=self.root, env=environment, stdout=pipe, stderr=pipe, text=True, **options
         )
 
-    def run(self, module, *flags):
+    def run(self, module, *flags, devices=1):
         """Returns what a run that must succeed printed."""
-        process = self.start(module, *flags)
+        process = self.start(module, *flags, devices=devices)
         out, err = process.communicate()
         assert process.returncode == 0, err
         return out
