@@ -76,7 +76,8 @@ def build_train_step(components: Components, config: Config, key: Key[Array, ""]
     proposal = build_proposal(components, config)
 
     def train_step(state: TrainState, x0: Int[Array, "B L"]) -> tuple[TrainState, Metrics]:
-        time_key, noise_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
+        step_key = jax.random.fold_in(key, state.step)
+        time_key, noise_key, dropout_key, moments_key = jax.random.split(step_key, 4)
         unit = sample_quantiles(time_key, x0.shape[0], config.train.low_discrepancy)
         draw = propose(noise_key, proposal, graph, noise, unit, x0)
 
@@ -94,7 +95,9 @@ def build_train_step(components: Components, config: Config, key: Key[Array, ""]
             in_row=jnp.where(finite, 0, state.skipped.in_row + 1),
         )
         step = state.step + 1
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
+        updates, opt_state = transform.update(
+            grads, state.opt_state, state.params, key=moments_key
+        )
         params = optax.apply_updates(state.params, updates)
         count = step - skipped.total
         ema_params = ema_update(state.ema_params, params, count, config.optim.ema_decay)
