@@ -95,9 +95,7 @@ def build_train_step(components: Components, config: Config, key: Key[Array, ""]
             in_row=jnp.where(finite, 0, state.skipped.in_row + 1),
         )
         step = state.step + 1
-        updates, opt_state = transform.update(
-            grads, state.opt_state, state.params, key=moments_key
-        )
+        updates, opt_state = transform.update(grads, state.opt_state, state.params, key=moments_key)
         params = optax.apply_updates(state.params, updates)
         count = step - skipped.total
         ema_params = ema_update(state.ema_params, params, count, config.optim.ema_decay)

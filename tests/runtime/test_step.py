@@ -92,6 +92,18 @@ def test_microbatches_have_their_own_keys():
     assert single[0] != single[1]
 
 
+def test_microbatches_are_summed_in_float32():
+    def loss(params, x, key):
+        product = x.astype(jnp.bfloat16) @ params["kernel"].astype(jnp.bfloat16)
+        return jnp.sum(product.astype(jnp.float32))
+
+    params, x = {"kernel": jnp.zeros((3, 2))}, jnp.ones((512, 3))
+    mean = mean_over_microbatches(jax.value_and_grad(loss), 512)
+    _, grads = mean(params, (x,), jax.random.key(0))
+    # all 512 gradients are 1; a sum in bfloat16 would stay at 256, and this mean be 0.5
+    chex.assert_trees_all_equal(grads, {"kernel": jnp.ones((3, 2))})
+
+
 def test_eight_devices_give_the_step_of_one(setup, after_one):
     config, state, tokens = setup
     mesh = sharding.data_mesh()
