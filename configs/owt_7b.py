@@ -3,10 +3,10 @@
 Paper row: none. Hardware it is laid out for, on which it has not run: 64 accelerators of 80 GB or
 more that share the parameters, 8 hosts of H100 or a v5p-128 slice. A parameter takes 16 bytes of
 state (weight, two moments, average), 111 GB in all and 1.7 GB a device; the gradient and the sum
-over microbatches add 8 while a step runs, 0.9 GB a device. Of a block only its input is kept, 4.3 GB
-for 8 sequences in float32; the rest is for gathered weights and one block's activations.
-`optim.first_moment` and `second_moment` in bfloat16 would save 0.4 GB a device. Batch and learning
-rate are choices, untested and not tuned. Data as in owt_small.py.
+over microbatches add 8 while a step runs, 0.9 GB a device. Of a block only its input is kept,
+4.3 GB for 8 sequences in float32; the rest is for gathered weights and one block's activations.
+Moments in bfloat16 (`optim.first_moment`, `optim.second_moment`) would save 0.4 GB a device. Batch
+and learning rate are choices, untested and not tuned. Data as in owt_small.py.
 
     python -m sedd_jax.train --config=configs/owt_7b.py --workdir=runs/owt_7b \
         --config.data.corpus=openwebtext.txt --config.data.tokenizer_path=gpt2

@@ -65,6 +65,9 @@ def stochastic_round(key: Key[Array, ""], x: Float[Array, "..."]) -> BFloat16[Ar
 def ema_update(ema: Params, params: Params, count: Int[Array, ""], decay: float) -> Params:
     """Returns decay_n ema + (1 - decay_n) params, decay_n = min(decay, (1 + n) / (10 + n)).
 
+    There is no bfloat16 average: at decay 0.9999 it would stand still if rounded to nearest, and
+    carry 1 % of noise in every weight if rounded stochastically, where weights scatter by 3 %.
+
     Args:
       ema: the average so far, float32.
       params: the weights after update n.
@@ -85,6 +88,7 @@ def _adam(config):
 
     Rounding to the nearest bfloat16 would stop the second moment: neighbours are 0.4 to 0.8 %
     apart, and beta2 = 0.999 moves it by 0.1 % where the squared gradient is twice the mean.
+    Stochastic rounding scatters it by about 4 %, the step by 2 %, without bias in the moment.
     """
     adam = optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.eps)
     dtypes = {"mu": config.first_moment, "nu": config.second_moment}
