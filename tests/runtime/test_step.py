@@ -142,6 +142,18 @@ def test_training_on_one_batch_lowers_its_loss(setup):
     assert float(last) < 0.5 * float(first)
 
 
+def test_moments_stay_in_the_type_they_are_kept_in(setup):
+    config, _, tokens = setup
+    optim = dataclasses.replace(config.optim, first_moment="bfloat16", second_moment="bfloat16")
+    narrow = dataclasses.replace(config, optim=optim)
+    components, keys = build_components(narrow, VOCAB_SIZE), run_keys(0)
+    state = jax.eval_shape(lambda: init_state(keys.init, components, narrow))
+    after, _ = jax.eval_shape(build_train_step(components, narrow, keys.train), state, tokens)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    moments = (state.opt_state[1][0].mu, state.opt_state[1][0].nu)
+    assert {leaf.dtype for leaf in jax.tree.leaves(moments)} == {jnp.dtype("bfloat16")}
+
+
 def test_the_four_keys_of_a_run_differ():
     data = [tuple(np.asarray(jax.random.key_data(key))) for key in run_keys(3)]
     assert len(set(data)) == 4
