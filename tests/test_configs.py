@@ -18,7 +18,8 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init
 ALPHABET = 65  # stands for "whatever the corpus gives"
 # published sizes without the table's padding rows: embedding and head of the real states,
 # blocks, conditioning
-SIZES = {"owt_small": 170e6, "owt_medium": 424e6}
+SIZES = {"owt_small": 170e6, "owt_medium": 424e6, "owt_1_5b": 1.45e9, "owt_7b": 6.95e9}
+MEMORY = 80e9  # bytes of the accelerators that the sharded ones are laid out for
 
 
 def load(name):
@@ -41,13 +42,45 @@ def test_config_is_documented_and_its_shapes_fit(name):
     assert set(metrics) == {"loss", "grad_norm", "learning_rate", "skipped", "skipped_in_row"}
 
 
+def state_of(config):
+    components = build_components(config, config.data.vocab_size)
+    return jax.eval_shape(lambda: init_state(jax.random.key(0), components, config))
+
+
+def bytes_of(tree):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_published_sizes(name):
-    config = parse(load(name).get_config())
-    components = build_components(config, config.data.vocab_size)
-    params = jax.eval_shape(components.model.init, jax.random.key(0))
+    params = state_of(parse(load(name).get_config())).params
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert count == pytest.approx(SIZES[name], rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "stated"), [("owt_1_5b", (2.9, 1.5)), ("owt_7b", (1.7, 0.9))])
+def test_sharded_state_fits_its_hardware(name, stated):
+    """The header's gigabytes a device: of state, and of gradient and sum while a step runs."""
+    module = load(name)
+    config = parse(module.get_config())
+    state = state_of(config)
+    devices = config.mesh.fsdp
+    resident = bytes_of(state) / devices
+    gradients = 2 * bytes_of(state.params) / devices
+    assert (resident / 1e9, gradients / 1e9) == pytest.approx(stated, abs=0.05)
+    for size in stated:
+        assert f"{size} GB a device" in " ".join(module.__doc__.split())
+    # what is used whole: the table, the head and a block, and the block's float32 gradient
+    whole = bytes_of({k: v for k, v in state.params.items() if k != "blocks"})
+    whole += 2 * bytes_of(state.params["blocks"]) / config.model.num_blocks
+    sequences = config.train.batch_size // config.train.microbatches // devices
+    assert sequences == 8
+    position = config.model.hidden_size * 4  # bytes, float32
+    kept = {"blocks": 1, "products": 10}[
+        config.model.remat
+    ]  # 10: input, and q k v, o, 4 + 1 of MLP
+    activations = sequences * config.model.length * position * config.model.num_blocks * kept
+    assert resident + gradients + whole + activations < 0.75 * MEMORY
 
 
 @pytest.mark.parametrize("name", ["owt_small_uniform", "owt_medium_uniform"])

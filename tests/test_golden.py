@@ -367,7 +367,9 @@ def training_steps(golden):
 
     def run(params, *batches):
         opt_state = optimizer(settings, config.train.steps).init(params)
-        state = training.TrainState(jnp.zeros((), jnp.int32), params, opt_state, params)
+        zero = jnp.zeros((), jnp.int32)
+        skipped = training.Skipped(zero, zero)
+        state = training.TrainState(zero, params, opt_state, params, skipped)
         return jax.lax.scan(replay, state, batches)
 
     return run

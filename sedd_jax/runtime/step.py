@@ -76,7 +76,8 @@ def build_train_step(components: Components, config: Config, key: Key[Array, ""]
     proposal = build_proposal(components, config)
 
     def train_step(state: TrainState, x0: Int[Array, "B L"]) -> tuple[TrainState, Metrics]:
-        time_key, noise_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step), 3)
+        step_key = jax.random.fold_in(key, state.step)
+        time_key, noise_key, dropout_key, moments_key = jax.random.split(step_key, 4)
         unit = sample_quantiles(time_key, x0.shape[0], config.train.low_discrepancy)
         draw = propose(noise_key, proposal, graph, noise, unit, x0)
 
@@ -94,14 +95,22 @@ def build_train_step(components: Components, config: Config, key: Key[Array, ""]
             in_row=jnp.where(finite, 0, state.skipped.in_row + 1),
         )
         step = state.step + 1
-        updates, opt_state = transform.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        count = step - skipped.total
-        ema_params = ema_update(state.ema_params, params, count, config.optim.ema_decay)
-        params, opt_state, ema_params = jax.tree.map(
-            functools.partial(jnp.where, finite),
-            (params, opt_state, ema_params),
-            (state.params, state.opt_state, state.ema_params),
+
+        def update(grads, params, opt_state, ema_params):
+            updates, opt_state = transform.update(grads, opt_state, params, key=moments_key)
+            params = optax.apply_updates(params, updates)
+            count = step - skipped.total
+            return params, opt_state, ema_update(ema_params, params, count, config.optim.ema_decay)
+
+        # not a choice between old and new arrays: XLA:CPU held both, 3.7 bytes a parameter
+        params, opt_state, ema_params = jax.lax.cond(
+            finite,
+            update,
+            lambda _, *kept: kept,
+            grads,
+            state.params,
+            state.opt_state,
+            state.ema_params,
         )
         metrics = {
             "loss": loss / x0.shape[1],

@@ -92,6 +92,18 @@ def test_microbatches_have_their_own_keys():
     assert single[0] != single[1]
 
 
+def test_microbatches_are_summed_in_float32():
+    def loss(params, x, key):
+        product = x.astype(jnp.bfloat16) @ params["kernel"].astype(jnp.bfloat16)
+        return jnp.sum(product.astype(jnp.float32))
+
+    params, x = {"kernel": jnp.zeros((3, 2))}, jnp.ones((512, 3))
+    mean = mean_over_microbatches(jax.value_and_grad(loss), 512)
+    _, grads = mean(params, (x,), jax.random.key(0))
+    # all 512 gradients are 1; a sum in bfloat16 would stay at 256, and this mean be 0.5
+    chex.assert_trees_all_equal(grads, {"kernel": jnp.ones((3, 2))})
+
+
 def test_eight_devices_give_the_step_of_one(setup, after_one):
     config, state, tokens = setup
     mesh = sharding.build_mesh()
@@ -128,6 +140,18 @@ def test_training_on_one_batch_lowers_its_loss(setup):
     first = run(config, state, constant)[1]["loss"]
     last = run(config, state, constant, steps=40)[1]["loss"]
     assert float(last) < 0.5 * float(first)
+
+
+def test_moments_stay_in_the_type_they_are_kept_in(setup):
+    config, _, tokens = setup
+    optim = dataclasses.replace(config.optim, first_moment="bfloat16", second_moment="bfloat16")
+    narrow = dataclasses.replace(config, optim=optim)
+    components, keys = build_components(narrow, VOCAB_SIZE), run_keys(0)
+    state = jax.eval_shape(lambda: init_state(keys.init, components, narrow))
+    after, _ = jax.eval_shape(build_train_step(components, narrow, keys.train), state, tokens)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    moments = (state.opt_state[1][0].mu, state.opt_state[1][0].nu)
+    assert {leaf.dtype for leaf in jax.tree.leaves(moments)} == {jnp.dtype("bfloat16")}
 
 
 def test_the_four_keys_of_a_run_differ():

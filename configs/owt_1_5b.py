@@ -1,0 +1,26 @@
+"""SEDD with 1.45 billion parameters on OpenWebText, absorbing graph: beyond the paper's sizes.
+
+Paper row: none. Hardware it is laid out for, on which it has not run: 8 accelerators of 80 GB or
+more that share the parameters, one host of H100 or a v5p-16 slice. A parameter takes 16 bytes of
+state (weight, two moments, average), 23 GB in all and 2.9 GB a device; the gradient and the sum
+over microbatches add 8 while a step runs, 1.5 GB a device. The rest is for gathered weights and the
+activations of 8 sequences. The learning rate is a choice below the medium model's, untested and not
+tuned. Data as in owt_small.py.
+
+    python -m sedd_jax.train --config=configs/owt_1_5b.py --workdir=runs/owt_1_5b \
+        --config.data.corpus=openwebtext.txt --config.data.tokenizer_path=gpt2
+"""
+
+from configs import owt_medium
+
+
+def get_config():
+    config = owt_medium.get_config()
+    config.train.microbatches = 8  # 8 sequences at a time on each of 8 accelerators
+    config.model.hidden_size = 2048
+    config.model.num_blocks = 24
+    config.model.num_heads = 16
+    config.optim.learning_rate = 2e-4
+    config.mesh.data = -1  # one copy of the network on 8 accelerators, two on 16
+    config.mesh.fsdp = 8
+    return config
