@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import re
+import textwrap
 import zlib
 from pathlib import Path
 from typing import Any
@@ -160,8 +161,8 @@ class Checkpoints:
     def config(self, step: int) -> Config:
         """Returns the settings saved with `step`."""
         with self._offering_others(step):
-            saved = self._read(step, config=ocp.args.JsonRestore())["config"]
             meta = self._meta(step)
+            saved = self._read(step, config=ocp.args.JsonRestore())["config"]
             if meta is not None:
                 changed = meta["checksums"].get("config") != _text_checksum(saved)
                 self._agree(step, _changed(["config"]) if changed else None)
@@ -211,8 +212,13 @@ class Checkpoints:
 
     def _meta(self, step):
         """Returns the item "meta", None for a checkpoint of a version that had none."""
-        names = self._manager.metadata(step).item_handlers or ()
-        if "meta" not in names and not (self._folder / str(step) / "meta").exists():
+        if step not in self._manager.all_steps():
+            steps = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
+            raise BadInput(f"{self._folder} has no checkpoint of step {step}; it has: {steps}.")
+        folder = self._folder / str(step)
+        listing = folder / "_CHECKPOINT_METADATA"  # an item that is listed and gone is damage
+        listed = listing.is_file() and '"meta"' in listing.read_text(errors="replace")
+        if not listed and not (folder / "meta").exists():
             return None
         meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
         whole = isinstance(meta, dict) and {"shapes", "checksums", "skipped"} <= meta.keys()
@@ -228,21 +234,21 @@ class Checkpoints:
                 )
 
     def _read(self, step, **items):
-        if step not in self._manager.all_steps():
-            steps = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
-            raise BadInput(f"{self._folder} has no checkpoint of step {step}; it has: {steps}.")
-        read, damage = None, None
+        read, damage, cause = None, None, None
         try:
             read = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError, OSError) as error:
-            damage = f"it cannot be read ({_reason(error)})"
-        self._agree(step, damage)
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise  # the machine's trouble, not the file's
+        except Exception as error:  # of any type: for a file cut short it is Exception itself
+            damage, cause = f"it cannot be read ({_reason(error)})", error
+        self._agree(step, damage, cause)
         return dict(read.items())
 
-    def _agree(self, step, damage):
+    def _agree(self, step, damage, cause=None):
         """Raises _Damaged in all processes if there is damage in the eyes of one."""
         if damage := _of_any_process(damage):
-            raise _Damaged(f"The checkpoint {self._folder / str(step)} is damaged: {damage}.")
+            message = f"The checkpoint {self._folder / str(step)} is damaged: {damage}."
+            raise _Damaged(message) from cause
 
     @contextlib.contextmanager
     def _offering_others(self, step):
@@ -251,8 +257,12 @@ class Checkpoints:
             yield
         except _Damaged as damage:
             others = ", ".join(str(s) for s in sorted(self._manager.all_steps()) if s != step)
-            advice = f"choose another with --checkpoint_step: {others}" if others else "no other"
-            raise BadInput(f"{damage} Of other steps there are: {advice}.") from damage
+            advice = (
+                f"Choose another step with --checkpoint_step; there are: {others}."
+                if others
+                else "There is no other step to choose."
+            )
+            raise BadInput(f"{damage} {advice}") from damage
 
     def _set_aside(self, step, damage):
         """Moves a step out of the sight of Orbax, never onto something else, and says so."""
@@ -314,4 +324,5 @@ def _reason(error):
         return os.strerror(int(number[1]))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
+    line = (str(error).strip() or repr(error)).splitlines()[0]
+    return textwrap.shorten(line.rstrip("."), 160, placeholder=" ...")
