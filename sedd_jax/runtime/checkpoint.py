@@ -54,6 +54,9 @@ class Checkpoints:
                 # the loop decides when: a policy here would be a second opinion
                 save_decision_policy=policies.FixedIntervalPolicy(1),
                 preservation_policy=policies.LatestN(config.keep),
+                # in the background, a folder that cannot be made leaves the threads that are to
+                # write in it waiting, and the process cannot end for 20 minutes
+                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             )
         self._manager = ocp.CheckpointManager(
             self._folder,

@@ -3,6 +3,7 @@ import os
 import resource
 import shutil
 import signal
+import threading
 import time
 
 import chex
@@ -307,9 +308,14 @@ def test_a_save_is_finished_when_the_run_ends_by_an_error(run, state, smoke_conf
 
 def test_a_folder_that_cannot_be_written_halts_the_run(run, state, smoke_config):
     """Root may write anywhere, so the folder becomes a file: that fails for all."""
+    before = set(threading.enumerate())
     with Checkpoints(run, CheckpointConfig()) as checkpoints:
         os.rename(run / FOLDER, run / "elsewhere")
         (run / FOLDER).touch()
         with pytest.raises(Halted, match="step 3 in .*: Not a directory; there is none before"):
             checkpoints.save(at_step(state, 3), smoke_config)
             wait_for_failure(checkpoints)
+    deadline = time.monotonic() + 5
+    while left := {t for t in threading.enumerate() if not t.daemon} - before:
+        assert time.monotonic() < deadline, f"the process would wait at its end for {left}"
+        time.sleep(0.01)
