@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from sedd_jax.errors import BadInput, Halted
@@ -238,12 +239,18 @@ class Checkpoints:
 
     def _read(self, step, **items):
         read, damage, cause = None, None, None
+        # not by the manager: its restore ends with a barrier, which a process that cannot read
+        # its part never comes to, while the others wait
+        reader = ocp.CompositeCheckpointHandler()
         try:
-            read = self._manager.restore(step, args=ocp.args.Composite(**items))
+            folder = epath.Path(self._folder / str(step))
+            read = reader.restore(folder, args=ocp.args.Composite(**items))
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # the machine's trouble, not the file's
         except Exception as error:  # of any type: for a file cut short it is Exception itself
             damage, cause = f"it cannot be read ({_reason(error)})", error
+        finally:
+            reader.close()
         self._agree(step, damage, cause)
         return dict(read.items())
 
