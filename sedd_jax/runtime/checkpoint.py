@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 
 from sedd_jax.errors import BadInput, Halted
@@ -243,8 +242,7 @@ class Checkpoints:
         # its part never comes to, while the others wait
         reader = ocp.CompositeCheckpointHandler()
         try:
-            folder = epath.Path(self._folder / str(step))
-            read = reader.restore(folder, args=ocp.args.Composite(**items))
+            read = reader.restore(self._folder / str(step), args=ocp.args.Composite(**items))
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # the machine's trouble, not the file's
         except Exception as error:  # of any type: for a file cut short it is Exception itself
@@ -327,12 +325,15 @@ def _of_any_process(trouble):
 def _reason(error):
     """Returns what the operating system says, if it is in the error, else the error's first line.
 
-    TensorStore's errors are of type ValueError, with the number in the text.
+    TensorStore's errors are of type ValueError, with the number in the text and, after a bracket,
+    the place in its source.
     """
+    while error.__cause__:
+        error = error.__cause__
     number = re.search(r"os_error_code='(\d+)'", str(error))
     if number:
         return os.strerror(int(number[1]))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    line = (str(error).strip() or repr(error)).splitlines()[0]
-    return textwrap.shorten(line.rstrip("."), 160, placeholder=" ...")
+    line = (str(error).strip() or repr(error)).splitlines()[0].split(" [tensorstore_spec")[0]
+    return textwrap.shorten(line.rstrip("."), 240, placeholder=" ...")
