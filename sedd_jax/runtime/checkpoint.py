@@ -94,16 +94,15 @@ class Checkpoints:
             return
         arrays = _items(state)
         settings = dataclasses.asdict(config)
-        counts = {"skipped": state.skipped}
-        meta = {
+        facts = {
             "shapes": {path: _shape(leaf) for path, leaf in by_path(arrays).items()},
-            "checksums": checksums(arrays | counts) | {"config": _text_checksum(settings)},
             "skipped": [int(count) for count in state.skipped],
         }
+        texts = {"config": _text_checksum(settings), "meta": _text_checksum(facts)}
         items = ocp.args.Composite(
             **{name: ocp.args.StandardSave(tree) for name, tree in arrays.items()},
             config=ocp.args.JsonSave(settings),
-            meta=ocp.args.JsonSave(meta),
+            meta=ocp.args.JsonSave(facts | {"checksums": checksums(arrays) | texts}),
         )
         self._saving = step
         with self._halting():
@@ -206,12 +205,10 @@ class Checkpoints:
                     flush=True,
                 )
             return items, Skipped(0, 0)
-        skipped = Skipped(*meta["skipped"])
-        counts = {"skipped": jax.tree.map(jnp.int32, skipped)}
-        found, saved = checksums(items | counts), meta["checksums"]
+        found, saved = checksums(items), meta["checksums"]
         changed = [path for path in found if found[path] != saved.get(path)]
         self._agree(step, _changed(changed) if changed else None)
-        return items, skipped
+        return items, Skipped(*meta["skipped"])
 
     def _meta(self, step):
         """Returns the item "meta", None for a checkpoint of a version that had none."""
@@ -224,7 +221,8 @@ class Checkpoints:
         if not listed and not (folder / "meta").exists():
             return None
         meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
-        whole = isinstance(meta, dict) and {"shapes", "checksums", "skipped"} <= meta.keys()
+        facts = {name: meta.get(name) for name in ("shapes", "skipped")}
+        whole = meta.get("checksums", {}).get("meta") == _text_checksum(facts)
         self._agree(step, None if whole else _changed(["meta"]))
         return meta
 

@@ -175,20 +175,24 @@ def test_sampling_from_a_damaged_checkpoint_is_refused(run, state):
         )
 
 
-@pytest.mark.parametrize("item", ["config", "meta"])
-def test_a_changed_setting_or_count_is_seen(run, state, item):
-    path = run / FOLDER / "2" / item / "metadata"
+def change(run, step, item, where, name, value):
+    path = run / FOLDER / str(step) / item / "metadata"
     content = json.loads(path.read_text())
-    if item == "config":
-        content["model"]["n_heads"] = 999
-    else:
-        content["skipped"][0] += 1
+    content[where][name] = value
     path.write_text(json.dumps(content))
-    with Checkpoints(run) as checkpoints, pytest.raises(BadInput, match=r"changed .*\(in "):
-        if item == "config":
-            checkpoints.config(2)
-        else:
-            checkpoints.restore(2, abstract(state))
+
+
+def test_a_changed_setting_is_seen(run):
+    change(run, 2, "config", "model", "n_heads", 999)
+    with Checkpoints(run) as checkpoints, pytest.raises(BadInput, match=r"changed .*\(in config\)"):
+        checkpoints.config(2)
+
+
+@pytest.mark.parametrize(("where", "name"), [("skipped", 0), ("shapes", "ema/table")])
+def test_a_changed_count_or_shape_is_damage(run, state, where, name):
+    change(run, 2, "meta", where, name, 7)
+    with Checkpoints(run) as checkpoints, pytest.raises(BadInput, match=r"changed .*\(in meta\)"):
+        checkpoints.restore(2, abstract(state))
 
 
 @pytest.mark.parametrize(
