@@ -79,7 +79,8 @@ def load(path: str | Path, *, step: int | None = None, ema: bool = True) -> Chec
       ema: load the averaged weights of a run folder, as evaluation and sampling do.
 
     Raises:
-      BadInput: no such folder, no checkpoint in it, or one that does not fit its config.
+      BadInput: no such folder, no checkpoint in it, one that does not fit its config, or a damaged
+        one; no other is taken in its place.
     """
     path = Path(path)
     if not path.is_dir():

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import re
+import textwrap
 import zlib
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ class Checkpoints:
                 # the loop decides when: a policy here would be a second opinion
                 save_decision_policy=policies.FixedIntervalPolicy(1),
                 preservation_policy=policies.LatestN(config.keep),
+                # in the background, a folder that cannot be made leaves the threads that are to
+                # write in it waiting, and the process cannot end for 20 minutes
+                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             )
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -90,16 +94,15 @@ class Checkpoints:
             return
         arrays = _items(state)
         settings = dataclasses.asdict(config)
-        counts = {"skipped": state.skipped}
-        meta = {
+        facts = {
             "shapes": {path: _shape(leaf) for path, leaf in by_path(arrays).items()},
-            "checksums": checksums(arrays | counts) | {"config": _text_checksum(settings)},
             "skipped": [int(count) for count in state.skipped],
         }
+        texts = {"config": _text_checksum(settings), "meta": _text_checksum(facts)}
         items = ocp.args.Composite(
             **{name: ocp.args.StandardSave(tree) for name, tree in arrays.items()},
             config=ocp.args.JsonSave(settings),
-            meta=ocp.args.JsonSave(meta),
+            meta=ocp.args.JsonSave(facts | {"checksums": checksums(arrays) | texts}),
         )
         self._saving = step
         with self._halting():
@@ -160,8 +163,8 @@ class Checkpoints:
     def config(self, step: int) -> Config:
         """Returns the settings saved with `step`."""
         with self._offering_others(step):
-            saved = self._read(step, config=ocp.args.JsonRestore())["config"]
             meta = self._meta(step)
+            saved = self._read(step, config=ocp.args.JsonRestore())["config"]
             if meta is not None:
                 changed = meta["checksums"].get("config") != _text_checksum(saved)
                 self._agree(step, _changed(["config"]) if changed else None)
@@ -202,20 +205,24 @@ class Checkpoints:
                     flush=True,
                 )
             return items, Skipped(0, 0)
-        skipped = Skipped(*meta["skipped"])
-        counts = {"skipped": jax.tree.map(jnp.int32, skipped)}
-        found, saved = checksums(items | counts), meta["checksums"]
+        found, saved = checksums(items), meta["checksums"]
         changed = [path for path in found if found[path] != saved.get(path)]
         self._agree(step, _changed(changed) if changed else None)
-        return items, skipped
+        return items, Skipped(*meta["skipped"])
 
     def _meta(self, step):
         """Returns the item "meta", None for a checkpoint of a version that had none."""
-        names = self._manager.metadata(step).item_handlers or ()
-        if "meta" not in names and not (self._folder / str(step) / "meta").exists():
+        if step not in self._manager.all_steps():
+            steps = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
+            raise BadInput(f"{self._folder} has no checkpoint of step {step}; it has: {steps}.")
+        folder = self._folder / str(step)
+        listing = folder / "_CHECKPOINT_METADATA"  # an item that is listed and gone is damage
+        listed = listing.is_file() and '"meta"' in listing.read_text(errors="replace")
+        if not listed and not (folder / "meta").exists():
             return None
         meta = self._read(step, meta=ocp.args.JsonRestore())["meta"]
-        whole = isinstance(meta, dict) and {"shapes", "checksums", "skipped"} <= meta.keys()
+        facts = {name: meta.get(name) for name in ("shapes", "skipped")}
+        whole = meta.get("checksums", {}).get("meta") == _text_checksum(facts)
         self._agree(step, None if whole else _changed(["meta"]))
         return meta
 
@@ -228,21 +235,26 @@ class Checkpoints:
                 )
 
     def _read(self, step, **items):
-        if step not in self._manager.all_steps():
-            steps = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
-            raise BadInput(f"{self._folder} has no checkpoint of step {step}; it has: {steps}.")
-        read, damage = None, None
+        read, damage, cause = None, None, None
+        # not by the manager: its restore ends with a barrier, which a process that cannot read
+        # its part never comes to, while the others wait
+        reader = ocp.CompositeCheckpointHandler()
         try:
-            read = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (ValueError, KeyError, OSError) as error:
-            damage = f"it cannot be read ({_reason(error)})"
-        self._agree(step, damage)
+            read = reader.restore(self._folder / str(step), args=ocp.args.Composite(**items))
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise  # the machine's trouble, not the file's
+        except Exception as error:  # of any type: for a file cut short it is Exception itself
+            damage, cause = f"it cannot be read ({_reason(error)})", error
+        finally:
+            reader.close()
+        self._agree(step, damage, cause)
         return dict(read.items())
 
-    def _agree(self, step, damage):
+    def _agree(self, step, damage, cause=None):
         """Raises _Damaged in all processes if there is damage in the eyes of one."""
         if damage := _of_any_process(damage):
-            raise _Damaged(f"The checkpoint {self._folder / str(step)} is damaged: {damage}.")
+            message = f"The checkpoint {self._folder / str(step)} is damaged: {damage}."
+            raise _Damaged(message) from cause
 
     @contextlib.contextmanager
     def _offering_others(self, step):
@@ -251,8 +263,12 @@ class Checkpoints:
             yield
         except _Damaged as damage:
             others = ", ".join(str(s) for s in sorted(self._manager.all_steps()) if s != step)
-            advice = f"choose another with --checkpoint_step: {others}" if others else "no other"
-            raise BadInput(f"{damage} Of other steps there are: {advice}.") from damage
+            advice = (
+                f"Choose another step with --checkpoint_step; there are: {others}."
+                if others
+                else "There is no other step to choose."
+            )
+            raise BadInput(f"{damage} {advice}") from damage
 
     def _set_aside(self, step, damage):
         """Moves a step out of the sight of Orbax, never onto something else, and says so."""
@@ -307,11 +323,15 @@ def _of_any_process(trouble):
 def _reason(error):
     """Returns what the operating system says, if it is in the error, else the error's first line.
 
-    TensorStore's errors are of type ValueError, with the number in the text.
+    TensorStore's errors are of type ValueError, with the number in the text and, after a bracket,
+    the place in its source.
     """
+    while error.__cause__:
+        error = error.__cause__
     number = re.search(r"os_error_code='(\d+)'", str(error))
     if number:
         return os.strerror(int(number[1]))
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
+    line = (str(error).strip() or repr(error)).splitlines()[0].split(" [tensorstore_spec")[0]
+    return textwrap.shorten(line.rstrip("."), 240, placeholder=" ...")

@@ -46,7 +46,8 @@ def run(main: Callable[[], None]) -> None:
         except Halted as error:
             _fail(error, error.exit_code)
 
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it opens
+    # Orbax tells of every file it opens, and prints pages before what it raises
+    logging.set_verbosity(logging.FATAL)
     app.run(guarded, flags_parser=parse_flags)
 
 

@@ -39,3 +39,15 @@ def test_what_cannot_be_loaded_is_named(smoke_run, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(BadInput, match="holds no complete checkpoint yet"):
         sedd.load(tmp_path)
+
+
+def test_damaged_weights_are_refused_and_the_other_steps_named(smoke_run, tmp_path):
+    run = shutil.copytree(smoke_run, tmp_path / "run")
+    files = [path for path in (run / "checkpoints" / "20" / "ema").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 1
+    largest.write_bytes(data)
+    with pytest.raises(BadInput, match="checkpoints/20 is damaged: .* --checkpoint_step; .*: 10"):
+        sedd.load(run)
+    assert sedd.load(run, step=10).step == 10
