@@ -2,21 +2,34 @@
 
 import dataclasses
 import json
-import time
+import signal
 
 import chex
 import jax
 import pytest
 
 import sedd_jax as sedd
+from sedd_jax.data.blocks import open_blocks
+from sedd_jax.data.pipeline import batch_blocks
+from sedd_jax.errors import Halted
 from sedd_jax.runtime import sharding
 from sedd_jax.runtime.checkpoint import FOLDER, Checkpoints
 from sedd_jax.runtime.components import build_components
+from sedd_jax.runtime.lock import locked
 from sedd_jax.runtime.metrics import FILE
 from sedd_jax.runtime.step import init_state, run_keys
 from sedd_jax.train import train
 
 SMOKE = "--config=configs/smoke.py"
+# what the fixture of that name changes
+AS_SMOKE_CONFIG = (
+    "--config.train.steps=20",
+    "--config.train.log_every=5",
+    "--config.eval.every=10",
+    "--config.eval.sample_every=20",
+    "--config.eval.num_samples=1",
+    "--config.checkpoint.every=10",
+)
 TIMES = {"tokens_per_second", "step_seconds", "waiting_for_data"}
 
 
@@ -72,27 +85,65 @@ def test_a_finished_run_says_so_and_trains_no_more(smoke_run, smoke_config, caps
     assert metric_rows(smoke_run) == before
 
 
-def test_killed_and_restarted_with_the_same_command(tmp_path, binary):
-    """kill -9 after the first checkpoint: parameters, average and metrics equal bit for bit."""
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    out = binary.run("train", SMOKE, f"--workdir={straight}")
-    assert f"python -m sedd_jax.sample --checkpoint={straight}" in out
+def test_stopped_killed_and_restarted_with_the_same_command(
+    smoke_run, smoke_config, tmp_path, binary
+):
+    """SIGTERM between two rows, then kill -9: the end is that of the undisturbed run, in bits."""
+    run = tmp_path / "run"
+    command = (SMOKE, *AS_SMOKE_CONFIG, f"--workdir={run}")
 
-    process = binary.start("train", SMOKE, f"--workdir={killed}")
-    while not (killed / FOLDER / "20").exists():
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.005)
+    process = binary.start("train", *command, devices=8)
+    while not process.stdout.readline().startswith("step 5/20"):
+        assert process.poll() is None
+    process.terminate()
+    _, err = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, err
+    stopped = max(int(path.name) for path in (run / FOLDER).iterdir())
+    assert 5 <= stopped < 20
+    asked, said = err.strip().splitlines()
+    assert asked == "SIGTERM: stopping after this step; again: at once."
+    assert said.startswith(f"error: Stopped by SIGTERM after step {stopped}, which is saved; ")
+
+    process = binary.start("train", *command, devices=8)
+    while not process.stdout.readline().startswith("Continuing after step"):
+        assert process.poll() is None
     process.kill()
     process.communicate()
-    assert not (killed / FOLDER / "40").exists()
 
-    out = binary.run("train", SMOKE, f"--workdir={killed}")
-    assert "Continuing after step 20" in out
-    assert metric_rows(killed) == metric_rows(straight)
-    for ema in (True, False):
-        chex.assert_trees_all_equal(
-            sedd.load(killed, ema=ema).params, sedd.load(straight, ema=ema).params
-        )
+    out = binary.run("train", *command, devices=8)
+    assert f"Continuing after step {stopped}." in out
+    assert f"python -m sedd_jax.sample --checkpoint={run}" in out
+    chex.assert_trees_all_equal(
+        final_state(run, smoke_config), final_state(smoke_run, smoke_config)
+    )
+    straight, resumed = metric_rows(smoke_run), metric_rows(run)
+    # the first row after the stop is the mean of fewer steps
+    after = next(row for row in resumed if row["step"] > stopped)
+    assert [row for row in resumed if row != after] == [
+        row for row in straight if not ("loss" in row and row["step"] == after["step"])
+    ]
+
+
+def test_a_run_that_diverges_says_where(tmp_path, smoke_config):
+    wild = dataclasses.replace(
+        smoke_config,
+        optim=dataclasses.replace(smoke_config.optim, learning_rate=1e30, warmup_steps=1),
+        train=dataclasses.replace(smoke_config.train, max_skipped=3),
+        eval=dataclasses.replace(smoke_config.eval, num_samples=0),
+    )
+    with pytest.raises(Halted) as halted:
+        train(wild, tmp_path / "run")
+    blocks = batch_blocks(
+        open_blocks(tmp_path / "run" / "data").train, batch_size=16, seed=0, step=3
+    )
+    assert "3 steps in a row made no update; the loss of step 4 is inf." in str(halted.value)
+    assert f"Blocks of that batch: {', '.join(map(str, blocks))}." in str(halted.value)
+    assert "Last good checkpoint: none." in str(halted.value)
+
+
+def test_a_second_process_is_refused(tmp_path, smoke_config):
+    with locked(tmp_path / "run"), pytest.raises(sedd.BadInput, match="is in use by process"):
+        train(smoke_config, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +175,6 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path, smoke_confi
     odd = dataclasses.replace(
         smoke_config, train=dataclasses.replace(smoke_config.train, batch_size=12)
     )
-    with pytest.raises(sedd.BadInput, match="is 12, which 8 devices do not divide evenly"):
+    with pytest.raises(sedd.BadInput, match="is 12, which 8 parts of the mesh"):
         train(odd, tmp_path / "run")
     assert not (tmp_path / "run").exists()
