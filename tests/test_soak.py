@@ -35,10 +35,14 @@ def saving(run):
 
 
 def live(binary, run, chance, wait_for_a_save):
-    """Starts the run and kills it; returns the first step of this life, None if it got nowhere."""
+    """Starts the run and kills it, in the middle of a save or whenever.
+
+    Returns whether a save was in progress, and the step it went on from, None if it said none.
+    """
     process = binary.start("train", *COMMAND, f"--workdir={run}")
     if wait_for_a_save:
-        while not saving(run):
+        done = max(complete_steps(run), default=0) + 20 * chance.randint(0, 4)
+        while max(complete_steps(run), default=0) < done or not saving(run):
             assert process.poll() is None, process.communicate()
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.2))

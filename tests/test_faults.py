@@ -1,0 +1,213 @@
+"""Faults put into real runs, and what the user sees.
+
+python -m pytest -m slow -n 0 -s tests/test_faults.py
+"""
+
+import os
+import resource
+import shutil
+import signal
+
+import chex
+import portpicker
+import pytest
+
+import sedd_jax as sedd
+from sedd_jax.runtime.checkpoint import FOLDER
+
+pytestmark = pytest.mark.slow
+
+COMMAND = (
+    "--config=configs/smoke.py",
+    "--config.train.steps=60",
+    "--config.checkpoint.every=20",
+    "--config.eval.every=1000",
+    "--config.eval.sample_every=1000",
+    "--config.eval.num_samples=0",
+)
+LONG = (*COMMAND, "--config.train.steps=100000")
+
+
+@pytest.fixture(scope="module")
+def straight(binary, tmp_path_factory):
+    """The folder of an undisturbed run."""
+    run = tmp_path_factory.mktemp("straight") / "run"
+    binary.run("train", *COMMAND, f"--workdir={run}")
+    return run
+
+
+def killed_after(step, straight, tmp_path):
+    """A copy of the run as a kill -9 after the checkpoint of a step would leave it."""
+    run = tmp_path / "run"
+    shutil.copytree(straight, run)
+    for checkpoint in (run / FOLDER).iterdir():
+        if int(checkpoint.name) > step:
+            shutil.rmtree(checkpoint)
+    return run
+
+
+def ends_like(run, straight):
+    for ema in (True, False):
+        chex.assert_trees_all_equal(
+            sedd.load(run, ema=ema).params, sedd.load(straight, ema=ema).params
+        )
+
+
+def after_line(process, start):
+    while not (line := process.stdout.readline()).startswith(start):
+        assert process.poll() is None, process.stderr.read()
+    return line
+
+
+def report(fault, code, text):
+    print(f"\n{fault}: exit code {code}\n  " + "\n  ".join(text.strip().splitlines()))
+
+
+def data_file(checkpoint):
+    """The largest file of the parameters."""
+    return max(checkpoint.glob("params/**/*"), key=lambda path: path.stat().st_size)
+
+
+def flip(checkpoint):
+    path = data_file(checkpoint)
+    data = bytearray(path.read_bytes())
+    for i in range(len(data) // 2, len(data) // 2 + 64):
+        data[i] ^= 0xFF
+    path.write_bytes(data)
+
+
+def truncate(checkpoint):
+    path = data_file(checkpoint)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [flip, truncate])
+def test_a_damaged_checkpoint(binary, straight, tmp_path, damage):
+    run = killed_after(60, straight, tmp_path)
+    damage(run / FOLDER / "60")
+    out = binary.run("train", *COMMAND, f"--workdir={run}")
+    (warning,) = [line for line in out.splitlines() if "WARNING" in line]
+    assert "60 is damaged" in warning and "Going back to step 40 instead." in warning
+    assert "Continuing after step 40." in out
+    ends_like(run, straight)
+    report(f"{damage.__name__} 64 bytes or half of a file of the checkpoint", 0, warning)
+
+
+def test_a_disk_without_room(binary, straight, tmp_path):
+    """A limit on the size of files stands for a full disk: it needs no rights to set."""
+    run = killed_after(40, straight, tmp_path)
+    limit = data_file(run / FOLDER / "40").stat().st_size // 2
+
+    def low():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    process = binary.start("train", *COMMAND, f"--workdir={run}", preexec_fn=low)
+    _, err = process.communicate()
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert process.returncode == 1
+    assert "Saving the checkpoint of step 60 in" in line and "the last good one is 40" in line
+    report("files may not grow", 1, line)
+    assert "Continuing after step 40" in binary.run("train", *COMMAND, f"--workdir={run}")
+    ends_like(run, straight)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="root alone can become another user")
+def test_a_folder_made_read_only(binary, straight, tmp_path):
+    run = killed_after(40, straight, tmp_path)
+    for path in (tmp_path, *tmp_path.parents):
+        if path.is_relative_to("/tmp") and path != path.parent:
+            os.chmod(path, 0o755)
+    for path in run.rglob("*"):
+        os.chmod(path, 0o755 if path.is_dir() else 0o644)
+    for path in (run, *run.glob("*.json*"), run / "tensorboard"):
+        if path.exists():
+            os.chown(path, 65534, 65534)  # all but the checkpoints
+    process = binary.start(
+        "train", *COMMAND, f"--workdir={run}", preexec_fn=lambda: os.setuid(65534)
+    )
+    _, err = process.communicate()
+    line = err.strip().splitlines()[-1]
+    assert process.returncode in (1, 2), err
+    assert line.startswith("error: ") and "Permission denied" in line, err
+    report("checkpoints/ belongs to somebody else", process.returncode, line)
+
+
+def test_ctrl_c(binary, straight, tmp_path):
+    run = killed_after(20, straight, tmp_path)
+    process = binary.start("train", *LONG, f"--workdir={run}")
+    after_line(process, "step")
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 128 + signal.SIGINT
+    assert "Stopped by SIGINT after step" in err
+    report("Ctrl-C", process.returncode, err)
+
+
+def test_a_second_process(binary, straight, tmp_path):
+    run = killed_after(20, straight, tmp_path)
+    process = binary.start("train", *LONG, f"--workdir={run}")
+    after_line(process, "Continuing")
+    line = binary.refuse("train", *LONG, f"--workdir={run}")
+    process.kill()
+    process.communicate()
+    assert "is in use by process" in line
+    report("a second process in the same folder", 2, line)
+
+
+def two(binary, run, flags, seconds=None):
+    """Starts two processes of one job."""
+    job = f"--coordinator=localhost:{portpicker.pick_unused_port()}"
+    return [
+        binary.start(
+            "train", *flags, f"--workdir={run}", job, "--num_processes=2", f"--process_id={number}",
+            devices=2,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+
+
+def test_one_of_two_processes_gets_sigterm(binary, tmp_path):
+    run = tmp_path / "run"
+    lead, other = two(binary, run, LONG)
+    after_line(lead, "step 20/")
+    other.terminate()
+    said = [process.communicate(timeout=120)[1] for process in (lead, other)]
+    assert [process.returncode for process in (lead, other)] == [143, 143], said
+    (line,) = [line for line in said[0].splitlines() if line.startswith("error: ")]
+    step = int(line.split("after step ")[1].split(",")[0])
+    assert (run / FOLDER / str(step)).is_dir()
+    report("SIGTERM to process 1 of 2", 143, line)
+    lead, other = two(binary, run, LONG)
+    assert int(after_line(lead, "Continuing").split()[-1].strip(".")) == step
+    for process in (lead, other):
+        process.kill()
+        process.communicate()
+
+
+def test_one_of_two_processes_is_killed(binary, tmp_path):
+    lead, other = two(binary, tmp_path / "run", LONG)
+    after_line(lead, "step 20/")
+    other.kill()
+    _, err = lead.communicate(timeout=300)
+    other.communicate()
+    assert lead.returncode != 0
+    report("kill -9 of process 1 of 2; process 0", lead.returncode, err[-1500:])
+
+
+def test_one_of_two_processes_has_other_settings(binary, tmp_path):
+    job = f"--coordinator=localhost:{portpicker.pick_unused_port()}"
+    flags = [COMMAND, (*COMMAND, "--config.seed=1")]
+    processes = [
+        binary.start(
+            "train", *flags[number], f"--workdir={tmp_path / 'run'}", job, "--num_processes=2",
+            f"--process_id={number}", devices=2,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 2], said
+    lines = [next(x for x in err.splitlines() if x.startswith("error: ")) for err in said]
+    assert "Process 1 of the job ended with an error; see there." in lines[0]
+    assert "seed" in lines[1]
+    report("process 1 of 2 with another seed", [1, 2], "\n".join(lines))
