@@ -1,5 +1,6 @@
 """What a run reports: JSON lines always, TensorBoard files if tensorboardX is installed."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from sedd_jax.errors import Halted
 from sedd_jax.runtime.lead import is_lead, say
 
 FILE = "metrics.jsonl"
@@ -18,8 +20,8 @@ class MetricWriter:
     """Appends rows to `metrics.jsonl` in the run folder, and scalars to TensorBoard files.
 
     On resume, rows after the restored step are dropped: those steps will be done again, with the
-    same results. A value that is not finite is left out of its row: JSON has no word for it. What
-    cannot be written, on a full disk say, raises OSError.
+    same results. A value that is not finite is left out of its row: JSON has no word for it. A row
+    that cannot be written, on a full disk say, raises Halted.
     """
 
     def __init__(self, run: Path, last_step: int):
@@ -38,7 +40,8 @@ class MetricWriter:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what is left to write was reported by `_write`
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -57,8 +60,14 @@ class MetricWriter:
             self._board.add_text(name, value, step)
 
     def _write(self, row):
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise Halted(
+                f"{self._file.name} cannot be written: {error.strerror}. Mend the cause and run "
+                "the same command again."
+            ) from error
 
 
 class SilentWriter:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from sedd_jax.errors import Halted
 from sedd_jax.runtime.metrics import FILE, MetricWriter, NotFinite, PendingLosses, metric_writer
 
 
@@ -52,7 +53,7 @@ def test_a_disk_without_room_stops_the_run(tmp_path):
         writer.scalars(1, {"loss": 1.0})
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
         try:
-            with pytest.raises(OSError, match="File too large"):
+            with pytest.raises(Halted, match="cannot be written: File too large"):
                 writer.scalars(2, {"loss": 1.0})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
