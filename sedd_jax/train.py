@@ -112,6 +112,7 @@ def _train(config, run, dataset, mesh, profile_steps):
                     profile.after(step, metrics)
                 if signal := stop.after(step):
                     checkpoints.save(state, config)
+                    checkpoints.wait()
                     raise Halted(
                         f"Stopped by {signal.name} after step {step}, which is saved; the same "
                         "command goes on from there.",

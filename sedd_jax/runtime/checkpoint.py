@@ -69,7 +69,7 @@ class Checkpoints:
 
     def __exit__(self, kind, error, trace) -> None:
         try:
-            self._finish()
+            self.wait()
         except Halted as halted:
             if error is None:
                 raise
@@ -80,7 +80,7 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """The newest complete step, None if there is none; waits for a save."""
-        self._finish()  # Orbax counts a step from the start of its save
+        self.wait()  # Orbax counts a step from the start of its save
         return self._manager.latest_step()
 
     def save(self, state: TrainState, config: Config) -> None:
@@ -114,7 +114,13 @@ class Checkpoints:
         # not check_for_errors of Orbax: it takes the error away from the thread that awaits it,
         # which then takes the save for a good one and deletes the checkpoints before it
         if self._saving is not None and not self._manager.is_saving_in_progress():
-            self._finish()
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the save in the background; raises Halted if it failed."""
+        with self._halting():
+            self._manager.wait_until_finished()
+        self._saving = None
 
     def restore(self, step: int, abstract: TrainState) -> TrainState:
         """Returns the state of `step`.
@@ -169,12 +175,6 @@ class Checkpoints:
                 changed = meta["checksums"].get("config") != _text_checksum(saved)
                 self._agree(step, _changed(["config"]) if changed else None)
         return parse(saved)
-
-    def _finish(self):
-        """Waits for the save in the background; raises Halted if it failed."""
-        with self._halting():
-            self._manager.wait_until_finished()
-        self._saving = None
 
     @contextlib.contextmanager
     def _halting(self):
