@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.checksum import by_path, checksums
-from sedd_jax.runtime.config import CheckpointConfig, Config, parse
+from sedd_jax.runtime.config import CheckpointConfig, Config, from_saved
 from sedd_jax.runtime.step import Skipped, TrainState
 
 FOLDER = "checkpoints"
@@ -174,7 +174,7 @@ class Checkpoints:
             if meta is not None:
                 changed = meta["checksums"].get("config") != _text_checksum(saved)
                 self._agree(step, _changed(["config"]) if changed else None)
-        return parse(saved)
+        return from_saved(saved)
 
     @contextlib.contextmanager
     def _halting(self):

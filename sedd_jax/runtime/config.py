@@ -158,11 +158,16 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """Returns the config that `to_json` wrote, now or before some settings existed.
+    """Returns the config that `to_json` wrote, see `from_saved`."""
+    return from_saved(json.loads(text))
+
+
+def from_saved(values: dict) -> Config:
+    """Returns the config whose settings were saved, now or before some of them existed.
 
     A setting that is missing has its default, which is always what was done before it existed.
     """
-    return parse(_completed(dataclasses.asdict(Config()), json.loads(text)))
+    return parse(_completed(dataclasses.asdict(Config()), values))
 
 
 def differences(old: Config, new: Config) -> list[str]:

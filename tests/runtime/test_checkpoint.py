@@ -242,6 +242,10 @@ def test_a_checkpoint_of_an_older_version_is_read(run, state, smoke_config, caps
     del content["item_handlers"]["meta"]
     listing.write_text(json.dumps(content))
     delete_item(run, 2, "meta")
+    (settings,) = (run / FOLDER / "2" / "config").glob("metadata")
+    saved = json.loads(settings.read_text())
+    del saved["mesh"]  # a setting that did not exist
+    settings.write_text(json.dumps(saved))
     with Checkpoints(run) as checkpoints:
         restored = checkpoints.restore_latest(abstract(state))
         assert checkpoints.config(2) == smoke_config
