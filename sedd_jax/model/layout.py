@@ -5,6 +5,7 @@ over "fsdp" to save memory alone: it is gathered for use, one block at a time. O
 split for good: every device works with its own heads, columns of the MLP and tokens of the table.
 """
 
+import functools
 import math
 import re
 from typing import Any, NamedTuple
@@ -83,22 +84,38 @@ def layouts(tree: Any, mesh: Mesh, prefix: str = "") -> dict[str, Layout]:
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """Returns the sharding of every array of a tree, such as the state of training."""
     found = [NamedSharding(mesh, each.spec) for each in layouts(tree, mesh).values()]
-    return jax.tree.unflatten(jax.tree.structure(tree), found)
+    return jax.tree.structure(tree).unflatten(found)
 
 
 def gathered(params: Any, placement: Placement, prefix: str) -> Any:
     """Returns parameters as they are used: whole along "fsdp", and still split along "tensor"."""
-    if placement.mesh is None:
+    mesh = placement.mesh
+    if mesh is None:
         return params
 
     def use(array, found):
-        spec = PartitionSpec(*(axis if axis == "tensor" else None for axis in found.spec))
-        sharding = NamedSharding(placement.mesh, spec)
-        return jax.lax.with_sharding_constraint(array, sharding)
+        whole = PartitionSpec(*(axis if axis == "tensor" else None for axis in found.spec))
+        return _gather(NamedSharding(mesh, whole), NamedSharding(mesh, found.spec), array)
 
-    found = layouts(params, placement.mesh, prefix).values()
     leaves, structure = jax.tree.flatten(params)
-    return jax.tree.unflatten(structure, map(use, leaves, found))
+    return structure.unflatten(map(use, leaves, layouts(params, mesh, prefix).values()))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gather(whole, split, array):
+    return jax.lax.with_sharding_constraint(array, whole)
+
+
+def _gather_forward(whole, split, array):
+    return _gather(whole, split, array), None
+
+
+def _gather_backward(whole, split, _, cotangent):
+    # a constraint's own gradient is whole too: a sum over all devices where a scattered one will do
+    return (jax.lax.with_sharding_constraint(cotangent, split),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def _leaves_by_path(tree, prefix):

@@ -18,11 +18,13 @@ class Placement(NamedTuple):
       mesh: the devices; None: one device, or whatever the compiler does.
       batch: mesh axes that split the batch.
       tensor: mesh axis that splits the heads and the vocabulary; None: no axis does.
+      fsdp: axis of the batch that also splits parameters where they are kept; None: no axis does.
     """
 
     mesh: jax.sharding.Mesh | None = None
     batch: tuple[str, ...] = ()
     tensor: str | None = None
+    fsdp: str | None = None
 
     @property
     def platform(self) -> str:

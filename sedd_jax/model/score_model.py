@@ -140,8 +140,9 @@ def score_model(
         """Where the rows of the head and its table lie: split by axes that divide them."""
         if placement.mesh is None:
             return placement
-        _, axis = layout("head/kernel", table.kernel.shape, placement.mesh).spec
-        return placement._replace(batch=placement.batch_axes(rows), tensor=axis)
+        batch = placement.batch_axes(rows)
+        fsdp, tensor = layout("head/kernel", table.kernel.shape, placement.mesh).spec
+        return placement._replace(batch=batch, tensor=tensor, fsdp=fsdp if fsdp in batch else None)
 
     def apply(
         params: Params,

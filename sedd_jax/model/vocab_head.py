@@ -107,7 +107,7 @@ class Stream:
         zero = jax.tree.map(lambda x: jnp.zeros(x.shape), (rows.hidden, table.filled()))
         total, d_hidden, d_table = self._scan(chunk_step, (jnp.zeros(()), *zero), table, rows)
         total, d_hidden = self._over_table((total, d_hidden))
-        total, d_table = self._over_batch((total, d_table.cut(table.bias.size)))
+        total, d_table = self._over_batch(total, d_table.cut(table.bias.size))
         return total, (front.put_back(d_hidden, shape), d_table)
 
     def masses(
@@ -210,8 +210,18 @@ class Stream:
         axis = self.placement.tensor
         return x if axis is None else jax.lax.psum(x, axis)
 
-    def _over_batch(self, x):
-        return jax.lax.psum(x, self.placement.batch) if self.placement.batch else x
+    def _over_batch(self, total, d_table):
+        """Sums over the batch, of which a device keeps the part of the table that it keeps."""
+        axes, fsdp = self.placement.batch, self.placement.fsdp
+        if not axes:
+            return total, d_table
+        total, d_bias = jax.lax.psum((total, d_table.bias), axes)
+        d_kernel = d_table.kernel
+        if fsdp is not None:
+            d_kernel = jax.lax.psum_scatter(d_kernel, fsdp, scatter_dimension=0, tiled=True)
+        others = tuple(axis for axis in axes if axis != fsdp)
+        d_kernel = jax.lax.psum(d_kernel, others) if others else d_kernel
+        return total, Table(d_kernel, d_bias)
 
 
 def _weights(chunk, rows, cut):
@@ -224,12 +234,13 @@ def _weights(chunk, rows, cut):
 
 
 def _on_devices(stream, method, in_axes, out_axes):
-    """A method of `Stream` over all devices; "all", "rows", "table", "masses": how arrays lie."""
+    """A method of `Stream` over all devices; how arrays lie is one of the names below."""
     batch, tensor = stream.placement.batch or None, stream.placement.tensor
     specs = {
         "all": PartitionSpec(),
         "rows": PartitionSpec(batch),
         "table": Table(PartitionSpec(None, tensor), PartitionSpec(tensor)),
+        "gradient": Table(PartitionSpec(stream.placement.fsdp, tensor), PartitionSpec(tensor)),
         "masses": PartitionSpec(batch, None, tensor),
     }
     in_specs, out_specs = jax.tree.map(specs.__getitem__, (in_axes, out_axes))
@@ -247,7 +258,7 @@ def _forward(stream, hidden, table, shift, target, weight):
         stream,
         "entropy_and_gradient",
         ("table", "rows", "rows", "rows"),
-        ("all", ("rows", "table")),
+        ("all", ("rows", "gradient")),
     )
     total, gradient = both(table, Rows(hidden, shift, target.xt), target, weight)
     return total, (gradient, jnp.zeros(0, hidden.dtype))

@@ -51,7 +51,7 @@ def build_mesh(
 
 def placement(mesh: Mesh) -> Placement:
     """Returns how the activations of a batch lie on the mesh."""
-    return Placement(mesh, batch=BATCH_AXES, tensor="tensor")
+    return Placement(mesh, batch=BATCH_AXES, tensor="tensor", fsdp="fsdp")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
