@@ -16,19 +16,18 @@ import time
 from importlib import metadata
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from benchmarks.shapes import HEADS
-from sedd_jax.model.layout import shardings
 from sedd_jax.runtime import cli
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.config import Config
-from sedd_jax.runtime.sharding import build_mesh, over_batch, placed, placement, replicated
-from sedd_jax.runtime.step import build_train_step, init_state, run_keys
+from sedd_jax.runtime.programs import build_programs
+from sedd_jax.runtime.sharding import build_mesh, placement
+from sedd_jax.runtime.step import run_keys
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config file.")
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:8x8", "The slice: generation and shape.")
@@ -48,16 +47,8 @@ def compiled_step(config: Config, mesh: Mesh) -> jax.stages.Compiled:
     """Returns the training step, compiled for the devices of the mesh."""
     components = build_components(config, _VOCAB_SIZE, placement(mesh))
     components = components._replace(model=HEADS[_HEAD.value](components.model))
-    keys = run_keys(config.seed)
-    state = jax.eval_shape(lambda: init_state(keys.init, components, config))
-    batch = jax.ShapeDtypeStruct((config.train.batch_size, config.model.length), jnp.int32)
-    layout = shardings(state, mesh)
-    step = jax.jit(
-        build_train_step(components, config, keys.train),
-        out_shardings=(layout, replicated(mesh)),
-        donate_argnums=0,
-    )
-    return step.lower(placed(state, layout), placed(batch, over_batch(mesh))).compile()
+    programs = build_programs(components, config, run_keys(config.seed), mesh)
+    return programs.train_step.lower(programs.abstract, programs.batch).compile()
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, float]:

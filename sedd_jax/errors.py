@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend."""
+"""The exceptions that end a program with a sentence: what a user can mend, what stops a run."""
 
 
 class BadInput(ValueError):

@@ -53,7 +53,7 @@ def train(config: Config, run: Path, profile_steps: int = 0) -> None:
       Halted: a signal to stop, steps that are not finite, or a checkpoint that cannot be written.
     """
     mesh = sharding.build_mesh(config.mesh)
-    sharding.check_batches(config, mesh)
+    sharding.check_divisions(config, mesh)
     with contextlib.ExitStack() as until_end:
 
         def open_first():
@@ -69,6 +69,8 @@ def _train(config, run, dataset, mesh, profile_steps):
     keys = run_keys(config.seed)
     components = build_components(config, dataset.tokenizer.vocab_size, sharding.placement(mesh))
     programs = build_programs(components, config, keys, mesh)
+    train_step = programs.train_step.lower(programs.abstract, programs.batch).compile()
+    processes.meet("training step compiled")
     evaluator = Evaluator(config, components, dataset, keys, mesh)
     with Checkpoints(run, config.checkpoint) as checkpoints:
         state = checkpoints.restore_latest(programs.abstract)
@@ -102,7 +104,7 @@ def _train(config, run, dataset, mesh, profile_steps):
                 with progress.waiting():
                     rows = next(batches)
                 batch = sharding.global_batch(rows, config.train.batch_size, mesh)
-                state, metrics = programs.train_step(state, batch)
+                state, metrics = train_step(state, batch)
                 try:
                     journal.after(step, state, metrics)
                 except NotFinite as error:
@@ -118,6 +120,7 @@ def _train(config, run, dataset, mesh, profile_steps):
                         "command goes on from there.",
                         exit_code=128 + signal,
                     )
+            checkpoints.wait()  # while signals are still heeded
         if journal.bound is None:  # the run was complete already
             journal.bound = evaluator.bound(state.ema_params)
             journal.samples = evaluator.samples(state.ema_params)
@@ -154,7 +157,7 @@ class Journal:
         self._losses.add(step, metrics)
         self._checkpoints.check()
         if self._first:
-            jax.block_until_ready(metrics)  # the first step compiles: not part of the speed
+            jax.block_until_ready(metrics)  # the first step fills caches: not part of the speed
             self._progress.begin(step)
             self._first = False
         if due(self._config.train.log_every):
@@ -172,14 +175,13 @@ class Journal:
                 self._checkpoints.save(state, self._config)
 
     def _log(self, step):
+        row = self._losses.take()  # waits for the step
         speed, left = self._progress.advance(step)
-        row = self._losses.take() | speed
+        row |= speed
         self._writer.scalars(step, row)
         loss = f"{row['loss']:.4f} nats/token" if "loss" in row else "not finite"
-        say(
-            f"step {step}/{self._total}  loss {loss}  "
-            f"{row['tokens_per_second']:,.0f} tokens/s  {left} left"
-        )
+        pace = f"  {row['tokens_per_second']:,.0f} tokens/s  {left} left" if speed else ""
+        say(f"step {step}/{self._total}  loss {loss}{pace}")
 
 
 def _announce(config, components, dataset, state, mesh):

@@ -59,7 +59,7 @@ def after_line(process, start):
     for line in process.stdout:
         if line.startswith(start):
             return line
-        assert "step 2000/" not in line, f"no line begins with {start}"
+        assert "step 2000/" not in line, f"no line begins with {start}"  # some seconds' worth
     raise AssertionError(process.stderr.read())
 
 
@@ -176,7 +176,7 @@ def test_a_second_process(binary, straight, tmp_path):
     report("a second process in the same folder", 2, line)
 
 
-def two(binary, run, flags, seconds=None):
+def two(binary, run, flags):
     """Starts two processes of one job."""
     job = f"--coordinator=localhost:{portpicker.pick_unused_port()}"
     return [

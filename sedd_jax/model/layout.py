@@ -31,7 +31,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("modulation/kernel", (None, None, "fsdp")),
     ("head/kernel", ("fsdp", "tensor")),
     ("head/bias", ("tensor",)),
-    # no larger than an activation of one token
+    # no larger than an activation of one token: every device has them
     ("sigma/(inner|outer)/(kernel|bias)", ()),
     (r"(\w*norm/scale|mlp_out/bias|modulation/bias)", ()),
 )
@@ -87,6 +87,15 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.structure(tree).unflatten(found)
 
 
+def bytes_per_device(tree: Any, mesh: Mesh) -> int:
+    """Returns the bytes of a tree of arrays, or of their shapes, that one device holds."""
+
+    def size(leaf, sharding):
+        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(size, tree, shardings(tree, mesh))))
+
+
 def gathered(params: Any, placement: Placement, prefix: str) -> Any:
     """Returns parameters as they are used: whole along "fsdp", and still split along "tensor"."""
     mesh = placement.mesh
@@ -130,12 +139,3 @@ def _rule(path):
         if re.search(f"(^|/){pattern}$", path):
             return axes
     raise KeyError(f"The table of layouts has no rule for {path}.")
-
-
-def bytes_per_device(tree: Any, mesh: Mesh) -> int:
-    """Returns the bytes of a tree of arrays, or of their shapes, that one device holds."""
-
-    def size(leaf, sharding):
-        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-    return sum(jax.tree.leaves(jax.tree.map(size, tree, shardings(tree, mesh))))

@@ -9,28 +9,27 @@ A checkpoint found damaged when training goes on is moved to `damaged/`.
 
 import contextlib
 import dataclasses
+import errno
 import json
-import os
-import re
-import textwrap
 import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.checksum import by_path, checksums
 from sedd_jax.runtime.config import CheckpointConfig, Config, from_saved
+from sedd_jax.runtime.faults import errno_of, of_any_process, reason
+from sedd_jax.runtime.lead import is_lead, say
 from sedd_jax.runtime.step import Skipped, TrainState
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged"
+SAVE_SECONDS = 600  # that processes wait for each other in a save: one may have failed to write
 
 
 class Checkpoints:
@@ -56,7 +55,9 @@ class Checkpoints:
                 preservation_policy=policies.LatestN(config.keep),
                 # in the background, a folder that cannot be made leaves the threads that are to
                 # write in it waiting, and the process cannot end for 20 minutes
-                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+                async_options=ocp.options.AsyncOptions(
+                    timeout_secs=SAVE_SECONDS, create_directories_asynchronously=False
+                ),
             )
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -73,7 +74,7 @@ class Checkpoints:
         except Halted as halted:
             if error is None:
                 raise
-            print(f"WARNING: {halted}", flush=True)  # not instead of what ended the run
+            say(f"WARNING: {halted}")  # not instead of what ended the run
         finally:
             self._manager.close()
 
@@ -187,7 +188,7 @@ class Checkpoints:
             have = "there is none before it" if last is None else f"the last good one is {last}"
             raise Halted(
                 f"Saving the checkpoint of step {step} in {self._folder} failed: "
-                f"{_reason(error)}; {have}. Mend the cause and run the same command again."
+                f"{reason(error)}; {have}. Mend the cause and run the same command again."
             ) from error
 
     def _restore(self, step: int, wanted: dict[str, Any]) -> tuple[dict[str, Any], Skipped]:
@@ -198,12 +199,10 @@ class Checkpoints:
         restore = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         items = self._read(step, **restore)
         if meta is None:
-            if jax.process_index() == 0:
-                print(
-                    f"The checkpoint {self._folder / str(step)} was saved without checksums, by an "
-                    "older version: whether it is damaged cannot be told.",
-                    flush=True,
-                )
+            say(
+                f"The checkpoint {self._folder / str(step)} was saved without checksums, by an "
+                "older version: whether it is damaged cannot be told."
+            )
             return items, Skipped(0, 0)
         found, saved = checksums(items), meta["checksums"]
         changed = [path for path in found if found[path] != saved.get(path)]
@@ -244,15 +243,21 @@ class Checkpoints:
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # the machine's trouble, not the file's
         except Exception as error:  # of any type: for a file cut short it is Exception itself
-            damage, cause = f"it cannot be read ({_reason(error)})", error
+            damage, cause = f"it cannot be read ({reason(error)})", error
         finally:
             reader.close()
+        trouble = damage if errno_of(cause) not in _OF_A_FILE else None
+        if trouble := of_any_process(trouble):
+            raise Halted(
+                f"The checkpoint {self._folder / str(step)} may be whole, but {trouble}. Mend the "
+                "cause and run the same command again."
+            ) from cause
         self._agree(step, damage, cause)
         return dict(read.items())
 
     def _agree(self, step, damage, cause=None):
         """Raises _Damaged in all processes if there is damage in the eyes of one."""
-        if damage := _of_any_process(damage):
+        if damage := of_any_process(damage):
             message = f"The checkpoint {self._folder / str(step)} is damaged: {damage}."
             raise _Damaged(message) from cause
 
@@ -273,7 +278,7 @@ class Checkpoints:
     def _set_aside(self, step, damage):
         """Moves a step out of the sight of Orbax, never onto something else, and says so."""
         failure = None
-        if jax.process_index() == 0:
+        if is_lead():
             target, number = self._aside / str(step), 1
             while target.exists():
                 target, number = self._aside / f"{step}.{number}", number + 1
@@ -281,14 +286,18 @@ class Checkpoints:
                 self._aside.mkdir(exist_ok=True)
                 (self._folder / str(step)).rename(target)
             except OSError as error:
-                failure = f"{damage} It could not be moved to {target}: {_reason(error)}."
-        if failure := _of_any_process(failure):
+                failure = f"{damage} It could not be moved to {target}: {reason(error)}."
+        if failure := of_any_process(failure):
             raise Halted(failure)
         self._manager.reload()
-        if jax.process_index() == 0:
+        if is_lead():
             last = self._manager.latest_step()
             then = "No other is left." if last is None else f"Going back to step {last} instead."
-            print(f"WARNING: {damage} It was moved to {target}. {then}", flush=True)
+            say(f"WARNING: {damage} It was moved to {target}. {then}")
+
+
+# the file is missing, or its content is not what it was: trouble of no disk and no network
+_OF_A_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 class _Damaged(BadInput):
@@ -310,28 +319,3 @@ def _text_checksum(settings):
 def _changed(paths):
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return f"the data on disk changed since it was saved (in {', '.join(paths[:3])}{more})"
-
-
-def _of_any_process(trouble):
-    """Returns the trouble of this process or, if it has none, that another has; None if none."""
-    if jax.process_count() == 1:
-        return trouble
-    flags = multihost_utils.process_allgather(np.int32(trouble is not None))
-    return trouble or (f"process {np.argmax(flags)} found it so" if flags.any() else None)
-
-
-def _reason(error):
-    """Returns what the operating system says, if it is in the error, else the error's first line.
-
-    TensorStore's errors are of type ValueError, with the number in the text and, after a bracket,
-    the place in its source.
-    """
-    while error.__cause__:
-        error = error.__cause__
-    number = re.search(r"os_error_code='(\d+)'", str(error))
-    if number:
-        return os.strerror(int(number[1]))
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    line = (str(error).strip() or repr(error)).splitlines()[0].split(" [tensorstore_spec")[0]
-    return textwrap.shorten(line.rstrip("."), 240, placeholder=" ...")

@@ -1,5 +1,6 @@
 """How a binary starts and fails: one line for bad input, a traceback for our own faults."""
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -8,6 +9,11 @@ from absl import app, flags, logging
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.runtime.compilation import keep_programs
 from sedd_jax.runtime.config import Config, parse
+
+# what a disk or its owner answers, whatever the program does right
+_OF_THE_MACHINE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+)  # fmt: skip
 
 
 def config_from(flag: flags.FlagHolder, kind: type[Config] = Config) -> Config:
@@ -45,6 +51,10 @@ def run(main: Callable[[], None]) -> None:
             _fail(error)
         except Halted as error:
             _fail(error, error.exit_code)
+        except OSError as error:
+            if error.errno not in _OF_THE_MACHINE:
+                raise
+            _fail(f"{error.filename or 'a file'}: {error.strerror}.", 1)
 
     # Orbax tells of every file it opens, and prints pages before what it raises
     logging.set_verbosity(logging.FATAL)

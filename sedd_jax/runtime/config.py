@@ -265,11 +265,6 @@ def _check_ranges(config):
             and list(mesh.values()).count(-1) <= 1,
             f"config.mesh holds {mesh}: sizes must be positive, and one of them may be -1.",
         ),
-        (
-            model.num_heads % mesh["tensor"] == 0,
-            f"config.model.num_heads ({model.num_heads}) must be a multiple of config.mesh.tensor "
-            f"({mesh['tensor']}).",
-        ),
         (config.seed < 2**32, f"config.seed must be below 2^32, got {config.seed}."),
         (
             noise.sigma_min < noise.sigma_max,

@@ -27,9 +27,10 @@ class MetricWriter:
     def __init__(self, run: Path, last_step: int):
         """Opens the files of `run`, keeping what was written up to `last_step`."""
         path = run / FILE
-        kept = []
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= last_step]
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step(line) <= last_step]
+        if kept != lines:
+            say(f"{path}: {len(lines) - len(kept)} rows after step {last_step} will be made again.")
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept))
         os.replace(temporary, path)
@@ -42,7 +43,7 @@ class MetricWriter:
     def __exit__(self, *exception) -> None:
         with contextlib.suppress(OSError):  # what is left to write was reported by `_write`
             self._file.close()
-        if self._board is not None:
+        if self._board is not None and _writes(self._board):
             self._board.close()
 
     def scalars(self, step: int, values: Row) -> None:
@@ -50,6 +51,7 @@ class MetricWriter:
         values = _finite(values)
         self._write({"step": step, **values})
         if self._board is not None:
+            self._check_board()
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
@@ -57,6 +59,7 @@ class MetricWriter:
         """Writes one row with a text, such as a sample."""
         self._write({"step": step, name: value})
         if self._board is not None:
+            self._check_board()
             self._board.add_text(name, value, step)
 
     def _write(self, row):
@@ -64,10 +67,16 @@ class MetricWriter:
             self._file.write(json.dumps(row, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
-            raise Halted(
-                f"{self._file.name} cannot be written: {error.strerror}. Mend the cause and run "
-                "the same command again."
-            ) from error
+            raise self._halted(self._file.name, error.strerror) from error
+
+    def _check_board(self):
+        if not _writes(self._board):
+            raise self._halted(self._board.logdir, "the thread that writes has ended")
+
+    def _halted(self, path, reason):
+        return Halted(
+            f"{path} cannot be written: {reason}. Mend the cause and run the same command again."
+        )
 
 
 class SilentWriter:
@@ -108,6 +117,11 @@ def _tensorboard(run, last_step):
     except ModuleNotFoundError:
         return None
     return SummaryWriter(str(run / "tensorboard"), purge_step=last_step + 1)
+
+
+def _writes(board):
+    """Whether tensorboardX still takes rows: without its thread the next ones would block."""
+    return board.file_writer.event_writer._worker.is_alive()
 
 
 class NotFinite(ArithmeticError):

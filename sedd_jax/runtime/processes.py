@@ -1,5 +1,6 @@
 """The processes of a job: how they find each other, take turns, and fail together."""
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,14 @@ import jax
 import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.runtime.lead import is_lead
 
 T = TypeVar("T")
+PATIENCE = 24 * 3600  # seconds that processes wait for one that prepares the data
+GOODBYE = 60  # seconds that a process waits at its end for the others, which may hang
 
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "auto", ["auto", "yes", "no"],
@@ -42,10 +46,18 @@ def join() -> None:
         raise BadInput("--distributed=no contradicts --coordinator.")
     if _DISTRIBUTED.value == "no":
         return
-    if not (any(given) or _DISTRIBUTED.value == "yes" or in_a_job()):
-        return
+    if any(given) or _DISTRIBUTED.value == "yes" or _several_tasks():
+        _initialize(*explicit)
+    elif _on_tpu_host():
+        try:
+            _initialize(*explicit)
+        except BadInput as error:  # a single host may know nothing of a cluster
+            print(f"This TPU host goes on alone. {error}", flush=True)
+
+
+def _initialize(*explicit):
     try:
-        jax.distributed.initialize(*explicit)
+        jax.distributed.initialize(*explicit, shutdown_timeout_seconds=GOODBYE)
     except (ValueError, RuntimeError) as error:
         raise BadInput(
             f"The processes of the job do not find each other ({str(error).splitlines()[0]}); check"
@@ -53,22 +65,22 @@ def join() -> None:
         ) from error
 
 
-def in_a_job() -> bool:
-    """Returns whether the environment is that of a process among several."""
-    several = any(
+def _several_tasks():
+    """Whether this is one of several tasks; a SLURM script outside srun is in no step."""
+    return any(
         int(os.environ.get(tasks, 1)) > 1 and number in os.environ
         for tasks, number in (
-            ("SLURM_NTASKS", "SLURM_PROCID"),
+            ("SLURM_NTASKS", "SLURM_STEP_NODELIST"),
             ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
         )
     )
-    return several or _on_tpu_host()
 
 
 def _on_tpu_host():
     if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
         return False
-    return any(Path(device).exists() for device in ("/dev/accel0", "/dev/vfio/0"))
+    devices = ("/dev/accel0", "/dev/vfio/0")
+    return importlib.util.find_spec("libtpu") and any(Path(path).exists() for path in devices)
 
 
 def in_turn(first: Callable[[], T], others: Callable[[], T]) -> T:
@@ -84,10 +96,22 @@ def in_turn(first: Callable[[], T], others: Callable[[], T]) -> T:
             result = work() if mine else None
         except Exception as caught:
             error = caught
+        meet("turn taken")
         _fail_together(error)
         if mine:
             kept = result
     return kept
+
+
+def meet(name: str) -> None:
+    """Waits until all processes are here, for hours if need be.
+
+    Sums between devices give up after half a minute, on CPUs, if a process comes late to the first
+    one: it may be preparing the data, or still compiling.
+    """
+    if jax.process_count() > 1:
+        everyone = set(range(jax.process_count()))
+        multihost.sync_global_processes(name, timeout=PATIENCE, processes=everyone)
 
 
 def _fail_together(error):

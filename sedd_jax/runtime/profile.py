@@ -15,12 +15,14 @@ class Profile:
     """Traces some steps of a run, from the third after its start, into the run's folder.
 
     Within `with Profile(run, steps, start) as profile:`, `profile.after(step, metrics)` is called
-    after every step. Every process writes the file of its own host.
+    after every step. Several processes write into folders of their own: a host may have many.
     """
 
     def __init__(self, run: Path, steps: int, start: int):
         """Traces `steps` steps, 0 for none, of a run that begins after step `start`."""
         self._folder = run / FOLDER
+        if jax.process_count() > 1:
+            self._folder /= f"process_{jax.process_index()}"
         self._before = start + SKIPPED
         self._last = self._before + steps
         self._due, self._tracing = steps > 0, False

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
@@ -15,15 +16,17 @@ from sedd_jax.runtime.step import RunKeys, Step, TrainState, build_train_step, i
 
 
 class Programs(NamedTuple):
-    """The compiled functions of a run.
+    """The jitted functions of a run.
 
     Attributes:
       abstract: shapes, types and placement of the state.
+      batch: the same of a batch of tokens.
       init: init(key) -> state, made in the parts that the devices hold.
       train_step: train_step(state, tokens) -> (state, metrics); the old state is used up.
     """
 
     abstract: TrainState
+    batch: jax.ShapeDtypeStruct
     init: Callable[[Key[Array, ""]], TrainState]
     train_step: Step
 
@@ -43,5 +46,12 @@ def build_programs(components: Components, config: Config, keys: RunKeys, mesh: 
         donate_argnums=0,
     )
     return Programs(
-        sharding.placed(shapes, layout), jax.jit(init, out_shardings=layout), train_step
+        abstract=sharding.placed(shapes, layout),
+        batch=jax.ShapeDtypeStruct(
+            (config.train.batch_size, config.model.length),
+            jnp.int32,
+            sharding=sharding.over_batch(mesh),
+        ),
+        init=jax.jit(init, out_shardings=layout),
+        train_step=train_step,
     )

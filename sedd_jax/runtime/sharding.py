@@ -15,6 +15,8 @@ from sedd_jax.model.layout import AXES, BATCH_AXES, layouts
 from sedd_jax.model.placement import Placement
 from sedd_jax.runtime.config import Config, MeshConfig
 
+SMALL = ", no larger than an activation of one token"  # why the table splits some not at all
+
 
 def build_mesh(
     config: MeshConfig = MeshConfig(),  # noqa: B008
@@ -97,8 +99,14 @@ def global_batch(rows: np.ndarray, batch_size: int, mesh: Mesh) -> Array:
     return jax.make_array_from_callback(shape, over_batch(mesh), part)
 
 
-def check_batches(config: Config, mesh: Mesh) -> None:
-    """Raises BadInput unless the batches of `config` divide over the devices."""
+def check_divisions(config: Config, mesh: Mesh) -> None:
+    """Raises BadInput unless batches and heads of `config` divide over the devices."""
+    heads, tensor = config.model.num_heads, mesh.shape["tensor"]
+    if heads % tensor:
+        raise BadInput(
+            f"config.model.num_heads is {heads}, which config.mesh.tensor={tensor} does not divide "
+            "evenly."
+        )
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     part = config.train.batch_size // config.train.microbatches
     for name, size in (
@@ -127,7 +135,7 @@ def describe(params: Any, mesh: Mesh) -> str:
     for path, found in layouts(params, mesh).items():
         axes = ", ".join(f"axis {i} over {axis}" for i, axis in enumerate(found.spec) if axis)
         note = f" ({'; '.join(found.whole)})" if found.whole else ""
-        groups[(axes or "whole on every device") + note].append(path)
+        groups[(axes or "whole on every device") + (note or ("" if axes else SMALL))].append(path)
     lines += [f"  {how}: {', '.join(paths)}" for how, paths in groups.items()]
     return "\n".join(lines)
 
@@ -146,4 +154,5 @@ def _sizes(config, devices):
 
 
 def _slice_of(device):
-    return getattr(device, "slice_index", 0)  # only TPUs of a job of several slices have one
+    # XLA numbers the hosts of GPUs in the same attribute: there a slice is what the config says
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else 0

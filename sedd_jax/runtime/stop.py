@@ -15,7 +15,8 @@ class StopSignal:
     """Turns the first signal to stop into a request that the loop heeds between two steps.
 
     A second one ends the process at once. With several processes, JAX's preemption service agrees
-    on a step for all of them; it listens to SIGTERM, so that is what SIGINT is turned into.
+    on a step for all of them; it takes every SIGTERM, and SIGINT is turned into one, but for the
+    second.
 
     Use as a context manager; outside the main thread, where Python allows no handlers, it asks for
     nothing.
@@ -53,10 +54,14 @@ class StopSignal:
         self._received = signal.Signals(number)
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
-        # print() is not safe here: the signal may have come in the middle of one
-        os.write(2, f"{self._received.name}: stopping after this step; again: at once.\n".encode())
+        _tell(f"{self._received.name}: stopping after this step; again: at once.")
 
 
 def _forward(number, frame):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _tell("SIGINT: all processes stop after a step they agree on; again: this one at once.")
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _tell(text):
+    os.write(2, f"{text}\n".encode())  # not print: the signal may have come in the middle of one

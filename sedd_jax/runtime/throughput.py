@@ -55,15 +55,17 @@ class Progress:
         The row: tokens_per_second; step_seconds, the mean; waiting_for_data, the share of the time
         spent inside `waiting`; flops_utilization, the share of the devices' peak that the FLOPs of
         `step_flops` come to, where the peak is known; peak_memory_gib, the most that a device of
-        this process has held since it started, where devices tell.
+        this process has held since it started, where devices tell. Empty if there were no steps.
         """
         (last, last_time), (first, first_time) = self._mark, self._first
+        if step == last:
+            return {}, ""
         self._mark = (step, now) = (step, self._clock())
         seconds = max(now - last_time, 1e-9)
         steps_per_second = (step - last) / seconds
         row = {
             "tokens_per_second": steps_per_second * self._tokens,
-            "step_seconds": seconds / max(step - last, 1),
+            "step_seconds": seconds / (step - last),
             "waiting_for_data": min(self._waited / seconds, 1.0),
         }
         self._waited = 0.0
@@ -73,7 +75,7 @@ class Progress:
         memory = peak_memory_gib()
         if memory is not None:
             row["peak_memory_gib"] = memory
-        left = (self._total - step) * (now - first_time) / max(step - first, 1)
+        left = (self._total - step) * (now - first_time) / (step - first)
         return row, duration(left)
 
     @contextlib.contextmanager

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from sedd_jax.errors import BadInput, Halted
@@ -253,6 +255,16 @@ def test_a_checkpoint_of_an_older_version_is_read(run, state, smoke_config, caps
     assert "saved without checksums" in line
     none = jax.tree.map(jnp.zeros_like, state.skipped)
     chex.assert_trees_all_equal(restored, at_step(state, 2)._replace(skipped=none))
+
+
+def test_a_disk_that_does_not_answer_moves_nothing(run, state, monkeypatch):
+    def restore(*_, **__):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(ocp.CompositeCheckpointHandler, "restore", restore)
+    with Checkpoints(run) as checkpoints, pytest.raises(Halted, match="may be whole, but .*Stale"):
+        checkpoints.restore_latest(abstract(state))
+    assert not (run / DAMAGED_FOLDER).exists()
 
 
 @pytest.fixture

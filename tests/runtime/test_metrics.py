@@ -59,6 +59,17 @@ def test_a_disk_without_room_stops_the_run(tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def test_a_board_that_writes_no_more_stops_the_run(tmp_path):
+    """On a full disk its thread ends, and what it is given then waits for ever."""
+    with MetricWriter(tmp_path, 0) as writer:
+        writer.scalars(1, {"loss": 1.0})
+        worker = writer._board.file_writer.event_writer._worker
+        worker.stop()
+        worker.join()
+        with pytest.raises(Halted, match="the thread that writes has ended"):
+            writer.scalars(2, {"loss": 1.0})
+
+
 def test_one_process_writes(tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr(jax, "process_index", lambda: 1)

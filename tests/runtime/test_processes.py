@@ -11,7 +11,12 @@ from sedd_jax.runtime import processes
 @pytest.fixture(autouse=True)
 def parsed(monkeypatch):
     flags.FLAGS.mark_as_parsed()
-    for name in ("SLURM_NTASKS", "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"):
+    for name in (
+        "SLURM_NTASKS",
+        "SLURM_STEP_NODELIST",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -19,7 +24,7 @@ def parsed(monkeypatch):
 def joined(monkeypatch):
     """What JAX was asked to join; nothing is joined."""
     calls = []
-    monkeypatch.setattr("jax.distributed.initialize", lambda *args: calls.append(args))
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args, **_: calls.append(args))
     return calls
 
 
@@ -37,7 +42,7 @@ def test_the_processes_that_the_flags_name(joined):
 @pytest.mark.parametrize(
     "environment",
     [
-        {"SLURM_NTASKS": "2", "SLURM_PROCID": "1"},
+        {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "host[1-2]"},
         {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"},
     ],
 )
@@ -51,11 +56,30 @@ def test_the_processes_that_the_environment_names(monkeypatch, joined, environme
     assert len(joined) == 1
 
 
-@pytest.mark.parametrize("name", ["SLURM_NTASKS", "SLURM_PROCID"])
-def test_an_allocation_or_a_single_task_is_no_job_of_several(monkeypatch, joined, name):
-    monkeypatch.setenv(name, "1" if name == "SLURM_PROCID" else "8")
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"},  # a batch script, not in a step
+        {"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "host1"},
+    ],
+)
+def test_a_script_or_a_single_task_is_no_job_of_several(monkeypatch, joined, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     processes.join()
     assert not joined
+
+
+def test_a_tpu_host_without_a_cluster_goes_on_alone(monkeypatch, capsys):
+    def initialize(*_, **__):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    monkeypatch.setattr(processes, "_on_tpu_host", lambda: True)
+    processes.join()
+    assert "goes on alone" in capsys.readouterr().out
+    with flagsaver.flagsaver(distributed="yes"), pytest.raises(BadInput, match="do not find"):
+        processes.join()
 
 
 def test_when_asked_the_cluster_is_looked_for(joined):
@@ -73,10 +97,7 @@ def test_when_asked_the_cluster_is_looked_for(joined):
             "--distributed=no contradicts",
         ),
         # JAX itself refuses, before it waits for anybody
-        (
-            {"coordinator": "host:1", "num_processes": 2, "process_id": 2},
-            r"do not find each other \(.*process_id < num_processes",
-        ),
+        ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "do not find each other"),
     ],
 )
 def test_flags_that_cannot_be(given, message):
@@ -102,6 +123,7 @@ def test_where_one_process_fails_all_end(monkeypatch, number):
     for failing in (0, 1):
         heard = iter([np.array([failing == 0, False]), np.array([False, failing == 1])])
         monkeypatch.setattr(multihost_utils, "process_allgather", lambda _, h=heard: next(h))
+        monkeypatch.setattr(processes, "meet", lambda _: None)
         turns = [lambda: "done", lambda: "done"]
         turns[failing] = refuse
         wanted = (

@@ -50,6 +50,14 @@ def test_a_slice_of_tpus_is_never_cut():
         sharding.build_mesh(MeshConfig(slice=2), devices)
 
 
+def test_hosts_of_gpus_are_no_slices():
+    """XLA numbers hosts of GPUs in the attribute that has the slice of a TPU."""
+    device = types.SimpleNamespace(slice_index=3, platform="gpu")
+    assert sharding._slice_of(device) == 0
+    device.platform = "tpu"
+    assert sharding._slice_of(device) == 3
+
+
 def test_processes_together_give_the_whole_batch(monkeypatch):
     mesh = sharding.build_mesh(MeshConfig(fsdp=2, tensor=2))
     rows = np.arange(8 * 3).reshape(8, 3)
@@ -85,11 +93,17 @@ def test_a_tree_is_placed_by_one_sharding_or_by_many():
 def test_batches_divide_over_all_but_the_tensor_axis(smoke_config):
     def check(batch_size, mesh):
         train = dataclasses.replace(smoke_config.train, batch_size=batch_size)
-        sharding.check_batches(dataclasses.replace(smoke_config, train=train), mesh)
+        sharding.check_divisions(dataclasses.replace(smoke_config, train=train), mesh)
 
     check(4, sharding.build_mesh(MeshConfig(fsdp=2, tensor=2)))
     with pytest.raises(BadInput, match="is 4, which 8 parts of the mesh"):
         check(4, sharding.build_mesh(MeshConfig(fsdp=2)))
+
+
+def test_heads_divide_over_the_tensor_axis(smoke_config):
+    mesh = sharding.build_mesh(MeshConfig(data=1, tensor=-1))
+    with pytest.raises(BadInput, match="num_heads is 2, which config.mesh.tensor=8 does not"):
+        sharding.check_divisions(smoke_config, mesh)
 
 
 def test_the_mesh_in_words(smoke_config):
@@ -101,4 +115,5 @@ def test_the_mesh_in_words(smoke_config):
     assert lines.startswith("Mesh: fsdp 2 x tensor 4, 1 process(es).\n")
     assert "axis 0 over tensor, axis 1 over fsdp: embedding/table" in lines
     assert "axis 1 over fsdp (its axis of 2 is no multiple of tensor=4): blocks/qkv/kernel" in lines
-    assert "whole on every device: blocks/attention_norm/scale, " in lines
+    why = "no larger than an activation of one token"
+    assert f"whole on every device, {why}: blocks/attention_norm/scale, " in lines
