@@ -25,8 +25,12 @@ FLAGS = (
     "--config.eval.every=1000",
     "--config.model.num_heads=4",
 )
-SHORT = (*FLAGS, "--config.train.steps=6", "--config.checkpoint.every=3")
-LONG = (*FLAGS, "--config.train.steps=40", "--config.checkpoint.every=10")
+LONG = (
+    *FLAGS,
+    "--config.train.steps=40",
+    "--config.checkpoint.every=10",
+    "--config.checkpoint.keep=4",
+)
 
 
 def train(binary, run, flags, processes, devices):
@@ -85,49 +89,62 @@ def differences(run, straight):
     return {"loss": loss, "bound": bound, "params": params}
 
 
-def test_two_processes_go_on_with_the_run_of_one(binary, tmp_path):
-    """From a checkpoint of one process with four devices; and they lie in other parts."""
-    straight = tmp_path / "straight"
-    (out,) = train(binary, straight, SHORT, processes=1, devices=4)
-    assert "on 4 cpu device(s).\nMesh: data 4, 1 process(es)" in out
-    run = going_on(straight, 3, tmp_path / "two")
-    lead, other = train(binary, run, (*SHORT, "--config.mesh.fsdp=4"), processes=2, devices=2)
-    assert "Mesh: fsdp 4, 2 process(es)" in lead and "Continuing after step 3." in lead
-    assert "step 6/6" in lead and "step" not in other  # the lead speaks for both
-    found = differences(run, straight)
+def test_two_processes_go_on_with_the_run_of_one(binary, smoke_run, tmp_path):
+    """From the checkpoint of one process with eight devices; and the parts are others."""
+    run = going_on(smoke_run, 10, tmp_path / "two")
+    flags = (
+        "--config=configs/smoke.py",
+        "--config.train.steps=20",
+        "--config.train.log_every=5",
+        "--config.eval.every=10",
+        "--config.eval.num_samples=0",
+        "--config.checkpoint.every=10",
+        "--config.mesh.fsdp=4",
+    )
+    lead, other = train(binary, run, flags, processes=2, devices=2)
+    assert "on 4 cpu device(s).\nMesh: fsdp 4, 2 process(es)" in lead
+    assert "Continuing after step 10." in lead
+    assert "step 20/20" in lead and "step" not in other  # the lead speaks for both
+    found = differences(run, smoke_run)
     assert max(found["loss"], found["bound"]) < 1e-5, found
-    # a gradient near zero turns rounding into AdamW's whole step; measured 2e-5
+    # a gradient near zero turns rounding into AdamW's whole step
     assert found["params"] < 1e-3, found
-    assert [row["step"] for row in rows(run) if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows(run) if "loss" in row] == [5, 10, 15, 20]
+
+
+# processes, devices of each, mesh: the first is that of the run they go on with
+PLACES = [
+    (1, 4, "data=4"),
+    (1, 1, "data=1"),
+    (1, 2, "data=2"),
+    (1, 8, "data=8"),
+    (1, 8, "data=1 fsdp=8"),
+    (1, 8, "data=2 tensor=4"),
+    (1, 8, "slice=2 data=1 fsdp=2 tensor=2"),
+    (2, 2, "data=4"),
+    (2, 2, "data=1 fsdp=4"),
+    (2, 2, "data=1 fsdp=2 tensor=2"),
+    (2, 2, "data=1 tensor=4"),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("graph", ["absorb", "uniform"])
-def test_a_run_goes_on_on_any_devices(binary, tmp_path, graph):
+@pytest.mark.parametrize(
+    ("graph", "places"), [("absorb", PLACES), ("uniform", [PLACES[0], *PLACES[3::3]])]
+)
+def test_a_run_goes_on_on_any_devices(binary, tmp_path, graph, places):
     flags = (*LONG, f"--config.graph={graph}", f"--config.model.scale_by_sigma={graph == 'absorb'}")
     straight = tmp_path / "straight"
     train(binary, straight, flags, processes=1, devices=4)
     print(f"\n{graph}: largest relative difference, steps 11 to 40, from data=4 in one process")
-    for processes, devices, mesh in (
-        (1, 4, ""),
-        (1, 1, ""),
-        (1, 2, ""),
-        (1, 8, ""),
-        (1, 8, "data=1 fsdp=8"),
-        (1, 8, "data=2 tensor=4"),
-        (1, 8, "slice=2 data=1 fsdp=2 tensor=2"),
-        (2, 2, ""),
-        (2, 2, "data=1 fsdp=4"),
-        (2, 2, "data=1 fsdp=2 tensor=2"),
-        (2, 2, "data=1 tensor=4"),
-    ):
-        run = going_on(straight, 10, tmp_path / f"{processes} {devices} {mesh}")
+    for processes, devices, mesh in places:
+        run = going_on(straight, 10, tmp_path / f"{processes} {mesh}")
         layout = [f"--config.mesh.{size}" for size in mesh.split()]
-        train(binary, run, (*flags, *layout), processes, devices)
+        lead, *_ = train(binary, run, (*flags, *layout), processes, devices)
+        assert "Continuing after step 10." in lead
         found = differences(run, straight)
-        name = mesh or f"data={processes * devices}"
         values = ", ".join(f"{key} {value:.1e}" for key, value in found.items())
-        print(f"  {processes} process(es), {name}: {values}")
-        if (processes, devices, mesh) == (1, 4, ""):
+        print(f"  {processes} process(es), {mesh}: {values}")
+        if (processes, devices, mesh) == PLACES[0]:
             assert not any(found.values())  # the same devices: the same bits
         assert max(found["loss"], found["bound"]) < 1e-5

@@ -206,6 +206,26 @@ def test_one_of_two_processes_gets_sigterm(binary, tmp_path):
         process.communicate()
 
 
+def test_one_of_two_processes_fails_alone(binary, tmp_path):
+    """The rows cannot be written, which process 0 alone does."""
+    run = tmp_path / "run"
+    run.mkdir()
+    mounted(run, "-o", "size=4m")
+    try:
+        lead, other = two(binary, run, (*LONG, "--config.checkpoint.every=100000"))
+        after_line(lead, "step 20/")
+        (run / "ballast").write_bytes(bytes(shutil.disk_usage(run).free))
+        began = time.monotonic()
+        said = [process.communicate(timeout=200)[1] for process in (lead, other)]
+        assert lead.returncode != 0 and other.returncode != 0, said
+        (line,) = [line for line in said[0].splitlines() if line.startswith("error: ")]
+        assert "metrics.jsonl cannot be written: No space left on device" in line
+        waited = f"both ended after {time.monotonic() - began:.0f} s\n{line}"
+        report("no room for the rows of process 0 of 2", lead.returncode, waited)
+    finally:
+        subprocess.run(["umount", str(run)], check=True)
+
+
 def test_one_of_two_processes_is_killed(binary, tmp_path):
     lead, other = two(binary, tmp_path / "run", LONG)
     after_line(lead, "step 20/")

@@ -86,7 +86,7 @@ def test_a_finished_run_says_so_and_trains_no_more(smoke_run, smoke_config, caps
 
 
 def test_stopped_killed_and_restarted_with_the_same_command(
-    smoke_run, smoke_config, tmp_path, binary
+    smoke_run, smoke_config, tmp_path, binary, capsys
 ):
     """SIGTERM between two rows, then kill -9: the end is that of the undisturbed run, in bits."""
     run = tmp_path / "run"
@@ -110,7 +110,8 @@ def test_stopped_killed_and_restarted_with_the_same_command(
     process.kill()
     process.communicate()
 
-    out = binary.run("train", *command, devices=8)
+    train(smoke_config, run)
+    out = capsys.readouterr().out
     assert f"Continuing after step {stopped}." in out
     assert f"python -m sedd_jax.sample --checkpoint={run}" in out
     chex.assert_trees_all_equal(

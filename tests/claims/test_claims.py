@@ -123,7 +123,9 @@ def short(config, **train):
 
 @pytest.fixture(
     scope="module",
-    params=[exact_absorb, pytest.param(exact_uniform, marks=pytest.mark.slow)],
+    params=[
+        pytest.param(module, marks=pytest.mark.slow) for module in (exact_absorb, exact_uniform)
+    ],
     ids=["absorb", "uniform"],
 )
 def trained(request):

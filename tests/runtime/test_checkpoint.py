@@ -161,7 +161,9 @@ def test_another_shape_is_not_damage(run, state):
 def test_a_flipped_bit_is_seen(run, state, item):
     flip(run, 2, item)
     with Checkpoints(run) as checkpoints:
-        with pytest.raises(BadInput, match=rf"checkpoints/2 is damaged: .*changed.* \(in {item}/"):
+        # mostly; the bytes may also be such that they cannot be read at all
+        seen = rf"checkpoints/2 is damaged: (.*changed.* \(in {item}/|it cannot be read)"
+        with pytest.raises(BadInput, match=seen):
             checkpoints.restore(2, abstract(state))
         chex.assert_trees_all_equal(checkpoints.restore(1, abstract(state)), at_step(state, 1))
 
