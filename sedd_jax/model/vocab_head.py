@@ -37,7 +37,8 @@ class Stream:
     Attributes:
       num_states: of the graph; columns of the table from there on are padding.
       tiling: sizes of tiles.
-      placement: where rows and table lie.
+      placement: where rows and table lie. A device's columns are put in groups of their own: where
+        they are no multiple of 128, the same keys draw other states of the same law.
     """
 
     num_states: int

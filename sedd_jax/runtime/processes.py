@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from absl import flags
+from absl import flags, logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
@@ -63,6 +63,8 @@ def _initialize(*explicit):
             f"The processes of the job do not find each other ({str(error).splitlines()[0]}); check"
             " --coordinator, --num_processes and --process_id, or give --distributed=no."
         ) from error
+    # a process whose part of a checkpoint fails waits for the others before it can say so itself
+    logging.set_verbosity(logging.ERROR)
 
 
 def _several_tasks():

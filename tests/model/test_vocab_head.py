@@ -399,7 +399,7 @@ def test_draws_follow_the_law_of_the_dense_scores(name, rule):
 
     one = [x[None] for x in (jnp.array(hidden, jnp.float32), shift, xt)]
     many = rows(one[0][0]), table, rows(shift), rows(xt)
-    # large tiles, for speed: what is drawn is the same; on the mesh 192 columns on each device
+    # large tiles, for speed: what is drawn is the same; on the mesh the groups are others, of 192
     placement = on_mesh() if name == "uniform" else ANYWHERE
     case = Case(graph, Tiling(256, (4096,), 4096), placement)
     keys = jax.random.split(jax.random.key(7), ROWS)
