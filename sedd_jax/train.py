@@ -69,8 +69,6 @@ def _train(config, run, dataset, mesh, profile_steps):
     keys = run_keys(config.seed)
     components = build_components(config, dataset.tokenizer.vocab_size, sharding.placement(mesh))
     programs = build_programs(components, config, keys, mesh)
-    train_step = programs.train_step.lower(programs.abstract, programs.batch).compile()
-    processes.meet("training step compiled")
     evaluator = Evaluator(config, components, dataset, keys, mesh)
     with Checkpoints(run, config.checkpoint) as checkpoints:
         state = checkpoints.restore_latest(programs.abstract)
@@ -78,6 +76,8 @@ def _train(config, run, dataset, mesh, profile_steps):
             state = programs.init(keys.init)
         start = int(state.step)
         _announce(config, components, dataset, state, mesh)
+        train_step = programs.train_step.lower(programs.abstract, programs.batch).compile()
+        processes.meet("training step compiled")
         batches = train_batches(
             dataset.train,
             batch_size=config.train.batch_size,
