@@ -3,7 +3,6 @@
 python -m pytest -m slow -n 0 -s tests/test_faults.py
 """
 
-import resource
 import shutil
 import signal
 import subprocess
@@ -95,25 +94,6 @@ def test_a_damaged_checkpoint(binary, straight, tmp_path, damage):
     assert "Continuing after step 40." in out
     ends_like(run, straight)
     report(f"{damage.__name__} 64 bytes or half of a file of the checkpoint", 0, warning)
-
-
-def test_a_disk_without_room(binary, straight, tmp_path):
-    """A limit on the size of files stands for a full disk: it needs no rights to set."""
-    run = killed_after(40, straight, tmp_path)
-    limit = data_file(run / FOLDER / "40").stat().st_size // 2
-
-    def low():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    process = binary.start("train", *COMMAND, f"--workdir={run}", preexec_fn=low)
-    _, err = process.communicate()
-    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert process.returncode == 1
-    assert "Saving the checkpoint of step 60 in" in line and "the last good one is 40" in line
-    report("files may not grow", 1, line)
-    assert "Continuing after step 40" in binary.run("train", *COMMAND, f"--workdir={run}")
-    ends_like(run, straight)
 
 
 def mounted(folder, *options):
@@ -219,7 +199,7 @@ def test_one_of_two_processes_fails_alone(binary, tmp_path):
         said = [process.communicate(timeout=200)[1] for process in (lead, other)]
         assert lead.returncode != 0 and other.returncode != 0, said
         (line,) = [line for line in said[0].splitlines() if line.startswith("error: ")]
-        assert "metrics.jsonl cannot be written: No space left on device" in line
+        assert "cannot be written" in line  # metrics.jsonl, or TensorBoard's events
         waited = f"both ended after {time.monotonic() - began:.0f} s\n{line}"
         report("no room for the rows of process 0 of 2", lead.returncode, waited)
     finally:

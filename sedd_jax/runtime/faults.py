@@ -31,8 +31,10 @@ def errno_of(error):
 
 
 def reason(error):
-    """Returns what the operating system says of an error, if anything, else its first line."""
+    """Returns what the operating system says of an error, or TensorStore, else its first line."""
     if number := errno_of(error):
         return os.strerror(number)
-    line = (str(error).strip() or repr(error)).splitlines()[0].split(" [tensorstore_spec")[0]
+    code = re.search(r"\b[A-Z_]{6,}: .*", str(error))  # OUT_OF_RANGE: ..., behind much else
+    text = code[0] if code else str(error).strip() or repr(error)
+    line = text.splitlines()[0].split(" [tensorstore_spec")[0]
     return textwrap.shorten(line.rstrip("."), 240, placeholder=" ...")
