@@ -34,7 +34,9 @@ def reason(error):
     """Returns what the operating system says of an error, or TensorStore, else its first line."""
     if number := errno_of(error):
         return os.strerror(number)
-    code = re.search(r"\b[A-Z_]{6,}: .*", str(error))  # OUT_OF_RANGE: ..., behind much else
+    # OUT_OF_RANGE: ..., behind much else or in what the error came from
+    everything = f"{error}\n{error.__cause__}\n{error.__context__}"
+    code = re.search(r"\b[A-Z_]{6,}: .*", everything)
     text = code[0] if code else str(error).strip() or repr(error)
     line = text.splitlines()[0].split(" [tensorstore_spec")[0]
     return textwrap.shorten(line.rstrip("."), 240, placeholder=" ...")
