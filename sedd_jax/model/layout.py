@@ -74,10 +74,18 @@ def layout(path: str, shape: tuple[int, ...], mesh: Mesh) -> Layout:
     return Layout(PartitionSpec(*axes), tuple(whole))
 
 
+def leaves_by_path(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of a tree by their paths, as in "params/embedding/table"."""
+    return {
+        prefix + jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
 def layouts(tree: Any, mesh: Mesh, prefix: str = "") -> dict[str, Layout]:
     """Returns the layout of every array of a tree by its path, which `prefix` goes before."""
     return {
-        path: layout(path, leaf.shape, mesh) for path, leaf in _leaves_by_path(tree, prefix).items()
+        path: layout(path, leaf.shape, mesh) for path, leaf in leaves_by_path(tree, prefix).items()
     }
 
 
@@ -125,13 +133,6 @@ def _gather_backward(whole, split, _, cotangent):
 
 
 _gather.defvjp(_gather_forward, _gather_backward)
-
-
-def _leaves_by_path(tree, prefix):
-    return {
-        prefix + jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
 
 
 def _rule(path):

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from sedd_jax.errors import BadInput, Halted
+from sedd_jax.model.layout import leaves_by_path
 from sedd_jax.model.score_model import Params
-from sedd_jax.runtime.checksum import by_path, checksums
+from sedd_jax.runtime.checksum import checksums
 from sedd_jax.runtime.config import CheckpointConfig, Config, from_saved
 from sedd_jax.runtime.faults import errno_of, of_any_process, reason
 from sedd_jax.runtime.lead import is_lead, say
@@ -30,6 +31,9 @@ from sedd_jax.runtime.step import Skipped, TrainState
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged"
 SAVE_SECONDS = 600  # that processes wait for each other in a save: one may have failed to write
+
+# the file is missing, or its content is not what it was: trouble of no disk and no network
+_OF_A_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 class Checkpoints:
@@ -96,7 +100,7 @@ class Checkpoints:
         arrays = _items(state)
         settings = dataclasses.asdict(config)
         facts = {
-            "shapes": {path: _shape(leaf) for path, leaf in by_path(arrays).items()},
+            "shapes": {path: _shape(leaf) for path, leaf in leaves_by_path(arrays).items()},
             "skipped": [int(count) for count in state.skipped],
         }
         texts = {"config": _text_checksum(settings), "meta": _text_checksum(facts)}
@@ -226,7 +230,7 @@ class Checkpoints:
         return meta
 
     def _check_shapes(self, step, saved, wanted):
-        for path, leaf in by_path(wanted).items():
+        for path, leaf in leaves_by_path(wanted).items():
             if saved.get(path) != _shape(leaf):
                 raise BadInput(
                     f"The checkpoint {self._folder / str(step)} is of another shape than its "
@@ -294,10 +298,6 @@ class Checkpoints:
             last = self._manager.latest_step()
             then = "No other is left." if last is None else f"Going back to step {last} instead."
             say(f"WARNING: {damage} It was moved to {target}. {then}")
-
-
-# the file is missing, or its content is not what it was: trouble of no disk and no network
-_OF_A_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 class _Damaged(BadInput):

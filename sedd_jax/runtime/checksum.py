@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt32
 
+from sedd_jax.model.layout import leaves_by_path
+
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
 
@@ -22,13 +24,7 @@ def checksums(tree: Any) -> dict[str, int]:
       tree: arrays of whole or real numbers of 8, 16 or 32 bits.
     """
     sums = jax.device_get(_on_device(tree))
-    return {path: int(value) for path, value in by_path(sums).items()}
-
-
-def by_path(tree: Any) -> dict[str, Any]:
-    """Returns the leaves by their paths."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {path: int(value) for path, value in leaves_by_path(sums).items()}
 
 
 @jax.jit

@@ -11,8 +11,11 @@ from jax.experimental import multihost_utils
 from sedd_jax.runtime.lead import is_lead
 
 
-def of_any_process(trouble):
-    """Returns the trouble of this process or, if it has none, that another has; None if none."""
+def of_any_process(trouble: str | None) -> str | None:
+    """Returns the trouble of this process or, if it has none, that another has; None if none.
+
+    With several processes all must call this.
+    """
     if jax.process_count() == 1:
         return trouble
     if trouble and not is_lead():
@@ -21,7 +24,7 @@ def of_any_process(trouble):
     return trouble or (f"process {np.argmax(flags)} found it so" if flags.any() else None)
 
 
-def errno_of(error):
+def errno_of(error: BaseException | None) -> int | None:
     """Returns the operating system's number of an error, None if it has none.
 
     TensorStore's errors are of type ValueError, with the number in the text.
@@ -30,7 +33,7 @@ def errno_of(error):
     return int(number[1]) if number else getattr(error, "errno", None)
 
 
-def reason(error):
+def reason(error: BaseException) -> str:
     """Returns what the operating system says of an error, or TensorStore, else its first line."""
     if number := errno_of(error):
         return os.strerror(number)
