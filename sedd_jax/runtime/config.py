@@ -10,6 +10,7 @@ import json
 import typing
 from typing import Any, Literal
 
+from sedd_jax.data.recipe import Recipe
 from sedd_jax.errors import BadInput
 
 
@@ -41,15 +42,10 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """The text and its tokens."""
+class DataConfig(Recipe):
+    """The text and its tokens: prepared before, or by the recipe when the run begins."""
 
-    corpus: str = "pydoc"  # the text inside Python, or a path: UTF-8 file, or folder of *.txt
-    separator: str = ""  # splits a file into documents; empty: the file is one document
-    heldout_fraction: float = 0.1  # of the text, whole documents, never trained on
-    tokenizer: Literal["bytes", "characters", "text8", "sentencepiece", "gpt2"] = "bytes"
-    tokenizer_path: str = ""  # gpt2: folder with encoder.json and vocab.bpe
-    vocab_size: int = 257  # tokens the tokenizer must have; 0: whatever the corpus gives
+    prepared: str = ""  # folders of `prepare`, FOLDER or FOLDER:WEIGHT,...; empty: by the recipe
     crop: Literal["blocks", "random"] = "random"  # random: block borders shift every epoch
 
 
@@ -120,6 +116,8 @@ class Config:
     """A run."""
 
     seed: int = 0
+    # autoregressive: the baseline, which knows of no graph and no noise
+    family: Literal["diffusion", "autoregressive"] = "diffusion"
     graph: Literal["absorb", "uniform"] = "absorb"
     noise: NoiseConfig = NoiseConfig()
     model: ModelConfig = ModelConfig()
@@ -236,7 +234,7 @@ _POSITIVE = (
     "train.t_min", "train.log_every", "optim.learning_rate", "optim.warmup_steps", "optim.eps",
     "optim.clip_norm", "eval.every", "eval.batch_size", "eval.max_blocks", "eval.sample_every",
     "eval.sample_steps", "checkpoint.every", "checkpoint.keep", "train.max_skipped",
-    "train.stall_minutes",
+    "train.stall_minutes", "data.max_document_mb",
 )  # fmt: skip
 _NOT_NEGATIVE = ("seed", "data.vocab_size", "optim.weight_decay", "eval.num_samples")
 _BELOW_ONE = (
@@ -311,9 +309,21 @@ def _check_ranges(config):
             f"config.train.steps ({train.steps}) when config.optim.decay=cosine.",
         ),
         (
-            config.data.tokenizer != "gpt2" or config.data.tokenizer_path,
-            "config.data.tokenizer_path must name a folder with encoder.json and vocab.bpe when "
-            "config.data.tokenizer=gpt2.",
+            config.data.tokenizer not in ("sentencepiece", "integers")
+            or config.data.vocab_size
+            or config.data.tokenizer_path
+            or config.data.prepared,
+            f"config.data.vocab_size must be given when config.data.tokenizer="
+            f"{config.data.tokenizer}.",
+        ),
+        (
+            config.data.wrap or config.data.crop == "blocks",
+            "config.data.crop must be blocks when config.data.wrap=False: a block is a document.",
+        ),
+        (
+            config.data.tokenizer != "gpt2" or config.data.tokenizer_path or config.data.prepared,
+            "config.data.tokenizer_path must name a folder with encoder.json and vocab.bpe, or a "
+            "hub id, when config.data.tokenizer=gpt2.",
         ),
     )
     for holds, message in rules:
