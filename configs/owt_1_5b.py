@@ -8,7 +8,7 @@ activations of 8 sequences. The learning rate is a choice below the medium model
 tuned. Data as in owt_small.py.
 
     python -m sedd_jax.train --config=configs/owt_1_5b.py --workdir=runs/owt_1_5b \
-        --config.data.corpus=openwebtext.txt --config.data.tokenizer_path=gpt2
+        --config.data.prepared=data/owt
 """
 
 from configs import owt_medium

@@ -9,7 +9,7 @@ Moments in bfloat16 (`optim.first_moment`, `optim.second_moment`) would save 0.4
 and learning rate are choices, untested and not tuned. Data as in owt_small.py.
 
     python -m sedd_jax.train --config=configs/owt_7b.py --workdir=runs/owt_7b \
-        --config.data.corpus=openwebtext.txt --config.data.tokenizer_path=gpt2
+        --config.data.prepared=data/owt
 """
 
 from configs import owt_medium

@@ -5,7 +5,7 @@ PTB 87.12, WikiText103 29.98, 1BW 61.19. Hardware: one host with 8 accelerators;
 has not trained it, so no time is given. Data as in owt_small.py.
 
     python -m sedd_jax.train --config=configs/owt_medium.py --workdir=runs/owt_medium \
-        --config.data.corpus=openwebtext.txt --config.data.tokenizer_path=gpt2
+        --config.data.prepared=data/owt
 """
 
 from configs import owt_small

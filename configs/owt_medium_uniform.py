@@ -5,7 +5,7 @@ PTB 102.28, WikiText103 36.81, 1BW 79.12. Hardware: as owt_medium.py; not traine
 Append `:paper` to the config's name for the noise of the paper's text, see owt_small_uniform.py.
 
     python -m sedd_jax.train --config=configs/owt_medium_uniform.py --workdir=runs/medium_uniform \
-        --config.data.corpus=openwebtext.txt --config.data.tokenizer_path=gpt2
+        --config.data.prepared=data/owt
 """
 
 from configs import owt_medium, owt_small_uniform

@@ -5,11 +5,14 @@ PTB 114.24, WikiText103 40.62, 1BW 79.29. Hardware: one host with 8 accelerators
 not trained it, so no time is given. Steps are those of the published config; the paper's
 comparisons are at 400,000.
 
-The corpus is a UTF-8 file of documents separated by <|endoftext|>; the tokenizer needs GPT-2's
-encoder.json and vocab.bpe, and `pip install "sedd_jax[gpt2]"`.
+Corpus and tokenizer come from the Hugging Face hub (`pip install "sedd_jax[gpt2,hub]"`). Local ones:
+`--config.data.corpus=FILES`, text with `--config.data.separator="<|endoftext|>"`, JSON lines or
+Parquet, and `--config.data.tokenizer_path=FOLDER` with GPT-2's encoder.json and vocab.bpe. All
+OpenWebText configs share what is prepared once:
 
+    python -m sedd_jax.prepare --config=configs/owt_small.py --output=data/owt
     python -m sedd_jax.train --config=configs/owt_small.py --workdir=runs/owt_small \
-        --config.data.corpus=openwebtext.txt --config.data.tokenizer_path=gpt2
+        --config.data.prepared=data/owt
 """
 
 from sedd_jax.runtime.config import default_config
@@ -18,11 +21,10 @@ from sedd_jax.runtime.config import default_config
 def get_config():
     config = default_config()  # the default is the small model and its published training
     config.train.microbatches = 8  # 8 sequences at a time on each of 8 accelerators
-    config.data.corpus = "openwebtext.txt"
-    config.data.separator = "<|endoftext|>"
+    config.data.corpus = "hf:Skylion007/openwebtext"
     config.data.heldout_fraction = 0.01
     config.data.tokenizer = "gpt2"
-    config.data.tokenizer_path = "gpt2"
+    config.data.tokenizer_path = "openai-community/gpt2"
     config.data.vocab_size = 50257
     config.data.crop = "blocks"  # a corpus this large is seen a few times at most
     return config

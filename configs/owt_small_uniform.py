@@ -7,7 +7,7 @@ The published code's noise runs from 1e-4 to 20, the paper's text says 1e-5 to 2
 to the config's name for the latter.
 
     python -m sedd_jax.train --config=configs/owt_small_uniform.py --workdir=runs/small_uniform \
-        --config.data.corpus=openwebtext.txt --config.data.tokenizer_path=gpt2
+        --config.data.prepared=data/owt
 """
 
 from configs import owt_small
