@@ -4,8 +4,8 @@ Paper row: none; the graph and noise that users of the published code train DNA 
 of their convolutional networks. Hardware: one accelerator, or a CPU for short sequences. Metric:
 perplexity bound per letter, 4 for noise.
 
-The corpus is FASTA; a sequence is a block, so all must be at least `model.length` letters, and are
-cut there. Only A, C, G and T, in either case: sequences with other letters are left out and counted.
+The corpus is FASTA; a sequence is a block, so it must have at least `model.length` letters, and is
+cut there. Shorter ones, and those with other letters than A, C, G and T, are left out and counted.
 
     python -m sedd_jax.train --config=configs/dna_uniform.py --workdir=runs/dna \
         --config.data.corpus=sequences.fa.gz --config.model.length=100

@@ -5,10 +5,10 @@ PTB 114.24, WikiText103 40.62, 1BW 79.29. Hardware: one host with 8 accelerators
 not trained it, so no time is given. Steps are those of the published config; the paper's
 comparisons are at 400,000.
 
-Corpus and tokenizer come from the Hugging Face hub (`pip install "sedd_jax[gpt2,hub]"`). Local ones:
-`--config.data.corpus=FILES`, text with `--config.data.separator="<|endoftext|>"`, JSON lines or
-Parquet, and `--config.data.tokenizer_path=FOLDER` with GPT-2's encoder.json and vocab.bpe. All
-OpenWebText configs share what is prepared once:
+Corpus and tokenizer come from the Hugging Face hub: `pip install "sedd_jax[gpt2,hub]"`. Local ones:
+`--config.data.corpus=FILES` (text with `--config.data.separator="<|endoftext|>"`, JSON lines or
+Parquet) and `--config.data.tokenizer_path=FOLDER` with GPT-2's encoder.json and vocab.bpe. All
+OpenWebText configs share what is prepared once.
 
     python -m sedd_jax.prepare --config=configs/owt_small.py --output=data/owt
     python -m sedd_jax.train --config=configs/owt_small.py --workdir=runs/owt_small \
