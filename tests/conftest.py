@@ -2,6 +2,7 @@
 
 import atexit
 import dataclasses
+import fcntl
 import os
 import shutil
 import subprocess
@@ -47,11 +48,18 @@ def smoke_config():
 
 @pytest.fixture(scope="session")
 def smoke_run(smoke_config, tmp_path_factory):
-    """The folder of a finished run of `smoke_config`; read only."""
+    """The folder of a finished run of `smoke_config`; read only, one for all workers."""
     from sedd_jax.train import train
 
-    run = tmp_path_factory.mktemp("smoke") / "run"
-    train(smoke_config, run)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    run, finished = folder / "smoke", folder / "smoke.finished"
+    with (folder / "smoke.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not finished.exists():
+            train(smoke_config, run)
+            finished.touch()
     return run
 
 

@@ -21,7 +21,7 @@ def run(name, *flags):
 @pytest.mark.parametrize(
     ("name", "flags", "rows"),
     [
-        ("training_step", ("--shape=test", "--rounds=2"), 2),
+        pytest.param("training_step", ("--shape=test", "--rounds=2"), 2, marks=pytest.mark.slow),
         pytest.param("head", ("--shape=test", "--rounds=1"), 4, marks=pytest.mark.slow),
         pytest.param(
             "sampling_step",
