@@ -99,3 +99,31 @@ def answering(otherwise: str) -> Iterator[None]:
 
 def _line(error):
     return next((line for line in str(error).splitlines() if line), type(error).__name__).strip()
+
+
+def check_upload(name: str) -> None:
+    """Raises BadInput unless the hub can be reached and knows who would upload to OWNER/NAME."""
+    match = _ID.fullmatch(name)
+    if not match or match.group(2):
+        raise BadInput(f"A repository of the hub is called OWNER/NAME, not {name!r}.")
+    client = hub("To upload")
+    with answering(f"Nothing can be uploaded to {name}"):
+        client.HfApi().whoami()
+
+
+def upload(folder: pathlib.Path, name: str, *, private: bool) -> str:
+    """Uploads a folder to the repository OWNER/NAME, made if there is none; returns its address.
+
+    Args:
+      folder: what to upload; files of the same names are replaced in a new revision.
+      name: of the repository.
+      private: whether a new repository is for its owner only.
+
+    Raises:
+      BadInput: the hub cannot be reached, or refuses.
+    """
+    api = hub("To upload").HfApi()
+    with answering(f"{folder} is complete, but not uploaded to {name}"):
+        address = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Model of sedd_jax")
+    return str(address)

@@ -1,4 +1,4 @@
-"""Loading a trained model: a run folder or one in the published PyTorch layout, here or on the hub."""
+"""Loading a trained model: a run folder or the published PyTorch layout, here or on the hub."""
 
 import dataclasses
 import functools
@@ -27,8 +27,8 @@ from sedd_jax.model import pretrained
 from sedd_jax.model.layout import AXES, shardings
 from sedd_jax.model.placement import ANYWHERE
 from sedd_jax.model.score_model import Params, ScoreModel
+from sedd_jax.runtime import card, sharding
 from sedd_jax.runtime import checkpoint as checkpoints
-from sedd_jax.runtime import sharding
 from sedd_jax.runtime.components import Components, build_components
 from sedd_jax.runtime.config import Config, MeshConfig
 from sedd_jax.runtime.published import from_published
@@ -43,6 +43,7 @@ _FILES = (
     f"{TOKENIZER_FOLDER}/*",
     f"{DATA_FOLDER}/{TOKENIZER_FOLDER}/*",
     f"{checkpoints.FOLDER}/*",
+    *card.RECORDS,
 )
 
 
@@ -56,6 +57,7 @@ class Checkpoint:
       config: the settings of the run.
       tokenizer: the tokenizer of the run; None for a published folder without one.
       step: the training step, None if unknown.
+      folder: where it was read from, if it was.
     """
 
     components: Components
@@ -63,6 +65,7 @@ class Checkpoint:
     config: Config
     tokenizer: Tokenizer | None
     step: int | None
+    folder: Path | None = None
 
     @property
     def graph(self) -> Graph:
@@ -157,7 +160,7 @@ def _load_run(folder, wish):
         tokenizer = _fitting(wish.tokenizer or own, tokens)
         components, abstract = _build(config, tokens, wish.mesh)
         params = saved.restore_weights(step, abstract, ema=wish.ema)
-    return Checkpoint(components, params, config, tokenizer, step)
+    return Checkpoint(components, params, config, tokenizer, step, folder)
 
 
 def _load_published(folder, wish):
@@ -172,8 +175,9 @@ def _load_published(folder, wish):
     own = find_tokenizer(folder / TOKENIZER_FOLDER) or beside
     tokenizer = _fitting(wish.tokenizer or own, published.tokens)
     components, abstract = _build(config, published.tokens, wish.mesh)
-    params = pretrained.read_params(folder, abstract, components.graph.num_states)
-    return Checkpoint(components, jax.tree.map(_put, params, abstract), config, tokenizer, None)
+    read = pretrained.read_params(folder, abstract, components.graph.num_states)
+    params = jax.tree.map(_put, read, abstract)
+    return Checkpoint(components, params, config, tokenizer, None, folder)
 
 
 # what a folder can be, and how it is then loaded; the first that fits counts

@@ -240,7 +240,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise BadInput(
-                f"{path} is a Git LFS pointer and not the weights: run `git lfs pull` in its folder."
+                f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder."
             )
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError

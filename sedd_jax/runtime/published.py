@@ -33,8 +33,8 @@ def from_published(published: PublishedConfig) -> Config:
     return parse(settings)
 
 
-def to_published(config: Config, tokens: int) -> PublishedConfig:
-    """Returns what the published code needs to know of a model with `tokens` tokens.
+def to_published(config: Config) -> PublishedConfig:
+    """Returns what the published code needs to know of a model with `data.vocab_size` tokens.
 
     Raises:
       BadInput: a model that the published code does not have.
@@ -46,5 +46,4 @@ def to_published(config: Config, tokens: int) -> PublishedConfig:
                 f"The published layout has only models with config.{key}={value}, and this one has "
                 f"{ours}; keep it as a run folder (--to=run)."
             )
-    fields = {field: attrgetter(key)(config) for field, key in _KEYS.items()}
-    return PublishedConfig(**fields | {"tokens": tokens})
+    return PublishedConfig(**{field: attrgetter(key)(config) for field, key in _KEYS.items()})
