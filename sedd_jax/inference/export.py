@@ -60,12 +60,10 @@ def export(checkpoint: Checkpoint, output: Path, layout: str, *, weights: str, n
       BadInput: `output` exists, or the layout has no such model.
     """
     records = find_records(checkpoint.folder) if checkpoint.folder else {}
-    tokenizer = checkpoint.tokenizer
-    size = f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens" if tokenizer else "unknown"
     story = Story(
         config=checkpoint.config,
         parameters=count_params(checkpoint.params),
-        tokenizer=size,
+        tokenizer=checkpoint.tokenizer,
         weights=weights,
         **read_history(records, checkpoint.step),
     )

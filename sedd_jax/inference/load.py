@@ -82,6 +82,11 @@ class Checkpoint:
         """The network, as pure functions."""
         return self.components.model
 
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, the mask not among them."""
+        return self.tokenizer.vocab_size if self.tokenizer else self.config.data.vocab_size
+
     def log_score(
         self, xt: Int[Array | np.ndarray, "B L"], sigma: Float[Array | np.ndarray, "B"]
     ) -> Float[Array, "B L V"]:

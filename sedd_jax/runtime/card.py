@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import sedd_jax
+from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.runtime import metrics
 from sedd_jax.runtime.config import Config
 from sedd_jax.runtime.lead import say
@@ -33,7 +34,7 @@ class Story(NamedTuple):
     Attributes:
       config: its settings.
       parameters: how many numbers, the padding of the vocabulary included.
-      tokenizer: its kind and size, in words.
+      tokenizer: that of its text, if it is known.
       step: the last one of training.
       manifest: of the data, or those of several folders; none if it is not known.
       rows: of the metrics up to `step`; none if the training is not known.
@@ -42,7 +43,7 @@ class Story(NamedTuple):
 
     config: Config
     parameters: int
-    tokenizer: str
+    tokenizer: Tokenizer | None
     step: int | None
     manifest: Any
     rows: list[dict[str, Any]]
@@ -100,7 +101,7 @@ def card(story: Story, name: str) -> str:
 
 def model_facts(story: Story) -> list[Fact]:
     """Returns what the model is."""
-    config, model = story.config, story.config.model
+    config, model, it = story.config, story.config.model, story.tokenizer
     if config.family == "diffusion":
         kind = f"score entropy discrete diffusion (SEDD), graph {config.graph}"
         noise = [("Noise", _noise(config.noise))]
@@ -117,7 +118,7 @@ def model_facts(story: Story) -> list[Fact]:
             f"{model.num_blocks} blocks of {model.num_heads} heads, hidden size "
             f"{model.hidden_size}, dropout {model.dropout:g}",
         ),
-        ("Tokenizer", story.tokenizer),
+        *([("Tokenizer", f"{it.kind}, {it.vocab_size:,} tokens")] if it else []),
     ]
 
 

@@ -53,6 +53,7 @@ class DataConfig(Recipe):
 class TrainConfig:
     """The training loop."""
 
+    initial: str = ""  # folder, or OWNER/NAME on the hub, of weights to start from; empty: random
     steps: int = 1_300_000
     batch_size: int = 512  # sequences per step, over all devices
     microbatches: int = 1  # parts the batch is split into, gradients averaged
