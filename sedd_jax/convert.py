@@ -11,7 +11,7 @@ from absl import flags
 
 from sedd_jax import hub
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.export import LAYOUTS, export
+from sedd_jax.inference.export import LAYOUTS, check_new, export
 from sedd_jax.inference.load import load
 from sedd_jax.runtime import cli
 
@@ -31,8 +31,7 @@ def main() -> None:
         if not flag.value:
             raise BadInput(f"--{flag.name}=FOLDER is needed.")
     output, push = Path(_OUTPUT.value), _PUSH.value
-    if output.exists():
-        raise BadInput(f"{output} exists already; give --output another name.")
+    check_new(output)
     if push:
         hub.check_upload(push)
     checkpoint = load(

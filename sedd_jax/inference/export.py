@@ -76,16 +76,9 @@ def export(checkpoint: Checkpoint, output: Path, layout: str, *, weights: str, n
 
 @contextlib.contextmanager
 def drafted(folder: Path) -> Iterator[Path]:
-    """Makes a folder to write in, which takes the name `folder` in the end; an error removes it.
-
-    Raises:
-      BadInput: `folder` exists, or what it would be in does not.
-    """
+    """Makes a folder to write in, which takes the name `folder` in the end; an error removes it."""
+    check_new(folder)
     folder = folder.absolute()
-    if folder.exists():
-        raise BadInput(f"{folder} exists already; give --output another name.")
-    if not folder.parent.is_dir():
-        raise BadInput(f"{folder.parent}, the folder of --output, does not exist; make it first.")
     draft = folder.parent / f".{folder.name}.{secrets.token_hex(8)}.draft"
     draft.mkdir()
     try:
@@ -93,3 +86,11 @@ def drafted(folder: Path) -> Iterator[Path]:
         os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_new(folder: Path) -> None:
+    """Raises BadInput if `folder` exists, or what it would be in does not."""
+    if folder.exists():
+        raise BadInput(f"{folder} exists already; give --output another name.")
+    if not folder.absolute().parent.is_dir():
+        raise BadInput(f"The folder of --output={folder} does not exist; make it first.")

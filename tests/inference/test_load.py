@@ -117,7 +117,10 @@ def check_placement(loaded, config):
     assert part * config.fsdp * config.tensor == table.size
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    "name",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("data", "fsdp")), "fsdp and tensor"],
+)
 def test_every_mesh_gives_the_same_answers(network, alone, name):
     loaded = sedd.load(network, mesh=MESHES[name])
     check_placement(loaded, MESHES[name])
