@@ -34,6 +34,8 @@ def main() -> None:
     check_new(output)
     if push:
         hub.check_upload(push)
+    elif _PUBLIC.value:
+        raise BadInput("--public is of --push_to_hub=OWNER/NAME, which is not given.")
     checkpoint = load(
         _CHECKPOINT.value, step=_STEP.value, ema=_EMA.value, tokenizer=_TOKENIZER.value
     )

@@ -196,6 +196,11 @@ def test_a_name_that_is_none_is_refused_first(smoke_run, tmp_path, api, name):
     assert not api.calls and not list(tmp_path.iterdir())
 
 
+def test_public_without_an_upload_is_refused(smoke_run, tmp_path):
+    with flagsaver.flagsaver(public=True), pytest.raises(BadInput, match="--public is of --push"):
+        converted(checkpoint=smoke_run, output=tmp_path / "out")
+
+
 def test_who_is_not_logged_in_hears_so_before_anything_is_done(smoke_run, tmp_path, api):
     api.token = None
     with pytest.raises(BadInput, match="Nothing can be uploaded to owner/name, .*hf auth login"):

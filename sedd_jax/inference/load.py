@@ -126,12 +126,12 @@ def load(
       BadInput: no such folder, no checkpoint in it, one that does not fit its config, or a damaged
         one; no other is taken in its place. Or a mesh or a tokenizer that does not fit the model.
     """
-    folder = hub.folder(path, _FILES)
     if isinstance(mesh, MeshConfig):
         mesh = sharding.build_mesh(mesh)
     if mesh is not None and mesh.axis_names != AXES:
         raise BadInput(f"The mesh has the axes {mesh.axis_names}, it must have {AXES}.")
     wish = _Wish(step, ema, mesh, None if tokenizer is None else _given_tokenizer(tokenizer))
+    folder = hub.folder(path, _FILES)
     for is_it, load_it in _LAYOUTS:
         if is_it(folder):
             return load_it(folder, wish)
@@ -176,9 +176,10 @@ def _load_published(folder, wish):
         config = from_published(published)
     except BadInput as error:
         raise BadInput(f"{folder / 'config.json'} describes no model: {error}") from error
-    beside = GPT2(folder) if has_gpt2_files(folder) else None
-    own = find_tokenizer(folder / TOKENIZER_FOLDER) or beside
-    tokenizer = _fitting(wish.tokenizer or own, published.tokens)
+    tokenizer = wish.tokenizer or find_tokenizer(folder / TOKENIZER_FOLDER)
+    if tokenizer is None and has_gpt2_files(folder):
+        tokenizer = GPT2(folder)
+    tokenizer = _fitting(tokenizer, published.tokens)
     components, abstract = _build(config, published.tokens, wish.mesh)
     read = pretrained.read_params(folder, abstract, components.graph.num_states)
     params = jax.tree.map(_put, read, abstract)

@@ -101,7 +101,7 @@ def card(story: Story, name: str) -> str:
 
 def model_facts(story: Story) -> list[Fact]:
     """Returns what the model is."""
-    config, model, it = story.config, story.config.model, story.tokenizer
+    config, model, tokenizer = story.config, story.config.model, story.tokenizer
     if config.family == "diffusion":
         kind = f"score entropy discrete diffusion (SEDD), graph {config.graph}"
         noise = [("Noise", _noise(config.noise))]
@@ -118,7 +118,11 @@ def model_facts(story: Story) -> list[Fact]:
             f"{model.num_blocks} blocks of {model.num_heads} heads, hidden size "
             f"{model.hidden_size}, dropout {model.dropout:g}",
         ),
-        *([("Tokenizer", f"{it.kind}, {it.vocab_size:,} tokens")] if it else []),
+        *(
+            [("Tokenizer", f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens")]
+            if tokenizer
+            else []
+        ),
     ]
 
 
@@ -203,7 +207,7 @@ def _figures(rows: Iterable[Mapping[str, Any]]):
 def _table(title, facts):
     if not facts:
         return ""
-    rows = [f"| {name} | {value} |" for name, value in facts]
+    rows = ["| {} | {} |".format(*(it.replace("|", r"\|") for it in fact)) for fact in facts]
     return "\n".join([f"## {title}\n", "| | |", "|---|---|", *rows])
 
 

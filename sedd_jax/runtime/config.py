@@ -53,7 +53,6 @@ class DataConfig(Recipe):
 class TrainConfig:
     """The training loop."""
 
-    initial: str = ""  # folder, or OWNER/NAME on the hub, of weights to start from; empty: random
     steps: int = 1_300_000
     batch_size: int = 512  # sequences per step, over all devices
     microbatches: int = 1  # parts the batch is split into, gradients averaged
@@ -63,6 +62,7 @@ class TrainConfig:
     log_every: int = 100
     max_skipped: int = 10  # steps in a row whose loss or gradient is not finite; then stop
     stall_minutes: float = 30.0  # without a step: report the stack of every thread
+    initial: str = ""  # folder, or OWNER/NAME on the hub, of weights to start from; empty: random
 
 
 @dataclasses.dataclass(frozen=True)

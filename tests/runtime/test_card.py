@@ -15,7 +15,7 @@ ROWS = [
 ]
 MANIFEST = {
     "format": 1,
-    "corpus": "/home/someone/corpus.txt",
+    "corpus": "/home/someone/a|b.txt",
     "heldout_fraction": 0.1,
     "splits": {"train": {"documents": 3, "utf8_bytes": 12345, "tokens": 6000}},
 }
@@ -52,7 +52,7 @@ def test_the_facts_are_those_of_the_files():
         ["Length", "32 tokens"],
         ["Tokenizer", "bytes, 257 tokens"],
         ["Weights", "averaged"],
-        ["Source", "corpus.txt"],
+        ["Source", r"a\|b.txt"],
         ["Held out", "0.1 of the text, whole documents"],
         ["Split train", "3 documents, 12,345 utf8 bytes, 6,000 tokens"],
         ["Steps", "20 of 4 sequences, 2,560 tokens in all"],
@@ -107,7 +107,7 @@ def test_many_pieces_of_a_corpus_are_summed_and_several_manifests_follow_each_ot
     facts = card.data_facts([{"sources": pieces}, MANIFEST])
     assert facts[:2] == [
         ("Source", "hf:owner/data, 3,000 bytes in 3 piece(s)"),
-        ("Source", "corpus.txt"),
+        ("Source", "a|b.txt"),
     ]
 
 
