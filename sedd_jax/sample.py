@@ -3,6 +3,7 @@
 Prints text, or writes JSON lines with --output. `--trace` shows one sample being denoised.
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -17,10 +18,17 @@ from sedd_jax.errors import BadInput
 from sedd_jax.inference.generate import generate, prefix_suffix
 from sedd_jax.inference.load import load
 from sedd_jax.runtime import cli
+from sedd_jax.runtime.config import MeshConfig
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder, or folder of published weights.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Run folder or folder of published weights, or OWNER/NAME on the hub."
+)
 _STEP = flags.DEFINE_integer("checkpoint_step", None, "Step to load; the latest by default.")
 _EMA = flags.DEFINE_bool("ema", True, "Use the averaged weights.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "Folder, or OWNER/NAME, of the tokenizer; by default that of the checkpoint."
+)
+_MESH = flags.DEFINE_list("mesh", None, "Axes of devices, as in fsdp:4,tensor:2; one by default.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "Number of samples.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Samples drawn at a time.")
 _LENGTH = flags.DEFINE_integer("length", None, "Tokens per sample; the trained length by default.")
@@ -46,7 +54,13 @@ def main() -> None:
         raise BadInput(f"The folder of --output={_OUTPUT.value} does not exist; make it first.")
     if _OUTPUT.value and _TRACE.value:
         raise BadInput("--trace shows one sample and writes no --output; give one of the two.")
-    checkpoint = load(_CHECKPOINT.value, step=_STEP.value, ema=_EMA.value)
+    checkpoint = load(
+        _CHECKPOINT.value,
+        step=_STEP.value,
+        ema=_EMA.value,
+        mesh=None if _MESH.value is None else _mesh(_MESH.value),
+        tokenizer=_TOKENIZER.value,
+    )
     num_samples = 1 if _TRACE.value else _NUM_SAMPLES.value
     length = checkpoint.config.model.length if _LENGTH.value is None else _LENGTH.value
     prompt = prefix_suffix(
@@ -82,11 +96,23 @@ def main() -> None:
     )
 
 
+def _mesh(axes):
+    """The mesh of all devices with the given axes, each AXIS:SIZE; "data" has those left over."""
+    try:
+        sizes = {axis: int(size) for axis, size in (each.split(":") for each in axes)}
+        return MeshConfig(**sizes)
+    except (TypeError, ValueError) as error:
+        names = ", ".join(field.name for field in dataclasses.fields(MeshConfig))
+        raise BadInput(
+            f"--mesh={','.join(axes)} must be AXIS:SIZE,... with axes among {names}."
+        ) from error
+
+
 def _encode(tokenizer, flag, text):
     if not text:
         return np.zeros(0, np.int32)
     if tokenizer is None:
-        raise BadInput(f"{flag} needs a tokenizer, and the checkpoint has no folder tokenizer/.")
+        raise BadInput(f"{flag} needs a tokenizer, and the checkpoint has none: --tokenizer.")
     try:
         return tokenizer.encode(text)
     except BadInput as error:

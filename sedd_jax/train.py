@@ -9,18 +9,21 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
 from sedd_jax.data.pipeline import batch_blocks, train_batches
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.inference.evaluator import Evaluator
+from sedd_jax.inference.load import Checkpoint, load
 from sedd_jax.model.score_model import count_params
 from sedd_jax.runtime import cli, processes, sharding
+from sedd_jax.runtime.card import Story, find_records, read_history, write_card
 from sedd_jax.runtime.checkpoint import FOLDER, Checkpoints
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.config import Config
-from sedd_jax.runtime.lead import say
+from sedd_jax.runtime.lead import is_lead, say
 from sedd_jax.runtime.lock import locked
 from sedd_jax.runtime.metrics import MetricWriter, NotFinite, PendingLosses, metric_writer
 from sedd_jax.runtime.profile import Profile
@@ -54,6 +57,9 @@ def train(config: Config, run: Path, profile_steps: int = 0) -> None:
     """
     mesh = sharding.build_mesh(config.mesh)
     sharding.check_divisions(config, mesh)
+    initial = None
+    if config.train.initial and not _begun(run):
+        initial = load(config.train.initial, mesh=mesh)
     with contextlib.ExitStack() as until_end:
 
         def open_first():
@@ -61,10 +67,15 @@ def train(config: Config, run: Path, profile_steps: int = 0) -> None:
             return open_run(run, config)
 
         dataset = processes.in_turn(open_first, lambda: read_run(run, config))
-        _train(config, run, dataset, mesh, profile_steps)
+        _train(config, run, dataset, mesh, initial, profile_steps)
 
 
-def _train(config, run, dataset, mesh, profile_steps):
+def _begun(run):
+    saved = run / FOLDER
+    return saved.is_dir() and any(path.name.isdigit() for path in saved.iterdir())
+
+
+def _train(config, run, dataset, mesh, initial, profile_steps):
     started = time.monotonic()
     keys = run_keys(config.seed)
     components = build_components(config, dataset.tokenizer.vocab_size, sharding.placement(mesh))
@@ -74,6 +85,8 @@ def _train(config, run, dataset, mesh, profile_steps):
         state = checkpoints.restore_latest(programs.abstract)
         if state is None:
             state = programs.init(keys.init)
+            if initial is not None:
+                state = with_weights_of(initial, state, config, dataset.tokenizer.vocab_size)
         start = int(state.step)
         _announce(config, components, dataset, state, mesh)
         train_step = programs.train_step.lower(programs.abstract, programs.batch).compile()
@@ -124,6 +137,8 @@ def _train(config, run, dataset, mesh, profile_steps):
         if journal.bound is None:  # the run was complete already
             journal.bound = evaluator.bound(state.ema_params)
             journal.samples = evaluator.samples(state.ema_params)
+    if is_lead():
+        _write_card(config, run, dataset.tokenizer, state)
     _conclude(run, config.train.steps, journal, time.monotonic() - started)
 
 
@@ -195,6 +210,39 @@ def _announce(config, components, dataset, state, mesh):
     say(sharding.describe({"params": state.params}, mesh))
     if state.step:
         say(f"Continuing after step {state.step}.")
+
+
+def with_weights_of(
+    initial: Checkpoint, state: TrainState, config: Config, vocab_size: int
+) -> TrainState:
+    """Returns the first state with the weights of another model in place of random ones.
+
+    Raises:
+      BadInput: its weights are no weights of this run.
+    """
+    theirs = (initial.config.family, initial.config.graph, initial.vocab_size)
+    ours = (config.family, config.graph, vocab_size)
+    shapes = [jax.tree.map(jnp.shape, params) for params in (initial.params, state.params)]
+    if theirs != ours or shapes[0] != shapes[1]:
+        raise BadInput(
+            f"config.train.initial={config.train.initial} is another model: its family, graph and "
+            f"tokens are {theirs}, those of this run {ours}; the sizes in config.model must agree "
+            "too."
+        )
+    # not the same buffers: the state is donated
+    ema_params = jax.tree.map(jnp.copy, initial.params)
+    return state._replace(params=initial.params, ema_params=ema_params)
+
+
+def _write_card(config, run, tokenizer, state):
+    story = Story(
+        config=config,
+        parameters=count_params(state.params),
+        tokenizer=tokenizer,
+        weights="averaged, and as trained",
+        **read_history(find_records(run), config.train.steps),
+    )
+    write_card(run, story, str(run))
 
 
 def _diverged(error, config, dataset, checkpoints):

@@ -25,6 +25,7 @@ from sedd_jax.diffusion.reverse import euler_probs, reverse_rate
 from sedd_jax.diffusion.score import DenseScore
 from sedd_jax.diffusion.score_entropy import score_entropy
 from sedd_jax.diffusion.tweedie import denoise_probs, staggered_score, tweedie_probs
+from sedd_jax.inference.export import save_published, save_run
 from sedd_jax.inference.load import load
 from sedd_jax.model import pretrained
 from sedd_jax.model.transformer import rotary_tables, sigma_features
@@ -293,6 +294,22 @@ def log_score_loss_and_grads(golden):
         return mean_dwdse_loss(graph, noise, streamed, draw, x0), (log_score, loss)
 
     return jax.grad(mean_loss, has_aux=True)
+
+
+def test_published_weights_come_back_from_a_run_folder(network, tmp_path):
+    for name in ("run", "published"):
+        (tmp_path / name).mkdir()
+    save_run(network.model, tmp_path / "run")
+    save_published(load(tmp_path / "run"), tmp_path / "published")
+    wanted = load_file(network.published / "model.safetensors")
+    found = load_file(tmp_path / "published" / "model.safetensors")
+    assert found.keys() == wanted.keys()
+    # derived, in float32 by another library
+    buffers = [tensors.pop("rotary_emb.inv_freq") for tensors in (found, wanted)]
+    np.testing.assert_allclose(*buffers, rtol=2e-7)
+    assert all(found[name].tobytes() == x.tobytes() for name, x in wanted.items())
+    config = pretrained.read_config(network.published)
+    assert pretrained.read_config(tmp_path / "published") == config
 
 
 def test_log_score_loss_and_every_gradient(network):

@@ -9,12 +9,13 @@ PACKAGE = Path(__file__).parents[1] / "sedd_jax"
 # low to high; a module may import from its own floor and from those below
 FLOORS = [
     {"errors"},
+    {"hub"},
     {"diffusion", "data"},
     {"model"},
     {"runtime"},
     {"inference", "enumeration"},
     {"claims"},
-    {"train", "sample", "exact"},
+    {"train", "sample", "exact", "convert"},
 ]
 BINARIES = FLOORS[-1]
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -15,7 +15,10 @@ def test_samples_are_printed(smoke_run, binary):
 def test_json_lines_are_written_once(smoke_run, binary, tmp_path):
     path = tmp_path / "out.jsonl"
     flags = (f"--checkpoint={smoke_run}", f"--output={path}", "--num_samples=3", *FAST)
-    binary.run("sample", *flags, "--prefix=The ", "--suffix= end.", "--seed=4", "--sampler=euler")
+    places = (f"--tokenizer={smoke_run}/data/tokenizer", "--mesh=data:1,fsdp:2")
+    texts = ("--prefix=The ", "--suffix= end.")
+    settings = (*flags, *places, *texts, "--seed=4", "--sampler=euler")
+    binary.run("sample", *settings, devices=2)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["index"] for row in rows] == [0, 1, 2]
     for row in rows:
@@ -46,6 +49,7 @@ def test_the_trace_ends_without_masks(smoke_run, binary):
         (("--checkpoint=RUN", "--output=absent/out.jsonl"), "The folder of --output=absent/out"),
         (("--checkpoint=RUN", "--output=out.jsonl", "--trace"), "give one of the two"),
         (("--checkpoint=RUN", "--sampler=heun"), "heun"),
+        (("--checkpoint=RUN", "--mesh=data:1,x:2"), "--mesh=data:1,x:2 must be AXIS:SIZE,... with"),
         (("--checkpoint=RUN", "--num_samples=0"), "num_samples must be at least 1, got 0"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 
 import chex
@@ -11,14 +12,14 @@ import pytest
 import sedd_jax as sedd
 from sedd_jax.data.blocks import open_blocks
 from sedd_jax.data.pipeline import batch_blocks
-from sedd_jax.errors import Halted
+from sedd_jax.errors import BadInput, Halted
 from sedd_jax.runtime import sharding
 from sedd_jax.runtime.checkpoint import FOLDER, Checkpoints
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.lock import locked
 from sedd_jax.runtime.metrics import FILE
 from sedd_jax.runtime.step import init_state, run_keys
-from sedd_jax.train import train
+from sedd_jax.train import train, with_weights_of
 
 SMOKE = "--config=configs/smoke.py"
 # what the fixture of that name changes
@@ -179,3 +180,51 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(tmp_path, smoke_confi
     with pytest.raises(sedd.BadInput, match="is 12, which 8 parts of the mesh"):
         train(odd, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def started_from(config, folder, **changes):
+    train_config = dataclasses.replace(config.train, initial=str(folder), **changes)
+    return dataclasses.replace(config, train=train_config)
+
+
+def test_weights_to_start_from_take_the_place_of_random_ones(smoke_run, smoke_config):
+    initial, config = sedd.load(smoke_run), started_from(smoke_config, smoke_run)
+    components = build_components(config, 257)
+    first = jax.jit(lambda key: init_state(key, components, config))(run_keys(0).init)
+    state = with_weights_of(initial, first, config, 257)
+    chex.assert_trees_all_equal(state.params, initial.params)
+    chex.assert_trees_all_equal(state.ema_params, initial.params)
+    chex.assert_trees_all_equal(state.opt_state, first.opt_state)
+    assert state.step == 0
+    buffers = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.params)}
+    assert buffers.isdisjoint(x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.ema_params))
+
+    with pytest.raises(BadInput, match=r"'absorb', 257\), those of this run .*'absorb', 256\)"):
+        with_weights_of(initial, first, config, 256)
+    uniform = dataclasses.replace(config, graph="uniform")
+    with pytest.raises(BadInput, match="'uniform', 257"):
+        with_weights_of(initial, first, uniform, 257)
+    narrow = first._replace(params=jax.tree.map(lambda x: x[..., :1], first.params))
+    with pytest.raises(BadInput, match="the sizes in config.model must agree"):
+        with_weights_of(initial, narrow, config, 257)
+
+
+def test_absent_weights_to_start_from_are_named_before_the_run_is_made(smoke_config, tmp_path):
+    with pytest.raises(BadInput, match="There is no folder .*absent"):
+        train(started_from(smoke_config, tmp_path / "absent"), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_given_weights_and_goes_on_without_them(
+    smoke_run, smoke_config, tmp_path
+):
+    given = shutil.copytree(smoke_run, tmp_path / "given")
+    still = dataclasses.replace(smoke_config.optim, learning_rate=1e-30)
+    config = dataclasses.replace(smoke_config, optim=still)
+    train(started_from(config, given, steps=10), tmp_path / "run")
+    wanted = sedd.load(given).params
+    chex.assert_trees_all_equal(sedd.load(tmp_path / "run").params, wanted)
+    shutil.rmtree(given)
+    train(started_from(config, given, steps=20), tmp_path / "run")
+    chex.assert_trees_all_equal(sedd.load(tmp_path / "run", step=20).params, wanted)

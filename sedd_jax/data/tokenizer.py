@@ -15,6 +15,7 @@ from sedd_jax.errors import BadInput
 
 __all__ = [
     "GPT2",
+    "GPT2_FILES",
     "SIZED_TOKENIZERS",
     "TOKENIZERS",
     "Bytes",
@@ -22,6 +23,8 @@ __all__ = [
     "SentencePiece",
     "Tokenizer",
     "build_tokenizer",
+    "find_tokenizer",
+    "has_gpt2_files",
     "load_tokenizer",
 ]
 
@@ -51,6 +54,9 @@ _BUILDERS: dict[str, Callable[[Sequence[str], int | None, str | None], Tokenizer
 }
 _LOADERS = {cls.kind: cls.load for cls in (Bytes, Characters, SentencePiece, GPT2)}
 
+# The files of GPT-2's tokenizer, under their first names and those of the hub.
+GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+
 # The names a config may use, and those among them for which vocab_size is a choice.
 TOKENIZERS = tuple(_BUILDERS)
 SIZED_TOKENIZERS = frozenset({"sentencepiece"})
@@ -71,6 +77,21 @@ def build_tokenizer(
     if kind not in _BUILDERS:
         raise BadInput(f"Unknown tokenizer {kind!r}; choose one of {', '.join(TOKENIZERS)}.")
     return _BUILDERS[kind](documents, vocab_size, path)
+
+
+def has_gpt2_files(folder: pathlib.Path) -> bool:
+    """Whether `folder` has the files of GPT-2's tokenizer."""
+    return any(all((folder / name).is_file() for name in names) for names in GPT2_FILES)
+
+
+def find_tokenizer(folder: pathlib.Path) -> Tokenizer | None:
+    """The tokenizer in `folder`: a saved one, or GPT-2's by its files; None when there is none.
+
+    Raises BadInput when it is damaged.
+    """
+    if has_gpt2_files(folder):  # looked for first: tokenizer.json beside them may be another's
+        return GPT2(folder)
+    return load_tokenizer(folder) if (folder / SETTINGS_FILE).is_file() else None
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:

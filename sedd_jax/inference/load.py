@@ -1,26 +1,50 @@
-"""Loading a trained model from a run folder or from a folder in the published PyTorch layout."""
+"""Loading a trained model: a run folder or the published PyTorch layout, here or on the hub."""
 
 import dataclasses
 import functools
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.data.tokenizer import Tokenizer, load_tokenizer
+from sedd_jax import hub
+from sedd_jax.data.characters import SETTINGS_FILE
+from sedd_jax.data.tokenizer import (
+    GPT2,
+    GPT2_FILES,
+    Tokenizer,
+    find_tokenizer,
+    has_gpt2_files,
+)
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.errors import BadInput
 from sedd_jax.model import pretrained
+from sedd_jax.model.layout import AXES, shardings
+from sedd_jax.model.placement import ANYWHERE
 from sedd_jax.model.score_model import Params, ScoreModel
+from sedd_jax.runtime import card, sharding
 from sedd_jax.runtime import checkpoint as checkpoints
-from sedd_jax.runtime import config as configs
 from sedd_jax.runtime.components import Components, build_components
-from sedd_jax.runtime.config import Config
-from sedd_jax.runtime.sharding import placed
+from sedd_jax.runtime.config import Config, MeshConfig
+from sedd_jax.runtime.published import from_published
+from sedd_jax.runtime.run import DATA_FOLDER
+
+TOKENIZER_FOLDER = "tokenizer"
+_TOKENIZER_FILES = (SETTINGS_FILE, *(name for names in GPT2_FILES for name in names), "*.model")
+_FILES = (
+    "config.json",
+    *pretrained.WEIGHTS,
+    *_TOKENIZER_FILES,
+    f"{TOKENIZER_FOLDER}/*",
+    f"{DATA_FOLDER}/{TOKENIZER_FOLDER}/*",
+    f"{checkpoints.FOLDER}/*",
+    *card.RECORDS,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +57,7 @@ class Checkpoint:
       config: the settings of the run.
       tokenizer: the tokenizer of the run; None for a published folder without one.
       step: the training step, None if unknown.
+      folder: where it was read from, if it was.
     """
 
     components: Components
@@ -40,6 +65,7 @@ class Checkpoint:
     config: Config
     tokenizer: Tokenizer | None
     step: int | None
+    folder: Path | None = None
 
     @property
     def graph(self) -> Graph:
@@ -56,6 +82,11 @@ class Checkpoint:
         """The network, as pure functions."""
         return self.components.model
 
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, the mask not among them."""
+        return self.tokenizer.vocab_size if self.tokenizer else self.config.data.vocab_size
+
     def log_score(
         self, xt: Int[Array | np.ndarray, "B L"], sigma: Float[Array | np.ndarray, "B"]
     ) -> Float[Array, "B L V"]:
@@ -67,74 +98,134 @@ class Checkpoint:
         return jax.jit(self.model.apply)
 
 
-def load(path: str | Path, *, step: int | None = None, ema: bool = True) -> Checkpoint:
+def load(
+    path: str | Path,
+    *,
+    step: int | None = None,
+    ema: bool = True,
+    mesh: MeshConfig | Mesh | None = None,
+    tokenizer: str | Path | None = None,
+) -> Checkpoint:
     """Loads a model.
 
     Args:
-      path: a run folder that `train` wrote, or a folder in the published PyTorch layout
-        (`config.json` with `model.safetensors` or `pytorch_model.bin`). For text, give the latter
-        a folder `tokenizer/`, as `Tokenizer.save` writes it; of its `config` only the graph, noise
-        and model are known, the rest are defaults.
+      path: a run folder that `train` wrote, a folder in the published PyTorch layout
+        (`config.json` with `model.safetensors` or `pytorch_model.bin`), or a repository of the
+        Hugging Face hub with either, OWNER/NAME or OWNER/NAME@REVISION. Of the `config` of a
+        published model only the graph, noise, model and vocabulary are known, the rest are
+        defaults.
       step: the step of a run folder to load; the latest by default.
       ema: load the averaged weights of a run folder, as evaluation and sampling do.
+      mesh: the devices that are to hold the weights in parts, and to compute: the sizes of a mesh
+        of all devices, or what `runtime.sharding.build_mesh` returns; by default one device. It
+        need not be that of the training.
+      tokenizer: a folder that `Tokenizer.save` wrote or one with GPT-2's files, here or on the
+        hub; by default what lies beside the weights.
 
     Raises:
       BadInput: no such folder, no checkpoint in it, one that does not fit its config, or a damaged
-        one; no other is taken in its place.
+        one; no other is taken in its place. Or a mesh or a tokenizer that does not fit the model.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise BadInput(f"There is no folder {path}.")
-    if (path / checkpoints.FOLDER).is_dir():
-        return _load_run(path, step, ema)
-    if pretrained.is_published(path):
-        if step is not None or not ema:
-            raise BadInput(f"{path} is in the published layout, which has one set of weights.")
-        return _load_published(path)
+    if isinstance(mesh, MeshConfig):
+        mesh = sharding.build_mesh(mesh)
+    if mesh is not None and mesh.axis_names != AXES:
+        raise BadInput(f"The mesh has the axes {mesh.axis_names}, it must have {AXES}.")
+    wish = _Wish(step, ema, mesh, None if tokenizer is None else _given_tokenizer(tokenizer))
+    folder = hub.folder(path, _FILES)
+    for is_it, load_it in _LAYOUTS:
+        if is_it(folder):
+            return load_it(folder, wish)
+    unfinished = next(folder.rglob("*.incomplete"), None)
     raise BadInput(
-        f"{path} holds neither {checkpoints.FOLDER}/ (a run of train) nor config.json with "
-        "model.safetensors or pytorch_model.bin (the published layout)."
+        f"{folder} holds neither {checkpoints.FOLDER}/ (a run of train) nor config.json with "
+        "model.safetensors or pytorch_model.bin (the published layout)"
+        + (f"; {unfinished} was not fetched to its end, fetch it again." if unfinished else ".")
     )
 
 
-def _load_run(path, step, ema):
-    with checkpoints.Checkpoints(path) as saved:
-        step = saved.latest if step is None else step
+class _Wish(NamedTuple):
+    """What was asked of `load`, beside the folder."""
+
+    step: int | None
+    ema: bool
+    mesh: Mesh | None
+    tokenizer: Tokenizer | None
+
+
+def _load_run(folder, wish):
+    with checkpoints.Checkpoints(folder) as saved:
+        step = saved.latest if wish.step is None else wish.step
         if step is None:
-            raise BadInput(f"{path} holds no complete checkpoint yet.")
+            raise BadInput(f"{folder} holds no complete checkpoint yet.")
         config = saved.config(step)
-        tokenizer = load_tokenizer(path / "data" / "tokenizer")
-        # the machine that trained it may have had another kind of device
-        model = dataclasses.replace(config.model, attention="auto")
-        here = dataclasses.replace(config, model=model)
-        components = build_components(here, tokenizer.vocab_size)
-        abstract = placed(
-            jax.eval_shape(components.model.init, jax.random.key(0)),
-            SingleDeviceSharding(jax.devices()[0]),
-        )
-        params = saved.restore_weights(step, abstract, ema=ema)
-    return Checkpoint(components, params, config, tokenizer, step)
+        own = find_tokenizer(folder / DATA_FOLDER / TOKENIZER_FOLDER)
+        tokens = own.vocab_size if own else config.data.vocab_size
+        if not tokens:
+            raise BadInput(f"{folder} lacks its {DATA_FOLDER}/{TOKENIZER_FOLDER}.")
+        tokenizer = _fitting(wish.tokenizer or own, tokens)
+        components, abstract = _build(config, tokens, wish.mesh)
+        params = saved.restore_weights(step, abstract, ema=wish.ema)
+    return Checkpoint(components, params, config, tokenizer, step, folder)
 
 
-def _load_published(path):
-    published = pretrained.read_config(path)
-    settings = dataclasses.asdict(Config())
-    settings["graph"] = published.graph
-    settings["noise"] |= {
-        "schedule": published.noise,
-        "sigma_min": published.sigma_min,
-        "sigma_max": published.sigma_max,
-    }
-    settings["data"]["vocab_size"] = published.tokens
-    for name in settings["model"].keys() - {"dtype", "learned_positions", "attention", "remat"}:
-        settings["model"][name] = getattr(published, name)
+def _load_published(folder, wish):
+    if wish.step is not None or not wish.ema:
+        raise BadInput(f"{folder} is in the published layout, which has one set of weights.")
+    published = pretrained.read_config(folder)
     try:
-        config = configs.parse(settings)
+        config = from_published(published)
     except BadInput as error:
-        raise BadInput(f"{path / 'config.json'} describes no model: {error}") from error
-    components = build_components(config, published.tokens)
-    abstract = jax.eval_shape(components.model.init, jax.random.key(0))
-    params = pretrained.read_params(path, abstract, components.graph.num_states)
-    tokenizer_folder = path / "tokenizer"
-    tokenizer = load_tokenizer(tokenizer_folder) if tokenizer_folder.is_dir() else None
-    return Checkpoint(components, jax.device_put(params), config, tokenizer, None)
+        raise BadInput(f"{folder / 'config.json'} describes no model: {error}") from error
+    tokenizer = wish.tokenizer or find_tokenizer(folder / TOKENIZER_FOLDER)
+    if tokenizer is None and has_gpt2_files(folder):
+        tokenizer = GPT2(folder)
+    tokenizer = _fitting(tokenizer, published.tokens)
+    components, abstract = _build(config, published.tokens, wish.mesh)
+    read = pretrained.read_params(folder, abstract, components.graph.num_states)
+    params = jax.tree.map(_put, read, abstract)
+    return Checkpoint(components, params, config, tokenizer, None, folder)
+
+
+# what a folder can be, and how it is then loaded; the first that fits counts
+_LAYOUTS = (
+    (lambda folder: (folder / checkpoints.FOLDER).is_dir(), _load_run),
+    (pretrained.is_published, _load_published),
+)
+
+
+def _build(config, tokens, mesh):
+    """The components, and the shapes, types and placement of their parameters."""
+    # the machine that trained it may have had another kind of device
+    model = dataclasses.replace(config.model, attention="auto")
+    here = dataclasses.replace(config, model=model)
+    placement = ANYWHERE if mesh is None else sharding.placement(mesh)
+    components = build_components(here, tokens, placement)
+    shapes = jax.eval_shape(components.model.init, jax.random.key(0))
+    if mesh is None:
+        return components, sharding.placed(shapes, SingleDeviceSharding(jax.devices()[0]))
+    sharding.check_heads(config, mesh)
+    return components, sharding.placed(shapes, shardings(shapes, mesh))
+
+
+def _put(array, wanted):
+    # in parts: no device is sent more than it is to hold
+    return jax.make_array_from_callback(array.shape, wanted.sharding, array.__getitem__)
+
+
+def _given_tokenizer(name):
+    folder = hub.folder(name, _TOKENIZER_FILES)
+    if (found := find_tokenizer(folder)) is None:
+        raise BadInput(
+            f"There is no tokenizer in {folder}: it holds neither what Tokenizer.save writes nor "
+            f"{' or '.join(' and '.join(names) for names in GPT2_FILES)} (those of GPT-2)."
+        )
+    return found
+
+
+def _fitting(tokenizer, tokens):
+    if tokenizer is not None and tokenizer.vocab_size != tokens:
+        raise BadInput(
+            f"The {tokenizer.kind} tokenizer has {tokenizer.vocab_size} tokens and the model "
+            f"{tokens}; give the tokenizer that it was trained with."
+        )
+    return tokenizer

@@ -1,7 +1,8 @@
-"""Weights in the published PyTorch layout: a folder with config.json and a state dict."""
+"""The published PyTorch layout, a folder with config.json and a state dict: read and written."""
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.errors import BadInput
+from sedd_jax.model.layout import leaves_by_path
 from sedd_jax.model.score_model import Params
 from sedd_jax.model.torch_file import load_torch_file
 
@@ -39,7 +41,8 @@ _NAMES = {
     "head.bias": "output_layer.linear.bias",
 }
 _VOCAB_AXIS = {"embedding.table": 0, "head.kernel": 1, "head.bias": 0}
-_BUFFERS = {"rotary_emb.inv_freq"}  # derived, present in some files
+_BUFFER = "rotary_emb.inv_freq"  # derived, absent from some files; the published code wants it
+_LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +86,7 @@ def is_published(folder: Path) -> bool:
 
 
 def read_config(folder: Path) -> PublishedConfig:
-    """Reads config.json.
+    """Reads config.json, whose settings may also be under the key "config".
 
     Raises:
       BadInput: not JSON, or a key missing or of the wrong type.
@@ -93,6 +96,8 @@ def read_config(folder: Path) -> PublishedConfig:
         values = json.loads(path.read_text())
     except ValueError as error:
         raise BadInput(f"{path} is not valid JSON: {error}.") from error
+    if isinstance(values, dict) and isinstance(values.get("config"), dict):
+        values = values["config"]
     return PublishedConfig(
         **{
             field.name: _lookup(values, _CONFIG_KEYS[field.name], field.type, path)
@@ -125,7 +130,8 @@ def read_params(folder: Path, abstract: Params, num_states: int) -> Params:
       BadInput: a file that cannot be read, or a tensor missing, misshapen or unexpected.
     """
     path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
-    tensors = {name: x for name, x in read_tensors(path).items() if name not in _BUFFERS}
+    tensors = read_tensors(path)
+    tensors.pop(_BUFFER, None)
     num_blocks = abstract["blocks"]["qkv"]["kernel"].shape[0]
     params: dict[str, Any] = {}
     for here, there in _NAMES.items():
@@ -155,22 +161,74 @@ def _take(tensors, name, path):
 
 def _convert(here, tensor, shape, name, num_states):
     """Turns one published tensor into the leaf `here` of the given (padded) shape."""
-    axis = _VOCAB_AXIS.get(here)
-    unpadded = tuple(num_states if i == axis else size for i, size in enumerate(shape))
-    is_kernel = here.endswith(".kernel")
-    published = _published_shape(here, unpadded) if is_kernel else (int(np.prod(unpadded)),)
-    if here == "embedding.table":
-        published = unpadded
+    unpadded = _unpadded(here, shape, num_states)
+    published = _published_shape(here, unpadded)
     if tensor.shape != published:
         raise BadInput(f"Tensor {name} has shape {tensor.shape}, the config needs {published}.")
-    leaf = (tensor.T if is_kernel else tensor).astype(np.float32).reshape(unpadded)
+    leaf = (tensor.T if here.endswith(".kernel") else tensor).astype(np.float32).reshape(unpadded)
     return np.pad(leaf, [(0, padded - size) for padded, size in zip(shape, unpadded, strict=True)])
+
+
+def _unpadded(here, shape, num_states):
+    axis = _VOCAB_AXIS.get(here)
+    return tuple(num_states if i == axis else size for i, size in enumerate(shape))
 
 
 def _published_shape(here, shape):
     """[out, in] of a kernel: the inputs are its first axis, or (heads, width) for attention_out."""
+    if here == "embedding.table":
+        return shape
+    if not here.endswith(".kernel"):
+        return (math.prod(shape),)
     inputs = 2 if here == "blocks.attention_out.kernel" else 1
-    return int(np.prod(shape[inputs:])), int(np.prod(shape[:inputs]))
+    return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+
+
+def write_published(folder: Path, config: PublishedConfig, params: Params, num_states: int) -> None:
+    """Writes config.json and model.safetensors, which the published code loads strictly.
+
+    Args:
+      folder: has neither of the files.
+      config: of the network.
+      params: the weights in the layout of `score_model`; `read_params` brings back their bits.
+      num_states: V; what lies beyond it on the vocabulary axis is left out.
+    """
+    from safetensors.numpy import save_file
+
+    values: dict[str, Any] = {}
+    for field, dotted in _CONFIG_KEYS.items():
+        *groups, key = dotted.split(".")
+        node = values
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[key] = getattr(config, field)
+    (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
+    tensors = dict(_published_tensors(params, num_states))
+    width = config.hidden_size // config.num_heads
+    tensors[_BUFFER] = 1 / 10_000 ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
+    save_file(tensors, folder / WEIGHTS[0], metadata={"format": "pt"})
+
+
+def _published_tensors(params, num_states):
+    """Yields the published tensors by name, as float32 arrays that own their memory."""
+    leaves = leaves_by_path(params)
+    for here, there in _NAMES.items():
+        leaf = np.asarray(leaves.pop(here.replace(".", "/")))
+        if "{i}" in there:
+            for i, part in enumerate(leaf):
+                yield there.format(i=i), _publish(here, part, num_states)
+        else:
+            yield there, _publish(here, leaf, num_states)
+    assert not leaves, f"the published layout has no place for {', '.join(leaves)}"
+
+
+def _publish(here, leaf, num_states):
+    """Turns the leaf `here` into the published tensor: the inverse of `_convert`."""
+    unpadded = _unpadded(here, leaf.shape, num_states)
+    leaf = leaf[tuple(map(slice, unpadded))]
+    shape = _published_shape(here, unpadded)
+    tensor = leaf.reshape(shape[::-1]).T if here.endswith(".kernel") else leaf.reshape(shape)
+    return np.ascontiguousarray(tensor)  # safetensors writes memory as it lies
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -179,6 +237,11 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     Raises:
       BadInput: the file is damaged, or a pickle that asks for anything but tensors.
     """
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise BadInput(
+                f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder."
+            )
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -186,6 +249,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise BadInput(f"{path} is not a readable safetensors file: {error}.") from error
+            raise BadInput(
+                f"{path} is not a readable safetensors file: {error}; fetch it again."
+            ) from error
     tensors = load_torch_file(path)
     return {re.sub(r"^module\.", "", name): tensor for name, tensor in tensors.items()}

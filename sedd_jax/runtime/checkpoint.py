@@ -94,14 +94,24 @@ class Checkpoints:
         Raises:
           Halted: this save, or the one before, failed.
         """
-        step = int(state.step)
+        skipped = [int(count) for count in state.skipped]
+        self._save(int(state.step), _items(state), skipped, config)
+
+    def save_weights(self, step: int, params: Params, config: Config) -> None:
+        """Saves weights alone, to be loaded: as those trained and as their average.
+
+        Raises:
+          Halted: as `save`.
+        """
+        self._save(step, {"params": params, "ema": params}, [0, 0], config)
+
+    def _save(self, step, arrays, skipped, config):
         if step == self.latest:
             return
-        arrays = _items(state)
         settings = dataclasses.asdict(config)
         facts = {
             "shapes": {path: _shape(leaf) for path, leaf in leaves_by_path(arrays).items()},
-            "skipped": [int(count) for count in state.skipped],
+            "skipped": skipped,
         }
         texts = {"config": _text_checksum(settings), "meta": _text_checksum(facts)}
         items = ocp.args.Composite(

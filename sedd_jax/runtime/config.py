@@ -62,6 +62,7 @@ class TrainConfig:
     log_every: int = 100
     max_skipped: int = 10  # steps in a row whose loss or gradient is not finite; then stop
     stall_minutes: float = 30.0  # without a step: report the stack of every thread
+    initial: str = ""  # folder, or OWNER/NAME on the hub, of weights to start from; empty: random
 
 
 @dataclasses.dataclass(frozen=True)

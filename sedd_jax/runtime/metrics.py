@@ -5,6 +5,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -98,6 +99,11 @@ class SilentWriter:
 def metric_writer(run: Path, last_step: int) -> MetricWriter | SilentWriter:
     """Returns the writer of `run` on the lead process, and one that writes nothing elsewhere."""
     return MetricWriter(run, last_step) if is_lead() else SilentWriter()
+
+
+def read_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Returns the rows up to `last_step` of a file that `MetricWriter` wrote."""
+    return [json.loads(line) for line in path.read_text().splitlines() if _step(line) <= last_step]
 
 
 def _finite(values):

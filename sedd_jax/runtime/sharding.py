@@ -99,14 +99,19 @@ def global_batch(rows: np.ndarray, batch_size: int, mesh: Mesh) -> Array:
     return jax.make_array_from_callback(shape, over_batch(mesh), part)
 
 
-def check_divisions(config: Config, mesh: Mesh) -> None:
-    """Raises BadInput unless batches and heads of `config` divide over the devices."""
+def check_heads(config: Config, mesh: Mesh) -> None:
+    """Raises BadInput unless the heads of `config` divide over the devices."""
     heads, tensor = config.model.num_heads, mesh.shape["tensor"]
     if heads % tensor:
         raise BadInput(
             f"config.model.num_heads is {heads}, which config.mesh.tensor={tensor} does not divide "
             "evenly."
         )
+
+
+def check_divisions(config: Config, mesh: Mesh) -> None:
+    """Raises BadInput unless batches and heads of `config` divide over the devices."""
+    check_heads(config, mesh)
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     part = config.train.batch_size // config.train.microbatches
     for name, size in (

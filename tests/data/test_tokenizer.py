@@ -14,6 +14,8 @@ from sedd_jax.data.tokenizer import (
     Characters,
     SentencePiece,
     build_tokenizer,
+    find_tokenizer,
+    has_gpt2_files,
     load_tokenizer,
 )
 from sedd_jax.errors import BadInput
@@ -246,3 +248,17 @@ def test_heavy_packages_are_not_imported_with_the_modules():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_find_tokenizer_takes_what_is_there(tmp_path):
+    assert find_tokenizer(tmp_path) is None
+    Characters("abc").save(tmp_path)
+    assert find_tokenizer(tmp_path).alphabet == "abc"
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(BadInput, match="is damaged"):
+        find_tokenizer(tmp_path)
+    assert not has_gpt2_files(tmp_path)
+    (tmp_path / "encoder.json").touch()
+    assert not has_gpt2_files(tmp_path)
+    (tmp_path / "vocab.bpe").touch()
+    assert has_gpt2_files(tmp_path)

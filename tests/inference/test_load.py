@@ -1,11 +1,20 @@
+import dataclasses
 import shutil
 
 import chex
+import jax
 import numpy as np
 import pytest
 
 import sedd_jax as sedd
+from sedd_jax.data.characters import Bytes, Characters
 from sedd_jax.errors import BadInput
+from sedd_jax.inference.export import save_published, save_run
+from sedd_jax.inference.load import Checkpoint
+from sedd_jax.model.layout import shardings
+from sedd_jax.runtime.components import build_components
+from sedd_jax.runtime.config import Config, DataConfig, MeshConfig, ModelConfig
+from sedd_jax.runtime.sharding import build_mesh
 
 
 def test_a_run_loads_with_all_it_needs(smoke_run, smoke_config):
@@ -51,3 +60,147 @@ def test_damaged_weights_are_refused_and_the_other_steps_named(smoke_run, tmp_pa
     with pytest.raises(BadInput, match="checkpoints/20 is damaged: .* --checkpoint_step; .*: 10"):
         sedd.load(run)
     assert sedd.load(run, step=10).step == 10
+
+
+def random_tokens(count, length, vocab_size):
+    return np.random.default_rng(1).integers(0, vocab_size, (count, length))
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """A published folder: random weights, a table whose halves are multiples of 128 columns."""
+    config = dataclasses.replace(
+        Config(),
+        data=DataConfig(vocab_size=200),
+        model=ModelConfig(hidden_size=16, cond_dim=8, num_blocks=2, num_heads=2, length=16),
+    )
+    components = build_components(config, 200)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: 0.3 * rng.standard_normal(x.shape).astype(np.float32),
+        jax.eval_shape(components.model.init, jax.random.key(0)),
+    )
+    folder = tmp_path_factory.mktemp("published")
+    save_published(Checkpoint(components, params, config, None, None), folder)
+    return folder
+
+
+def log_score(loaded):
+    sigma = np.geomspace(0.01, 5, 8).astype(np.float32)
+    return np.asarray(loaded.log_score(random_tokens(8, 16, 201), sigma))
+
+
+MESHES = {
+    "data": MeshConfig(),
+    "fsdp": MeshConfig(fsdp=8),
+    "fsdp and tensor": MeshConfig(data=2, fsdp=2, tensor=2),
+}
+
+
+def check_placement(loaded, config):
+    mesh = build_mesh(config)
+    wanted = shardings(loaded.params, mesh)
+    jax.tree.map(lambda x, s: chex.assert_equal(x.sharding, s), loaded.params, wanted)
+    table = loaded.params["embedding"]["table"]
+    part = table.addressable_shards[0].data.size
+    assert part * config.fsdp * config.tensor == table.size
+
+
+def test_a_mesh_gives_the_same_scores(network, quick_compilation):
+    there = sedd.load(network, mesh=MESHES["fsdp and tensor"])
+    check_placement(there, MESHES["fsdp and tensor"])
+    here = log_score(sedd.load(network))
+    np.testing.assert_allclose(log_score(there), here, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(network, quick_compilation):
+    """What the model answers on one device."""
+    return answers(sedd.load(network))
+
+
+def answers(loaded):
+    return (
+        log_score(loaded),
+        sedd.nll_bound(jax.random.key(1), loaded, random_tokens(8, 16, 200)).nats,
+        sedd.generate(jax.random.key(2), loaded, 8, steps=4)[0],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
+def test_every_mesh_gives_the_same_answers(network, alone, name):
+    loaded = sedd.load(network, mesh=MESHES[name])
+    check_placement(loaded, MESHES[name])
+    for there, here, error in zip(answers(loaded), alone, (1e-5, 1e-5, 0), strict=True):
+        np.testing.assert_allclose(there, here, rtol=error, atol=error)
+
+
+def test_a_checkpoint_moves_between_meshes(network, tmp_path):
+    there = sedd.load(network, mesh=MESHES["fsdp and tensor"])
+    save_run(there, tmp_path)
+    here = sedd.load(tmp_path, mesh=build_mesh(MESHES["fsdp"]))
+    check_placement(here, MESHES["fsdp"])
+    chex.assert_trees_all_equal(jax.device_get(here.params), jax.device_get(there.params))
+    one = sedd.load(tmp_path)
+    assert {len(x.sharding.device_set) for x in jax.tree.leaves(one.params)} == {1}
+
+
+def test_a_mesh_that_does_not_fit_is_refused(network):
+    with pytest.raises(BadInput, match="num_heads is 2, which .*tensor=8 does not divide"):
+        sedd.load(network, mesh=MeshConfig(tensor=8))
+    with pytest.raises(BadInput, match="multiple of 3 devices"):
+        sedd.load(network, mesh=MeshConfig(fsdp=3))
+    with pytest.raises(BadInput, match="has the axes .*'x'.*must have .*'slice'"):
+        sedd.load(network, mesh=jax.make_mesh((8,), ("x",)))
+
+
+def test_the_tokenizer_is_what_lies_beside_or_what_is_given(network, tmp_path):
+    folder = shutil.copytree(network, tmp_path / "model")
+    assert sedd.load(folder).tokenizer is None
+    # 200 tokens with the end of the document
+    alphabet = "".join(map(chr, range(200, 399)))
+    Characters(alphabet).save(tmp_path / "given")
+    assert sedd.load(folder, tokenizer=tmp_path / "given").tokenizer.alphabet == alphabet
+    Characters(alphabet[::-1]).save(folder / "tokenizer")
+    assert sedd.load(folder).tokenizer.alphabet == alphabet[::-1]
+    assert sedd.load(folder, tokenizer=str(tmp_path / "given")).tokenizer.alphabet == alphabet
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused(network, smoke_run, tmp_path):
+    Bytes().save(tmp_path / "bytes")
+    with pytest.raises(BadInput, match="bytes tokenizer has 257 tokens and the model 200"):
+        sedd.load(network, tokenizer=tmp_path / "bytes")
+    Characters("abc").save(tmp_path / "abc")
+    with pytest.raises(BadInput, match="has 4 tokens and the model 257"):
+        sedd.load(smoke_run, tokenizer=tmp_path / "abc")
+    with pytest.raises(BadInput, match="no tokenizer in .*nor encoder.json and vocab.bpe or vocab"):
+        sedd.load(network, tokenizer=network)
+    with pytest.raises(BadInput, match="There is no folder absent"):
+        sedd.load(network, tokenizer="absent")
+
+
+def test_the_files_of_gpt2_are_found(network, tmp_path):
+    folder = shutil.copytree(network, tmp_path / "model")
+    for name in ("encoder.json", "vocab.bpe"):
+        (folder / name).write_text("{}")
+    (folder / "tokenizer.json").write_text('{"of another kind": 1}')
+    with pytest.raises(BadInput, match=r"encoder.json and vocab.bpe in .*model are damaged"):
+        sedd.load(folder)
+
+
+def test_a_repository_of_the_hub_is_loaded_from_its_cache(network, tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--name"
+    shutil.copytree(network, repository / "snapshots" / "c0ffee")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c0ffee")
+    assert sedd.load("owner/name").graph.num_states == 201
+
+
+def test_an_unfinished_download_is_named(network, tmp_path):
+    folder = shutil.copytree(network, tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "model.safetensors.incomplete")
+    with pytest.raises(BadInput, match="model.safetensors.incomplete was not fetched to its end"):
+        sedd.load(folder)

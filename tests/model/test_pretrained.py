@@ -118,6 +118,52 @@ def test_derived_buffers_are_ignored(folder, abstract):
     pretrained.read_params(folder, abstract, V)
 
 
+def test_written_tensors_are_those_that_were_read(folder, abstract, tmp_path):
+    config = pretrained.read_config(folder)
+    params = pretrained.read_params(folder, abstract, V)
+    written = tmp_path / "written"
+    written.mkdir()
+    pretrained.write_published(written, config, params, V)
+    tensors = pretrained.read_tensors(written / "model.safetensors")
+    # head of 4 columns: 10000^-(0 / 4), 10000^-(2 / 4)
+    np.testing.assert_allclose(tensors.pop("rotary_emb.inv_freq"), [1, 0.01], rtol=1e-6)
+    wanted = published_tensors()
+    assert tensors.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert tensors[name].tobytes() == tensor.tobytes(), name
+    assert pretrained.read_config(written) == config
+    settings = json.loads((written / "config.json").read_text())
+    assert (settings["tokens"], settings["graph"]["type"]) == (TOKENS, "absorb")
+    assert settings["noise"] == published_config()["noise"]
+    assert settings["model"] == published_config()["model"]
+    again = pretrained.read_params(written, abstract, V)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_trained_padding_is_not_written(folder, abstract, tmp_path):
+    config = pretrained.read_config(folder)
+    params = pretrained.read_params(folder, abstract, V)
+    params["head"]["bias"][V:] = 7
+    pretrained.write_published(tmp_path, config, params, V)
+    assert not pretrained.read_params(tmp_path, abstract, V)["head"]["bias"][V:].any()
+
+
+def test_the_config_may_be_under_a_key(folder):
+    flat = pretrained.read_config(folder)
+    (folder / "config.json").write_text(json.dumps({"config": published_config()}))
+    assert pretrained.read_config(folder) == flat
+
+
+@pytest.mark.parametrize("name", pretrained.WEIGHTS)
+def test_a_pointer_in_place_of_the_weights_is_named(folder, abstract, name):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 681\n"
+    )
+    with pytest.raises(BadInput, match=f"{name} is a Git LFS pointer.*git lfs pull"):
+        pretrained.read_params(folder, abstract, V)
+
+
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64, np.int64])
 def test_other_dtypes_become_float32(folder, abstract, dtype):
     tensors = {name: (8 * x).astype(dtype) for name, x in published_tensors().items()}
@@ -227,20 +273,30 @@ def damaged(data):
     yield "length past the end", struct.pack("<Q", 2**40) + data[8:]
     yield "length too small", struct.pack("<Q", length - 3) + data[8:]
     yield "header no json", data[:8] + header.replace(b"{", b"[") + data[8 + length :]
+    yield "longer than allowed", struct.pack("<Q", 2**27) + data[8:]
+    offset = header.index(b'"data_offsets":[') + len(b'"data_offsets":[')
+    start, end = header[offset:].split(b"]")[0].split(b",")
+    for name, offsets in (("past the end", (10**9, 10**9)), ("overlapping", (4, 4))):
+        moved = b"%d,%d" % (int(start) + offsets[0], int(end) + offsets[1])
+        lying = header[:offset] + moved + header[offset + len(start + b"," + end) :]
+        yield f"offsets {name}", struct.pack("<Q", len(lying)) + lying + data[8 + length :]
     yield "unknown dtype", data[:8] + header.replace(b'"F32"', b'"Z32"') + data[8 + length :]
     yield "shape lies", data[:8] + header.replace(b"[8]", b"[9]") + data[8 + length :]
 
 
 DAMAGES = ("empty", "cut in the length", "cut in the header", "cut in the data", "too long",
            "length past the end", "length too small", "header no json", "unknown dtype",
-           "shape lies")  # fmt: skip
+           "shape lies", "longer than allowed", "offsets past the end",
+           "offsets overlapping")  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_safetensors(folder, abstract, damage):
     path = folder / "model.safetensors"
     path.write_bytes(dict(damaged(path.read_bytes()))[damage])
-    with pytest.raises(BadInput, match="model.safetensors is not a readable safetensors file"):
+    with pytest.raises(
+        BadInput, match="model.safetensors is not a readable safetensors file.*; fetch it"
+    ):
         pretrained.read_params(folder, abstract, V)
 
 

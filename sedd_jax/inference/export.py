@@ -1,0 +1,96 @@
+"""A loaded model written to a folder of its own, in the published layout or as a run folder."""
+
+import contextlib
+import dataclasses
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from sedd_jax.errors import BadInput
+from sedd_jax.inference.load import TOKENIZER_FOLDER, Checkpoint
+from sedd_jax.model import pretrained
+from sedd_jax.model.score_model import count_params
+from sedd_jax.runtime import config as configs
+from sedd_jax.runtime.card import Story, find_records, read_history, write_card
+from sedd_jax.runtime.checkpoint import Checkpoints
+from sedd_jax.runtime.published import to_published
+from sedd_jax.runtime.run import CONFIG_FILE, DATA_FOLDER
+
+
+def save_published(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes config.json, model.safetensors and tokenizer/ of the published layout.
+
+    Raises:
+      BadInput: the published code has no such model.
+    """
+    published = to_published(checkpoint.config)
+    published = dataclasses.replace(published, tokens=checkpoint.graph.num_tokens)
+    num_states = checkpoint.graph.num_states
+    pretrained.write_published(folder, published, checkpoint.params, num_states)
+    if checkpoint.tokenizer is not None:
+        checkpoint.tokenizer.save(folder / TOKENIZER_FOLDER)
+
+
+def save_run(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes config.json, data/tokenizer/ and the one checkpoint of a run folder to load from."""
+    config = checkpoint.config
+    (folder / CONFIG_FILE).write_text(configs.to_json(config) + "\n")
+    if checkpoint.tokenizer is not None:
+        checkpoint.tokenizer.save(folder / DATA_FOLDER / TOKENIZER_FOLDER)
+    with Checkpoints(folder, config.checkpoint) as saved:
+        saved.save_weights(checkpoint.step or 0, checkpoint.params, config)
+
+
+LAYOUTS = {"published": save_published, "run": save_run}
+
+
+def export(checkpoint: Checkpoint, output: Path, layout: str, *, weights: str, name: str) -> None:
+    """Writes a model to a new folder, whole or not at all, with what is known of it and its card.
+
+    Args:
+      checkpoint: the model.
+      output: the folder to make.
+      layout: one of `LAYOUTS`.
+      weights: which weights these are, in the words of the card.
+      name: by which the card says it is loaded.
+
+    Raises:
+      BadInput: `output` exists, or the layout has no such model.
+    """
+    records = find_records(checkpoint.folder) if checkpoint.folder else {}
+    story = Story(
+        config=checkpoint.config,
+        parameters=count_params(checkpoint.params),
+        tokenizer=checkpoint.tokenizer,
+        weights=weights,
+        **read_history(records, checkpoint.step),
+    )
+    with drafted(output) as draft:
+        LAYOUTS[layout](checkpoint, draft)
+        for record, path in records.items():
+            shutil.copyfile(path, draft / record)
+        write_card(draft, story, name)
+
+
+@contextlib.contextmanager
+def drafted(folder: Path) -> Iterator[Path]:
+    """Makes a folder to write in, which takes the name `folder` in the end; an error removes it."""
+    check_new(folder)
+    folder = folder.absolute()
+    draft = folder.parent / f".{folder.name}.{secrets.token_hex(8)}.draft"
+    draft.mkdir()
+    try:
+        yield draft
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_new(folder: Path) -> None:
+    """Raises BadInput if `folder` exists, or what it would be in does not."""
+    if folder.exists():
+        raise BadInput(f"{folder} exists already; give --output another name.")
+    if not folder.absolute().parent.is_dir():
+        raise BadInput(f"The folder of --output={folder} does not exist; make it first.")

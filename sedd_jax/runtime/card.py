@@ -1,0 +1,227 @@
+"""The model card: what a model is and how it was made, as the files of its run tell it.
+
+README.md as the Hugging Face hub reads it. It holds facts only, and the same files give the same
+card.
+"""
+
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import sedd_jax
+from sedd_jax.data.tokenizer import Tokenizer
+from sedd_jax.runtime import metrics
+from sedd_jax.runtime.config import Config
+from sedd_jax.runtime.lead import say
+from sedd_jax.runtime.run import DATA_FOLDER
+
+FILE = "README.md"
+RECORDS = ("manifest.json", metrics.FILE)  # what a copy of a model takes along, in its root
+_MADE = (
+    "<!-- Made by sedd_jax from the files of the run; without this line it is not made anew. -->"
+)
+_COUNTS = ("documents", "characters", "utf8_bytes", "tokens")
+_FIGURES = ("bound", "bound_stderr", "perplexity", "bits_per_byte")
+
+Fact = tuple[str, str]
+
+
+class Story(NamedTuple):
+    """What is known of a model.
+
+    Attributes:
+      config: its settings.
+      parameters: how many numbers, the padding of the vocabulary included.
+      tokenizer: that of its text, if it is known.
+      step: the last one of training.
+      manifest: of the data, or those of several folders; none if it is not known.
+      rows: of the metrics up to `step`; none if the training is not known.
+      weights: which of the training these are, in words.
+    """
+
+    config: Config
+    parameters: int
+    tokenizer: Tokenizer | None
+    step: int | None
+    manifest: Any
+    rows: list[dict[str, Any]]
+    weights: str
+
+
+def write_card(folder: Path, story: Story, name: str) -> None:
+    """Writes the card into `folder`, in place of one made before; another README.md stays.
+
+    Args:
+      folder: of the model.
+      story: what is known of it.
+      name: by which it can be loaded, a folder or a repository of the hub.
+    """
+    path = folder / FILE
+    if path.exists() and _MADE not in path.read_text():
+        say(f"{path} is not one that was made here, and is left as it is.")
+    else:
+        path.write_text(card(story, name))
+
+
+def find_records(folder: Path) -> dict[str, Path]:
+    """Returns those of `RECORDS` that a run folder has, or what was made of one, by their names."""
+    places = [(name, place / name) for place in (folder, folder / DATA_FOLDER) for name in RECORDS]
+    return {name: path for name, path in places if path.is_file()}
+
+
+def read_history(records: Mapping[str, Path], step: int | None) -> dict[str, Any]:
+    """Returns the fields `step`, `manifest` and `rows` of a `Story`, from those files."""
+    manifest, rows = map(records.get, RECORDS)
+    return {
+        "step": step,
+        "manifest": json.loads(manifest.read_text()) if manifest else None,
+        "rows": metrics.read_rows(rows, step) if rows and step is not None else [],
+    }
+
+
+def card(story: Story, name: str) -> str:
+    """Returns the text of the card; arguments as in `write_card`."""
+    sections = [
+        _front_matter(story.config),
+        _MADE,
+        f"# {PurePath(name).name}",
+        _table("Model", model_facts(story)),
+        _table("Data", data_facts(story.manifest)),
+        _table("Training", training_facts(story)),
+        _figures(story.rows),
+        _usage(name),
+        f"This card was written by sedd_jax {sedd_jax.__version__} with "
+        + " and ".join(f"{it} {importlib.metadata.version(it)}" for it in ("jax", "flax"))
+        + ".",
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def model_facts(story: Story) -> list[Fact]:
+    """Returns what the model is."""
+    config, model, tokenizer = story.config, story.config.model, story.tokenizer
+    if config.family == "diffusion":
+        kind = f"score entropy discrete diffusion (SEDD), graph {config.graph}"
+        noise = [("Noise", _noise(config.noise))]
+    else:
+        kind, noise = f"{config.family} transformer", []
+    return [
+        ("Kind", kind),
+        *noise,
+        ("Parameters", f"{story.parameters:,}, the padding of the vocabulary included"),
+        *([("Weights", story.weights)] if story.rows else []),
+        ("Length", f"{model.length:,} tokens"),
+        (
+            "Network",
+            f"{model.num_blocks} blocks of {model.num_heads} heads, hidden size "
+            f"{model.hidden_size}, dropout {model.dropout:g}",
+        ),
+        *(
+            [("Tokenizer", f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens")]
+            if tokenizer
+            else []
+        ),
+    ]
+
+
+def data_facts(manifest: Any) -> list[Fact]:
+    """Returns what the data are, as far as a manifest, or those of several folders, tells it.
+
+    Of a source that is a file the name is told, not its place on the machine.
+    """
+    facts = []
+    for part in manifest if isinstance(manifest, list) else [manifest or {}]:
+        sizes: dict[str, list[int]] = {}
+        for piece in part.get("sources") or [{"corpus": part.get("corpus"), "size": None}]:
+            sizes.setdefault(_last(piece.get("corpus")), []).append(piece.get("size"))
+        for corpus, pieces in sizes.items():
+            told = f", {sum(pieces):,} bytes in {len(pieces)} piece(s)" if all(pieces) else ""
+            facts += [("Source", corpus + told)] if corpus else []
+        if fraction := part.get("heldout_fraction"):
+            facts.append(("Held out", f"{fraction:g} of the text, whole documents"))
+        for split, counts in part.get("splits", {}).items():
+            told = [f"{counts[it]:,} {it.replace('_', ' ')}" for it in _COUNTS if it in counts]
+            facts.append((f"Split {split}", ", ".join(told)))
+    return facts
+
+
+def training_facts(story: Story) -> list[Fact]:
+    """Returns how the model was trained; nothing where that is not known."""
+    train, optim = story.config.train, story.config.optim
+    if not story.rows or story.step is None:
+        return []
+    tokens = story.step * train.batch_size * story.config.model.length
+    return [
+        ("Steps", f"{story.step:,} of {train.batch_size} sequences, {tokens:,} tokens in all"),
+        (
+            "Optimizer",
+            f"AdamW, beta {optim.beta1:g} and {optim.beta2:g}, eps {optim.eps:g}, weight decay "
+            f"{optim.weight_decay:g}, gradient clipped to {optim.clip_norm:g}",
+        ),
+        (
+            "Learning rate",
+            f"{optim.learning_rate:g}, {optim.decay} after {optim.warmup_steps:,} steps of warm-up",
+        ),
+        ("Average of the weights", f"decay {optim.ema_decay:g}"),
+        ("Seed", str(story.config.seed)),
+    ]
+
+
+def _front_matter(config):
+    kind = "discrete-diffusion" if config.family == "diffusion" else config.family
+    tags = "".join(f"\n- {tag}" for tag in ("text-generation", "jax", "sedd", kind))
+    return f"---\nlibrary_name: sedd_jax\n# license: yours to choose\ntags:{tags}\n---"
+
+
+def _noise(noise):
+    if noise.schedule == "loglinear":
+        return f"loglinear, eps {noise.eps:g}"
+    return f"geometric, sigma from {noise.sigma_min:g} to {noise.sigma_max:g}"
+
+
+def _last(path):
+    path = str(path or "")
+    return PurePath(path).name if path.startswith(("/", ".", "~")) else path
+
+
+def _figures(rows: Iterable[Mapping[str, Any]]):
+    measured = [row for row in rows if "bound" in row]
+    if not measured:
+        return ""
+    best = min(measured, key=lambda row: row["bound"])
+    lines = [
+        "## Held-out figures\n",
+        "The bound is on the negative log-likelihood, in nats per token, by Monte Carlo over the "
+        "noise, of the averaged weights; beside it its standard error.\n",
+        "| | step | bound | standard error | perplexity | bits per byte |",
+        "|---|---|---|---|---|---|",
+    ]
+    for which, row in (("last", measured[-1]), ("best", best)):
+        figures = " | ".join(f"{row[it]:.4f}" if it in row else "" for it in _FIGURES)
+        lines.append(f"| {which} | {row['step']} | {figures} |")
+    return "\n".join(lines)
+
+
+def _table(title, facts):
+    if not facts:
+        return ""
+    rows = ["| {} | {} |".format(*(it.replace("|", r"\|") for it in fact)) for fact in facts]
+    return "\n".join([f"## {title}\n", "| | |", "|---|---|", *rows])
+
+
+def _usage(name):
+    return f"""## Use
+
+```
+python -m sedd_jax.sample --checkpoint={name}
+```
+
+```python
+import jax
+import sedd_jax as sedd
+
+checkpoint = sedd.load("{name}")
+tokens, _ = sedd.generate(jax.random.key(0), checkpoint, num_samples=4)
+```"""
