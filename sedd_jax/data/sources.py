@@ -67,11 +67,10 @@ def load_documents(corpus: str, separator: str) -> list[str]:
     documents = []
     for piece in pieces(Recipe(separator=separator), corpus):
         for content, where in piece.documents():
-            if content == BLANK:
-                continue
-            if isinstance(content, Fault):
+            if not isinstance(content, Fault):
+                documents.append(content)
+            elif content != BLANK:
                 raise BadInput(f"{piece.place(where)} {content.reason}; mend it or leave it out.")
-            documents.append(content)
     if not documents:
         raise BadInput(f"The corpus {corpus} is empty: it holds nothing but white space.")
     return documents
@@ -159,10 +158,11 @@ def _files(corpus: str, wanted: str) -> list[tuple[pathlib.Path, str]]:
             if kind and wanted in ("auto", kind) and ".json" not in file.suffixes[-2:]
         ]
         if not files:
+            known = f"a known format ({', '.join(_FORMATS)})"
             raise BadInput(
-                f"The corpus folder {path} has no files of a known format "
-                f"({', '.join(sorted(_FORMATS))}); name its files by a pattern such as "
-                f"{path / '*'}, and set data.format."
+                f"The corpus folder {path} has no files of "
+                f"{known if wanted == 'auto' else f'the format {wanted} by their names'}; give a "
+                f"pattern such as {path / '*'} and set data.format."
             )
         return files
     named = (

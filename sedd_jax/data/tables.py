@@ -84,7 +84,7 @@ def _parquet_file(path: pathlib.Path) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
     except (OSError, pyarrow.ArrowException) as error:
         raise _damaged(path, error) from error
 
@@ -116,10 +116,15 @@ def tfds(corpus: str, field: str, limit: int) -> list[Piece]:
             builder = module.builder(name, file_format="array_record")
             builder.download_and_prepare()
         source = builder.as_data_source(split)
+    except ImportError as error:
+        raise BadInput(
+            f"The corpus {corpus} needs one more package to be prepared: pip install {error.name}"
+        ) from error
     except Exception as error:
         raise BadInput(
-            f"The corpus {corpus} cannot be opened ({first_line(error)}); prepare it with 'tfds "
-            f"build {name} --file_format=array_record' and check the name and the split."
+            f"The corpus {corpus} cannot be opened ({first_line(error)}); check the name, the "
+            f"split and the network, or prepare it elsewhere with 'tfds build {name} "
+            "--file_format=array_record' and give the folder."
         ) from error
     _check_field(field, builder.info.features, corpus)
     total = max(sum(part.num_examples for part in builder.info.splits.values()), 1)
