@@ -14,16 +14,17 @@ from sedd_jax.data.documents import (
     Piece,
     checked_text,
     file_version,
-    first_line,
-    package,
     ranges,
 )
+from sedd_jax.data.packages import first_line, package
 from sedd_jax.errors import BadInput
 
 TFDS = "tfds:"
 HUGGING_FACE = "hf:"
 # Rows are read this many at a time.
 _BATCH = 64
+# A row group may be large: its pages are read as they are needed.
+_BUFFER_BYTES = 2**20
 
 
 def parquet(path: pathlib.Path, field: str, limit: int) -> list[Piece]:
@@ -84,7 +85,9 @@ def _parquet_file(path: pathlib.Path) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        return pyarrow.parquet.ParquetFile(
+            path, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
+        )
     except (OSError, pyarrow.ArrowException) as error:
         raise _damaged(path, error) from error
 

@@ -252,3 +252,13 @@ def test_a_compressed_file_that_is_damaged_or_cut_short_is_named(tmp_path, endin
         path.write_bytes(cut)
         with pytest.raises(BadInput, match=f"a.txt{ending} is damaged or cut short .*again"):
             contents(path)
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path):
+    for ending in ("", ".gz"):
+        path = tmp_path / f"a.txt{ending}"
+        path.write_text("x")
+        (part,) = pieces(Recipe(), str(path))
+        path.unlink()
+        with pytest.raises(BadInput, match=f"a.txt{ending} cannot be opened .*No such file"):
+            next(part.documents())

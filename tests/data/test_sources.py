@@ -37,13 +37,17 @@ def test_a_file_is_cut_at_the_separator_and_otherwise_kept_as_it_is(tmp_path):
 
 
 def test_a_folder_gives_the_documents_of_all_files_below_it_in_order_of_names(tmp_path):
-    (tmp_path / "b").mkdir()
+    for folder in ("b", ".cache"):
+        (tmp_path / folder).mkdir()
     for name, text in (
         ("b/b.txt", "second---third---"),
         ("a.txt", "first"),
         ("c.txt", "\n"),
         ("d.md", "no"),
         ("manifest.json", '{"text": "no"}'),
+        ("old.json.gz", "no"),
+        ("._a.txt", "no"),
+        (".cache/a.txt", "no"),
         ("z.jsonl", '{"text": "fourth---"}\n'),
     ):
         (tmp_path / name).write_text(text)
