@@ -86,7 +86,7 @@ def _parquet_file(path: pathlib.Path) -> Any:
 
     try:
         return pyarrow.parquet.ParquetFile(
-            path, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
+            path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
         )
     except (OSError, pyarrow.ArrowException) as error:
         raise _damaged(path, error) from error

@@ -89,6 +89,23 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
             read(path)
 
 
+def test_memory_is_flat_in_the_size_of_a_row_group(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    path = tmp_path / "a.parquet"
+    texts = [f"{i} " + "word " * 200 for i in range(20_000)]
+    write_parquet(path, texts, use_dictionary=False, compression="none", data_page_size=2**16)
+    del texts
+    (part,) = pieces(Recipe(), str(path))
+    plain = pa.default_memory_pool()
+    pool = pa.proxy_memory_pool(plain)
+    pa.set_memory_pool(pool)
+    try:
+        assert sum(len(content) for content, _ in part.documents()) > 20_000_000
+    finally:
+        pa.set_memory_pool(plain)
+    assert 0 < pool.max_memory() < 6 * 2**20
+
+
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory):
     """A data set of TFDS with TEXTS in "train" and two texts in "test", in order."""
