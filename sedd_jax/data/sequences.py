@@ -45,7 +45,7 @@ def arrays(path: pathlib.Path, form: str, limit: int) -> list[Piece]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (NotImplementedError, zipfile.BadZipFile) as error:
+    except (NotImplementedError, ValueError, zipfile.BadZipFile) as error:
         raise _damaged(path, first_line(error)) from error
     return [
         _Rows(path, form, entry.filename.removesuffix(".npy"), limit, 0, None, entry.file_size)
