@@ -18,7 +18,7 @@ from sedd_jax.data.preparation import prepare_blocks
 from sedd_jax.runtime.config import parse
 
 GPT2 = Path(__file__).parents[2] / "shared" / "data" / "gpt2_bpe"
-WORDS = "the of and to in a is that for it as was with be by on not he his but".split()
+WORDS = ["the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was", "with", "be"]
 
 
 def sentences(count, seed=0):

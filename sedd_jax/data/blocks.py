@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.sources import load_documents, split_documents
 from sedd_jax.data.token_blocks import TokenBlocks
 from sedd_jax.data.tokenizer import SIZED_TOKENIZERS, Tokenizer, build_tokenizer, load_tokenizer
@@ -76,9 +77,10 @@ def prepare_blocks(
 
     train, heldout = split_documents(documents, heldout_fraction)
     fitted_on = documents if tokenizer_kind in _FITTED_ON_ALL else train
-    tokenizer = build_tokenizer(
-        tokenizer_kind, fitted_on, vocab_size=vocab_size, path=tokenizer_path
+    recipe = Recipe(
+        tokenizer=tokenizer_kind, vocab_size=vocab_size or 0, tokenizer_path=tokenizer_path or ""
     )
+    tokenizer = build_tokenizer(recipe, lambda: fitted_on, "".join(sorted(set().union(*fitted_on))))
     dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
     # A sibling, since a rename is atomic only inside one file system; its name is never used twice,
     # so what a killed run left behind is in nobody's way.

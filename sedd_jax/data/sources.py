@@ -1,26 +1,76 @@
-"""Where the text comes from: the embedded corpus, a file or a folder; and its held-out part."""
+"""Where documents come from: the corpus of a recipe as the pieces that workers read."""
 
+import glob
 import hashlib
 import pathlib
-from collections.abc import Sequence
+import platform
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+from sedd_jax.data.documents import BLANK, Document, Fault, Piece
+from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.records import CODECS, FASTA, JSON_LINES, Layout, parse_text, records
+from sedd_jax.data.sequences import array_records, arrays
+from sedd_jax.data.tables import HUGGING_FACE, TFDS, hugging_face, parquet, tfds
 from sedd_jax.errors import BadInput
 
 EMBEDDED_CORPUS = "pydoc"
+# The format of a file by the ending of its name.
+_FORMATS = {
+    ".txt": "text",
+    ".json": "jsonl",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".fa": "fasta",
+    ".fasta": "fasta",
+    ".parquet": "parquet",
+    ".npy": "npy",
+    ".npz": "npy",
+    ".uint16": "uint16",
+    ".uint32": "uint32",
+    ".array_record": "array_record",
+}
+# Those of which a file may be compressed.
+_COMPRESSIBLE = frozenset({"text", "jsonl", "fasta"})
 # A cut looks for a line break within this many characters.
 _NEARBY = 1000
 
 
-def load_documents(corpus: str, separator: str) -> list[str]:
-    """The documents of `corpus`, each as it stands, line ends too; blank ones are left out.
+def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
+    """The parts of `corpus`, always the same ones in the same order.
 
     `corpus` is "pydoc" (the help topics of the running Python, about 0.5 MB of English, one
-    document per topic, so the text depends on the version of Python), a UTF-8 text file (cut at
-    every `separator`, which is dropped, or one document when `separator` is empty), or a folder of
-    *.txt files (one document each, in the order of their names). Raises BadInput for a
-    missing path and for text that is not UTF-8 or nothing but white space.
+    document per topic, so the text depends on the version of Python), a file, a pattern of file
+    names, a folder (all files below it whose endings are known), or what `tfds` and `hugging_face`
+    describe. The recipe says how a file becomes documents (`format`, `separator`, `field`,
+    `max_document_mb`). Raises BadInput for what is missing, damaged or of no known format.
     """
-    documents = [document for document in _read(corpus, separator) if document.strip()]
+    if corpus == EMBEDDED_CORPUS:
+        return [_Topics()]
+    limit = recipe.max_document_mb * 2**20
+    if corpus.startswith(TFDS):
+        return tfds(corpus, recipe.field, limit)
+    if corpus.startswith(HUGGING_FACE):
+        return hugging_face(corpus, recipe.field, limit)
+    return [
+        piece for path, form in _files(corpus, recipe.format) for piece in _read(recipe, path, form)
+    ]
+
+
+def load_documents(corpus: str, separator: str) -> list[str]:
+    """The texts of `corpus`, each as it stands, line ends too; blank ones are left out.
+
+    Raises BadInput for what `pieces` refuses, for a document that cannot be used, and for a corpus
+    that is nothing but white space.
+    """
+    documents = []
+    for piece in pieces(Recipe(separator=separator), corpus):
+        for content, where in piece.documents():
+            if not isinstance(content, Fault):
+                documents.append(content)
+            elif content != BLANK:
+                raise BadInput(f"{piece.place(where)} {content.reason}; mend it or leave it out.")
     if not documents:
         raise BadInput(f"The corpus {corpus} is empty: it holds nothing but white space.")
     return documents
@@ -75,31 +125,87 @@ def _cut(text: str, heldout_fraction: float) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def _read(corpus: str, separator: str) -> list[str]:
-    if corpus == EMBEDDED_CORPUS:
-        from pydoc_data import topics
+def _read(recipe: Recipe, path: pathlib.Path, form: str) -> list[Piece]:
+    """The pieces of one file."""
+    limit = recipe.max_document_mb * 2**20
+    if path.suffix in CODECS and form not in _COMPRESSIBLE:
+        raise BadInput(f"{path} is compressed, and {form} is not read so; decompress it.")
+    match form:
+        case "text":
+            layout = Layout(recipe.separator.encode(), parse_text)
+            return records(path, layout, recipe.field, limit)
+        case "jsonl":
+            return records(path, JSON_LINES, recipe.field, limit)
+        case "fasta":
+            return records(path, FASTA, recipe.field, limit)
+        case "parquet":
+            return parquet(path, recipe.field, limit)
+        case "array_record":
+            return array_records(path, limit)
+        case _:
+            return arrays(path, form, limit)
 
-        return list(topics.topics.values())
+
+def _files(corpus: str, wanted: str) -> list[tuple[pathlib.Path, str]]:
+    """The files of `corpus`, each with its format."""
     path = pathlib.Path(corpus)
     if path.is_dir():
-        files = sorted(path.glob("*.txt"))
+        below = [file for file in sorted(path.rglob("*")) if not _is_hidden(file, path)]
+        found = [(file, _FORMATS.get(_ending(file))) for file in below if file.is_file()]
+        # Settings are kept in .json files too: such a file is read only when it is named.
+        files = [
+            (file, form)
+            for file, form in found
+            if form and wanted in ("auto", form) and _ending(file) != ".json"
+        ]
         if not files:
-            raise BadInput(f"The corpus folder {path} has no *.txt files.")
-        return [_read_text(file) for file in files]
-    if not path.is_file():
+            known = f"a known format ({', '.join(_FORMATS)})"
+            raise BadInput(
+                f"The corpus folder {path} has no files of "
+                f"{known if wanted == 'auto' else f'the format {wanted} by their names'}; give a "
+                f"pattern such as {path / '*'} and set data.format."
+            )
+        return files
+    named = (
+        [path] if path.is_file() else sorted(map(pathlib.Path, glob.glob(corpus, recursive=True)))
+    )
+    files = [file for file in named if file.is_file()]
+    if not files:
         raise BadInput(
-            f"There is no corpus at {path}; give a UTF-8 text file, a folder of *.txt files or "
-            f"'{EMBEDDED_CORPUS}'."
+            f"There is no corpus at {corpus}; give a file, a folder, a pattern that matches files, "
+            f"or '{EMBEDDED_CORPUS}'."
         )
-    text = _read_text(path)
-    return text.split(separator) if separator else [text]
+    return [
+        (file, _FORMATS.get(_ending(file), "text") if wanted == "auto" else wanted)
+        for file in files
+    ]
 
 
-def _read_text(path: pathlib.Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            f"{path} is not UTF-8 text: the byte at offset {error.start} does not decode "
-            f"({error.reason}); convert the file to UTF-8."
-        ) from error
+def _is_hidden(file: pathlib.Path, folder: pathlib.Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _ending(path: pathlib.Path) -> str:
+    """The ending of a name, without that of a compressed file or the number of a shard."""
+    name = path.name.removesuffix(path.suffix) if path.suffix in CODECS else path.name
+    return pathlib.PurePath(re.sub(r"-\d+-of-\d+$", "", name)).suffix
+
+
+@dataclass(frozen=True)
+class _Topics(Piece):
+    """The help topics of the running Python."""
+
+    name = EMBEDDED_CORPUS
+    size = 500_000
+
+    def documents(self) -> Iterator[Document]:
+        from pydoc_data import topics
+
+        for number, topic in enumerate(topics.topics.values()):
+            yield Document(topic, number)
+
+    def place(self, where: int) -> str:
+        return f"{EMBEDDED_CORPUS}, topic {where + 1}"
+
+    def version(self) -> str:
+        return platform.python_version()

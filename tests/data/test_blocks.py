@@ -82,7 +82,7 @@ def test_large_vocabularies_use_four_bytes(tmp_path, corpus, monkeypatch):
     class Wide(blocks_module.Tokenizer):
         kind, vocab_size, eod_id = "bytes", 2**16 + 1, 2**16
 
-        def encode(self, text):
+        def _encode(self, text):
             return np.full(len(text), 7, np.int32)
 
         def _decode_run(self, ids):
