@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +89,30 @@ def read_config(folder: Path) -> PublishedConfig:
     Raises:
       BadInput: not JSON, or a key missing or of the wrong type.
     """
-    path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise BadInput(f"{path} is not valid JSON: {error}.") from error
-    return PublishedConfig(
+    return read_settings(folder / "config.json", PublishedConfig, _CONFIG_KEYS)
+
+
+def read_settings(path: Path, kind: type, keys: dict[str, str]) -> Any:
+    """Returns a dataclass of settings from a JSON file, each by its dotted key there.
+
+    Raises:
+      BadInput: not JSON, or a key missing or of the wrong type.
+    """
+    values = read_json(path)
+    return kind(
         **{
-            field.name: _lookup(values, _CONFIG_KEYS[field.name], field.type, path)
-            for field in dataclasses.fields(PublishedConfig)
+            field.name: _lookup(values, keys[field.name], field.type, path)
+            for field in dataclasses.fields(kind)
         }
     )
+
+
+def read_json(path: Path) -> Any:
+    """Returns what a JSON file holds; BadInput where it is none."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(f"{path} is not valid JSON: {error}.") from error
 
 
 def _lookup(values, dotted, kind, path):
@@ -126,22 +140,53 @@ def read_params(folder: Path, abstract: Params, num_states: int) -> Params:
     """
     path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
     tensors = {name: x for name, x in read_tensors(path).items() if name not in _BUFFERS}
-    num_blocks = abstract["blocks"]["qkv"]["kernel"].shape[0]
+
+    def convert(here, tensor, shape, name):
+        axis = _VOCAB_AXIS.get(here)
+        unpadded = tuple(num_states if i == axis else size for i, size in enumerate(shape))
+        if here.endswith(".kernel"):
+            check_shape(name, tensor, _published_shape(here, unpadded))
+            tensor = tensor.T
+        else:
+            check_shape(name, tensor, unpadded if here == "embedding.table" else _flat(unpadded))
+        return fill(tensor, unpadded, shape)
+
+    return assemble(_NAMES, tensors, abstract, convert, path)
+
+
+def assemble(
+    names: dict[str, str],
+    tensors: dict[str, np.ndarray],
+    abstract: Params,
+    convert: Callable[[str, np.ndarray, tuple[int, ...], str], np.ndarray],
+    path: Path,
+) -> Params:
+    """Returns parameters made of the tensors of a file.
+
+    Args:
+      names: path here -> name there; {i} is the block, an axis of its own here.
+      tensors: by name; used up.
+      abstract: the parameters wanted, for their shapes.
+      convert: convert(here, tensor, shape, name) -> the leaf `here`, of one block, of that shape.
+      path: of the file, for messages.
+
+    Raises:
+      BadInput: a tensor is missing, or there are others.
+    """
     params: dict[str, Any] = {}
-    for here, there in _NAMES.items():
+    for here, there in names.items():
         *groups, leaf = here.split(".")
         node, wanted = params, abstract
         for group in groups:
             node, wanted = node.setdefault(group, {}), wanted[group]
         shape = wanted[leaf].shape
         if "{i}" in there:
-            names = [there.format(i=i) for i in range(num_blocks)]
+            blocks = [there.format(i=i) for i in range(shape[0])]
             node[leaf] = np.stack(
-                [_convert(here, _take(tensors, n, path), shape[1:], n, num_states) for n in names]
+                [convert(here, _take(tensors, name, path), shape[1:], name) for name in blocks]
             )
         else:
-            tensor = _take(tensors, there, path)
-            node[leaf] = _convert(here, tensor, shape, there, num_states)
+            node[leaf] = convert(here, _take(tensors, there, path), shape, there)
     if tensors:
         raise BadInput(f"{path} has tensors that do not belong: {', '.join(sorted(tensors))}.")
     return params
@@ -153,18 +198,20 @@ def _take(tensors, name, path):
     return tensors.pop(name)
 
 
-def _convert(here, tensor, shape, name, num_states):
-    """Turns one published tensor into the leaf `here` of the given (padded) shape."""
-    axis = _VOCAB_AXIS.get(here)
-    unpadded = tuple(num_states if i == axis else size for i, size in enumerate(shape))
-    is_kernel = here.endswith(".kernel")
-    published = _published_shape(here, unpadded) if is_kernel else (int(np.prod(unpadded)),)
-    if here == "embedding.table":
-        published = unpadded
-    if tensor.shape != published:
-        raise BadInput(f"Tensor {name} has shape {tensor.shape}, the config needs {published}.")
-    leaf = (tensor.T if is_kernel else tensor).astype(np.float32).reshape(unpadded)
+def check_shape(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raises BadInput unless the tensor has the shape."""
+    if tensor.shape != shape:
+        raise BadInput(f"Tensor {name} has shape {tensor.shape}, the config needs {shape}.")
+
+
+def fill(tensor: np.ndarray, unpadded: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the tensor in float32, in the unpadded shape, filled with zeros up to the shape."""
+    leaf = tensor.astype(np.float32).reshape(unpadded)
     return np.pad(leaf, [(0, padded - size) for padded, size in zip(shape, unpadded, strict=True)])
+
+
+def _flat(shape):
+    return (int(np.prod(shape)),)
 
 
 def _published_shape(here, shape):
