@@ -46,6 +46,7 @@ def test_the_trace_ends_without_masks(smoke_run, binary):
         (("--checkpoint=RUN", "--output=absent/out.jsonl"), "The folder of --output=absent/out"),
         (("--checkpoint=RUN", "--output=out.jsonl", "--trace"), "give one of the two"),
         (("--checkpoint=RUN", "--sampler=heun"), "heun"),
+        (("--checkpoint=RUN", "--top_p=0.9"), "--top_p is for autoregressive models; this one is"),
         (("--checkpoint=RUN", "--num_samples=0"), "num_samples must be at least 1, got 0"),
     ],
 )

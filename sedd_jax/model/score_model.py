@@ -61,7 +61,6 @@ def score_model(
         is the ratio of a uniform guess under the absorbing graph (Appendix C.1).
       placement: how activations lie on the devices.
     """
-
     modules = {"embedding": Embedding, "sigma": SigmaEmbedding, "head": Head}
     structures = {name: structure(module, config) for name, module in modules.items()}
     block_structure = structure(Block, config)

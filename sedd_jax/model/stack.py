@@ -1,4 +1,4 @@
-"""The stack of blocks: one program scanned over parameters that are stacked along a leading axis."""
+"""The stack of blocks: one program, scanned over parameters stacked along a leading axis."""
 
 import functools
 from collections.abc import Callable
