@@ -29,9 +29,7 @@ _LENGTH = flags.DEFINE_integer("length", None, "Tokens per sample; the trained l
 _STEPS = flags.DEFINE_integer("steps", 128, "Reverse steps before the final denoising step.")
 _SAMPLER = flags.DEFINE_enum("sampler", "tweedie", list(SAMPLERS), "Rule of the reverse step.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Autoregressive: divides the logits.")
-_TOP_P = flags.DEFINE_float(
-    "top_p", 1.0, "Autoregressive: draw from the fewest tokens of this mass."
-)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Autoregressive: fewest tokens of this mass.")
 _SEED = flags.DEFINE_integer("seed", 0, "Sample i is a function of (seed, i).")
 _PREFIX = flags.DEFINE_string("prefix", "", "Text that every sample begins with.")
 _SUFFIX = flags.DEFINE_string("suffix", "", "Text that every sample ends with.")
