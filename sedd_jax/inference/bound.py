@@ -141,7 +141,7 @@ def nll_bound(
     `stderr` is how much sequences differ, not an error of the estimate.
 
     Args:
-      key: random key; an autoregressive model needs none, and makes no difference of it.
+      key: random key; it makes no difference to an exact value.
       checkpoint: the model, from `sedd.load`.
       tokens: token ids.
       batch_size: sequences at a time.

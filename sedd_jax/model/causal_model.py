@@ -1,5 +1,6 @@
 """The autoregressive baseline, GPT-2's network: pure functions over a dict of parameters."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.stack import Params, build, structure, through_blocks, used
 from sedd_jax.model.transformer import Embedding, TransformerConfig
 
-INIT_STD = 0.02
+INIT_STD = 0.02  # of GPT-2
 
 
 class Cache(NamedTuple):
@@ -40,9 +41,9 @@ class CausalModel(NamedTuple):
         alone, as in the diffusion network (GPT-2's acts on embeddings and attention too).
       nll: nll(params, tokens [B, L], key=None) -> [B], -log p of every sequence in nats: all L
         tokens are scored, the first one after `start`. Never writes out B L V numbers.
-      empty_cache: empty_cache(batch, length) -> cache.
+      empty_cache: empty_cache(batch, length) -> cache, for so many positions.
       decode: decode(params, cache, token [B], position []) -> (logits [B, V], cache) of what
-        follows `token` at `position`, given those at 0, ..., position - 1 before.
+        follows `token` at `position`, which those at 0, ..., position - 1 have come before.
     """
 
     start: int
@@ -60,7 +61,7 @@ def causal_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> 
       config: sizes; `num_states` is the number of tokens, `max_length` of positions.
       placement: how activations lie on the devices.
     """
-    states = config.num_states
+    states, start = config.num_states, config.num_states - 1
     modules = {"embedding": Embedding, "blocks": CausalBlock, "head": FinalNorm}
     structures = {name: structure(module, config) for name, module in modules.items()}
     attention = attention_for(config.attention, placement, causal=True)
@@ -74,18 +75,10 @@ def causal_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> 
         return params | {"blocks": jax.vmap(lambda k: build(CausalBlock, config, k))(keys)}
 
     def init(key):
-        abstract = jax.eval_shape(shapes, key)
-        leaves, tree = jax.tree.flatten(abstract)
-        keys = tree.unflatten(jax.random.split(key, len(leaves)))
-        return jax.tree.map_with_path(start_leaf, abstract, keys)
-
-    def start_leaf(path, leaf, key):
-        *_, layer, name = (entry.key for entry in path)
-        if name in ("scale", "bias"):
-            return jnp.full(leaf.shape, name == "scale", leaf.dtype)
-        residual = layer in ("attention_out", "mlp_out")
-        std = INIT_STD / math.sqrt(2 * config.num_blocks) if residual else INIT_STD
-        return std * jax.random.normal(key, leaf.shape, leaf.dtype)
+        leaves, tree = jax.tree.flatten(jax.eval_shape(shapes, key))
+        keys = jax.random.split(key, len(leaves))
+        starts = functools.partial(_start, num_blocks=config.num_blocks)
+        return jax.tree.map_with_path(starts, tree.unflatten(leaves), tree.unflatten(keys))
 
     def outer(params):
         """What is outside the blocks, gathered."""
@@ -114,7 +107,7 @@ def causal_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> 
     def nll(
         params: Params, tokens: Int[Array, "B L"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "B"]:
-        before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=states - 1)
+        before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=start)
         hidden, table = body(params, before, key)
         rows, split = PartitionSpec(placement.batch_axes(len(tokens)) or None), None
         if placement.mesh is not None:
@@ -127,6 +120,10 @@ def causal_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> 
         return placement.per_device(on_device, specs, rows)(hidden, table, tokens)
 
     def empty_cache(batch: int, length: int) -> Cache:
+        if length > config.max_length:
+            raise ValueError(
+                f"The network has learned {config.max_length} positions, got {length}."
+            )
         heads = config.num_heads, config.hidden_size // config.num_heads
         empty = jnp.zeros((config.num_blocks, batch, length, *heads), config.dtype)
         return Cache(empty, empty)
@@ -148,10 +145,21 @@ def causal_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> 
                     for past, now in zip(old, new, strict=True)
                 )
             )
-            return layer.after(x, attend_to_cache(query, *kept, position), None), kept
+            x = layer.after(x, attend_to_cache(query, *kept, position), None)
+            return placement.over_batch(x), kept
 
-        x, cache = jax.lax.scan(step, x, (params["blocks"], cache))
+        x, cache = jax.lax.scan(step, placement.over_batch(x), (params["blocks"], cache))
         hidden = merged("head", whole["head"])(x)
         return logits(hidden, embedding["table"])[:, 0], cache
 
-    return CausalModel(states - 1, init, apply, nll, empty_cache, decode)
+    return CausalModel(start, init, apply, nll, empty_cache, decode)
+
+
+def _start(path, leaf, key, num_blocks):
+    """The first value of a parameter, see `CausalModel.init`."""
+    *_, layer, name = (entry.key for entry in path)
+    if name in ("scale", "bias"):
+        return jnp.full(leaf.shape, name == "scale", leaf.dtype)
+    ends_branch = layer in ("attention_out", "mlp_out")
+    std = INIT_STD / math.sqrt(2 * num_blocks) if ends_branch else INIT_STD
+    return std * jax.random.normal(key, leaf.shape, leaf.dtype)

@@ -156,6 +156,7 @@ def test_likelihood_and_gradients_do_not_depend_on_the_mesh(dense, sizes, monkey
     assert_same(found, dense)
 
 
+@pytest.mark.slow
 def test_a_batch_that_the_mesh_does_not_divide_is_whole_on_every_device():
     mesh = sharding.build_mesh(MeshConfig(data=4, tensor=2))
     model = causal_model(CONFIG, sharding.placement(mesh))
@@ -180,13 +181,16 @@ def test_no_position_sees_a_later_one():
 
 
 def test_dropout_is_a_function_of_the_key():
+    params, x = random_params(), tokens()
     nll = jax.jit(MODEL.nll)
-    first, second = jax.random.split(jax.random.key(0))
-    dropped = nll(random_params(), tokens(), key=first)
-    np.testing.assert_array_equal(dropped, nll(random_params(), tokens(), key=first))
-    np.testing.assert_allclose(dropped, dense_nll(random_params(), tokens(), key=first), rtol=1e-5)
-    assert np.abs(dropped - nll(random_params(), tokens(), key=second)).min() > 1e-2
-    assert np.abs(dropped - nll(random_params(), tokens())).min() > 1e-2
+    first, second = (nll(params, x, key=key) for key in jax.random.split(jax.random.key(0)))
+    np.testing.assert_array_equal(first, nll(params, x, key=jax.random.split(jax.random.key(0))[0]))
+    assert np.abs(first - second).min() > 1e-2
+    # none where no key is given: then it is the dense formula, as above
+    still = causal_model(dataclasses.replace(CONFIG, dropout=0.0))
+    np.testing.assert_array_equal(
+        jax.jit(still.nll)(params, x, key=jax.random.key(0)), jax.jit(MODEL.nll)(params, x)
+    )
 
 
 def test_the_start_is_gpt_2_s():
@@ -204,13 +208,16 @@ def test_the_start_is_gpt_2_s():
 
 def test_bfloat16_stays_near_float32(dense):
     low = causal_model(dataclasses.replace(CONFIG, dtype=jnp.dtype("bfloat16")))
-    gradients, found = loss_and_gradients(low.nll, random_params(), tokens(8, 9))
+    found = jax.jit(low.nll)(random_params(), tokens(8, 9))
     error = np.abs(found - dense[1]).max()
     assert found.dtype == jnp.float32
     assert 1e-4 < error < 0.5  # of 9 tokens: some 2^-8 of logits of order 4
+    gradients = jax.eval_shape(jax.grad(lambda p: low.nll(p, tokens()).sum()), random_params())
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
 
 
 def test_more_positions_than_learned_are_refused():
     with pytest.raises(ValueError, match="has learned 12 positions, got 13"):
         MODEL.apply(random_params(), tokens(1, 13))
+    with pytest.raises(ValueError, match="has learned 12 positions, got 13"):
+        MODEL.empty_cache(1, 13)

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import sedd_jax as sedd
+from sedd_jax.data.tokenizer import GPT2
 from sedd_jax.errors import BadInput
 from sedd_jax.model import gpt2
 
@@ -76,6 +77,16 @@ def test_a_folder_is_loaded_whole():
     assert checkpoint.tokenizer is None and checkpoint.step is None
     with pytest.raises(BadInput, match="autoregressive: it has no graph"):
         checkpoint.graph  # noqa: B018
+
+
+def test_the_tokenizer_is_read_from_the_same_folder(folder, monkeypatch):
+    class Opened(GPT2):
+        def __init__(self, folder):
+            self.folder = folder
+
+    monkeypatch.setattr("sedd_jax.inference.load.GPT2", Opened)
+    (folder / "vocab.json").touch()
+    assert sedd.load(folder).tokenizer.folder == folder
 
 
 def bare(tensors):
