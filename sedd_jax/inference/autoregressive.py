@@ -1,4 +1,4 @@
-"""Sampling from left to right with a key-value cache, and what a sequence costs exactly."""
+"""Sampling from left to right, with a key-value cache."""
 
 import functools
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def nucleus(weights: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
     before = jnp.pad(mass[:, :-1], ((0, 0), (1, 0)))
     rank = jnp.argsort(order, axis=-1)  # where in that order every token is
     kept = jnp.take_along_axis(before < top_p * mass[:, -1:], rank, -1)
-    return jnp.where(kept, weights, 0)
+    return jnp.where(kept | (rank == 0), weights, 0)  # one at least, if top_p rounds to 0
 
 
 def build_generator(model: CausalModel, *, temperature: float, top_p: float) -> Generator:

@@ -122,7 +122,7 @@ def exact_nll(
       params: the weights.
       batches: token batches; those of one size share a compiled program.
     """
-    nats = [nll(params, jnp.asarray(batch)) for batch in batches]
+    nats = [nll(params, batch) for batch in batches]
     return Bound(np.concatenate(jax.device_get(nats)), batches[0].shape[1])
 
 

@@ -11,7 +11,7 @@ from sedd_jax.data.blocks import Dataset
 from sedd_jax.data.pipeline import heldout_batches
 from sedd_jax.diffusion.proposal import guess_proposal
 from sedd_jax.inference import autoregressive
-from sedd_jax.inference.bound import Bound, estimate_bound, exact_nll, sequence_loss
+from sedd_jax.inference.bound import estimate_bound, exact_nll, sequence_loss
 from sedd_jax.inference.generate import build_generator, free, row_keys
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime import sharding
@@ -49,8 +49,8 @@ class Evaluator:
         ]
         # parameters come as they lie; every process wants all results
         self._jit = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-        of_family = self._baseline if isinstance(components, Baseline) else self._diffusion
-        self._name, self._estimate, self._generate = of_family(components)
+        family = self._baseline if isinstance(components, Baseline) else self._diffusion
+        self._name, self._estimate, self._generate = family(components)
 
     def _diffusion(self, components):
         t_min = self._config.train.t_min
@@ -72,7 +72,7 @@ class Evaluator:
 
     def bound(self, params: Params) -> dict[str, float]:
         """Returns the held-out bound, or nll, as a row of metrics; the same draws at every call."""
-        bound: Bound = self._estimate(params)
+        bound = self._estimate(params)
         bits_per_token = bound.nats_per_token / math.log(2)
         return {
             self._name: bound.nats_per_token,
