@@ -24,7 +24,7 @@ from benchmarks.measure import check_output, in_turn, product_rate, report, temp
 from benchmarks.published import Published
 from benchmarks.shapes import HEADS, SHAPES, Shape, compiled_head, components_of, config_of
 from sedd_jax.errors import BadInput
-from sedd_jax.model.score_model import REMAT
+from sedd_jax.model.stack import REMAT
 from sedd_jax.runtime import cli
 from sedd_jax.runtime.step import build_train_step, init_state, run_keys
 

@@ -25,6 +25,7 @@ _HOMES = {
     "Clamp": "sedd_jax.diffusion.reverse",
     "load": "sedd_jax.inference.load",
     "generate": "sedd_jax.inference.generate",
+    "generate_autoregressive": "sedd_jax.inference.autoregressive",
     "prefix_suffix": "sedd_jax.inference.generate",
     "nll_bound": "sedd_jax.inference.bound",
     "BadInput": "sedd_jax.errors",

@@ -1,6 +1,7 @@
 """Draws samples: `python -m sedd_jax.sample --checkpoint=runs/tiny`.
 
-Prints text, or writes JSON lines with --output. `--trace` shows one sample being denoised.
+Prints text, or writes JSON lines with --output. `--trace` shows one sample being denoised. Of an
+autoregressive checkpoint, `--temperature` and `--top_p` say how sharply it draws.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from absl import flags
 
 from sedd_jax.diffusion.reverse import SAMPLERS
 from sedd_jax.errors import BadInput
+from sedd_jax.inference.autoregressive import generate_autoregressive
 from sedd_jax.inference.generate import generate, prefix_suffix
 from sedd_jax.inference.load import load
 from sedd_jax.runtime import cli
@@ -34,6 +36,8 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Samples drawn at a time.")
 _LENGTH = flags.DEFINE_integer("length", None, "Tokens per sample; the trained length by default.")
 _STEPS = flags.DEFINE_integer("steps", 128, "Reverse steps before the final denoising step.")
 _SAMPLER = flags.DEFINE_enum("sampler", "tweedie", list(SAMPLERS), "Rule of the reverse step.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Autoregressive: divides the logits.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Autoregressive: fewest tokens of this mass.")
 _SEED = flags.DEFINE_integer("seed", 0, "Sample i is a function of (seed, i).")
 _PREFIX = flags.DEFINE_string("prefix", "", "Text that every sample begins with.")
 _SUFFIX = flags.DEFINE_string("suffix", "", "Text that every sample ends with.")
@@ -61,6 +65,8 @@ def main() -> None:
         mesh=None if _MESH.value is None else _mesh(_MESH.value),
         tokenizer=_TOKENIZER.value,
     )
+    family = checkpoint.config.family
+    _refuse_flags_of_the_other(family)
     num_samples = 1 if _TRACE.value else _NUM_SAMPLES.value
     length = checkpoint.config.model.length if _LENGTH.value is None else _LENGTH.value
     prompt = prefix_suffix(
@@ -70,30 +76,58 @@ def main() -> None:
         length,
     )
     started = time.monotonic()
+    draw = {"diffusion": _denoise, "autoregressive": _continue}[family]
+    tokens, evaluations, settings = draw(checkpoint, prompt)
+    seconds = time.monotonic() - started
+    if _OUTPUT.value:
+        _write(checkpoint.tokenizer, tokens, settings, Path(_OUTPUT.value))
+    elif not _TRACE.value:
+        for row in tokens:
+            print(f"--- sample ---\n{_text(checkpoint.tokenizer, row)}")
+    print(
+        f"{num_samples} x {length} tokens, {evaluations} network evaluations, "
+        f"{seconds:.1f} s with compilation.",
+        file=sys.stderr,
+    )
+
+
+def _refuse_flags_of_the_other(family):
+    only = {"diffusion": (_STEPS, _SAMPLER, _TRACE), "autoregressive": (_TEMPERATURE, _TOP_P)}
+    for other in only.keys() - {family}:
+        for flag in only[other]:
+            if flag.present:
+                raise BadInput(f"--{flag.name} is for {other} models; this one is {family}.")
+
+
+def _denoise(checkpoint, prompt):
+    """Tokens, network evaluations, and the settings that they belong to; shows the trace."""
     tokens, diagnostics = generate(
         jax.random.key(_SEED.value),
         checkpoint,
-        num_samples,
-        length,
+        *prompt.tokens.shape,
         steps=_STEPS.value,
         sampler=_SAMPLER.value,
         prompt=prompt,
         batch_size=_BATCH_SIZE.value,
         trace=_TRACE.value,
     )
-    seconds = time.monotonic() - started
     if _TRACE.value:
         _show_trace(checkpoint, diagnostics.trace[:, 0])
-    elif _OUTPUT.value:
-        _write(checkpoint.tokenizer, tokens, Path(_OUTPUT.value))
-    else:
-        for row in tokens:
-            print(f"--- sample ---\n{_text(checkpoint.tokenizer, row)}")
-    print(
-        f"{num_samples} x {length} tokens, {diagnostics.evaluations} network evaluations, "
-        f"{seconds:.1f} s with compilation.",
-        file=sys.stderr,
+    return tokens, diagnostics.evaluations, {"sampler": _SAMPLER.value, "steps": _STEPS.value}
+
+
+def _continue(checkpoint, prompt):
+    """The same from left to right."""
+    settings = {"temperature": _TEMPERATURE.value, "top_p": _TOP_P.value}
+    tokens = generate_autoregressive(
+        jax.random.key(_SEED.value),
+        checkpoint,
+        *prompt.tokens.shape,
+        prompt=prompt,
+        batch_size=_BATCH_SIZE.value,
+        **settings,
     )
+    return tokens, tokens.shape[1], settings
 
 
 def _mesh(axes):
@@ -123,14 +157,12 @@ def _text(tokenizer, row):
     return " ".join(map(str, row)) if tokenizer is None else tokenizer.decode(row)
 
 
-def _write(tokenizer, tokens, path):
+def _write(tokenizer, tokens, settings, path):
     lines = [
         json.dumps(
-            {
-                "index": index,
-                "seed": _SEED.value,
-                "sampler": _SAMPLER.value,
-                "steps": _STEPS.value,
+            {"index": index, "seed": _SEED.value}
+            | settings
+            | {
                 "tokens": row.tolist(),
                 "text": None if tokenizer is None else tokenizer.decode(row),
             }

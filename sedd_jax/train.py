@@ -139,7 +139,7 @@ def _train(config, run, dataset, mesh, initial, profile_steps):
             journal.samples = evaluator.samples(state.ema_params)
     if is_lead():
         _write_card(config, run, dataset.tokenizer, state)
-    _conclude(run, config.train.steps, journal, time.monotonic() - started)
+    _conclude(run, config, journal, time.monotonic() - started)
 
 
 class Journal:
@@ -202,8 +202,8 @@ class Journal:
 def _announce(config, components, dataset, state, mesh):
     train_split = dataset.manifest["splits"]["train"]
     say(
-        f"{count_params(state.params):,} parameters, {components.graph.num_states} states "
-        f"({config.graph}), {len(dataset.train):,} blocks of {config.model.length} "
+        f"{count_params(state.params):,} parameters, {_family(components, config)}, "
+        f"{len(dataset.train):,} blocks of {config.model.length} "
         f"{config.data.tokenizer} tokens from {train_split['utf8_bytes']:,} bytes, on "
         f"{jax.device_count()} {jax.devices()[0].platform} device(s)."
     )
@@ -245,6 +245,12 @@ def _write_card(config, run, tokenizer, state):
     write_card(run, story, str(run))
 
 
+def _family(components, config):
+    if config.family == "autoregressive":
+        return f"{components.num_tokens} tokens ({config.family})"
+    return f"{components.graph.num_states} states ({config.graph})"
+
+
 def _diverged(error, config, dataset, checkpoints):
     blocks = batch_blocks(
         dataset.train,
@@ -265,18 +271,21 @@ def _abridged(numbers, most=16):
     return shown + (f" and {len(numbers) - most} more" if len(numbers) > most else "")
 
 
-def _conclude(run, step, journal, seconds):
+def _conclude(run, config, journal, seconds):
+    step = config.train.steps
     say(f"\nDone: step {step}, after {duration(seconds)}.")
     say(f"Held-out {_bound_text(journal.bound)}")
     for text in journal.samples:
         say(f"\n--- sample ---\n{text}")
     say(f"\nCheckpoint: {run / FOLDER / str(step)}")
-    say(f"Next:       python -m sedd_jax.sample --checkpoint={run} --trace")
+    trace = " --trace" if config.family == "diffusion" else ""
+    say(f"Next:       python -m sedd_jax.sample --checkpoint={run}{trace}")
 
 
 def _bound_text(row):
+    name = "bound" if "bound" in row else "nll"
     return (
-        f"bound {row['bound']:.4f} nats/token (+-{row['bound_stderr']:.4f}), "
+        f"{name} {row[name]:.4f} nats/token (+-{row[f'{name}_stderr']:.4f}), "
         f"perplexity {row['perplexity']:.2f}, {row['bits_per_byte']:.3f} bits/byte"
     )
 

@@ -18,7 +18,13 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init
 ALPHABET = 65  # stands for "whatever the corpus gives"
 # published sizes without the table's padding rows: embedding and head of the real states,
 # blocks, conditioning
-SIZES = {"owt_small": 170e6, "owt_medium": 424e6, "owt_1_5b": 1.45e9, "owt_7b": 6.95e9}
+SIZES = {
+    "ar_small": 124e6,
+    "owt_small": 170e6,
+    "owt_medium": 424e6,
+    "owt_1_5b": 1.45e9,
+    "owt_7b": 6.95e9,
+}
 MEMORY = 80e9  # bytes of the accelerators that the sharded ones are laid out for
 
 

@@ -10,8 +10,10 @@ import pytest
 
 from sedd_jax.inference.bound import reconstruction_loss, sequence_loss
 from sedd_jax.inference.generate import build_generator, free
+from sedd_jax.model.layout import shardings
 from sedd_jax.runtime import sharding
 from sedd_jax.runtime.components import build_components, build_proposal
+from sedd_jax.runtime.config import MeshConfig
 from sedd_jax.runtime.step import build_train_step, init_state, run_keys
 
 # Two chunks of the CPU's tiling, the last of which reaches back. On each of 8 devices a bound of
@@ -93,6 +95,38 @@ def test_nor_does_a_device_of_eight_for_its_part_of_the_batch(config):
         out_shardings=(everywhere, everywhere),
     )
     assert most < OUTPUTS / 8
+
+
+@pytest.fixture
+def baseline_config(smoke_config, monkeypatch):
+    monkeypatch.setattr("sedd_jax.model.causal.ROWS", 32)
+    model = dataclasses.replace(smoke_config.model, num_blocks=1, hidden_size=HIDDEN)
+    return dataclasses.replace(smoke_config, family="autoregressive", model=model)
+
+
+def gradient_of(model):
+    return jax.grad(lambda params, x0: model.nll(params, x0).mean())
+
+
+def test_nor_does_the_gradient_of_the_baseline(baseline_config):
+    components = build_components(baseline_config, VOCAB)
+    most = largest(gradient_of(components.model), params_of(components), TOKENS, compiled=False)
+    assert 32 * VOCAB <= most < OUTPUTS / 4
+
+
+def test_nor_does_a_device_of_eight_for_its_part_of_the_baseline_s(baseline_config):
+    mesh = sharding.build_mesh(MeshConfig(data=4, tensor=2))
+    components = build_components(baseline_config, VOCAB, sharding.placement(mesh))
+    layout, rows = shardings(params_of(components), mesh), sharding.over_batch(mesh)
+    most = largest(
+        gradient_of(components.model),
+        params_of(components),
+        TOKENS,
+        compiled=True,
+        in_shardings=(layout, rows),
+        out_shardings=layout,
+    )
+    assert 32 * VOCAB / 2 <= most < OUTPUTS / 8  # a device has a quarter of the rows
 
 
 @pytest.mark.parametrize("sampler", ["tweedie", "euler"])

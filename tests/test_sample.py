@@ -50,6 +50,7 @@ def test_the_trace_ends_without_masks(smoke_run, binary):
         (("--checkpoint=RUN", "--output=out.jsonl", "--trace"), "give one of the two"),
         (("--checkpoint=RUN", "--sampler=heun"), "heun"),
         (("--checkpoint=RUN", "--mesh=data:1,x:2"), "--mesh=data:1,x:2 must be AXIS:SIZE,... with"),
+        (("--checkpoint=RUN", "--top_p=0.9"), "--top_p is for autoregressive models; this one is"),
         (("--checkpoint=RUN", "--num_samples=0"), "num_samples must be at least 1, got 0"),
     ],
 )

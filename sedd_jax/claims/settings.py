@@ -35,6 +35,7 @@ def check_settings(config: ExactConfig) -> None:
     exact, tokens, length = config.exact, config.data.vocab_size, config.model.length
     num_states = tokens + (config.graph == "absorb")
     rules = (
+        (config.family == "diffusion", "config.family must be diffusion: its laws are checked."),
         (tokens >= 2, f"config.data.vocab_size must be at least 2, got {tokens}."),
         (
             num_states**length <= MAX_STATES,

@@ -1,4 +1,7 @@
-"""The bound on the negative log-likelihood (Theorem 3.6), by Monte Carlo over t and x_t."""
+"""The bound on the negative log-likelihood (Theorem 3.6), by Monte Carlo over t and x_t.
+
+Of an autoregressive model the same questions have an exact answer.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -16,17 +19,17 @@ from sedd_jax.diffusion.score_entropy import prior_kl, sample_quantiles
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.model.score_model import Params
-from sedd_jax.runtime.components import Components
+from sedd_jax.runtime.components import Baseline, Components
 
 Batches = Sequence[Int[Array | np.ndarray, "_ L"]]  # the last may be smaller
 SequenceLoss = Callable[..., Float[Array, "B"]]  # (params, key, unit [B], x0 [B, L]) -> nats
 
 
 class Bound(NamedTuple):
-    """An estimate of the bound on -log p(x_0) of N sequences, nats per sequence.
+    """An estimate of the bound on -log p(x_0) of N sequences, nats per sequence; or that itself.
 
     Attributes:
-      nats: one unbiased draw for every sequence, [N].
+      nats: one unbiased draw for every sequence, [N]; exact for an autoregressive model.
       length: tokens per sequence.
     """
 
@@ -109,6 +112,20 @@ def estimate_bound(
     return Bound(np.concatenate(jax.device_get(nats)), batches[0].shape[1])
 
 
+def exact_nll(
+    nll: Callable[[Params, Int[Array, "B L"]], Float[Array, "B"]], params: Params, batches: Batches
+) -> Bound:
+    """Returns -log p of every sequence under an autoregressive model.
+
+    Args:
+      nll: a (jitted) `CausalModel.nll`.
+      params: the weights.
+      batches: token batches; those of one size share a compiled program.
+    """
+    nats = [nll(params, batch) for batch in batches]
+    return Bound(np.concatenate(jax.device_get(nats)), batches[0].shape[1])
+
+
 def nll_bound(
     key: Key[Array, ""],
     checkpoint: Checkpoint,
@@ -120,32 +137,37 @@ def nll_bound(
     """Returns the bound on the negative log-likelihood of `tokens`, with its standard error.
 
     One network evaluation per sequence, two if complete; call again with other keys and average
-    for less noise.
+    for less noise. Of an autoregressive model it is the negative log-likelihood itself, of which
+    `stderr` is how much sequences differ, not an error of the estimate.
 
     Args:
-      key: random key.
+      key: random key; it makes no difference to an exact value.
       checkpoint: the model, from `sedd.load`.
       tokens: token ids.
       batch_size: sequences at a time.
       complete: a true bound, on the learned reverse process in continuous time from a noised
         uniform guess: the integral of the loss over [t_min, 1], the prior term and the final
         denoising step, infinite where that step denies a token. Else the published convention,
-        the mean of the loss over [t_min, 1] alone.
+        the mean of the loss over [t_min, 1] alone. An exact value is complete.
     """
     if len(tokens) == 0:
         raise BadInput("nll_bound needs at least one sequence, got none.")
-    num_tokens = checkpoint.graph.num_tokens
+    components = checkpoint.components
+    num_tokens = components.num_tokens
     if not 0 <= tokens.min() <= tokens.max() < num_tokens:
         raise BadInput(f"nll_bound needs ids in [0, {num_tokens}), the model's tokens.")
     model = checkpoint.config.model
-    if model.learned_positions and tokens.shape[1] > model.length:
+    learned = model.learned_positions or isinstance(components, Baseline)
+    if learned and tokens.shape[1] > model.length:
         raise BadInput(
             f"nll_bound needs sequences of at most {model.length} tokens, the positions that the "
             f"model has learned; got {tokens.shape[1]}."
         )
     batches = [tokens[i : i + batch_size] for i in range(0, len(tokens), batch_size)]
     params, t_min = checkpoint.params, checkpoint.config.train.t_min
-    loss, reconstruction = _compiled(checkpoint.components, t_min)
+    if isinstance(components, Baseline):
+        return exact_nll(_compiled_nll(components.model), params, batches)
+    loss, reconstruction = _compiled(components, t_min)
     draw_key, final_key = jax.random.split(key)
     bound = estimate_bound(loss, params, draw_key, batches)
     if not complete:
@@ -165,3 +187,8 @@ def _compiled(components, t_min):
         jax.jit(sequence_loss(components, proposal)),
         jax.jit(reconstruction_loss(components, t_min)),
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled_nll(model):
+    return jax.jit(model.nll)

@@ -1,5 +1,6 @@
 """What is measured of a model while it trains: the held-out bound, and samples to read."""
 
+import functools
 import math
 
 import jax
@@ -9,28 +10,34 @@ from jax.sharding import Mesh
 from sedd_jax.data.blocks import Dataset
 from sedd_jax.data.pipeline import heldout_batches
 from sedd_jax.diffusion.proposal import guess_proposal
-from sedd_jax.inference.bound import estimate_bound, sequence_loss
+from sedd_jax.inference import autoregressive
+from sedd_jax.inference.bound import estimate_bound, exact_nll, sequence_loss
 from sedd_jax.inference.generate import build_generator, free, row_keys
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime import sharding
-from sedd_jax.runtime.components import Components
+from sedd_jax.runtime.components import Baseline, Components
 from sedd_jax.runtime.config import Config
 from sedd_jax.runtime.step import RunKeys
 
 
 class Evaluator:
-    """The held-out bound and the samples of a run, as functions of the averaged weights."""
+    """The held-out bound and the samples of a run, as functions of the averaged weights.
+
+    The autoregressive baseline has no bound but the negative log-likelihood itself.
+    """
 
     def __init__(
-        self, config: Config, components: Components, dataset: Dataset, keys: RunKeys, mesh: Mesh
+        self,
+        config: Config,
+        components: Components | Baseline,
+        dataset: Dataset,
+        keys: RunKeys,
+        mesh: Mesh,
     ):
         """Prepares the draws and reads the held-out blocks onto the devices of `mesh`."""
         self._config, self._keys, self._tokenizer = config, keys, dataset.tokenizer
         self._bytes_per_token = dataset.manifest["splits"]["heldout"]["bytes_per_token"]
-        proposal = guess_proposal(components.graph, components.noise, config.train.t_min)
-        everywhere, batch_size = sharding.replicated(mesh), config.eval.batch_size
-        # parameters come as they lie; every process wants all results
-        self._loss = jax.jit(sequence_loss(components, proposal), out_shardings=everywhere)
+        batch_size = config.eval.batch_size
         self._batches = [
             sharding.global_batch(rows, batch_size, mesh)
             for rows in heldout_batches(
@@ -40,23 +47,36 @@ class Evaluator:
                 max_blocks=config.eval.max_blocks,
             )
         ]
-        self._generate = jax.jit(
-            build_generator(
-                components,
-                steps=config.eval.sample_steps,
-                sampler="tweedie",
-                t_min=config.train.t_min,
-            ),
-            out_shardings=everywhere,
+        # parameters come as they lie; every process wants all results
+        self._jit = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+        family = self._baseline if isinstance(components, Baseline) else self._diffusion
+        self._name, self._estimate, self._generate = family(components)
+
+    def _diffusion(self, components):
+        t_min = self._config.train.t_min
+        proposal = guess_proposal(components.graph, components.noise, t_min)
+        loss = self._jit(sequence_loss(components, proposal))
+        generator = build_generator(
+            components, steps=self._config.eval.sample_steps, sampler="tweedie", t_min=t_min
         )
 
+        def estimate(params):
+            return estimate_bound(loss, params, self._keys.evaluate, self._batches)
+
+        return "bound", estimate, self._jit(generator)
+
+    def _baseline(self, components):
+        nll = self._jit(components.model.nll)
+        generator = autoregressive.build_generator(components.model, temperature=1.0, top_p=1.0)
+        return "nll", lambda params: exact_nll(nll, params, self._batches), self._jit(generator)
+
     def bound(self, params: Params) -> dict[str, float]:
-        """Returns the held-out bound as a row of metrics; the same draws at every call."""
-        bound = estimate_bound(self._loss, params, self._keys.evaluate, self._batches)
+        """Returns the held-out bound, or nll, as a row of metrics; the same draws at every call."""
+        bound = self._estimate(params)
         bits_per_token = bound.nats_per_token / math.log(2)
         return {
-            "bound": bound.nats_per_token,
-            "bound_stderr": bound.stderr / bound.length,
+            self._name: bound.nats_per_token,
+            f"{self._name}_stderr": bound.stderr / bound.length,
             "perplexity": bound.perplexity,
             "bits_per_byte": bits_per_token / self._bytes_per_token,
         }

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +105,7 @@ def generate(
     batch_size: int = 32,
     trace: bool = False,
 ) -> tuple[np.ndarray, Diagnostics]:
-    """Draws token sequences from a trained model (Algorithm 2).
+    """Draws token sequences from a trained diffusion model (Algorithm 2).
 
     Row i is a function of (key, i) and the settings, whatever `num_samples` and `batch_size`.
 
@@ -124,11 +124,12 @@ def generate(
       Tokens [N, L] and `Diagnostics` over the N rows.
 
     Raises:
-      BadInput: a setting out of range, or a prompt of another shape.
+      BadInput: an autoregressive model, a setting out of range, or a prompt of another shape.
       FloatingPointError: the network gave a score that is not finite.
     """
+    components = checkpoint.diffusion
     length = checkpoint.config.model.length if length is None else length
-    _check_positive(num_samples=num_samples, length=length, steps=steps, batch_size=batch_size)
+    check_positive(num_samples=num_samples, length=length, steps=steps, batch_size=batch_size)
     model = checkpoint.config.model
     if model.learned_positions and length > model.length:
         raise BadInput(
@@ -138,23 +139,38 @@ def generate(
     if sampler not in SAMPLERS:
         raise BadInput(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
     prompt = free(num_samples, length) if prompt is None else prompt
-    _check_prompt(prompt, (num_samples, length), checkpoint.graph.num_tokens)
-    rows_at_once = min(batch_size, num_samples)
-    generator = _compiled(
-        checkpoint.components, steps, sampler, checkpoint.config.train.t_min, trace
+    check_prompt(prompt, (num_samples, length), components.num_tokens)
+    generator = functools.partial(
+        _compiled(components, steps, sampler, checkpoint.config.train.t_min, trace),
+        checkpoint.params,
     )
-    parts = []
-    for first in range(0, num_samples, rows_at_once):
-        # one shape, one program: the last batch is filled up with rows that are cut off below
-        rows = jnp.arange(first, first + rows_at_once)
-        last = jnp.minimum(rows, num_samples - 1)
-        held = jax.tree.map(lambda x, last=last: jnp.asarray(x)[last], prompt)
-        parts.append(generator(checkpoint.params, row_keys(key, rows), held))
+    parts = in_batches(generator, key, prompt, batch_size)
     tokens, diagnostics = jax.device_get(_join_rows(parts, num_samples))
     if not diagnostics.finite.all():
         rows = np.flatnonzero(~diagnostics.finite)
         raise FloatingPointError(f"The network gave scores that are not finite in rows {rows}.")
     return tokens, diagnostics
+
+
+def in_batches(
+    generator: Callable[[Key[Array, "B"], Clamp], Any],
+    key: Key[Array, ""],
+    prompt: Clamp,
+    batch_size: int,
+) -> list[Any]:
+    """Returns what the generator gives for the rows of the prompt, a batch at a time.
+
+    One shape, one program: the last batch is filled up with rows that are to be cut off.
+    """
+    num_samples = len(prompt.tokens)
+    rows_at_once = min(batch_size, num_samples)
+    parts = []
+    for first in range(0, num_samples, rows_at_once):
+        rows = jnp.arange(first, first + rows_at_once)
+        last = jnp.minimum(rows, num_samples - 1)
+        held = jax.tree.map(lambda x, last=last: jnp.asarray(x)[last], prompt)
+        parts.append(generator(row_keys(key, rows), held))
+    return parts
 
 
 @functools.lru_cache(maxsize=8)
@@ -182,13 +198,15 @@ def _join_rows(parts, num_samples):
     )
 
 
-def _check_positive(**settings):
+def check_positive(**settings: int) -> None:
+    """Raises BadInput unless every setting, by its name, is at least 1."""
     for name, value in settings.items():
         if value < 1:
             raise BadInput(f"{name} must be at least 1, got {value}.")
 
 
-def _check_prompt(prompt, shape, num_tokens):
+def check_prompt(prompt: Clamp, shape: tuple[int, int], num_tokens: int) -> None:
+    """Raises BadInput unless a prompt has the shape [N, L] and holds tokens of the model."""
     for name, array in prompt._asdict().items():
         if array.shape != shape:
             raise BadInput(
@@ -207,7 +225,7 @@ def prefix_suffix(
     Raises:
       BadInput: the two leave no position to sample.
     """
-    _check_positive(num_samples=num_samples, length=length)
+    check_positive(num_samples=num_samples, length=length)
     given = len(prefix) + len(suffix)
     if given >= length:
         raise BadInput(

@@ -23,13 +23,14 @@ from sedd_jax.data.tokenizer import (
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.errors import BadInput
-from sedd_jax.model import pretrained
+from sedd_jax.model import gpt2, pretrained
+from sedd_jax.model.causal_model import CausalModel
 from sedd_jax.model.layout import AXES, shardings
 from sedd_jax.model.placement import ANYWHERE
 from sedd_jax.model.score_model import Params, ScoreModel
 from sedd_jax.runtime import card, sharding
 from sedd_jax.runtime import checkpoint as checkpoints
-from sedd_jax.runtime.components import Components, build_components
+from sedd_jax.runtime.components import Baseline, Components, build_components
 from sedd_jax.runtime.config import Config, MeshConfig
 from sedd_jax.runtime.published import from_published
 from sedd_jax.runtime.run import DATA_FOLDER
@@ -39,6 +40,7 @@ _TOKENIZER_FILES = (SETTINGS_FILE, *(name for names in GPT2_FILES for name in na
 _FILES = (
     "config.json",
     *pretrained.WEIGHTS,
+    *gpt2.PARTS,
     *_TOKENIZER_FILES,
     f"{TOKENIZER_FOLDER}/*",
     f"{DATA_FOLDER}/{TOKENIZER_FOLDER}/*",
@@ -52,7 +54,7 @@ class Checkpoint:
     """A trained model and what is needed to use it.
 
     Attributes:
-      components: graph, noise and network.
+      components: graph, noise and network; of an autoregressive model the network alone.
       params: the weights.
       config: the settings of the run.
       tokenizer: the tokenizer of the run; None for a published folder without one.
@@ -60,7 +62,7 @@ class Checkpoint:
       folder: where it was read from, if it was.
     """
 
-    components: Components
+    components: Components | Baseline
     params: Params
     config: Config
     tokenizer: Tokenizer | None
@@ -69,16 +71,16 @@ class Checkpoint:
 
     @property
     def graph(self) -> Graph:
-        """The token graph."""
-        return self.components.graph
+        """The token graph. BadInput: the model is autoregressive, here and below."""
+        return self.diffusion.graph
 
     @property
     def noise(self) -> Noise:
         """The noise schedule."""
-        return self.components.noise
+        return self.diffusion.noise
 
     @property
-    def model(self) -> ScoreModel:
+    def model(self) -> ScoreModel | CausalModel:
         """The network, as pure functions."""
         return self.components.model
 
@@ -86,6 +88,23 @@ class Checkpoint:
     def vocab_size(self) -> int:
         """Tokens, the mask not among them."""
         return self.tokenizer.vocab_size if self.tokenizer else self.config.data.vocab_size
+
+    @property
+    def diffusion(self) -> Components:
+        """The pieces of a diffusion model."""
+        if isinstance(self.components, Baseline):
+            raise BadInput(
+                "This model is autoregressive: it has no graph, noise or log-scores; use its "
+                "model.apply, sedd.nll_bound and sedd.generate_autoregressive."
+            )
+        return self.components
+
+    @property
+    def baseline(self) -> Baseline:
+        """The pieces of an autoregressive model. BadInput: it is a diffusion model."""
+        if isinstance(self.components, Components):
+            raise BadInput("This is a diffusion model, not an autoregressive one: sedd.generate.")
+        return self.components
 
     def log_score(
         self, xt: Int[Array | np.ndarray, "B L"], sigma: Float[Array | np.ndarray, "B"]
@@ -95,7 +114,7 @@ class Checkpoint:
 
     @functools.cached_property
     def _apply(self):
-        return jax.jit(self.model.apply)
+        return jax.jit(self.diffusion.model.apply)
 
 
 def load(
@@ -110,10 +129,10 @@ def load(
 
     Args:
       path: a run folder that `train` wrote, a folder in the published PyTorch layout
-        (`config.json` with `model.safetensors` or `pytorch_model.bin`), or a repository of the
-        Hugging Face hub with either, OWNER/NAME or OWNER/NAME@REVISION. Of the `config` of a
-        published model only the graph, noise, model and vocabulary are known, the rest are
-        defaults.
+        (`config.json` with `model.safetensors` or `pytorch_model.bin`), a GPT-2 in the layout of
+        Hugging Face, or a repository of the hub with one of them, OWNER/NAME or
+        OWNER/NAME@REVISION. Of the `config` of the latter models only the family, graph, noise,
+        model and vocabulary are known, the rest are defaults.
       step: the step of a run folder to load; the latest by default.
       ema: load the averaged weights of a run folder, as evaluation and sampling do.
       mesh: the devices that are to hold the weights in parts, and to compute: the sizes of a mesh
@@ -138,7 +157,7 @@ def load(
     unfinished = next(folder.rglob("*.incomplete"), None)
     raise BadInput(
         f"{folder} holds neither {checkpoints.FOLDER}/ (a run of train) nor config.json with "
-        "model.safetensors or pytorch_model.bin (the published layout)"
+        "model.safetensors or pytorch_model.bin (the published layout, or a GPT-2)"
         + (f"; {unfinished} was not fetched to its end, fetch it again." if unfinished else ".")
     )
 
@@ -168,20 +187,21 @@ def _load_run(folder, wish):
     return Checkpoint(components, params, config, tokenizer, step, folder)
 
 
-def _load_published(folder, wish):
+def _load_state_dict(layout, folder, wish):
+    """A state dict of PyTorch with its config.json, as the module `layout` reads them."""
     if wish.step is not None or not wish.ema:
-        raise BadInput(f"{folder} is in the published layout, which has one set of weights.")
-    published = pretrained.read_config(folder)
+        raise BadInput(f"{folder} is in a PyTorch layout, which has one set of weights.")
+    found = layout.read_config(folder)
     try:
-        config = from_published(published)
+        config = from_published(found)
     except BadInput as error:
         raise BadInput(f"{folder / 'config.json'} describes no model: {error}") from error
     tokenizer = wish.tokenizer or find_tokenizer(folder / TOKENIZER_FOLDER)
     if tokenizer is None and has_gpt2_files(folder):
         tokenizer = GPT2(folder)
-    tokenizer = _fitting(tokenizer, published.tokens)
-    components, abstract = _build(config, published.tokens, wish.mesh)
-    read = pretrained.read_params(folder, abstract, components.graph.num_states)
+    tokenizer = _fitting(tokenizer, found.tokens)
+    components, abstract = _build(config, found.tokens, wish.mesh)
+    read = layout.read_params(folder, abstract, components.num_states)
     params = jax.tree.map(_put, read, abstract)
     return Checkpoint(components, params, config, tokenizer, None, folder)
 
@@ -189,7 +209,8 @@ def _load_published(folder, wish):
 # what a folder can be, and how it is then loaded; the first that fits counts
 _LAYOUTS = (
     (lambda folder: (folder / checkpoints.FOLDER).is_dir(), _load_run),
-    (pretrained.is_published, _load_published),
+    (gpt2.is_gpt2, functools.partial(_load_state_dict, gpt2)),
+    (pretrained.is_published, functools.partial(_load_state_dict, pretrained)),
 )
 
 

@@ -1,8 +1,9 @@
-"""Bidirectional softmax attention: one function, and the kernels that compute it.
+"""Softmax attention, bidirectional or causal: one function, and the kernels that compute it.
 
 Shapes: B batch, L length, H heads, K head dimension.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -21,7 +22,7 @@ SPLASH_BLOCKS = (1024, 512, 256, 128)  # 1024: 269 MB on TPU v5e, 512: 315 (B 16
 CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
 
 
-def attention_for(implementation: str, placement: Placement) -> Attention:
+def attention_for(implementation: str, placement: Placement, *, causal: bool = False) -> Attention:
     """Returns attention(query, key, value), softmax(query key^T / sqrt(K)) value for every head.
 
     The softmax is float32 whatever the inputs; the result has the type of the inputs.
@@ -35,15 +36,19 @@ def attention_for(implementation: str, placement: Placement) -> Attention:
         "auto": chosen when traced: splash on a TPU where L is a multiple of 128; cudnn on a GPU
           where the type is 16-bit and K a multiple of 8 up to 128; xla everywhere else.
       placement: where query, key and value lie.
+      causal: a position sees itself and those before it, not all.
 
     Raises:
       KeyError: no such implementation.
     """
-    return IMPLEMENTATIONS[implementation](placement)
+    return IMPLEMENTATIONS[implementation](placement, causal)
 
 
 def xla_attention(
-    query: Float[Array, "B L H K"], key: Float[Array, "B L H K"], value: Float[Array, "B L H K"]
+    query: Float[Array, "B L H K"],
+    key: Float[Array, "B L H K"],
+    value: Float[Array, "B L H K"],
+    causal: bool = False,
 ) -> Float[Array, "B L H K"]:
     """Attention in plain JAX.
 
@@ -57,6 +62,8 @@ def xla_attention(
     )
     logits = jnp.einsum("nqk,nsk->nqs", query, key, preferred_element_type=jnp.float32)
     logits = logits * width**-0.5
+    if causal:
+        logits = jnp.where(jnp.tri(length, dtype=bool)[None], logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     out = jnp.einsum(
         "nqs,nsk->nqk", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
@@ -66,7 +73,10 @@ def xla_attention(
 
 
 def cudnn_attention(
-    query: Float[Array, "B L H K"], key: Float[Array, "B L H K"], value: Float[Array, "B L H K"]
+    query: Float[Array, "B L H K"],
+    key: Float[Array, "B L H K"],
+    value: Float[Array, "B L H K"],
+    causal: bool = False,
 ) -> Float[Array, "B L H K"]:
     """Attention by cuDNN, which refuses float32.
 
@@ -78,10 +88,10 @@ def cudnn_attention(
             f"cuDNN attention takes 16-bit numbers, got {query.dtype.name}: "
             "set model.dtype=bfloat16 or model.attention=xla."
         )
-    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
 
 
-def splash_attention(placement: Placement) -> Attention:
+def splash_attention(placement: Placement, causal: bool = False) -> Attention:
     """Returns attention by the Pallas kernel for TPUs, on every device's rows and heads.
 
     The query is scaled before the product, and rounded to its type.
@@ -91,7 +101,8 @@ def splash_attention(placement: Placement) -> Attention:
         # [B, L, H, K] -> [B, H, L, K]; the kernel has no scale and no batch
         scaled = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
         query, key, value = (jnp.swapaxes(x, 1, 2) for x in (scaled, key, value))
-        kernel = _splash_kernel(query.shape[1], query.shape[2], placement.platform != "tpu")
+        heads, length = query.shape[1:3]
+        kernel = _splash_kernel(heads, length, causal, interpret=placement.platform != "tpu")
         return jnp.swapaxes(jax.vmap(kernel)(query, key, value), 1, 2)
 
     return _on_devices(placement, on_device)
@@ -107,7 +118,7 @@ def _on_devices(placement, on_device):
     return attention
 
 
-def _splash_kernel(heads, length, interpret):
+def _splash_kernel(heads, length, causal, interpret):
     # imported here: takes 2 s, and only a TPU needs it
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel,
@@ -132,7 +143,8 @@ def _splash_kernel(heads, length, interpret):
         block_kv_dq=None if fused else block,
         use_fused_bwd_kernel=fused,
     )
-    mask = splash_attention_mask.FullMask((length, length))
+    shape = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
+    mask = shape((length, length))
     return splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask([mask] * heads),
         block_sizes=blocks,
@@ -142,9 +154,11 @@ def _splash_kernel(heads, length, interpret):
     )
 
 
-def automatic_attention(placement: Placement) -> Attention:
+def automatic_attention(placement: Placement, causal: bool = False) -> Attention:
     """Returns attention by the best of the programs that take the inputs, see `attention_for`."""
-    splash, xla = splash_attention(placement), _on_devices(placement, xla_attention)
+    splash, xla, cudnn = (
+        IMPLEMENTATIONS[name](placement, causal) for name in ("splash", "xla", "cudnn")
+    )
 
     def on_tpu(query, key, value):
         fits = query.shape[1] % SPLASH_BLOCKS[-1] == 0
@@ -153,14 +167,16 @@ def automatic_attention(placement: Placement) -> Attention:
     def on_gpu(query, key, value):
         width = query.shape[-1]
         fits = query.dtype in CUDNN_DTYPES and width % 8 == 0 and width <= 128
-        return (cudnn_attention if fits else xla)(query, key, value)
+        return (cudnn if fits else xla)(query, key, value)
 
     return {"gpu": on_gpu, "tpu": on_tpu}.get(placement.platform, xla)
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Placement], Attention]] = {
-    "xla": lambda placement: _on_devices(placement, xla_attention),
-    "cudnn": lambda placement: cudnn_attention,
+IMPLEMENTATIONS: dict[str, Callable[[Placement, bool], Attention]] = {
+    "xla": lambda placement, causal: _on_devices(
+        placement, functools.partial(xla_attention, causal=causal)
+    ),
+    "cudnn": lambda placement, causal: functools.partial(cudnn_attention, causal=causal),
     "splash": splash_attention,
     "auto": automatic_attention,
 }

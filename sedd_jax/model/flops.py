@@ -20,11 +20,13 @@ def forward_flops(
     each 2 L D^2), attention's two products over all pairs of positions, and the modulation by the
     noise, one for a sequence; then the embedding of sigma, the head's modulation, and the
     projection to the vocabulary. Norms, rotation, softmax and the loss are not products: left out,
-    as is what padding of the vocabulary and a backward pass that computes things again add.
+    as is what padding of the vocabulary and a backward pass that computes things again add. The
+    causal network is one with C = 0; all its pairs of positions count, as is the custom, though
+    half of them are masked.
 
     Args:
       hidden_size: D.
-      cond_dim: C.
+      cond_dim: C, 0 for the causal network.
       num_blocks: number of transformer blocks.
       num_states: V, without padding.
       length: L.

@@ -24,6 +24,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("embedding/table", ("tensor", "fsdp")),
     ("embedding/positions", (None, "fsdp")),
     ("blocks/qkv/kernel", ("fsdp", None, "tensor", None)),
+    ("blocks/qkv/bias", (None, "tensor", None)),
     ("blocks/attention_out/kernel", ("tensor", None, "fsdp")),
     ("blocks/mlp_in/kernel", ("fsdp", "tensor")),
     ("blocks/mlp_in/bias", ("tensor",)),
@@ -33,7 +34,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("head/bias", ("tensor",)),
     # no larger than an activation of one token: every device has them
     ("sigma/(inner|outer)/(kernel|bias)", ()),
-    (r"(\w*norm/scale|mlp_out/bias|modulation/bias)", ()),
+    (r"(\w*norm/(scale|bias)|(attention_out|mlp_out|modulation)/bias)", ()),
 )
 
 

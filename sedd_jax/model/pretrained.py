@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +93,32 @@ def read_config(folder: Path) -> PublishedConfig:
       BadInput: not JSON, or a key missing or of the wrong type.
     """
     path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise BadInput(f"{path} is not valid JSON: {error}.") from error
+    values = read_json(path)
     if isinstance(values, dict) and isinstance(values.get("config"), dict):
         values = values["config"]
-    return PublishedConfig(
+    return settings_from(values, PublishedConfig, _CONFIG_KEYS, path)
+
+
+def settings_from(values: Any, kind: type, keys: dict[str, str], path: Path) -> Any:
+    """Returns a dataclass of settings from JSON values, each by its dotted key there.
+
+    Raises:
+      BadInput: a key is missing, or its value of the wrong type; `path` is named.
+    """
+    return kind(
         **{
-            field.name: _lookup(values, _CONFIG_KEYS[field.name], field.type, path)
-            for field in dataclasses.fields(PublishedConfig)
+            field.name: _lookup(values, keys[field.name], field.type, path)
+            for field in dataclasses.fields(kind)
         }
     )
+
+
+def read_json(path: Path) -> Any:
+    """Returns what a JSON file holds; BadInput where it is none."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise BadInput(f"{path} is not valid JSON: {error}.") from error
 
 
 def _lookup(values, dotted, kind, path):
@@ -132,22 +147,48 @@ def read_params(folder: Path, abstract: Params, num_states: int) -> Params:
     path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
     tensors = read_tensors(path)
     tensors.pop(_BUFFER, None)
-    num_blocks = abstract["blocks"]["qkv"]["kernel"].shape[0]
+
+    def convert(here, tensor, shape, name):
+        unpadded = _unpadded(here, shape, num_states)
+        check_shape(name, tensor, _published_shape(here, unpadded))
+        return fill(tensor.T if here.endswith(".kernel") else tensor, unpadded, shape)
+
+    return assemble(_NAMES, tensors, abstract, convert, path)
+
+
+def assemble(
+    names: dict[str, str],
+    tensors: dict[str, np.ndarray],
+    abstract: Params,
+    convert: Callable[[str, np.ndarray, tuple[int, ...], str], np.ndarray],
+    path: Path,
+) -> Params:
+    """Returns parameters made of the tensors of a file.
+
+    Args:
+      names: path here -> name there; {i} is the block, an axis of its own here.
+      tensors: by name; used up.
+      abstract: the parameters wanted, for their shapes.
+      convert: convert(here, tensor, shape, name) -> the leaf `here`, of one block, of that shape.
+      path: of the file, for messages.
+
+    Raises:
+      BadInput: a tensor is missing, or there are others.
+    """
     params: dict[str, Any] = {}
-    for here, there in _NAMES.items():
+    for here, there in names.items():
         *groups, leaf = here.split(".")
         node, wanted = params, abstract
         for group in groups:
             node, wanted = node.setdefault(group, {}), wanted[group]
         shape = wanted[leaf].shape
         if "{i}" in there:
-            names = [there.format(i=i) for i in range(num_blocks)]
+            blocks = [there.format(i=i) for i in range(shape[0])]
             node[leaf] = np.stack(
-                [_convert(here, _take(tensors, n, path), shape[1:], n, num_states) for n in names]
+                [convert(here, _take(tensors, name, path), shape[1:], name) for name in blocks]
             )
         else:
-            tensor = _take(tensors, there, path)
-            node[leaf] = _convert(here, tensor, shape, there, num_states)
+            node[leaf] = convert(here, _take(tensors, there, path), shape, there)
     if tensors:
         raise BadInput(f"{path} has tensors that do not belong: {', '.join(sorted(tensors))}.")
     return params
@@ -159,13 +200,15 @@ def _take(tensors, name, path):
     return tensors.pop(name)
 
 
-def _convert(here, tensor, shape, name, num_states):
-    """Turns one published tensor into the leaf `here` of the given (padded) shape."""
-    unpadded = _unpadded(here, shape, num_states)
-    published = _published_shape(here, unpadded)
-    if tensor.shape != published:
-        raise BadInput(f"Tensor {name} has shape {tensor.shape}, the config needs {published}.")
-    leaf = (tensor.T if here.endswith(".kernel") else tensor).astype(np.float32).reshape(unpadded)
+def check_shape(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raises BadInput unless the tensor has the shape."""
+    if tensor.shape != shape:
+        raise BadInput(f"Tensor {name} has shape {tensor.shape}, the config needs {shape}.")
+
+
+def fill(tensor: np.ndarray, unpadded: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the tensor in float32, in the unpadded shape, filled with zeros up to the shape."""
+    leaf = tensor.astype(np.float32).reshape(unpadded)
     return np.pad(leaf, [(0, padded - size) for padded, size in zip(shape, unpadded, strict=True)])
 
 
@@ -223,7 +266,7 @@ def _published_tensors(params, num_states):
 
 
 def _publish(here, leaf, num_states):
-    """Turns the leaf `here` into the published tensor: the inverse of `_convert`."""
+    """Turns the leaf `here` into the published tensor: the inverse of `convert` above."""
     unpadded = _unpadded(here, leaf.shape, num_states)
     leaf = leaf[tuple(map(slice, unpadded))]
     shape = _published_shape(here, unpadded)

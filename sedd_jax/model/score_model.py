@@ -1,19 +1,18 @@
 """The seam between the maths and the network: pure `init` and `apply` over a dict of parameters."""
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.diffusion.score import DenseScore, Score
 from sedd_jax.model.attention import attention_for
 from sedd_jax.model.layout import gathered, layout
 from sedd_jax.model.placement import ANYWHERE, Placement
+from sedd_jax.model.stack import Params, build, structure, through_blocks
 from sedd_jax.model.tiles import Table, tiling_for
 from sedd_jax.model.transformer import (
     Block,
@@ -24,25 +23,6 @@ from sedd_jax.model.transformer import (
     rotary_tables,
 )
 from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
-
-Params = dict[str, Any]
-GATHERED = "gathered"  # weights that lie in parts, brought together for use
-
-# What the backward pass of a block makes again instead of keeping: nothing, but for weights that it
-# gathers again; all but the matrix products with weights, so attention too; all but the input.
-REMAT: dict[str, Callable[[Callable], Callable]] = {
-    "none": functools.partial(
-        jax.checkpoint,
-        policy=jax.checkpoint_policies.save_anything_except_these_names(GATHERED),
-        prevent_cse=False,
-    ),
-    "products": functools.partial(
-        jax.checkpoint,
-        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        prevent_cse=False,  # of use outside a scan only
-    ),
-    "blocks": functools.partial(jax.checkpoint, prevent_cse=False),
-}
 
 
 class ScoreModel(NamedTuple):
@@ -81,35 +61,20 @@ def score_model(
         is the ratio of a uniform guess under the absorbing graph (Appendix C.1).
       placement: how activations lie on the devices.
     """
-
-    def build(module, key):
-        return nnx.to_pure_dict(nnx.state(module(config, rngs=nnx.Rngs(key)), nnx.Param))
-
-    def structure(module):
-        return nnx.split(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))[0]
-
     modules = {"embedding": Embedding, "sigma": SigmaEmbedding, "head": Head}
-    structures = {name: structure(module) for name, module in modules.items()}
-    block_structure = structure(Block)
+    structures = {name: structure(module, config) for name, module in modules.items()}
+    block_structure = structure(Block, config)
     attention = attention_for(config.attention, placement)
-
-    def weights(block_params):
-        """A block's parameters as they are used: gathered in the type of the products."""
-
-        def cast(path, leaf):
-            return leaf if path[-1].key == "scale" else leaf.astype(config.dtype)
-
-        low = jax.tree.map_with_path(cast, block_params)
-        return checkpoint_name(gathered(low, placement, "blocks/"), GATHERED)
 
     def init(key):
         outer_key, blocks_key = jax.random.split(key)
         keys = jax.random.split(outer_key, len(modules))
         params = {
-            name: build(module, k) for (name, module), k in zip(modules.items(), keys, strict=True)
+            name: build(module, config, k)
+            for (name, module), k in zip(modules.items(), keys, strict=True)
         }
         block_keys = jax.random.split(blocks_key, config.num_blocks)
-        params["blocks"] = jax.vmap(lambda k: build(Block, k))(block_keys)
+        params["blocks"] = jax.vmap(lambda k: build(Block, config, k))(block_keys)
         return params
 
     def body(params, xt, sigma, key):
@@ -121,14 +86,11 @@ def score_model(
         rotary = rotary_tables(xt.shape[1], config.hidden_size // config.num_heads)
         cond = sigma_embedding(sigma)
 
-        def block_step(x, block):
-            block_params, block_key = block
-            layer = nnx.merge(block_structure, weights(block_params))
-            return placement.over_batch(layer(x, cond, rotary, block_key, attention)), None
+        def layer(block_params, x, block_key):
+            block = nnx.merge(block_structure, block_params)
+            return block(x, cond, rotary, block_key, attention)
 
-        keys = None if key is None else jax.random.split(key, config.num_blocks)
-        step = REMAT[config.remat](block_step)
-        x, _ = jax.lax.scan(step, placement.over_batch(embedding(xt)), (params["blocks"], keys))
+        x = through_blocks(layer, embedding(xt), params["blocks"], key, config, placement)
         return head, x, cond
 
     def log_normaliser(sigma):

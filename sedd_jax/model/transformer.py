@@ -28,7 +28,7 @@ class TransformerConfig:
     Attributes:
       num_states: V, rows of the token table and columns of the head, before padding.
       hidden_size: D, divisible by 2 * num_heads.
-      cond_dim: width of the conditioning vector.
+      cond_dim: width of the conditioning vector; 0 for the causal network, which has none.
       num_blocks: number of transformer blocks.
       num_heads: attention heads.
       dropout: rate on the residual branches, used only where a dropout key is given.
@@ -91,11 +91,14 @@ class Dense(nnx.Module):
         return y.reshape(*leading, *self.outputs)
 
 
-def _layer_norm(config, rngs):
+def layer_norm(
+    config: TransformerConfig, rngs: nnx.Rngs, *, use_bias: bool = False
+) -> nnx.LayerNorm:
+    """Returns a norm over the hidden axis, in float32."""
     return nnx.LayerNorm(
         config.hidden_size,
         epsilon=1e-5,
-        use_bias=False,
+        use_bias=use_bias,
         use_fast_variance=False,
         dtype=jnp.float32,
         rngs=rngs,
@@ -127,7 +130,8 @@ def rotate(x, cos, sin):
     ).astype(x.dtype)
 
 
-def _dropout(x, rate, key):
+def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
+    """Returns x with entries dropped at `rate` and the rest scaled up; x itself without a key."""
     if key is None or rate == 0:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
@@ -159,10 +163,10 @@ class Block(nnx.Module):
         size, heads = config.hidden_size, config.num_heads
         per_head = (heads, size // heads)
         self.config = config
-        self.attention_norm = _layer_norm(config, rngs)
+        self.attention_norm = layer_norm(config, rngs)
         self.qkv = Dense((size,), (3, *per_head), config, rngs=rngs, use_bias=False)
         self.attention_out = Dense(per_head, (size,), config, rngs=rngs, use_bias=False)
-        self.mlp_norm = _layer_norm(config, rngs)
+        self.mlp_norm = layer_norm(config, rngs)
         self.mlp_in = Dense((size,), (4 * size,), config, rngs=rngs)
         self.mlp_out = Dense((4 * size,), (size,), config, rngs=rngs)
         self.modulation = Dense((config.cond_dim,), (6, size), config, rngs=rngs, zero=True)
@@ -185,11 +189,11 @@ class Block(nnx.Module):
         h = _modulate(self.attention_norm(x), shift_a, scale_a, dtype)
         query, key, value = jnp.moveaxis(self.qkv(h), -3, 0)
         h = attention(rotate(query, *rotary), rotate(key, *rotary), value)
-        x = x + gate_a * _dropout(self.attention_out(h), rate, attention_key)
+        x = x + gate_a * dropout(self.attention_out(h), rate, attention_key)
 
         h = _modulate(self.mlp_norm(x), shift_m, scale_m, dtype)
         h = self.mlp_out(nnx.gelu(self.mlp_in(h), approximate=True))
-        return x + gate_m * _dropout(h, rate, mlp_key)
+        return x + gate_m * dropout(h, rate, mlp_key)
 
 
 class Embedding(nnx.Module):
@@ -219,7 +223,7 @@ class Head(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.norm = _layer_norm(config, rngs)
+        self.norm = layer_norm(config, rngs)
         self.modulation = Dense(
             (config.cond_dim,), (2, config.hidden_size), config, rngs=rngs, zero=True
         )

@@ -1,4 +1,4 @@
-"""From settings to the pieces of a run: graph, noise and network."""
+"""From settings to the pieces of a run: graph, noise and network; the network alone."""
 
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.proposal import Proposal, guess_proposal, plain_proposal
+from sedd_jax.model.causal_model import CausalModel, causal_model
 from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.score_model import ScoreModel, score_model
 from sedd_jax.model.transformer import TransformerConfig
@@ -22,32 +23,61 @@ class Components(NamedTuple):
     noise: Noise
     model: ScoreModel
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the tokenizer."""
+        return self.graph.num_tokens
+
+    @property
+    def num_states(self) -> int:
+        """V, columns of the network's answer."""
+        return self.graph.num_states
+
+
+class Baseline(NamedTuple):
+    """The same of the autoregressive baseline, which knows of no graph and no noise."""
+
+    num_tokens: int
+    model: CausalModel
+
+    @property
+    def num_states(self) -> int:
+        """V, columns of the network's answer."""
+        return self.num_tokens
+
 
 def build_components(
     config: Config, vocab_size: int, placement: Placement = ANYWHERE
-) -> Components:
-    """Builds graph, noise and network for a tokenizer of `vocab_size` tokens.
+) -> Components | Baseline:
+    """Builds the pieces of a run, by `config.family`, for a tokenizer of `vocab_size` tokens.
 
     Args:
       config: the settings.
       vocab_size: tokens of the tokenizer.
       placement: how activations lie on the devices.
     """
+    if config.family == "autoregressive":
+        return Baseline(vocab_size, causal_model(_sizes(config, vocab_size, placement), placement))
     graph = graphs.GRAPHS[config.graph](vocab_size)
-    sizes = TransformerConfig(
-        num_states=graph.num_states,
-        hidden_size=config.model.hidden_size,
-        cond_dim=config.model.cond_dim,
-        num_blocks=config.model.num_blocks,
-        num_heads=config.model.num_heads,
-        dropout=config.model.dropout,
-        dtype=compute_dtype(config.model.dtype, placement.platform),
-        max_length=config.model.length if config.model.learned_positions else None,
-        attention=config.model.attention,
-        remat=config.model.remat,
-    )
+    sizes = _sizes(config, graph.num_states, placement)
     model = score_model(sizes, scale_by_sigma=config.model.scale_by_sigma, placement=placement)
     return Components(graph, build_noise(config.noise), model)
+
+
+def _sizes(config, num_states, placement):
+    model, causal = config.model, config.family == "autoregressive"
+    return TransformerConfig(
+        num_states=num_states,
+        hidden_size=model.hidden_size,
+        cond_dim=0 if causal else model.cond_dim,
+        num_blocks=model.num_blocks,
+        num_heads=model.num_heads,
+        dropout=model.dropout,
+        dtype=compute_dtype(model.dtype, placement.platform),
+        max_length=model.length if causal or model.learned_positions else None,
+        attention=model.attention,
+        remat=model.remat,
+    )
 
 
 def build_proposal(components: Components, config: Config) -> Proposal:

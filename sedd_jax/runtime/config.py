@@ -244,6 +244,13 @@ _BELOW_ONE = (
 )  # fmt: skip
 
 
+# what means nothing to the autoregressive baseline
+_DIFFUSION_ONLY = (
+    "graph", "noise.", "model.cond_dim", "model.scale_by_sigma", "model.learned_positions",
+    "train.t_min", "train.low_discrepancy", "train.importance", "eval.sample_steps",
+)  # fmt: skip
+
+
 def _check_ranges(config):
     flat = _flatten(dataclasses.asdict(config))
     for key in (*_POSITIVE, "data.heldout_fraction"):
@@ -258,7 +265,14 @@ def _check_ranges(config):
 
     noise, model, train = config.noise, config.model, config.train
     mesh = dataclasses.asdict(config.mesh)
+    causal = config.family == "autoregressive"
+    foreign = [line for line in differences(Config(), config) if line.startswith(_DIFFUSION_ONLY)]
     rules = (
+        (
+            not (causal and foreign),
+            f"config.family=autoregressive knows nothing of this setting, leave it at its default: "
+            f"config.{'; config.'.join(foreign)}.",
+        ),
         (
             all(size == -1 or size > 0 for size in mesh.values())
             and list(mesh.values()).count(-1) <= 1,
@@ -271,9 +285,9 @@ def _check_ranges(config):
             f"({noise.sigma_max}).",
         ),
         (
-            model.hidden_size % (2 * model.num_heads) == 0,
-            f"config.model.hidden_size ({model.hidden_size}) must be a multiple of twice "
-            f"config.model.num_heads ({model.num_heads}) (rotary).",
+            model.hidden_size % (model.num_heads if causal else 2 * model.num_heads) == 0,
+            f"config.model.hidden_size ({model.hidden_size}) must be a multiple of "
+            f"{'' if causal else 'twice '}config.model.num_heads ({model.num_heads}).",
         ),
         (
             config.graph == "absorb" or not model.scale_by_sigma,

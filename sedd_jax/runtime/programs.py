@@ -10,7 +10,7 @@ from jaxtyping import Array, Key
 
 from sedd_jax.model.layout import shardings
 from sedd_jax.runtime import sharding
-from sedd_jax.runtime.components import Components
+from sedd_jax.runtime.components import Baseline, Components
 from sedd_jax.runtime.config import Config
 from sedd_jax.runtime.step import RunKeys, Step, TrainState, build_train_step, init_state
 
@@ -31,7 +31,9 @@ class Programs(NamedTuple):
     train_step: Step
 
 
-def build_programs(components: Components, config: Config, keys: RunKeys, mesh: Mesh) -> Programs:
+def build_programs(
+    components: Components | Baseline, config: Config, keys: RunKeys, mesh: Mesh
+) -> Programs:
     """Returns the functions of a run, for the devices of the mesh."""
 
     def init(key):

@@ -1,9 +1,10 @@
-"""The settings of a run and the config.json of the published code, each from the other."""
+"""The settings of a run and those in a published config.json, each from the other."""
 
 import dataclasses
 from operator import attrgetter
 
 from sedd_jax.errors import BadInput
+from sedd_jax.model.gpt2 import GPT2Config
 from sedd_jax.model.pretrained import PublishedConfig
 from sedd_jax.runtime.config import Config, parse
 
@@ -19,13 +20,15 @@ _FIXED = {"family": "diffusion", "model.learned_positions": False}
 _FIXED_LOGLINEAR = {"noise.eps": 1e-3}
 
 
-def from_published(published: PublishedConfig) -> Config:
+def from_published(published: PublishedConfig | GPT2Config) -> Config:
     """Returns the settings of a published model; what it does not tell has its default.
 
     Raises:
       BadInput: settings that make no model.
     """
     settings = dataclasses.asdict(Config())
+    if isinstance(published, GPT2Config):
+        settings["family"] = "autoregressive"
     for field, value in dataclasses.asdict(published).items():
         group, _, key = _KEYS[field].rpartition(".")
         (settings[group] if group else settings)[key] = value

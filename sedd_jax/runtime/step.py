@@ -1,6 +1,5 @@
 """One training step, as a pure function that is jitted elsewhere."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,12 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from sedd_jax.diffusion.loss import mean_dwdse_loss
-from sedd_jax.diffusion.proposal import propose
-from sedd_jax.diffusion.score_entropy import sample_quantiles
 from sedd_jax.model.score_model import Params
-from sedd_jax.runtime.components import Components, build_proposal
+from sedd_jax.runtime.components import Baseline, Components
 from sedd_jax.runtime.config import Config
+from sedd_jax.runtime.objective import build_objective
 from sedd_jax.runtime.optim import ema_update, learning_rate, optimizer
 
 
@@ -49,7 +46,9 @@ def run_keys(seed: int) -> RunKeys:
     return RunKeys(*jax.random.split(jax.random.key(seed), len(RunKeys._fields)))
 
 
-def init_state(key: Key[Array, ""], components: Components, config: Config) -> TrainState:
+def init_state(
+    key: Key[Array, ""], components: Components | Baseline, config: Config
+) -> TrainState:
     """Returns the state before the first step."""
     params = components.model.init(key)
     opt_state = optimizer(config.optim, config.train.steps).init(params)
@@ -62,31 +61,26 @@ Metrics = dict[str, Float[Array, ""] | Int[Array, ""]]
 Step = Callable[[TrainState, Int[Array, "B L"]], tuple[TrainState, Metrics]]
 
 
-def build_train_step(components: Components, config: Config, key: Key[Array, ""]) -> Step:
-    """Returns train_step(state, tokens) -> (state, metrics), Algorithm 1 and one AdamW update.
+def build_train_step(
+    components: Components | Baseline, config: Config, key: Key[Array, ""]
+) -> Step:
+    """Returns train_step(state, tokens) -> (state, metrics), the objective and one AdamW update.
 
     Everything random is a function of (key, state.step). The loss is the mean over the batch of
     nats per sequence; it is reported per token. A step whose loss or gradient is not finite makes
     no update: it is counted, and its tokens are passed over. Metrics: loss, grad_norm before
     clipping and learning_rate, float32 scalars, and the counts skipped and skipped_in_row.
     """
-    graph, noise, model = components
     transform = optimizer(config.optim, config.train.steps)
     rate_at = learning_rate(config.optim, config.train.steps)
-    proposal = build_proposal(components, config)
+    objective = build_objective(components, config)
 
     def train_step(state: TrainState, x0: Int[Array, "B L"]) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
         time_key, noise_key, dropout_key, moments_key = jax.random.split(step_key, 4)
-        unit = sample_quantiles(time_key, x0.shape[0], config.train.low_discrepancy)
-        draw = propose(noise_key, proposal, graph, noise, unit, x0)
-
-        def loss_fn(params, draw, x0, key):
-            score_fn = functools.partial(model.score, params, key=key)
-            return mean_dwdse_loss(graph, noise, score_fn, draw, x0)
-
+        draw = objective.draw(time_key, noise_key, x0)
         loss, grads = mean_over_microbatches(
-            jax.value_and_grad(loss_fn), config.train.microbatches
+            jax.value_and_grad(objective.loss), config.train.microbatches
         )(state.params, (draw, x0), dropout_key)
         grad_norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)

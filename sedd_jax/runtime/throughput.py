@@ -11,7 +11,7 @@ from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.proposal import Proposal
 from sedd_jax.model.flops import forward_flops
-from sedd_jax.runtime.components import Components, build_proposal
+from sedd_jax.runtime.components import Baseline, Components, build_proposal
 from sedd_jax.runtime.config import Config
 
 # FLOP/s of dense bfloat16 products at best, from the data sheets, by the whole of `device_kind`:
@@ -96,22 +96,30 @@ class Progress:
         return time.monotonic() - self._pauses
 
 
-def step_flops(components: Components, config: Config) -> float:
+def step_flops(components: Components | Baseline, config: Config) -> float:
     """Returns the FLOPs of a training step, over all devices, that the model asks for.
 
     Three forward passes: the gradients by inputs and by weights cost one each. What the backward
     pass computes again to save memory is work of ours, not of the model's: it is not counted.
     """
-    graph, noise, _ = components
     forward = forward_flops(
         hidden_size=config.model.hidden_size,
-        cond_dim=config.model.cond_dim,
         num_blocks=config.model.num_blocks,
-        num_states=graph.num_states,
         length=config.model.length,
-        answered=share_with_loss(graph, noise, build_proposal(components, config)),
+        **_of_family(components, config),
     )
     return 3 * forward * config.train.batch_size
+
+
+def _of_family(components, config):
+    if config.family == "autoregressive":
+        return {"cond_dim": 0, "num_states": components.num_tokens}
+    graph, noise, _ = components
+    return {
+        "cond_dim": config.model.cond_dim,
+        "num_states": graph.num_states,
+        "answered": share_with_loss(graph, noise, build_proposal(components, config)),
+    }
 
 
 def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:

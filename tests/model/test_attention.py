@@ -26,17 +26,19 @@ def inputs(*shape, dtype=jnp.float32):
     return [normal(seed, *shape).astype(dtype) for seed in range(3)]
 
 
-def naive_attention(query, key, value):
+def naive_attention(query, key, value, causal=False):
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     out = np.zeros_like(value)
     for b, h in np.ndindex(query.shape[0], query.shape[2]):
         logits = query[b, :, h] @ key[b, :, h].T / math.sqrt(query.shape[-1])
+        if causal:
+            logits[np.triu_indices(len(logits), 1)] = -np.inf
         weights = np.exp(logits - logits.max(-1, keepdims=True))
         out[b, :, h] = weights / weights.sum(-1, keepdims=True) @ value[b, :, h]
     return out
 
 
-def naive_gradients(query, key, value, weight):
+def naive_gradients(query, key, value, weight, causal=False):
     """The gradients of sum(weight * attention), written out."""
     query, key, value, weight = (np.asarray(x, np.float64) for x in (query, key, value, weight))
     found = [np.zeros_like(query) for _ in range(3)]
@@ -44,6 +46,7 @@ def naive_gradients(query, key, value, weight):
     for b, h in np.ndindex(query.shape[0], query.shape[2]):
         q, k, v, w = (x[b, :, h] for x in (query, key, value, weight))
         p = np.exp(q @ k.T * scale)
+        p = np.tril(p) if causal else p
         p = p / p.sum(-1, keepdims=True)
         of_p = w @ v.T
         of_logits = p * (of_p - (p * of_p).sum(-1, keepdims=True))
@@ -64,10 +67,10 @@ def values_and_gradients(attention, operands, weight):
     return out, gradients
 
 
-def check_against_naive(attention, operands, weight):
+def check_against_naive(attention, operands, weight, causal=False):
     out, gradients = values_and_gradients(attention, operands, weight)
-    np.testing.assert_allclose(out, naive_attention(*operands), atol=2e-6)
-    for found, wanted in zip(gradients, naive_gradients(*operands, weight), strict=True):
+    np.testing.assert_allclose(out, naive_attention(*operands, causal), atol=2e-6)
+    for found, wanted in zip(gradients, naive_gradients(*operands, weight, causal), strict=True):
         np.testing.assert_allclose(found, wanted, atol=5e-6)
     return out
 
@@ -83,6 +86,13 @@ def test_gradients_of_xla():
     check_against_naive(
         attention_for("xla", Placement()), inputs(2, 7, 3, 16), normal(3, 2, 7, 3, 16)
     )
+
+
+@pytest.mark.parametrize(("implementation", "length"), [("xla", 7), ("splash", 384)])
+def test_causal_attention_sees_no_later_position(implementation, length):
+    attention = attention_for(implementation, Placement(), causal=True)
+    shape = (2, length, 2, 16)
+    check_against_naive(attention, inputs(*shape), normal(3, *shape), causal=True)
 
 
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
@@ -157,10 +167,11 @@ def test_platform_is_that_of_the_mesh_or_of_the_default_device(placement):
     assert placement.platform == Placement().platform == "cpu"
 
 
-def lowered(implementation, placement, platform, shape, dtype):
+def lowered(implementation, placement, platform, shape, dtype, causal=False):
     """The program for another platform, which needs no such device."""
     operand = jax.ShapeDtypeStruct(shape, dtype)
-    traced = jax.jit(attention_for(implementation, placement)).trace(operand, operand, operand)
+    attention = attention_for(implementation, placement, causal=causal)
+    traced = jax.jit(attention).trace(operand, operand, operand)
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
@@ -188,6 +199,15 @@ def test_auto_on_a_gpu_is_cudnn_where_it_can_be(case, monkeypatch):
     width, dtype, fits = GPU_CASES[case]
     text = lowered("auto", OnGpu(), "cuda", (2, 100, 2, width), dtype)
     assert ("__cudnn$fmha" in text) == fits
+
+
+@pytest.mark.parametrize(("causal", "mask"), [(False, "NO_MASK"), (True, "CAUSAL")])
+def test_the_mask_of_cudnn(causal, mask, monkeypatch):
+    monkeypatch.setattr(
+        "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91_000
+    )
+    text = lowered("auto", OnGpu(), "cuda", (2, 100, 2, 64), jnp.bfloat16, causal)
+    assert f"mask_type\\22: \\22{mask}\\22" in text
 
 
 def test_auto_on_a_cpu_is_xla():

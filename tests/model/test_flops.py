@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from sedd_jax.model.causal_model import causal_model
 from sedd_jax.model.flops import forward_flops
 from sedd_jax.model.score_model import score_model
 from sedd_jax.model.transformer import TransformerConfig
 
 STATES, LENGTH = 128, 24  # as many states as columns: no padding to count
+SIZES = {"hidden_size": 48, "num_blocks": 3, "num_states": STATES}
 
 
 def product_flops(jaxpr):
@@ -25,31 +27,20 @@ def product_flops(jaxpr):
     return total
 
 
+def sizes(**options):
+    return TransformerConfig(
+        **SIZES, num_heads=4, dropout=0.1, dtype=jnp.dtype("float32"), attention="xla", **options
+    )
+
+
 @pytest.fixture(scope="module")
 def network():
-    config = TransformerConfig(
-        num_states=STATES,
-        hidden_size=48,
-        cond_dim=16,
-        num_blocks=3,
-        num_heads=4,
-        dropout=0.1,
-        dtype=jnp.dtype("float32"),
-        attention="xla",
-    )
-    model = score_model(config, scale_by_sigma=True)
+    model = score_model(sizes(cond_dim=16), scale_by_sigma=True)
     return model, jax.eval_shape(model.init, jax.random.key(0))
 
 
 def counted(answered):
-    return forward_flops(
-        hidden_size=48,
-        cond_dim=16,
-        num_blocks=3,
-        num_states=STATES,
-        length=LENGTH,
-        answered=answered,
-    )
+    return forward_flops(**SIZES, cond_dim=16, length=LENGTH, answered=answered)
 
 
 def batch(rows):
@@ -76,3 +67,10 @@ def test_a_backward_pass_costs_two_forward_passes(network):
 
 def test_the_head_costs_what_it_answers():
     assert counted(1.0) - counted(0.25) == 0.75 * 2 * LENGTH * 48 * STATES
+
+
+def test_the_causal_network_is_one_without_a_condition():
+    model = causal_model(sizes(cond_dim=0, max_length=LENGTH))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    program = jax.make_jaxpr(model.apply)(params, batch(2)[0])
+    assert product_flops(program.jaxpr) == 2 * forward_flops(**SIZES, cond_dim=0, length=LENGTH)

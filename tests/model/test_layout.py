@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -16,10 +18,14 @@ def mesh():
     return build_mesh(MeshConfig(fsdp=2, tensor=4))
 
 
+def state_of(config):
+    components = build_components(config, 257)
+    return jax.eval_shape(lambda: init_state(run_keys(0).init, components, config))
+
+
 @pytest.fixture(scope="module")
 def state(smoke_config):
-    components = build_components(smoke_config, 257)
-    return jax.eval_shape(lambda: init_state(run_keys(0).init, components, smoke_config))
+    return state_of(smoke_config)
 
 
 def test_every_array_of_the_state_has_a_rule(state, mesh):
@@ -42,6 +48,17 @@ def test_what_the_table_says(state, mesh):
     assert found["blocks/qkv/kernel"].spec == PartitionSpec(None, "fsdp", None, None, None)
     assert found["blocks/qkv/kernel"].whole == ("its axis of 2 is no multiple of tensor=4",)
     assert found["blocks/mlp_in/kernel"].whole == ()
+
+
+def test_biases_of_the_baseline_lie_with_what_they_are_added_to(smoke_config):
+    mesh = build_mesh(MeshConfig(fsdp=4, tensor=2))
+    config = dataclasses.replace(smoke_config, family="autoregressive")
+    found = layouts(state_of(config).params, mesh)
+    assert found["blocks/qkv/kernel"].spec == PartitionSpec(None, "fsdp", None, "tensor", None)
+    assert found["blocks/qkv/bias"].spec == PartitionSpec(None, None, "tensor", None)
+    assert found["embedding/positions"].spec == PartitionSpec(None, "fsdp")
+    assert not any(found["blocks/attention_out/bias"].spec)
+    assert not any(found["head/norm/bias"].spec)
 
 
 def test_a_slice_of_a_stack_lies_like_the_stack(mesh):

@@ -85,6 +85,28 @@ def test_cosine_needs_steps_after_the_warm_up():
         parse(config)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("graph", "uniform"),
+        ("noise.sigma_min", 1e-5),
+        ("model.scale_by_sigma", False),
+        ("train.importance", True),
+    ],
+)
+def test_the_baseline_refuses_what_means_nothing_to_it(key, value):
+    values = changed(key, value) | {"family": "autoregressive"}
+    with pytest.raises(BadInput, match=rf"leave it at its default: config\.{key}: .* -> "):
+        parse(values)
+
+
+def test_heads_of_the_baseline_may_have_an_odd_width():
+    values = changed("model.hidden_size", 36)  # 12 heads of 3
+    assert parse(values | {"family": "autoregressive"}).model.hidden_size == 36
+    with pytest.raises(BadInput, match="must be a multiple of twice config.model.num_heads"):
+        parse(values)
+
+
 def test_differences_are_listed_by_dotted_key():
     new = dataclasses.replace(Config(), seed=1, graph="uniform")
     assert differences(Config(), Config()) == []

@@ -120,6 +120,15 @@ def test_a_step_is_three_forward_passes_of_the_batch(smoke_config, graph):
     assert step_flops(components, config) == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_step_of_the_baseline_answers_at_all_positions(smoke_config):
+    config = dataclasses.replace(smoke_config, family="autoregressive")
+    model = config.model
+    components = build_components(config, vocab_size=127)
+    d, length = model.hidden_size, model.length
+    forward = model.num_blocks * (24 * length * d**2 + 4 * length**2 * d) + 127 * 2 * length * d
+    assert step_flops(components, config) == 3 * config.train.batch_size * forward
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 s"), (59.6, "1 min 00 s"), (185.0, "3 min 05 s"), (7 * 3600 + 725.0, "7 h 12 min")],

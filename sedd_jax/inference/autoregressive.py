@@ -1,0 +1,138 @@
+"""Sampling from left to right, with a key-value cache."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from sedd_jax.diffusion import categorical
+from sedd_jax.diffusion.reverse import Clamp
+from sedd_jax.errors import BadInput
+from sedd_jax.inference.generate import check_positive, check_prompt, free, in_batches
+from sedd_jax.inference.load import Checkpoint
+from sedd_jax.model.causal_model import CausalModel
+from sedd_jax.model.score_model import Params
+
+Generator = Callable[[Params, Key[Array, "B"], Clamp], tuple[Int[Array, "B L"], Bool[Array, "B"]]]
+
+
+def nucleus(weights: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
+    """Returns the weights of the fewest tokens whose share of the sum reaches `top_p`, 0 elsewhere.
+
+    Of equal weights the first tokens are taken. At 1 all are kept, whatever the rounding of sums.
+
+    Args:
+      weights: non-negative, not all zero along the last axis.
+      top_p: in (0, 1].
+    """
+    if top_p == 1:
+        return weights
+    order = jnp.argsort(weights, axis=-1, descending=True, stable=True)
+    mass = jnp.cumsum(jnp.take_along_axis(weights, order, -1), axis=-1)
+    before = jnp.pad(mass[:, :-1], ((0, 0), (1, 0)))
+    rank = jnp.argsort(order, axis=-1)  # where in that order every token is
+    kept = jnp.take_along_axis(before < top_p * mass[:, -1:], rank, -1)
+    return jnp.where(kept | (rank == 0), weights, 0)  # one at least, if top_p rounds to 0
+
+
+def build_generator(model: CausalModel, *, temperature: float, top_p: float) -> Generator:
+    """Returns generate(params, keys, prompt) -> (tokens, finite), one program when jitted.
+
+    `finite` says of a row whether all its logits were. Positions of the prompt that are held must
+    come first in their row.
+
+    Args:
+      model: the network.
+      temperature: logits are divided by it.
+      top_p: mass that tokens are drawn from, see `nucleus`; 1 for all.
+    """
+
+    def generator(params, keys, prompt):
+        def step(state, position):
+            cache, token, finite = state
+            logits, cache = model.decode(params, cache, token, position)
+            # float32 from the logits on; the largest weight is 1
+            scaled = (logits - logits.max(-1, keepdims=True)) / temperature
+            weights = nucleus(jnp.exp(scaled), top_p)
+            position_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
+            drawn = jax.vmap(categorical.categorical)(position_keys, weights)
+            token = jnp.where(prompt.held[:, position], prompt.tokens[:, position], drawn)
+            return (cache, token, finite & jnp.isfinite(logits).all(-1)), token
+
+        batch, length = prompt.tokens.shape
+        start = jnp.full(batch, model.start, jnp.int32)
+        state = model.empty_cache(batch, length), start, jnp.ones(batch, bool)
+        (_, _, finite), tokens = jax.lax.scan(step, state, jnp.arange(length))
+        return tokens.T, finite
+
+    return generator
+
+
+def generate_autoregressive(
+    key: Key[Array, ""],
+    checkpoint: Checkpoint,
+    num_samples: int,
+    length: int | None = None,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    prompt: Clamp | None = None,
+    batch_size: int = 32,
+) -> np.ndarray:
+    """Draws token sequences from an autoregressive model, with a key-value cache.
+
+    Row i is a function of (key, i) and the settings, whatever `num_samples` and `batch_size`.
+
+    Args:
+      key: random key.
+      checkpoint: the model, from `sedd.load`.
+      num_samples: N.
+      length: L, tokens per sequence; the trained length by default.
+      temperature: logits are divided by it; 1 for the model's own law.
+      top_p: draw from the fewest tokens that have this mass (nucleus); 1 for all.
+      prompt: tokens to hold, [N, L], at the start of every row; they come back unchanged.
+      batch_size: rows at a time.
+
+    Returns:
+      Tokens [N, L].
+
+    Raises:
+      BadInput: a diffusion model, a setting out of range, or a prompt that does not fit.
+      FloatingPointError: the network gave a logit that is not finite.
+    """
+    baseline, longest = checkpoint.baseline, checkpoint.config.model.length
+    length = longest if length is None else length
+    check_positive(num_samples=num_samples, length=length, batch_size=batch_size)
+    if length > longest:
+        raise BadInput(
+            f"length must be at most {longest}, the positions that the model has learned, got "
+            f"{length}."
+        )
+    if not 0 < temperature < float("inf"):
+        raise BadInput(f"temperature must be positive and finite, got {temperature}.")
+    if not 0 < top_p <= 1:
+        raise BadInput(f"top_p must be in (0, 1], got {top_p}.")
+    prompt = free(num_samples, length) if prompt is None else prompt
+    check_prompt(prompt, (num_samples, length), baseline.num_tokens)
+    held = np.asarray(prompt.held)
+    if (held[:, 1:] > held[:, :-1]).any():
+        raise BadInput(
+            "A prompt of an autoregressive model must be a prefix: it cannot fill in what comes "
+            "before given tokens; use a diffusion checkpoint for that."
+        )
+    generator = functools.partial(_compiled(baseline.model, temperature, top_p), checkpoint.params)
+    parts = in_batches(generator, key, prompt, batch_size)
+    tokens, finite = (np.concatenate(part)[:num_samples] for part in zip(*parts, strict=True))
+    if not finite.all():
+        rows = np.flatnonzero(~finite)
+        raise FloatingPointError(f"The network gave logits that are not finite in rows {rows}.")
+    return tokens
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(model, temperature, top_p):
+    """The generator as one program, kept so that the next call does not compile it again."""
+    return jax.jit(build_generator(model, temperature=temperature, top_p=top_p))

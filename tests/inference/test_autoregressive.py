@@ -1,0 +1,213 @@
+"""Sampling from left to right: its law, enumerated; and a whole run of the baseline."""
+
+import dataclasses
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+import sedd_jax as sedd
+from sedd_jax.errors import BadInput
+from sedd_jax.inference.autoregressive import build_generator, nucleus
+from sedd_jax.inference.generate import free, row_keys
+from sedd_jax.model.causal_model import causal_model
+from sedd_jax.model.transformer import TransformerConfig
+from sedd_jax.runtime.components import build_components
+from sedd_jax.runtime.config import Config
+from sedd_jax.train import train
+
+KEY = jax.random.key(0)
+STATES, LENGTH, DRAWS = 4, 3, 20_000
+MODEL = causal_model(
+    TransformerConfig(
+        num_states=STATES,
+        hidden_size=8,
+        cond_dim=0,
+        num_blocks=1,
+        num_heads=2,
+        dropout=0.0,
+        dtype=jnp.dtype("float32"),
+        max_length=LENGTH,
+        attention="xla",
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Weights whose laws depend on what came before."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: jnp.asarray(0.4 * rng.standard_normal(x.shape), jnp.float32),
+        jax.eval_shape(MODEL.init, KEY),
+    )
+
+
+def law(params, temperature, top_p):
+    """The probability of every sequence: the product of its conditionals, one by one."""
+    sequences = np.array(list(itertools.product(range(STATES), repeat=LENGTH)), np.int32)
+    before = np.pad(sequences[:, :-1], ((0, 0), (1, 0)), constant_values=MODEL.start)
+    logits = np.asarray(MODEL.apply(params, jnp.asarray(before)), np.float64)
+    total = np.ones(len(sequences))
+    for sequence, (row, of_row) in enumerate(zip(sequences, logits, strict=True)):
+        for token, of_position in zip(row, of_row, strict=True):
+            probs = np.exp(of_position / temperature)
+            probs /= probs.sum()
+            largest = np.argsort(-probs)
+            count = 1 + np.searchsorted(np.cumsum(probs[largest]), top_p)
+            probs[largest[count:]] = 0
+            total[sequence] *= probs[token] / probs.sum()
+    return sequences, total
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 0.8)])
+def test_sequences_have_the_law_of_their_conditionals(params, temperature, top_p):
+    sequences, probs = law(params, temperature, top_p)
+    assert probs.sum() == pytest.approx(1)
+    if top_p == 1:  # and it is the law whose likelihood the model gives
+        np.testing.assert_allclose(np.exp(-MODEL.nll(params, jnp.asarray(sequences))), probs, 1e-5)
+    else:
+        assert (probs == 0).any()
+    generator = jax.jit(build_generator(MODEL, temperature=temperature, top_p=top_p))
+    tokens, finite = generator(params, row_keys(KEY, jnp.arange(DRAWS)), free(DRAWS, LENGTH))
+    assert finite.all()
+    numbers = np.asarray(tokens) @ STATES ** np.arange(LENGTH)[::-1]
+    counts = np.bincount(numbers, minlength=len(probs))
+    assert not counts[probs == 0].any()
+    expected, counts = DRAWS * probs[probs > 0], counts[probs > 0]
+    rare = expected < 5
+    if rare.any():  # one class of them, as the test needs
+        expected = np.append(expected[~rare], expected[rare].sum())
+        counts = np.append(counts[~rare], counts[rare].sum())
+    assert len(counts) > 10
+    statistic = np.sum((counts - expected) ** 2 / expected)
+    assert statistic < chi2.isf(1e-4, len(counts) - 1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "top_p", "kept"),
+    [
+        ([1, 4, 2, 3], 0.3, [1]),
+        ([1, 4, 2, 3], 1e-50, [1]),  # 0 in float32
+        ([1, 4, 2, 3], 0.4, [1]),  # reached exactly
+        ([1, 4, 2, 3], 0.41, [1, 3]),
+        ([1, 4, 2, 3], 0.95, [0, 1, 2, 3]),
+        ([2, 2, 2, 2], 0.5, [0, 1]),  # of equal ones the first
+        ([0, 1, 0, 1], 1.0, [0, 1, 2, 3]),
+        ([1e-9, 1, 1, 1], 1.0, [0, 1, 2, 3]),  # though the sum is 3 in float32
+    ],
+)
+def test_the_nucleus_is_the_smallest_set_of_that_mass(weights, top_p, kept):
+    weights = np.array([weights, weights[::-1]], np.float32)
+    found = np.asarray(nucleus(jnp.asarray(weights), top_p))
+    assert found[0].tolist() == [w if i in kept else 0 for i, w in enumerate(weights[0])]
+    assert (found[1] > 0).sum() == (found[0] > 0).sum()
+
+
+@pytest.fixture(scope="module")
+def run(smoke_config, tmp_path_factory, quick_compilation):
+    """A finished run of the baseline at the smoke config's size.
+
+    Compiled quickly, so nothing here may be the first to ask for `smoke_run`, whose bits are held
+    against runs that are not.
+    """
+    default = Config()
+    config = dataclasses.replace(
+        smoke_config,
+        family="autoregressive",
+        model=dataclasses.replace(smoke_config.model, cond_dim=default.model.cond_dim),
+        eval=dataclasses.replace(smoke_config.eval, sample_steps=default.eval.sample_steps),
+    )
+    folder = tmp_path_factory.mktemp("baseline") / "run"
+    train(config, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(run):
+    return sedd.load(run)
+
+
+def test_a_run_leaves_exact_figures_and_samples(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    figures = {row["step"]: row for row in rows if "nll" in row}
+    assert list(losses) == [5, 10, 15, 20] and list(figures) == [10, 20]
+    assert losses[20] < losses[5] < np.log(257) + 0.1
+    assert figures[20]["nll"] < figures[10]["nll"]
+    assert {"nll_stderr", "perplexity", "bits_per_byte"} <= figures[20].keys()
+    assert not any("bound" in row for row in rows)
+    assert [row["step"] for row in rows if "sample_0" in row] == [20]
+
+
+def test_the_bound_is_exact(checkpoint):
+    tokens = np.random.default_rng(0).integers(0, 257, (4, 12)).astype(np.int32)
+    bound = sedd.nll_bound(KEY, checkpoint, tokens, batch_size=2)
+    assert (bound.nats.shape, bound.length) == ((4,), 12)
+    wanted = jax.jit(checkpoint.model.nll)(checkpoint.params, jnp.asarray(tokens))
+    np.testing.assert_allclose(bound.nats, wanted, rtol=1e-5)
+    with pytest.raises(BadInput, match=r"needs ids in \[0, 257\)"):
+        sedd.nll_bound(KEY, checkpoint, tokens + 257)
+    with pytest.raises(BadInput, match="at most 32 tokens"):
+        sedd.nll_bound(KEY, checkpoint, np.zeros((1, 33), np.int32))
+
+
+def test_a_row_depends_on_its_number_alone_and_prefixes_come_back(checkpoint):
+    prefix = checkpoint.tokenizer.encode("The ")
+    three, five = (
+        sedd.generate_autoregressive(
+            KEY,
+            checkpoint,
+            count,
+            16,
+            prompt=sedd.prefix_suffix(prefix, prefix[:0], count, 16),
+            batch_size=batch,
+        )
+        for count, batch in ((3, 3), (5, 2))
+    )
+    np.testing.assert_array_equal(three, five[:3])
+    assert five.shape == (5, 16) and (five[:, :4] == prefix).all()
+    assert len({row.tobytes() for row in five}) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
+        ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
+        ({"length": 33}, "length must be at most 32"),
+        ({"num_samples": 0}, "num_samples must be at least 1"),
+        ({"prompt": "suffix"}, "must be a prefix: it cannot fill in"),
+    ],
+)
+def test_bad_settings_are_named(checkpoint, options, message):
+    if "prompt" in options:
+        suffix = np.ones(1, np.int32)
+        options = {"prompt": sedd.prefix_suffix(suffix[:0], suffix, 1, 32)}
+    with pytest.raises(BadInput, match=message):
+        sedd.generate_autoregressive(KEY, checkpoint, **{"num_samples": 1, **options})
+
+
+def test_the_families_are_not_taken_for_each_other(checkpoint, smoke_config):
+    with pytest.raises(BadInput, match="This model is autoregressive: .*generate_autoregressive"):
+        sedd.generate(KEY, checkpoint, 1)
+    with pytest.raises(BadInput, match="autoregressive"):
+        checkpoint.log_score(np.zeros((1, 2), np.int32), np.ones(1, np.float32))
+    components = build_components(smoke_config, 257)
+    diffusion = dataclasses.replace(checkpoint, config=smoke_config, components=components)
+    with pytest.raises(BadInput, match=r"a diffusion model, .*sedd\.generate\."):
+        sedd.generate_autoregressive(KEY, diffusion, 1)
+
+
+def test_the_binary_draws_from_it(run, binary, tmp_path):
+    path = tmp_path / "out.jsonl"
+    flags = ("--num_samples=2", "--length=12", "--prefix=The ", "--temperature=0.7", "--top_p=0.9")
+    binary.run("sample", f"--checkpoint={run}", f"--output={path}", *flags)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows:
+        assert (row["temperature"], row["top_p"], len(row["tokens"])) == (0.7, 0.9, 12)
+        assert row["text"].startswith("The ") and "sampler" not in row
