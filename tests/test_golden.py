@@ -29,6 +29,7 @@ from sedd_jax.inference.export import save_published, save_run
 from sedd_jax.inference.load import load
 from sedd_jax.model import pretrained
 from sedd_jax.model.transformer import rotary_tables, sigma_features
+from sedd_jax.runtime import objective
 from sedd_jax.runtime import step as training
 from sedd_jax.runtime.config import OptimConfig
 from sedd_jax.runtime.optim import learning_rate, optimizer
@@ -378,7 +379,7 @@ def training_steps(golden):
 
         draw = Draw(t, xt, jnp.ones_like(t))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training, "propose", lambda *_: draw)
+            patch.setattr(objective, "propose", lambda *_: draw)
             step = training.build_train_step(components, config, jax.random.key(0))
             return step(state, x0)
 
