@@ -1,6 +1,7 @@
 """Documents, and the pieces of a corpus that are read one at a time."""
 
 import abc
+import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,6 +12,9 @@ class Fault(NamedTuple):
     """Why a document cannot be used, to be read after its place: "has no field 'text'"."""
 
     reason: str
+
+
+BLANK = Fault("is blank")
 
 
 class Document(NamedTuple):
@@ -49,3 +53,9 @@ class Piece(abc.ABC):
     @abc.abstractmethod
     def version(self) -> str:
         """Returns what changes when the content does: size and time of change of the file."""
+
+
+def file_version(path: pathlib.Path) -> str:
+    """What `Piece.version` returns for a piece of a file."""
+    status = path.stat()
+    return f"{status.st_size} bytes, {status.st_mtime_ns}"

@@ -1,26 +1,63 @@
-"""Where the text comes from: the embedded corpus, a file or a folder; and its held-out part."""
+"""Where documents come from: the corpus of a recipe as the pieces that workers read."""
 
+import glob
 import hashlib
 import pathlib
-from collections.abc import Sequence
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+from sedd_jax.data.documents import BLANK, Document, Fault, Piece
+from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.records import CODECS, FASTA, JSON_LINES, Layout, parse_text, records
 from sedd_jax.errors import BadInput
 
 EMBEDDED_CORPUS = "pydoc"
+# The format of a file by the ending of its name, the endings of CODECS left off.
+_FORMATS = {
+    ".txt": "text",
+    ".json": "jsonl",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".fa": "fasta",
+    ".fasta": "fasta",
+}
 # A cut looks for a line break within this many characters.
 _NEARBY = 1000
 
 
-def load_documents(corpus: str, separator: str) -> list[str]:
-    """The documents of `corpus`, each as it stands, line ends too; blank ones are left out.
+def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
+    """The parts of `corpus`, always the same ones in the same order.
 
     `corpus` is "pydoc" (the help topics of the running Python, about 0.5 MB of English, one
-    document per topic, so the text depends on the version of Python), a UTF-8 text file (cut at
-    every `separator`, which is dropped, or one document when `separator` is empty), or a folder of
-    *.txt files (one document each, in the order of their names). Raises BadInput for a
-    missing path and for text that is not UTF-8 or nothing but white space.
+    document per topic, so the text depends on the version of Python), a file, a pattern of file
+    names, or a folder: all files below it whose endings are known. The recipe says how a file
+    becomes documents (`format`, `separator`, `field`, `max_document_mb`). Raises BadInput for
+    what is missing or of no known format.
     """
-    documents = [document for document in _read(corpus, separator) if document.strip()]
+    if corpus == EMBEDDED_CORPUS:
+        return [_Topics()]
+    return [
+        piece
+        for path, kind in _files(corpus, recipe.format)
+        for piece in _READERS[kind](recipe, path)
+    ]
+
+
+def load_documents(corpus: str, separator: str) -> list[str]:
+    """The texts of `corpus`, each as it stands, line ends too; blank ones are left out.
+
+    Raises BadInput for what `pieces` refuses, for a document that cannot be used, and for a corpus
+    that is nothing but white space.
+    """
+    documents = []
+    for piece in pieces(Recipe(separator=separator), corpus):
+        for content, where in piece.documents():
+            if content == BLANK:
+                continue
+            if isinstance(content, Fault):
+                raise BadInput(f"{piece.place(where)} {content.reason}; mend it or leave it out.")
+            documents.append(content)
     if not documents:
         raise BadInput(f"The corpus {corpus} is empty: it holds nothing but white space.")
     return documents
@@ -75,31 +112,77 @@ def _cut(text: str, heldout_fraction: float) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def _read(corpus: str, separator: str) -> list[str]:
-    if corpus == EMBEDDED_CORPUS:
-        from pydoc_data import topics
+def _text(recipe: Recipe, path: pathlib.Path) -> list[Piece]:
+    layout = Layout(recipe.separator.encode(), parse_text)
+    return records(path, layout, recipe.field, recipe.max_document_mb * 2**20)
 
-        return list(topics.topics.values())
+
+def _json_lines(recipe: Recipe, path: pathlib.Path) -> list[Piece]:
+    return records(path, JSON_LINES, recipe.field, recipe.max_document_mb * 2**20)
+
+
+def _fasta(recipe: Recipe, path: pathlib.Path) -> list[Piece]:
+    return records(path, FASTA, recipe.field, recipe.max_document_mb * 2**20)
+
+
+_READERS: dict[str, Callable[[Recipe, pathlib.Path], list[Piece]]] = {
+    "text": _text,
+    "jsonl": _json_lines,
+    "fasta": _fasta,
+}
+
+
+def _files(corpus: str, wanted: str) -> list[tuple[pathlib.Path, str]]:
+    """The files of `corpus`, each with its format."""
     path = pathlib.Path(corpus)
     if path.is_dir():
-        files = sorted(path.glob("*.txt"))
+        found = [(file, _format(file)) for file in sorted(path.rglob("*")) if file.is_file()]
+        # Settings are kept in .json files too: such a file is read only when it is named.
+        files = [
+            (file, kind)
+            for file, kind in found
+            if kind and wanted in ("auto", kind) and ".json" not in file.suffixes[-2:]
+        ]
         if not files:
-            raise BadInput(f"The corpus folder {path} has no *.txt files.")
-        return [_read_text(file) for file in files]
-    if not path.is_file():
+            raise BadInput(
+                f"The corpus folder {path} has no files of a known format "
+                f"({', '.join(sorted(_FORMATS))}); name its files by a pattern such as "
+                f"{path / '*'}, and set data.format."
+            )
+        return files
+    named = (
+        [path] if path.is_file() else sorted(map(pathlib.Path, glob.glob(corpus, recursive=True)))
+    )
+    files = [file for file in named if file.is_file()]
+    if not files:
         raise BadInput(
-            f"There is no corpus at {path}; give a UTF-8 text file, a folder of *.txt files or "
-            f"'{EMBEDDED_CORPUS}'."
+            f"There is no corpus at {corpus}; give a file, a folder, a pattern that matches files, "
+            f"or '{EMBEDDED_CORPUS}'."
         )
-    text = _read_text(path)
-    return text.split(separator) if separator else [text]
+    return [(file, (_format(file) or "text") if wanted == "auto" else wanted) for file in files]
 
 
-def _read_text(path: pathlib.Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            f"{path} is not UTF-8 text: the byte at offset {error.start} does not decode "
-            f"({error.reason}); convert the file to UTF-8."
-        ) from error
+def _format(path: pathlib.Path) -> str | None:
+    """The format that the name of a file tells."""
+    name = path.name.removesuffix(path.suffix) if path.suffix in CODECS else path.name
+    return _FORMATS.get(pathlib.PurePath(name).suffix)
+
+
+@dataclass(frozen=True)
+class _Topics(Piece):
+    """The help topics of the running Python."""
+
+    name = EMBEDDED_CORPUS
+    size = 500_000
+
+    def documents(self) -> Iterator[Document]:
+        from pydoc_data import topics
+
+        for number, topic in enumerate(topics.topics.values()):
+            yield Document(topic, number)
+
+    def place(self, where: int) -> str:
+        return f"{EMBEDDED_CORPUS}, topic {where + 1}"
+
+    def version(self) -> str:
+        return platform.python_version()

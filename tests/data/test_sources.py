@@ -21,10 +21,18 @@ def test_a_file_is_cut_at_the_separator_and_otherwise_kept_as_it_is(tmp_path):
     assert load_documents(str(file), "") == ["one\r\nè---two\t ---  \n---\nthree\n"]
 
 
-def test_a_folder_gives_a_document_per_text_file_in_order_of_names(tmp_path):
-    for name, text in (("b.txt", "second---"), ("a.txt", "first"), ("c.txt", "\n"), ("d.md", "no")):
+def test_a_folder_gives_the_documents_of_all_files_below_it_in_order_of_names(tmp_path):
+    (tmp_path / "b").mkdir()
+    for name, text in (
+        ("b/b.txt", "second---third---"),
+        ("a.txt", "first"),
+        ("c.txt", "\n"),
+        ("d.md", "no"),
+        ("manifest.json", '{"text": "no"}'),
+        ("z.jsonl", '{"text": "fourth---"}\n'),
+    ):
         (tmp_path / name).write_text(text)
-    assert load_documents(str(tmp_path), "---") == ["first", "second---"]
+    assert load_documents(str(tmp_path), "---") == ["first", "second", "third", "fourth---"]
 
 
 def test_a_missing_corpus_is_named(tmp_path):
@@ -33,7 +41,9 @@ def test_a_missing_corpus_is_named(tmp_path):
 
 
 def test_a_folder_without_text_is_named(tmp_path):
-    with pytest.raises(BadInput, match=r"has no \*.txt files"):
+    with pytest.raises(
+        BadInput, match=r"has no files of a known format \(.*\.jsonl.*; name its files by a pattern"
+    ):
         load_documents(str(tmp_path), "")
 
 

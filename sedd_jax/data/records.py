@@ -1,0 +1,226 @@
+"""Files of text: documents, JSON lines or FASTA records, cut at a separator of bytes.
+
+A large plain file is read in pieces, by ranges of bytes; a compressed one is a single piece. Memory
+stays flat in the size of the file and, beyond the limit, in that of a document.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
+
+from sedd_jax.data.documents import BLANK, Document, Fault, Piece, file_version
+from sedd_jax.errors import BadInput
+
+PIECE_BYTES = 32 * 2**20
+_BLOCK_BYTES = 2**20
+# By the ending of a name, as pyarrow calls them; of the two zstd readers at hand it is the one that
+# notices a file cut short.
+CODECS = {".gz": "gzip", ".zst": "zstd"}
+
+
+class Layout(NamedTuple):
+    """How a file of text becomes documents.
+
+    Attributes:
+      separator: between two records; empty: the file is one record.
+      parse: (record, whether it is the first of the file, field) to a text, what is wrong with it,
+        or None for what is no document.
+    """
+
+    separator: bytes
+    parse: Callable[[str, bool, str], str | Fault | None]
+
+
+def parse_text(record: str, first: bool, field: str) -> str | Fault:
+    """A document of a text file: all of it, line ends too."""
+    return BLANK if not record or record.isspace() else record
+
+
+def parse_json(line: str, first: bool, field: str) -> str | Fault | None:
+    """The text in `field` of a JSON object; a blank line is no document."""
+    if not line or line.isspace():
+        return None
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return Fault(f"is no JSON ({str(error).partition(': line')[0]})")
+    if not isinstance(row, dict) or field not in row:
+        return Fault(f"has no field {field!r}")
+    return checked_text(row[field], field)
+
+
+def parse_fasta(record: str, first: bool, field: str) -> str | Fault:
+    """The letters of a sequence, in capitals, since small ones only mark repeats."""
+    if first and not record.startswith(">"):
+        return Fault("does not begin with '>', as a FASTA record does")
+    _, _, lines = record.partition("\n")
+    return "".join(lines.split()).upper() or BLANK
+
+
+def checked_text(value: object, field: str) -> str | Fault:
+    """`value` of `field` if it is text that can be encoded, else what is wrong with it."""
+    if not isinstance(value, str):
+        return Fault(f"has no text in the field {field!r} but {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return Fault(f"has half of a surrogate pair, which is no character, in the field {field!r}")
+    return BLANK if not value or value.isspace() else value
+
+
+JSON_LINES = Layout(b"\n", parse_json)
+FASTA = Layout(b"\n>", parse_fasta)
+
+
+@dataclass(frozen=True)
+class Records(Piece):
+    """The records of a file that start in [start, stop); without `stop`, those up to its end.
+
+    `limit` is the size in bytes above which a record is a fault, and is never held whole.
+    """
+
+    path: pathlib.Path
+    layout: Layout
+    field: str
+    limit: int
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def name(self) -> str:
+        return str(self.path) if self.stop is None else f"{self.path}[{self.start}:{self.stop}]"
+
+    @property
+    def size(self) -> int:
+        return (self.path.stat().st_size if self.stop is None else self.stop) - self.start
+
+    def documents(self) -> Iterator[Document]:
+        separator, parse = self.layout
+        for offset, record, last in self._records():
+            first = offset == 0
+            if record is None:
+                yield Document(Fault(f"is larger than {self.limit / 2**20:g} MB"), offset)
+                continue
+            if separator and (first or last) and (not record or record.isspace()):
+                continue
+            try:
+                content = parse(record.decode(), first, self.field)
+            except UnicodeDecodeError as error:
+                content = Fault(
+                    f"is not UTF-8 text: the byte at offset {offset + error.start} of the file "
+                    "does not decode"
+                )
+            if content is not None:
+                yield Document(content, offset)
+
+    def _records(self) -> Iterator[tuple[int, bytes | None, bool]]:
+        separator, start, stop = self.layout.separator, self.start, self.stop
+        with _open(self.path) as file:
+            if start:
+                start = _first_start(file, self.path, separator, start, stop)
+                if start >= stop:
+                    return
+                file.seek(start)
+            for offset, record, last in split(_blocks(file, self.path), separator, self.limit):
+                if stop is not None and start + offset >= stop:
+                    return
+                yield start + offset, record, last
+
+    def place(self, where: int) -> str:
+        if not self.layout.separator:
+            return str(self.path)
+        with _open(self.path) as file:
+            lines = sum(block.count(b"\n") for block in _blocks(file, self.path, where))
+        return f"{self.path}, line {lines + 1}"
+
+    def version(self) -> str:
+        return file_version(self.path)
+
+
+def records(path: pathlib.Path, layout: Layout, field: str, limit: int) -> list[Piece]:
+    """The pieces of a file of text."""
+    if path.suffix in CODECS or not layout.separator:
+        return [Records(path, layout, field, limit)]
+    size = path.stat().st_size
+    return [
+        Records(path, layout, field, limit, start, min(start + PIECE_BYTES, size))
+        for start in range(0, size, PIECE_BYTES)
+    ]
+
+
+def split(
+    blocks: Iterator[bytes], separator: bytes, limit: int
+) -> Iterator[tuple[int, bytes | None, bool]]:
+    """Cuts a stream as `bytes.split` cuts all of it; an empty `separator` never occurs.
+
+    Yields the offset of each record, the record (None for one above `limit` bytes) and whether it
+    is the last. At most `limit` and one block are held.
+    """
+    offset, dropped, tail = 0, 0, bytearray()
+    overlap = max(len(separator) - 1, 0)
+    for block in blocks:
+        unseen = max(len(tail) - overlap, 0)
+        tail += block
+        if separator and tail.find(separator, unseen) >= 0:
+            *parts, tail = tail.split(separator)
+            for part in parts:
+                size = dropped + len(part)
+                yield offset, part if size <= limit else None, False
+                offset += size + len(separator)
+                dropped = 0
+        if dropped + len(tail) > limit:
+            # Only a separator that has begun is still of use.
+            surplus = max(len(tail) - overlap, 0)
+            dropped += surplus
+            del tail[:surplus]
+    yield offset, tail if dropped + len(tail) <= limit else None, True
+
+
+def _first_start(
+    file: BinaryIO, path: pathlib.Path, separator: bytes, start: int, stop: int
+) -> int:
+    r"""Where the first record at or after `start` starts; `stop` if there is none before.
+
+    A separator may overlap itself, as "\n\n" does: the search goes back to where no two of them
+    overlap, since from there on every reader finds the same ones.
+    """
+    begin = max(start - len(separator), 0)
+    while True:
+        low = max(begin - len(separator) + 1, 0)
+        file.seek(low)
+        found = file.read(begin - low + len(separator) - 1).find(separator)
+        if found < 0:
+            break
+        begin = low + found
+    file.seek(begin)
+    blocks = _blocks(file, path, stop - begin)
+    starts = (begin + offset for offset, _, _ in split(blocks, separator, 0))
+    return next((offset for offset in starts if offset >= start), stop)
+
+
+def _open(path: pathlib.Path) -> BinaryIO:
+    """The bytes of a file, decompressed."""
+    codec = CODECS.get(path.suffix)
+    if codec is None:
+        return path.open("rb", buffering=0)
+    import pyarrow
+
+    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), codec)
+
+
+def _blocks(file: BinaryIO, path: pathlib.Path, size: int | None = None) -> Iterator[bytes]:
+    """The next `size` bytes, or all that are left. Raises BadInput for a damaged file."""
+    while size is None or size > 0:
+        try:
+            block = file.read(_BLOCK_BYTES if size is None else min(size, _BLOCK_BYTES))
+        except OSError as error:
+            raise BadInput(
+                f"{path} is damaged or cut short ({error}); fetch or make it again."
+            ) from error
+        if not block:
+            return
+        if size is not None:
+            size -= len(block)
+        yield block
