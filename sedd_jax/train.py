@@ -198,12 +198,13 @@ def _announce(config, components, dataset, state, mesh):
 
 
 def _diverged(error, config, dataset, checkpoints):
-    blocks = batch_blocks(
+    sets, numbers = batch_blocks(
         dataset.train,
         batch_size=config.train.batch_size,
         seed=config.seed,
         step=error.step - 1,
     )
+    blocks = [f"{part}:{number}" if sets.any() else number for part, number in zip(sets, numbers)]
     saved = checkpoints.latest
     return (
         f"{error}. Blocks of that batch: {_abridged(blocks)}. Last good checkpoint: "

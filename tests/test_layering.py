@@ -14,7 +14,7 @@ FLOORS = [
     {"runtime"},
     {"inference", "enumeration"},
     {"claims"},
-    {"train", "sample", "exact"},
+    {"train", "sample", "exact", "prepare"},
 ]
 BINARIES = FLOORS[-1]
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -13,6 +13,8 @@ from sedd_jax.errors import BadInput
 
 _SETTINGS = "settings.json"
 _LOCK = "lock"
+# of the files that differ
+_SHOWN = 3
 
 
 def draft_of(folder: Path) -> Path:
@@ -73,19 +75,17 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return changes
 
 
-def _changed_sources(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    versions = [
-        {(corpus, piece["name"]): piece for corpus, pieces in sources.items() for piece in pieces}
-        for sources in (old, new)
+def _changed_sources(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
+    there, here = ({piece["name"]: piece for piece in pieces} for pieces in (old, new))
+    changes = [
+        f"{name} {'has changed' if name in there and name in here else fate}"
+        for pieces, others, fate in ((there, here, "is gone"), (here, there, "is new"))
+        for name in pieces
+        if pieces[name] != others.get(name)
     ]
-    there, here = versions
-    return [
-        f"{name} of the {corpus} "
-        + ("is new" if key not in there else "is gone" if key not in here else "has changed")
-        for key in there | here
-        for corpus, name in (key,)
-        if there.get(key) != here.get(key)
-    ] or ["the sources come in another order"]
+    changes = list(dict.fromkeys(changes)) or ["the sources have another order"]
+    more = len(changes) - _SHOWN
+    return changes[:_SHOWN] + ([f"and {more} more files"] if more > 0 else [])
 
 
 def write_json(path: Path, value: Any) -> None:

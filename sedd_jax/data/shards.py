@@ -21,6 +21,7 @@ from sedd_jax.data.workers import Task
 from sedd_jax.errors import BadInput
 
 SPLITS = ("train", "heldout")
+_COUNTS = ("documents", "characters", "utf8_bytes", "tokens", "filling", "cut_off")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Shards:
 
     def _write(self, task: Task) -> dict[str, Any]:
         names = {split: f"{split}-{task.number:05d}.bin" for split in SPLITS}
-        counts = {split: collections.Counter() for split in SPLITS}
+        counts = {split: collections.Counter(dict.fromkeys(_COUNTS, 0)) for split in SPLITS}
         skipped = collections.Counter()
         with ExitStack() as stack:
             files = {
@@ -129,14 +130,8 @@ class Shards:
                 size = self._size_of_tokens(ids, content)
             if filling:
                 ids = np.append(ids, np.full(filling, end, np.int32))
-        return ids, {
-            "documents": 1,
-            "characters": len(content),
-            "utf8_bytes": size,
-            "tokens": len(ids),
-            "filling": filling,
-            "cut_off": cut_off,
-        }
+        counts = (1, len(content), size, len(ids), filling, cut_off)
+        return ids, dict(zip(_COUNTS, counts, strict=True))
 
     def _size_of_tokens(self, ids: np.ndarray, content: Content) -> int:
         """The size of what `ids`, the first tokens of a document, stand for."""

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from sedd_jax.data.split import BINS, bin_of, content_bytes
 from sedd_jax.data.workers import Task
 from sedd_jax.errors import BadInput
 
+_COUNTS = ("documents", "characters", "utf8_bytes")
+
 
 @dataclasses.dataclass(frozen=True)
 class Surveyor:
@@ -23,7 +24,7 @@ class Surveyor:
 
     Attributes:
       folder: for the files.
-      refuse: the first fault ends the survey of a piece.
+      refuse: the first fault ends the survey of a piece; else faults are counted.
       letters: note the alphabet.
     """
 
@@ -39,16 +40,15 @@ class Surveyor:
 
     def _survey(self, piece: Piece) -> dict[str, Any]:
         digest, letters = hashlib.sha256(), set()
-        counts = collections.Counter(documents=0, characters=0, utf8_bytes=0)
+        counts = collections.Counter(dict.fromkeys(_COUNTS, 0))
         bins, skipped = collections.Counter(), collections.Counter()
-        fault = None
+        refused = None
         for content, where in piece.documents():
             if isinstance(content, Fault):
                 skipped[kind_of(content)] += 1
-                if content != BLANK and fault is None:
-                    fault = f"{piece.place(where)} {content.reason}"
-                    if self.refuse:
-                        break
+                if self.refuse and content != BLANK:
+                    refused = f"{piece.place(where)} {content.reason}"
+                    break
                 continue
             raw = content_bytes(content)
             # Each document after its length, so that no two lists of documents look alike.
@@ -64,50 +64,45 @@ class Surveyor:
             "bins": list(bins),
             "bin_characters": list(bins.values()),
             "skipped": skipped,
-            "fault": fault,
+            "refused": refused,
         }
 
 
-@dataclasses.dataclass
 class Survey:
-    """What the surveys of some pieces come to.
+    """What the surveys of the pieces of a corpus come to.
 
     Attributes:
       pieces: documents, characters, utf8_bytes and sha256 of each.
       histogram: characters by `bin_of` their document, int64 [BINS].
-      alphabet: the letters of all documents, sorted.
+      letters: of all documents.
       skipped: documents left out, by reason.
     """
 
-    pieces: list[dict[str, Any]]
-    histogram: np.ndarray
-    alphabet: str
-    skipped: collections.Counter[str]
+    def __init__(self):
+        self.pieces: list[dict[str, Any]] = []
+        self.histogram = np.zeros(BINS, np.int64)
+        self.letters: set[str] = set()
+        self.skipped = collections.Counter()
+
+    def add(self, path: Path) -> None:
+        """Adds what `Surveyor` wrote to `path`; a fault that is to be refused is BadInput."""
+        piece = json.loads(path.read_text(encoding="utf-8"))
+        if piece["refused"]:
+            raise BadInput(f"{piece['refused']}; mend it or set config.data.bad_documents=skip.")
+        self.pieces.append({name: piece[name] for name in (*_COUNTS, "sha256")})
+        self.histogram[piece["bins"]] += piece["bin_characters"]
+        self.letters.update(piece["letters"])
+        self.skipped.update(piece["skipped"])
 
     @property
     def characters(self) -> int:
         """Of all documents."""
         return sum(piece["characters"] for piece in self.pieces)
 
-
-def summed(paths: Iterable[Path], refuse: bool) -> Survey:
-    """The surveys in `paths` together, one read after the other.
-
-    Raises BadInput for the first fault, when it is to be refused.
-    """
-    survey = Survey([], np.zeros(BINS, np.int64), "", collections.Counter())
-    for path in paths:
-        piece = json.loads(path.read_text(encoding="utf-8"))
-        if refuse and piece["fault"]:
-            path.unlink()  # it was given up half way
-            raise BadInput(f"{piece['fault']}; mend it or set config.data.bad_documents=skip.")
-        survey.histogram[piece["bins"]] += piece["bin_characters"]
-        survey.alphabet = "".join(sorted({*survey.alphabet, *piece["letters"]}))
-        survey.skipped.update(piece["skipped"])
-        survey.pieces.append(
-            {name: piece[name] for name in ("documents", "characters", "utf8_bytes", "sha256")}
-        )
-    return survey
+    @property
+    def sha256(self) -> str:
+        """The digest of those of the pieces."""
+        return hashlib.sha256("".join(p["sha256"] for p in self.pieces).encode()).hexdigest()
 
 
 def kind_of(fault: Fault) -> str:

@@ -41,7 +41,11 @@ class TokenBlocks:
     def __getitem__(self, index: int) -> np.ndarray:
         if not 0 <= index < self._blocks:
             raise IndexError(f"There is no block {index} in {self!r}: it has {self._blocks}.")
-        return self.read(np.array([index * self.length]))[0]
+        return self.take(np.array([index]))[0]
+
+    def take(self, numbers: np.ndarray) -> np.ndarray:
+        """The blocks of these numbers, int32 [len(numbers), length]."""
+        return self.read(numbers * self.length)
 
     def read(self, starts: np.ndarray) -> np.ndarray:
         """The `length` tokens from each of `starts` in the stream on, int32 [len(starts), length].
@@ -76,3 +80,40 @@ class TokenBlocks:
 def _mapped(path: str, dtype: np.dtype) -> np.ndarray:
     # A plain array: slicing a memmap makes a memmap, which costs more than the copy.
     return np.asarray(np.memmap(path, dtype, "r"))
+
+
+class Mixture:
+    """Sets of blocks of one length, to be drawn on in proportion to weights.
+
+    Attributes:
+      sets: the parts.
+      weights: of the parts, as given.
+      shares: the weights, so that they sum to 1.
+    """
+
+    def __init__(self, sets: Sequence[TokenBlocks], weights: Sequence[float]):
+        self.sets = tuple(sets)
+        self.weights = tuple(weights)
+        self.shares = tuple(weight / sum(weights) for weight in weights)
+        self.length = self.sets[0].length
+        most = min(len(part) / share for part, share in zip(self.sets, self.shares, strict=True))
+        # Rounded, lest a product a hair below a whole number loses a block.
+        counts = [max(1, int(round(most * share, 6))) for share in self.shares]
+        self._borders = np.cumsum([0, *counts])
+
+    def __len__(self) -> int:
+        """The blocks to be had in proportion to the weights before a set runs out."""
+        return int(self._borders[-1])
+
+    def take(self, numbers: np.ndarray) -> np.ndarray:
+        """Blocks of those, int32 [len(numbers), length].
+
+        They are counted set by set, and evenly spaced over each.
+        """
+        rows = np.empty((len(numbers), self.length), np.int32)
+        for part, first, stop in zip(
+            self.sets, self._borders[:-1], self._borders[1:], strict=True
+        ):
+            own = (first <= numbers) & (numbers < stop)
+            rows[own] = part.take((numbers[own] - first) * len(part) // (stop - first))
+        return rows
