@@ -1,11 +1,18 @@
 """Documents, and the pieces of a corpus that are read one at a time."""
 
 import abc
+import importlib
+import math
 import pathlib
 from collections.abc import Iterator
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
+
+from sedd_jax.errors import BadInput
+
+PIECE_BYTES = 32 * 2**20
 
 
 class Fault(NamedTuple):
@@ -59,3 +66,48 @@ def file_version(path: pathlib.Path) -> str:
     """What `Piece.version` returns for a piece of a file."""
     status = path.stat()
     return f"{status.st_size} bytes, {status.st_mtime_ns}"
+
+
+def ranges(count: int, size: int) -> list[tuple[int, int]]:
+    """Cuts `count` rows of `size` bytes in all into [start, stop) of about PIECE_BYTES each."""
+    rows = max(PIECE_BYTES * count // max(size, 1), 1)
+    return [(start, min(start + rows, count)) for start in range(0, count, rows)]
+
+
+def checked_text(value: object, field: str, limit: float = math.inf) -> str | Fault:
+    """`value` of `field` if it is text, or UTF-8, of at most `limit` bytes; else what is wrong."""
+    if not isinstance(value, str | bytes):
+        return Fault(f"has no text in the field {field!r} but {type(value).__name__}")
+    try:
+        encoded = value.encode() if isinstance(value, str) else value
+        text = value if isinstance(value, str) else value.decode()
+    except UnicodeEncodeError:
+        return Fault(f"has half of a surrogate pair, which is no character, in the field {field!r}")
+    except UnicodeDecodeError as error:
+        return Fault(
+            f"is not UTF-8 text: the byte at offset {error.start} of the field {field!r} does not "
+            "decode"
+        )
+    if len(encoded) > limit:
+        return too_large(limit)
+    return BLANK if not text or text.isspace() else text
+
+
+def too_large(limit: float) -> Fault:
+    """The fault of a document above `limit` bytes."""
+    return Fault(f"is larger than the {limit / 2**20:g} MB of data.max_document_mb")
+
+
+def package(name: str, requirement: str, user: str) -> ModuleType:
+    """Imports an optional package; BadInput says how to install it for its `user`."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise BadInput(
+            f"{user} needs the package {name.partition('.')[0]}: pip install {requirement}"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What another package says is wrong, as a part of a sentence."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -10,10 +10,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
-from sedd_jax.data.documents import BLANK, Document, Fault, Piece, file_version
+from sedd_jax.data.documents import (
+    BLANK,
+    Document,
+    Fault,
+    Piece,
+    checked_text,
+    file_version,
+    ranges,
+    too_large,
+)
 from sedd_jax.errors import BadInput
 
-PIECE_BYTES = 32 * 2**20
 _BLOCK_BYTES = 2**20
 # By the ending of a name, as pyarrow calls them; of the two zstd readers at hand it is the one that
 # notices a file cut short.
@@ -59,17 +67,6 @@ def parse_fasta(record: str, first: bool, field: str) -> str | Fault:
     return "".join(lines.split()).upper() or BLANK
 
 
-def checked_text(value: object, field: str) -> str | Fault:
-    """`value` of `field` if it is text that can be encoded, else what is wrong with it."""
-    if not isinstance(value, str):
-        return Fault(f"has no text in the field {field!r} but {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return Fault(f"has half of a surrogate pair, which is no character, in the field {field!r}")
-    return BLANK if not value or value.isspace() else value
-
-
 JSON_LINES = Layout(b"\n", parse_json)
 FASTA = Layout(b"\n>", parse_fasta)
 
@@ -101,7 +98,7 @@ class Records(Piece):
         for offset, record, last in self._records():
             first = offset == 0
             if record is None:
-                yield Document(Fault(f"is larger than {self.limit / 2**20:g} MB"), offset)
+                yield Document(too_large(self.limit), offset)
                 continue
             if separator and (first or last) and (not record or record.isspace()):
                 continue
@@ -144,10 +141,7 @@ def records(path: pathlib.Path, layout: Layout, field: str, limit: int) -> list[
     if path.suffix in CODECS or not layout.separator:
         return [Records(path, layout, field, limit)]
     size = path.stat().st_size
-    return [
-        Records(path, layout, field, limit, start, min(start + PIECE_BYTES, size))
-        for start in range(0, size, PIECE_BYTES)
-    ]
+    return [Records(path, layout, field, limit, start, stop) for start, stop in ranges(size, size)]
 
 
 def split(

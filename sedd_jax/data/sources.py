@@ -4,16 +4,19 @@ import glob
 import hashlib
 import pathlib
 import platform
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sedd_jax.data.documents import BLANK, Document, Fault, Piece
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.records import CODECS, FASTA, JSON_LINES, Layout, parse_text, records
+from sedd_jax.data.sequences import array_records, arrays
+from sedd_jax.data.tables import HUGGING_FACE, TFDS, hugging_face, parquet, tfds
 from sedd_jax.errors import BadInput
 
 EMBEDDED_CORPUS = "pydoc"
-# The format of a file by the ending of its name, the endings of CODECS left off.
+# The format of a file by the ending of its name.
 _FORMATS = {
     ".txt": "text",
     ".json": "jsonl",
@@ -21,7 +24,15 @@ _FORMATS = {
     ".ndjson": "jsonl",
     ".fa": "fasta",
     ".fasta": "fasta",
+    ".parquet": "parquet",
+    ".npy": "npy",
+    ".npz": "npy",
+    ".uint16": "uint16",
+    ".uint32": "uint32",
+    ".array_record": "array_record",
 }
+# Those of which a file may be compressed.
+_COMPRESSIBLE = frozenset({"text", "jsonl", "fasta"})
 # A cut looks for a line break within this many characters.
 _NEARBY = 1000
 
@@ -31,16 +42,19 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
 
     `corpus` is "pydoc" (the help topics of the running Python, about 0.5 MB of English, one
     document per topic, so the text depends on the version of Python), a file, a pattern of file
-    names, or a folder: all files below it whose endings are known. The recipe says how a file
-    becomes documents (`format`, `separator`, `field`, `max_document_mb`). Raises BadInput for
-    what is missing or of no known format.
+    names, a folder (all files below it whose endings are known), or what `tfds` and `hugging_face`
+    describe. The recipe says how a file becomes documents (`format`, `separator`, `field`,
+    `max_document_mb`). Raises BadInput for what is missing, damaged or of no known format.
     """
     if corpus == EMBEDDED_CORPUS:
         return [_Topics()]
+    limit = recipe.max_document_mb * 2**20
+    if corpus.startswith(TFDS):
+        return tfds(corpus, recipe.field, limit)
+    if corpus.startswith(HUGGING_FACE):
+        return hugging_face(corpus, recipe.field, limit)
     return [
-        piece
-        for path, kind in _files(corpus, recipe.format)
-        for piece in _READERS[kind](recipe, path)
+        piece for path, form in _files(corpus, recipe.format) for piece in _read(recipe, path, form)
     ]
 
 
@@ -112,24 +126,25 @@ def _cut(text: str, heldout_fraction: float) -> tuple[str, str]:
     return text[:cut], text[cut:]
 
 
-def _text(recipe: Recipe, path: pathlib.Path) -> list[Piece]:
-    layout = Layout(recipe.separator.encode(), parse_text)
-    return records(path, layout, recipe.field, recipe.max_document_mb * 2**20)
-
-
-def _json_lines(recipe: Recipe, path: pathlib.Path) -> list[Piece]:
-    return records(path, JSON_LINES, recipe.field, recipe.max_document_mb * 2**20)
-
-
-def _fasta(recipe: Recipe, path: pathlib.Path) -> list[Piece]:
-    return records(path, FASTA, recipe.field, recipe.max_document_mb * 2**20)
-
-
-_READERS: dict[str, Callable[[Recipe, pathlib.Path], list[Piece]]] = {
-    "text": _text,
-    "jsonl": _json_lines,
-    "fasta": _fasta,
-}
+def _read(recipe: Recipe, path: pathlib.Path, form: str) -> list[Piece]:
+    """The pieces of one file."""
+    limit = recipe.max_document_mb * 2**20
+    if path.suffix in CODECS and form not in _COMPRESSIBLE:
+        raise BadInput(f"{path} is compressed, and {form} is not read so; decompress it.")
+    match form:
+        case "text":
+            layout = Layout(recipe.separator.encode(), parse_text)
+            return records(path, layout, recipe.field, limit)
+        case "jsonl":
+            return records(path, JSON_LINES, recipe.field, limit)
+        case "fasta":
+            return records(path, FASTA, recipe.field, limit)
+        case "parquet":
+            return parquet(path, recipe.field, limit)
+        case "array_record":
+            return array_records(path, limit)
+        case _:
+            return arrays(path, form, limit)
 
 
 def _files(corpus: str, wanted: str) -> list[tuple[pathlib.Path, str]]:
@@ -165,6 +180,8 @@ def _files(corpus: str, wanted: str) -> list[tuple[pathlib.Path, str]]:
 def _format(path: pathlib.Path) -> str | None:
     """The format that the name of a file tells."""
     name = path.name.removesuffix(path.suffix) if path.suffix in CODECS else path.name
+    # A shard of an ArrayRecord file is numbered behind its ending.
+    name = re.sub(r"(\.array_record)-\d+-of-\d+$", r"\1", name)
     return _FORMATS.get(pathlib.PurePath(name).suffix)
 
 

@@ -4,16 +4,15 @@ Their packages are heavy and imported where they are used.
 """
 
 import hashlib
-import importlib
 import io
 import pathlib
 from collections.abc import Iterable, Iterator
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from sedd_jax.data.characters import END_OF_DOCUMENT, Tokenizer
+from sedd_jax.data.documents import package
 from sedd_jax.errors import BadInput
 
 # SentencePiece skips a whole training line above max_sentence_length (in bytes, four a character at
@@ -21,15 +20,6 @@ from sedd_jax.errors import BadInput
 _MAX_LINE_CHARACTERS = 20_000
 # SentencePiece drops a training line that holds its marks for "space" or "unknown".
 _RESERVED = str.maketrans("", "", "\u2581\u2585")
-
-
-def _import(package: str, requirement: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise BadInput(
-            f"This tokenizer needs the package {package}: pip install {requirement}"
-        ) from error
 
 
 def _training_lines(documents: Iterable[str]) -> Iterator[str]:
@@ -52,9 +42,9 @@ class SentencePiece(Tokenizer):
 
     def __init__(self, model: bytes):
         self._model = model
-        self._processor = _import("sentencepiece", "sentencepiece").SentencePieceProcessor(
-            model_proto=model
-        )
+        self._processor = package(
+            "sentencepiece", "sentencepiece", "The tokenizer 'sentencepiece'"
+        ).SentencePieceProcessor(model_proto=model)
         self.vocab_size = self._processor.vocab_size()
         self.eod_id = self._processor.eos_id()
         # SentencePiece writes a space as U+2581 inside, so a real U+2581 would come back as a
@@ -67,7 +57,9 @@ class SentencePiece(Tokenizer):
 
         Raises BadInput when the text cannot yield `vocab_size` pieces.
         """
-        trainer = _import("sentencepiece", "sentencepiece").SentencePieceTrainer
+        trainer = package(
+            "sentencepiece", "sentencepiece", "The tokenizer 'sentencepiece'"
+        ).SentencePieceTrainer
         model = io.BytesIO()
         try:
             trainer.train(
@@ -135,13 +127,15 @@ class GPT2(Tokenizer):
                     f"The gpt2 tokenizer needs {' and '.join(self._FILES)} in the folder {folder}, "
                     f"but {name} is not there."
                 )
-        tiktoken = _import("tiktoken", '"sedd_jax[gpt2]"')
+        tiktoken = package("tiktoken", '"sedd_jax[gpt2]"', "The tokenizer 'gpt2'")
         encoder, merges = (folder / name for name in self._FILES)
         self._contents = {path.name: path.read_bytes() for path in (encoder, merges)}
         digests = [hashlib.sha256(c).hexdigest() for c in self._contents.values()]
         try:
             # tiktoken caches files by path in the temporary folder; the digests keep it honest.
-            ranks = importlib.import_module("tiktoken.load").data_gym_to_mergeable_bpe_ranks(
+            ranks = package(
+                "tiktoken.load", '"sedd_jax[gpt2]"', "The tokenizer 'gpt2'"
+            ).data_gym_to_mergeable_bpe_ranks(
                 str(merges), str(encoder), vocab_bpe_hash=digests[1], encoder_json_hash=digests[0]
             )
         except (AssertionError, KeyError, ValueError) as error:

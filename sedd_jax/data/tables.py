@@ -1,0 +1,243 @@
+"""Tables with a column of text: Parquet files, and data sets of TFDS and of Hugging Face.
+
+Their packages are heavy and imported where they are used.
+"""
+
+import pathlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sedd_jax.data.documents import (
+    Document,
+    Piece,
+    checked_text,
+    file_version,
+    first_line,
+    package,
+    ranges,
+)
+from sedd_jax.errors import BadInput
+
+TFDS = "tfds:"
+HUGGING_FACE = "hf:"
+# Rows are read this many at a time.
+_BATCH = 64
+
+
+def parquet(path: pathlib.Path, field: str, limit: int) -> list[Piece]:
+    """The row groups of a Parquet file. Raises BadInput for a damaged one or one without `field`."""
+    file = _parquet_file(path)
+    _check_field(field, file.schema_arrow.names, str(path))
+    groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
+    return [
+        _RowGroup(path, field, limit, number, group.total_byte_size)
+        for number, group in enumerate(groups)
+    ]
+
+
+@dataclass(frozen=True)
+class _RowGroup(Piece):
+    """A row group of a Parquet file."""
+
+    path: pathlib.Path
+    field: str
+    limit: int
+    group: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}[group {self.group}]"
+
+    def documents(self) -> Iterator[Document]:
+        import pyarrow
+
+        file = _parquet_file(self.path)
+        number = sum(file.metadata.row_group(group).num_rows for group in range(self.group))
+        try:
+            for batch in file.iter_batches(_BATCH, [self.group], [self.field]):
+                column = batch.column(0)
+                if not pyarrow.types.is_null(column.type):
+                    # Bytes, since text that does not decode is the fault of a row, not of the file.
+                    column = column.cast(pyarrow.large_binary())
+                for value in column.to_pylist():
+                    yield Document(checked_text(value, self.field, self.limit), number)
+                    number += 1
+        except pyarrow.ArrowNotImplementedError as error:
+            raise BadInput(
+                f"The field {self.field!r} of {self.path} has the type {column.type}, not text; "
+                "set data.field."
+            ) from error
+        except (OSError, pyarrow.ArrowException) as error:
+            raise _damaged(self.path, error) from error
+
+    def place(self, where: int) -> str:
+        return f"{self.path}, record {where + 1}"
+
+    def version(self) -> str:
+        return file_version(self.path)
+
+
+def _parquet_file(path: pathlib.Path) -> Any:
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> BadInput:
+    return BadInput(
+        f"{path} is damaged, cut short or no Parquet file ({first_line(error)}); fetch or make it "
+        "again."
+    )
+
+
+def tfds(corpus: str, field: str, limit: int) -> list[Piece]:
+    """The pieces of "tfds:NAME[:SPLIT]" or "tfds:FOLDER[:SPLIT]", without a split of "train".
+
+    A data set that is not on this machine yet is downloaded and prepared, as ArrayRecord files, in
+    the folder of TFDS (TFDS_DATA_DIR). Raises BadInput when that fails, and for a split or a field
+    that is not there.
+    """
+    # A version may follow the name, and colons are part of a split such as train[:50%].
+    name, split = re.fullmatch(
+        r"([^:]*(?::[\d*][\d.*]*)?)(?::(.*))?", corpus.removeprefix(TFDS)
+    ).groups(default="train")
+    module = package("tensorflow_datasets", "tensorflow-datasets", f"The corpus {corpus}")
+    # Whatever a data set of TFDS raises while it is prepared is the reason why there is none.
+    try:
+        if pathlib.Path(name).is_dir():
+            builder = module.builder_from_directory(name)
+        else:
+            builder = module.builder(name, file_format="array_record")
+            builder.download_and_prepare()
+        source = builder.as_data_source(split)
+    except Exception as error:
+        raise BadInput(
+            f"The corpus {corpus} cannot be opened ({first_line(error)}); prepare it with 'tfds "
+            f"build {name} --file_format=array_record' and check the name and the split."
+        ) from error
+    _check_field(field, builder.info.features, corpus)
+    total = max(sum(part.num_examples for part in builder.info.splits.values()), 1)
+    per_example = builder.info.dataset_size // total
+    return [
+        _Examples(
+            corpus,
+            str(builder.data_path),
+            split,
+            field,
+            limit,
+            start,
+            stop,
+            (stop - start) * per_example,
+        )
+        for start, stop in ranges(len(source), len(source) * per_example)
+    ]
+
+
+@dataclass(frozen=True)
+class _Examples(Piece):
+    """Examples [start, stop) of a split of a prepared folder of TFDS."""
+
+    corpus: str
+    folder: str
+    split: str
+    field: str
+    limit: int
+    start: int
+    stop: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{TFDS}{self.folder}:{self.split}[{self.start}:{self.stop}]"
+
+    def documents(self) -> Iterator[Document]:
+        import tensorflow_datasets
+
+        source = tensorflow_datasets.builder_from_directory(self.folder).as_data_source(self.split)
+        for start in range(self.start, self.stop, _BATCH):
+            numbers = range(start, min(start + _BATCH, self.stop))
+            for number, row in zip(numbers, source.__getitems__(numbers), strict=True):
+                yield Document(checked_text(row[self.field], self.field, self.limit), number)
+
+    def place(self, where: int) -> str:
+        return f"{self.corpus}, example {where + 1}"
+
+    def version(self) -> str:
+        return file_version(pathlib.Path(self.folder) / "dataset_info.json")
+
+
+def hugging_face(corpus: str, field: str, limit: int) -> list[Piece]:
+    """The pieces of "hf:ID[:SPLIT]" or "hf:FOLDER[:SPLIT]", without a split of "train".
+
+    FOLDER is one that `save_to_disk` of the package datasets wrote. ID is OWNER/NAME, or
+    OWNER/NAME/CONFIG for a data set of several; it is taken from the local cache or downloaded.
+    Raises BadInput when neither works, and for a split or a field that is not there.
+    """
+    name, _, split = corpus.removeprefix(HUGGING_FACE).partition(":")
+    module = package("datasets", '"sedd_jax[hub]"', f"The corpus {corpus}")
+    # Whatever the package raises while it looks for a data set is the reason why there is none.
+    try:
+        if pathlib.Path(name).is_dir():
+            dataset = module.load_from_disk(name)
+            if isinstance(dataset, module.DatasetDict):
+                dataset = dataset[split or "train"]
+            elif split:
+                raise ValueError("it has no splits")
+        else:
+            parts = name.split("/", 2)
+            dataset = module.load_dataset("/".join(parts[:2]), *parts[2:], split=split or "train")
+    except Exception as error:
+        raise BadInput(
+            f"The corpus {corpus} cannot be opened ({first_line(error)}); check the name, the "
+            "split and the network, or give a folder that save_to_disk wrote."
+        ) from error
+    _check_field(field, dataset.column_names, corpus)
+    texts = dataset.select_columns([field])
+    size = texts.data.nbytes
+    return [
+        _HubRows(corpus, texts, field, limit, start, stop, size * (stop - start) // len(texts))
+        for start, stop in ranges(len(texts), size)
+    ]
+
+
+@dataclass(frozen=True)
+class _HubRows(Piece):
+    """Rows [start, stop) of a `datasets.Dataset`, which travels as the names of its files."""
+
+    corpus: str
+    dataset: Any
+    field: str
+    limit: int
+    start: int
+    stop: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.corpus}[{self.start}:{self.stop}]"
+
+    def documents(self) -> Iterator[Document]:
+        for start in range(self.start, self.stop, _BATCH):
+            rows = self.dataset[start : min(start + _BATCH, self.stop)][self.field]
+            for number, value in enumerate(rows, start):
+                yield Document(checked_text(value, self.field, self.limit), number)
+
+    def place(self, where: int) -> str:
+        return f"{self.corpus}, example {where + 1}"
+
+    def version(self) -> str:
+        # The package gives every data set a name that follows from its content and its history.
+        return self.dataset._fingerprint
+
+
+def _check_field(field: str, found: Any, place: str) -> None:
+    if field not in found:
+        raise BadInput(
+            f"{place} has no field {field!r} but {', '.join(map(str, found))}; set data.field."
+        )
