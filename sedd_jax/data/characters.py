@@ -1,14 +1,15 @@
-"""The interface of all tokenizers, and the two kinds that need no model: bytes and characters.
+"""The interface of all tokenizers, and the kinds without a model: bytes, characters, integers.
 
 Every kind has `vocab_size` (real tokens, the end-of-document token included), `eod_id` (or None),
-`encode(text)`, `decode(ids)` and `save(folder)`. The mask of the absorbing graph is no token of a
-tokenizer: its id is `vocab_size`, and only `decode` knows it.
+`encode(content)`, `decode(ids)`, `save(folder)` and `fingerprint()`. The mask of the absorbing
+graph is no token of a tokenizer: its id is `vocab_size`, and only `decode` knows it.
 """
 
 import abc
+import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from sedd_jax.errors import BadInput
 
 END_OF_DOCUMENT = "<|endoftext|>"
 SETTINGS_FILE = "tokenizer.json"
+# Characters are looked up this many at a time.
+_CHUNK = 2**20
 
 
 class Tokenizer(abc.ABC):
@@ -25,10 +28,13 @@ class Tokenizer(abc.ABC):
     kind: str
     vocab_size: int
     eod_id: int | None
+    # What a document is made of, and what `decode` puts between two runs of tokens.
+    _takes: type = str
+    _space = ""
 
     @abc.abstractmethod
-    def encode(self, text: str) -> np.ndarray:
-        """Token ids of `text`, int32 [tokens], without an end-of-document token."""
+    def _encode(self, content: Any) -> np.ndarray:
+        """Token ids of a document of the type `_takes`, int32 [tokens]."""
 
     @abc.abstractmethod
     def _decode_run(self, ids: np.ndarray) -> str:
@@ -41,6 +47,21 @@ class Tokenizer(abc.ABC):
     def _files(self) -> dict[str, bytes]:
         """Model files by name."""
         return {}
+
+    def encode(self, content: str | np.ndarray) -> np.ndarray:
+        """Token ids of a document, int32 [tokens], without an end-of-document token.
+
+        The kind `integers` takes ids, all others text; BadInput for what is the other.
+        """
+        if not isinstance(content, self._takes):
+            given, taken = (
+                ("text", "integers") if isinstance(content, str) else ("integers", "text")
+            )
+            raise BadInput(
+                f"The tokenizer {self.kind!r} takes {taken}, but the document is {given}; choose "
+                f"another data.tokenizer ('integers' is the one for integers)."
+            )
+        return self._encode(content)
 
     def decode(self, ids: Sequence[int] | np.ndarray, mask: str = "░") -> str:
         """Text of `ids` (integers, flattened), each in [0, vocab_size].
@@ -63,16 +84,30 @@ class Tokenizer(abc.ABC):
         for stop in np.flatnonzero(np.isin(ids, list(marks))):
             pieces += [self._decode_run(ids[start:stop]), marks[int(ids[stop])]]
             start = stop + 1
-        return "".join([*pieces, self._decode_run(ids[start:])])
+        pieces.append(self._decode_run(ids[start:]))
+        return self._space.join(piece for piece in pieces if piece)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes `tokenizer.json` and the model files, if any, into `folder` (made when absent)."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self._files().items():
+        for name, content in self._saved().items():
             (folder / name).write_bytes(content)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what `save` writes: tokenizers that agree in it give every text the same ids.
+
+        The opposite does not hold: a tokenizer may be saved in more than one way.
+        """
+        digest = hashlib.sha256()
+        for name, content in sorted(self._saved().items()):
+            digest.update(f"{name} {len(content)}\n".encode())
+            digest.update(content)
+        return digest.hexdigest()
+
+    def _saved(self) -> dict[str, bytes]:
         settings = json.dumps({"kind": self.kind, **self._settings()}, indent=1)
-        (folder / SETTINGS_FILE).write_text(settings + "\n", encoding="utf-8")
+        return {**self._files(), SETTINGS_FILE: f"{settings}\n".encode()}
 
 
 class Bytes(Tokenizer):
@@ -82,8 +117,8 @@ class Bytes(Tokenizer):
     vocab_size = 257
     eod_id = 256
 
-    def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
+    def _encode(self, content: str) -> np.ndarray:
+        return np.frombuffer(content.encode(), np.uint8).astype(np.int32)
 
     def _decode_run(self, ids: np.ndarray) -> str:
         return ids.astype(np.uint8).tobytes().decode(errors="replace")
@@ -117,16 +152,16 @@ class Characters(Tokenizer):
         self._id_of = np.full(codepoints.max() + 2, -1, np.int32)
         self._id_of[codepoints] = np.arange(len(alphabet), dtype=np.int32)
 
-    @classmethod
-    def fit(cls, documents: Iterable[str]) -> "Characters":
-        """The sorted characters of `documents`, and an end-of-document token."""
-        return cls("".join(sorted(set().union(*documents))))
-
-    def encode(self, text: str) -> np.ndarray:
-        ids = self._id_of[np.minimum(_codepoints(text), len(self._id_of) - 1)]
-        unknown = np.flatnonzero(ids < 0)
-        if unknown.size:
-            names = ", ".join(repr(c) for c in sorted({text[i] for i in unknown})[:5])
+    def _encode(self, content: str) -> np.ndarray:
+        ids = np.empty(len(content), np.int32)
+        # In parts, since the code points alone take several times the memory of the text.
+        for start in range(0, len(content), _CHUNK):
+            codepoints = _codepoints(content[start : start + _CHUNK])
+            known = np.minimum(codepoints, len(self._id_of) - 1)
+            ids[start : start + len(known)] = self._id_of[known]
+        if ids.size and ids.min() < 0:
+            unknown = np.flatnonzero(ids < 0)
+            names = ", ".join(repr(c) for c in sorted({content[i] for i in unknown})[:5])
             raise BadInput(
                 f"The text has {unknown.size} character(s) outside the alphabet of "
                 f"{len(self.alphabet)} ({names}), the first at position {unknown[0]}; use the "
@@ -143,3 +178,39 @@ class Characters(Tokenizer):
     @classmethod
     def load(cls, folder: pathlib.Path, settings: dict[str, Any]) -> "Characters":
         return cls(settings["alphabet"], settings["eod"])
+
+
+class Integers(Tokenizer):
+    """Documents that are ids already, each in [0, vocab_size); they have no end-of-document token.
+
+    Raises BadInput from `encode` for an id out of range.
+    """
+
+    kind = "integers"
+    eod_id = None
+    _takes = np.ndarray
+    _space = " "
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+
+    def _encode(self, content: np.ndarray) -> np.ndarray:
+        wrong = (content < 0) | (content >= self.vocab_size)
+        if wrong.any():
+            position = int(np.argmax(wrong))
+            raise BadInput(
+                f"The id {content[position]} at position {position} is outside the vocabulary of "
+                f"{self.vocab_size} ids, 0 to {self.vocab_size - 1}; set data.vocab_size or mend "
+                "the ids."
+            )
+        return np.array(content, np.int32)
+
+    def _decode_run(self, ids: np.ndarray) -> str:
+        return " ".join(map(str, ids))
+
+    def _settings(self) -> dict[str, Any]:
+        return {"vocab_size": self.vocab_size}
+
+    @classmethod
+    def load(cls, folder: pathlib.Path, settings: dict[str, Any]) -> "Integers":
+        return cls(settings["vocab_size"])

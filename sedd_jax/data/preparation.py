@@ -155,7 +155,7 @@ class _Preparation:
             texts = functools.partial(self._fitting_texts, split, surveys["corpus"])
             self._keep_tokenizer(lambda: build_tokenizer(recipe, texts, "".join(sorted(letters))))
         build = functools.partial(Shards, self._draft, recipe, split, self._length)
-        done = list(results(build, self._tasks, self._workers, "tokenising"))
+        done = results(build, self._tasks, self._workers, "tokenising")
         if _settings(recipe, self._length, self._tasks) != settings:
             raise BadInput("The corpus has changed while it was read; prepare it again.")
         tokenizer = load_tokenizer(self._draft / "data" / "tokenizer")

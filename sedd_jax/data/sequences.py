@@ -9,6 +9,7 @@ import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -166,7 +167,7 @@ def _checked(ids: np.ndarray, limit: int) -> np.ndarray | Fault:
     return ids
 
 
-def _reader(path: pathlib.Path) -> "ArrayRecordReader":  # noqa: F821 (imported where it is used)
+def _reader(path: pathlib.Path) -> Any:
     module = package("array_record.python.array_record_module", "array_record", "ArrayRecord")
     return module.ArrayRecordReader(str(path))
 

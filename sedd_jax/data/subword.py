@@ -1,4 +1,4 @@
-"""The tokenizers with a model of pieces: SentencePiece, trained on the spot, and that of GPT-2.
+"""The tokenizers with a model of pieces: SentencePiece, trained here or not, and that of GPT-2.
 
 Their packages are heavy and imported where they are used.
 """
@@ -20,41 +20,58 @@ from sedd_jax.errors import BadInput
 _MAX_LINE_CHARACTERS = 20_000
 # SentencePiece drops a training line that holds its marks for "space" or "unknown".
 _RESERVED = str.maketrans("", "", "\u2581\u2585")
+# SentencePiece holds what it is trained on in memory; more text hardly changes the pieces.
+_TRAINING_CHARACTERS = 100_000_000
 
 
-def _training_lines(documents: Iterable[str]) -> Iterator[str]:
-    """The lines of `documents` as SentencePiece trains on them; a newline is a piece by itself."""
-    for document in documents:
-        for line in document.translate(_RESERVED).split("\n"):
+def _training_lines(texts: Iterable[str]) -> Iterator[str]:
+    """The lines of `texts` as SentencePiece trains on them; a newline is a piece by itself."""
+    left = _TRAINING_CHARACTERS
+    for text in texts:
+        for line in text[:left].translate(_RESERVED).split("\n"):
             for start in range(0, len(line), _MAX_LINE_CHARACTERS):
                 yield line[start : start + _MAX_LINE_CHARACTERS]
+        left -= len(text)
+        if left <= 0:
+            return
 
 
 class SentencePiece(Tokenizer):
-    """Byte-pair pieces with byte fallback, trained on the spot; every text round-trips exactly.
+    """The pieces of a SentencePiece model; every text round-trips through one that `fit` made.
 
-    `model` is the serialised model. The ids 0 (unknown) and 1 (end of document) never come out of
-    `encode`.
+    `model` is the serialised model. The ids for unknown pieces and the end of a document never
+    come out of `encode` after `fit`. Raises BadInput for a model that is damaged or has no id for
+    the end of a document; `place` is where it comes from.
     """
 
     kind = "sentencepiece"
     _FILE = "sentencepiece.model"
 
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes, place: str = "the sentencepiece model"):
+        module = package("sentencepiece", "sentencepiece", "The tokenizer 'sentencepiece'")
         self._model = model
-        self._processor = package(
-            "sentencepiece", "sentencepiece", "The tokenizer 'sentencepiece'"
-        ).SentencePieceProcessor(model_proto=model)
+        try:
+            self._processor = module.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise BadInput(
+                f"{place} is damaged or no sentencepiece model; get it again."
+            ) from error
         self.vocab_size = self._processor.vocab_size()
         self.eod_id = self._processor.eos_id()
+        if self.eod_id < 0:
+            raise BadInput(
+                f"{place} has no id for the end of a sentence, which ends documents here; train "
+                "one with an eos_id."
+            )
         # SentencePiece writes a space as U+2581 inside, so a real U+2581 would come back as a
         # space; spelt in bytes it survives.
         self._lower_block = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in "\u2581".encode()]
 
     @classmethod
-    def fit(cls, documents: Iterable[str], vocab_size: int) -> "SentencePiece":
-        """Trains on `documents`, deterministically, to exactly `vocab_size` ids.
+    def fit(cls, texts: Iterable[str], vocab_size: int) -> "SentencePiece":
+        """Trains on the first 100 million characters of `texts` to exactly `vocab_size` ids.
 
+        The same texts give the same model: byte-pair pieces, with bytes for what no piece covers.
         Raises BadInput when the text cannot yield `vocab_size` pieces.
         """
         trainer = package(
@@ -63,7 +80,7 @@ class SentencePiece(Tokenizer):
         model = io.BytesIO()
         try:
             trainer.train(
-                sentence_iterator=_training_lines(documents),
+                sentence_iterator=_training_lines(texts),
                 model_writer=model,
                 vocab_size=vocab_size,
                 model_type="bpe",
@@ -89,8 +106,8 @@ class SentencePiece(Tokenizer):
             ) from error
         return cls(model.getvalue())
 
-    def encode(self, text: str) -> np.ndarray:
-        first, *rest = self._processor.encode(text.split("\u2581"))
+    def _encode(self, content: str) -> np.ndarray:
+        first, *rest = self._processor.encode(content.split("\u2581"))
         ids = list(first)
         for part in rest:
             ids += [*self._lower_block, *part]
@@ -104,44 +121,56 @@ class SentencePiece(Tokenizer):
 
     @classmethod
     def load(cls, folder: pathlib.Path, settings: dict[str, Any]) -> "SentencePiece":
-        return cls((folder / cls._FILE).read_bytes())
+        return cls.read(folder / cls._FILE)
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> "SentencePiece":
+        """The tokenizer of a .model file."""
+        if not path.is_file():
+            raise BadInput(f"There is no sentencepiece model {path}.")
+        return cls(path.read_bytes(), str(path))
 
 
 class GPT2(Tokenizer):
-    """The byte-pair encoding of GPT-2, from a local folder with `encoder.json` and `vocab.bpe`.
+    """The byte-pair encoding of GPT-2, from a folder with `encoder.json` and `vocab.bpe`.
 
-    Raises BadInput when a file is missing, when the two are damaged or do not belong together, and
-    without tiktoken. Nothing is downloaded.
+    `vocab.json` and `merges.txt`, as the Hugging Face hub names them, do as well. Raises BadInput
+    when a file is missing, when the two are damaged or do not belong together, and without
+    tiktoken.
     """
 
     kind = "gpt2"
     vocab_size = 50257
     eod_id = 50256
     _FILES = ("encoder.json", "vocab.bpe")
+    HUB_FILES = ("vocab.json", "merges.txt")
 
     def __init__(self, folder: str | pathlib.Path):
         folder = pathlib.Path(folder)
-        for name in self._FILES:
-            if not (folder / name).is_file():
+        hub_names = all((folder / name).is_file() for name in self.HUB_FILES)
+        encoder, merges = (folder / name for name in (self.HUB_FILES if hub_names else self._FILES))
+        for path in (encoder, merges):
+            if not path.is_file():
                 raise BadInput(
-                    f"The gpt2 tokenizer needs {' and '.join(self._FILES)} in the folder {folder}, "
-                    f"but {name} is not there."
+                    f"The gpt2 tokenizer needs {' and '.join(self._FILES)}, or "
+                    f"{' and '.join(self.HUB_FILES)}, in the folder {folder}, but {path.name} is "
+                    "not there."
                 )
-        tiktoken = package("tiktoken", '"sedd_jax[gpt2]"', "The tokenizer 'gpt2'")
-        encoder, merges = (folder / name for name in self._FILES)
-        self._contents = {path.name: path.read_bytes() for path in (encoder, merges)}
-        digests = [hashlib.sha256(c).hexdigest() for c in self._contents.values()]
+        extra = '"sedd_jax[gpt2]"'
+        tiktoken = package("tiktoken", extra, "The tokenizer 'gpt2'")
+        load = package("tiktoken.load", extra, "The tokenizer 'gpt2'")
+        contents = [encoder.read_bytes(), merges.read_bytes()]
+        self._contents = dict(zip(self._FILES, contents, strict=True))
+        digests = [hashlib.sha256(content).hexdigest() for content in contents]
         try:
             # tiktoken caches files by path in the temporary folder; the digests keep it honest.
-            ranks = package(
-                "tiktoken.load", '"sedd_jax[gpt2]"', "The tokenizer 'gpt2'"
-            ).data_gym_to_mergeable_bpe_ranks(
+            ranks = load.data_gym_to_mergeable_bpe_ranks(
                 str(merges), str(encoder), vocab_bpe_hash=digests[1], encoder_json_hash=digests[0]
             )
         except (AssertionError, KeyError, ValueError) as error:
             raise BadInput(
-                f"The files {' and '.join(self._FILES)} in {folder} are damaged or do not belong "
-                "together; fetch both again."
+                f"The files {encoder.name} and {merges.name} in {folder} are damaged or do not "
+                "belong together; fetch both again."
             ) from error
         if len(ranks) != self.eod_id:
             raise BadInput(f"{encoder} has {len(ranks)} tokens, GPT-2 has {self.eod_id}.")
@@ -154,9 +183,9 @@ class GPT2(Tokenizer):
             r"""|\s+(?!\S)|\s""",
         )
 
-    def encode(self, text: str) -> np.ndarray:
+    def _encode(self, content: str) -> np.ndarray:
         # A literal "<|endoftext|>" in a document is text, not the end of it, and no error.
-        return self._encoding.encode_to_numpy(text, disallowed_special=()).astype(np.int32)
+        return self._encoding.encode_to_numpy(content, disallowed_special=()).astype(np.int32)
 
     def _decode_run(self, ids: np.ndarray) -> str:
         return self._encoding.decode(ids.tolist(), errors="replace")

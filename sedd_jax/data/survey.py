@@ -22,9 +22,11 @@ _COUNTS = ("documents", "characters", "utf8_bytes")
 class Surveyor:
     """Surveys a task into a file of `folder`, unless it was done before, and returns its path.
 
+    Raises BadInput for a document that cannot be used, if those are to be refused.
+
     Attributes:
       folder: for the files.
-      refuse: the first fault ends the survey of a piece; else faults are counted.
+      refuse: else faults are counted.
       letters: note the alphabet.
     """
 
@@ -42,13 +44,14 @@ class Surveyor:
         digest, letters = hashlib.sha256(), set()
         counts = collections.Counter(dict.fromkeys(_COUNTS, 0))
         bins, skipped = collections.Counter(), collections.Counter()
-        refused = None
         for content, where in piece.documents():
             if isinstance(content, Fault):
                 skipped[kind_of(content)] += 1
                 if self.refuse and content != BLANK:
-                    refused = f"{piece.place(where)} {content.reason}"
-                    break
+                    raise BadInput(
+                        f"{piece.place(where)} {content.reason}; mend it or set "
+                        "config.data.bad_documents=skip."
+                    )
                 continue
             raw = content_bytes(content)
             # Each document after its length, so that no two lists of documents look alike.
@@ -64,7 +67,6 @@ class Surveyor:
             "bins": list(bins),
             "bin_characters": list(bins.values()),
             "skipped": skipped,
-            "refused": refused,
         }
 
 
@@ -85,10 +87,8 @@ class Survey:
         self.skipped = collections.Counter()
 
     def add(self, path: Path) -> None:
-        """Adds what `Surveyor` wrote to `path`; a fault that is to be refused is BadInput."""
+        """Adds what `Surveyor` wrote to `path`."""
         piece = json.loads(path.read_text(encoding="utf-8"))
-        if piece["refused"]:
-            raise BadInput(f"{piece['refused']}; mend it or set config.data.bad_documents=skip.")
         self.pieces.append({name: piece[name] for name in (*_COUNTS, "sha256")})
         self.histogram[piece["bins"]] += piece["bin_characters"]
         self.letters.update(piece["letters"])

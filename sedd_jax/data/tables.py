@@ -27,7 +27,7 @@ _BATCH = 64
 
 
 def parquet(path: pathlib.Path, field: str, limit: int) -> list[Piece]:
-    """The row groups of a Parquet file. Raises BadInput for a damaged one or one without `field`."""
+    """The row groups of a Parquet file. Raises BadInput when it is damaged or has no `field`."""
     file = _parquet_file(path)
     _check_field(field, file.schema_arrow.names, str(path))
     groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]

@@ -1,24 +1,29 @@
 """Tokenizers by name: built from a corpus, saved to a folder, read back.
 
 The kinds: `bytes` (257 ids), `characters` (the alphabet of the corpus), `text8` (27 ids: space is
-0, a to z are 1 to 26; no end-of-document token), `sentencepiece` (trained on the corpus) and
-`gpt2` (from local files). What they share is described at `Tokenizer`.
+0, a to z are 1 to 26) and `dna` (A, C, G, T), both without an end-of-document token,
+`sentencepiece` (trained on the corpus), `gpt2` (from its files) and `integers` (ids that need no
+tokenizer). What they share is described at `Tokenizer`.
 """
 
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
-from sedd_jax.data.characters import SETTINGS_FILE, Bytes, Characters, Tokenizer
+from sedd_jax import hub
+from sedd_jax.data.characters import SETTINGS_FILE, Bytes, Characters, Integers, Tokenizer
+from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.subword import GPT2, SentencePiece
 from sedd_jax.errors import BadInput
 
 __all__ = [
+    "FITTED_TOKENIZERS",
     "GPT2",
     "SIZED_TOKENIZERS",
     "TOKENIZERS",
     "Bytes",
     "Characters",
+    "Integers",
     "SentencePiece",
     "Tokenizer",
     "build_tokenizer",
@@ -27,50 +32,82 @@ __all__ = [
 
 TEXT8_ALPHABET = " abcdefghijklmnopqrstuvwxyz"
 
-
-def _sentencepiece(documents: Sequence[str], vocab_size: int | None, path: str | None) -> Tokenizer:
-    if not vocab_size:
-        raise BadInput("The tokenizer 'sentencepiece' needs a vocab_size, for example 4096.")
-    return SentencePiece.fit(documents, vocab_size)
-
-
-def _gpt2(documents: Sequence[str], vocab_size: int | None, path: str | None) -> Tokenizer:
-    if not path:
-        raise BadInput(
-            "The tokenizer 'gpt2' needs a path: a folder with encoder.json and vocab.bpe."
-        )
-    return GPT2(path)
-
-
-_BUILDERS: dict[str, Callable[[Sequence[str], int | None, str | None], Tokenizer]] = {
-    "bytes": lambda documents, vocab_size, path: Bytes(),
-    "characters": lambda documents, vocab_size, path: Characters.fit(documents),
-    "text8": lambda documents, vocab_size, path: Characters(TEXT8_ALPHABET, eod=False),
-    "sentencepiece": _sentencepiece,
-    "gpt2": _gpt2,
+_FIXED: dict[str, Callable[[], Tokenizer]] = {
+    "bytes": Bytes,
+    "text8": lambda: Characters(TEXT8_ALPHABET, eod=False),
+    "dna": lambda: Characters("ACGT", eod=False),
 }
-_LOADERS = {cls.kind: cls.load for cls in (Bytes, Characters, SentencePiece, GPT2)}
+_CLASSES = {cls.kind: cls for cls in (Bytes, Characters, SentencePiece, GPT2, Integers)}
 
-# The names a config may use, and those among them for which vocab_size is a choice.
-TOKENIZERS = tuple(_BUILDERS)
-SIZED_TOKENIZERS = frozenset({"sentencepiece"})
+# The names a config may use, those among them for which vocab_size is a choice, and those that are
+# made from the corpus.
+TOKENIZERS = ("bytes", "characters", "text8", "dna", "sentencepiece", "gpt2", "integers")
+SIZED_TOKENIZERS = frozenset({"sentencepiece", "integers"})
+FITTED_TOKENIZERS = frozenset({"characters", "sentencepiece"})
 
 
 def build_tokenizer(
-    kind: str,
-    documents: Sequence[str],
-    *,
-    vocab_size: int | None = None,
-    path: str | None = None,
+    recipe: Recipe, texts: Callable[[], Iterable[str]] = tuple, alphabet: str = ""
 ) -> Tokenizer:
-    """The tokenizer named `kind`, fitted on `documents` where it is one that is fitted.
+    """The tokenizer of a recipe: the one in its `tokenizer_path`, else made anew.
 
-    `vocab_size` counts only for the kinds in SIZED_TOKENIZERS, `path` only for `gpt2`. Raises
-    ValueError for an unknown kind or a missing setting, and what the kind itself raises.
+    Args:
+      recipe: its `tokenizer`, `tokenizer_path` and, for SIZED_TOKENIZERS, `vocab_size` count.
+      texts: starts to read the training documents; only `sentencepiece` learns from them.
+      alphabet: the sorted characters of the corpus; only for `characters`.
+
+    Raises BadInput for an unknown kind, a missing setting, a path that holds no tokenizer of that
+    kind, and what the kind itself raises.
     """
-    if kind not in _BUILDERS:
+    kind = recipe.tokenizer
+    if kind not in TOKENIZERS:
         raise BadInput(f"Unknown tokenizer {kind!r}; choose one of {', '.join(TOKENIZERS)}.")
-    return _BUILDERS[kind](documents, vocab_size, path)
+    if recipe.tokenizer_path:
+        return _given_tokenizer(kind, pathlib.Path(recipe.tokenizer_path))
+    if kind in SIZED_TOKENIZERS and not recipe.vocab_size:
+        raise BadInput(f"The tokenizer {kind!r} needs a vocab_size, for example 4096.")
+    match kind:
+        case "characters":
+            return Characters(alphabet)
+        case "sentencepiece":
+            return SentencePiece.fit(texts(), recipe.vocab_size)
+        case "gpt2":
+            raise BadInput(
+                "The tokenizer 'gpt2' needs a path: a folder with encoder.json and vocab.bpe, or "
+                "the name of one on the Hugging Face hub, openai-community/gpt2; set "
+                "data.tokenizer_path."
+            )
+        case "integers":
+            return Integers(recipe.vocab_size)
+        case _:
+            return _FIXED[kind]()
+
+
+def _given_tokenizer(kind: str, path: pathlib.Path) -> Tokenizer:
+    """The tokenizer that lies in `path`, of the kind `kind`."""
+    if kind == "sentencepiece" and path.suffix == ".model":
+        return SentencePiece.read(path)
+    if kind == "gpt2" and not _is_saved(path):
+        return GPT2(hub.folder(str(path), GPT2.HUB_FILES))
+    tokenizer = load_tokenizer(path)
+    # text8 and dna are saved as characters: what they are is their alphabet.
+    fixed = _FIXED.get(kind)
+    if (
+        tokenizer.kind != kind
+        if fixed is None
+        else tokenizer.fingerprint() != fixed().fingerprint()
+    ):
+        raise BadInput(
+            f"{path} holds a tokenizer of the kind {tokenizer.kind!r} with {tokenizer.vocab_size} "
+            f"ids, which is not data.tokenizer {kind!r}; change one of the two."
+        )
+    return tokenizer
+
+
+def _is_saved(folder: pathlib.Path) -> bool:
+    """Whether `save` wrote `folder`: those of the hub have a tokenizer.json too, another one."""
+    path = folder / SETTINGS_FILE
+    return path.is_file() and path.read_bytes().startswith(b'{\n "kind"')
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
@@ -86,8 +123,7 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
         )
     try:
         settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        load = _LOADERS[settings["kind"]]
-        return load(folder, settings)
+        return _CLASSES[settings["kind"]].load(folder, settings)
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise BadInput(
             f"{folder / SETTINGS_FILE} is damaged or from another version of sedd_jax ({error!r}); "
