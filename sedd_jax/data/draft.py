@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,16 +77,29 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def _changed_sources(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
-    there, here = ({piece["name"]: piece for piece in pieces} for pieces in (old, new))
+    there, here = _by_file(old), _by_file(new)
     changes = [
-        f"{name} {'has changed' if name in there and name in here else fate}"
-        for pieces, others, fate in ((there, here, "is gone"), (here, there, "is new"))
-        for name in pieces
-        if pieces[name] != others.get(name)
+        f"{file} {fate}"
+        for file in there | here
+        for fate in (_fate(there.get(file), here.get(file)),)
+        if fate
     ]
-    changes = list(dict.fromkeys(changes)) or ["the sources have another order"]
     more = len(changes) - _SHOWN
     return changes[:_SHOWN] + ([f"and {more} more files"] if more > 0 else [])
+
+
+def _fate(old: Any, new: Any) -> str:
+    if old == new:
+        return ""
+    return "has changed" if old and new else "is gone" if old else "is new"
+
+
+def _by_file(sources: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The pieces of each file, by its name without the range."""
+    files = {}
+    for piece in sources:
+        files.setdefault(re.sub(r"\[\d+:\d+\]$", "", piece["name"]), []).append(piece)
+    return files
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -90,7 +90,8 @@ class Survey:
         """Adds what `Surveyor` wrote to `path`."""
         piece = json.loads(path.read_text(encoding="utf-8"))
         self.pieces.append({name: piece[name] for name in (*_COUNTS, "sha256")})
-        self.histogram[piece["bins"]] += piece["bin_characters"]
+        bins = np.array(piece["bins"], np.int64)  # of an empty list too
+        self.histogram[bins] += np.array(piece["bin_characters"], np.int64)
         self.letters.update(piece["letters"])
         self.skipped.update(piece["skipped"])
 
