@@ -66,9 +66,7 @@ def main() -> None:
     settings = cli.config_from(_CONFIG)
     train_text, heldout_text = text_split()
     data = settings.data
-    tokenizer = build_tokenizer(
-        data.tokenizer, [train_text], vocab_size=data.vocab_size, path=data.tokenizer_path
-    )
+    tokenizer = build_tokenizer(data, lambda: [train_text], "".join(sorted(set(train_text))))
     train_tokens, heldout_tokens = map(tokenizer.encode, (train_text, heldout_text))
     bytes_per_token = len(heldout_text.encode()) / len(heldout_tokens)
     # the published runs had no end-of-document token, which is the last of the bytes

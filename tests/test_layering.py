@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "sedd_jax"
 # low to high; a module may import from its own floor and from those below
 FLOORS = [
     {"errors"},
+    {"hub"},
     {"diffusion", "data"},
     {"model"},
     {"runtime"},

@@ -164,9 +164,9 @@ def split(
                 yield offset, part if size <= limit else None, False
                 offset += size + len(separator)
                 dropped = 0
-        if dropped + len(tail) > limit:
-            # Only a separator that has begun is still of use.
-            surplus = max(len(tail) - overlap, 0)
+        # The end of the tail may be the beginning of a separator, and no part of the record.
+        if dropped + len(tail) - overlap > limit:
+            surplus = len(tail) - overlap
             dropped += surplus
             del tail[:surplus]
     yield offset, tail if dropped + len(tail) <= limit else None, True

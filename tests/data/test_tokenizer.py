@@ -1,17 +1,24 @@
+import dataclasses
 import json
 import pathlib
 import subprocess
 import sys
+import tracemalloc
+import typing
 
 import numpy as np
 import pytest
 
+from sedd_jax import hub
+from sedd_jax.data import characters, subword
+from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.sources import load_documents
 from sedd_jax.data.tokenizer import (
     GPT2,
     TOKENIZERS,
     Bytes,
     Characters,
+    Integers,
     SentencePiece,
     build_tokenizer,
     load_tokenizer,
@@ -46,7 +53,9 @@ def topics():
 )
 def tokenizer(request, topics):
     documents = [*topics, *HARD_TEXTS]
-    return build_tokenizer(request.param, documents, vocab_size=500, path=str(GPT2_FOLDER))
+    path = str(GPT2_FOLDER) if request.param == "gpt2" else ""
+    recipe = Recipe(tokenizer=request.param, vocab_size=500, tokenizer_path=path)
+    return build_tokenizer(recipe, lambda: documents, "".join(sorted(set().union(*documents))))
 
 
 @pytest.mark.parametrize("text", HARD_TEXTS)
@@ -110,9 +119,8 @@ def test_bytes_are_the_utf8_bytes():
     assert tokenizer.decode([97, 0xC3]) == "a\ufffd"
 
 
-def test_characters_are_numbered_in_sorted_order():
-    tokenizer = Characters.fit(["cab", "a😀"])
-    assert tokenizer.alphabet == "abc😀"
+def test_characters_are_numbered_in_the_order_of_the_alphabet():
+    tokenizer = build_tokenizer(Recipe(tokenizer="characters"), alphabet="abc😀")
     assert (tokenizer.vocab_size, tokenizer.eod_id) == (5, 4)
     assert tokenizer.encode("😀ba").tolist() == [3, 1, 0]
 
@@ -130,7 +138,7 @@ def test_characters_needs_a_proper_alphabet():
 
 
 def test_text8_has_27_ids_and_no_end_of_document(tmp_path):
-    tokenizer = build_tokenizer("text8", [])
+    tokenizer = build_tokenizer(Recipe(tokenizer="text8"))
     assert (tokenizer.vocab_size, tokenizer.eod_id) == (27, None)
     assert tokenizer.encode("a z").tolist() == [1, 0, 26]
     assert tokenizer.decode([1, 27, 26]) == "a░z"
@@ -220,14 +228,188 @@ def test_gpt2_names_the_missing_file_and_the_missing_package(tmp_path, monkeypat
         GPT2(tmp_path)
 
 
-def test_build_tokenizer_checks_its_settings():
-    assert TOKENIZERS == ("bytes", "characters", "text8", "sentencepiece", "gpt2")
-    with pytest.raises(BadInput, match="Unknown tokenizer 'byte'; choose one of bytes, char"):
-        build_tokenizer("byte", ["x"])
-    with pytest.raises(BadInput, match="'sentencepiece' needs a vocab_size"):
-        build_tokenizer("sentencepiece", ["x"])
-    with pytest.raises(BadInput, match="'gpt2' needs a path"):
-        build_tokenizer("gpt2", ["x"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tokenizer": "byte"}, "Unknown tokenizer 'byte'; choose one of bytes, characters, text8"),
+        ({"tokenizer": "sentencepiece", "vocab_size": 0}, "'sentencepiece' needs a vocab_size"),
+        ({"tokenizer": "integers", "vocab_size": 0}, "'integers' needs a vocab_size"),
+        ({"tokenizer": "gpt2"}, "'gpt2' needs a path: .*; set data.tokenizer_path"),
+    ],
+)
+def test_build_tokenizer_checks_its_settings(settings, message):
+    with pytest.raises(BadInput, match=message):
+        build_tokenizer(Recipe(**settings), lambda: ["x"], "x")
+
+
+def test_every_kind_of_a_recipe_is_known():
+    assert typing.get_args(typing.get_type_hints(Recipe)["tokenizer"]) == TOKENIZERS
+
+
+def test_dna_has_four_ids_and_no_end_of_document():
+    tokenizer = build_tokenizer(Recipe(tokenizer="dna"))
+    assert (tokenizer.vocab_size, tokenizer.eod_id) == (4, None)
+    assert tokenizer.encode("GATTACA").tolist() == [2, 0, 3, 3, 0, 1, 0]
+    with pytest.raises(BadInput, match="outside the alphabet of 4 .*'N'.* position 3"):
+        tokenizer.encode("ACGN")
+
+
+def test_integers_pass_through(tmp_path):
+    tokenizer = build_tokenizer(Recipe(tokenizer="integers", vocab_size=300))
+    assert (tokenizer.vocab_size, tokenizer.eod_id) == (300, None)
+    ids = tokenizer.encode(np.array([0, 299, 7], np.uint16))
+    assert ids.dtype == np.int32 and ids.tolist() == [0, 299, 7]
+    assert tokenizer.decode([0, 299, 300, 300, 7]) == "0 299 ░ ░ 7"
+    assert tokenizer.decode([300]) == "░" and tokenizer.decode([]) == ""
+    tokenizer.save(tmp_path)
+    assert load_tokenizer(tmp_path).vocab_size == 300
+    for wrong, dtype in ((300, np.uint32), (-1, np.int64), (2**40, np.uint64)):
+        with pytest.raises(BadInput, match=f"The id {wrong} at position 1 is outside .* 0 to 299"):
+            tokenizer.encode(np.array([5, wrong, wrong], dtype))
+
+
+def test_text_and_integers_are_not_mistaken_for_each_other():
+    with pytest.raises(BadInput, match="'bytes' takes text, but the document is integers"):
+        Bytes().encode(np.arange(3))
+    with pytest.raises(BadInput, match="'integers' takes integers, but the document is text"):
+        Integers(10).encode("1 2 3")
+
+
+def test_a_long_text_is_looked_up_in_parts(monkeypatch):
+    monkeypatch.setattr(characters, "_CHUNK", 5)
+    text = "abcab" * 4 + "cc"
+    assert Characters("abc").encode(text).tolist() == ["abc".index(c) for c in text]
+    with pytest.raises(BadInput, match=r"2 character\(s\) outside .* \('y', 'z'\), .* position 7"):
+        Characters("abc").encode("abcabcaz" + "abcy")
+
+
+def test_characters_take_little_memory_beside_their_ids():
+    text, tokenizer = "ab " * 2_000_000, Characters(" ab")
+    tracemalloc.start()
+    try:
+        ids = tokenizer.encode(text)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak - ids.nbytes < 32 * characters._CHUNK
+
+
+def test_sentencepiece_learns_from_the_first_texts_only(monkeypatch, topics):
+    monkeypatch.setattr(subword, "_TRAINING_CHARACTERS", len(topics[0]) + 100)
+    read = []
+
+    def texts():
+        for text in topics:
+            read.append(text)
+            yield text
+
+    recipe = Recipe(tokenizer="sentencepiece", vocab_size=400)
+    short = build_tokenizer(recipe, texts)
+    assert read == topics[:2]
+    monkeypatch.undo()
+    whole = SentencePiece.fit([topics[0], topics[1][:100]], 400)
+    assert short.fingerprint() == whole.fingerprint()
+
+
+def test_a_fingerprint_tells_tokenizers_apart(tmp_path):
+    tokenizers = [
+        Bytes(),
+        Characters("ab"),
+        Characters("ba"),
+        Characters("ab", eod=False),
+        Integers(3),
+        Integers(4),
+        SentencePiece.fit(["aabb" * 9], 263),
+        SentencePiece.fit(["ccdd" * 9], 263),
+    ]
+    prints = [tokenizer.fingerprint() for tokenizer in tokenizers]
+    assert len(set(prints)) == len(prints) and {len(text) for text in prints} == {64}
+    for number, tokenizer in enumerate(tokenizers):
+        tokenizer.save(tmp_path / str(number))
+        assert load_tokenizer(tmp_path / str(number)).fingerprint() == prints[number]
+
+
+@pytest.mark.parametrize(
+    ("kind", "built"),
+    [
+        ("bytes", Bytes()),
+        ("text8", Characters(" abcdefghijklmnopqrstuvwxyz", eod=False)),
+        ("dna", Characters("ACGT", eod=False)),
+        ("characters", Characters("xyz")),
+        ("integers", Integers(9)),
+    ],
+)
+def test_a_saved_tokenizer_is_used_again(tmp_path, kind, built):
+    built.save(tmp_path)
+    recipe = Recipe(tokenizer=kind, tokenizer_path=str(tmp_path))
+    assert build_tokenizer(recipe).fingerprint() == built.fingerprint()
+    for other in {"bytes", "dna", "sentencepiece"} - {kind}:
+        message = f"of the kind '{built.kind}' .* not data.tokenizer '{other}'"
+        with pytest.raises(BadInput, match=message):
+            build_tokenizer(dataclasses.replace(recipe, tokenizer=other))
+
+
+def test_a_tokenizer_path_without_a_tokenizer_is_named(tmp_path):
+    for kind in ("bytes", "sentencepiece"):
+        with pytest.raises(BadInput, match="There is no tokenizer in .*absent"):
+            build_tokenizer(Recipe(tokenizer=kind, tokenizer_path=str(tmp_path / "absent")))
+    with pytest.raises(BadInput, match="There is no sentencepiece model .*a.model"):
+        build_tokenizer(Recipe(tokenizer="sentencepiece", tokenizer_path=str(tmp_path / "a.model")))
+
+
+def _trained(path, **settings):
+    trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
+    with path.open("wb") as file:
+        trainer.train(
+            sentence_iterator=iter(["some plain words to train on"] * 20),
+            model_writer=file,
+            vocab_size=18,
+            minloglevel=2,
+            **settings,
+        )
+
+
+def test_a_sentencepiece_model_trained_elsewhere_is_used(tmp_path):
+    path = tmp_path / "a.model"
+    _trained(path)
+    recipe = Recipe(tokenizer="sentencepiece", tokenizer_path=str(path))
+    tokenizer = build_tokenizer(recipe)
+    assert (tokenizer.vocab_size, tokenizer.eod_id) == (18, 2)
+    assert tokenizer.decode(tokenizer.encode("plain words")) == "plain words"
+    tokenizer.save(tmp_path / "saved")
+    again = build_tokenizer(dataclasses.replace(recipe, tokenizer_path=str(tmp_path / "saved")))
+    assert again.fingerprint() == tokenizer.fingerprint()
+
+
+def test_a_sentencepiece_model_that_cannot_be_used_is_refused(tmp_path):
+    path = tmp_path / "a.model"
+    recipe = Recipe(tokenizer="sentencepiece", tokenizer_path=str(path))
+    _trained(path, eos_id=-1)
+    with pytest.raises(BadInput, match="a.model has no id for the end of a sentence"):
+        build_tokenizer(recipe)
+    path.write_bytes(b"no model at all")
+    with pytest.raises(BadInput, match="a.model is damaged or no sentencepiece model"):
+        build_tokenizer(recipe)
+
+
+@needs_gpt2
+def test_gpt2_is_found_under_its_names_on_the_hub(tmp_path, monkeypatch):
+    hub_folder = tmp_path / "hub"
+    hub_folder.mkdir()
+    for name, hub_name in (("encoder.json", "vocab.json"), ("vocab.bpe", "merges.txt")):
+        (hub_folder / hub_name).write_bytes((GPT2_FOLDER / name).read_bytes())
+    # The one of the hub, which is none of ours.
+    (hub_folder / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "BPE"}}')
+    asked = []
+    monkeypatch.setattr(hub, "folder", lambda *args: asked.append(args) or hub_folder)
+    recipe = Recipe(tokenizer="gpt2", tokenizer_path="openai-community/gpt2")
+    tokenizer = build_tokenizer(recipe)
+    assert asked == [("openai-community/gpt2", ("vocab.json", "merges.txt"))]
+    assert tokenizer.fingerprint() == GPT2(GPT2_FOLDER).fingerprint()
+    tokenizer.save(tmp_path / "saved")
+    recipe = dataclasses.replace(recipe, tokenizer_path=str(tmp_path / "saved"))
+    assert build_tokenizer(recipe).fingerprint() == tokenizer.fingerprint()
+    assert len(asked) == 1
 
 
 def test_load_tokenizer_refuses_what_it_cannot_read(tmp_path):
@@ -242,7 +424,8 @@ def test_load_tokenizer_refuses_what_it_cannot_read(tmp_path):
 def test_heavy_packages_are_not_imported_with_the_modules():
     code = (
         "import sys, sedd_jax.data.pipeline, sedd_jax.data.blocks;"
-        "print([m for m in ('grain', 'sentencepiece', 'tiktoken') if m in sys.modules])"
+        "print({'grain', 'sentencepiece', 'tiktoken', 'pyarrow', 'datasets', 'tensorflow_datasets',"
+        "'array_record', 'huggingface_hub'} & sys.modules.keys() or '[]')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
