@@ -31,7 +31,7 @@ def main() -> None:
         path = Path(folder) / "tokens.bin"
         count = _BLOCKS.value * _LENGTH.value
         np.random.default_rng(0).integers(0, 50_257, count, np.uint16).tofile(path)
-        blocks = TokenBlocks(path, _LENGTH.value, "uint16")
+        blocks = TokenBlocks([path], _LENGTH.value, "uint16")
         rows = []
         for crop in CROPS:
             with train_batches(blocks, batch_size=_BATCH_SIZE.value, seed=0, crop=crop) as batches:

@@ -41,11 +41,21 @@ def main() -> None:
         )
     for reason, count in manifest["skipped"].items():
         print(f"left out: {count:,} documents: each {reason}")
-    given = [flag for flag in sys.argv[1:] if not flag.startswith(("--output", "--workers"))]
-    print(
-        f"Next:     python -m sedd_jax.train {shlex.join(given)} "
-        f"--config.data.prepared={shlex.quote(_OUTPUT.value)} --workdir=RUN"
-    )
+    prepared = f"--config.data.prepared={_OUTPUT.value}"
+    command = shlex.join([*_config_flags(sys.argv[1:]), prepared])
+    print(f"Next:     python -m sedd_jax.train {command} --workdir=RUN")
+
+
+def _config_flags(arguments: list[str]) -> list[str]:
+    """The arguments without what is only for this binary, as --output=data or --output data."""
+    kept, rest = [], iter(arguments)
+    for argument in rest:
+        name, equals, _ = argument.partition("=")
+        if name.lstrip("-") not in (_OUTPUT.name, _WORKERS.name):
+            kept.append(argument)
+        elif not equals:
+            next(rest, None)
+    return kept
 
 
 if __name__ == "__main__":

@@ -169,7 +169,9 @@ class _Preparation:
             "fingerprint": tokenizer.fingerprint(),
             "vocab_size": tokenizer.vocab_size,
             "dtype": id_dtype(tokenizer.vocab_size),
-            "skipped": _sum([*(s.skipped for s in surveys.values()), *(d["skipped"] for d in done)]),
+            "skipped": _sum(
+                [*(s.skipped for s in surveys.values()), *(d["skipped"] for d in done)]
+            ),
             "splits": {
                 name: self._totals(name, [counts["splits"][name] for counts in done])
                 for name in SPLITS
@@ -230,7 +232,9 @@ class _Preparation:
     def _totals(self, name: str, counts: list[dict[str, Any]]) -> dict[str, Any]:
         """The counts of a split, and its files."""
         shards = [
-            {"file": piece["file"], "tokens": piece["tokens"]} for piece in counts if piece["tokens"]
+            {"file": piece["file"], "tokens": piece["tokens"]}
+            for piece in counts
+            if piece["tokens"]
         ]
         totals = _sum([{k: v for k, v in piece.items() if k != "file"} for piece in counts])
         tokens = totals["tokens"]

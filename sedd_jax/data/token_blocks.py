@@ -111,9 +111,7 @@ class Mixture:
         They are counted set by set, and evenly spaced over each.
         """
         rows = np.empty((len(numbers), self.length), np.int32)
-        for part, first, stop in zip(
-            self.sets, self._borders[:-1], self._borders[1:], strict=True
-        ):
+        for part, first, stop in zip(self.sets, self._borders[:-1], self._borders[1:], strict=True):
             own = (first <= numbers) & (numbers < stop)
             rows[own] = part.take((numbers[own] - first) * len(part) // (stop - first))
         return rows

@@ -388,8 +388,13 @@ def test_a_document_a_block_is_cut_and_filled(tmp_path):
 
 def test_half_a_character_at_a_cut_counts_for_nothing(tmp_path):
     (tmp_path / "corpus.txt").write_text("abcé---\nabcé")
-    counts = _prepare(tmp_path / "data", tmp_path / "corpus.txt", wrap=False, length=4,
-                      heldout_corpus=str(tmp_path / "corpus.txt")).manifest["splits"]["train"]
+    counts = _prepare(
+        tmp_path / "data",
+        tmp_path / "corpus.txt",
+        wrap=False,
+        length=4,
+        heldout_corpus=str(tmp_path / "corpus.txt"),
+    ).manifest["splits"]["train"]
     assert (counts["tokens"], counts["cut_off"], counts["utf8_bytes"]) == (8, 2, 6)
 
 
@@ -398,9 +403,7 @@ def test_a_block_cannot_be_filled_up_without_an_end_token(tmp_path):
     settings = {"wrap": False, "length": 8, "tokenizer": "text8"}
     with pytest.raises(BadInput, match="is too short for a block: it has 3 tokens of 8, and the"):
         _prepare(tmp_path / "data", tmp_path / "corpus.txt", **settings)
-    dataset = _prepare(
-        tmp_path / "data", tmp_path / "corpus.txt", **settings, bad_documents="skip"
-    )
+    dataset = _prepare(tmp_path / "data", tmp_path / "corpus.txt", **settings, bad_documents="skip")
     assert sum(dataset.manifest["skipped"].values()) == 1
     assert len(dataset.train) + len(dataset.heldout) == 4
 

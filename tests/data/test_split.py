@@ -15,7 +15,8 @@ def _split(documents, fraction):
         histogram[number] += len(document)
     border = heldout_bins(histogram, fraction)
     if border is None:
-        return tuple(map(list, zip(*(cut(document, fraction) for document in documents))))
+        halves = [cut(document, fraction) for document in documents]
+        return [head for head, _ in halves], [tail for _, tail in halves]
     parts = [], []
     for number, document in zip(bins, documents, strict=True):
         parts[number < border].append(document)
@@ -53,8 +54,10 @@ def test_bins_go_as_a_whole_and_both_sides_get_one():
 
 def test_ids_are_hashed_by_value_and_cut_by_number():
     ids = np.array([1, 2, 40_000], np.uint16)
-    assert content_bytes(ids) == content_bytes(ids.astype(np.int64)) == b"".join(
-        int(i).to_bytes(8, "little") for i in ids
+    assert (
+        content_bytes(ids)
+        == content_bytes(ids.astype(np.int64))
+        == b"".join(int(i).to_bytes(8, "little") for i in ids)
     )
     head, tail = cut(np.arange(10), 0.3)
     assert (head.tolist(), tail.tolist()) == (list(range(7)), [7, 8, 9])

@@ -18,8 +18,9 @@ class Listed(Piece):
         self.contents, self.read = contents, 0
 
     def documents(self):
-        for self.read, content in enumerate(self.contents, 1):
-            yield Document(content, self.read)
+        for number, content in enumerate(self.contents, 1):
+            self.read = number
+            yield Document(content, number)
 
     def place(self, where):
         return f"listed, line {where}"
