@@ -1,16 +1,12 @@
 """Documents, and the pieces of a corpus that are read one at a time."""
 
 import abc
-import importlib
 import math
 import pathlib
 from collections.abc import Iterator
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-
-from sedd_jax.errors import BadInput
 
 PIECE_BYTES = 32 * 2**20
 
@@ -96,18 +92,3 @@ def checked_text(value: object, field: str, limit: float = math.inf) -> str | Fa
 def too_large(limit: float) -> Fault:
     """The fault of a document above `limit` bytes."""
     return Fault(f"is larger than the {limit / 2**20:g} MB of data.max_document_mb")
-
-
-def package(name: str, requirement: str, user: str) -> ModuleType:
-    """Imports an optional package; BadInput says how to install it for its `user`."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise BadInput(
-            f"{user} needs the package {name.partition('.')[0]}: pip install {requirement}"
-        ) from error
-
-
-def first_line(error: Exception) -> str:
-    """What another package says is wrong, as a part of a sentence."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -195,13 +195,16 @@ def _first_start(
 
 
 def _open(path: pathlib.Path) -> BinaryIO:
-    """The bytes of a file, decompressed."""
+    """The bytes of a file, decompressed. Raises BadInput for one that cannot be opened."""
     codec = CODECS.get(path.suffix)
-    if codec is None:
-        return path.open("rb", buffering=0)
-    import pyarrow
+    try:
+        if codec is None:
+            return path.open("rb", buffering=0)
+        import pyarrow
 
-    return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), codec)
+        return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), codec)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be opened ({error}); look at the file.") from error
 
 
 def _blocks(file: BinaryIO, path: pathlib.Path, size: int | None = None) -> Iterator[bytes]:

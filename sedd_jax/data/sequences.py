@@ -7,6 +7,7 @@ The type of an ArrayRecord file stands in its name: `X.uint16.array_record` and
 import pathlib
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +20,10 @@ from sedd_jax.data.documents import (
     Fault,
     Piece,
     file_version,
-    first_line,
-    package,
     ranges,
     too_large,
 )
+from sedd_jax.data.packages import first_line, package
 from sedd_jax.errors import BadInput
 
 _RAW = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -144,7 +144,7 @@ def _rows(path: pathlib.Path, form: str, member: str) -> np.ndarray:
                 raise ValueError(f"it holds {surplus} bytes more than its header tells of")
         else:
             array = np.memmap(path, _RAW[form], mode="r")
-    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except (EOFError, KeyError, OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, first_line(error)) from error
     if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
         where = f"The array {member!r} of {path}" if member else f"The array of {path}"

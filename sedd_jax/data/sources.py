@@ -67,11 +67,10 @@ def load_documents(corpus: str, separator: str) -> list[str]:
     documents = []
     for piece in pieces(Recipe(separator=separator), corpus):
         for content, where in piece.documents():
-            if content == BLANK:
-                continue
-            if isinstance(content, Fault):
+            if not isinstance(content, Fault):
+                documents.append(content)
+            elif content != BLANK:
                 raise BadInput(f"{piece.place(where)} {content.reason}; mend it or leave it out.")
-            documents.append(content)
     if not documents:
         raise BadInput(f"The corpus {corpus} is empty: it holds nothing but white space.")
     return documents
@@ -151,18 +150,20 @@ def _files(corpus: str, wanted: str) -> list[tuple[pathlib.Path, str]]:
     """The files of `corpus`, each with its format."""
     path = pathlib.Path(corpus)
     if path.is_dir():
-        found = [(file, _format(file)) for file in sorted(path.rglob("*")) if file.is_file()]
+        below = [file for file in sorted(path.rglob("*")) if not _is_hidden(file, path)]
+        found = [(file, _FORMATS.get(_ending(file))) for file in below if file.is_file()]
         # Settings are kept in .json files too: such a file is read only when it is named.
         files = [
-            (file, kind)
-            for file, kind in found
-            if kind and wanted in ("auto", kind) and ".json" not in file.suffixes[-2:]
+            (file, form)
+            for file, form in found
+            if form and wanted in ("auto", form) and _ending(file) != ".json"
         ]
         if not files:
+            known = f"a known format ({', '.join(_FORMATS)})"
             raise BadInput(
-                f"The corpus folder {path} has no files of a known format "
-                f"({', '.join(sorted(_FORMATS))}); name its files by a pattern such as "
-                f"{path / '*'}, and set data.format."
+                f"The corpus folder {path} has no files of "
+                f"{known if wanted == 'auto' else f'the format {wanted} by their names'}; give a "
+                f"pattern such as {path / '*'} and set data.format."
             )
         return files
     named = (
@@ -174,15 +175,20 @@ def _files(corpus: str, wanted: str) -> list[tuple[pathlib.Path, str]]:
             f"There is no corpus at {corpus}; give a file, a folder, a pattern that matches files, "
             f"or '{EMBEDDED_CORPUS}'."
         )
-    return [(file, (_format(file) or "text") if wanted == "auto" else wanted) for file in files]
+    return [
+        (file, _FORMATS.get(_ending(file), "text") if wanted == "auto" else wanted)
+        for file in files
+    ]
 
 
-def _format(path: pathlib.Path) -> str | None:
-    """The format that the name of a file tells."""
+def _is_hidden(file: pathlib.Path, folder: pathlib.Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
+def _ending(path: pathlib.Path) -> str:
+    """The ending of a name, without that of a compressed file or the number of a shard."""
     name = path.name.removesuffix(path.suffix) if path.suffix in CODECS else path.name
-    # A shard of an ArrayRecord file is numbered behind its ending.
-    name = re.sub(r"(\.array_record)-\d+-of-\d+$", r"\1", name)
-    return _FORMATS.get(pathlib.PurePath(name).suffix)
+    return pathlib.PurePath(re.sub(r"-\d+-of-\d+$", "", name)).suffix
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.data.characters import END_OF_DOCUMENT, Tokenizer
-from sedd_jax.data.documents import package
+from sedd_jax.data.packages import package
 from sedd_jax.errors import BadInput
 
 # SentencePiece skips a whole training line above max_sentence_length (in bytes, four a character at

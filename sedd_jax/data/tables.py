@@ -14,16 +14,17 @@ from sedd_jax.data.documents import (
     Piece,
     checked_text,
     file_version,
-    first_line,
-    package,
     ranges,
 )
+from sedd_jax.data.packages import first_line, package
 from sedd_jax.errors import BadInput
 
 TFDS = "tfds:"
 HUGGING_FACE = "hf:"
 # Rows are read this many at a time.
 _BATCH = 64
+# A row group may be large: its pages are read as they are needed.
+_BUFFER_BYTES = 2**20
 
 
 def parquet(path: pathlib.Path, field: str, limit: int) -> list[Piece]:
@@ -84,7 +85,9 @@ def _parquet_file(path: pathlib.Path) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(
+            path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
+        )
     except (OSError, pyarrow.ArrowException) as error:
         raise _damaged(path, error) from error
 
@@ -116,10 +119,15 @@ def tfds(corpus: str, field: str, limit: int) -> list[Piece]:
             builder = module.builder(name, file_format="array_record")
             builder.download_and_prepare()
         source = builder.as_data_source(split)
+    except ImportError as error:
+        raise BadInput(
+            f"The corpus {corpus} needs one more package to be prepared: pip install {error.name}"
+        ) from error
     except Exception as error:
         raise BadInput(
-            f"The corpus {corpus} cannot be opened ({first_line(error)}); prepare it with 'tfds "
-            f"build {name} --file_format=array_record' and check the name and the split."
+            f"The corpus {corpus} cannot be opened ({first_line(error)}); check the name, the "
+            f"split and the network, or prepare it elsewhere with 'tfds build {name} "
+            "--file_format=array_record' and give the folder."
         ) from error
     _check_field(field, builder.info.features, corpus)
     total = max(sum(part.num_examples for part in builder.info.splits.values()), 1)
