@@ -64,15 +64,15 @@ def _json_line(document: str) -> str:
 _FORMS = {"text": _text, "jsonl": _json_line}
 
 
-def _written(folder: Path, form: str, megabytes: int) -> Path:
-    """Writes a corpus and returns its path."""
-    path = folder / f"{megabytes}.{'txt' if form == 'text' else form}"
-    with path.open("w", encoding="utf-8") as file:
-        written = 0
-        for document in _documents():
-            if written >= megabytes * 2**20:
-                return path
-            written += file.write(_FORMS[form](document))
+def _written(folder: Path, form: str, megabytes: int) -> str:
+    """Writes a corpus of four files, so that workers share it, and returns its pattern."""
+    documents, ending = _documents(), "txt" if form == "text" else form
+    for number in range(4):
+        with (folder / f"{megabytes}-{number}.{ending}").open("w", encoding="utf-8") as file:
+            written = 0
+            while written < megabytes * 2**18:
+                written += file.write(_FORMS[form](next(documents)))
+    return str(folder / f"{megabytes}-*.{ending}")
 
 
 def _documents() -> Iterator[str]:
@@ -85,7 +85,7 @@ def _documents() -> Iterator[str]:
             yield f"Document {number}.\n{topic}"
 
 
-def _prepared(corpus: Path, output: Path, tokenizer: str, choices: list[str]) -> dict[str, float]:
+def _prepared(corpus: str, output: Path, tokenizer: str, choices: list[str]) -> dict[str, float]:
     """Prepares the corpus and returns tokens a second and memory."""
     command = [
         sys.executable, "-m", "sedd_jax.prepare", "--config=configs/smoke.py",

@@ -77,12 +77,12 @@ class Shards:
                 split: stack.enter_context((self._work / names[split]).open("wb"))
                 for split in SPLITS
             }
-            for split, part, place in self._documents(task):
+            for split, part, where in self._documents(task):
                 block = self._block(part)
                 if isinstance(block, Fault):
                     if self._recipe.bad_documents == "refuse":
                         raise BadInput(
-                            f"{place} {block.reason} Or leave such documents out with "
+                            f"{task.piece.place(where)} {block.reason} Or leave such documents out with "
                             "config.data.bad_documents=skip."
                         )
                     skipped[kind_of(block)] += 1
@@ -101,11 +101,11 @@ class Shards:
             "skipped": skipped,
         }
 
-    def _documents(self, task: Task) -> Iterator[tuple[str, Content, str]]:
+    def _documents(self, task: Task) -> Iterator[tuple[str, Content, int]]:
         for content, where in task.piece.documents():
             if not isinstance(content, Fault):  # the survey has counted those
                 for split, part in self._split.parts(task.corpus, content):
-                    yield split, part, task.piece.place(where)
+                    yield split, part, where
 
     def _block(self, content: Content) -> tuple[np.ndarray, dict[str, int]] | Fault:
         """The tokens of a document as they are written, and its counts."""
