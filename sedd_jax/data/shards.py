@@ -81,8 +81,9 @@ class Shards:
                 block = self._block(part)
                 if isinstance(block, Fault):
                     if self._recipe.bad_documents == "refuse":
+                        place = task.piece.place(where)
                         raise BadInput(
-                            f"{task.piece.place(where)} {block.reason} Or leave such documents out with "
+                            f"{place} {block.reason} Or leave such documents out with "
                             "config.data.bad_documents=skip."
                         )
                     skipped[kind_of(block)] += 1
