@@ -54,12 +54,10 @@ class Tokenizer(abc.ABC):
         The kind `integers` takes ids, all others text; BadInput for what is the other.
         """
         if not isinstance(content, self._takes):
-            given, taken = (
-                ("text", "integers") if isinstance(content, str) else ("integers", "text")
-            )
+            taken, given = ("text", "integers") if self._takes is str else ("integers", "text")
             raise BadInput(
                 f"The tokenizer {self.kind!r} takes {taken}, but the document is {given}; choose "
-                f"another data.tokenizer ('integers' is the one for integers)."
+                "another data.tokenizer ('integers' is the one for integers)."
             )
         return self._encode(content)
 
@@ -95,10 +93,7 @@ class Tokenizer(abc.ABC):
             (folder / name).write_bytes(content)
 
     def fingerprint(self) -> str:
-        """SHA-256 of what `save` writes: tokenizers that agree in it give every text the same ids.
-
-        The opposite does not hold: a tokenizer may be saved in more than one way.
-        """
+        """SHA-256 of what `save` writes: where it agrees, every text gets the same ids."""
         digest = hashlib.sha256()
         for name, content in sorted(self._saved().items()):
             digest.update(f"{name} {len(content)}\n".encode())

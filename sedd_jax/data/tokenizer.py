@@ -92,11 +92,8 @@ def _given_tokenizer(kind: str, path: pathlib.Path) -> Tokenizer:
     tokenizer = load_tokenizer(path)
     # text8 and dna are saved as characters: what they are is their alphabet.
     fixed = _FIXED.get(kind)
-    if (
-        tokenizer.kind != kind
-        if fixed is None
-        else tokenizer.fingerprint() != fixed().fingerprint()
-    ):
+    agrees = tokenizer.fingerprint() == fixed().fingerprint() if fixed else tokenizer.kind == kind
+    if not agrees:
         raise BadInput(
             f"{path} holds a tokenizer of the kind {tokenizer.kind!r} with {tokenizer.vocab_size} "
             f"ids, which is not data.tokenizer {kind!r}; change one of the two."

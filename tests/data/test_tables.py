@@ -1,4 +1,5 @@
 import pickle
+import subprocess
 import sys
 
 import numpy as np
@@ -90,20 +91,20 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
 
 
 def test_memory_is_flat_in_the_size_of_a_row_group(tmp_path):
-    pa = pytest.importorskip("pyarrow")
     path = tmp_path / "a.parquet"
     texts = [f"{i} " + "word " * 200 for i in range(20_000)]
     write_parquet(path, texts, use_dictionary=False, compression="none", data_page_size=2**16)
-    del texts
-    (part,) = pieces(Recipe(), str(path))
-    plain = pa.default_memory_pool()
-    pool = pa.proxy_memory_pool(plain)
-    pa.set_memory_pool(pool)
-    try:
-        assert sum(len(content) for content, _ in part.documents()) > 20_000_000
-    finally:
-        pa.set_memory_pool(plain)
-    assert 0 < pool.max_memory() < 6 * 2**20
+    code = (
+        "import sys, pyarrow; from sedd_jax.data.tables import parquet;"
+        "(part,) = parquet(sys.argv[1], 'text', 2**20);"
+        "print(sum(len(d.content) for d in part.documents()));"
+        "print(pyarrow.default_memory_pool().max_memory())"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    characters, peak = map(int, done.stdout.split())
+    assert characters == sum(map(len, texts)) > 20_000_000
+    assert 0 < peak < 6 * 2**20
 
 
 @pytest.fixture(scope="module")
