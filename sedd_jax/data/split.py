@@ -15,12 +15,14 @@ _NEARBY = 1000
 Content = str | np.ndarray
 
 
-def content_bytes(content: Content) -> bytes:
-    """What stands for a document in hashes: UTF-8, or the ids as 64-bit integers."""
-    return content.encode() if isinstance(content, str) else content.astype("<i8").tobytes()
+def content_bytes(content: Content) -> bytes | memoryview:
+    """What stands for a document in hashes: UTF-8, or the ids as they lie in memory."""
+    if isinstance(content, str):
+        return content.encode()
+    return np.ascontiguousarray(content).view(np.uint8).data
 
 
-def bin_of(content: bytes) -> int:
+def bin_of(content: bytes | memoryview) -> int:
     """The first bits of the SHA-256, in [0, BINS); copies of a document share a bin."""
     return int.from_bytes(hashlib.sha256(content).digest()[:4]) >> (32 - _BITS)
 

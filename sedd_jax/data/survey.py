@@ -55,7 +55,8 @@ class Surveyor:
                 continue
             raw = content_bytes(content)
             # Each document after its length, so that no two lists of documents look alike.
-            digest.update(len(raw).to_bytes(8, "little") + raw)
+            digest.update(len(raw).to_bytes(8, "little"))
+            digest.update(raw)
             bins[bin_of(raw)] += len(content)
             counts.update(documents=1, characters=len(content), utf8_bytes=size_of(content))
             if self.letters and isinstance(content, str):

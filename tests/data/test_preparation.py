@@ -480,7 +480,10 @@ def test_a_wrong_size_of_the_vocabulary_shows_before_anything_is_read(
     ("changes", "message"),
     [
         ({"workers": 0}, "number of workers is 0"),
-        ({"heldout_fraction": 1.0}, "heldout_fraction is 1.0, it must lie between 0 and 1"),
+        *(
+            ({"heldout_fraction": value}, "heldout_fraction is .*, it must lie between 0 and 1")
+            for value in (0, 1, -0.1, 1.5, float("nan"))
+        ),
     ],
 )
 def test_arguments_out_of_range_are_named(tmp_path, corpus, changes, message):

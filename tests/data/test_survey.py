@@ -38,7 +38,7 @@ def _survey(folder, *documents):
 def test_a_survey_counts_hashes_and_spells(tmp_path):
     survey = _survey(tmp_path, "aé", "b", BLANK, "aé", np.array([7, 9], np.uint16))
     digest = hashlib.sha256()
-    ids = (7).to_bytes(8, "little") + (9).to_bytes(8, "little")
+    ids = np.array([7, 9], np.uint16).tobytes()
     for content in ("aé".encode(), b"b", "aé".encode(), ids):
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
