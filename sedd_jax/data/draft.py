@@ -76,22 +76,15 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return changes
 
 
-def _changed_sources(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
-    there, here = _by_file(old), _by_file(new)
-    changes = [
-        f"{file} {fate}"
-        for file in there | here
-        for fate in (_fate(there.get(file), here.get(file)),)
-        if fate
-    ]
+def _changed_sources(
+    old: list[dict[str, Any]] | None, new: list[dict[str, Any]] | None
+) -> list[str]:
+    there, here = _by_file(old or []), _by_file(new or [])
+    changes = [f"{file} is gone" for file in there if file not in here]
+    changes += [f"{file} is new" for file in here if file not in there]
+    changes += [f"{file} has changed" for file in here if there.get(file, here[file]) != here[file]]
     more = len(changes) - _SHOWN
     return changes[:_SHOWN] + ([f"and {more} more files"] if more > 0 else [])
-
-
-def _fate(old: Any, new: Any) -> str:
-    if old == new:
-        return ""
-    return "has changed" if old and new else "is gone" if old else "is new"
 
 
 def _by_file(sources: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -102,11 +95,11 @@ def _by_file(sources: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return files
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     """Writes `value` to `path` in one step: the file is there whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1) + "\n")
+        file.write(json.dumps(value, indent=indent) + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

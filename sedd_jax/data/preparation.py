@@ -177,7 +177,7 @@ class _Preparation:
                 for name in SPLITS
             },
         }
-        write_json(self._draft / "data" / MANIFEST, manifest)
+        write_json(self._draft / "data" / MANIFEST, manifest, indent=1)
 
     def _keep_tokenizer(self, build: Callable[[], Tokenizer]) -> None:
         """Saves the tokenizer in one step, unless it is there already."""

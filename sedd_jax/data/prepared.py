@@ -46,7 +46,7 @@ def link_prepared(
         return
     with drafted(folder, manifest) as draft:
         load_tokenizer(Path(first) / "tokenizer").save(draft / "data" / "tokenizer")
-        write_json(draft / "data" / MANIFEST, manifest)
+        write_json(draft / "data" / MANIFEST, manifest, indent=1)
         os.replace(draft / "data", folder)
 
 

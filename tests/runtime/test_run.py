@@ -160,6 +160,22 @@ def test_a_run_on_data_prepared_before_has_the_same_blocks(tmp_path, smoke_confi
         open_run(tmp_path / "own", config)
 
 
+def test_a_run_killed_before_it_had_settings_keeps_its_kind_of_data(
+    tmp_path, smoke_config, prepared
+):
+    config = replaced(smoke_config, "data", prepared=str(prepared))
+    for first, second, message in (
+        (config, smoke_config, "holds other prepared data .*pydoc is new"),
+        (smoke_config, config, "data stands for other data than"),
+    ):
+        run = tmp_path / message[:5]
+        open_run(run, first)
+        (run / CONFIG_FILE).unlink()
+        with pytest.raises(BadInput, match=message):
+            open_run(run, second)
+        open_run(run, first)
+
+
 def test_a_run_on_prepared_data_stays_with_them(tmp_path, smoke_config, prepared):
     shutil.copytree(prepared, tmp_path / "copy")
     config = replaced(smoke_config, "data", prepared=str(tmp_path / "copy"))
