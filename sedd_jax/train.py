@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from sedd_jax.data.pipeline import batch_blocks, train_batches
+from sedd_jax.data.token_blocks import Mixture
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.inference.evaluator import Evaluator
 from sedd_jax.inference.load import Checkpoint, load
@@ -252,12 +253,14 @@ def _family(components, config):
 
 
 def _diverged(error, config, dataset, checkpoints):
-    blocks = batch_blocks(
+    sets, numbers = batch_blocks(
         dataset.train,
         batch_size=config.train.batch_size,
         seed=config.seed,
         step=error.step - 1,
     )
+    mixed = isinstance(dataset.train, Mixture)  # then SET:BLOCK, in the order of data.prepared
+    blocks = [f"{a}:{b}" if mixed else str(b) for a, b in zip(sets, numbers, strict=True)]
     saved = checkpoints.latest
     return (
         f"{error}. Blocks of that batch: {_abridged(blocks)}. Last good checkpoint: "
@@ -266,9 +269,9 @@ def _diverged(error, config, dataset, checkpoints):
     )
 
 
-def _abridged(numbers, most=16):
-    shown = ", ".join(map(str, numbers[:most]))
-    return shown + (f" and {len(numbers) - most} more" if len(numbers) > most else "")
+def _abridged(names, most=16):
+    shown = ", ".join(names[:most])
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _conclude(run, config, journal, seconds):

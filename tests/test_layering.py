@@ -15,7 +15,7 @@ FLOORS = [
     {"runtime"},
     {"inference", "enumeration"},
     {"claims"},
-    {"train", "sample", "exact", "convert"},
+    {"train", "sample", "exact", "prepare", "convert"},
 ]
 BINARIES = FLOORS[-1]
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -135,9 +135,8 @@ def test_a_run_that_diverges_says_where(tmp_path, smoke_config):
     )
     with pytest.raises(Halted) as halted:
         train(wild, tmp_path / "run")
-    blocks = batch_blocks(
-        open_blocks(tmp_path / "run" / "data").train, batch_size=16, seed=0, step=3
-    )
+    data = open_blocks(tmp_path / "run" / "data", wild.model.length)
+    _, blocks = batch_blocks(data.train, batch_size=16, seed=0, step=3)
     assert "3 steps in a row made no update; the loss of step 4 is inf." in str(halted.value)
     assert f"Blocks of that batch: {', '.join(map(str, blocks))}." in str(halted.value)
     assert "Last good checkpoint: none." in str(halted.value)

@@ -2,22 +2,20 @@
 
 The batch of a training step is a pure function of (seed, step, batch_size, crop): nothing but the
 step is needed to resume, on any number of hosts, each of which reads its own rows of every batch.
+A mixture adds to that its weights: of the positions in the stream of all rows, each belongs to one
+set, which has an endless order of its own.
 """
 
 import functools
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sedd_jax.data.token_blocks import TokenBlocks
+from sedd_jax.data.token_blocks import Mixture, TokenBlocks
 from sedd_jax.errors import BadInput
-
-if TYPE_CHECKING:
-    import grain
 
 
 class TrainBatches:
@@ -75,7 +73,7 @@ CROPS = tuple(_GRID_OFFSETS)
 
 
 def train_batches(
-    blocks: TokenBlocks,
+    blocks: TokenBlocks | Mixture,
     *,
     batch_size: int,
     seed: int,
@@ -104,14 +102,18 @@ def train_batches(
     _check_least(batch_size=(batch_size, 1), start_step=(start_step, 0))
     _check_least(num_threads=(num_threads, 1), buffer=(buffer, 1))
     rows = _checked_rows(rows, batch_size)
-    order = _endless_order(len(blocks), seed)
+    stream = _Stream(blocks, seed)
     grid_offset, length = _GRID_OFFSETS[crop], blocks.length
 
     def read(step: int) -> np.ndarray:
-        positions = step * batch_size + rows
-        epochs = (positions // len(blocks)).tolist()
-        offsets = np.array([grid_offset(seed, epoch, length) for epoch in epochs])
-        return blocks.read(_blocks_at(order, positions) * length + offsets)
+        sets, positions = stream.places(step * batch_size + rows)
+        batch = np.empty((len(rows), length), np.int32)
+        for number, order in enumerate(stream.orders):
+            own = sets == number
+            numbers, epochs = order.at(positions[own])
+            offsets = [grid_offset(seed, epoch, length) for epoch in epochs.tolist()]
+            batch[own] = order.blocks.read(numbers * length + np.array(offsets, np.int64))
+        return batch
 
     import grain
 
@@ -128,21 +130,28 @@ def train_batches(
     return TrainBatches(batches, batches.close)
 
 
-def batch_blocks(blocks: TokenBlocks, *, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """The numbers of the blocks in the batch of `step`, int64 [batch_size], to name a bad batch.
+def batch_blocks(
+    blocks: TokenBlocks | Mixture, *, batch_size: int, seed: int, step: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sets (0 where there is one) and numbers of the blocks in the batch of `step`.
 
-    Steps count from 0, as `start_step` of `train_batches` does. Row r belongs to the epoch
-    e = (step * batch_size + r) // len(blocks), and its block b holds `length` tokens from token
+    Both int64 [batch_size], to name a bad batch. Steps count from 0, as `start_step` of
+    `train_batches` does. Without a mixture, row r is at the position p = step * batch_size + r of
+    its set, and belongs to the epoch e = p // len(blocks); block b holds `length` tokens from token
     b * length of the training split on, or, with crop="random", from token b * length + the offset
     of the grid in epoch e. Raises BadInput for an argument out of range.
     """
     _check_least(batch_size=(batch_size, 1), step=(step, 0))
-    positions = step * batch_size + np.arange(batch_size)
-    return _blocks_at(_endless_order(len(blocks), seed), positions)
+    stream = _Stream(blocks, seed)
+    sets, positions = stream.places(step * batch_size + np.arange(batch_size))
+    numbers = np.empty(batch_size, np.int64)
+    for number, order in enumerate(stream.orders):
+        numbers[sets == number], _ = order.at(positions[sets == number])
+    return sets, numbers
 
 
 def heldout_batches(
-    blocks: TokenBlocks,
+    blocks: TokenBlocks | Mixture,
     *,
     batch_size: int,
     rows: np.ndarray | None = None,
@@ -154,8 +163,9 @@ def heldout_batches(
 
     At most `max_blocks` blocks (None: all) are taken, evenly spaced over the split; their number is
     rounded down to a multiple of `batch_size`, so that every batch has one shape. Only when fewer
-    than `batch_size` are to be had is there a single, smaller batch. Raises BadInput for a
-    `batch_size` or `max_blocks` below 1, and for `rows` that a batch does not have.
+    than `batch_size` are to be had is there a single, smaller batch. Of a mixture come blocks of
+    each set in proportion to its weight. Raises BadInput for a `batch_size` or `max_blocks` below
+    1, and for `rows` that a batch does not have.
     """
     _check_least(batch_size=(batch_size, 1))
     if max_blocks is not None:
@@ -164,23 +174,57 @@ def heldout_batches(
     batch_size = min(batch_size, count)
     rows = _checked_rows(rows, batch_size)
     count -= count % batch_size
-    starts = np.arange(count) * len(blocks) // count * blocks.length
-    return (blocks.read(batch[rows]) for batch in starts.reshape(-1, batch_size))
+    numbers = np.arange(count) * len(blocks) // count
+    return (blocks.take(batch[rows]) for batch in numbers.reshape(-1, batch_size))
 
 
-def _endless_order(count: int, seed: int) -> "grain.MapDataset[int]":
-    """The numbers of `count` blocks, epoch after epoch in another order, by position."""
-    if not 0 <= seed < 2**32:
-        raise BadInput(f"The data seed is {seed}, it must lie in [0, 2**32).")
-    import grain
+class _EndlessOrder:
+    """The blocks of a set, epoch after epoch in another order, by position."""
 
-    # Grain draws the order of an epoch afresh from (seed, epoch) and finds any position in constant
-    # time.
-    return grain.MapDataset.range(count).seed(seed).shuffle().repeat(None)
+    def __init__(self, blocks: TokenBlocks, seed: int):
+        import grain
+
+        self.blocks = blocks
+        # Grain draws the order of an epoch afresh from (seed, epoch) and finds any position in
+        # constant time.
+        self._order = grain.MapDataset.range(len(blocks)).seed(seed).shuffle().repeat(None)
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers and the epochs of the blocks at `positions`, each int64 [positions]."""
+        numbers = np.array([self._order[position] for position in positions.tolist()], np.int64)
+        return numbers, positions // len(self.blocks)
 
 
-def _blocks_at(order: Sequence[int], positions: np.ndarray) -> np.ndarray:
-    return np.array([order[position] for position in positions.tolist()], np.int64)
+class _Stream:
+    """The endless stream of training blocks: which set each position belongs to, and its block."""
+
+    def __init__(self, blocks: TokenBlocks | Mixture, seed: int):
+        if not 0 <= seed < 2**32:
+            raise BadInput(f"The data seed is {seed}, it must lie in [0, 2**32).")
+        import grain
+
+        sets, weights = (
+            (blocks.sets, blocks.weights) if isinstance(blocks, Mixture) else ((blocks,), (1.0,))
+        )
+        self.orders = [_EndlessOrder(part, seed) for part in sets]
+        # For any position, the set and the position in its own order.
+        self._places = grain.MapDataset.mix(
+            [
+                grain.MapDataset.range(sys.maxsize).map(functools.partial(_pair, number))
+                for number in range(len(sets))
+            ],
+            weights,
+        )
+
+    def places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The sets of `positions` and the positions in their own orders, each int64."""
+        if len(self.orders) == 1:
+            return np.zeros_like(positions), positions
+        return np.array([self._places[position] for position in positions.tolist()]).T
+
+
+def _pair(number: int, position: int) -> tuple[int, int]:
+    return number, position
 
 
 def _checked_rows(rows: np.ndarray | None, batch_size: int) -> np.ndarray:

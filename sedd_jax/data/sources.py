@@ -1,14 +1,13 @@
 """Where documents come from: the corpus of a recipe as the pieces that workers read."""
 
 import glob
-import hashlib
 import pathlib
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sedd_jax.data.documents import BLANK, Document, Fault, Piece
+from sedd_jax.data.documents import Document, Piece
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.records import CODECS, FASTA, JSON_LINES, Layout, parse_text, records
 from sedd_jax.data.sequences import array_records, arrays
@@ -33,8 +32,6 @@ _FORMATS = {
 }
 # Those of which a file may be compressed.
 _COMPRESSIBLE = frozenset({"text", "jsonl", "fasta"})
-# A cut looks for a line break within this many characters.
-_NEARBY = 1000
 
 
 def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
@@ -56,73 +53,6 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
     return [
         piece for path, form in _files(corpus, recipe.format) for piece in _read(recipe, path, form)
     ]
-
-
-def load_documents(corpus: str, separator: str) -> list[str]:
-    """The texts of `corpus`, each as it stands, line ends too; blank ones are left out.
-
-    Raises BadInput for what `pieces` refuses, for a document that cannot be used, and for a corpus
-    that is nothing but white space.
-    """
-    documents = []
-    for piece in pieces(Recipe(separator=separator), corpus):
-        for content, where in piece.documents():
-            if not isinstance(content, Fault):
-                documents.append(content)
-            elif content != BLANK:
-                raise BadInput(f"{piece.place(where)} {content.reason}; mend it or leave it out.")
-    if not documents:
-        raise BadInput(f"The corpus {corpus} is empty: it holds nothing but white space.")
-    return documents
-
-
-def split_documents(
-    documents: Sequence[str], heldout_fraction: float
-) -> tuple[list[str], list[str]]:
-    """Splits whole documents into (train, heldout), the order kept inside each part.
-
-    Distinct texts are taken as held-out in the order of their SHA-256 until `heldout_fraction` of
-    all characters is reached, and at least one text is left on each side: which text goes where
-    depends on nothing but the texts themselves, not on their order, and the copies of a text stay
-    together. If there is only one distinct text, it is cut after (1 - heldout_fraction) of it, at
-    the next line boundary if one is near. Raises BadInput for a fraction outside (0, 1) and for
-    text too short to split.
-    """
-    if not 0 < heldout_fraction < 1:
-        raise BadInput(
-            f"heldout_fraction is {heldout_fraction}, it must lie between 0 and 1, both excluded."
-        )
-    by_digest = sorted(set(documents), key=lambda text: hashlib.sha256(text.encode()).digest())
-    if len(by_digest) < 2:
-        halves = [_cut(document, heldout_fraction) for document in documents]
-        return [head for head, _ in halves], [tail for _, tail in halves]
-    copies = {text: 0 for text in by_digest}
-    for document in documents:
-        copies[document] += 1
-    wanted = heldout_fraction * sum(map(len, documents))
-    heldout, characters = set(), 0
-    for text in by_digest[:-1]:
-        if characters >= wanted:
-            break
-        heldout.add(text)
-        characters += copies[text] * len(text)
-    return (
-        [document for document in documents if document not in heldout],
-        [document for document in documents if document in heldout],
-    )
-
-
-def _cut(text: str, heldout_fraction: float) -> tuple[str, str]:
-    if len(text) < 2:
-        raise BadInput(
-            f"The corpus is a single document of {len(text)} character(s), too short to hold a "
-            "part of it out; give more text."
-        )
-    cut = min(max(round((1 - heldout_fraction) * len(text)), 1), len(text) - 1)
-    # At most half of the tail is given away for the sake of a whole line.
-    newline = text.find("\n", cut - 1, cut + min(_NEARBY, (len(text) - cut) // 2))
-    cut = cut if newline < 0 else newline + 1
-    return text[:cut], text[cut:]
 
 
 def _read(recipe: Recipe, path: pathlib.Path, form: str) -> list[Piece]:

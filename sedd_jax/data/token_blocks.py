@@ -1,8 +1,9 @@
-"""Random access to fixed blocks of a flat, memory-mapped file of token ids."""
+"""Random access to fixed blocks of a stream of token ids, which lies in flat files in a row."""
 
+import functools
 import os
 import pathlib
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,24 +11,28 @@ from sedd_jax.errors import BadInput
 
 
 class TokenBlocks:
-    """The whole blocks of `length` tokens in a flat file of `dtype` ("uint16" or "uint32") ids.
+    """The whole blocks of `length` tokens in flat files of `dtype` ("uint16" or "uint32") ids.
 
-    `blocks[i]` is int32 [length] for i in [0, len(blocks)), else IndexError. The file is mapped
-    when it is first read, in each process anew. Raises OSError without the file and
-    BadInput when it holds less than one block.
+    The files are one stream: blocks run on over their borders, and what is left below one block at
+    the end is dropped. `blocks[i]` is int32 [length] for i in [0, len(blocks)), else IndexError. A
+    file is mapped when it is first read, in each process anew; it must not change while it is in
+    use. Raises OSError without a file and BadInput when all hold less than one block.
     """
 
-    def __init__(self, path: str | pathlib.Path, length: int, dtype: str):
-        self.path = str(path)
+    def __init__(self, paths: Sequence[str | pathlib.Path], length: int, dtype: str):
         self.length = length
-        self.dtype = np.dtype(dtype)
-        tokens = os.path.getsize(self.path) // self.dtype.itemsize
+        self._paths = tuple(map(str, paths))
+        self._dtype = np.dtype(dtype)
+        sizes = [os.path.getsize(path) // self._dtype.itemsize for path in self._paths]
+        # File i holds the tokens from borders[i] to borders[i + 1] of the stream.
+        self._borders = np.cumsum([0, *sizes])
+        tokens = int(self._borders[-1])
         self._blocks = tokens // length
-        self._stream: np.ndarray | None = None
         if not self._blocks:
+            where = self._paths[0] if self._paths else "A split without files"
             raise BadInput(
-                f"{self.path} holds {tokens} tokens, less than one block of {length}; prepare the "
-                "data again."
+                f"{where} holds {tokens} tokens, less than one block of {length}; choose a shorter "
+                "length, or prepare more text."
             )
 
     def __len__(self) -> int:
@@ -35,34 +40,78 @@ class TokenBlocks:
 
     def __getitem__(self, index: int) -> np.ndarray:
         if not 0 <= index < self._blocks:
-            raise IndexError(f"There is no block {index} in {self.path}: it has {self._blocks}.")
-        start = int(index) * self.length
-        return self.stream[start : start + self.length].astype(np.int32)
+            raise IndexError(f"There is no block {index} in {self!r}: it has {self._blocks}.")
+        return self.take(np.array([index]))[0]
+
+    def take(self, numbers: np.ndarray) -> np.ndarray:
+        """The blocks of these numbers, int32 [len(numbers), length]."""
+        return self.read(numbers * self.length)
 
     def read(self, starts: np.ndarray) -> np.ndarray:
         """The `length` tokens from each of `starts` in the stream on, int32 [len(starts), length].
 
-        A start lies in [0, len(stream)); a row that runs over the end goes on at the beginning.
+        A start lies in [0, len(self) * length); a row that runs over the end of the last block goes
+        on at the beginning.
         """
-        # A plain array: slicing a memmap makes a memmap, which costs more than the copy.
-        stream = np.asarray(self.stream)
         rows = np.empty((len(starts), self.length), np.int32)
+        end = self._blocks * self.length
         for row, start in zip(rows, starts.tolist(), strict=True):
-            before_end = stream[start : start + self.length]
-            row[: len(before_end)] = before_end
-            row[len(before_end) :] = stream[: self.length - len(before_end)]
+            before_end = min(self.length, end - start)
+            self._copy(row[:before_end], start)
+            self._copy(row[before_end:], 0)
         return rows
 
-    @property
-    def stream(self) -> np.ndarray:
-        """The tokens of all blocks in a row, memory-mapped, `dtype` [len(self) * length]."""
-        if self._stream is None:
-            tokens = self._blocks * self.length
-            self._stream = np.memmap(self.path, self.dtype, "r", shape=(tokens,))
-        return self._stream
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_stream": None}
+    def _copy(self, row: np.ndarray, start: int) -> None:
+        """Fills `row` with the stream from `start` on."""
+        filled = 0
+        while filled < len(row):
+            file = int(np.searchsorted(self._borders, start + filled, side="right")) - 1
+            skipped = start + filled - int(self._borders[file])
+            tokens = _mapped(self._paths[file], self._dtype)[skipped:][: len(row) - filled]
+            row[filled : filled + len(tokens)] = tokens
+            filled += len(tokens)
 
     def __repr__(self) -> str:
-        return f"TokenBlocks({self.path!r}, {self.length}, {self.dtype.name!r})"
+        return f"TokenBlocks({list(self._paths)!r}, {self.length}, {self._dtype.name!r})"
+
+
+# A mapping holds its file open, and a process may have 1024 files by default.
+@functools.lru_cache(maxsize=512)
+def _mapped(path: str, dtype: np.dtype) -> np.ndarray:
+    # A plain array: slicing a memmap makes a memmap, which costs more than the copy.
+    return np.asarray(np.memmap(path, dtype, "r"))
+
+
+class Mixture:
+    """Sets of blocks of one length, to be drawn on in proportion to weights.
+
+    Attributes:
+      sets: the parts.
+      weights: of the parts, as given.
+      shares: the weights, so that they sum to 1.
+    """
+
+    def __init__(self, sets: Sequence[TokenBlocks], weights: Sequence[float]):
+        self.sets = tuple(sets)
+        self.weights = tuple(weights)
+        self.shares = tuple(weight / sum(weights) for weight in weights)
+        self.length = self.sets[0].length
+        most = min(len(part) / share for part, share in zip(self.sets, self.shares, strict=True))
+        # Rounded, lest a product a hair below a whole number loses a block.
+        counts = [max(1, int(round(most * share, 6))) for share in self.shares]
+        self._borders = np.cumsum([0, *counts])
+
+    def __len__(self) -> int:
+        """The blocks to be had in proportion to the weights before a set runs out."""
+        return int(self._borders[-1])
+
+    def take(self, numbers: np.ndarray) -> np.ndarray:
+        """Blocks of those, int32 [len(numbers), length].
+
+        They are counted set by set, and evenly spaced over each.
+        """
+        rows = np.empty((len(numbers), self.length), np.int32)
+        for part, first, stop in zip(self.sets, self._borders[:-1], self._borders[1:], strict=True):
+            own = (first <= numbers) & (numbers < stop)
+            rows[own] = part.take((numbers[own] - first) * len(part) // (stop - first))
+        return rows

@@ -1,83 +1,22 @@
 """One process at a time writes in a run folder."""
 
 import contextlib
-import errno
-import fcntl
-import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
-from sedd_jax.errors import BadInput
+from sedd_jax.data.lock import exclusive
 from sedd_jax.runtime.run import LOCK_FILE, check_folder
-
-# What file systems without locks answer: FUSE and network mounts, as they are set up.
-_UNSUPPORTED = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 
 
 @contextlib.contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Keeps every other process out of the run folder, which is made if it does not exist.
 
-    The lock belongs to the process: the kernel frees it however the process ends. Folders made here
-    that are still empty in the end are removed. Where the file system knows no locks, a printed
-    line says so, and nobody is kept out.
+    See `exclusive`; a folder that is still empty in the end is removed.
 
     Raises:
       BadInput: another process has the folder, or it is something else than a run folder.
     """
     check_folder(run)
-    made = [folder for folder in (run, *run.parents) if not folder.exists()]
-    run.mkdir(parents=True, exist_ok=True)
-    path = run / LOCK_FILE
-    with contextlib.ExitStack() as stack:
-        stack.callback(_remove_empty, made)
-        file = stack.enter_context(_open_locked(path))
-        # Still under the lock, so that nobody's lock is removed but our own.
-        stack.callback(path.unlink, missing_ok=True)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+    with exclusive(run / LOCK_FILE, "choose another --workdir"):
         yield
-
-
-def _open_locked(path: Path) -> TextIO:
-    while True:
-        file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with file:
-                file.seek(0)
-                holder = file.read() or "another process"
-            raise BadInput(
-                f"{path.parent} is in use by {holder}; wait until that has ended, stop it, or "
-                "choose another --workdir."
-            ) from None
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                file.close()
-                raise
-            print(
-                f"{path.parent} cannot be locked ({error.strerror}): make sure that no other run "
-                "writes there.",
-                flush=True,
-            )
-            return file
-        if _lies_at(path, file):
-            return file
-        file.close()  # the one that had the lock removed the file after we had opened it
-
-
-def _lies_at(path: Path, file: TextIO) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    with contextlib.suppress(OSError):
-        for folder in folders:
-            folder.rmdir()

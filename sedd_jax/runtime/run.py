@@ -2,10 +2,12 @@
 
 import os
 import re
-import shutil
 from pathlib import Path
 
-from sedd_jax.data.blocks import Dataset, drafts, open_blocks, prepare_blocks
+from sedd_jax.data.blocks import Dataset
+from sedd_jax.data.draft import draft_of
+from sedd_jax.data.preparation import check_vocab_size, prepare_blocks
+from sedd_jax.data.prepared import link_prepared, open_data
 from sedd_jax.errors import BadInput
 from sedd_jax.runtime import config as configs
 from sedd_jax.runtime.config import Config
@@ -25,22 +27,23 @@ _FREE = (
 def open_run(run: Path, config: Config) -> Dataset:
     """Makes the folder of a new run, or checks that it holds this run, and returns its data.
 
-    The data are prepared once and stay what they were: to continue, the corpus is not needed. Of
-    several processes one alone does this, under the lock of the folder; the others `read_run`.
+    The data are prepared once, here or before, and stay what they were: to continue, the corpus is
+    not needed. A preparation that was killed goes on. Of several processes one alone does this,
+    under the lock of the folder; the others `read_run`.
 
     Raises:
       BadInput: the folder holds something else or a run with other settings, the text cannot be
         used, or the data do not fit the settings. Nothing that exists is overwritten.
     """
     check_folder(run)
-    for draft in drafts(run / DATA_FOLDER):
-        shutil.rmtree(draft)
     settings = run / CONFIG_FILE
     if settings.exists():
         _check_settings(run, configs.from_json(settings.read_text()), config)
-        dataset = open_blocks(run / DATA_FOLDER)
+    elif config.data.prepared:
+        link_prepared(run / DATA_FOLDER, config.data.prepared, config.data, config.model.length)
     else:
-        dataset = _prepare(run / DATA_FOLDER, config)
+        prepare_blocks(run / DATA_FOLDER, config.data, config.model.length)
+    dataset = open_data(run / DATA_FOLDER, config.model.length)
     _check_data(dataset, config)
     temporary = settings.with_suffix(".tmp")
     temporary.write_text(configs.to_json(config) + "\n")
@@ -68,7 +71,7 @@ def read_run(run: Path, config: Config) -> Dataset:
             f"This process and the one that opened {run} have different settings "
             f"({'; '.join(differing)}); start every process with the same flags."
         )
-    dataset = open_blocks(run / DATA_FOLDER)
+    dataset = open_data(run / DATA_FOLDER, config.model.length)
     _check_data(dataset, config)
     return dataset
 
@@ -87,7 +90,7 @@ def check_folder(run: Path) -> None:
         if (run / CONFIG_FILE).is_file() or (run / DATA_FOLDER).is_dir():
             return
         # what a run killed early on leaves, and one that has just begun has
-        if set(run.iterdir()) <= {run / LOCK_FILE, *drafts(run / DATA_FOLDER)}:
+        if set(run.iterdir()) <= {run / LOCK_FILE, run / draft_of(run / DATA_FOLDER).name}:
             return
     raise BadInput(f"{run} exists and is not a run folder; choose another --workdir.")
 
@@ -108,27 +111,8 @@ def _is_free(line, config):
     return line.startswith(_FREE)
 
 
-def _prepare(folder, config):
-    data = config.data
-    return prepare_blocks(
-        folder,
-        corpus=data.corpus,
-        separator=data.separator,
-        heldout_fraction=data.heldout_fraction,
-        tokenizer_kind=data.tokenizer,
-        vocab_size=data.vocab_size,
-        tokenizer_path=data.tokenizer_path,
-        length=config.model.length,
-    )
-
-
 def _check_data(dataset, config):
-    size = dataset.tokenizer.vocab_size
-    if config.data.vocab_size not in (0, size):
-        raise BadInput(
-            f"config.data.vocab_size is {config.data.vocab_size}, but the {config.data.tokenizer} "
-            f"tokenizer has {size} tokens; set it to {size}, or to 0 for any."
-        )
+    check_vocab_size(dataset.tokenizer, config.data)
     if len(dataset.heldout) < config.eval.batch_size:
         raise BadInput(
             f"config.eval.batch_size is {config.eval.batch_size}, but there are only "

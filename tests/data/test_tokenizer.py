@@ -12,7 +12,7 @@ import pytest
 from sedd_jax import hub
 from sedd_jax.data import characters, subword
 from sedd_jax.data.recipe import Recipe
-from sedd_jax.data.sources import load_documents
+from sedd_jax.data.sources import pieces
 from sedd_jax.data.tokenizer import (
     GPT2,
     TOKENIZERS,
@@ -46,7 +46,7 @@ HARD_TEXTS = [
 
 @pytest.fixture(scope="module")
 def topics():
-    return load_documents("pydoc", "")[:12]
+    return [document.content for document in pieces(Recipe(), "pydoc")[0].documents()][:12]
 
 
 @pytest.fixture(

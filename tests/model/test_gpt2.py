@@ -149,5 +149,5 @@ def test_tensors_that_do_not_fit_are_named(folder):
     change_tensors(folder, lambda tensors: tensors.update(head))
     with pytest.raises(BadInput, match=r"has a lm_head\.weight of its own"):
         sedd.load(folder)
-    with pytest.raises(BadInput, match="Hugging Face layout, which has one set of weights"):
+    with pytest.raises(BadInput, match="PyTorch layout, which has one set of weights"):
         sedd.load(GOLDEN, step=3)

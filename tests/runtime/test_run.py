@@ -2,11 +2,15 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sedd_jax.data import preparation, shards
+from sedd_jax.data.preparation import prepare_blocks
+from sedd_jax.data.tokenizer import load_tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.runtime.config import from_json
-from sedd_jax.runtime.run import CONFIG_FILE, DATA_FOLDER, open_run, read_run
+from sedd_jax.runtime.run import CONFIG_FILE, DATA_FOLDER, check_folder, open_run, read_run
 
 
 def replaced(config, group, **changes):
@@ -67,12 +71,26 @@ def test_data_that_do_not_fit_are_refused(tmp_path, smoke_config, group, changes
         open_run(tmp_path / "run", replaced(smoke_config, group, **changes))
 
 
-def test_a_run_killed_while_preparing_starts_anew(tmp_path, smoke_config):
-    draft = tmp_path / ".data.0123456789abcdef.draft"
-    draft.mkdir()
-    (draft / "train.bin").write_bytes(b"half")
-    assert len(open_run(tmp_path, smoke_config).train) > 0
+def test_a_run_killed_while_preparing_goes_on(tmp_path, smoke_config, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preparation, "load_tokenizer", interrupted)  # everything is tokenised by then
+        open_run(tmp_path / "run", smoke_config)
+    draft = tmp_path / "run" / ".data.draft"
+    done = contents(draft / "shards")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".data.draft"] and done
+    check_folder(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.Shards, "_write", interrupted)  # is not called again
+        assert len(open_run(tmp_path / "run", smoke_config).train) > 0
     assert not draft.exists()
+    open_run(tmp_path / "straight", smoke_config)
+    for name in ("manifest.json", "train-00000.bin"):
+        once, twice = (tmp_path / run / DATA_FOLDER / name for run in ("straight", "run"))
+        assert once.read_bytes() == twice.read_bytes()
+
+
+def interrupted(*args):
+    raise KeyboardInterrupt
 
 
 def test_to_go_on_the_corpus_is_not_needed(tmp_path, smoke_config):
@@ -120,3 +138,63 @@ def test_processes_with_different_settings_are_refused(tmp_path, smoke_config):
     other = replaced(smoke_config, "train", steps=1000)
     with pytest.raises(BadInput, match="different settings .train.steps: 20 -> 1000.; start every"):
         read_run(tmp_path, other)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, smoke_config):
+    folder = tmp_path_factory.mktemp("prepared") / "pydoc"
+    prepare_blocks(folder, smoke_config.data, smoke_config.model.length)
+    return folder
+
+
+def test_a_run_on_data_prepared_before_has_the_same_blocks(tmp_path, smoke_config, prepared):
+    config = replaced(smoke_config, "data", prepared=str(prepared))
+    own, linked = open_run(tmp_path / "own", smoke_config), open_run(tmp_path / "linked", config)
+    numbers = np.arange(len(own.train))
+    np.testing.assert_array_equal(own.train.take(numbers), linked.train.take(numbers))
+    assert own.manifest == linked.manifest == read_run(tmp_path / "linked", config).manifest
+    assert not list((tmp_path / "linked").rglob("*.bin"))
+    saved = load_tokenizer(tmp_path / "linked" / DATA_FOLDER / "tokenizer")
+    assert saved.fingerprint() == own.tokenizer.fingerprint()
+    with pytest.raises(BadInput, match="holds a run with other settings .data.prepared: "):
+        open_run(tmp_path / "own", config)
+
+
+def test_a_run_killed_before_it_had_settings_keeps_its_kind_of_data(
+    tmp_path, smoke_config, prepared
+):
+    config = replaced(smoke_config, "data", prepared=str(prepared))
+    for first, second, message in (
+        (config, smoke_config, "holds other prepared data .*pydoc is new"),
+        (smoke_config, config, "data stands for other data than"),
+    ):
+        run = tmp_path / message[:5]
+        open_run(run, first)
+        (run / CONFIG_FILE).unlink()
+        with pytest.raises(BadInput, match=message):
+            open_run(run, second)
+        open_run(run, first)
+
+
+def test_a_run_on_prepared_data_stays_with_them(tmp_path, smoke_config, prepared):
+    shutil.copytree(prepared, tmp_path / "copy")
+    config = replaced(smoke_config, "data", prepared=str(tmp_path / "copy"))
+    open_run(tmp_path / "run", config)
+    shutil.rmtree(tmp_path / "copy")
+    with pytest.raises(BadInput, match="prepared data of this run are gone"):
+        open_run(tmp_path / "run", config)
+    longer = replaced(smoke_config, "data", heldout_fraction=0.3)
+    prepare_blocks(tmp_path / "copy", longer.data, config.model.length)
+    with pytest.raises(BadInput, match="holds other data than those this run began with"):
+        open_run(tmp_path / "run", config)
+
+
+def test_a_run_on_data_that_do_not_suit_it_is_refused(tmp_path, smoke_config, prepared):
+    other = {"prepared": str(prepared), "tokenizer": "text8", "vocab_size": 27}
+    with pytest.raises(BadInput, match="config.data.tokenizer=bytes, but it is text8 here"):
+        open_run(tmp_path / "run", replaced(smoke_config, "data", **other))
+    with pytest.raises(
+        BadInput, match="no prepared data are there; .*-m sedd_jax.prepare --config"
+    ):
+        open_run(tmp_path / "run", replaced(smoke_config, "data", prepared="absent"))
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())

@@ -1,0 +1,133 @@
+"""Times the preparation of text, and its memory: tokens a second, parent and workers.
+
+    python -m benchmarks.prepare --gpt2=FOLDER
+
+Text is the help of Python again and again, each document with a number of its own, as JSON lines or
+with a separator. The binary prepares it in a process of its own; a row gives the largest resident
+memory of that process and of any worker. They must not grow with the text, but for what a tokenizer
+is fitted on, which is bounded.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import flags
+
+from benchmarks.measure import check_output, report
+from sedd_jax.data.blocks import open_blocks
+from sedd_jax.errors import BadInput
+from sedd_jax.runtime import cli
+
+_MEGABYTES = flags.DEFINE_list("megabytes", ["2", "20"], "Sizes of the text.")
+_GPT2 = flags.DEFINE_string("gpt2", None, "A folder with encoder.json and vocab.bpe.")
+_WORKERS = flags.DEFINE_integer("workers", 2, "Processes.", lower_bound=1)
+_OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
+
+_SEPARATOR = "<|endoftext|>"
+_LENGTH = 1024
+
+
+def main() -> None:
+    """Measures as the flags say."""
+    check_output(_OUTPUT.value)
+    tokenizers = {"bytes": [], "sentencepiece": ["--config.data.vocab_size=4096"]}
+    if _GPT2.value:
+        tokenizers["gpt2"] = [f"--config.data.tokenizer_path={_GPT2.value}"]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        corpora = {
+            (form, int(size)): _written(Path(folder), form, int(size))
+            for form in _FORMS
+            for size in _MEGABYTES.value
+        }
+        for name, choices in tokenizers.items():
+            for (form, size), corpus in corpora.items():
+                output = Path(folder) / f"{name}-{form}-{size}"
+                row = {"tokenizer": name, "format": form, "MB": size, "workers": _WORKERS.value}
+                rows.append(row | _prepared(corpus, output, name, choices))
+    report(rows, _OUTPUT.value)
+
+
+def _text(document: str) -> str:
+    return document + _SEPARATOR
+
+
+def _json_line(document: str) -> str:
+    return json.dumps({"text": document}) + "\n"
+
+
+_FORMS = {"text": _text, "jsonl": _json_line}
+
+
+def _written(folder: Path, form: str, megabytes: int) -> str:
+    """Writes a corpus of four files, so that workers share it, and returns its pattern."""
+    documents, ending = _documents(), "txt" if form == "text" else form
+    for number in range(4):
+        with (folder / f"{megabytes}-{number}.{ending}").open("w", encoding="utf-8") as file:
+            written = 0
+            while written < megabytes * 2**18:
+                written += file.write(_FORMS[form](next(documents)))
+    return str(folder / f"{megabytes}-*.{ending}")
+
+
+def _documents() -> Iterator[str]:
+    from pydoc_data import topics
+
+    number = 0
+    while True:
+        for topic in topics.topics.values():
+            number += 1
+            yield f"Document {number}.\n{topic}"
+
+
+def _prepared(corpus: str, output: Path, tokenizer: str, choices: list[str]) -> dict[str, float]:
+    """Prepares the corpus and returns tokens a second and memory."""
+    command = [
+        sys.executable, "-m", "sedd_jax.prepare", "--config=configs/smoke.py",
+        f"--config.data.corpus={corpus}", f"--config.data.separator={_SEPARATOR}",
+        f"--config.data.tokenizer={tokenizer}", "--config.data.vocab_size=0",
+        f"--config.model.length={_LENGTH}", *choices, f"--output={output}",
+        f"--workers={_WORKERS.value}",
+    ]  # fmt: skip
+    began = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        peaks = {}
+        while process.poll() is None:
+            peaks |= {pid: peak for pid, peak in _peaks(process.pid).items() if peak}
+            time.sleep(0.02)
+        seconds = time.perf_counter() - began
+        if process.returncode:
+            raise BadInput(f"{' '.join(command)} failed: {process.stdout.read().decode()}")
+    splits = open_blocks(output, _LENGTH).manifest["splits"].values()
+    tokens = sum(split["tokens"] for split in splits)
+    parent = peaks.pop(process.pid)
+    return {
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "parent_mb": parent / 2**20,
+        "worker_mb": max(peaks.values(), default=0) / 2**20,
+    }
+
+
+def _peaks(pid: int) -> dict[int, int]:
+    """The largest resident memory so far, in bytes, of a process and its children."""
+    peaks = {}
+    for path in Path("/proc").glob("[0-9]*/status"):
+        try:
+            lines = dict(line.split(":\t", 1) for line in path.read_text().splitlines())
+        except (OSError, ValueError):
+            continue  # it has ended
+        number = int(path.parent.name)
+        if pid in (number, int(lines["PPid"])):
+            peaks[number] = int(lines.get("VmHWM", "0 kB").split()[0]) * 1024
+    return peaks
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,253 @@
+"""Text prepared once: a survey of the corpus, a tokenizer, and the tokens of every document."""
+
+import collections
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sedd_jax.data.blocks import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest
+from sedd_jax.data.draft import differences, draft_of, drafted, write_json
+from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.shards import SPLITS, Shards, Split, id_dtype
+from sedd_jax.data.sources import pieces
+from sedd_jax.data.split import BINS, heldout_bins
+from sedd_jax.data.survey import Survey, Surveyor
+from sedd_jax.data.tokenizer import (
+    FITTED_TOKENIZERS,
+    SIZED_TOKENIZERS,
+    Tokenizer,
+    build_tokenizer,
+    load_tokenizer,
+)
+from sedd_jax.data.workers import Task, results
+from sedd_jax.errors import BadInput
+
+# A tokenizer is fitted on about so much text, spread over the corpus: more takes memory in
+# proportion, and no better pieces come of it.
+_FITTING_CHARACTERS = 10_000_000
+
+
+def prepare_blocks(
+    folder: str | os.PathLike[str], recipe: Recipe, length: int, workers: int = 1
+) -> Dataset:
+    """Prepares the corpus of `recipe` in `folder`, or opens `folder` when it holds just that.
+
+    The corpus is read twice, by `workers` processes: for a survey, then to be tokenised, each
+    document whole and followed by an end-of-document token (where the tokenizer has one). Unless
+    the recipe wraps, a document becomes one block of `length`; else the files know of no length,
+    and the remainder below one block is dropped when they are opened. What is done lies in a draft
+    beside `folder`, which appears in one step; after a kill the same call goes on from there, to
+    the same bytes, as any number of workers give.
+
+    Raises BadInput when `folder` holds anything else (nothing is overwritten), when another process
+    prepares it, for a bad document unless the recipe skips those, when a split has less than one
+    block, and what `pieces` and `build_tokenizer` raise.
+    """
+    for name, value in (("block length", length), ("number of workers", workers)):
+        if value < 1:
+            raise BadInput(f"The {name} is {value}, it must be at least 1.")
+    if not 0 < recipe.heldout_fraction < 1:
+        raise BadInput(
+            f"heldout_fraction is {recipe.heldout_fraction}, it must lie between 0 and 1, both "
+            "excluded."
+        )
+    folder = Path(folder)
+    tasks = _tasks(recipe)
+    settings = _settings(recipe, length, tasks)
+    if _is_occupied(folder):
+        _check_settings(folder, settings)
+    if not _is_occupied(folder) or draft_of(folder).exists():
+        with drafted(folder, settings) as draft:
+            if not _is_occupied(folder):  # else it was done just now, or killed at the last moment
+                _Preparation(draft, recipe, length, tasks, workers).run(settings)
+                os.replace(draft / "data", folder)
+        _check_settings(folder, settings)
+    return open_blocks(folder, length)
+
+
+def check_vocab_size(tokenizer: Tokenizer, recipe: Recipe) -> None:
+    """Raises BadInput unless the tokenizer has as many tokens as the recipe wants."""
+    if recipe.vocab_size not in (0, tokenizer.vocab_size):
+        raise BadInput(
+            f"config.data.vocab_size is {recipe.vocab_size}, but the {tokenizer.kind} tokenizer "
+            f"has {tokenizer.vocab_size} tokens; set it to {tokenizer.vocab_size}, or to 0 for any."
+        )
+
+
+def _tasks(recipe: Recipe) -> list[Task]:
+    """All pieces of the corpora, numbered."""
+    corpora = {"corpus": recipe.corpus, "heldout_corpus": recipe.heldout_corpus}
+    found = [
+        (name, piece)
+        for name, corpus in corpora.items()
+        if corpus
+        for piece in pieces(recipe, corpus)
+    ]
+    return [Task(number, name, piece) for number, (name, piece) in enumerate(found)]
+
+
+def _settings(recipe: Recipe, length: int, tasks: list[Task]) -> dict[str, Any]:
+    """All that the prepared data depend on: the settings that matter, and the sources."""
+    choices = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
+    unused = {"corpus", "heldout_corpus"}  # the sources tell
+    if recipe.heldout_corpus:
+        unused.add("heldout_fraction")
+    if recipe.tokenizer not in SIZED_TOKENIZERS:
+        unused.add("vocab_size")
+    sources = [
+        {
+            "corpus": task.corpus,
+            "name": task.piece.name,
+            "size": task.piece.size,
+            "version": task.piece.version(),
+        }
+        for task in tasks
+    ]
+    return {
+        "format": FORMAT,
+        "recipe": {name: choice for name, choice in choices.items() if name not in unused},
+        "length": None if recipe.wrap else length,
+        "sources": sources,
+    }
+
+
+def _is_occupied(folder: Path) -> bool:
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Raises BadInput, which says what differs, unless `folder` was prepared with `settings`."""
+    if not (folder / MANIFEST).is_file():
+        raise BadInput(
+            f"{folder} exists but is no complete folder of prepared data ({MANIFEST} is missing); "
+            "nothing was overwritten: choose another folder."
+        )
+    manifest = read_manifest(folder)
+    if changes := differences({name: manifest.get(name) for name in settings}, settings):
+        raise BadInput(
+            f"{folder} holds other prepared data ({'; '.join(changes)}); nothing was "
+            "overwritten: choose another folder or go back to those settings."
+        )
+
+
+class _Preparation:
+    """Makes the folder `data` in a draft, from as much as there is of it and beside it."""
+
+    def __init__(self, draft: Path, recipe: Recipe, length: int, tasks: list[Task], workers: int):
+        self._draft, self._recipe, self._length = draft, recipe, length
+        self._tasks, self._workers = tasks, workers
+        for name in ("data", "survey", "shards"):
+            (draft / name).mkdir(exist_ok=True)
+
+    def run(self, settings: dict[str, Any]) -> None:
+        """Leaves the folder complete; `settings` go into its manifest."""
+        recipe = self._recipe
+        fitted = recipe.tokenizer in FITTED_TOKENIZERS and not recipe.tokenizer_path
+        if not fitted:  # what is wrong with it shows before the corpus is read
+            self._keep_tokenizer(lambda: build_tokenizer(recipe))
+        surveys = self._survey()
+        split = self._split(surveys["corpus"])
+        if fitted:
+            letters = set().union(*(survey.letters for survey in surveys.values()))
+            texts = functools.partial(self._fitting_texts, split, surveys["corpus"])
+            self._keep_tokenizer(lambda: build_tokenizer(recipe, texts, "".join(sorted(letters))))
+        build = functools.partial(Shards, self._draft, recipe, split, self._length)
+        done = results(build, self._tasks, self._workers, "tokenising")
+        if _settings(recipe, self._length, self._tasks) != settings:
+            raise BadInput("The corpus has changed while it was read; prepare it again.")
+        tokenizer = load_tokenizer(self._draft / "data" / "tokenizer")
+        manifest = {
+            **settings,
+            "contents": {
+                corpus: {"sha256": survey.sha256, "pieces": survey.pieces}
+                for corpus, survey in surveys.items()
+            },
+            "tokenizer": tokenizer.kind,
+            "fingerprint": tokenizer.fingerprint(),
+            "vocab_size": tokenizer.vocab_size,
+            "dtype": id_dtype(tokenizer.vocab_size),
+            "skipped": _sum(
+                [*(s.skipped for s in surveys.values()), *(d["skipped"] for d in done)]
+            ),
+            "splits": {
+                name: self._totals(name, [counts["splits"][name] for counts in done])
+                for name in SPLITS
+            },
+        }
+        write_json(self._draft / "data" / MANIFEST, manifest, indent=1)
+
+    def _keep_tokenizer(self, build: Callable[[], Tokenizer]) -> None:
+        """Saves the tokenizer in one step, unless it is there already."""
+        folder = self._draft / "data" / "tokenizer"
+        if not folder.exists():
+            tokenizer = build()
+            check_vocab_size(tokenizer, self._recipe)
+            tokenizer.save(self._draft / "tokenizer")
+            os.replace(self._draft / "tokenizer", folder)
+
+    def _survey(self) -> dict[str, Survey]:
+        """The survey of each corpus."""
+        recipe = self._recipe
+        build = functools.partial(
+            Surveyor,
+            self._draft / "survey",
+            refuse=recipe.bad_documents == "refuse",
+            letters=recipe.tokenizer == "characters",
+        )
+        surveys = collections.defaultdict(Survey)
+        paths = results(build, self._tasks, self._workers, "surveying")
+        for task, path in zip(self._tasks, paths, strict=True):
+            surveys[task.corpus].add(path)
+        for name, survey in surveys.items():
+            if not survey.characters:
+                raise BadInput(
+                    f"The corpus {getattr(recipe, name)} is empty: it holds nothing but white "
+                    "space."
+                )
+        return surveys
+
+    def _split(self, survey: Survey) -> Split:
+        fraction = self._recipe.heldout_fraction
+        if self._recipe.heldout_corpus:
+            return Split({"corpus": 0, "heldout_corpus": BINS}, fraction)
+        return Split({"corpus": heldout_bins(survey.histogram, fraction)}, fraction)
+
+    def _fitting_texts(self, split: Split, survey: Survey) -> Iterator[str]:
+        """Training documents to fit a tokenizer on: the first ones of every piece, or all."""
+        share = min(1, _FITTING_CHARACTERS / survey.characters)
+        tasks = [task for task in self._tasks if task.corpus == "corpus"]
+        for task, counts in zip(tasks, survey.pieces, strict=True):
+            left = share * counts["characters"]
+            for content, _ in task.piece.documents():
+                if left <= 0:
+                    break
+                if isinstance(content, str):
+                    left -= len(content)
+                    parts = split.parts(task.corpus, content)
+                    yield from (part for name, part in parts if name == "train")
+
+    def _totals(self, name: str, counts: list[dict[str, Any]]) -> dict[str, Any]:
+        """The counts of a split, and its files."""
+        shards = [
+            {"file": piece["file"], "tokens": piece["tokens"]}
+            for piece in counts
+            if piece["tokens"]
+        ]
+        totals = _sum([{k: v for k, v in piece.items() if k != "file"} for piece in counts])
+        tokens = totals["tokens"]
+        if tokens < self._length:
+            raise BadInput(
+                f"The {name} split has {tokens} tokens, less than one block of length "
+                f"{self._length}; give more text, choose a shorter length or change "
+                "heldout_fraction."
+            )
+        return {**totals, "bytes_per_token": totals["utf8_bytes"] / tokens, "shards": shards}
+
+
+def _sum(counts: list[dict[str, int]]) -> dict[str, int]:
+    """The sums by name, zeros too."""
+    names = dict.fromkeys(name for some in counts for name in some)
+    return {name: sum(some.get(name, 0) for some in counts) for name in names}

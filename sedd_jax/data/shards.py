@@ -1,0 +1,147 @@
+"""The second reading of a corpus: a piece becomes a file of token ids for each split."""
+
+import collections
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sedd_jax.data.documents import Fault
+from sedd_jax.data.draft import write_json
+from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.split import Content, bin_of, content_bytes, cut
+from sedd_jax.data.survey import kind_of, size_of
+from sedd_jax.data.tokenizer import load_tokenizer
+from sedd_jax.data.workers import Task
+from sedd_jax.errors import BadInput
+
+SPLITS = ("train", "heldout")
+_COUNTS = ("documents", "characters", "utf8_bytes", "tokens", "filling", "cut_off")
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Which documents of each corpus are held out.
+
+    Attributes:
+      heldout: by corpus, the number b for which the documents of the bins [0, b) are held out; None
+        where each document is cut in two.
+      fraction: of a document that is cut, to be held out.
+    """
+
+    heldout: dict[str, int | None]
+    fraction: float
+
+    def parts(self, corpus: str, content: Content) -> Iterator[tuple[str, Content]]:
+        """Yields the splits that the document has a part in, and the parts."""
+        border = self.heldout[corpus]
+        if border is None:
+            yield from zip(SPLITS, cut(content, self.fraction), strict=True)
+        else:
+            yield SPLITS[bin_of(content_bytes(content)) < border], content
+
+
+class Shards:
+    """Tokenises a task, unless it was done before, and returns what was counted.
+
+    Files `train-NUMBER.bin` and `heldout-NUMBER.bin` with the ids of whole documents, one at a time
+    in memory, each followed by an end-of-document token where the tokenizer has one; no file for a
+    split without tokens. Unless the recipe wraps, a document is one block of `length` instead.
+    Their bytes depend on nothing but the piece and the arguments here. Raises BadInput for a
+    document that the tokenizer refuses, unless the recipe skips those.
+    """
+
+    def __init__(self, draft: Path, recipe: Recipe, split: Split, length: int):
+        self._data, self._work = draft / "data", draft / "shards"
+        self._recipe, self._split, self._length = recipe, split, length
+        self._tokenizer = load_tokenizer(self._data / "tokenizer")
+        self._dtype = id_dtype(self._tokenizer.vocab_size)
+
+    def __call__(self, task: Task) -> dict[str, Any]:
+        done = self._work / f"{task.number:05d}.json"
+        if not done.exists():
+            write_json(done, self._write(task))
+        return json.loads(done.read_text(encoding="utf-8"))
+
+    def _write(self, task: Task) -> dict[str, Any]:
+        names = {split: f"{split}-{task.number:05d}.bin" for split in SPLITS}
+        counts = {split: collections.Counter(dict.fromkeys(_COUNTS, 0)) for split in SPLITS}
+        skipped = collections.Counter()
+        with ExitStack() as stack:
+            files = {
+                split: stack.enter_context((self._work / names[split]).open("wb"))
+                for split in SPLITS
+            }
+            for split, part, where in self._documents(task):
+                block = self._block(part)
+                if isinstance(block, Fault):
+                    if self._recipe.bad_documents == "refuse":
+                        place = task.piece.place(where)
+                        raise BadInput(
+                            f"{place} {block.reason} Or leave such documents out with "
+                            "config.data.bad_documents=skip."
+                        )
+                    skipped[kind_of(block)] += 1
+                    continue
+                ids, found = block
+                files[split].write(ids.astype(self._dtype).tobytes())
+                counts[split].update(found)
+            for file in files.values():
+                file.flush()
+                os.fsync(file.fileno())
+        for split, name in names.items():
+            if counts[split]["tokens"]:
+                os.replace(self._work / name, self._data / name)
+        return {
+            "splits": {split: {"file": names[split], **counts[split]} for split in SPLITS},
+            "skipped": skipped,
+        }
+
+    def _documents(self, task: Task) -> Iterator[tuple[str, Content, int]]:
+        for content, where in task.piece.documents():
+            if not isinstance(content, Fault):  # the survey has counted those
+                for split, part in self._split.parts(task.corpus, content):
+                    yield split, part, where
+
+    def _block(self, content: Content) -> tuple[np.ndarray, dict[str, int]] | Fault:
+        """The tokens of a document as they are written, and its counts."""
+        kind, end = self._tokenizer.kind, self._tokenizer.eod_id
+        try:
+            ids = self._tokenizer.encode(content)
+        except BadInput as error:
+            return Fault(f"does not suit the tokenizer {kind}: {error}")
+        size, cut_off, filling = size_of(content), 0, 0
+        if self._recipe.wrap:
+            ids = ids if end is None else np.append(ids, np.int32(end))
+        else:
+            cut_off, filling = max(len(ids) - self._length, 0), max(self._length - len(ids), 0)
+            if filling and end is None:
+                return Fault(
+                    f"is too short for a block: it has {len(ids)} tokens of {self._length}, and "
+                    f"the tokenizer {kind} has no end-of-document token to fill up with; choose a "
+                    "shorter config.model.length."
+                )
+            ids = ids[: self._length]
+            if cut_off:
+                size = self._size_of_tokens(ids, content)
+            if filling:
+                ids = np.append(ids, np.full(filling, end, np.int32))
+        counts = (1, len(content), size, len(ids), filling, cut_off)
+        return ids, dict(zip(_COUNTS, counts, strict=True))
+
+    def _size_of_tokens(self, ids: np.ndarray, content: Content) -> int:
+        """The size of what `ids`, the first tokens of a document, stand for."""
+        if not isinstance(content, str):
+            return len(ids)
+        # Half a character at the cut decodes to the replacement character, and does not count.
+        return size_of(self._tokenizer.decode(ids).rstrip("\ufffd"))
+
+
+def id_dtype(vocab_size: int) -> str:
+    """The smallest type for ids in [0, vocab_size)."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"

@@ -1,0 +1,491 @@
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from sedd_jax.data import preparation, shards
+from sedd_jax.data.blocks import open_blocks
+from sedd_jax.data.draft import draft_of, drafted
+from sedd_jax.data.preparation import prepare_blocks
+from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.tokenizer import SentencePiece, Tokenizer
+from sedd_jax.errors import BadInput
+
+RECIPE = Recipe(separator="---\n", heldout_fraction=0.2, vocab_size=0)
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    file = tmp_path / "corpus.txt"
+    file.write_text("\n---\n".join(f"document {i} é\n" + "text " * i for i in range(30)))
+    return str(file)
+
+
+def _prepare(folder, corpus, length=32, workers=1, **changes):
+    recipe = dataclasses.replace(RECIPE, corpus=str(corpus), **changes)
+    return prepare_blocks(folder, recipe, length, workers)
+
+
+def _stream(blocks):
+    """The tokens of all blocks in a row."""
+    return np.concatenate(list(blocks))
+
+
+def _contents(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_blocks_are_the_documents_in_a_row_each_with_its_end(
+    tmp_path, corpus, load_documents, split_documents
+):
+    dataset = _prepare(tmp_path / "data", corpus)
+    documents = load_documents(corpus, "---\n")
+    for blocks, part in zip(
+        (dataset.train, dataset.heldout), split_documents(documents, 0.2), strict=True
+    ):
+        expected = "".join(document + "<|endoftext|>" for document in part)
+        text = dataset.tokenizer.decode(_stream(blocks))
+        assert expected.startswith(text.rstrip("\ufffd"))
+        tokens = sum(len(document.encode()) + 1 for document in part)
+        assert len(blocks) == tokens // 32
+        assert blocks[0].dtype == np.int32 and blocks[0].shape == (32,)
+
+
+def test_manifest_counts_what_was_written(tmp_path, corpus, load_documents, split_documents):
+    folder = tmp_path / "data"
+    manifest = _prepare(folder, corpus).manifest
+    assert manifest == json.loads((folder / "manifest.json").read_text())
+    assert (manifest["tokenizer"], manifest["vocab_size"]) == ("bytes", 257)
+    # a stream is tied to no length
+    assert (manifest["dtype"], manifest["length"], manifest["skipped"]) == ("uint16", None, {})
+    (source,) = manifest["sources"]
+    assert source["name"].startswith(corpus) and source["size"] == os.path.getsize(corpus)
+    documents = load_documents(corpus, "---\n")
+    (piece,) = manifest["contents"]["corpus"]["pieces"]
+    assert piece["characters"] == sum(map(len, documents))
+    for name, part in zip(("train", "heldout"), split_documents(documents, 0.2), strict=True):
+        size = sum(len(document.encode()) for document in part)
+        assert manifest["splits"][name] == {
+            "documents": len(part),
+            "characters": size - len(part),
+            "utf8_bytes": size,
+            "tokens": size + len(part),
+            "filling": 0,
+            "cut_off": 0,
+            "bytes_per_token": size / (size + len(part)),
+            "shards": [{"file": f"{name}-00000.bin", "tokens": size + len(part)}],
+        }
+        assert (folder / f"{name}-00000.bin").stat().st_size == (size + len(part)) * 2
+
+
+def test_without_an_end_token_documents_are_simply_concatenated(tmp_path, split_documents):
+    for i, letter in enumerate("abcd"):
+        (tmp_path / f"{i}.txt").write_text(letter * 10)
+    dataset = _prepare(tmp_path / "data", str(tmp_path), tokenizer="text8", length=5)
+    train, _ = split_documents([letter * 10 for letter in "abcd"], 0.2)
+    assert dataset.tokenizer.decode(_stream(dataset.train)) == "".join(train)
+
+
+def test_large_vocabularies_use_four_bytes(tmp_path, corpus, monkeypatch):
+    class Wide(Tokenizer):
+        kind, vocab_size, eod_id = "bytes", 2**16 + 1, 2**16
+
+        def _encode(self, text):
+            return np.full(len(text), 7, np.int32)
+
+        def _decode_run(self, ids):
+            return ""
+
+    monkeypatch.setattr(preparation, "build_tokenizer", lambda *args: Wide())
+    monkeypatch.setattr(preparation, "load_tokenizer", lambda folder: Wide())
+    monkeypatch.setattr(shards, "load_tokenizer", lambda folder: Wide())
+    dataset = _prepare(tmp_path / "data", corpus)
+    assert dataset.manifest["dtype"] == "uint32"
+    assert set(_stream(dataset.train).tolist()) == {7, 2**16}
+
+
+def test_sentencepiece_is_fitted_on_training_text_and_characters_on_all(tmp_path, split_documents):
+    text = "plain words and more of them\n" * 60 + "qq☃qq qqq\n" * 100
+    (tmp_path / "a.txt").write_text(text)
+    common = {"separator": "", "length": 8, "heldout_fraction": 0.4}
+    (train,), (heldout,) = split_documents([text], 0.4)
+    assert "☃" in heldout and "☃" not in train
+    fitted = _prepare(
+        tmp_path / "s", str(tmp_path), tokenizer="sentencepiece", vocab_size=280, **common
+    ).tokenizer
+    np.testing.assert_array_equal(fitted.encode(text), SentencePiece.fit([train], 280).encode(text))
+    assert len(fitted.encode(text)) != len(SentencePiece.fit([text], 280).encode(text))
+    letters = _prepare(tmp_path / "c", str(tmp_path), tokenizer="characters", **common)
+    assert "☃" in letters.tokenizer.decode(_stream(letters.heldout))
+
+
+def test_the_same_settings_reuse_the_folder(tmp_path, corpus, monkeypatch):
+    folder = tmp_path / "data"
+    first = _prepare(folder, corpus)
+    before = _contents(folder)
+    monkeypatch.setattr(preparation, "results", lambda *args: pytest.fail("prepared again"))
+    # The kind "bytes" has no choice of size, so a vocab_size given to it makes no difference.
+    second = _prepare(folder, corpus, vocab_size=999)
+    assert second.manifest == first.manifest
+    np.testing.assert_array_equal(_stream(second.train), _stream(first.train))
+    assert _contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"wrap": False}, "wrap is True there and False here; length is None there and 32 here"),
+        ({"heldout_fraction": 0.3}, "heldout_fraction is 0.2 there and 0.3 here"),
+        ({"separator": ""}, "separator is '---\\\\n' there and '' here"),
+        ({"bad_documents": "skip"}, "bad_documents is 'refuse' there and 'skip' here"),
+        ({"heldout_corpus": "pydoc"}, "heldout_fraction is 0.2 there and None here; pydoc is new"),
+        ({"tokenizer": "characters"}, "tokenizer is 'bytes' there and 'characters' here"),
+        (
+            {"tokenizer": "sentencepiece", "vocab_size": 300},
+            "tokenizer is 'bytes' there and 'sentencepiece' here; vocab_size is None there and 300",
+        ),
+    ],
+)
+def test_other_settings_are_refused_and_named(tmp_path, corpus, changes, message):
+    folder = tmp_path / "data"
+    _prepare(folder, corpus)
+    before = _contents(folder)
+    with pytest.raises(BadInput, match=f"{message}.*nothing was overwritten"):
+        _prepare(folder, corpus, **changes)
+    assert _contents(folder) == before
+
+
+def test_a_changed_text_is_refused(tmp_path, corpus):
+    _prepare(tmp_path / "data", corpus)
+    with open(corpus, "a") as file:
+        file.write("more")
+    with pytest.raises(BadInput, match="holds other prepared data .*corpus.txt has changed.;"):
+        _prepare(tmp_path / "data", corpus)
+
+
+def test_the_files_that_differ_are_named(tmp_path):
+    names = [tmp_path / "texts" / f"{letter}.txt" for letter in "abcdef"]
+    names[0].parent.mkdir()
+    for name in names[:-1]:
+        name.write_text(f"{name} " * 9)
+    _prepare(tmp_path / "data", names[0].parent)
+    for name in names[:3]:
+        name.unlink()
+    names[-1].write_text("new")
+    with pytest.raises(BadInput, match="a.txt is gone; .*b.txt is gone; .*c.txt is gone; and 1 mo"):
+        _prepare(tmp_path / "data", names[0].parent)
+
+
+def test_a_foreign_folder_is_not_overwritten_but_an_empty_one_is_used(tmp_path, corpus):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("precious")
+    with pytest.raises(BadInput, match="is no complete folder of prepared data .*manifest.json"):
+        _prepare(folder, corpus)
+    assert (folder / "thesis.tex").read_text() == "precious"
+    (folder / "thesis.tex").unlink()
+    assert len(_prepare(folder, corpus).train) > 0
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """A folder of seven small files."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(7):
+        (folder / f"{i}.txt").write_text("---\n".join(f"text {i} {j} ☃ " * 9 for j in range(6)))
+    return folder
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "vocab_size"), [("bytes", 0), ("sentencepiece", 280), ("characters", 0)]
+)
+def test_a_killed_preparation_goes_on_to_the_same_bytes(
+    tmp_path, texts, monkeypatch, kind, vocab_size
+):
+    choices = {"tokenizer": kind, "vocab_size": vocab_size}
+    _prepare(tmp_path / "straight", texts, **choices)
+    replace, folder, kills, left = os.replace, tmp_path / "new" / "data", 0, 0
+
+    def killed(source, target):
+        """Whatever is finished is renamed: there the process ends, just before or just after."""
+        nonlocal left
+        left -= 1
+        if left or kills % 2:
+            replace(source, target)
+        if not left:
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", killed)
+    while not folder.exists():
+        left = 4
+        with contextlib.suppress(Killed):
+            _prepare(folder, texts, **choices)
+            break
+        kills += 1
+    monkeypatch.setattr(os, "replace", replace)
+    assert kills >= 8
+    _prepare(folder, texts, **choices)  # drops what a kill at the last moment left
+    assert _contents(folder) == _contents(tmp_path / "straight")
+    assert [path.name for path in folder.parent.iterdir()] == ["data"]
+
+
+def test_what_was_done_is_not_done_again(tmp_path, texts, monkeypatch):
+    folder, write, written = tmp_path / "data", shards.Shards._write, []
+
+    def failing(self, task):
+        if task.number == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(task.number)
+        return write(self, task)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.Shards, "_write", failing)
+        with pytest.raises(OSError, match="No space left"):
+            _prepare(folder, texts)
+    assert written == [0, 1, 2, 3]
+    assert not folder.exists() and draft_of(folder).is_dir()
+    monkeypatch.setattr(
+        shards.Shards, "_write", lambda s, task: written.append(task.number) or write(s, task)
+    )
+    _prepare(folder, texts)
+    assert written == [0, 1, 2, 3, 4, 5, 6]
+    assert not draft_of(folder).exists()
+
+
+def _kill(folder, texts, monkeypatch, **changes):
+    """Leaves a draft in which all but the last piece is done."""
+
+    def killed(self, task):
+        if task.number == 6:
+            raise Killed
+        return write(self, task)
+
+    write = shards.Shards._write
+    with monkeypatch.context() as patch:
+        patch.setattr(shards.Shards, "_write", killed)
+        with pytest.raises(Killed):
+            _prepare(folder, texts, **changes)
+
+
+def test_a_draft_of_other_settings_or_sources_is_dropped(tmp_path, texts, monkeypatch, capsys):
+    folder = tmp_path / "data"
+    _kill(folder, texts, monkeypatch, heldout_fraction=0.6)
+    _prepare(folder, texts)
+    assert "is dropped: heldout_fraction is 0.6 there and 0.2 here." in capsys.readouterr().out
+    _prepare(tmp_path / "straight", texts)
+    assert _contents(folder) == _contents(tmp_path / "straight")
+    _kill(tmp_path / "again", texts, monkeypatch)
+    (texts / "3.txt").write_text("something else " * 40)
+    dataset = _prepare(tmp_path / "again", texts)
+    assert "3.txt has changed." in capsys.readouterr().out
+    assert "something else" in dataset.tokenizer.decode(
+        np.concatenate([_stream(dataset.train), _stream(dataset.heldout)])
+    )
+
+
+def test_a_text_that_changes_meanwhile_is_refused(tmp_path, texts, monkeypatch):
+    write = shards.Shards._write
+
+    def late(self, task):
+        (texts / "0.txt").write_text("other words")
+        return write(self, task)
+
+    monkeypatch.setattr(shards.Shards, "_write", late)
+    with pytest.raises(BadInput, match="The corpus has changed while it was read"):
+        _prepare(tmp_path / "data", texts)
+    assert [path.name for path in tmp_path.iterdir()] == ["texts"]
+
+
+def test_several_workers_write_the_same_bytes(tmp_path, texts):
+    _prepare(tmp_path / "one", texts)
+    _prepare(tmp_path / "two", texts, workers=2)
+    assert _contents(tmp_path / "one") == _contents(tmp_path / "two")
+
+
+def test_a_second_process_is_refused(tmp_path, corpus):
+    folder = tmp_path / "data"
+    with drafted(folder, {}), pytest.raises(BadInput, match="data.draft is in use by process"):
+        _prepare(folder, corpus)
+    assert len(_prepare(folder, corpus).train) > 0
+
+
+def test_what_another_process_just_finished_is_opened(tmp_path, corpus, monkeypatch):
+    folder = tmp_path / "data"
+    _prepare(tmp_path / "ready", corpus)
+
+    def late(*args):
+        shutil.copytree(tmp_path / "ready", folder)
+        return drafted(*args)
+
+    monkeypatch.setattr(preparation, "drafted", late)
+    dataset = _prepare(folder, corpus)
+    assert dataset.manifest == open_blocks(tmp_path / "ready", 32).manifest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "data", "ready"]
+
+
+def test_bad_documents_are_refused_with_their_place_or_left_out(tmp_path):
+    lines = [json.dumps({"text": f"line number {i}"}) for i in range(40)]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("\n".join([*lines[:20], "{", '{"txt": 3}', *lines[20:], "[]"]))
+    where = f"{corpus}, line 21" if False else str(corpus)
+    with pytest.raises(BadInput, match=f"{where}.* is no JSON .*mend it or set config.data.bad_d"):
+        _prepare(tmp_path / "data", corpus)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.jsonl"]
+    manifest = _prepare(tmp_path / "data", corpus, bad_documents="skip").manifest
+    assert sum(manifest["skipped"].values()) == 3
+    assert manifest["skipped"]["has no field 'text'"] == 2
+    assert sum(split["documents"] for split in manifest["splits"].values()) == 40
+
+
+def test_an_empty_corpus_is_refused(tmp_path):
+    (tmp_path / "corpus.txt").write_text(" \n" * 9)
+    with pytest.raises(BadInput, match="corpus.txt is empty: it holds nothing but white space"):
+        _prepare(tmp_path / "data", tmp_path / "corpus.txt")
+
+
+def test_a_held_out_corpus_leaves_all_of_the_other_to_be_trained_on(tmp_path, texts, corpus):
+    dataset = _prepare(tmp_path / "data", texts, heldout_corpus=corpus)
+    splits = dataset.manifest["splits"]
+    assert (splits["train"]["documents"], splits["heldout"]["documents"]) == (42, 30)
+    assert "text 6 5 ☃" in dataset.tokenizer.decode(_stream(dataset.train))
+    assert "document" not in dataset.tokenizer.decode(_stream(dataset.train))
+    assert dataset.tokenizer.decode(_stream(dataset.heldout)).startswith("document 0 é")
+
+
+def test_a_document_a_block_is_cut_and_filled(tmp_path):
+    (tmp_path / "train.txt").write_text("abc---\nabcdefgh---\nabcdefg---\nabcdeéé")
+    (tmp_path / "heldout.txt").write_text("xy")
+    dataset = _prepare(
+        tmp_path / "data",
+        tmp_path / "train.txt",
+        heldout_corpus=str(tmp_path / "heldout.txt"),
+        wrap=False,
+        length=7,
+    )
+    end = "<|endoftext|>"
+    # the last is cut in the middle of é, whose second half is not counted, nor its first
+    wanted = ["abc" + 4 * end, "abcdefg", "abcdefg", "abcdeé"]
+    assert [dataset.tokenizer.decode(block) for block in dataset.train] == wanted
+    assert dataset.manifest["length"] == 7
+    counts = dataset.manifest["splits"]["train"]
+    assert (counts["tokens"], counts["filling"], counts["cut_off"]) == (28, 4, 3)
+    assert counts["utf8_bytes"] == 3 + 7 + 7 + 7
+    assert counts["bytes_per_token"] == 24 / 28
+    with pytest.raises(BadInput, match="a document in each block of 7 tokens, but the length is 8"):
+        open_blocks(tmp_path / "data", 8)
+
+
+def test_half_a_character_at_a_cut_counts_for_nothing(tmp_path):
+    (tmp_path / "corpus.txt").write_text("abcé---\nabcé")
+    counts = _prepare(
+        tmp_path / "data",
+        tmp_path / "corpus.txt",
+        wrap=False,
+        length=4,
+        heldout_corpus=str(tmp_path / "corpus.txt"),
+    ).manifest["splits"]["train"]
+    assert (counts["tokens"], counts["cut_off"], counts["utf8_bytes"]) == (8, 2, 6)
+
+
+def test_a_block_cannot_be_filled_up_without_an_end_token(tmp_path):
+    (tmp_path / "corpus.txt").write_text("---\n".join(["abcdefgh"] * 3 + ["ijklmnop", "abc"]))
+    settings = {"wrap": False, "length": 8, "tokenizer": "text8"}
+    with pytest.raises(BadInput, match="is too short for a block: it has 3 tokens of 8, and the"):
+        _prepare(tmp_path / "data", tmp_path / "corpus.txt", **settings)
+    dataset = _prepare(tmp_path / "data", tmp_path / "corpus.txt", **settings, bad_documents="skip")
+    assert sum(dataset.manifest["skipped"].values()) == 1
+    assert len(dataset.train) + len(dataset.heldout) == 4
+
+
+def test_blocks_run_on_over_the_files_of_the_pieces(tmp_path, texts):
+    dataset = _prepare(tmp_path / "data", texts)
+    parts = dataset.manifest["splits"]["train"]["shards"]
+    assert len(parts) > 3
+    tokens = np.concatenate(
+        [np.fromfile(tmp_path / "data" / part["file"], np.uint16) for part in parts]
+    )
+    whole = len(tokens) // 32 * 32
+    np.testing.assert_array_equal(_stream(dataset.train), tokens[:whole])
+
+
+def test_any_length_can_be_cut_from_the_same_stream(tmp_path, corpus):
+    first = _prepare(tmp_path / "data", corpus)
+    second = _prepare(tmp_path / "data", corpus, length=48)
+    assert (len(first.train[0]), len(second.train[0])) == (32, 48)
+    np.testing.assert_array_equal(_stream(second.train)[:96], _stream(first.train)[:96])
+
+
+def test_a_tokenizer_is_fitted_on_the_beginnings_of_all_pieces(tmp_path, texts, monkeypatch):
+    seen, build = [], preparation.build_tokenizer
+
+    def spy(recipe, texts, alphabet):
+        seen.extend(texts())
+        return build(recipe, texts, alphabet)
+
+    monkeypatch.setattr(preparation, "build_tokenizer", spy)
+    monkeypatch.setattr(preparation, "_FITTING_CHARACTERS", 1500)
+    choices = {"tokenizer": "sentencepiece", "vocab_size": 280, "heldout_fraction": 0.01}
+    dataset = _prepare(tmp_path / "data", texts, **choices)
+    total = dataset.manifest["contents"]["corpus"]["pieces"]
+    assert sum(piece["characters"] for piece in total) > 3000
+    # of 6 documents in each piece 3 make up the share of 1500 / total
+    assert {text.split()[1] for text in seen} == set("0123456")
+    assert 1500 - 7 * 108 <= sum(map(len, seen)) <= 1500 + 7 * 108
+
+
+def test_a_split_without_a_block_is_refused(tmp_path, corpus):
+    tokens = _prepare(tmp_path / "ok", corpus).manifest["splits"]["heldout"]["tokens"]
+    message = f"The heldout split has {tokens} tokens, less than one block of length {tokens + 1}"
+    with pytest.raises(BadInput, match=message):
+        _prepare(tmp_path / "data", corpus, length=tokens + 1)
+    assert not (tmp_path / "data").exists()
+    with pytest.raises(BadInput, match="block length is 0"):
+        _prepare(tmp_path / "data", corpus, length=0)
+
+
+def test_text_that_cannot_be_encoded_is_located_or_left_out(tmp_path, corpus):
+    message = "corpus.txt.* does not suit the tokenizer .*outside the alph.*bad_documents=skip"
+    with pytest.raises(BadInput, match=message):
+        _prepare(tmp_path / "data", corpus, tokenizer="text8")
+    with open(corpus, "a") as file:
+        file.write("---\n".join(["", *(f"good words {letter}" for letter in "abcdefgh")]))
+    manifest = _prepare(
+        tmp_path / "data", corpus, tokenizer="text8", bad_documents="skip", length=4
+    ).manifest
+    assert list(manifest["skipped"].values()) == [30]
+    assert sum(split["documents"] for split in manifest["splits"].values()) == 8
+
+
+def test_a_wrong_size_of_the_vocabulary_shows_before_anything_is_read(
+    tmp_path, corpus, monkeypatch
+):
+    monkeypatch.setattr(preparation, "results", lambda *args: pytest.fail("was read"))
+    with pytest.raises(BadInput, match="vocab_size is 300, but the bytes tokenizer has 257 tokens"):
+        _prepare(tmp_path / "data", corpus, vocab_size=300)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workers": 0}, "number of workers is 0"),
+        *(
+            ({"heldout_fraction": value}, "heldout_fraction is .*, it must lie between 0 and 1")
+            for value in (0, 1, -0.1, 1.5, float("nan"))
+        ),
+    ],
+)
+def test_arguments_out_of_range_are_named(tmp_path, corpus, changes, message):
+    with pytest.raises(BadInput, match=message):
+        _prepare(tmp_path / "data", corpus, **changes)
