@@ -85,7 +85,8 @@ def test_the_tokenizer_is_read_from_the_same_folder(folder, monkeypatch):
             self.folder = folder
 
     monkeypatch.setattr("sedd_jax.inference.load.GPT2", Opened)
-    (folder / "vocab.json").touch()
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).touch()
     assert sedd.load(folder).tokenizer.folder == folder
 
 
