@@ -9,6 +9,7 @@ REQUIREMENTS = [
     "chex>=0.1.92",
     "flax>=0.12.8",
     "grain>=0.2.18",
+    "importlib_resources>=7.1.0",  # tensorflow-datasets needs it, and forgets to say so
     "jax>=0.10.2",
     "jaxtyping>=0.3.11",
     "ml-collections>=1.1.0",
@@ -16,12 +17,15 @@ REQUIREMENTS = [
     "numpy>=2.4.6",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "pyarrow>=26.0.1",
     "safetensors>=0.8.0",
     "scipy>=1.17.1",
     "sentencepiece>=0.2.3",
     "tensorflow-datasets>=4.9.10",
+    "tqdm>=4.70.1",
 ]
 GPT2 = ["tiktoken>=0.14.0"]
+HUB = ["datasets>=5.2.0", "huggingface_hub>=2.4.0"]
 PLOTS = ["matplotlib>=3.11.2"]
 TENSORBOARD = ["tensorboardX>=2.6.5"]
 DEV = [
@@ -48,8 +52,9 @@ if __name__ == "__main__":
             "tpu": ["jax[tpu]"],
             "cuda": ["jax[cuda]"],
             "gpt2": GPT2,  # the tokenizer of the OpenWebText configs
+            "hub": HUB,  # Hugging Face: models and tokenizers by name, data sets, uploads
             "plots": PLOTS,  # of sedd_jax.exact and the examples
             "tensorboard": TENSORBOARD,  # event files beside metrics.jsonl
-            "dev": [*DEV, *GPT2, *PLOTS, *TENSORBOARD],
+            "dev": [*DEV, *GPT2, *HUB, *PLOTS, *TENSORBOARD],
         },
     )

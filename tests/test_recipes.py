@@ -37,7 +37,8 @@ def openwebtext(folder):
         pytest.skip("GPT-2's vocabulary is not here")
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     datasets.Dataset.from_dict({"text": sentences(400)}).save_to_disk(folder / "owt")
-    return {"corpus": f"hf:{folder / 'owt'}", "tokenizer_path": str(GPT2)}
+    gpt2 = {"tokenizer_path": str(GPT2), "heldout_fraction": 0.4}
+    return {"corpus": f"hf:{folder / 'owt'}", **gpt2}
 
 
 def lm1b(folder):
@@ -45,6 +46,7 @@ def lm1b(folder):
 
     class Lm1bLike(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
+        url_infos = code_path = None  # TFDS would look for files beside this one
 
         def _info(self):
             features = tfds.features.FeaturesDict({"text": tfds.features.Text()})

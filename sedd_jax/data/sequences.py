@@ -7,7 +7,7 @@ The type of an ArrayRecord file stands in its name: `X.uint16.array_record` and
 import pathlib
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from sedd_jax.data.packages import first_line, package
 from sedd_jax.errors import BadInput
 
 _RAW = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+_RUN = 2**20
 # Records are read this many at a time.
 _BATCH = 64
 
@@ -33,14 +34,15 @@ _BATCH = 64
 def arrays(path: pathlib.Path, form: str, limit: int) -> list[Piece]:
     """The pieces of a file of arrays; `form` is "npy" (.npz files too), "uint16" or "uint32".
 
-    A row of a 2-D array is a document, a 1-D array is one document. Raises BadInput for any other
-    array and for a damaged file. The arrays of an .npz file are read whole, others are mapped.
+    A row of a 2-D array is a document, a 1-D array is one document. A raw file knows of none: it is
+    read in runs of 2^20 ids. Raises BadInput for any other array and for a damaged file. The arrays
+    of an .npz file are read whole, others are mapped.
     """
     if form != "npy" or not zipfile.is_zipfile(path):
-        rows = _rows(path, form, "")
+        count, size = len(_rows(path, form, "")), path.stat().st_size
         return [
-            _Rows(path, form, "", limit, start, stop, rows[start:stop].nbytes)
-            for start, stop in ranges(len(rows), rows.nbytes)
+            _Rows(path, form, "", limit, start, stop, size * (stop - start) // count)
+            for start, stop in ranges(count, size)
         ]
     try:
         with zipfile.ZipFile(path) as archive:
@@ -72,7 +74,7 @@ def array_records(path: pathlib.Path, limit: int) -> list[Piece]:
 
 @dataclass(frozen=True)
 class _Rows(Piece):
-    """Rows [start, stop) of an array; `member` is its name in an .npz file."""
+    """Rows [start, stop) of an array, or runs of a raw file; `member` is its name in an .npz file."""
 
     path: pathlib.Path
     form: str
@@ -93,7 +95,7 @@ class _Rows(Piece):
 
     def place(self, where: int) -> str:
         array = f", array {self.member!r}" if self.member else ""
-        return f"{self.path}{array}, row {where + 1}"
+        return f"{self.path}{array}, {'row' if self.form == 'npy' else 'run'} {where + 1}"
 
     def version(self) -> str:
         return file_version(self.path)
@@ -136,8 +138,8 @@ class _ArrayRecords(Piece):
         return file_version(self.path)
 
 
-def _rows(path: pathlib.Path, form: str, member: str) -> np.ndarray:
-    """The array, [rows, ids]. Raises BadInput unless it is one of integers in a whole file."""
+def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
+    """The rows of an array, or the runs of a raw file. Raises BadInput unless it is one of integers in a whole file."""
     try:
         if member:
             with np.load(path, allow_pickle=False) as archive:
@@ -157,6 +159,8 @@ def _rows(path: pathlib.Path, form: str, member: str) -> np.ndarray:
             f"{where} has the type {array.dtype} and {array.ndim} dimensions; give integers, a row "
             "a document, or one document in one dimension."
         )
+    if form != "npy":
+        return [array[start : start + _RUN] for start in range(0, len(array), _RUN)]
     return np.atleast_2d(array)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sedd_jax.data.documents import BLANK, Fault, Piece
+from sedd_jax.data.documents import Fault, Piece
 from sedd_jax.data.draft import write_json
 from sedd_jax.data.split import BINS, bin_of, content_bytes
 from sedd_jax.data.workers import Task
@@ -47,7 +47,7 @@ class Surveyor:
         for content, where in piece.documents():
             if isinstance(content, Fault):
                 skipped[kind_of(content)] += 1
-                if self.refuse and content != BLANK:
+                if self.refuse:
                     raise BadInput(
                         f"{piece.place(where)} {content.reason}; mend it or set "
                         "config.data.bad_documents=skip."

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sedd_jax.data import documents as documents_module
+from sedd_jax.data import sequences
 from sedd_jax.data.documents import BLANK, Fault
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.sources import pieces
@@ -39,7 +40,7 @@ def test_an_npy_file_is_mapped_and_one_dimension_is_one_document(tmp_path):
     (part,) = pieces(Recipe(), str(tmp_path / "a.npy"))
     ((content, _),) = part.documents()
     assert content.tolist() == list(range(7)) and isinstance(content, np.memmap)
-    assert part.size == 56
+    assert part.size == (tmp_path / "a.npy").stat().st_size
 
 
 def test_every_array_of_an_npz_file_is_read(tmp_path):
@@ -54,11 +55,17 @@ def test_every_array_of_an_npz_file_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["uint16", "uint32"])
-def test_a_raw_file_is_one_document(tmp_path, form):
+def test_a_raw_file_is_read_in_runs(tmp_path, monkeypatch, form):
     for name, settings in ((f"a.{form}", {}), ("train.bin", {"format": form})):
         path = tmp_path / name
         np.array([1, 2, 60_000], form).astype(f"<u{4 if form == 'uint32' else 2}").tofile(path)
-        assert read(path, **settings) == [([1, 2, 60_000], f"{path}, row 1")]
+        assert read(path, **settings) == [([1, 2, 60_000], f"{path}, run 1")]
+        with monkeypatch.context() as context:
+            context.setattr(sequences, "_RUN", 2)
+            context.setattr(documents_module, "PIECE_BYTES", 1)
+            assert len(pieces(Recipe(**settings), str(path))) == 2
+            runs = [([1, 2], f"{path}, run 1"), ([60_000], f"{path}, run 2")]
+            assert read(path, **settings) == runs
         path.write_bytes(b"12345")
         with pytest.raises(BadInput, match=f"{name} is damaged, .* make it again"):
             read(path, **settings)

@@ -69,9 +69,10 @@ def test_bad_documents_are_counted_by_what_is_wrong(tmp_path):
     assert survey.pieces[0]["documents"] == 1
 
 
-def test_the_first_fault_ends_a_survey_that_refuses(tmp_path):
-    piece = Listed("a", BLANK, Fault("has no field 'x'"), "b", Fault("is never seen"))
-    message = "listed, line 3 has no field 'x'; mend it or set config.data.bad_documents=skip"
+@pytest.mark.parametrize("fault", [BLANK, Fault("has no field 'x'")])
+def test_the_first_fault_ends_a_survey_that_refuses(tmp_path, fault):
+    piece = Listed("a", "b", fault, "c", Fault("is never seen"))
+    message = f"listed, line 3 {fault.reason}; mend it or set config.data.bad_documents=skip"
     with pytest.raises(BadInput, match=message):
         Surveyor(tmp_path, refuse=True, letters=False)(Task(0, "corpus", piece))
     assert piece.read == 3
