@@ -74,7 +74,7 @@ def array_records(path: pathlib.Path, limit: int) -> list[Piece]:
 
 @dataclass(frozen=True)
 class _Rows(Piece):
-    """Rows [start, stop) of an array, or runs of a raw file; `member` is its name in an .npz file."""
+    """Rows [start, stop) of an array, `member` of an .npz file, or runs of a raw file."""
 
     path: pathlib.Path
     form: str
@@ -139,7 +139,10 @@ class _ArrayRecords(Piece):
 
 
 def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
-    """The rows of an array, or the runs of a raw file. Raises BadInput unless it is one of integers in a whole file."""
+    """The rows of an array, or the runs of a raw file.
+
+    Raises BadInput unless it is one of integers in a whole file.
+    """
     try:
         if member:
             with np.load(path, allow_pickle=False) as archive:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import secrets
 import shutil
@@ -13,7 +14,14 @@ from sedd_jax.inference.load import TOKENIZER_FOLDER, Checkpoint
 from sedd_jax.model import pretrained
 from sedd_jax.model.score_model import count_params
 from sedd_jax.runtime import config as configs
-from sedd_jax.runtime.card import Story, find_records, read_history, write_card
+from sedd_jax.runtime.card import (
+    RECORDS,
+    Story,
+    find_records,
+    placeless,
+    read_history,
+    write_card,
+)
 from sedd_jax.runtime.checkpoint import Checkpoints
 from sedd_jax.runtime.published import to_published
 from sedd_jax.runtime.run import CONFIG_FILE, DATA_FOLDER
@@ -60,6 +68,12 @@ def export(checkpoint: Checkpoint, output: Path, layout: str, *, weights: str, n
       BadInput: `output` exists, or the layout has no such model.
     """
     records = find_records(checkpoint.folder) if checkpoint.folder else {}
+    # a copy may travel: it names no folders of this machine
+    config = checkpoint.config
+    data = dataclasses.replace(config.data, **placeless(dataclasses.asdict(config.data)))
+    train = dataclasses.replace(config.train, initial=placeless(config.train.initial))
+    config = dataclasses.replace(config, data=data, train=train)
+    checkpoint = dataclasses.replace(checkpoint, config=config)
     story = Story(
         config=checkpoint.config,
         parameters=count_params(checkpoint.params),
@@ -69,8 +83,12 @@ def export(checkpoint: Checkpoint, output: Path, layout: str, *, weights: str, n
     )
     with drafted(output) as draft:
         LAYOUTS[layout](checkpoint, draft)
-        for record, path in records.items():
-            shutil.copyfile(path, draft / record)
+        manifest, rows = RECORDS
+        if manifest in records:
+            text = json.dumps(placeless(story.manifest), indent=1)
+            (draft / manifest).write_text(text + "\n")
+        if rows in records:
+            shutil.copyfile(records[rows], draft / rows)
         write_card(draft, story, name)
 
 

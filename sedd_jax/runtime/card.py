@@ -6,7 +6,8 @@ card.
 
 import importlib.metadata
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -23,7 +24,15 @@ _MADE = (
     "<!-- Made by sedd_jax from the files of the run; without this line it is not made anew. -->"
 )
 _COUNTS = ("documents", "characters", "utf8_bytes", "tokens")
-_FIGURES = ("bound", "bound_stderr", "perplexity", "bits_per_byte")
+_SHOWN = 5  # files of a corpus
+_CORPORA = {"corpus": "Source", "heldout_corpus": "Source of what is held out"}
+_PLACE = re.compile(r"(^|[:,])[/.~][^:,\[]*/")  # the folders of a path, also of tfds:/a/b
+_EXPLAINED = {
+    "bound": "The bound is on the negative log-likelihood, in nats per token, by Monte Carlo over "
+    "the noise, of the averaged weights; beside it its standard error.",
+    "nll": "The negative log-likelihood is in nats per token, of the averaged weights; beside it "
+    "its standard error over sequences.",
+}
 
 Fact = tuple[str, str]
 
@@ -91,7 +100,7 @@ def card(story: Story, name: str) -> str:
         _table("Data", data_facts(story.manifest)),
         _table("Training", training_facts(story)),
         _figures(story.rows),
-        _usage(name),
+        _usage(name, story.config.family),
         f"This card was written by sedd_jax {sedd_jax.__version__} with "
         + " and ".join(f"{it} {importlib.metadata.version(it)}" for it in ("jax", "flax"))
         + ".",
@@ -127,24 +136,61 @@ def model_facts(story: Story) -> list[Fact]:
 
 
 def data_facts(manifest: Any) -> list[Fact]:
-    """Returns what the data are, as far as a manifest, or those of several folders, tells it.
+    """Returns what a manifest tells of the data, or of those that were prepared apart."""
+    manifest = placeless(manifest or {})
+    if "prepared" in manifest:
+        return [
+            fact
+            for entry in manifest["prepared"]
+            for fact in [
+                ("Prepared data", f"{entry['folder']}, weight {entry['weight']:g}"),
+                *data_facts(entry["manifest"]),
+            ]
+        ]
+    corpora: dict[str, list[dict[str, Any]]] = {}
+    for piece in manifest.get("sources", []):
+        corpora.setdefault(piece["corpus"], []).append(piece)
+    recipe = manifest.get("recipe", {})
+    skipped = manifest.get("skipped", {})
+    return [
+        *((_CORPORA[corpus], _source(pieces)) for corpus, pieces in corpora.items()),
+        *(
+            [("Held out", f"{recipe['heldout_fraction']:g} of the text, whole documents")]
+            if "heldout_fraction" in recipe
+            else []
+        ),
+        *(
+            [("Blocks", "documents in a row" if recipe["wrap"] else "a document each")]
+            if "wrap" in recipe
+            else []
+        ),
+        *(("Left out", f"{count:,} documents: each {why}") for why, count in skipped.items()),
+        *(
+            (f"Split {split}", ", ".join(_told(counts)))
+            for split, counts in manifest.get("splits", {}).items()
+        ),
+    ]
 
-    Of a source that is a file the name is told, not its place on the machine.
-    """
-    facts = []
-    for part in manifest if isinstance(manifest, list) else [manifest or {}]:
-        sizes: dict[str, list[int]] = {}
-        for piece in part.get("sources") or [{"corpus": part.get("corpus"), "size": None}]:
-            sizes.setdefault(_last(piece.get("corpus")), []).append(piece.get("size"))
-        for corpus, pieces in sizes.items():
-            told = f", {sum(pieces):,} bytes in {len(pieces)} piece(s)" if all(pieces) else ""
-            facts += [("Source", corpus + told)] if corpus else []
-        if fraction := part.get("heldout_fraction"):
-            facts.append(("Held out", f"{fraction:g} of the text, whole documents"))
-        for split, counts in part.get("splits", {}).items():
-            told = [f"{counts[it]:,} {it.replace('_', ' ')}" for it in _COUNTS if it in counts]
-            facts.append((f"Split {split}", ", ".join(told)))
-    return facts
+
+def _source(pieces):
+    # a large file is several pieces, which are named by their range
+    files = list(dict.fromkeys(re.sub(r"\[.*\]$", "", piece["name"]) for piece in pieces))
+    shown = ", ".join(files[:_SHOWN])
+    more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
+    return f"{shown}{more}, {sum(piece['size'] for piece in pieces):,} bytes"
+
+
+def _told(counts):
+    return [f"{counts[it]:,} {it.replace('_', ' ')}" for it in _COUNTS if it in counts]
+
+
+def placeless(value: Any) -> Any:
+    """Returns settings or a manifest with the files of this machine by their last names alone."""
+    if isinstance(value, dict):
+        return {key: placeless(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [placeless(each) for each in value]
+    return _PLACE.sub(r"\1", value) if isinstance(value, str) else value
 
 
 def training_facts(story: Story) -> list[Fact]:
@@ -181,25 +227,21 @@ def _noise(noise):
     return f"geometric, sigma from {noise.sigma_min:g} to {noise.sigma_max:g}"
 
 
-def _last(path):
-    path = str(path or "")
-    return PurePath(path).name if path.startswith(("/", ".", "~")) else path
-
-
-def _figures(rows: Iterable[Mapping[str, Any]]):
-    measured = [row for row in rows if "bound" in row]
-    if not measured:
+def _figures(rows: list[dict[str, Any]]):
+    kind = next((kind for kind in _EXPLAINED if any(kind in row for row in rows)), None)
+    if kind is None:
         return ""
-    best = min(measured, key=lambda row: row["bound"])
+    measured = [row for row in rows if kind in row]
+    names = (kind, f"{kind}_stderr", "perplexity", "bits_per_byte")
+    best = min(measured, key=lambda row: row[kind])
     lines = [
         "## Held-out figures\n",
-        "The bound is on the negative log-likelihood, in nats per token, by Monte Carlo over the "
-        "noise, of the averaged weights; beside it its standard error.\n",
-        "| | step | bound | standard error | perplexity | bits per byte |",
+        f"{_EXPLAINED[kind]}\n",
+        f"| | step | {kind} | standard error | perplexity | bits per byte |",
         "|---|---|---|---|---|---|",
     ]
     for which, row in (("last", measured[-1]), ("best", best)):
-        figures = " | ".join(f"{row[it]:.4f}" if it in row else "" for it in _FIGURES)
+        figures = " | ".join(f"{row[it]:.4f}" if it in row else "" for it in names)
         lines.append(f"| {which} | {row['step']} | {figures} |")
     return "\n".join(lines)
 
@@ -211,7 +253,11 @@ def _table(title, facts):
     return "\n".join([f"## {title}\n", "| | |", "|---|---|", *rows])
 
 
-def _usage(name):
+def _usage(name, family):
+    sample = {
+        "diffusion": "tokens, _ = sedd.generate(jax.random.key(0), checkpoint, num_samples=4)",
+        "autoregressive": "tokens = sedd.generate_autoregressive(jax.random.key(0), checkpoint, 4)",
+    }[family]
     return f"""## Use
 
 ```
@@ -223,5 +269,5 @@ import jax
 import sedd_jax as sedd
 
 checkpoint = sedd.load("{name}")
-tokens, _ = sedd.generate(jax.random.key(0), checkpoint, num_samples=4)
+{sample}
 ```"""

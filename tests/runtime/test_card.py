@@ -14,9 +14,13 @@ ROWS = [
     {"step": 20, "sample_0": "text | with a bar"},
 ]
 MANIFEST = {
-    "format": 1,
-    "corpus": "/home/someone/a|b.txt",
-    "heldout_fraction": 0.1,
+    "format": 2,
+    "recipe": {"heldout_fraction": 0.1, "wrap": True},
+    "sources": [
+        {"corpus": "corpus", "name": "/home/someone/a|b.txt[0:9000]", "size": 9000},
+        {"corpus": "corpus", "name": "/home/someone/a|b.txt[9000:12345]", "size": 3345},
+    ],
+    "skipped": {"is blank": 2},
     "splits": {"train": {"documents": 3, "utf8_bytes": 12345, "tokens": 6000}},
 }
 
@@ -52,7 +56,9 @@ def test_the_facts_are_those_of_the_files():
         ["Length", "32 tokens"],
         ["Tokenizer", "bytes, 257 tokens"],
         ["Weights", "averaged"],
-        ["Source", r"a\|b.txt"],
+        ["Source", r"a\|b.txt, 12,345 bytes"],
+        ["Blocks", "documents in a row"],
+        ["Left out", "2 documents: each is blank"],
         ["Held out", "0.1 of the text, whole documents"],
         ["Split train", "3 documents, 12,345 utf8 bytes, 6,000 tokens"],
         ["Steps", "20 of 4 sequences, 2,560 tokens in all"],
@@ -102,13 +108,43 @@ def test_other_models_are_called_by_their_names():
     assert "Noise" not in facts
 
 
-def test_many_pieces_of_a_corpus_are_summed_and_several_manifests_follow_each_other():
-    pieces = [{"corpus": "hf:owner/data", "name": f"{i}", "size": 1000} for i in range(3)]
-    facts = card.data_facts([{"sources": pieces}, MANIFEST])
-    assert facts[:2] == [
-        ("Source", "hf:owner/data, 3,000 bytes in 3 piece(s)"),
-        ("Source", "a|b.txt"),
+def test_sets_prepared_apart_are_told_one_after_the_other():
+    sources = [{"corpus": "heldout_corpus", "name": f"{i}.txt", "size": 1000} for i in range(7)]
+    entries = [
+        {"folder": "/data/owt", "weight": 3.0, "manifest": {"sources": sources}},
+        {"folder": "books", "weight": 0.5, "manifest": MANIFEST},
     ]
+    assert card.data_facts({"prepared": entries})[:4] == [
+        ("Prepared data", "owt, weight 3"),
+        (
+            "Source of what is held out",
+            "0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more, 7,000 bytes",
+        ),
+        ("Prepared data", "books, weight 0.5"),
+        ("Source", "a|b.txt, 12,345 bytes"),
+    ]
+
+
+def test_the_baseline_has_a_likelihood_and_its_own_call():
+    rows = [{"step": 20, "nll": 2.5, "nll_stderr": 0.01, "perplexity": 12.18, "bits_per_byte": 1}]
+    text = card.card(story(config=Config(family="autoregressive"), rows=rows), "run")
+    assert ["last", "20", "2.5000", "0.0100", "12.1800", "1.0000"] in cells(text)
+    assert "sedd.generate_autoregressive(" in text and "bound" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/me/a.txt[0:5]", "a.txt[0:5]"),
+        ("tfds:/home/me/lm1b/1.0.0:test", "tfds:1.0.0:test"),
+        ("../data/owt:3,/big/books:1", "owt:3,books:1"),
+        ("hf:owner/data:train", "hf:owner/data:train"),
+        ("data/owt", "data/owt"),
+        ("openai-community/gpt2", "openai-community/gpt2"),
+    ],
+)
+def test_a_copy_names_no_folders_of_this_machine(text, expected):
+    assert card.placeless({"a": [{"b": text}], "c": 1}) == {"a": [{"b": expected}], "c": 1}
 
 
 def test_the_card_is_made_anew_and_another_is_left(tmp_path, capsys):
