@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from ml_collections import config_flags
 
@@ -17,7 +16,8 @@ from sedd_jax.data.pipeline import batch_blocks, train_batches
 from sedd_jax.data.token_blocks import Mixture
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.inference.evaluator import Evaluator
-from sedd_jax.inference.load import Checkpoint, load
+from sedd_jax.inference.initial import with_weights_of
+from sedd_jax.inference.load import load
 from sedd_jax.model.score_model import count_params
 from sedd_jax.runtime import cli, processes, sharding
 from sedd_jax.runtime.card import Story, find_records, read_history, write_card
@@ -211,28 +211,6 @@ def _announce(config, components, dataset, state, mesh):
     say(sharding.describe({"params": state.params}, mesh))
     if state.step:
         say(f"Continuing after step {state.step}.")
-
-
-def with_weights_of(
-    initial: Checkpoint, state: TrainState, config: Config, vocab_size: int
-) -> TrainState:
-    """Returns the first state with the weights of another model in place of random ones.
-
-    Raises:
-      BadInput: its weights are no weights of this run.
-    """
-    theirs = (initial.config.family, initial.config.graph, initial.vocab_size)
-    ours = (config.family, config.graph, vocab_size)
-    shapes = [jax.tree.map(jnp.shape, params) for params in (initial.params, state.params)]
-    if theirs != ours or shapes[0] != shapes[1]:
-        raise BadInput(
-            f"config.train.initial={config.train.initial} is another model: its family, graph and "
-            f"tokens are {theirs}, those of this run {ours}; the sizes in config.model must agree "
-            "too."
-        )
-    # not the same buffers: the state is donated
-    ema_params = jax.tree.map(jnp.copy, initial.params)
-    return state._replace(params=initial.params, ema_params=ema_params)
 
 
 def _write_card(config, run, tokenizer, state):

@@ -19,7 +19,7 @@ from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.lock import locked
 from sedd_jax.runtime.metrics import FILE
 from sedd_jax.runtime.step import init_state, run_keys
-from sedd_jax.train import train, with_weights_of
+from sedd_jax.train import train
 
 SMOKE = "--config=configs/smoke.py"
 # what the fixture of that name changes
