@@ -15,18 +15,17 @@ large product on this machine. Absorbing graph, no dropout. --rounds=0 compiles 
 import contextlib
 import dataclasses
 import statistics
-import time
 
 import jax
 from absl import flags
 
 from benchmarks.measure import check_output, in_turn, product_rate, report, temporaries
 from benchmarks.published import Published
-from benchmarks.shapes import HEADS, SHAPES, Shape, compiled_head, components_of, config_of
+from benchmarks.shapes import HEADS, SHAPES, compiled_head, components_of, config_of
+from benchmarks.step import Step
 from sedd_jax.errors import BadInput
 from sedd_jax.model.stack import REMAT
 from sedd_jax.runtime import cli
-from sedd_jax.runtime.step import build_train_step, init_state, run_keys
 
 _SHAPE = flags.DEFINE_enum("shape", "head_heavy", list(SHAPES), "Sizes of the step.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Sequences, if not those of the shape.")
@@ -35,30 +34,6 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Steps of each variant that count.")
 _PUBLISHED = flags.DEFINE_string("published", None, "Folder of the published PyTorch code.")
 _PYTHON = flags.DEFINE_string("published_python", "python", "A Python that has torch.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
-
-
-class Step:
-    """A compiled training step with a state of its own, which every call advances."""
-
-    def __init__(self, shape: Shape, head: str, remat: str):
-        components, config = components_of(shape, head, remat), config_of(shape, remat)
-        keys = run_keys(0)
-        self._init = lambda: jax.jit(lambda key: init_state(key, components, config))(keys.init)
-        self._state = None
-        self._tokens = jax.random.randint(
-            jax.random.key(1), (shape.batch, shape.length), 0, shape.tokens
-        )
-        step = jax.jit(build_train_step(components, config, keys.train), donate_argnums=0)
-        self.compiled = step.lower(jax.eval_shape(self._init), self._tokens).compile()
-
-    def __call__(self) -> float:
-        """Takes a step and returns its seconds."""
-        if self._state is None:
-            self._state = jax.block_until_ready(self._init())
-        began = time.perf_counter()
-        self._state, metrics = self.compiled(self._state, self._tokens)
-        jax.block_until_ready((self._state, metrics))
-        return time.perf_counter() - began
 
 
 def main() -> None:
@@ -70,7 +45,11 @@ def main() -> None:
     variants = {name: tuple(name.split("/")) for name in _VARIANTS.value}
     if any(len(v) != 2 or v[0] not in HEADS or v[1] not in REMAT for v in variants.values()):
         raise BadInput(f"--variants are HEAD/REMAT, as streamed/products; got {_VARIANTS.value}.")
-    steps = {name: Step(shape, *variant) for name, variant in variants.items()}
+    tokens = jax.random.randint(jax.random.key(1), (shape.batch, shape.length), 0, shape.tokens)
+    steps = {
+        name: Step(components_of(shape, head, remat), config_of(shape, remat), tokens)
+        for name, (head, remat) in variants.items()
+    }
     with contextlib.ExitStack() as stack:
         programs = dict(steps)
         if _PUBLISHED.value:

@@ -29,6 +29,12 @@ def run(name, *flags):
             5,
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            "baseline",
+            ("--rounds=1", "--batch_size=2", "--length=8"),
+            4,
+            marks=pytest.mark.slow,
+        ),
         ("data_pipeline", ("--blocks=100", "--batches=5"), 2),
     ],
 )

@@ -1,0 +1,95 @@
+"""Times the baseline: its training step against diffusion's, its cache against none.
+
+    python -m benchmarks.baseline
+
+The networks of configs/tiny.py and configs/ar_tiny.py, in turn in one process: a training step, and
+a batch of sequences sampled with the key-value cache, or with a whole forward pass for every token.
+"""
+
+import statistics
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from benchmarks.measure import check_output, in_turn, report, timed
+from benchmarks.step import Step
+from configs import ar_tiny, tiny
+from sedd_jax.diffusion import categorical
+from sedd_jax.inference.autoregressive import build_generator
+from sedd_jax.inference.generate import free, row_keys
+from sedd_jax.model.causal_model import CausalModel
+from sedd_jax.runtime import cli
+from sedd_jax.runtime.components import build_components
+from sedd_jax.runtime.config import parse
+
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds that count.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Sequences sampled at a time.")
+_LENGTH = flags.DEFINE_integer("length", 128, "Tokens sampled, at most 128.", upper_bound=128)
+_OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
+
+
+def main() -> None:
+    """Measures as the flags say."""
+    check_output(_OUTPUT.value)
+    configs = {"diffusion": parse(tiny.get_config()), "baseline": parse(ar_tiny.get_config())}
+    steps = {name: _step(config) for name, config in configs.items()}
+    rows = _rows("training step", steps, "diffusion")
+    model = build_components(configs["baseline"], configs["baseline"].data.vocab_size).model
+    params = jax.jit(model.init)(jax.random.key(0))
+    keys = row_keys(jax.random.key(1), jnp.arange(_BATCH_SIZE.value))
+    prompt = free(_BATCH_SIZE.value, _LENGTH.value)
+    generators = {
+        "no cache": _without_cache(model),
+        "cache": build_generator(model, temperature=1.0, top_p=1.0),
+    }
+    programs = {
+        name: timed(jax.jit(generate), params, keys, prompt)
+        for name, generate in generators.items()
+    }
+    report(rows + _rows("sampling", programs, "no cache"), _OUTPUT.value)
+
+
+def _step(config):
+    vocab_size = config.data.vocab_size
+    shape = (config.train.batch_size, config.model.length)
+    tokens = jax.random.randint(jax.random.key(1), shape, 0, vocab_size)
+    return Step(build_components(config, vocab_size), config, tokens)
+
+
+def _without_cache(model: CausalModel) -> Callable:
+    """The same tokens, each from a forward pass over the whole sequence."""
+
+    def generate(params, keys, prompt):
+        def step(tokens, position):
+            logits = model.apply(params, tokens)[:, position]
+            weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+            position_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
+            drawn = jax.vmap(categorical.categorical)(position_keys, weights)
+            return tokens.at[:, position + 1].set(drawn, mode="drop"), drawn
+
+        start = jnp.full(prompt.tokens.shape, model.start, jnp.int32)
+        return jax.lax.scan(step, start, jnp.arange(prompt.tokens.shape[1]))[1].T
+
+    return generate
+
+
+def _rows(what, programs, last):
+    seconds = in_turn(programs, _ROUNDS.value)
+    return [
+        {
+            "what": what,
+            "of": name,
+            "median_s": statistics.median(times),
+            "min_s": min(times),
+            f"over {last}": statistics.median(
+                a / b for a, b in zip(times, seconds[last], strict=True)
+            ),
+        }
+        for name, times in seconds.items()
+    ]
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,30 @@
+"""A training step to be timed."""
+
+import time
+
+import jax
+
+from sedd_jax.runtime.components import Baseline, Components
+from sedd_jax.runtime.config import Config
+from sedd_jax.runtime.step import build_train_step, init_state, run_keys
+
+
+class Step:
+    """A compiled training step with a state of its own, which every call advances."""
+
+    def __init__(self, components: Components | Baseline, config: Config, tokens: jax.Array):
+        keys = run_keys(0)
+        self._init = lambda: jax.jit(lambda key: init_state(key, components, config))(keys.init)
+        self._state = None
+        self._tokens = tokens
+        step = jax.jit(build_train_step(components, config, keys.train), donate_argnums=0)
+        self.compiled = step.lower(jax.eval_shape(self._init), self._tokens).compile()
+
+    def __call__(self) -> float:
+        """Takes a step and returns its seconds."""
+        if self._state is None:
+            self._state = jax.block_until_ready(self._init())
+        began = time.perf_counter()
+        self._state, metrics = self.compiled(self._state, self._tokens)
+        jax.block_until_ready((self._state, metrics))
+        return time.perf_counter() - began
