@@ -38,7 +38,9 @@ _STEPS = flags.DEFINE_integer("steps", 128, "Reverse steps before the final deno
 _SAMPLER = flags.DEFINE_enum("sampler", "tweedie", list(SAMPLERS), "Rule of the reverse step.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Autoregressive: divides the logits.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Autoregressive: fewest tokens of this mass.")
-_SEED = flags.DEFINE_integer("seed", 0, "Sample i is a function of (seed, i).")
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Sample i is a function of (seed, i).", lower_bound=0, upper_bound=2**32 - 1
+)
 _PREFIX = flags.DEFINE_string("prefix", "", "Text that every sample begins with.")
 _SUFFIX = flags.DEFINE_string("suffix", "", "Text that every sample ends with.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for JSON lines; must not exist yet.")
@@ -92,7 +94,10 @@ def main() -> None:
 
 
 def _refuse_flags_of_the_other(family):
-    only = {"diffusion": (_STEPS, _SAMPLER, _TRACE), "autoregressive": (_TEMPERATURE, _TOP_P)}
+    only = {
+        "diffusion": (_STEPS, _SAMPLER, _TRACE, _FRAMES),
+        "autoregressive": (_TEMPERATURE, _TOP_P),
+    }
     for other in only.keys() - {family}:
         for flag in only[other]:
             if flag.present:
@@ -133,12 +138,14 @@ def _continue(checkpoint, prompt):
 def _mesh(axes):
     """The mesh of all devices with the given axes, each AXIS:SIZE; "data" has those left over."""
     try:
-        sizes = {axis: int(size) for axis, size in (each.split(":") for each in axes)}
-        return MeshConfig(**sizes)
+        sizes = [(axis, int(size)) for axis, size in (each.split(":") for each in axes)]
+        if len(dict(sizes)) < len(sizes):
+            raise ValueError("an axis is given twice")
+        return MeshConfig(**dict(sizes))
     except (TypeError, ValueError) as error:
         names = ", ".join(field.name for field in dataclasses.fields(MeshConfig))
         raise BadInput(
-            f"--mesh={','.join(axes)} must be AXIS:SIZE,... with axes among {names}."
+            f"--mesh={','.join(axes)} must be AXIS:SIZE,... with different axes among {names}."
         ) from error
 
 

@@ -16,8 +16,7 @@ from sedd_jax.data.pipeline import batch_blocks, train_batches
 from sedd_jax.data.token_blocks import Mixture
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.inference.evaluator import Evaluator
-from sedd_jax.inference.initial import with_weights_of
-from sedd_jax.inference.load import load
+from sedd_jax.inference.initial import load_initial, with_weights_of
 from sedd_jax.model.score_model import count_params
 from sedd_jax.runtime import cli, processes, sharding
 from sedd_jax.runtime.card import Story, find_records, read_history, write_card
@@ -58,9 +57,7 @@ def train(config: Config, run: Path, profile_steps: int = 0) -> None:
     """
     mesh = sharding.build_mesh(config.mesh)
     sharding.check_divisions(config, mesh)
-    initial = None
-    if config.train.initial and not _begun(run):
-        initial = load(config.train.initial, mesh=mesh)
+    initial = load_initial(config, run, mesh)
     with contextlib.ExitStack() as until_end:
 
         def open_first():
@@ -69,11 +66,6 @@ def train(config: Config, run: Path, profile_steps: int = 0) -> None:
 
         dataset = processes.in_turn(open_first, lambda: read_run(run, config))
         _train(config, run, dataset, mesh, initial, profile_steps)
-
-
-def _begun(run):
-    saved = run / FOLDER
-    return saved.is_dir() and any(path.name.isdigit() for path in saved.iterdir())
 
 
 def _train(config, run, dataset, mesh, initial, profile_steps):
@@ -87,7 +79,7 @@ def _train(config, run, dataset, mesh, initial, profile_steps):
         if state is None:
             state = programs.init(keys.init)
             if initial is not None:
-                state = with_weights_of(initial, state, config, dataset.tokenizer.vocab_size)
+                state = with_weights_of(initial, state, config, dataset.tokenizer)
         start = int(state.step)
         _announce(config, components, dataset, state, mesh)
         train_step = programs.train_step.lower(programs.abstract, programs.batch).compile()

@@ -11,11 +11,14 @@ import pytest
 
 import sedd_jax as sedd
 from sedd_jax.data.blocks import open_blocks
+from sedd_jax.data.characters import Characters
 from sedd_jax.data.pipeline import batch_blocks
 from sedd_jax.errors import BadInput, Halted
+from sedd_jax.inference.initial import load_initial, with_weights_of
 from sedd_jax.runtime import sharding
 from sedd_jax.runtime.checkpoint import FOLDER, Checkpoints
 from sedd_jax.runtime.components import build_components
+from sedd_jax.runtime.config import from_saved
 from sedd_jax.runtime.lock import locked
 from sedd_jax.runtime.metrics import FILE
 from sedd_jax.runtime.step import init_state, run_keys
@@ -186,26 +189,45 @@ def started_from(config, folder, **changes):
     return dataclasses.replace(config, train=train_config)
 
 
-def test_weights_to_start_from_take_the_place_of_random_ones(smoke_run, smoke_config):
-    initial, config = sedd.load(smoke_run), started_from(smoke_config, smoke_run)
+def test_weights_to_start_from_take_the_place_of_random_ones(smoke_run, smoke_config, tmp_path):
+    config, mesh = started_from(smoke_config, smoke_run), sharding.build_mesh()
+    initial = load_initial(config, tmp_path, mesh)
     components = build_components(config, 257)
     first = jax.jit(lambda key: init_state(key, components, config))(run_keys(0).init)
-    state = with_weights_of(initial, first, config, 257)
-    chex.assert_trees_all_equal(state.params, initial.params)
-    chex.assert_trees_all_equal(state.ema_params, initial.params)
+    state = with_weights_of(initial, first, config, initial.tokenizer)
+    chex.assert_trees_all_equal(state.params, sedd.load(smoke_run).params)
+    chex.assert_trees_all_equal(state.ema_params, state.params)
     chex.assert_trees_all_equal(state.opt_state, first.opt_state)
     assert state.step == 0
     buffers = {x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.params)}
     assert buffers.isdisjoint(x.unsafe_buffer_pointer() for x in jax.tree.leaves(state.ema_params))
 
-    with pytest.raises(BadInput, match=r"'absorb', 257\), those of this run .*'absorb', 256\)"):
-        with_weights_of(initial, first, config, 256)
-    uniform = dataclasses.replace(config, graph="uniform")
-    with pytest.raises(BadInput, match="'uniform', 257"):
-        with_weights_of(initial, first, uniform, 257)
-    narrow = first._replace(params=jax.tree.map(lambda x: x[..., :1], first.params))
-    with pytest.raises(BadInput, match="the sizes in config.model must agree"):
-        with_weights_of(initial, narrow, config, 257)
+    assert load_initial(config, smoke_run, mesh) is None  # which has begun
+    with pytest.raises(BadInput, match=r"a model of other tokens: .*data.tokenizer_path"):
+        with_weights_of(initial, first, config, Characters("".join(map(chr, range(256)))))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"graph": "uniform"}, "config.graph is absorb there and uniform here"),
+        ({"noise.eps": 0.1}, "config.noise is .*eps=0.001.* there and .*eps=0.1"),
+        ({"model.scale_by_sigma": False}, "scale_by_sigma is True there and False here"),
+        ({"model.num_blocks": 3}, "config.model.num_blocks is 2 there and 3 here"),
+    ],
+)
+def test_weights_that_mean_something_else_are_refused(
+    smoke_run, smoke_config, tmp_path, changes, message
+):
+    values = dataclasses.asdict(started_from(smoke_config, smoke_run))
+    for key, value in changes.items():
+        *groups, name = key.split(".")
+        (values[groups[0]] if groups else values)[name] = value
+    other = from_saved(values | {"graph": "absorb"})
+    other = dataclasses.replace(other, graph=values["graph"])
+    with pytest.raises(BadInput, match=f"is another model: .*{message}"):
+        train(other, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_absent_weights_to_start_from_are_named_before_the_run_is_made(smoke_config, tmp_path):

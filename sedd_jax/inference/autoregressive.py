@@ -128,7 +128,10 @@ def generate_autoregressive(
     tokens, finite = (np.concatenate(part)[:num_samples] for part in zip(*parts, strict=True))
     if not finite.all():
         rows = np.flatnonzero(~finite)
-        raise FloatingPointError(f"The network gave logits that are not finite in rows {rows}.")
+        raise FloatingPointError(
+            f"The network gave logits that are not finite in rows {rows}: the weights are of no use, "
+            "try another checkpoint."
+        )
     return tokens
 
 

@@ -148,7 +148,10 @@ def generate(
     tokens, diagnostics = jax.device_get(_join_rows(parts, num_samples))
     if not diagnostics.finite.all():
         rows = np.flatnonzero(~diagnostics.finite)
-        raise FloatingPointError(f"The network gave scores that are not finite in rows {rows}.")
+        raise FloatingPointError(
+            f"The network gave scores that are not finite in rows {rows}: the weights are of no use, "
+            "try another checkpoint."
+        )
     return tokens, diagnostics
 
 

@@ -99,7 +99,9 @@ def read_config(folder: Path) -> GPT2Config:
     path = folder / "config.json"
     values = read_json(path)
     config = settings_from(values, GPT2Config, _CONFIG_KEYS, path)
-    for key, wanted in (_FIXED | {"n_inner": 4 * config.hidden_size}).items():
+    # the start of a text is the last token, as in GPT-2 itself
+    derived = {"n_inner": 4 * config.hidden_size, "bos_token_id": config.tokens - 1}
+    for key, wanted in (_FIXED | derived).items():
         found = values.get(key, wanted)
         if found != wanted and (key, found) != ("n_inner", None):
             raise BadInput(

@@ -36,6 +36,12 @@ SAVE_SECONDS = 600  # that processes wait for each other in a save: one may have
 _OF_A_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
+def has_checkpoints(run: Path) -> bool:
+    """Says whether anything was saved in a run folder, whole or damaged."""
+    folder = run / FOLDER
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
 class Checkpoints:
     """The checkpoints of one run folder. Use as a context manager: leaving it waits for saves.
 

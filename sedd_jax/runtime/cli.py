@@ -51,6 +51,8 @@ def run(main: Callable[[], None]) -> None:
             _fail(error)
         except Halted as error:
             _fail(error, error.exit_code)
+        except FloatingPointError as error:
+            _fail(error, 1)
         except OSError as error:
             if error.errno not in _OF_THE_MACHINE:
                 raise

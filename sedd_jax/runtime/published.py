@@ -29,6 +29,7 @@ def from_published(published: PublishedConfig | GPT2Config) -> Config:
     settings = dataclasses.asdict(Config())
     if isinstance(published, GPT2Config):
         settings["family"] = "autoregressive"
+        settings["model"]["dtype"] = "float32"  # a judge of texts: the same one on every device
     for field, value in dataclasses.asdict(published).items():
         group, _, key = _KEYS[field].rpartition(".")
         (settings[group] if group else settings)[key] = value
