@@ -6,6 +6,7 @@ as in `--config.train.steps=500`.
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -98,6 +99,12 @@ def _train(config, run, dataset, mesh, initial, profile_steps):
             tokens_per_step=config.train.batch_size * config.model.length,
             flops_per_step=step_flops(components, config),
         )
+
+        def save(state):
+            checkpoints.save(state, config)
+            if is_lead():
+                _write_card(config, run, dataset.tokenizer, state)
+
         with (
             batches,
             metric_writer(run, start) as writer,
@@ -105,7 +112,7 @@ def _train(config, run, dataset, mesh, initial, profile_steps):
             Profile(run, profile_steps, start) as profile,
             StopSignal() as stop,
         ):
-            journal = Journal(config, writer, evaluator, checkpoints, progress)
+            journal = Journal(config, writer, evaluator, checkpoints, save, progress)
             for step in range(start + 1, config.train.steps + 1):
                 with progress.waiting():
                     rows = next(batches)
@@ -119,7 +126,7 @@ def _train(config, run, dataset, mesh, initial, profile_steps):
                 with progress.paused():
                     profile.after(step, metrics)
                 if signal := stop.after(step):
-                    checkpoints.save(state, config)
+                    save(state)
                     checkpoints.wait()
                     raise Halted(
                         f"Stopped by {signal.name} after step {step}, which is saved; the same "
@@ -130,8 +137,6 @@ def _train(config, run, dataset, mesh, initial, profile_steps):
         if journal.bound is None:  # the run was complete already
             journal.bound = evaluator.bound(state.ema_params)
             journal.samples = evaluator.samples(state.ema_params)
-    if is_lead():
-        _write_card(config, run, dataset.tokenizer, state)
     _conclude(run, config, journal, time.monotonic() - started)
 
 
@@ -144,10 +149,11 @@ class Journal:
         writer: MetricWriter,
         evaluator: Evaluator,
         checkpoints: Checkpoints,
+        save: Callable[[TrainState], None],
         progress: Progress,
     ):
         """Begins before the first step."""
-        self._config, self._writer = config, writer
+        self._config, self._writer, self._save = config, writer, save
         self._evaluator, self._checkpoints, self._progress = evaluator, checkpoints, progress
         self._total = config.train.steps
         self._losses, self._first = PendingLosses(config.train.max_skipped), True
@@ -180,7 +186,7 @@ class Journal:
                 for number, text in enumerate(self.samples):
                     self._writer.text(step, f"sample_{number}", text)
             if due(self._config.checkpoint.every):
-                self._checkpoints.save(state, self._config)
+                self._save(state)
 
     def _log(self, step):
         row = self._losses.take()  # waits for the step
@@ -211,9 +217,9 @@ def _write_card(config, run, tokenizer, state):
         parameters=count_params(state.params),
         tokenizer=tokenizer,
         weights="averaged, and as trained",
-        **read_history(find_records(run), config.train.steps),
+        **read_history(find_records(run), int(state.step)),
     )
-    write_card(run, story, str(run))
+    write_card(run, story, run.name)
 
 
 def _family(components, config):

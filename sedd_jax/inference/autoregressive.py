@@ -129,8 +129,8 @@ def generate_autoregressive(
     if not finite.all():
         rows = np.flatnonzero(~finite)
         raise FloatingPointError(
-            f"The network gave logits that are not finite in rows {rows}: the weights are of no use, "
-            "try another checkpoint."
+            f"The network gave logits that are not finite in rows {rows}: its weights are of no "
+            "use, try another checkpoint."
         )
     return tokens
 

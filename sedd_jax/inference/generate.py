@@ -149,8 +149,8 @@ def generate(
     if not diagnostics.finite.all():
         rows = np.flatnonzero(~diagnostics.finite)
         raise FloatingPointError(
-            f"The network gave scores that are not finite in rows {rows}: the weights are of no use, "
-            "try another checkpoint."
+            f"The network gave scores that are not finite in rows {rows}: its weights are of no "
+            "use, try another checkpoint."
         )
     return tokens, diagnostics
 

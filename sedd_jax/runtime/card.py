@@ -199,7 +199,9 @@ def training_facts(story: Story) -> list[Fact]:
     if not story.rows or story.step is None:
         return []
     tokens = story.step * train.batch_size * story.config.model.length
+    began = [("Started from", placeless(train.initial))] if train.initial else []
     return [
+        *began,
         ("Steps", f"{story.step:,} of {train.batch_size} sequences, {tokens:,} tokens in all"),
         (
             "Optimizer",
@@ -217,7 +219,8 @@ def training_facts(story: Story) -> list[Fact]:
 
 def _front_matter(config):
     kind = "discrete-diffusion" if config.family == "diffusion" else config.family
-    tags = "".join(f"\n- {tag}" for tag in ("text-generation", "jax", "sedd", kind))
+    text = [] if config.data.tokenizer in ("dna", "integers") else ["text-generation"]
+    tags = "".join(f"\n- {tag}" for tag in (*text, "jax", "sedd", kind))
     return f"---\nlibrary_name: sedd_jax\n# license: yours to choose\ntags:{tags}\n---"
 
 

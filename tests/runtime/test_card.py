@@ -125,6 +125,12 @@ def test_sets_prepared_apart_are_told_one_after_the_other():
     ]
 
 
+def test_a_run_that_did_not_start_from_nothing_says_so():
+    facts = card.training_facts(story(config=Config(train=TrainConfig(initial="/runs/first"))))
+    assert facts[0] == ("Started from", "first")
+    assert "Started from" not in dict(card.training_facts(story()))
+
+
 def test_the_baseline_has_a_likelihood_and_its_own_call():
     rows = [{"step": 20, "nll": 2.5, "nll_stderr": 0.01, "perplexity": 12.18, "bits_per_byte": 1}]
     text = card.card(story(config=Config(family="autoregressive"), rows=rows), "run")
