@@ -5,29 +5,12 @@ Paper row: none. Hardware: 2 CPU cores. Metric: held-out bits per byte, exact.
     python -m sedd_jax.train --config=configs/ar_tiny.py --workdir=runs/ar_tiny
 """
 
-from sedd_jax.runtime.config import default_config
+from configs import tiny
+from sedd_jax.runtime.config import ModelConfig
 
 
 def get_config():
-    config = default_config()
+    config = tiny.get_config()
     config.family = "autoregressive"
-    config.data.tokenizer = "sentencepiece"
-    config.data.vocab_size = 1024
-    config.model.hidden_size = 128
-    config.model.num_blocks = 4
-    config.model.num_heads = 4
-    config.model.length = 128
-    config.model.dropout = 0.0
-    config.train.steps = 450
-    config.train.batch_size = 32
-    config.train.log_every = 50
-    config.optim.learning_rate = 2e-3
-    config.optim.warmup_steps = 50
-    config.optim.decay = "cosine"
-    config.optim.ema_decay = 0.99  # the run is shorter than the memory of 0.9999
-    config.eval.every = 150
-    config.eval.batch_size = 32
-    config.eval.max_blocks = 256
-    config.eval.sample_every = 450
-    config.checkpoint.every = 150
+    config.model.cond_dim = ModelConfig.cond_dim  # there is no noise to condition on
     return config
