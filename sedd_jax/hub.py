@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 from sedd_jax.errors import BadInput
@@ -14,7 +14,12 @@ REACH_SECONDS = 3.0  # the hub's own client tries for 20 seconds before it says 
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 
 
-def folder(name: str | pathlib.Path, patterns: Sequence[str]) -> pathlib.Path:
+def folder(
+    name: str | pathlib.Path,
+    patterns: Sequence[str],
+    whole: Callable[[pathlib.Path], bool],
+    either: Sequence[Sequence[str]] = ((),),
+) -> pathlib.Path:
     """Returns the folder `name`: a local one as it is, else a repository of the hub, downloaded.
 
     What the cache of the hub holds whole is taken from there, without asking for a newer one.
@@ -22,6 +27,9 @@ def folder(name: str | pathlib.Path, patterns: Sequence[str]) -> pathlib.Path:
     Args:
       name: a local folder, or OWNER/NAME or OWNER/NAME@REVISION on the hub.
       patterns: the files wanted of a repository, as in "*.json".
+      whole: says whether a cached folder will do; the hub itself does not know of one that was
+        filled file by file.
+      either: more patterns, in groups; only the first group that the repository has is wanted.
 
     Raises:
       BadInput: neither a folder nor a repository that is cached or can be reached.
@@ -38,18 +46,22 @@ def folder(name: str | pathlib.Path, patterns: Sequence[str]) -> pathlib.Path:
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
     def snapshot(**options):
-        return pathlib.Path(
-            client.snapshot_download(
-                repository, revision=revision, allow_patterns=list(patterns), **options
-            )
-        )
+        for group in either:
+            wanted = {"revision": revision, "allow_patterns": [*patterns, *group]}
+            found = pathlib.Path(client.snapshot_download(repository, **wanted, **options))
+            if any(any(found.glob(pattern)) for pattern in group):
+                break
+        return found
 
     try:
-        return snapshot(local_files_only=True)
+        part = snapshot(local_files_only=True)
+        if whole(part):
+            return part
     except IncompleteSnapshotError as error:
-        cached = f"is cached in part only, in {error.snapshot_path}"
+        part = error.snapshot_path
     except LocalEntryNotFoundError:
-        cached = "is not in the cache"
+        part = None
+    cached = f"is cached in part only, in {part}" if part else "is not in the cache"
     with answering(f"{here}, the repository of that name on the hub {cached}"):
         return snapshot()
 

@@ -1,6 +1,7 @@
 """Models from one layout to the other, and to the hub."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import chex
@@ -12,8 +13,12 @@ from absl.testing import flagsaver
 import sedd_jax as sedd
 from sedd_jax import convert, hub
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.export import drafted, export
+from sedd_jax.inference import export as exports
+from sedd_jax.inference.export import export
 from sedd_jax.model.pretrained import read_tensors
+from sedd_jax.runtime.config import Config, from_json
+
+GPT2 = Path(__file__).parent / "golden" / "gpt2"
 
 
 def converted(**values):
@@ -53,7 +58,7 @@ def test_a_run_becomes_a_published_folder(smoke_run, published):
     sigma = np.array([0.01, 0.1, 1.0, 5.0], np.float32)
     np.testing.assert_array_equal(ours.log_score(xt, sigma), theirs.log_score(xt, sigma))
     assert theirs.tokenizer.kind == "bytes"
-    assert theirs.config.model == dataclasses.replace(ours.config.model)
+    assert theirs.config.model == ours.config.model
     table = read_tensors(published / "model.safetensors")["vocab_embed.embedding"]
     np.testing.assert_array_equal(table, ours.params["embedding"]["table"][:258])
 
@@ -84,13 +89,30 @@ def test_a_published_folder_becomes_a_run(smoke_run, published, run):
     chex.assert_trees_all_equal(loaded.params, sedd.load(run, ema=False).params)
 
 
+def test_only_what_is_known_of_a_model_of_others_is_written(published, run, tmp_path):
+    settings = json.loads((run / "config.json").read_text())
+    assert set(settings) == {"family", "graph", "noise", "model", "data"}
+    tokenizer = {"tokenizer": "bytes", "tokenizer_path": "data/tokenizer"}
+    assert settings["data"] == {"vocab_size": 257} | tokenizer
+    again = converted(checkpoint=run, output=tmp_path / "again", to="run")
+    assert json.loads((again / "config.json").read_text()) == settings
+    # what is left out has its default
+    config = from_json((run / "config.json").read_text())
+    assert config.model == sedd.load(published).config.model and config.train == Config().train
+    gpt2 = converted(checkpoint=GPT2, output=tmp_path / "gpt2")
+    settings = json.loads((gpt2 / "config.json").read_text())
+    assert set(settings) == {"family", "model", "data"} and settings["data"] == {"vocab_size": 61}
+    assert from_json(json.dumps(settings)).family == "autoregressive"
+    chex.assert_trees_all_equal(sedd.load(gpt2).params, sedd.load(GPT2).params)
+
+
 def test_without_a_tokenizer_the_size_is_kept(published, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((published / name).read_bytes())
     loaded = sedd.load(converted(checkpoint=bare, output=tmp_path / "run"))
-    assert loaded.tokenizer is None and loaded.vocab_size == 257
+    assert loaded.tokenizer is None and loaded.components.num_tokens == 257
     given = converted(checkpoint=bare, output=tmp_path / "given", tokenizer=published / "tokenizer")
     assert sedd.load(given).tokenizer.kind == "bytes"
 
@@ -125,17 +147,29 @@ def test_what_the_published_code_lacks_is_refused(smoke_run, tmp_path, changes, 
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_overwritten_or_left_half_written(tmp_path):
-    with pytest.raises(KeyboardInterrupt), drafted(tmp_path / "out") as draft:
-        (draft / "file").touch()
-        assert not (tmp_path / "out").exists()
+def test_nothing_is_overwritten_or_left_half_written(published, tmp_path, monkeypatch):
+    loaded, out = sedd.load(published), tmp_path / "out"
+
+    def write():
+        export(loaded, out, "published", weights="as published", name="x")
+
+    def stop(*args):
         raise KeyboardInterrupt
-    assert not list(tmp_path.iterdir())
-    with drafted(tmp_path / "out") as draft:
-        (draft / "file").touch()
-    assert names(tmp_path) == {"out/file"}
-    with pytest.raises(BadInput, match="exists already"), drafted(tmp_path / "out"):
-        pass
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(exports, "write_card", stop)
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == [".out.draft"]
+    assert "model/model.safetensors" in names(tmp_path / ".out.draft")
+    (tmp_path / ".out.draft" / "model" / "left").touch()
+    write()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert not (out / "left").exists()
+    before = (out / "README.md").stat().st_mtime_ns
+    with pytest.raises(BadInput, match="exists already"):
+        write()
+    assert (out / "README.md").stat().st_mtime_ns == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with pytest.raises(BadInput, match="The folder of --output=.*absent/out does not exist"):
         converted(checkpoint=tmp_path, output=tmp_path / "absent" / "out")
 

@@ -1,6 +1,7 @@
 import http.server
 import json
 import pathlib
+import shutil
 import sys
 import threading
 import time
@@ -80,37 +81,72 @@ def point_at(monkeypatch, url):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
+def has_weights(folder):
+    return any((folder / name).is_file() for name in ("model.safetensors", "pytorch_model.bin"))
+
+
+def fetched(name):
+    return hub.folder(name, WANTED, has_weights)
+
+
 def test_a_local_folder_is_itself(tmp_path):
-    assert hub.folder(tmp_path, WANTED) == tmp_path
-    assert hub.folder(str(tmp_path), WANTED) == tmp_path
+    assert fetched(tmp_path) == tmp_path
+    assert fetched(str(tmp_path)) == tmp_path
 
 
 @pytest.mark.parametrize("name", ["absent", "/absent/folder", "../absent", "a/b/c", "a/.b", "a/"])
 def test_what_is_no_id_is_a_missing_folder(cache, name):
     with pytest.raises(BadInput) as raised:
-        hub.folder(name, WANTED)
+        fetched(name)
     assert str(raised.value) == f"There is no folder {name}."
 
 
 def test_a_repository_is_downloaded_once(server):
-    folder = hub.folder("owner/name", WANTED)
+    folder = fetched("owner/name")
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert (folder / "model.safetensors").read_bytes() == b"weights"
     asked = len(server)
     assert asked > 0
-    assert hub.folder("owner/name", WANTED) == folder
-    assert hub.folder(f"owner/name@{COMMIT}", WANTED) == folder
+    assert fetched("owner/name") == folder
+    assert fetched(f"owner/name@{COMMIT}") == folder
     assert len(server) == asked
 
 
 def test_a_part_of_a_repository_is_completed_or_named(server, monkeypatch):
-    (hub.folder("owner/name", WANTED) / "model.safetensors").unlink()
+    (fetched("owner/name") / "model.safetensors").unlink()
     online = constants.ENDPOINT
     point_at(monkeypatch, "http://127.0.0.1:9")
     with pytest.raises(BadInput, match=f"cached in part only, in .*{COMMIT}, .* cannot be reached"):
-        hub.folder("owner/name", WANTED)
+        fetched("owner/name")
     point_at(monkeypatch, online)
-    assert (hub.folder("owner/name", WANTED) / "model.safetensors").read_bytes() == b"weights"
+    assert (fetched("owner/name") / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_what_was_cached_file_by_file_is_completed_or_named(server, monkeypatch):
+    """No listing of the repository tells then that something is missing."""
+    folder = fetched("owner/name")
+    shutil.rmtree(folder.parent.parent / "trees")
+    asked = len(server)
+    assert fetched("owner/name") == folder and len(server) == asked
+    (folder / "model.safetensors").unlink()
+    online = constants.ENDPOINT
+    point_at(monkeypatch, "http://127.0.0.1:9")
+    with pytest.raises(BadInput, match=f"cached in part only, in .*{COMMIT}, .* cannot be reached"):
+        fetched("owner/name")
+    point_at(monkeypatch, online)
+    assert (fetched("owner/name") / "model.safetensors").read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("first", ["model.*", "model-*-of-*"])
+def test_the_second_group_is_wanted_only_without_the_first(server, monkeypatch, first):
+    files = {"config.json": b"{}", "model.safetensors": b"weights", "pytorch_model.bin": b"more"}
+    monkeypatch.setitem(globals(), "FILES", files)
+    either = (("absent", first), ("pytorch_model.bin",))
+    for _ in range(2):  # from the hub, from the cache
+        folder = hub.folder("owner/name", ["*.json"], has_weights, either)
+        wanted = "model.safetensors" if first == "model.*" else "pytorch_model.bin"
+        assert sorted(path.name for path in folder.iterdir()) == ["config.json", wanted]
+    assert sum(path.endswith(wanted) for path in server) == 2  # its size, and itself
 
 
 def test_offline_is_found_out_quickly(cache):
@@ -118,29 +154,29 @@ def test_offline_is_found_out_quickly(cache):
     with pytest.raises(
         BadInput, match=r"no folder owner/name, .*is not in the cache, and http.*:9 "
     ):
-        hub.folder("owner/name", WANTED)
+        fetched("owner/name")
     assert time.monotonic() - started < 5
 
 
 def test_the_wish_to_stay_offline_is_respected(server, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(BadInput, match="cannot be reached .*offline mode is enabled"):
-        hub.folder("owner/name", WANTED)
+        fetched("owner/name")
     assert not server
 
 
 def test_an_unknown_repository_is_refused(server):
     with pytest.raises(BadInput, match=r"the hub refuses: 404 .*is the name right") as raised:
-        hub.folder("owner/other", WANTED)
+        fetched("owner/other")
     assert "\n" not in str(raised.value)
 
 
 def test_without_the_package_the_command_is_named(cache, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(BadInput, match=r'no folder owner/name; .*pip install "sedd_jax\[hub\]"'):
-        hub.folder("owner/name", WANTED)
+        fetched("owner/name")
 
 
 def test_nothing_is_written_beside_the_cache(server, cache):
-    assert cache in hub.folder("owner/name", WANTED).parents
+    assert cache in fetched("owner/name").parents
     assert not pathlib.Path("owner").exists()

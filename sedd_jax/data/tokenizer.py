@@ -91,7 +91,7 @@ def _given_tokenizer(kind: str, path: pathlib.Path) -> Tokenizer:
     if kind == "sentencepiece" and path.suffix == ".model":
         return SentencePiece.read(path)
     if kind == "gpt2" and not _is_saved(path):
-        return GPT2(hub.folder(str(path), GPT2_FILES[1]))
+        return GPT2(hub.folder(str(path), GPT2_FILES[1], has_gpt2_files))
     tokenizer = load_tokenizer(path)
     # text8 and dna are saved as characters: what they are is their alphabet.
     fixed = _FIXED.get(kind)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
+from numpy.typing import ArrayLike
 
 from sedd_jax.diffusion.loss import dwdse_loss
 from sedd_jax.diffusion.proposal import Proposal, guess_proposal, propose
@@ -129,7 +130,7 @@ def exact_nll(
 def nll_bound(
     key: Key[Array, ""],
     checkpoint: Checkpoint,
-    tokens: Int[Array | np.ndarray, "N L"],
+    tokens: ArrayLike,
     *,
     batch_size: int = 32,
     complete: bool = False,
@@ -143,15 +144,22 @@ def nll_bound(
     Args:
       key: random key; it makes no difference to an exact value.
       checkpoint: the model, from `sedd.load`.
-      tokens: token ids.
+      tokens: token ids, [N, L].
       batch_size: sequences at a time.
       complete: a true bound, on the learned reverse process in continuous time from a noised
         uniform guess: the integral of the loss over [t_min, 1], the prior term and the final
         denoising step, infinite where that step denies a token. Else the published convention,
         the mean of the loss over [t_min, 1] alone. An exact value is complete.
+
+    Raises:
+      BadInput: no such array, ids that the model does not have, or more positions than it has.
     """
-    if len(tokens) == 0:
-        raise BadInput("nll_bound needs at least one sequence, got none.")
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
+        raise BadInput(
+            "nll_bound needs integers [N, L], at least one sequence of at least one token; got "
+            f"{tokens.dtype} {list(tokens.shape)}."
+        )
     components = checkpoint.components
     num_tokens = components.num_tokens
     if not 0 <= tokens.min() <= tokens.max() < num_tokens:

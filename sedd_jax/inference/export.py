@@ -1,19 +1,16 @@
 """A loaded model written to a folder of its own, in the published layout or as a run folder."""
 
-import contextlib
 import dataclasses
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
+from sedd_jax.data.draft import drafted
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import TOKENIZER_FOLDER, Checkpoint
 from sedd_jax.model import pretrained
 from sedd_jax.model.score_model import count_params
-from sedd_jax.runtime import config as configs
 from sedd_jax.runtime.card import (
     RECORDS,
     Story,
@@ -43,12 +40,25 @@ def save_published(checkpoint: Checkpoint, folder: Path) -> None:
 
 def save_run(checkpoint: Checkpoint, folder: Path) -> None:
     """Writes config.json, data/tokenizer/ and the one checkpoint of a run folder to load from."""
-    config = checkpoint.config
-    (folder / CONFIG_FILE).write_text(configs.to_json(config) + "\n")
+    config, place = checkpoint.config, f"{DATA_FOLDER}/{TOKENIZER_FOLDER}"
+    # of what was not trained here only some settings are known
+    settings = dataclasses.asdict(config) if checkpoint.step else _known(checkpoint, place)
+    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
     if checkpoint.tokenizer is not None:
-        checkpoint.tokenizer.save(folder / DATA_FOLDER / TOKENIZER_FOLDER)
+        checkpoint.tokenizer.save(folder / place)
     with Checkpoints(folder, config.checkpoint) as saved:
         saved.save_weights(checkpoint.step or 0, checkpoint.params, config)
+
+
+def _known(checkpoint, place):
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    diffusion = config.family == "diffusion"
+    data = {"vocab_size": checkpoint.components.num_tokens}
+    if tokenizer is not None:
+        data |= {"tokenizer": tokenizer.kind, "tokenizer_path": place}
+    groups = ("family", "model", *(("graph", "noise") if diffusion else ()))
+    settings = dataclasses.asdict(config)
+    return {name: settings[name] for name in groups} | {"data": data}
 
 
 LAYOUTS = {"published": save_published, "run": save_run}
@@ -81,29 +91,20 @@ def export(checkpoint: Checkpoint, output: Path, layout: str, *, weights: str, n
         weights=weights,
         **read_history(records, checkpoint.step),
     )
-    with drafted(output) as draft:
-        LAYOUTS[layout](checkpoint, draft)
+    with drafted(output, {}) as draft:
+        check_new(output)
+        folder = draft / "model"
+        shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
+        folder.mkdir()
+        LAYOUTS[layout](checkpoint, folder)
         manifest, rows = RECORDS
         if manifest in records:
             text = json.dumps(placeless(story.manifest), indent=1)
-            (draft / manifest).write_text(text + "\n")
+            (folder / manifest).write_text(text + "\n")
         if rows in records:
-            shutil.copyfile(records[rows], draft / rows)
-        write_card(draft, story, name)
-
-
-@contextlib.contextmanager
-def drafted(folder: Path) -> Iterator[Path]:
-    """Makes a folder to write in, which takes the name `folder` in the end; an error removes it."""
-    check_new(folder)
-    folder = folder.absolute()
-    draft = folder.parent / f".{folder.name}.{secrets.token_hex(8)}.draft"
-    draft.mkdir()
-    try:
-        yield draft
-        os.replace(draft, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+            shutil.copyfile(records[rows], folder / rows)
+        write_card(folder, story, name)
+        os.replace(folder, output)
 
 
 def check_new(folder: Path) -> None:

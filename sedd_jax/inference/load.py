@@ -1,5 +1,6 @@
 """Loading a trained model: a run folder or the published PyTorch layout, here or on the hub."""
 
+import contextlib
 import dataclasses
 import functools
 from pathlib import Path
@@ -39,14 +40,13 @@ TOKENIZER_FOLDER = "tokenizer"
 _TOKENIZER_FILES = (SETTINGS_FILE, *(name for names in GPT2_FILES for name in names), "*.model")
 _FILES = (
     "config.json",
-    *pretrained.WEIGHTS,
-    *gpt2.PARTS,
     *_TOKENIZER_FILES,
     f"{TOKENIZER_FOLDER}/*",
     f"{DATA_FOLDER}/{TOKENIZER_FOLDER}/*",
     f"{checkpoints.FOLDER}/*",
     *card.RECORDS,
 )
+_WEIGHTS = ((pretrained.WEIGHTS[0], *gpt2.PARTS), pretrained.WEIGHTS[1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +83,6 @@ class Checkpoint:
     def model(self) -> ScoreModel | CausalModel:
         """The network, as pure functions."""
         return self.components.model
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens, the mask not among them."""
-        return self.tokenizer.vocab_size if self.tokenizer else self.config.data.vocab_size
 
     @property
     def diffusion(self) -> Components:
@@ -150,7 +145,7 @@ def load(
     if mesh is not None and mesh.axis_names != AXES:
         raise BadInput(f"The mesh has the axes {mesh.axis_names}, it must have {AXES}.")
     wish = _Wish(step, ema, mesh, None if tokenizer is None else _given_tokenizer(tokenizer))
-    folder = hub.folder(path, _FILES)
+    folder = hub.folder(path, _FILES, functools.partial(_is_whole, wish), _WEIGHTS)
     for is_it, load_it in _LAYOUTS:
         if is_it(folder):
             return load_it(folder, wish)
@@ -168,7 +163,14 @@ class _Wish(NamedTuple):
     step: int | None
     ema: bool
     mesh: Mesh | None
-    tokenizer: Tokenizer | None
+    tokenizer: "_Found | None"
+
+
+class _Found(NamedTuple):
+    """A tokenizer, and where."""
+
+    tokenizer: Tokenizer
+    folder: Path
 
 
 def _load_run(folder, wish):
@@ -177,11 +179,11 @@ def _load_run(folder, wish):
         if step is None:
             raise BadInput(f"{folder} holds no complete checkpoint yet.")
         config = saved.config(step)
-        own = find_tokenizer(folder / DATA_FOLDER / TOKENIZER_FOLDER)
-        tokens = own.vocab_size if own else config.data.vocab_size
+        own = _find(folder / DATA_FOLDER / TOKENIZER_FOLDER)
+        tokens = own.tokenizer.vocab_size if own else config.data.vocab_size
         if not tokens:
             raise BadInput(f"{folder} lacks its {DATA_FOLDER}/{TOKENIZER_FOLDER}.")
-        tokenizer = _fitting(wish.tokenizer or own, tokens)
+        tokenizer = _fitting(wish.tokenizer or own, tokens, folder)
         components, abstract = _build(config, tokens, wish.mesh)
         params = saved.restore_weights(step, abstract, ema=wish.ema)
     return Checkpoint(components, params, config, tokenizer, step, folder)
@@ -196,10 +198,10 @@ def _load_state_dict(layout, folder, wish):
         config = from_published(found)
     except BadInput as error:
         raise BadInput(f"{folder / 'config.json'} describes no model: {error}") from error
-    tokenizer = wish.tokenizer or find_tokenizer(folder / TOKENIZER_FOLDER)
+    tokenizer = wish.tokenizer or _find(folder / TOKENIZER_FOLDER)
     if tokenizer is None and has_gpt2_files(folder):
-        tokenizer = GPT2(folder)
-    tokenizer = _fitting(tokenizer, found.tokens)
+        tokenizer = _Found(GPT2(folder), folder)
+    tokenizer = _fitting(tokenizer, found.tokens, folder)
     components, abstract = _build(config, found.tokens, wish.mesh)
     read = layout.read_params(folder, abstract, components.num_states)
     params = jax.tree.map(_put, read, abstract)
@@ -212,6 +214,13 @@ _LAYOUTS = (
     (gpt2.is_gpt2, functools.partial(_load_state_dict, gpt2)),
     (pretrained.is_published, functools.partial(_load_state_dict, pretrained)),
 )
+
+
+def _is_whole(wish, folder):
+    """Says whether a cached repository can be loaded, a GPT-2 with its tokenizer."""
+    if gpt2.is_gpt2(folder) and not wish.tokenizer:
+        return has_gpt2_files(folder) or _has_tokenizer(folder / TOKENIZER_FOLDER)
+    return any(is_it(folder) for is_it, _ in _LAYOUTS)
 
 
 def _build(config, tokens, mesh):
@@ -234,8 +243,8 @@ def _put(array, wanted):
 
 
 def _given_tokenizer(name):
-    folder = hub.folder(name, _TOKENIZER_FILES)
-    if (found := find_tokenizer(folder)) is None:
+    folder = hub.folder(name, _TOKENIZER_FILES, _has_tokenizer)
+    if (found := _find(folder)) is None:
         raise BadInput(
             f"There is no tokenizer in {folder}: it holds neither what Tokenizer.save writes nor "
             f"{' or '.join(' and '.join(names) for names in GPT2_FILES)} (those of GPT-2)."
@@ -243,10 +252,24 @@ def _given_tokenizer(name):
     return found
 
 
-def _fitting(tokenizer, tokens):
-    if tokenizer is not None and tokenizer.vocab_size != tokens:
+def _find(folder):
+    tokenizer = find_tokenizer(folder)
+    return None if tokenizer is None else _Found(tokenizer, folder)
+
+
+def _has_tokenizer(folder):
+    with contextlib.suppress(BadInput):  # tokenizer.json may be another's, its own not yet there
+        return find_tokenizer(folder) is not None
+    return False
+
+
+def _fitting(found, tokens, folder):
+    if found is None:
+        return None
+    tokenizer, place = found
+    if tokenizer.vocab_size != tokens:
         raise BadInput(
-            f"The {tokenizer.kind} tokenizer has {tokenizer.vocab_size} tokens and the model "
-            f"{tokens}; give the tokenizer that it was trained with."
+            f"The {tokenizer.kind} tokenizer in {place} has {tokenizer.vocab_size} tokens and the "
+            f"model in {folder} {tokens}; give the tokenizer that it was trained with."
         )
     return tokenizer

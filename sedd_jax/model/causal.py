@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, Int, Key
 from sedd_jax.model.attention import Attention
 from sedd_jax.model.transformer import Dense, TransformerConfig, dropout, layer_norm
 
-ROWS = 1024  # positions whose outputs exist at a time: 0.2 GB of them for 50,257 tokens
+# positions whose outputs exist at a time; two such arrays do, 0.4 GB for 50,257 tokens
+ROWS = 1024
 Heads = Float[Array, "B L H K"]
 
 

@@ -169,7 +169,8 @@ def assemble(
       names: path here -> name there; {i} is the block, an axis of its own here.
       tensors: by name; used up.
       abstract: the parameters wanted, for their shapes.
-      convert: convert(here, tensor, shape, name) -> the leaf `here`, of one block, of that shape.
+      convert: convert(here, tensor, shape, name) -> the leaf `here`, of one block, of that shape;
+        the name is for messages, and says the file too.
       path: of the file, for messages.
 
     Raises:
@@ -185,10 +186,13 @@ def assemble(
         if "{i}" in there:
             blocks = [there.format(i=i) for i in range(shape[0])]
             node[leaf] = np.stack(
-                [convert(here, _take(tensors, name, path), shape[1:], name) for name in blocks]
+                [
+                    convert(here, _take(tensors, name, path), shape[1:], f"{name} of {path}")
+                    for name in blocks
+                ]
             )
         else:
-            node[leaf] = convert(here, _take(tensors, there, path), shape, there)
+            node[leaf] = convert(here, _take(tensors, there, path), shape, f"{there} of {path}")
     if tensors:
         raise BadInput(f"{path} has tensors that do not belong: {', '.join(sorted(tensors))}.")
     return params
@@ -278,7 +282,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Reads every tensor of a safetensors or PyTorch file, without PyTorch.
 
     Raises:
-      BadInput: the file is damaged, or a pickle that asks for anything but tensors.
+      BadInput: the file is damaged, of a type that numpy lacks, or a pickle that asks for anything
+        but tensors.
     """
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
@@ -294,6 +299,11 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         except SafetensorError as error:
             raise BadInput(
                 f"{path} is not a readable safetensors file: {error}; fetch it again."
+            ) from error
+        except (AttributeError, KeyError, TypeError) as error:  # how a type is looked up there
+            raise BadInput(
+                f"{path} holds numbers of a type that numpy lacks ({error}); convert them to "
+                "float32."
             ) from error
     tensors = load_torch_file(path)
     return {re.sub(r"^module\.", "", name): tensor for name, tensor in tensors.items()}

@@ -5,7 +5,6 @@ card.
 """
 
 import importlib.metadata
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import sedd_jax
 from sedd_jax.data.tokenizer import Tokenizer
+from sedd_jax.model.pretrained import read_json
 from sedd_jax.runtime import metrics
 from sedd_jax.runtime.config import Config
 from sedd_jax.runtime.lead import say
@@ -81,11 +81,15 @@ def find_records(folder: Path) -> dict[str, Path]:
 
 
 def read_history(records: Mapping[str, Path], step: int | None) -> dict[str, Any]:
-    """Returns the fields `step`, `manifest` and `rows` of a `Story`, from those files."""
+    """Returns the fields `step`, `manifest` and `rows` of a `Story`, from those files.
+
+    Raises:
+      BadInput: the manifest is not JSON.
+    """
     manifest, rows = map(records.get, RECORDS)
     return {
         "step": step,
-        "manifest": json.loads(manifest.read_text()) if manifest else None,
+        "manifest": read_json(manifest) if manifest else None,
         "rows": metrics.read_rows(rows, step) if rows and step is not None else [],
     }
 

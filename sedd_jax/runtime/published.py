@@ -16,7 +16,7 @@ _KEYS = {field.name: f"model.{field.name}" for field in dataclasses.fields(Publi
     "sigma_max": "noise.sigma_max",
 }
 # what the published code has no setting for, and always does in one way
-_FIXED = {"family": "diffusion", "model.learned_positions": False}
+_FIXED = {"family": "diffusion", "model.learned_positions": False, "train.t_min": 1e-3}
 _FIXED_LOGLINEAR = {"noise.eps": 1e-3}
 
 

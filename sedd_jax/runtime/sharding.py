@@ -1,5 +1,6 @@
 """Devices: the mesh, and where the state and the batch lie on it."""
 
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from jaxtyping import Array
 from sedd_jax.errors import BadInput
 from sedd_jax.model.layout import AXES, BATCH_AXES, layouts
 from sedd_jax.model.placement import Placement
-from sedd_jax.runtime.config import Config, MeshConfig
+from sedd_jax.runtime.config import Config, MeshConfig, parse
 
 SMALL = ", no larger than an activation of one token"  # why the table splits some not at all
 
@@ -29,7 +30,8 @@ def build_mesh(
       devices: by default all of the job; those of a topology that is only compiled for will do.
 
     Raises:
-      BadInput: the sizes do not multiply to the number of devices, or a TPU slice would be cut.
+      BadInput: sizes that cannot be, or that do not multiply to the number of devices, or a TPU
+        slice would be cut.
     """
     devices = sorted(
         jax.devices() if devices is None else devices,
@@ -147,6 +149,7 @@ def describe(params: Any, mesh: Mesh) -> str:
 
 def _sizes(config, devices):
     """The sizes of the axes, what is left filled in."""
+    parse(dataclasses.asdict(Config(mesh=config)))  # knows which sizes there can be
     sizes = [getattr(config, axis) for axis in AXES]
     given = math.prod(size for size in sizes if size != -1)
     named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))

@@ -71,8 +71,11 @@ def test_nll_bound_of_a_trained_run(smoke_run):
     assert 0 < bound.nats_per_token < np.log(258)
     with pytest.raises(BadInput, match=r"needs ids in \[0, 257\)"):
         sedd.nll_bound(jax.random.key(0), checkpoint, tokens * 0 + 257)
-    with pytest.raises(BadInput, match="at least one sequence"):
-        sedd.nll_bound(jax.random.key(0), checkpoint, tokens[:0])
+    listed = sedd.nll_bound(jax.random.key(0), checkpoint, tokens.tolist(), batch_size=4)
+    np.testing.assert_array_equal(listed.nats, bound.nats)
+    for other in (tokens[:0], tokens[:2, :0], tokens[0], tokens * 0.5, []):
+        with pytest.raises(BadInput, match=r"needs integers \[N, L\], at least one"):
+            sedd.nll_bound(jax.random.key(0), checkpoint, other)
 
 
 def test_the_complete_bound_adds_the_prior_and_the_final_step(smoke_run):

@@ -1,5 +1,6 @@
 import dataclasses
 import shutil
+from pathlib import Path
 
 import chex
 import jax
@@ -15,6 +16,8 @@ from sedd_jax.model.layout import shardings
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.config import Config, DataConfig, MeshConfig, ModelConfig
 from sedd_jax.runtime.sharding import build_mesh
+
+GPT2 = Path(__file__).parents[1] / "golden" / "gpt2"
 
 
 def test_a_run_loads_with_all_it_needs(smoke_run, smoke_config):
@@ -169,10 +172,12 @@ def test_the_tokenizer_is_what_lies_beside_or_what_is_given(network, tmp_path):
 
 def test_a_tokenizer_that_does_not_fit_is_refused(network, smoke_run, tmp_path):
     Bytes().save(tmp_path / "bytes")
-    with pytest.raises(BadInput, match="bytes tokenizer has 257 tokens and the model 200"):
+    with pytest.raises(
+        BadInput, match="tokenizer in .*/bytes has 257 tokens and the model in .* 200;"
+    ):
         sedd.load(network, tokenizer=tmp_path / "bytes")
     Characters("abc").save(tmp_path / "abc")
-    with pytest.raises(BadInput, match="has 4 tokens and the model 257"):
+    with pytest.raises(BadInput, match="in .*/abc has 4 tokens and the model in .* 257;"):
         sedd.load(smoke_run, tokenizer=tmp_path / "abc")
     with pytest.raises(BadInput, match="no tokenizer in .*nor encoder.json and vocab.bpe or vocab"):
         sedd.load(network, tokenizer=network)
@@ -197,6 +202,24 @@ def test_a_repository_of_the_hub_is_loaded_from_its_cache(network, tmp_path, mon
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("c0ffee")
     assert sedd.load("owner/name").graph.num_states == 201
+
+
+def test_a_cached_gpt2_is_whole_with_its_tokenizer(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--owner--name"
+    snapshot = shutil.copytree(GPT2, repository / "snapshots" / "c0ffee")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c0ffee")
+    (snapshot / "tokenizer.json").write_text('{"of another kind": 1}')
+    with pytest.raises(BadInput, match="is cached in part only, in .*c0ffee, .* cannot be reached"):
+        sedd.load("owner/name")
+    with pytest.raises(BadInput, match="is cached in part only, in .*c0ffee, .* cannot be reached"):
+        sedd.load(GPT2, tokenizer="owner/name")
+    Characters("".join(map(chr, range(200, 260)))).save(tmp_path / "given")
+    given = sedd.load("owner/name", tokenizer=tmp_path / "given")
+    assert given.tokenizer.vocab_size == 61
 
 
 def test_an_unfinished_download_is_named(network, tmp_path):

@@ -174,6 +174,14 @@ def test_other_dtypes_become_float32(folder, abstract, dtype):
     np.testing.assert_array_equal(params["head"]["kernel"][:, :V], wanted)
 
 
+def test_numbers_of_an_unknown_type_are_named(tmp_path):
+    header = json.dumps({"x": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(BadInput, match=f"{path} holds numbers of a type .*float8_e4m3fn"):
+        pretrained.read_tensors(path)
+
+
 @pytest.mark.parametrize(
     "name", ["vocab_embed.embedding", "blocks.2.attn_qkv.weight", "sigma_map.mlp.2.bias"]
 )
@@ -198,7 +206,7 @@ def test_a_misshapen_tensor_is_named(folder, abstract, name):
     tensors = published_tensors()
     tensors[name] = np.concatenate([tensors[name]] * 2, -1)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(BadInput, match=f"Tensor {name} has shape"):
+    with pytest.raises(BadInput, match=f"Tensor {name} of {folder}/model.safetensors has shape"):
         pretrained.read_params(folder, abstract, V)
 
 
@@ -210,7 +218,7 @@ def test_a_transposed_tensor_is_refused(folder, abstract, name):
     tensors = published_tensors()
     tensors[name] = np.ascontiguousarray(tensors[name].T)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(BadInput, match=f"Tensor {name} has shape"):
+    with pytest.raises(BadInput, match=f"Tensor {name} of .* has shape"):
         pretrained.read_params(folder, abstract, V)
 
 

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from sedd_jax.data.characters import Bytes
+from sedd_jax.errors import BadInput
 from sedd_jax.runtime import card
 from sedd_jax.runtime.config import Config, ModelConfig, NoiseConfig, TrainConfig
 
@@ -173,6 +174,9 @@ def test_the_history_ends_with_the_step(tmp_path):
     assert card.read_history(found, 10) == {"step": 10, "manifest": MANIFEST, "rows": ROWS[:2]}
     assert card.read_history(found, None)["rows"] == []
     assert card.read_history({}, 3) == {"step": 3, "manifest": None, "rows": []}
+    found["manifest.json"].write_text('{"format": ')
+    with pytest.raises(BadInput, match="data/manifest.json is not valid JSON"):
+        card.read_history(found, 10)
 
 
 def test_a_run_ends_with_its_card(smoke_run):

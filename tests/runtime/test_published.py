@@ -4,7 +4,7 @@ import pytest
 
 from sedd_jax.errors import BadInput
 from sedd_jax.model.pretrained import PublishedConfig
-from sedd_jax.runtime.config import Config, NoiseConfig
+from sedd_jax.runtime.config import Config, NoiseConfig, TrainConfig
 from sedd_jax.runtime.published import from_published, to_published
 
 UNIFORM = PublishedConfig(
@@ -49,3 +49,9 @@ def test_the_constant_of_one_schedule_does_not_bind_the_other():
     assert to_published(config).sigma_max == 20.0
     with pytest.raises(BadInput, match="noise.eps=0.001, and this one has 0.5"):
         to_published(dataclasses.replace(config, noise=NoiseConfig("loglinear", eps=0.5)))
+
+
+def test_the_smallest_time_is_that_of_the_published_code():
+    config = dataclasses.replace(from_published(UNIFORM), train=TrainConfig(t_min=1e-4))
+    with pytest.raises(BadInput, match="config.train.t_min=0.001, and this one has 0.0001"):
+        to_published(config)

@@ -32,6 +32,9 @@ def test_the_mesh_has_the_sizes_of_the_config(sizes, shape):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
+        ({"data": 0}, "'data': 0, .*sizes must be positive"),
+        ({"fsdp": -2}, "'fsdp': -2, .*sizes must be positive"),
+        ({"data": -1, "tensor": -1}, "and one of them may be -1"),
         ({"tensor": 3}, "needs a multiple of 3 devices, and there are 8"),
         ({"data": 2, "fsdp": 2}, "data=2, fsdp=2, tensor=1\\) needs 4 devices, and there are 8"),
     ],
