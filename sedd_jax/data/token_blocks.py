@@ -11,8 +11,9 @@ import numpy as np
 
 from sedd_jax.errors import BadInput
 
-# So many files of a set are held open whatever the limits.
-_FEW = 128
+# So many files of a set are held open whatever the limit, and more as long as so many sets, or
+# other parts of the program, could do the same.
+_FEW, _SETS = 128, 8
 
 
 class TokenBlocks:
@@ -104,16 +105,15 @@ def _mapped(paths: Sequence[str], borders: np.ndarray, dtype: np.dtype, number: 
 
 def _room(files: int) -> int:
     """How many of `files` may be mapped at once; the limit of the process is raised for many."""
-    if files <= _FEW:
-        return files
-    # A mapping holds its file open, and of the files a process may have by default, often 1024, the
-    # rest of the program needs some too. Beyond the hard limit files are opened again and again.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY:
-        if hard != resource.RLIM_INFINITY and soft + files > hard:
-            return _FEW
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft + files, hard))
-    return files
+    wanted = _SETS * files
+    if files <= _FEW or soft == resource.RLIM_INFINITY or wanted <= soft:
+        return files
+    # A mapping holds its file open, and by default a process may often have 1024. Beyond the hard
+    # limit files are opened again and again.
+    soft = wanted if hard == resource.RLIM_INFINITY else max(soft, min(wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return min(files, max(soft // _SETS, _FEW))
 
 
 class Mixture:
