@@ -4,9 +4,9 @@
 
 Text is the help of Python again and again, each document with a number of its own, in one file:
 JSON lines, compressed or not, or with a separator. Plain files are cut into ranges of 32 MB, a
-compressed one is a single piece. The binary prepares it in a process of its own; a row gives the largest resident
-memory of that process and of any worker. They must not grow with the text, but for what a tokenizer
-is fitted on, which is bounded.
+compressed one is a single piece. The binary prepares it in a process of its own; a row gives the
+largest resident memory of that process and of any worker. They must not grow with the text, but for
+what a tokenizer is fitted on, which is bounded.
 """
 
 import gzip

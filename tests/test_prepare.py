@@ -155,6 +155,7 @@ def test_workers_do_without_jax():
         ((SMOKE,), "--output=FOLDER is needed"),
         ((SMOKE, "--output=OUT", "--config.data.corpus=absent.txt"), "no corpus at absent.txt"),
         ((SMOKE, "--output=OUT", "--config.data.prepared=x"), "leave it out here"),
+        ((SMOKE, "--output=OUT:3"), "data:3 cannot be named in config.data.prepared"),
     ],
 )
 def test_bad_input_is_one_line_and_a_failure(tmp_path, binary, flags, message):

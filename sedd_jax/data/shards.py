@@ -90,7 +90,7 @@ class Shards:
                     skipped[blocks.kind] += 1
                     continue
                 for split, (ids, found) in blocks.items():
-                    files[split].write(ids.astype(self._dtype, copy=False).data)
+                    files[split].write(ids.data)
                     counts[split].update(found)
             for file in files.values():
                 file.flush()
@@ -120,12 +120,12 @@ class Shards:
         """The tokens of a part of a document as they are written, and its counts."""
         kind, end = self._tokenizer.kind, self._tokenizer.eod_id
         try:
-            ids = self._tokenizer.encode(content)
+            ids = self._tokenizer.encode(content).astype(self._dtype)
         except BadInput as error:
             return Fault(f"does not suit the tokenizer {kind}", f": {error}")
         size, cut_off, filling = size_of(content), 0, 0
         if self._recipe.wrap:
-            ids = ids if end is None else np.append(ids, np.int32(end))
+            ids = ids if end is None else np.append(ids, np.array(end, ids.dtype))
         else:
             cut_off, filling = max(len(ids) - self._length, 0), max(self._length - len(ids), 0)
             if filling and end is None:
@@ -139,7 +139,7 @@ class Shards:
             if cut_off:
                 size = self._tokenizer.size(ids)
             if filling:
-                ids = np.append(ids, np.full(filling, end, np.int32))
+                ids = np.append(ids, np.full(filling, end, ids.dtype))
         counts = (1, len(content), size, len(ids), filling, cut_off)
         return ids, dict(zip(_COUNTS, counts, strict=True))
 

@@ -29,9 +29,9 @@ def results(
     """The result of each task, as `build()(task)` gives it in some process.
 
     `build` is called once in each process and can be pickled, unless one worker is enough: then
-    all happens here. A terminal shows progress. What a task raises is raised here, and ends the
-    other workers in the midst of theirs, as Ctrl-C does. Raises Halted when a worker dies. Workers
-    end with this process, however it ends.
+    all happens here. A terminal shows progress. What a task raises is raised here, of several the
+    first that is known, and ends the other workers in the midst of theirs, as Ctrl-C does. Raises
+    Halted when a worker dies. Workers end with this process, however it ends.
     """
     from tqdm import tqdm
 
@@ -59,6 +59,8 @@ def _each(build, tasks, workers):
         try:
             futures = {pool.submit(_work, task): number for number, task in enumerate(tasks)}
             for future in as_completed(futures):
+                if future.exception():  # of those known the first
+                    future = next(f for f in futures if f.done() and f.exception())
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise Halted(
