@@ -2,12 +2,14 @@
 
     python -m benchmarks.prepare --gpt2=FOLDER
 
-Text is the help of Python again and again, each document with a number of its own, as JSON lines or
-with a separator. The binary prepares it in a process of its own; a row gives the largest resident
-memory of that process and of any worker. They must not grow with the text, but for what a tokenizer
-is fitted on, which is bounded.
+Text is the help of Python again and again, each document with a number of its own, in one file:
+JSON lines, compressed or not, or with a separator. Plain files are cut into ranges of 32 MB, a
+compressed one is a single piece. The binary prepares it in a process of its own; a row gives the
+largest resident memory of that process and of any worker. They must not grow with the text, but for
+what a tokenizer is fitted on, which is bounded.
 """
 
+import gzip
 import json
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from absl import flags
 
@@ -23,7 +26,7 @@ from sedd_jax.data.blocks import open_blocks
 from sedd_jax.errors import BadInput
 from sedd_jax.runtime import cli
 
-_MEGABYTES = flags.DEFINE_list("megabytes", ["2", "20"], "Sizes of the text.")
+_SIZES = flags.DEFINE_list("sizes", ["2", "20", "80"], "Megabytes of text.")
 _GPT2 = flags.DEFINE_string("gpt2", None, "A folder with encoder.json and vocab.bpe.")
 _WORKERS = flags.DEFINE_integer("workers", 2, "Processes.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
@@ -43,7 +46,7 @@ def main() -> None:
         corpora = {
             (form, int(size)): _written(Path(folder), form, int(size))
             for form in _FORMS
-            for size in _MEGABYTES.value
+            for size in _SIZES.value
         }
         for name, choices in tokenizers.items():
             for (form, size), corpus in corpora.items():
@@ -53,26 +56,24 @@ def main() -> None:
     report(rows, _OUTPUT.value)
 
 
-def _text(document: str) -> str:
-    return document + _SEPARATOR
+def _text(document: str) -> bytes:
+    return (document + _SEPARATOR).encode()
 
 
-def _json_line(document: str) -> str:
-    return json.dumps({"text": document}) + "\n"
+def _json_line(document: str) -> bytes:
+    return json.dumps({"text": document}, ensure_ascii=False).encode() + b"\n"
 
 
-_FORMS = {"text": _text, "jsonl": _json_line}
+_FORMS = {"txt": _text, "jsonl": _json_line, "jsonl.gz": _json_line}
 
 
 def _written(folder: Path, form: str, megabytes: int) -> str:
-    """Writes a corpus of four files, so that workers share it, and returns its pattern."""
-    documents, ending = _documents(), "txt" if form == "text" else form
-    for number in range(4):
-        with (folder / f"{megabytes}-{number}.{ending}").open("w", encoding="utf-8") as file:
-            written = 0
-            while written < megabytes * 2**18:
-                written += file.write(_FORMS[form](next(documents)))
-    return str(folder / f"{megabytes}-*.{ending}")
+    """Writes a corpus of so many bytes, before they are compressed, and returns its path."""
+    path, documents, written = folder / f"{megabytes}.{form}", _documents(), 0
+    with gzip.open(path, "wb") if form.endswith(".gz") else path.open("wb") as file:
+        while written < megabytes * 2**20:
+            written += file.write(_FORMS[form](next(documents)))
+    return str(path)
 
 
 def _documents() -> Iterator[str]:
@@ -95,14 +96,18 @@ def _prepared(corpus: str, output: Path, tokenizer: str, choices: list[str]) -> 
         f"--workers={_WORKERS.value}",
     ]  # fmt: skip
     began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+    # What it says goes to a file: a pipe that nobody reads would fill up and stop it.
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT) as process,
+    ):
         peaks = {}
         while process.poll() is None:
             peaks |= {pid: peak for pid, peak in _peaks(process.pid).items() if peak}
             time.sleep(0.02)
         seconds = time.perf_counter() - began
         if process.returncode:
-            raise BadInput(f"{' '.join(command)} failed: {process.stdout.read().decode()}")
+            raise BadInput(f"{' '.join(command)} failed: {_all_of(said)}")
     splits = open_blocks(output, _LENGTH).manifest["splits"].values()
     tokens = sum(split["tokens"] for split in splits)
     parent = peaks.pop(process.pid)
@@ -113,6 +118,11 @@ def _prepared(corpus: str, output: Path, tokenizer: str, choices: list[str]) -> 
         "parent_mb": parent / 2**20,
         "worker_mb": max(peaks.values(), default=0) / 2**20,
     }
+
+
+def _all_of(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode()
 
 
 def _peaks(pid: int) -> dict[int, int]:

@@ -3,7 +3,7 @@
 Paper row: 1BW, test perplexity bound 32.79; of its tokens, and whether sentences were wrapped, the
 paper says little, so compare bits per byte. Hardware: one TPU or GPU host; this project has not
 trained it, so no time is given. The tokenizer is a sentencepiece model of 8192 pieces, trained on
-the first 100 MB. Held out: the test split.
+10 million characters from all over the training split. Held out: the test split.
 
     python -m sedd_jax.prepare --config=configs/lm1b.py --output=data/lm1b
     python -m sedd_jax.train --config=configs/lm1b.py --workdir=runs/lm1b \

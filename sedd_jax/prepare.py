@@ -12,7 +12,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from sedd_jax.data.preparation import prepare_blocks
-from sedd_jax.errors import BadInput
+from sedd_jax.data.prepared import check_name
+from sedd_jax.errors import BadInput, Halted
 
 # Workers import this module anew, and need nothing of JAX, which only cli imports: see below.
 
@@ -30,7 +31,11 @@ def main() -> None:
         raise BadInput("--output=FOLDER is needed: where the prepared data are kept.")
     if config.data.prepared:
         raise BadInput("config.data.prepared names data prepared before; leave it out here.")
-    dataset = prepare_blocks(_OUTPUT.value, config.data, config.model.length, _WORKERS.value)
+    check_name(_OUTPUT.value)
+    try:
+        dataset = prepare_blocks(_OUTPUT.value, config.data, config.model.length, _WORKERS.value)
+    except KeyboardInterrupt:
+        raise Halted("Stopped; the same command goes on from there.", 130) from None
     manifest = dataset.manifest
     for split, counts in manifest["splits"].items():
         print(
@@ -40,7 +45,7 @@ def main() -> None:
             + (f", {counts['cut_off']:,} more tokens cut off" if counts["cut_off"] else "")
         )
     for reason, count in manifest["skipped"].items():
-        print(f"left out: {count:,} documents: each {reason}")
+        print(f"left out: {count:,} document{'s: each' if count > 1 else ':'} {reason}")
     prepared = f"--config.data.prepared={_OUTPUT.value}"
     command = shlex.join([*_config_flags(sys.argv[1:]), prepared])
     print(f"Next:     python -m sedd_jax.train {command} --workdir=RUN")

@@ -1,6 +1,7 @@
 """The binary that prepares text: a kill at any point, any number of workers, bad input."""
 
 import dataclasses
+import gzip
 import json
 import os
 import signal
@@ -96,6 +97,13 @@ def _alive(pid):
     return _status(pid)[0] != "Z"
 
 
+def _await_end(pids):
+    deadline = time.monotonic() + 10
+    while any(map(_alive, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
 def test_no_worker_outlives_a_killed_parent(tmp_path, binary):
     for i in range(40):
@@ -109,10 +117,30 @@ def test_no_worker_outlives_a_killed_parent(tmp_path, binary):
     assert len(workers) >= 2
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 10
-    while any(map(_alive, workers)):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    _await_end(workers)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(tmp_path, corpus, binary, workers):
+    line = json.dumps({"text": "words " * 300}) + "\n"
+    with gzip.open(corpus / "99.jsonl.gz", "wt", compresslevel=1) as file:
+        file.write(line * 80_000)  # seconds of work for one worker
+    flags = (SMOKE, f"--config.data.corpus={corpus}", f"--output={tmp_path}/data")
+    process = binary.start("prepare", *flags, f"--workers={workers}")
+    while not (tmp_path / ".data.draft" / "survey" / "00011.json").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    workers = _children(process.pid)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, err = process.communicate()
+    assert time.monotonic() - began < 3
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "error: Stopped; the same command goes on from there."
+    assert "Traceback" not in err
+    _await_end(workers)
+    assert (tmp_path / ".data.draft" / "survey" / "00011.json").exists()
 
 
 def test_workers_do_without_jax():
@@ -127,6 +155,7 @@ def test_workers_do_without_jax():
         ((SMOKE,), "--output=FOLDER is needed"),
         ((SMOKE, "--output=OUT", "--config.data.corpus=absent.txt"), "no corpus at absent.txt"),
         ((SMOKE, "--output=OUT", "--config.data.prepared=x"), "leave it out here"),
+        ((SMOKE, "--output=OUT:3"), "data:3 cannot be named in config.data.prepared"),
     ],
 )
 def test_bad_input_is_one_line_and_a_failure(tmp_path, binary, flags, message):

@@ -17,6 +17,9 @@ from sedd_jax.errors import BadInput
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+# What a manifest tells at least, of data that lie beside it or elsewhere.
+_OF_DATA = ("recipe", "length", "tokenizer", "fingerprint", "vocab_size", "dtype", "splits")
+_OF_LINKS = ("prepared", "splits")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,8 @@ def open_blocks(folder: str | os.PathLike[str], length: int) -> Dataset:
     """Opens a prepared folder as blocks of `length`; the corpus it was made from is not needed.
 
     Raises BadInput when `folder` holds no manifest, one that is damaged or of another format, other
-    files than it says, blocks of another length, or less than one block in a split.
+    files or another tokenizer than it says, blocks of another length, or less than one block in a
+    split.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -46,7 +50,11 @@ def open_blocks(folder: str | os.PathLike[str], length: int) -> Dataset:
         blocks = {split: _open_split(folder, manifest, split, length) for split in SPLITS}
     except (KeyError, TypeError) as error:
         raise _damaged(folder / MANIFEST, repr(error)) from error
-    return Dataset(tokenizer=load_tokenizer(folder / "tokenizer"), manifest=manifest, **blocks)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    known = (tokenizer.fingerprint(), tokenizer.vocab_size)
+    if known != (manifest["fingerprint"], manifest["vocab_size"]):
+        raise _damaged(folder / "tokenizer", "it is not the tokenizer that the manifest tells of")
+    return Dataset(tokenizer=tokenizer, manifest=manifest, **blocks)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -58,7 +66,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        found = manifest["format"]
+        found, missing = manifest["format"], _missing(manifest)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise _damaged(path, repr(error)) from error
     if found != FORMAT:
@@ -66,7 +74,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} was prepared in format {found}, this version reads format {FORMAT}; "
             "prepare the data again in another folder."
         )
+    if missing:
+        raise _damaged(path, f"it says nothing of {', '.join(missing)}")
     return manifest
+
+
+def _missing(manifest: dict[str, Any]) -> list[str]:
+    return [
+        name for name in (_OF_LINKS if "prepared" in manifest else _OF_DATA) if name not in manifest
+    ]
 
 
 def _open_split(folder: Path, manifest: dict[str, Any], split: str, length: int) -> TokenBlocks:

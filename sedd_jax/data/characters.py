@@ -1,8 +1,8 @@
 """The interface of all tokenizers, and the kinds without a model: bytes, characters, integers.
 
 Every kind has `vocab_size` (real tokens, the end-of-document token included), `eod_id` (or None),
-`encode(content)`, `decode(ids)`, `save(folder)` and `fingerprint()`. The mask of the absorbing
-graph is no token of a tokenizer: its id is `vocab_size`, and only `decode` knows it.
+`encode(content)`, `decode(ids)`, `size(ids)`, `save(folder)` and `fingerprint()`. The mask of the
+absorbing graph is no token of a tokenizer: its id is `vocab_size`, and only `decode` knows it.
 """
 
 import abc
@@ -85,6 +85,13 @@ class Tokenizer(abc.ABC):
         pieces.append(self._decode_run(ids[start:]))
         return self._space.join(piece for piece in pieces if piece)
 
+    def size(self, ids: np.ndarray) -> int:
+        """The UTF-8 bytes that ids from `encode` stand for, half characters too.
+
+        Of the kind `integers`, their number: bits per byte are bits per id.
+        """
+        return len(self.decode(ids).encode())
+
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes `tokenizer.json` and the model files, if any, into `folder` (made when absent)."""
         folder = pathlib.Path(folder)
@@ -114,6 +121,9 @@ class Bytes(Tokenizer):
 
     def _encode(self, content: str) -> np.ndarray:
         return np.frombuffer(content.encode(), np.uint8).astype(np.int32)
+
+    def size(self, ids: np.ndarray) -> int:
+        return len(ids)
 
     def _decode_run(self, ids: np.ndarray) -> str:
         return ids.astype(np.uint8).tobytes().decode(errors="replace")
@@ -199,6 +209,9 @@ class Integers(Tokenizer):
                 "the ids."
             )
         return np.array(content, np.int32)
+
+    def size(self, ids: np.ndarray) -> int:
+        return len(ids)
 
     def _decode_run(self, ids: np.ndarray) -> str:
         return " ".join(map(str, ids))

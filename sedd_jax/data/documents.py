@@ -12,9 +12,20 @@ PIECE_BYTES = 32 * 2**20
 
 
 class Fault(NamedTuple):
-    """Why a document cannot be used, to be read after its place: "has no field 'text'"."""
+    """Why a document cannot be used, to be read after its place: "has no field 'text'".
 
-    reason: str
+    Attributes:
+      kind: the reason without its details, to count by: a corpus has a handful.
+      detail: what is to be read after it.
+    """
+
+    kind: str
+    detail: str = ""
+
+    @property
+    def reason(self) -> str:
+        """All of it."""
+        return self.kind + self.detail
 
 
 BLANK = Fault("is blank")
@@ -73,7 +84,7 @@ def ranges(count: int, size: int) -> list[tuple[int, int]]:
 def checked_text(value: object, field: str, limit: float = math.inf) -> str | Fault:
     """`value` of `field` if it is text, or UTF-8, of at most `limit` bytes; else what is wrong."""
     if not isinstance(value, str | bytes):
-        return Fault(f"has no text in the field {field!r} but {type(value).__name__}")
+        return Fault(f"has no text in the field {field!r}", f" but {type(value).__name__}")
     try:
         encoded = value.encode() if isinstance(value, str) else value
         text = value if isinstance(value, str) else value.decode()
@@ -81,8 +92,8 @@ def checked_text(value: object, field: str, limit: float = math.inf) -> str | Fa
         return Fault(f"has half of a surrogate pair, which is no character, in the field {field!r}")
     except UnicodeDecodeError as error:
         return Fault(
-            f"is not UTF-8 text: the byte at offset {error.start} of the field {field!r} does not "
-            "decode"
+            "is not UTF-8 text",
+            f": the byte at offset {error.start} of the field {field!r} does not decode",
         )
     if len(encoded) > limit:
         return too_large(limit)

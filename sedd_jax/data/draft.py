@@ -1,6 +1,7 @@
 """The unfinished work on a prepared folder: where it lies, and when it is gone on with."""
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data.lock import exclusive
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, Halted
 
 _SETTINGS = "settings.json"
 _LOCK = "lock"
@@ -27,13 +28,39 @@ def draft_of(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.draft"
 
 
+def check_local(path: str | os.PathLike[str], name: str) -> None:
+    """Raises BadInput for a URL; `name` says what it was given as."""
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+        url = re.sub(":/+", "://", str(path), count=1)  # a path keeps one of the slashes
+        raise BadInput(
+            f"{name} is {url}, but the data of a run are memory-mapped, which needs a folder: "
+            "mount the bucket (gcsfuse, Filestore, Lustre) and give the folder that it is under."
+        )
+
+
+def check_target(folder: Path) -> None:
+    """Raises BadInput unless finished work can be put at `folder`; only looks."""
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if folder.is_symlink():
+        reason = f"is a link to {os.readlink(folder)}, which does not exist"
+    elif folder.exists() and os.path.samefile(folder, os.curdir):
+        reason = "is the folder that this program was started in"
+    elif os.path.ismount(folder):
+        reason = "is a mount point, and cannot be put in place in one step"
+    elif not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        reason = f"cannot be made: {above} is no folder that can be written in"
+    else:
+        return
+    raise BadInput(f"{folder} {reason}; choose another folder, or one inside it.")
+
+
 @contextlib.contextmanager
 def drafted(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
     """The draft of `folder`, with what was done in it before with the same `settings`.
 
     No other process has it meanwhile. It is removed in the end, and after BadInput, since then
     there is something to mend; it outlives everything else, a kill and a full disk too. Raises
-    BadInput when another process has it.
+    BadInput when another process has it, and Halted when the disk is full.
     """
     draft = draft_of(folder)
     with exclusive(draft / _LOCK, "choose another folder"):
@@ -43,6 +70,12 @@ def drafted(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
         except BadInput:
             shutil.rmtree(draft)
             raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise Halted(
+                f"{draft}: {error.strerror}; make room, and the same command goes on from there."
+            ) from error
         shutil.rmtree(draft)
 
 

@@ -28,8 +28,7 @@ def exclusive(path: Path, otherwise: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_empty, made)
         file = stack.enter_context(_open_locked(path, otherwise))
-        # Still under the lock, so that nobody's lock is removed but our own.
-        stack.callback(path.unlink, missing_ok=True)
+        stack.callback(_remove_own, path, file)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -73,6 +72,12 @@ def _lies_at(path: Path, file: TextIO) -> bool:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False
+
+
+def _remove_own(path: Path, file: TextIO) -> None:
+    """Removes the lock that is still held, unless it is gone: then another's may lie there."""
+    if _lies_at(path, file):
+        path.unlink()
 
 
 def _remove_empty(folders: list[Path]) -> None:

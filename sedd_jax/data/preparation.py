@@ -3,13 +3,24 @@
 import collections
 import dataclasses
 import functools
+import itertools
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sedd_jax.data.blocks import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest
-from sedd_jax.data.draft import differences, draft_of, drafted, write_json
+from sedd_jax.data.draft import (
+    check_local,
+    check_target,
+    differences,
+    draft_of,
+    drafted,
+    write_json,
+)
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.shards import SPLITS, Shards, Split, id_dtype
 from sedd_jax.data.sources import pieces
@@ -42,9 +53,9 @@ def prepare_blocks(
     beside `folder`, which appears in one step; after a kill the same call goes on from there, to
     the same bytes, as any number of workers give.
 
-    Raises BadInput when `folder` holds anything else (nothing is overwritten), when another process
-    prepares it, for a bad document unless the recipe skips those, when a split has less than one
-    block, and what `pieces` and `build_tokenizer` raise.
+    Raises BadInput when `folder` holds anything else (nothing is overwritten) or cannot be made,
+    when another process prepares it, for a bad document unless the recipe skips those, when a
+    split has less than one block, and what `pieces` and `build_tokenizer` raise.
     """
     for name, value in (("block length", length), ("number of workers", workers)):
         if value < 1:
@@ -54,7 +65,11 @@ def prepare_blocks(
             f"heldout_fraction is {recipe.heldout_fraction}, it must lie between 0 and 1, both "
             "excluded."
         )
+    check_local(folder, "The folder for prepared data")
     folder = Path(folder)
+    folder = folder.resolve() if folder.exists() else folder  # what a link names, not the link
+    if not _is_occupied(folder):
+        check_target(folder)
     tasks = _tasks(recipe)
     settings = _settings(recipe, length, tasks)
     if _is_occupied(folder):
@@ -80,13 +95,29 @@ def check_vocab_size(tokenizer: Tokenizer, recipe: Recipe) -> None:
 def _tasks(recipe: Recipe) -> list[Task]:
     """All pieces of the corpora, numbered."""
     corpora = {"corpus": recipe.corpus, "heldout_corpus": recipe.heldout_corpus}
-    found = [
-        (name, piece)
-        for name, corpus in corpora.items()
-        if corpus
-        for piece in pieces(recipe, corpus)
-    ]
+    found = []
+    for name, corpus in corpora.items():
+        own = pieces(recipe, corpus) if corpus or name == "corpus" else []
+        if corpus and not own:
+            raise _empty(recipe, name, "there are no documents in it")
+        found += [(name, piece) for piece in own]
     return [Task(number, name, piece) for number, (name, piece) in enumerate(found)]
+
+
+def _empty(recipe: Recipe, name: str, reason: str) -> BadInput:
+    advice = "give another one"
+    if name == "heldout_corpus":
+        advice += ", or none, and a part of config.data.corpus is held out"
+    return BadInput(f"config.data.{name}, {getattr(recipe, name)}, is empty: {reason}; {advice}.")
+
+
+def _left_out(skipped: dict[str, int]) -> str:
+    """What was skipped, in words, to be read after a sentence."""
+    told = [
+        f"{count:,} {'documents, each' if count > 1 else 'document, which'} {kind}"
+        for kind, count in skipped.items()
+    ]
+    return f" (left out: {'; '.join(told)})" if told else ""
 
 
 def _settings(recipe: Recipe, length: int, tasks: list[Task]) -> dict[str, Any]:
@@ -146,7 +177,9 @@ class _Preparation:
         """Leaves the folder complete; `settings` go into its manifest."""
         recipe = self._recipe
         fitted = recipe.tokenizer in FITTED_TOKENIZERS and not recipe.tokenizer_path
-        if not fitted:  # what is wrong with it shows before the corpus is read
+        if fitted:
+            self._check_is_text()
+        else:  # what is wrong with it shows before the corpus is read
             self._keep_tokenizer(lambda: build_tokenizer(recipe))
         surveys = self._survey()
         split = self._split(surveys["corpus"])
@@ -159,6 +192,7 @@ class _Preparation:
         if _settings(recipe, self._length, self._tasks) != settings:
             raise BadInput("The corpus has changed while it was read; prepare it again.")
         tokenizer = load_tokenizer(self._draft / "data" / "tokenizer")
+        skipped = _sum([*(s.skipped for s in surveys.values()), *(d["skipped"] for d in done)])
         manifest = {
             **settings,
             "contents": {
@@ -169,15 +203,22 @@ class _Preparation:
             "fingerprint": tokenizer.fingerprint(),
             "vocab_size": tokenizer.vocab_size,
             "dtype": id_dtype(tokenizer.vocab_size),
-            "skipped": _sum(
-                [*(s.skipped for s in surveys.values()), *(d["skipped"] for d in done)]
-            ),
+            "skipped": skipped,
             "splits": {
-                name: self._totals(name, [counts["splits"][name] for counts in done])
+                name: self._totals(name, [counts["splits"][name] for counts in done], skipped)
                 for name in SPLITS
             },
         }
         write_json(self._draft / "data" / MANIFEST, manifest, indent=1)
+
+    def _check_is_text(self) -> None:
+        """Raises BadInput for a corpus of integers, as its beginning tells."""
+        for content, _ in itertools.islice(self._tasks[0].piece.documents(), 1):
+            if isinstance(content, np.ndarray):
+                raise BadInput(
+                    f"The tokenizer {self._recipe.tokenizer!r} is fitted on text, but "
+                    f"{self._recipe.corpus} holds integers; choose data.tokenizer 'integers'."
+                )
 
     def _keep_tokenizer(self, build: Callable[[], Tokenizer]) -> None:
         """Saves the tokenizer in one step, unless it is there already."""
@@ -203,17 +244,25 @@ class _Preparation:
             surveys[task.corpus].add(path)
         for name, survey in surveys.items():
             if not survey.characters:
-                raise BadInput(
-                    f"The corpus {getattr(recipe, name)} is empty: it holds nothing but white "
-                    "space."
-                )
+                reason = f"it has no document that can be used{_left_out(survey.skipped)}"
+                raise _empty(recipe, name, reason)
         return surveys
 
     def _split(self, survey: Survey) -> Split:
         fraction = self._recipe.heldout_fraction
         if self._recipe.heldout_corpus:
             return Split({"corpus": 0, "heldout_corpus": BINS}, fraction)
-        return Split({"corpus": heldout_bins(survey.histogram, fraction)}, fraction)
+        border = heldout_bins(survey.histogram, fraction)
+        if border is not None:
+            share = survey.histogram[:border].sum() / survey.characters
+            if not fraction / 2 <= share <= 2 * fraction:
+                print(
+                    f"Warning: {share:.3g} of the text is held out, not {fraction:g} of it "
+                    "(config.data.heldout_fraction), since documents are held out whole and some "
+                    "are large; cut them, or give a heldout_corpus.",
+                    flush=True,
+                )
+        return Split({"corpus": border}, fraction)
 
     def _fitting_texts(self, split: Split, survey: Survey) -> Iterator[str]:
         """Training documents to fit a tokenizer on: the first ones of every piece, or all."""
@@ -225,11 +274,13 @@ class _Preparation:
                 if left <= 0:
                     break
                 if isinstance(content, str):
-                    left -= len(content)
                     parts = split.parts(task.corpus, content)
-                    yield from (part for name, part in parts if name == "train")
+                    yield from (part[: math.ceil(left)] for name, part in parts if name == "train")
+                    left -= len(content)
 
-    def _totals(self, name: str, counts: list[dict[str, Any]]) -> dict[str, Any]:
+    def _totals(
+        self, name: str, counts: list[dict[str, Any]], skipped: dict[str, int]
+    ) -> dict[str, Any]:
         """The counts of a split, and its files."""
         shards = [
             {"file": piece["file"], "tokens": piece["tokens"]}
@@ -239,10 +290,11 @@ class _Preparation:
         totals = _sum([{k: v for k, v in piece.items() if k != "file"} for piece in counts])
         tokens = totals["tokens"]
         if tokens < self._length:
+            fraction = "" if self._recipe.heldout_corpus else " or change heldout_fraction"
             raise BadInput(
                 f"The {name} split has {tokens} tokens, less than one block of length "
-                f"{self._length}; give more text, choose a shorter length or change "
-                "heldout_fraction."
+                f"{self._length}{_left_out(skipped)}; give more text, choose a shorter length"
+                f"{fraction}."
             )
         return {**totals, "bytes_per_token": totals["utf8_bytes"] / tokens, "shards": shards}
 

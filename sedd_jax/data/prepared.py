@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from sedd_jax.data.draft import drafted, write_json
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.shards import SPLITS
 from sedd_jax.data.token_blocks import Mixture
-from sedd_jax.data.tokenizer import load_tokenizer
+from sedd_jax.data.tokenizer import build_tokenizer, load_tokenizer
 from sedd_jax.errors import BadInput
 
 _COMMAND = "python -m sedd_jax.prepare --config=CONFIG --output={}, with the --config of this run"
@@ -22,8 +23,9 @@ def link_prepared(
     """Makes `folder` stand for the data in `prepared`: FOLDER or FOLDER:WEIGHT,FOLDER:WEIGHT,...
 
     It gets their tokenizer, and a manifest that holds theirs, by which `open_data` knows them
-    again. Raises BadInput for a folder that is not there, and for data that do not fit the recipe,
-    the length or each other.
+    again, and where they are. A `folder` that stands for them already takes their new places.
+    Raises BadInput for a folder that is not there, for data that do not fit the recipe, the length
+    or each other, and when `folder` stands for other data or other weights.
     """
     folder, weights = Path(folder), _parse(prepared)
     manifests = {name: _checked(name, recipe, length) for name in weights}
@@ -35,14 +37,18 @@ def link_prepared(
                 f"prepare one again with --config.data.tokenizer_path={Path(first) / 'tokenizer'}."
             )
     entries = [
-        {"folder": name, "weight": weight, "manifest": manifests[name]}
+        {"folder": str(Path(name).resolve()), "weight": weight, "manifest": manifests[name]}
         for name, weight in weights.items()
     ]
     splits = {split: _mixed_counts(entries, split) for split in SPLITS}
     manifest = {"format": FORMAT, "prepared": entries, "splits": splits}
     if folder.exists():
-        if read_manifest(folder) != manifest:
-            raise BadInput(f"{folder} stands for other data than {prepared}; choose another one.")
+        if _placeless(read_manifest(folder)) != _placeless(manifest):
+            raise BadInput(
+                f"{folder} stands for other data than {prepared}, or with other weights; they may "
+                "be moved, but not changed: go back to those, or choose another folder."
+            )
+        write_json(folder / MANIFEST, manifest, indent=1)
         return
     with drafted(folder, manifest) as draft:
         load_tokenizer(Path(first) / "tokenizer").save(draft / "data" / "tokenizer")
@@ -65,6 +71,21 @@ def open_data(folder: str | os.PathLike[str], length: int) -> Dataset:
     weights = [entry["weight"] for entry in manifest["prepared"]]
     mixed = {split: Mixture([getattr(d, split) for d in datasets], weights) for split in SPLITS}
     return Dataset(tokenizer=datasets[0].tokenizer, manifest=manifest, **mixed)
+
+
+def check_name(folder: str) -> None:
+    """Raises BadInput for a folder that config.data.prepared could not name."""
+    if "," in folder or re.search(r":[^/]*$", folder):
+        raise BadInput(
+            f"{folder} cannot be named in config.data.prepared, where a comma ends a folder and a "
+            "colon comes before its weight; choose another name."
+        )
+
+
+def _placeless(manifest: dict[str, Any]) -> list[tuple[float, dict[str, Any]]] | None:
+    """The weights and manifests of the data a folder stands for; None if they are its own."""
+    entries = manifest.get("prepared")
+    return entries and [(entry["weight"], entry["manifest"]) for entry in entries]
 
 
 def _parse(prepared: str) -> dict[str, float]:
@@ -111,6 +132,16 @@ def _checked(name: str, recipe: Recipe, length: int) -> dict[str, Any]:
                 f"{name} was prepared with {setting}={there}, but it is {here} here; set it to "
                 f"{there}, or prepare other data: {_COMMAND.format('FOLDER')}."
             )
+    # One on the hub is not fetched for this alone.
+    given = recipe.tokenizer_path and (
+        Path(recipe.tokenizer_path).exists() or recipe.tokenizer != "gpt2"
+    )
+    if given and build_tokenizer(recipe).fingerprint() != manifest["fingerprint"]:
+        raise BadInput(
+            f"{name} was prepared with another tokenizer than that of config.data.tokenizer_path, "
+            f"{recipe.tokenizer_path}; leave that out, or prepare other data: "
+            f"{_COMMAND.format('FOLDER')}."
+        )
     return manifest
 
 
@@ -134,11 +165,12 @@ def _open_same(entry: dict[str, Any], folder: Path, length: int) -> Dataset:
     if not (Path(name) / MANIFEST).is_file():
         raise BadInput(
             f"The prepared data of this run are gone: {name} was named in {folder / MANIFEST}; put "
-            "them back, or start where that folder is to be found."
+            "them back, or say with --config.data.prepared where they are now."
         )
     if read_manifest(Path(name)) != entry["manifest"]:
         raise BadInput(
             f"{name} holds other data than those this run began with (see {folder / MANIFEST}); "
-            "put them back, or choose another --workdir."
+            "put them back, say with --config.data.prepared where they are now, or choose another "
+            "--workdir."
         )
     return open_blocks(name, length)

@@ -19,7 +19,8 @@ class Recipe:
     heldout_corpus: str = ""  # documents never trained on; empty: a part of `corpus` is held out
     heldout_fraction: float = 0.1  # of the text of `corpus`, whole documents
     bad_documents: Literal["refuse", "skip"] = "refuse"  # skip: leave them out, and count them
-    max_document_mb: int = 512  # a larger document is a bad one: it must fit in memory
+    # a larger document is a bad one: a worker needs up to ten times its size in memory
+    max_document_mb: int = 512
     tokenizer: Literal[
         "bytes", "characters", "text8", "dna", "sentencepiece", "gpt2", "integers"
     ] = "bytes"

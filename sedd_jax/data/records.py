@@ -54,7 +54,7 @@ def parse_json(line: str, first: bool, field: str) -> str | Fault | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Fault(f"is no JSON ({str(error).partition(': line')[0]})")
+        return Fault("is no JSON", f" ({str(error).partition(': line')[0]})")
     if not isinstance(row, dict) or field not in row:
         return Fault(f"has no field {field!r}")
     return checked_text(row[field], field)
@@ -107,8 +107,8 @@ class Records(Piece):
                 content = parse(record.decode(), first, self.field)
             except UnicodeDecodeError as error:
                 content = Fault(
-                    f"is not UTF-8 text: the byte at offset {offset + error.start} of the file "
-                    "does not decode"
+                    "is not UTF-8 text",
+                    f": the byte at offset {offset + error.start} of the file does not decode",
                 )
             if content is not None:
                 yield Document(content, offset)

@@ -34,8 +34,8 @@ _BATCH = 64
 def arrays(path: pathlib.Path, form: str, limit: int) -> list[Piece]:
     """The pieces of a file of arrays; `form` is "npy" (.npz files too), "uint16" or "uint32".
 
-    A row of a 2-D array is a document, a 1-D array is one document. A raw file knows of none: it is
-    read in runs of 2^20 ids. Raises BadInput for any other array and for a damaged file. The arrays
+    A row of a 2-D array is a document. A 1-D array and a raw file know of none: they are read in
+    runs of 2^20 ids. Raises BadInput for any other array and for a damaged file. The arrays
     of an .npz file are read whole, others are mapped.
     """
     if form != "npy" or not zipfile.is_zipfile(path):
@@ -74,7 +74,7 @@ def array_records(path: pathlib.Path, limit: int) -> list[Piece]:
 
 @dataclass(frozen=True)
 class _Rows(Piece):
-    """Rows [start, stop) of an array, `member` of an .npz file, or runs of a raw file."""
+    """Rows or runs [start, stop) of an array, `member` of an .npz file, or of a raw file."""
 
     path: pathlib.Path
     form: str
@@ -95,7 +95,8 @@ class _Rows(Piece):
 
     def place(self, where: int) -> str:
         array = f", array {self.member!r}" if self.member else ""
-        return f"{self.path}{array}, {'row' if self.form == 'npy' else 'run'} {where + 1}"
+        unit = "run" if isinstance(_rows(self.path, self.form, self.member), list) else "row"
+        return f"{self.path}{array}, {unit} {where + 1}"
 
     def version(self) -> str:
         return file_version(self.path)
@@ -126,7 +127,7 @@ class _ArrayRecords(Piece):
                 raise _damaged(self.path, first_line(error)) from error
             for number, record in enumerate(records, start):
                 if len(record) % dtype.itemsize:
-                    content = Fault(f"has {len(record)} bytes, which are no {self.form} numbers")
+                    content = Fault(f"is no {self.form} numbers", f": it has {len(record)} bytes")
                 else:
                     content = _checked(np.frombuffer(record, dtype), self.limit)
                 yield Document(content, number)
@@ -139,7 +140,7 @@ class _ArrayRecords(Piece):
 
 
 def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
-    """The rows of an array, or the runs of a raw file.
+    """The rows of an array, or a list of the runs of one in one dimension.
 
     Raises BadInput unless it is one of integers in a whole file.
     """
@@ -160,11 +161,11 @@ def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
         where = f"The array {member!r} of {path}" if member else f"The array of {path}"
         raise BadInput(
             f"{where} has the type {array.dtype} and {array.ndim} dimensions; give integers, a row "
-            "a document, or one document in one dimension."
+            "a document, or a stream of them in one dimension."
         )
-    if form != "npy":
+    if array.ndim == 1:
         return [array[start : start + _RUN] for start in range(0, len(array), _RUN)]
-    return np.atleast_2d(array)
+    return array
 
 
 def _checked(ids: np.ndarray, limit: int) -> np.ndarray | Fault:
@@ -175,7 +176,7 @@ def _checked(ids: np.ndarray, limit: int) -> np.ndarray | Fault:
         return too_large(limit)
     if ids.dtype.kind == "i" and ids.min() < 0:
         position = int(np.argmax(ids < 0))
-        return Fault(f"has the negative id {ids[position]} at position {position}")
+        return Fault("has a negative id", f": {ids[position]} at position {position}")
     return ids
 
 

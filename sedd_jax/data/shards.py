@@ -15,7 +15,7 @@ from sedd_jax.data.documents import Fault
 from sedd_jax.data.draft import write_json
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.split import Content, bin_of, content_bytes, cut
-from sedd_jax.data.survey import kind_of, size_of
+from sedd_jax.data.survey import size_of
 from sedd_jax.data.tokenizer import load_tokenizer
 from sedd_jax.data.workers import Task
 from sedd_jax.errors import BadInput
@@ -77,20 +77,21 @@ class Shards:
                 split: stack.enter_context((self._work / names[split]).open("wb"))
                 for split in SPLITS
             }
-            for split, part, where in self._documents(task):
-                block = self._block(part)
-                if isinstance(block, Fault):
+            for content, where in task.piece.documents():
+                if isinstance(content, Fault):
+                    continue  # the survey has counted those
+                blocks = self._blocks(task.corpus, content)
+                if isinstance(blocks, Fault):
                     if self._recipe.bad_documents == "refuse":
-                        place = task.piece.place(where)
                         raise BadInput(
-                            f"{place} {block.reason} Or leave such documents out with "
-                            "config.data.bad_documents=skip."
+                            f"{task.piece.place(where)} {blocks.reason.rstrip('.')}, or leave such "
+                            "documents out with config.data.bad_documents=skip."
                         )
-                    skipped[kind_of(block)] += 1
+                    skipped[blocks.kind] += 1
                     continue
-                ids, found = block
-                files[split].write(ids.astype(self._dtype).tobytes())
-                counts[split].update(found)
+                for split, (ids, found) in blocks.items():
+                    files[split].write(ids.data)
+                    counts[split].update(found)
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
@@ -102,44 +103,45 @@ class Shards:
             "skipped": skipped,
         }
 
-    def _documents(self, task: Task) -> Iterator[tuple[str, Content, int]]:
-        for content, where in task.piece.documents():
-            if not isinstance(content, Fault):  # the survey has counted those
-                for split, part in self._split.parts(task.corpus, content):
-                    yield split, part, where
+    def _blocks(
+        self, corpus: str, content: Content
+    ) -> dict[str, tuple[np.ndarray, dict[str, int]]] | Fault:
+        """What `_block` gives for the part of a document in each split, or what is wrong."""
+        parts = dict(self._split.parts(corpus, content))
+        blocks = {split: self._block(part) for split, part in parts.items()}
+        faults = [block for block in blocks.values() if isinstance(block, Fault)]
+        if not faults:
+            return blocks
+        # Positions are those of the whole document, also where that is cut in two.
+        whole = self._block(content) if len(parts) > 1 else faults[0]
+        return whole if isinstance(whole, Fault) else faults[0]
 
     def _block(self, content: Content) -> tuple[np.ndarray, dict[str, int]] | Fault:
-        """The tokens of a document as they are written, and its counts."""
+        """The tokens of a part of a document as they are written, and its counts."""
         kind, end = self._tokenizer.kind, self._tokenizer.eod_id
         try:
-            ids = self._tokenizer.encode(content)
+            ids = self._tokenizer.encode(content).astype(self._dtype)
         except BadInput as error:
-            return Fault(f"does not suit the tokenizer {kind}: {error}")
+            return Fault(f"does not suit the tokenizer {kind}", f": {error}")
         size, cut_off, filling = size_of(content), 0, 0
         if self._recipe.wrap:
-            ids = ids if end is None else np.append(ids, np.int32(end))
+            ids = ids if end is None else np.append(ids, np.array(end, ids.dtype))
         else:
             cut_off, filling = max(len(ids) - self._length, 0), max(self._length - len(ids), 0)
             if filling and end is None:
                 return Fault(
-                    f"is too short for a block: it has {len(ids)} tokens of {self._length}, and "
-                    f"the tokenizer {kind} has no end-of-document token to fill up with; choose a "
-                    "shorter config.model.length."
+                    "is too short for a block",
+                    f": it has {len(ids)} tokens of {self._length}, and the tokenizer {kind} has "
+                    "no end-of-document token to fill up with; choose a shorter "
+                    "config.model.length.",
                 )
             ids = ids[: self._length]
             if cut_off:
-                size = self._size_of_tokens(ids, content)
+                size = self._tokenizer.size(ids)
             if filling:
-                ids = np.append(ids, np.full(filling, end, np.int32))
+                ids = np.append(ids, np.full(filling, end, ids.dtype))
         counts = (1, len(content), size, len(ids), filling, cut_off)
         return ids, dict(zip(_COUNTS, counts, strict=True))
-
-    def _size_of_tokens(self, ids: np.ndarray, content: Content) -> int:
-        """The size of what `ids`, the first tokens of a document, stand for."""
-        if not isinstance(content, str):
-            return len(ids)
-        # Half a character at the cut decodes to the replacement character, and does not count.
-        return size_of(self._tokenizer.decode(ids).rstrip("\ufffd"))
 
 
 def id_dtype(vocab_size: int) -> str:

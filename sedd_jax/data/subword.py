@@ -20,20 +20,14 @@ from sedd_jax.errors import BadInput
 _MAX_LINE_CHARACTERS = 20_000
 # SentencePiece drops a training line that holds its marks for "space" or "unknown".
 _RESERVED = str.maketrans("", "", "\u2581\u2585")
-# SentencePiece holds what it is trained on in memory; more text hardly changes the pieces.
-_TRAINING_CHARACTERS = 100_000_000
 
 
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:
     """The lines of `texts` as SentencePiece trains on them; a newline is a piece by itself."""
-    left = _TRAINING_CHARACTERS
     for text in texts:
-        for line in text[:left].translate(_RESERVED).split("\n"):
+        for line in text.translate(_RESERVED).split("\n"):
             for start in range(0, len(line), _MAX_LINE_CHARACTERS):
                 yield line[start : start + _MAX_LINE_CHARACTERS]
-        left -= len(text)
-        if left <= 0:
-            return
 
 
 class SentencePiece(Tokenizer):
@@ -69,7 +63,7 @@ class SentencePiece(Tokenizer):
 
     @classmethod
     def fit(cls, texts: Iterable[str], vocab_size: int) -> "SentencePiece":
-        """Trains on the first 100 million characters of `texts` to exactly `vocab_size` ids.
+        """Trains on `texts`, which must fit in memory, to exactly `vocab_size` ids.
 
         The same texts give the same model: byte-pair pieces, with bytes for what no piece covers.
         Raises BadInput when the text cannot yield `vocab_size` pieces.
@@ -112,6 +106,10 @@ class SentencePiece(Tokenizer):
         for part in rest:
             ids += [*self._lower_block, *part]
         return np.array(ids, np.int32)
+
+    def size(self, ids: np.ndarray) -> int:
+        pieces = [id_ for id_ in ids.tolist() if not self._processor.is_byte(id_)]
+        return len(self._processor.decode(pieces).encode()) + len(ids) - len(pieces)
 
     def _decode_run(self, ids: np.ndarray) -> str:
         return self._processor.decode(ids.tolist())
@@ -188,6 +186,9 @@ class GPT2(Tokenizer):
     def _encode(self, content: str) -> np.ndarray:
         # A literal "<|endoftext|>" in a document is text, not the end of it, and no error.
         return self._encoding.encode_to_numpy(content, disallowed_special=()).astype(np.int32)
+
+    def size(self, ids: np.ndarray) -> int:
+        return len(self._encoding.decode_bytes(ids.tolist()))
 
     def _decode_run(self, ids: np.ndarray) -> str:
         return self._encoding.decode(ids.tolist(), errors="replace")

@@ -46,7 +46,7 @@ class Surveyor:
         bins, skipped = collections.Counter(), collections.Counter()
         for content, where in piece.documents():
             if isinstance(content, Fault):
-                skipped[kind_of(content)] += 1
+                skipped[content.kind] += 1
                 if self.refuse:
                     raise BadInput(
                         f"{piece.place(where)} {content.reason}; mend it or set "
@@ -105,11 +105,6 @@ class Survey:
     def sha256(self) -> str:
         """The digest of those of the pieces."""
         return hashlib.sha256("".join(p["sha256"] for p in self.pieces).encode()).hexdigest()
-
-
-def kind_of(fault: Fault) -> str:
-    """The reason of a fault without its details, to count by."""
-    return fault.reason.partition(":")[0]
 
 
 def size_of(content: str | np.ndarray) -> int:

@@ -3,11 +3,17 @@
 import functools
 import os
 import pathlib
-from collections.abc import Sequence
+import resource
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from sedd_jax.errors import BadInput
+
+# So many files of a set are held open whatever the limit, and more as long as so many sets, or
+# other parts of the program, could do the same.
+_FEW, _SETS = 128, 8
 
 
 class TokenBlocks:
@@ -16,7 +22,8 @@ class TokenBlocks:
     The files are one stream: blocks run on over their borders, and what is left below one block at
     the end is dropped. `blocks[i]` is int32 [length] for i in [0, len(blocks)), else IndexError. A
     file is mapped when it is first read, in each process anew; it must not change while it is in
-    use. Raises OSError without a file and BadInput when all hold less than one block.
+    use, and one that has before it is mapped is BadInput. Raises OSError without a file and
+    BadInput when all hold less than one block.
     """
 
     def __init__(self, paths: Sequence[str | pathlib.Path], length: int, dtype: str):
@@ -28,6 +35,7 @@ class TokenBlocks:
         self._borders = np.cumsum([0, *sizes])
         tokens = int(self._borders[-1])
         self._blocks = tokens // length
+        self._map = self._maps()
         if not self._blocks:
             where = self._paths[0] if self._paths else "A split without files"
             raise BadInput(
@@ -67,19 +75,45 @@ class TokenBlocks:
         while filled < len(row):
             file = int(np.searchsorted(self._borders, start + filled, side="right")) - 1
             skipped = start + filled - int(self._borders[file])
-            tokens = _mapped(self._paths[file], self._dtype)[skipped:][: len(row) - filled]
+            tokens = self._map(file)[skipped:][: len(row) - filled]
             row[filled : filled + len(tokens)] = tokens
             filled += len(tokens)
+
+    def _maps(self) -> Callable[[int], np.ndarray]:
+        """From the number of a file to its tokens, kept."""
+        mapped = functools.partial(_mapped, self._paths, self._borders, self._dtype)
+        return functools.lru_cache(_room(len(self._paths)))(mapped)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_map"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._map = self._maps()
 
     def __repr__(self) -> str:
         return f"TokenBlocks({list(self._paths)!r}, {self.length}, {self._dtype.name!r})"
 
 
-# A mapping holds its file open, and a process may have 1024 files by default.
-@functools.lru_cache(maxsize=512)
-def _mapped(path: str, dtype: np.dtype) -> np.ndarray:
+def _mapped(paths: Sequence[str], borders: np.ndarray, dtype: np.dtype, number: int) -> np.ndarray:
+    path, tokens = paths[number], int(borders[number + 1] - borders[number])
+    if os.path.getsize(path) // dtype.itemsize != tokens:
+        raise BadInput(f"{path} has changed since it was opened; start again.")
     # A plain array: slicing a memmap makes a memmap, which costs more than the copy.
     return np.asarray(np.memmap(path, dtype, "r"))
+
+
+def _room(files: int) -> int:
+    """How many of `files` may be mapped at once; the limit of the process is raised for many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _SETS * files
+    if files <= _FEW or soft == resource.RLIM_INFINITY or wanted <= soft:
+        return files
+    # A mapping holds its file open, and by default a process may often have 1024. Beyond the hard
+    # limit files are opened again and again.
+    soft = wanted if hard == resource.RLIM_INFINITY else max(soft, min(wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return min(files, max(soft // _SETS, _FEW))
 
 
 class Mixture:

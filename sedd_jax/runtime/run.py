@@ -1,11 +1,11 @@
 """The run folder: its data and its settings, made once, checked ever after."""
 
 import os
-import re
+import shutil
 from pathlib import Path
 
 from sedd_jax.data.blocks import Dataset
-from sedd_jax.data.draft import draft_of
+from sedd_jax.data.draft import check_local, draft_of
 from sedd_jax.data.preparation import check_vocab_size, prepare_blocks
 from sedd_jax.data.prepared import link_prepared, open_data
 from sedd_jax.errors import BadInput
@@ -19,8 +19,8 @@ LOCK_FILE = "lock"
 # settings that may change between the parts of a run: they do not alter what was trained so far
 # (those of the model and the mesh are other ways to the same numbers, but for rounding)
 _FREE = (
-    "train.steps", "train.log_every", "train.max_skipped", "train.stall_minutes", "eval.",
-    "checkpoint.", "model.attention", "model.remat", "mesh.",
+    "data.prepared", "train.steps", "train.log_every", "train.max_skipped", "train.stall_minutes",
+    "eval.", "checkpoint.", "model.attention", "model.remat", "mesh.",
 )  # fmt: skip
 
 
@@ -36,15 +36,22 @@ def open_run(run: Path, config: Config) -> Dataset:
         used, or the data do not fit the settings. Nothing that exists is overwritten.
     """
     check_folder(run)
-    settings = run / CONFIG_FILE
-    if settings.exists():
-        _check_settings(run, configs.from_json(settings.read_text()), config)
-    elif config.data.prepared:
-        link_prepared(run / DATA_FOLDER, config.data.prepared, config.data, config.model.length)
-    else:
-        prepare_blocks(run / DATA_FOLDER, config.data, config.model.length)
-    dataset = open_data(run / DATA_FOLDER, config.model.length)
-    _check_data(dataset, config)
+    settings, data = run / CONFIG_FILE, run / DATA_FOLDER
+    old = configs.from_json(settings.read_text()) if settings.exists() else None
+    if old:
+        _check_settings(run, old, config)
+    is_new = not data.exists()
+    if config.data.prepared and (not old or old.data.prepared != config.data.prepared):
+        link_prepared(data, config.data.prepared, config.data, config.model.length)
+    elif not old:
+        prepare_blocks(data, config.data, config.model.length)
+    try:
+        dataset = open_data(data, config.model.length)
+        _check_data(dataset, config)
+    except BadInput:
+        if is_new and config.data.prepared:
+            shutil.rmtree(data)  # it only says where they are
+        raise
     temporary = settings.with_suffix(".tmp")
     temporary.write_text(configs.to_json(config) + "\n")
     os.replace(temporary, settings)
@@ -78,12 +85,7 @@ def read_run(run: Path, config: Config) -> Dataset:
 
 def check_folder(run: Path) -> None:
     """Raises BadInput unless `run` is a run folder, an empty one or one to be made; only looks."""
-    if re.match(r"[A-Za-z][\w+.-]+:/", str(run)):
-        url = str(run).replace(":/", "://", 1)  # a path keeps one of the slashes
-        raise BadInput(
-            f"--workdir is {url}, but the data of a run are memory-mapped, which needs a folder: "
-            "mount the bucket (gcsfuse, Filestore, Lustre) and give the folder that it is under."
-        )
+    check_local(run, "--workdir")
     if not run.exists():
         return
     if run.is_dir():
@@ -96,7 +98,7 @@ def check_folder(run: Path) -> None:
 
 
 def _check_settings(run, old, new):
-    changes = [line for line in configs.differences(old, new) if not _is_free(line, new)]
+    changes = [line for line in configs.differences(old, new) if not _is_free(line, old, new)]
     if changes:
         raise BadInput(
             f"{run} holds a run with other settings ({'; '.join(changes)}); choose another "
@@ -104,7 +106,10 @@ def _check_settings(run, old, new):
         )
 
 
-def _is_free(line, config):
+def _is_free(line, old, config):
+    # data may be moved, but those of the run itself are never others
+    if line.startswith("data.prepared"):
+        return bool(old.data.prepared and config.data.prepared)
     # a cosine schedule is laid out over train.steps, so there the number is part of the past too
     if line.startswith("train.steps") and config.optim.decay != "constant":
         return False
@@ -117,5 +122,9 @@ def _check_data(dataset, config):
         raise BadInput(
             f"config.eval.batch_size is {config.eval.batch_size}, but there are only "
             f"{len(dataset.heldout)} held-out blocks of {config.model.length} tokens; lower it, or "
-            "raise config.data.heldout_fraction in another --workdir."
+            + (
+                "name other data in config.data.prepared."
+                if config.data.prepared
+                else "raise config.data.heldout_fraction in another --workdir."
+            )
         )

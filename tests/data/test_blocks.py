@@ -1,12 +1,13 @@
 import json
 import os
 import pickle
+import resource
 
 import numpy as np
 import pytest
 
-from sedd_jax.data import token_blocks
 from sedd_jax.data.blocks import open_blocks
+from sedd_jax.data.characters import Characters
 from sedd_jax.data.preparation import prepare_blocks
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.token_blocks import Mixture, TokenBlocks
@@ -45,6 +46,11 @@ def test_open_blocks_refuses_what_is_damaged(folder, tmp_path):
     file.unlink()
     with pytest.raises(BadInput, match="train-00000.bin is damaged .it holds 0 bytes"):
         open_blocks(folder, 32)
+    (folder / "manifest.json").write_text(
+        json.dumps({n: v for n, v in manifest.items() if n not in ("recipe", "length")})
+    )
+    with pytest.raises(BadInput, match="is damaged .it says nothing of recipe, length.;"):
+        open_blocks(folder, 32)
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
     with pytest.raises(BadInput, match="was prepared in format 1, this version reads format 2"):
         open_blocks(folder, 32)
@@ -52,6 +58,14 @@ def test_open_blocks_refuses_what_is_damaged(folder, tmp_path):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(BadInput, match="manifest.json is damaged"):
             open_blocks(folder, 32)
+
+
+def test_open_blocks_refuses_another_tokenizer(folder):
+    Characters("ab").save(folder / "tokenizer")
+    with pytest.raises(
+        BadInput, match="tokenizer is damaged .it is not the tokenizer that the mani"
+    ):
+        open_blocks(folder, 32)
 
 
 def _blocks(folder, *sizes, length=4):
@@ -87,14 +101,41 @@ def test_blocks_run_on_over_the_borders_of_files(tmp_path, sizes):
     assert blocks.read(starts).tolist() == wanted.tolist()
 
 
-def test_files_are_not_all_held_open(tmp_path):
-    token_blocks._mapped.cache_clear()
-    most = token_blocks._mapped.cache_info().maxsize
-    blocks = _blocks(tmp_path, *[2] * (most + 50))
-    before = len(os.listdir("/proc/self/fd"))
-    assert np.concatenate(list(blocks)).tolist() == list(range(2 * (most + 50)))
-    assert len(os.listdir("/proc/self/fd")) <= before + most
-    token_blocks._mapped.cache_clear()
+def test_many_files_are_held_open_as_far_as_may_be(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = 300
+    used = len(os.listdir("/proc/self/fd"))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 200, limits[1]))
+        blocks = _blocks(tmp_path, *[2] * count)
+        assert np.concatenate(list(blocks)).tolist() == list(range(2 * count))
+        assert len(os.listdir("/proc/self/fd")) >= used + count
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 200, limits[1]))
+        del blocks
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_beyond_the_hard_limit_files_are_opened_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (300, 1200))
+    raised = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits))
+    blocks, before = _blocks(tmp_path, *[2] * 200), len(os.listdir("/proc/self/fd"))
+    assert np.concatenate(list(blocks)).tolist() == list(range(400))
+    assert len(os.listdir("/proc/self/fd")) == before + 150
+    assert raised == [(1200, 1200)]
+
+
+def test_files_made_again_are_read_anew_and_changed_ones_are_told(tmp_path):
+    blocks, other = _blocks(tmp_path, 11), _blocks(tmp_path, 11)
+    assert blocks[0].tolist() == [0, 1, 2, 3]
+    (tmp_path / "0.bin").unlink()
+    np.arange(50, 61, dtype=np.uint16).tofile(tmp_path / "0.bin")
+    assert other[0].tolist() == pickle.loads(pickle.dumps(blocks))[0].tolist() == [50, 51, 52, 53]
+    late = _blocks(tmp_path, 11)
+    os.truncate(tmp_path / "0.bin", 2)
+    with pytest.raises(BadInput, match="0.bin has changed since it was opened"):
+        late[0]
 
 
 def test_less_than_a_block_is_refused(tmp_path):

@@ -6,15 +6,18 @@ import os
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from sedd_jax.data import blocks as blocks_module
 from sedd_jax.data import preparation, shards
 from sedd_jax.data.blocks import open_blocks
 from sedd_jax.data.draft import draft_of, drafted
 from sedd_jax.data.preparation import prepare_blocks
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.tokenizer import SentencePiece, Tokenizer
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, Halted
 
 RECIPE = Recipe(separator="---\n", heldout_fraction=0.2, vocab_size=0)
 
@@ -103,8 +106,8 @@ def test_large_vocabularies_use_four_bytes(tmp_path, corpus, monkeypatch):
             return ""
 
     monkeypatch.setattr(preparation, "build_tokenizer", lambda *args: Wide())
-    monkeypatch.setattr(preparation, "load_tokenizer", lambda folder: Wide())
-    monkeypatch.setattr(shards, "load_tokenizer", lambda folder: Wide())
+    for module in (preparation, shards, blocks_module):
+        monkeypatch.setattr(module, "load_tokenizer", lambda folder: Wide())
     dataset = _prepare(tmp_path / "data", corpus)
     assert dataset.manifest["dtype"] == "uint32"
     assert set(_stream(dataset.train).tolist()) == {7, 2**16}
@@ -251,7 +254,8 @@ def test_what_was_done_is_not_done_again(tmp_path, texts, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(shards.Shards, "_write", failing)
-        with pytest.raises(OSError, match="No space left"):
+        message = "data.draft: No space left on device; make room, and the same command goes on"
+        with pytest.raises(Halted, match=message):
             _prepare(folder, texts)
     assert written == [0, 1, 2, 3]
     assert not folder.exists() and draft_of(folder).is_dir()
@@ -350,8 +354,94 @@ def test_bad_documents_are_refused_with_their_place_or_left_out(tmp_path):
 
 def test_an_empty_corpus_is_refused(tmp_path):
     (tmp_path / "corpus.txt").write_text(" \n" * 9)
-    with pytest.raises(BadInput, match="corpus.txt is empty: it holds nothing but white space"):
+    with pytest.raises(BadInput, match="corpus.txt, is empty: it has no document that can be"):
         _prepare(tmp_path / "data", tmp_path / "corpus.txt")
+    with pytest.raises(BadInput, match=r"used .left out: 1 document, which is blank.; give anoth"):
+        corpus = tmp_path / "corpus.txt"
+        _prepare(tmp_path / "data", corpus, separator="", bad_documents="skip")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.npz", "a.npy", "a.uint16", "a.parquet"])
+def test_a_corpus_without_documents_is_named(tmp_path, corpus, name):
+    empty = tmp_path / name
+    match name:
+        case "a.npz":
+            np.savez(empty)
+        case "a.npy":
+            np.save(empty, np.zeros((0, 64), np.int64))
+        case "a.parquet":
+            pq.write_table(pa.table({"text": pa.array([], pa.string())}), empty)
+        case _:
+            empty.touch()
+    if name == "a.uint16":  # nothing can be mapped
+        with pytest.raises(BadInput, match="a.uint16 is damaged"):
+            _prepare(tmp_path / "data", empty)
+        return
+    with pytest.raises(BadInput, match=f"config.data.corpus, .*{name}, is empty: .*give another"):
+        _prepare(tmp_path / "data", empty)
+    with pytest.raises(
+        BadInput, match=f"config.data.heldout_corpus, .*{name}, is .*or none, and a"
+    ):
+        _prepare(tmp_path / "data", corpus, heldout_corpus=str(empty))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "corpus.txt"])
+
+
+def test_no_tokenizer_is_fitted_on_integers(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((9, 9), np.int64))
+    for kind in ("sentencepiece", "characters"):
+        with pytest.raises(BadInput, match=f"'{kind}' is fitted on text, but .*a.npy holds integ"):
+            _prepare(tmp_path / "data", tmp_path / "a.npy", tokenizer=kind, vocab_size=300)
+    with pytest.raises(BadInput, match="set data.vocab_size or mend the ids, or leave such doc"):
+        np.save(tmp_path / "a.npy", np.arange(80).reshape(10, 8))
+        _prepare(tmp_path / "data", tmp_path / "a.npy", tokenizer="integers", vocab_size=70)
+
+
+def test_the_place_of_a_fault_is_of_the_whole_document_though_it_is_cut(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("a" * 900 + "b" * 80 + "?" + "b" * 19)
+    choices = {"tokenizer": "text8", "heldout_fraction": 0.1, "length": 8}
+    with pytest.raises(BadInput, match="the first at position 980"):
+        _prepare(tmp_path / "data", corpus, **choices)
+    message = r"train split has 0 tokens.*\(left out: 1 document, which does not suit the tokenizer"
+    with pytest.raises(BadInput, match=message):
+        _prepare(tmp_path / "data", corpus, **choices, bad_documents="skip")
+
+
+def test_a_split_far_from_its_fraction_is_told(tmp_path, capsys):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("---\n".join(f"text {i}" for i in range(9)))
+    _prepare(tmp_path / "near", corpus, length=4)
+    assert "Warning" not in capsys.readouterr().out
+    _prepare(tmp_path / "far", corpus, length=4, heldout_fraction=0.01)
+    assert "Warning: 0.111 of the text is held out, not 0.01" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["link", "cwd", "parent", "url"])
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_read(
+    tmp_path, corpus, monkeypatch, place
+):
+    monkeypatch.setattr(preparation, "pieces", lambda *args: pytest.fail("was read"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "dangling").symlink_to("absent")
+    monkeypatch.chdir(tmp_path / "empty")
+    folder, message = {
+        "link": (tmp_path / "dangling", "dangling is a link to absent, which does not exist"),
+        "cwd": (".", "is the folder that this program was started in"),
+        "parent": (f"{corpus}/data", "corpus.txt is no folder that can be written in"),
+        "url": ("gs://bucket/data", "is gs://bucket/data, but .* mount the bucket"),
+    }[place]
+    with pytest.raises(BadInput, match=message):
+        _prepare(folder, corpus)
+
+
+def test_a_linked_folder_is_used_and_a_mount_point_is_not(tmp_path, corpus, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with monkeypatch.context() as patch, pytest.raises(BadInput, match="real is a mount point"):
+        patch.setattr(os.path, "ismount", lambda path: path == tmp_path / "real")
+        _prepare(tmp_path / "link", corpus)
+    _prepare(tmp_path / "link", corpus)
+    assert (tmp_path / "real" / "manifest.json").is_file() and (tmp_path / "link").is_symlink()
 
 
 def test_a_held_out_corpus_leaves_all_of_the_other_to_be_trained_on(tmp_path, texts, corpus):
@@ -386,7 +476,7 @@ def test_a_document_a_block_is_cut_and_filled(tmp_path):
         open_blocks(tmp_path / "data", 8)
 
 
-def test_half_a_character_at_a_cut_counts_for_nothing(tmp_path):
+def test_half_a_character_at_a_cut_counts(tmp_path):
     (tmp_path / "corpus.txt").write_text("abcé---\nabcé")
     counts = _prepare(
         tmp_path / "data",
@@ -395,7 +485,7 @@ def test_half_a_character_at_a_cut_counts_for_nothing(tmp_path):
         length=4,
         heldout_corpus=str(tmp_path / "corpus.txt"),
     ).manifest["splits"]["train"]
-    assert (counts["tokens"], counts["cut_off"], counts["utf8_bytes"]) == (8, 2, 6)
+    assert (counts["tokens"], counts["cut_off"], counts["utf8_bytes"]) == (8, 2, 8)
 
 
 def test_a_block_cannot_be_filled_up_without_an_end_token(tmp_path):

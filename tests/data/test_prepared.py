@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from sedd_jax.data.blocks import open_blocks
 from sedd_jax.data.pipeline import batch_blocks, heldout_batches, train_batches
 from sedd_jax.data.preparation import prepare_blocks
-from sedd_jax.data.prepared import link_prepared, open_data
+from sedd_jax.data.prepared import check_name, link_prepared, open_data
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.token_blocks import Mixture
 from sedd_jax.errors import BadInput
@@ -29,12 +30,12 @@ def prepared(tmp_path, monkeypatch):
 
 def test_one_folder_is_just_that_folder(prepared):
     link_prepared("run/data", "a", ANY, LENGTH)
-    linked, direct = open_data("run/data", LENGTH), open_blocks("a", LENGTH)
+    linked, direct = open_data("run/data", LENGTH), open_blocks(prepared / "a", LENGTH)
     assert linked.manifest == direct.manifest
     assert repr(linked.train) == repr(direct.train)
     manifest = json.loads((prepared / "run" / "data" / "manifest.json").read_text())
     (entry,) = manifest["prepared"]
-    assert (entry["folder"], entry["weight"], entry["manifest"]) == ("a", 1.0, direct.manifest)
+    assert entry == {"folder": str(prepared / "a"), "weight": 1.0, "manifest": direct.manifest}
     assert (prepared / "run" / "data" / "tokenizer" / "tokenizer.json").is_file()
     link_prepared("run/data", "a", ANY, LENGTH)  # again, after a kill before the run began
     with pytest.raises(BadInput, match="stands for other data than B"):
@@ -144,8 +145,42 @@ def test_data_that_are_not_there_are_asked_for(prepared):
 
 def test_the_data_of_another_run_are_not_taken_for_prepared_ones(prepared):
     link_prepared("data", "a:3,B:1", ANY, LENGTH)
-    with pytest.raises(BadInput, match="data is the data/ of a run, which stands for a and B"):
+    with pytest.raises(
+        BadInput, match="data is the data/ of a run, which stands for .*/a and .*/B"
+    ):
         link_prepared("other", "data", ANY, LENGTH)
+
+
+def test_data_may_move_but_not_change(prepared, monkeypatch):
+    link_prepared("data", "a:3,B:1", ANY, LENGTH)
+    shutil.move("B", "C")
+    with pytest.raises(BadInput, match="stands for other data than a:3,C:2, or with other weights"):
+        link_prepared("data", "a:3,C:2", ANY, LENGTH)
+    link_prepared("data", "a:3,C:1", ANY, LENGTH)
+    monkeypatch.chdir(prepared / "C")  # from anywhere
+    assert [Path(e["folder"]).name for e in open_data("../data", LENGTH).manifest["prepared"]] == [
+        "a",
+        "C",
+    ]
+
+
+def test_a_tokenizer_that_is_given_must_be_that_of_the_data(prepared):
+    for name in "aB":
+        given = {"corpus": f"{name}.txt", "separator": "\n", "tokenizer": "characters"}
+        prepare_blocks(f"{name}2", Recipe(vocab_size=0, **given), LENGTH)
+    recipe = Recipe(vocab_size=0, tokenizer="characters", tokenizer_path="a2/tokenizer")
+    link_prepared("data", "a2", recipe, LENGTH)
+    with pytest.raises(
+        BadInput, match="B2 was prepared with another tokenizer than that of .*a2/tok"
+    ):
+        link_prepared("other", "B2", recipe, LENGTH)
+
+
+@pytest.mark.parametrize("name", ["a,b", "data:3", "data:x"])
+def test_names_that_the_config_could_not_give_are_refused(name):
+    with pytest.raises(BadInput, match=f"{name} cannot be named in config.data.prepared"):
+        check_name(name)
+    check_name("c:/data")
 
 
 def test_sets_of_different_tokenizers_are_not_mixed(prepared):
@@ -161,7 +196,9 @@ def test_sets_of_different_tokenizers_are_not_mixed(prepared):
 def test_data_that_are_gone_or_changed_are_told(prepared):
     link_prepared("data", "a:3,B:1", ANY, LENGTH)
     shutil.move("B", "C")
-    with pytest.raises(BadInput, match="data of this run are gone: B was named in data/manifest"):
+    with pytest.raises(
+        BadInput, match="data of this run are gone: .*/B was named in data/manifest"
+    ):
         open_data("data", LENGTH)
     shutil.copytree("a", "B")
     with pytest.raises(BadInput, match="B holds other data than those this run began with"):

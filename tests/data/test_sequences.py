@@ -35,12 +35,20 @@ def test_a_row_of_an_npy_file_is_a_document(tmp_path, monkeypatch, dtype, order)
     assert read(path) == expected
 
 
-def test_an_npy_file_is_mapped_and_one_dimension_is_one_document(tmp_path):
+def test_an_npy_file_is_mapped_and_one_dimension_is_read_in_runs(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", np.arange(7))
     (part,) = pieces(Recipe(), str(tmp_path / "a.npy"))
     ((content, _),) = part.documents()
     assert content.tolist() == list(range(7)) and isinstance(content, np.memmap)
     assert part.size == (tmp_path / "a.npy").stat().st_size
+    np.savez(tmp_path / "a.npz", x=np.arange(7))
+    monkeypatch.setattr(sequences, "_RUN", 4)
+    for name, place in (("a.npy", "a.npy"), ("a.npz", "a.npz, array 'x'")):
+        runs = [
+            ([0, 1, 2, 3], f"{tmp_path / place}, run 1"),
+            ([4, 5, 6], f"{tmp_path / place}, run 2"),
+        ]
+        assert read(tmp_path / name) == runs
 
 
 def test_every_array_of_an_npz_file_is_read(tmp_path):
@@ -49,7 +57,7 @@ def test_every_array_of_an_npz_file_is_read(tmp_path):
     assert read(path) == [
         ([1, 2], f"{path}, array 'first', row 1"),
         ([3, 4], f"{path}, array 'first', row 2"),
-        ([5], f"{path}, array 'second', row 1"),
+        ([5], f"{path}, array 'second', run 1"),
     ]
     assert len({part.name for part in pieces(Recipe(), str(path))}) == 2
 
@@ -76,12 +84,12 @@ def test_ids_that_cannot_be_used_are_faults_with_their_place(tmp_path):
     np.save(path, np.array([[1, 2, 3], [4, -5, -6]]))
     assert read(path) == [
         ([1, 2, 3], f"{path}, row 1"),
-        (Fault("has the negative id -5 at position 1"), f"{path}, row 2"),
+        (Fault("has a negative id", ": -5 at position 1"), f"{path}, row 2"),
     ]
     np.save(path, np.zeros(2**18, np.int64))
-    assert read(path, max_document_mb=2) == [([0] * 2**18, f"{path}, row 1")]
+    assert read(path, max_document_mb=2) == [([0] * 2**18, f"{path}, run 1")]
     too_large = Fault("is larger than the 1 MB of data.max_document_mb")
-    assert read(path, max_document_mb=1) == [(too_large, f"{path}, row 1")]
+    assert read(path, max_document_mb=1) == [(too_large, f"{path}, run 1")]
     np.savez(tmp_path / "a.npz", empty=np.zeros((2, 0), int))
     assert [content for content, _ in read(tmp_path / "a.npz")] == [BLANK, BLANK]
 
@@ -164,7 +172,7 @@ def test_a_record_that_holds_no_whole_numbers_is_a_fault(tmp_path):
     _write_records(path, [b"\1\0\0\0", b"\1\0\0"])
     assert [content for content, _ in read(path)] == [
         [1],
-        Fault("has 3 bytes, which are no uint32 numbers"),
+        Fault("is no uint32 numbers", ": it has 3 bytes"),
     ]
 
 

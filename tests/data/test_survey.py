@@ -63,7 +63,11 @@ def test_two_lists_of_documents_never_look_alike(tmp_path):
 
 
 def test_bad_documents_are_counted_by_what_is_wrong(tmp_path):
-    faults = [Fault("is no text: byte 3"), Fault("is no text: byte 9"), Fault("has no field 'x'")]
+    faults = [
+        Fault("is no text", ": byte 3"),
+        Fault("is no text", ": byte 9"),
+        Fault("has no field 'x'"),
+    ]
     survey = _survey(tmp_path, "a", *faults)
     assert survey.skipped == {"is no text": 2, "has no field 'x'": 1}
     assert survey.pieces[0]["documents"] == 1

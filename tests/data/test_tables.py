@@ -54,9 +54,9 @@ def test_bad_rows_of_a_parquet_file_are_faults(tmp_path):
     write_parquet(path, pa.array([b"a", None, b"", b"na\xefve", b"x" * 2**20, b"y" * (2**20 + 1)]))
     assert [content for content, _ in read(path, max_document_mb=1)] == [
         "a",
-        Fault("has no text in the field 'text' but NoneType"),
+        Fault("has no text in the field 'text'", " but NoneType"),
         BLANK,
-        Fault("is not UTF-8 text: the byte at offset 2 of the field 'text' does not decode"),
+        Fault("is not UTF-8 text", ": the byte at offset 2 of the field 'text' does not decode"),
         "x" * 2**20,
         TOO_LARGE,
     ]
@@ -176,7 +176,7 @@ def test_a_tfds_data_set_that_cannot_be_opened_is_named(tfds_folder):
     with pytest.raises(BadInput, match="has no field 'body' but "):
         pieces(Recipe(field="body"), f"tfds:{tfds_folder}")
     assert read(f"tfds:{tfds_folder}", field="number")[0][0] == Fault(
-        "has no text in the field 'number' but int"
+        "has no text in the field 'number'", " but int"
     )
     with pytest.raises(BadInput) as caught:
         pieces(Recipe(), "tfds:no_such_data_set")
@@ -207,7 +207,7 @@ def hub_folder(tmp_path_factory):
 
 
 def test_the_rows_of_a_saved_dataset_are_documents(hub_folder, monkeypatch):
-    contents = [*TEXTS, Fault("has no text in the field 'text' but NoneType"), BLANK]
+    contents = [*TEXTS, Fault("has no text in the field 'text'", " but NoneType"), BLANK]
     for name in ("one", "two", "two:train"):
         corpus = f"hf:{hub_folder}/{name}"
         expected = [(text, f"{corpus}, example {i + 1}") for i, text in enumerate(contents)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sedd_jax import hub
-from sedd_jax.data import characters, subword
+from sedd_jax.data import characters
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.sources import pieces
 from sedd_jax.data.tokenizer import (
@@ -296,21 +296,17 @@ def test_characters_take_little_memory_beside_their_ids():
     assert peak - ids.nbytes < 32 * characters._CHUNK
 
 
-def test_sentencepiece_learns_from_the_first_texts_only(monkeypatch, topics):
-    monkeypatch.setattr(subword, "_TRAINING_CHARACTERS", len(topics[0]) + 100)
-    read = []
-
-    def texts():
-        for text in topics:
-            read.append(text)
-            yield text
-
-    recipe = Recipe(tokenizer="sentencepiece", vocab_size=400)
-    short = build_tokenizer(recipe, texts)
-    assert read == topics[:2]
-    monkeypatch.undo()
-    whole = SentencePiece.fit([topics[0], topics[1][:100]], 400)
-    assert short.fingerprint() == whole.fingerprint()
+@pytest.mark.parametrize("text", ["héé☃ the the\u2581 ", "the the the ☃☃"])
+def test_the_size_of_tokens_counts_half_characters(tmp_path, text):
+    kinds = [Bytes(), Characters("".join(sorted(set(text)))), SentencePiece.fit(["the the"], 266)]
+    for tokenizer in kinds + ([GPT2(GPT2_FOLDER)] if GPT2_FOLDER.is_dir() else []):
+        ids = tokenizer.encode(text)
+        sizes = [tokenizer.size(ids[:count]) for count in range(len(ids) + 1)]
+        assert sizes[0] == 0 and sizes[-1] == len(text.encode())
+        # the bytes of the tokens add up, wherever the text is cut
+        assert sizes[:-1] == [sizes[-1] - tokenizer.size(ids[n:]) for n in range(len(ids))]
+        assert np.diff(sizes).min() >= 1
+    assert Integers(9).size(np.array([8, 8, 1])) == 3
 
 
 def test_a_fingerprint_tells_tokenizers_apart(tmp_path):

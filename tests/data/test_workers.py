@@ -1,13 +1,15 @@
 import functools
+import multiprocessing
 import operator
 import os
+import time
 
 import pytest
 
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.sources import pieces
 from sedd_jax.data.workers import Task, results
-from sedd_jax.errors import Halted
+from sedd_jax.errors import BadInput, Halted
 
 NUMBER = functools.partial(operator.attrgetter, "number")
 
@@ -35,6 +37,26 @@ def test_what_a_task_raises_is_raised():
     for workers in (1, 2):
         with pytest.raises(AttributeError, match="absent"):
             results(absent, _tasks(3), workers, "")
+
+
+def _late(task):
+    """The first task fails, the others last for ever."""
+    if task.number:
+        time.sleep(1000)
+    raise BadInput("not this one")
+
+
+def test_one_failure_ends_all_workers():
+    before = multiprocessing.active_children()
+    began = time.monotonic()
+    with pytest.raises(BadInput, match="not this one"):
+        results(functools.partial(_return, _late), _tasks(4), 3, "")
+    assert time.monotonic() - began < 20
+    assert multiprocessing.active_children() == before
+
+
+def _return(function):
+    return function
 
 
 def test_a_worker_that_dies_ends_the_program_with_a_sentence():

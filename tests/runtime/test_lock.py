@@ -1,5 +1,3 @@
-import errno
-import fcntl
 import os
 import socket
 import subprocess
@@ -80,40 +78,3 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path):
         with pytest.raises(BadInput, match="is not a run folder"), locked(other):
             pass
     assert tmp_path.stat().st_mtime_ns == before
-
-
-def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeypatch):
-    """The one before lets go between our opening of the file and our locking of it."""
-    flock, path = fcntl.flock, tmp_path / LOCK_FILE
-
-    def late(file, operation):
-        monkeypatch.setattr(fcntl, "flock", flock)
-        path.unlink()
-        flock(file, operation)
-
-    monkeypatch.setattr(fcntl, "flock", late)
-    with locked(tmp_path):
-        assert fcntl.flock is flock
-        assert path.exists()
-
-
-@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS])
-def test_without_locks_a_run_goes_on_and_says_so(tmp_path, monkeypatch, capsys, number):
-    def flock(file, operation):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with locked(tmp_path), locked(tmp_path):
-        pass
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == second
-    assert first.startswith(f"{tmp_path} cannot be locked ({os.strerror(number)}): make sure")
-
-
-def test_other_faults_of_the_file_system_are_raised(tmp_path, monkeypatch):
-    def flock(file, operation):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(OSError, match="Input/output error"), locked(tmp_path):
-        pass

@@ -189,6 +189,36 @@ def test_a_run_on_prepared_data_stays_with_them(tmp_path, smoke_config, prepared
         open_run(tmp_path / "run", config)
 
 
+def test_a_run_may_find_its_prepared_data_elsewhere(tmp_path, smoke_config, prepared, monkeypatch):
+    config = replaced(smoke_config, "data", prepared="first")
+    shutil.copytree(prepared, tmp_path / "first")
+    monkeypatch.chdir(tmp_path)
+    before = open_run(tmp_path / "run", config)
+    monkeypatch.chdir("run")
+    open_run(tmp_path / "run", config)  # started from another folder
+    shutil.move(tmp_path / "first", tmp_path / "second")
+    with pytest.raises(BadInput, match="/first was named in .* say with --config.data.prepared wh"):
+        open_run(tmp_path / "run", config)
+    moved = replaced(smoke_config, "data", prepared="../second")
+    assert open_run(tmp_path / "run", moved).manifest == before.manifest
+    assert open_run(tmp_path / "run", moved).manifest == before.manifest
+    assert from_json((tmp_path / "run" / CONFIG_FILE).read_text()) == moved
+    other = dataclasses.replace(smoke_config.data, heldout_fraction=0.3)
+    prepare_blocks(tmp_path / "third", other, config.model.length)
+    with pytest.raises(BadInput, match="stands for other data than ../third"):
+        open_run(tmp_path / "run", replaced(smoke_config, "data", prepared="../third"))
+    with pytest.raises(BadInput, match="other settings .data.prepared: '../second' -> ''"):
+        open_run(tmp_path / "run", smoke_config)
+
+
+def test_a_refused_run_on_prepared_data_leaves_nothing(tmp_path, smoke_config, prepared):
+    config = replaced(smoke_config, "data", prepared=str(prepared))
+    config = replaced(config, "eval", batch_size=10**6, max_blocks=10**6)
+    with pytest.raises(BadInput, match="lower it, or name other data in config.data.prepared"):
+        open_run(tmp_path / "run", config)
+    assert not (tmp_path / "run" / DATA_FOLDER).exists()
+
+
 def test_a_run_on_data_that_do_not_suit_it_is_refused(tmp_path, smoke_config, prepared):
     other = {"prepared": str(prepared), "tokenizer": "text8", "vocab_size": 27}
     with pytest.raises(BadInput, match="config.data.tokenizer=bytes, but it is text8 here"):
