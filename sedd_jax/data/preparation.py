@@ -97,8 +97,8 @@ def _tasks(recipe: Recipe) -> list[Task]:
     corpora = {"corpus": recipe.corpus, "heldout_corpus": recipe.heldout_corpus}
     found = []
     for name, corpus in corpora.items():
-        own = pieces(recipe, corpus) if corpus or name == "corpus" else []
-        if corpus and not own:
+        own = pieces(recipe, corpus) if corpus else []
+        if not own and (corpus or name == "corpus"):
             raise _empty(recipe, name, "there are no documents in it")
         found += [(name, piece) for piece in own]
     return [Task(number, name, piece) for number, (name, piece) in enumerate(found)]
@@ -108,7 +108,7 @@ def _empty(recipe: Recipe, name: str, reason: str) -> BadInput:
     advice = "give another one"
     if name == "heldout_corpus":
         advice += ", or none, and a part of config.data.corpus is held out"
-    return BadInput(f"config.data.{name}, {getattr(recipe, name)}, is empty: {reason}; {advice}.")
+    return BadInput(f"config.data.{name} ({getattr(recipe, name)}) is empty: {reason}; {advice}.")
 
 
 def _left_out(skipped: dict[str, int]) -> str:

@@ -28,8 +28,9 @@ def open_run(run: Path, config: Config) -> Dataset:
     """Makes the folder of a new run, or checks that it holds this run, and returns its data.
 
     The data are prepared once, here or before, and stay what they were: to continue, the corpus is
-    not needed. A preparation that was killed goes on. Of several processes one alone does this,
-    under the lock of the folder; the others `read_run`.
+    not needed. Those prepared before may have moved, if `config.data.prepared` tells where to. A
+    preparation that was killed goes on. Of several processes one alone does this, under the lock of
+    the folder; the others `read_run`.
 
     Raises:
       BadInput: the folder holds something else or a run with other settings, the text cannot be

@@ -354,7 +354,7 @@ def test_bad_documents_are_refused_with_their_place_or_left_out(tmp_path):
 
 def test_an_empty_corpus_is_refused(tmp_path):
     (tmp_path / "corpus.txt").write_text(" \n" * 9)
-    with pytest.raises(BadInput, match="corpus.txt, is empty: it has no document that can be"):
+    with pytest.raises(BadInput, match="corpus.txt. is empty: it has no document that can be"):
         _prepare(tmp_path / "data", tmp_path / "corpus.txt")
     with pytest.raises(BadInput, match=r"used .left out: 1 document, which is blank.; give anoth"):
         corpus = tmp_path / "corpus.txt"
@@ -377,13 +377,16 @@ def test_a_corpus_without_documents_is_named(tmp_path, corpus, name):
         with pytest.raises(BadInput, match="a.uint16 is damaged"):
             _prepare(tmp_path / "data", empty)
         return
-    with pytest.raises(BadInput, match=f"config.data.corpus, .*{name}, is empty: .*give another"):
+    with pytest.raises(BadInput, match=f"config.data.corpus .*{name}. is empty: .*give another"):
         _prepare(tmp_path / "data", empty)
-    with pytest.raises(
-        BadInput, match=f"config.data.heldout_corpus, .*{name}, is .*or none, and a"
-    ):
+    with pytest.raises(BadInput, match=f"config.data.heldout_corpus .*{name}. is .*or none, and a"):
         _prepare(tmp_path / "data", corpus, heldout_corpus=str(empty))
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "corpus.txt"])
+
+
+def test_no_corpus_at_all_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="config.data.corpus .. is empty"):
+        _prepare(tmp_path / "data", "")
 
 
 def test_no_tokenizer_is_fitted_on_integers(tmp_path):
