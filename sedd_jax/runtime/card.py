@@ -168,7 +168,7 @@ def data_facts(manifest: Any) -> list[Fact]:
             if "wrap" in recipe
             else []
         ),
-        *(("Left out", f"{count:,} documents: each {why}") for why, count in skipped.items()),
+        *(("Left out", f"{count:,}: each {why}") for why, count in skipped.items()),
         *(
             (f"Split {split}", ", ".join(_told(counts)))
             for split, counts in manifest.get("splits", {}).items()

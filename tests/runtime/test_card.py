@@ -59,7 +59,7 @@ def test_the_facts_are_those_of_the_files():
         ["Weights", "averaged"],
         ["Source", r"a\|b.txt, 12,345 bytes"],
         ["Blocks", "documents in a row"],
-        ["Left out", "2 documents: each is blank"],
+        ["Left out", "2: each is blank"],
         ["Held out", "0.1 of the text, whole documents"],
         ["Split train", "3 documents, 12,345 utf8 bytes, 6,000 tokens"],
         ["Steps", "20 of 4 sequences, 2,560 tokens in all"],
