@@ -127,7 +127,8 @@ def load(
         (`config.json` with `model.safetensors` or `pytorch_model.bin`), a GPT-2 in the layout of
         Hugging Face, or a repository of the hub with one of them, OWNER/NAME or
         OWNER/NAME@REVISION. Of the `config` of the latter models only the family, graph, noise,
-        model and vocabulary are known, the rest are defaults.
+        model and vocabulary are known, the rest are defaults. Matrix products are made in the type
+        of `config.model.dtype`, bfloat16 on accelerators by default; those of a GPT-2 in float32.
       step: the step of a run folder to load; the latest by default.
       ema: load the averaged weights of a run folder, as evaluation and sampling do.
       mesh: the devices that are to hold the weights in parts, and to compute: the sizes of a mesh
