@@ -105,11 +105,13 @@ def test_the_forward_example(capsys):
     assert "[MASK] 0.777; 1 - exp(-1.5) = 0.777" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_loss_reaches_the_entropy_of_the_data(trained):
     losses = trained[-1]
     assert np.mean(losses[-300:]) == pytest.approx(np.log(6) / 4, abs=0.03)
 
 
+@pytest.mark.slow
 def test_predictions_are_the_conditional_laws_at_all_times(trained):
     _, components, params, _ = trained
     xt = np.tile(sentences.encode("[MASK] love [MASK] .", "You [MASK] NLP [MASK]"), (3, 1))
@@ -120,6 +122,7 @@ def test_predictions_are_the_conditional_laws_at_all_times(trained):
     np.testing.assert_allclose(got, want, atol=0.03)
 
 
+@pytest.mark.slow
 def test_samples_are_the_six_sentences_equally_often(trained):
     config, components, params, _ = trained
     tokens, trace = sentences.draw(components, params, config, num_samples=600, steps=16)

@@ -133,14 +133,13 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(tmp_path, corpus, bin
         time.sleep(0.001)
     workers = _children(process.pid)
     process.send_signal(signal.SIGINT)
-    began = time.monotonic()
     _, err = process.communicate()
-    assert time.monotonic() - began < 3
     assert process.returncode == 130
     assert err.splitlines()[-1] == "error: Stopped; the same command goes on from there."
     assert "Traceback" not in err
     _await_end(workers)
-    assert (tmp_path / ".data.draft" / "survey" / "00011.json").exists()
+    surveyed = {path.name for path in (tmp_path / ".data.draft" / "survey").iterdir()}
+    assert "00011.json" in surveyed and "00012.json" not in surveyed  # it was not waited for
 
 
 def test_workers_do_without_jax():
