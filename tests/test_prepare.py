@@ -127,7 +127,10 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(tmp_path, corpus, bin
     with gzip.open(corpus / "99.jsonl.gz", "wt", compresslevel=1) as file:
         file.write(line * 80_000)  # seconds of work for one worker
     flags = (SMOKE, f"--config.data.corpus={corpus}", f"--output={tmp_path}/data")
+    # a job in the background, as CI may be, passes on that it ignores Ctrl-C; a handler it does not
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = binary.start("prepare", *flags, f"--workers={workers}")
+    signal.signal(signal.SIGINT, ours)
     while not (tmp_path / ".data.draft" / "survey" / "00011.json").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
