@@ -181,7 +181,7 @@ def _source(pieces):
     files = list(dict.fromkeys(re.sub(r"\[.*\]$", "", piece["name"]) for piece in pieces))
     shown = ", ".join(files[:_SHOWN])
     more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
-    return f"{shown}{more}, {sum(piece['size'] for piece in pieces):,} bytes"
+    return shown + more
 
 
 def _told(counts):
