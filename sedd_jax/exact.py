@@ -5,7 +5,6 @@ tables and claims, writes report.md, report.json and plots, and exits with code 
 """
 
 import dataclasses
-import importlib.util
 import sys
 import time
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from sedd_jax.claims.scores import check_scores
 from sedd_jax.claims.settings import ExactConfig, check_settings
 from sedd_jax.claims.training import check_training
 from sedd_jax.diffusion import noise as noises
+from sedd_jax.display.plot import check_plots
 from sedd_jax.enumeration.space import Space
 from sedd_jax.errors import BadInput
 from sedd_jax.runtime import cli
@@ -103,8 +103,7 @@ def _new_folder():
     folder = Path(_WORKDIR.value or f"runs/{name}")
     if (folder / "report.json").exists():
         raise BadInput(f"{folder} holds a report already; choose another --workdir.")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise BadInput('The plots need matplotlib: pip install -e ".[plots]".')
+    check_plots()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -4,7 +4,6 @@ Prints text, or writes JSON lines with --output. `--trace` shows one sample bein
 autoregressive checkpoint, `--temperature` and `--top_p` say how sharply it draws.
 """
 
-import dataclasses
 import json
 import sys
 import time
@@ -20,7 +19,6 @@ from sedd_jax.inference.autoregressive import generate_autoregressive
 from sedd_jax.inference.generate import generate, prefix_suffix
 from sedd_jax.inference.load import load
 from sedd_jax.runtime import cli
-from sedd_jax.runtime.config import MeshConfig
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Run folder or folder of published weights, or OWNER/NAME on the hub."
@@ -64,7 +62,7 @@ def main() -> None:
         _CHECKPOINT.value,
         step=_STEP.value,
         ema=_EMA.value,
-        mesh=None if _MESH.value is None else _mesh(_MESH.value),
+        mesh=cli.mesh_from(_MESH),
         tokenizer=_TOKENIZER.value,
     )
     family = checkpoint.config.family
@@ -133,20 +131,6 @@ def _continue(checkpoint, prompt):
         **settings,
     )
     return tokens, tokens.shape[1], settings
-
-
-def _mesh(axes):
-    """The mesh of all devices with the given axes, each AXIS:SIZE; "data" has those left over."""
-    try:
-        sizes = [(axis, int(size)) for axis, size in (each.split(":") for each in axes)]
-        if len(dict(sizes)) < len(sizes):
-            raise ValueError("an axis is given twice")
-        return MeshConfig(**dict(sizes))
-    except (TypeError, ValueError) as error:
-        names = ", ".join(field.name for field in dataclasses.fields(MeshConfig))
-        raise BadInput(
-            f"--mesh={','.join(axes)} must be AXIS:SIZE,... with different axes among {names}."
-        ) from error
 
 
 def _encode(tokenizer, flag, text):

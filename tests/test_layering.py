@@ -10,10 +10,11 @@ PACKAGE = Path(__file__).parents[1] / "sedd_jax"
 FLOORS = [
     {"errors"},
     {"hub"},
-    {"diffusion", "data"},
+    {"diffusion", "data", "display"},
     {"model"},
     {"runtime"},
     {"inference", "enumeration"},
+    {"evaluation"},
     {"claims"},
     {"train", "sample", "exact", "prepare", "convert"},
 ]

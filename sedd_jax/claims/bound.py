@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 
-from sedd_jax.claims.report import Claim, Section, Table
+from sedd_jax.claims.report import Claim, Section
 from sedd_jax.diffusion.proposal import guess_proposal, plain_proposal
 from sedd_jax.diffusion.score_entropy import sample_quantiles
+from sedd_jax.display.table import Table
 from sedd_jax.enumeration.likelihood import base_law, exact_bound, exact_nll
 from sedd_jax.enumeration.scores import exact_model, exact_params
 from sedd_jax.enumeration.space import Law, Space, float64

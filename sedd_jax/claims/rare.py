@@ -9,11 +9,13 @@ float32 race, is measured in the same way: its noise, on a grid of 2^-24, cannot
 import jax.numpy as jnp
 import numpy as np
 
-from sedd_jax.claims.report import Claim, Plot, Section, Table
+from sedd_jax.claims.report import Claim, Section
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion.categorical import jump_from_uniforms, uniform_from_bits
 from sedd_jax.diffusion.noise import loglinear
 from sedd_jax.diffusion.tweedie import tweedie_probs
+from sedd_jax.display.plot import Plot
+from sedd_jax.display.table import Table
 
 RARE, COMMON, MASK = range(3)
 GRID = 2.0**-24  # of torch.rand in float32

@@ -1,10 +1,11 @@
 """A claim is a figure that must keep to a limit; a section holds claims, tables and plots."""
 
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from sedd_jax.display.plot import Plot, image
+from sedd_jax.display.table import Table, cell, markdown, markdown_lines, to_json
 
 
 class Claim(NamedTuple):
@@ -30,25 +31,6 @@ class Claim(NamedTuple):
         return bool(self.figure >= self.limit)
 
 
-class Table(NamedTuple):
-    """Rows of cells under named columns."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[float | int | str, ...]]
-
-
-class Plot(NamedTuple):
-    """Curves over one axis, by name: (x, y), both positive where the scale is logarithmic."""
-
-    name: str
-    x_label: str
-    y_label: str
-    curves: dict[str, tuple[list[float], list[float]]]
-    log_x: bool = True
-    log_y: bool = True
-
-
 class Section(NamedTuple):
     """One part of the report."""
 
@@ -62,12 +44,12 @@ def render(section: Section) -> str:
     """Returns the section as Markdown: every table, then every claim with its figure and limit."""
     lines = [f"## {section.title}", ""]
     for table in section.tables:
-        lines += [table.title, "", *_markdown(table.columns, table.rows), ""]
+        lines += [table.title, "", markdown(table), ""]
     rows = [
-        (c.statement, c.figure, f"{c.relation} {_cell(c.limit)}", "yes" if c.holds else "NO")
+        (c.statement, c.figure, f"{c.relation} {cell(c.limit)}", "yes" if c.holds else "NO")
         for c in section.claims
     ]
-    lines += _markdown(("claim", "figure", "limit", "holds"), rows)
+    lines += markdown_lines(("claim", "figure", "limit", "holds"), rows)
     return "\n".join(lines) + "\n"
 
 
@@ -79,8 +61,6 @@ def write(sections: Sequence[Section], folder: Path, about: dict[str, Any] | Non
       folder: an existing folder.
       about: what else `report.json` should say: settings and versions.
     """
-    from matplotlib.figure import Figure  # only here: a plot is the last thing that is made
-
     report = [
         {
             "title": section.title,
@@ -90,37 +70,6 @@ def write(sections: Sequence[Section], folder: Path, about: dict[str, Any] | Non
         for section in sections
     ]
     (folder / "report.md").write_text("\n".join(map(render, sections)))
-    text = json.dumps(_strict((about or {}) | {"sections": report}), indent=1, allow_nan=False)
-    (folder / "report.json").write_text(text + "\n")
+    (folder / "report.json").write_text(to_json((about or {}) | {"sections": report}))
     for plot in (plot for section in sections for plot in section.plots):
-        figure = Figure(figsize=(5.5, 3.8), layout="constrained")
-        axes = figure.subplots()
-        for index, (name, (x, y)) in enumerate(plot.curves.items()):
-            axes.plot(x, y, label=name, marker="o^sv"[index % 4], markersize=4)
-        axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
-        axes.set_xscale("log", base=2) if plot.log_x else None
-        axes.set_yscale("log") if plot.log_y else None
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-        figure.savefig(folder / f"{plot.name}.png", dpi=110)
-
-
-def _markdown(columns, rows):
-    cells = [columns, *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
-
-
-def _cell(value):
-    # a bar would end the cell
-    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", r"\|")
-
-
-def _strict(value):
-    """The value with numbers that JSON lacks (inf, nan) as strings."""
-    if isinstance(value, dict):
-        return {key: _strict(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(entry) for entry in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        (folder / f"{plot.name}.png").write_bytes(image(plot))

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import chisquare
 
-from sedd_jax.claims.report import Claim, Plot, Section, Table
+from sedd_jax.claims.report import Claim, Section
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.reverse import SAMPLERS, euler_law
+from sedd_jax.display.plot import Plot
+from sedd_jax.display.table import Table
 from sedd_jax.enumeration.law import denoising_kernel, reverse_law, sampler_law
 from sedd_jax.enumeration.scores import exact_model, exact_params, tabulated
 from sedd_jax.enumeration.space import Law, Space, float64, kl_divergence, total_variation

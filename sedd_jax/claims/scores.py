@@ -10,11 +10,12 @@ import numpy as np
 from scipy.linalg import expm
 from scipy.special import xlogy
 
-from sedd_jax.claims.report import Claim, Section, Table
+from sedd_jax.claims.report import Claim, Section
 from sedd_jax.diffusion.categorical import jump_law
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.reverse import euler_probs
 from sedd_jax.diffusion.tweedie import denoise_probs, tweedie_probs
+from sedd_jax.display.table import Table
 from sedd_jax.enumeration.objectives import (
     concrete_score_matching,
     denoising_score_entropy,

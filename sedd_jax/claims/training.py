@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from sedd_jax.claims.report import Claim, Plot, Section, Table
+from sedd_jax.claims.report import Claim, Section
 from sedd_jax.claims.samplers import LEVEL, draw, goodness_of_fit
+from sedd_jax.display.plot import Plot
+from sedd_jax.display.table import Table
 from sedd_jax.enumeration.law import sampler_law
 from sedd_jax.enumeration.space import Law, Space, kl_divergence, total_variation
 from sedd_jax.model.score_model import Params

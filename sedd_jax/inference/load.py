@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,7 @@ from sedd_jax.diffusion.noise import Noise
 from sedd_jax.errors import BadInput
 from sedd_jax.model import gpt2, pretrained
 from sedd_jax.model.causal_model import CausalModel
-from sedd_jax.model.layout import AXES, shardings
+from sedd_jax.model.layout import AXES, BATCH_AXES, shardings
 from sedd_jax.model.placement import ANYWHERE
 from sedd_jax.model.score_model import Params, ScoreModel
 from sedd_jax.runtime import card, sharding
@@ -60,6 +62,7 @@ class Checkpoint:
       tokenizer: the tokenizer of the run; None for a published folder without one.
       step: the training step, None if unknown.
       folder: where it was read from, if it was.
+      mesh: the devices that hold the weights in parts; None for one device.
     """
 
     components: Components | Baseline
@@ -68,6 +71,7 @@ class Checkpoint:
     tokenizer: Tokenizer | None
     step: int | None
     folder: Path | None = None
+    mesh: Mesh | None = None
 
     @property
     def graph(self) -> Graph:
@@ -100,6 +104,26 @@ class Checkpoint:
         if isinstance(self.components, Components):
             raise BadInput("This is a diffusion model, not an autoregressive one: sedd.generate.")
         return self.components
+
+    def spread(self, rows: np.ndarray) -> Array:
+        """Returns rows [B, ...], the same on every process, as they are computed with.
+
+        Split over the devices of the mesh, of which `parts` must divide B.
+        """
+        if self.mesh is None:
+            return jnp.asarray(rows)
+        here = rows[sharding.rows_here(len(rows), self.mesh)]
+        return sharding.global_batch(here, len(rows), self.mesh)
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts the rows of a batch are split."""
+        return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES) if self.mesh else 1
+
+    def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Returns a function of weights and spread rows, jitted; every process has all results."""
+        whole = None if self.mesh is None else sharding.replicated(self.mesh)
+        return jax.jit(function, out_shardings=whole)
 
     def log_score(
         self, xt: Int[Array | np.ndarray, "B L"], sigma: Float[Array | np.ndarray, "B"]
@@ -187,7 +211,7 @@ def _load_run(folder, wish):
         tokenizer = _fitting(wish.tokenizer or own, tokens, folder)
         components, abstract = _build(config, tokens, wish.mesh)
         params = saved.restore_weights(step, abstract, ema=wish.ema)
-    return Checkpoint(components, params, config, tokenizer, step, folder)
+    return Checkpoint(components, params, config, tokenizer, step, folder, wish.mesh)
 
 
 def _load_state_dict(layout, folder, wish):
@@ -206,7 +230,7 @@ def _load_state_dict(layout, folder, wish):
     components, abstract = _build(config, found.tokens, wish.mesh)
     read = layout.read_params(folder, abstract, components.num_states)
     params = jax.tree.map(_put, read, abstract)
-    return Checkpoint(components, params, config, tokenizer, None, folder)
+    return Checkpoint(components, params, config, tokenizer, None, folder, wish.mesh)
 
 
 # what a folder can be, and how it is then loaded; the first that fits counts

@@ -39,8 +39,12 @@ class CausalModel(NamedTuple):
       apply: apply(params, tokens [B, L], key=None) -> logits [B, L, V] in float32 of what follows
         every token, written out. Dropout acts only where a key is given, on the residual branches
         alone, as in the diffusion network (GPT-2's acts on embeddings and attention too).
+      token_nll: token_nll(params, before [B, L], tokens [B, L], key=None) -> [B, L], -log p in nats
+        of every token after `before` up to its own place. Never writes out B L V numbers.
       nll: nll(params, tokens [B, L], key=None) -> [B], -log p of every sequence in nats: all L
-        tokens are scored, the first one after `start`. Never writes out B L V numbers.
+        tokens are scored, the first one after `start`.
+      features: features(params, tokens [B, L], last [B]) -> [B, D], what the network makes of a
+        text up to the position `last`, before it is projected to the vocabulary.
       empty_cache: empty_cache(batch, length) -> cache, for so many positions.
       decode: decode(params, cache, token [B], position []) -> (logits [B, V], cache) of what
         follows `token` at `position`, which those at 0, ..., position - 1 have come before.
@@ -49,7 +53,9 @@ class CausalModel(NamedTuple):
     start: int
     init: Callable[[Key[Array, ""]], Params]
     apply: Callable[..., Float[Array, "B L V"]]
+    token_nll: Callable[..., Float[Array, "B L"]]
     nll: Callable[..., Float[Array, "B"]]
+    features: Callable[..., Float[Array, "B D"]]
     empty_cache: Callable[[int, int], Cache]
     decode: Callable[..., tuple[Float[Array, "B V"], Cache]]
 
@@ -104,20 +110,34 @@ def causal_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> 
     ) -> Float[Array, "B L V"]:
         return logits(*body(params, tokens, key))
 
-    def nll(
-        params: Params, tokens: Int[Array, "B L"], key: Key[Array, ""] | None = None
-    ) -> Float[Array, "B"]:
-        before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=start)
+    def following(
+        params: Params,
+        before: Int[Array, "B L"],
+        tokens: Int[Array, "B L"],
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "B L"]:
         hidden, table = body(params, before, key)
         rows, split = PartitionSpec(placement.batch_axes(len(tokens)) or None), None
         if placement.mesh is not None:
             split = layout("embedding/table", table.shape, placement.mesh).spec[0]
 
         def on_device(hidden, table, tokens):
-            return token_nll(hidden, table, tokens, states, split).sum(-1)
+            return token_nll(hidden, table, tokens, states, split)
 
         specs = (rows, PartitionSpec(split), rows)
         return placement.per_device(on_device, specs, rows)(hidden, table, tokens)
+
+    def nll(
+        params: Params, tokens: Int[Array, "B L"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B"]:
+        before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=start)
+        return following(params, before, tokens, key).sum(-1)
+
+    def features(
+        params: Params, tokens: Int[Array, "B L"], last: Int[Array, "B"]
+    ) -> Float[Array, "B D"]:
+        hidden, _ = body(params, tokens, None)
+        return hidden[jnp.arange(len(tokens)), last].astype(jnp.float32)
 
     def empty_cache(batch: int, length: int) -> Cache:
         if length > config.max_length:
@@ -152,7 +172,7 @@ def causal_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> 
         hidden = merged("head", whole["head"])(x)
         return logits(hidden, embedding["table"])[:, 0], cache
 
-    return CausalModel(start, init, apply, nll, empty_cache, decode)
+    return CausalModel(start, init, apply, following, nll, features, empty_cache, decode)
 
 
 def _start(path, leaf, key, num_blocks):

@@ -1,5 +1,6 @@
 """How a binary starts and fails: one line for bad input, a traceback for our own faults."""
 
+import dataclasses
 import errno
 import sys
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from absl import app, flags, logging
 
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.runtime.compilation import keep_programs
-from sedd_jax.runtime.config import Config, parse
+from sedd_jax.runtime.config import Config, MeshConfig, parse
 
 # what a disk or its owner answers, whatever the program does right
 _OF_THE_MACHINE = (
@@ -30,23 +31,44 @@ def config_from(flag: flags.FlagHolder, kind: type[Config] = Config) -> Config:
         raise BadInput(f"--config names a file that cannot be read: {error}") from error
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags and calls `main`; bad input prints one line and exits with code 2."""
+def mesh_from(flag: flags.FlagHolder) -> MeshConfig | None:
+    """Returns the mesh that a list flag names, AXIS:SIZE,...; "data" has the devices left over."""
+    if flag.value is None:
+        return None
+    try:
+        sizes = [(axis, int(size)) for axis, size in (each.split(":") for each in flag.value)]
+        if len(dict(sizes)) < len(sizes):
+            raise ValueError("an axis is given twice")
+        return MeshConfig(**dict(sizes))
+    except (TypeError, ValueError) as error:
+        names = ", ".join(field.name for field in dataclasses.fields(MeshConfig))
+        raise BadInput(
+            f"--{flag.name}={','.join(flag.value)} must be AXIS:SIZE,... with different axes among "
+            f"{names}."
+        ) from error
+
+
+def run(main: Callable[..., None], *, takes_names: bool = False) -> None:
+    """Parses the flags and calls `main`; bad input prints one line and exits with code 2.
+
+    Args:
+      main: what the binary does; with takes_names, of the list of arguments that are no flags.
+      takes_names: whether there may be such arguments.
+    """
 
     def parse_flags(argv):
         try:
             rest = flags.FLAGS(argv)
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
             _fail(error)
-        if len(rest) > 1:
+        if len(rest) > 1 and not takes_names:
             _fail(f"unexpected argument {rest[1]!r}; settings are given as --name=value.")
         return rest
 
     def guarded(argv):
-        del argv
         keep_programs()
         try:
-            main()
+            main(argv[1:]) if takes_names else main()
         except BadInput as error:
             _fail(error)
         except Halted as error:

@@ -4,7 +4,9 @@ import struct
 import numpy as np
 import pytest
 
-from sedd_jax.claims.report import Claim, Plot, Section, Table, render, write
+from sedd_jax.claims.report import Claim, Section, render, write
+from sedd_jax.display.plot import Plot
+from sedd_jax.display.table import Table
 
 
 @pytest.mark.parametrize(
