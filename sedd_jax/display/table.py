@@ -23,7 +23,7 @@ def markdown(table: Table) -> str:
 
 def markdown_lines(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
     """Returns the lines of a table."""
-    cells = [columns, *([cell(value) for value in row] for row in rows)]
+    cells = [[cell(value) for value in row] for row in (columns, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

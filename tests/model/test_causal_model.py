@@ -122,6 +122,22 @@ def test_every_token_is_scored_the_first_after_the_start():
     np.testing.assert_allclose(found, [wanted], rtol=1e-5)
 
 
+def test_tokens_are_scored_one_by_one_after_any_others():
+    row, following = np.asarray(tokens())[0], np.asarray(tokens())[1]
+    logits = log_softmax(written_out(random_params(), row), -1)
+    wanted = -logits[np.arange(len(row)), following]
+    found = jax.jit(MODEL.token_nll)(random_params(), tokens()[:1], tokens()[1:2])
+    np.testing.assert_allclose(found, [wanted], rtol=2e-5)
+
+
+def test_features_project_to_the_logits_of_their_position():
+    last = jnp.array([6, 0, 3])
+    features = jax.jit(MODEL.features)(random_params(), tokens(), last)
+    logits = jax.jit(MODEL.apply)(random_params(), tokens())[jnp.arange(3), last]
+    table = random_params()["embedding"]["table"][:STATES]
+    np.testing.assert_allclose(features @ table.T, logits, rtol=1e-4, atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def dense():
     return loss_and_gradients(dense_nll, random_params(), tokens(8, 9))

@@ -1,0 +1,46 @@
+import dataclasses
+
+import jax
+import pytest
+
+from sedd_jax.errors import BadInput
+from sedd_jax.evaluation.record import Record, answered, identity, read_records, save
+from sedd_jax.inference.load import load
+
+QUESTION = Record("likelihood", "ptb", {"weights": "a1"}, {"draws": 16, "seed": 0})
+
+
+def test_a_record_answers_its_own_question_and_no_other(tmp_path):
+    assert answered(tmp_path, QUESTION) is None
+    record = dataclasses.replace(QUESTION, figures={"perplexity": 50.9, "by_t": [[0.0, 1.0, 4.0]]})
+    save(tmp_path, record)
+    assert answered(tmp_path, QUESTION) == record
+    for change in ({"protocol": {"draws": 16, "seed": 1}}, {"model": {"weights": "b2"}}):
+        other = dataclasses.replace(QUESTION, **change)
+        assert answered(tmp_path, other) is None
+        save(tmp_path, other)
+    assert len(read_records(tmp_path)) == 3
+    assert answered(tmp_path, QUESTION) == record
+
+
+def test_the_order_of_settings_makes_no_other_question():
+    turned = dataclasses.replace(QUESTION, protocol={"seed": 0, "draws": 16})
+    assert turned.file == QUESTION.file
+
+
+def test_a_file_that_is_no_record_is_named(tmp_path):
+    path = tmp_path / QUESTION.file
+    for text in ('{"kind": "likelihood"', '{"other": 1}', "[]"):
+        path.write_text(text)
+        with pytest.raises(BadInput, match=QUESTION.file):
+            read_records(tmp_path)
+
+
+def test_other_weights_are_another_model(smoke_run):
+    averaged, trained = (load(smoke_run, ema=ema) for ema in (True, False))
+    known = identity(averaged, averaged=True)
+    assert known["name"] == smoke_run.name
+    assert (known["step"], known["graph"], known["tokenizer"]) == (20, "absorb", "bytes")
+    assert known["weights"] != identity(trained, averaged=True)["weights"]
+    again = dataclasses.replace(averaged, params=jax.tree.map(lambda x: x + 0, averaged.params))
+    assert identity(again, averaged=True) == known
