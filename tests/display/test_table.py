@@ -7,9 +7,9 @@ def test_columns_are_aligned_and_a_bar_does_not_end_a_cell():
     table = Table("By steps", ("steps", "rule|kind"), [(16, "a|b"), (1024, 0.123456)])
     assert markdown(table) == (
         "| steps | rule\\|kind |\n"
-        "|-------|-----------|\n"
-        "| 16    | a\\|b      |\n"
-        "| 1024  | 0.123     |"
+        "|-------|------------|\n"
+        "| 16    | a\\|b       |\n"
+        "| 1024  | 0.123      |"
     )
 
 
