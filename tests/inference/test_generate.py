@@ -11,6 +11,7 @@ from sedd_jax.runtime.components import build_components
 
 KEY = jax.random.key(0)
 STEPS = 6
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
