@@ -3,7 +3,9 @@
 import atexit
 import dataclasses
 import fcntl
+import multiprocessing
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -77,6 +79,12 @@ class Binary:
     root = Path(__file__).parents[1]
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
 
+    def __init__(self, folder):
+        """Keeps what calls print in `folder`."""
+        self._folder = folder
+        self._forks = multiprocessing.get_context("forkserver")
+        self._forks.set_forkserver_preload(["sedd_jax.inference.evaluator", "ml_collections"])
+
     def start(self, module, *flags, devices=1, **options):
         """Starts `python -m sedd_jax.MODULE FLAGS` on CPU devices and returns the process."""
         command = [sys.executable, "-m", f"sedd_jax.{module}", *flags]
@@ -88,22 +96,34 @@ class Binary:
 
     def run(self, module, *flags, devices=1):
         """Returns what a run that must succeed printed."""
-        process = self.start(module, *flags, devices=devices)
-        out, err = process.communicate()
-        assert process.returncode == 0, err
+        code, out, err = self._finished(module, flags, devices)
+        assert code == 0, err
         return out
 
     def refuse(self, module, *flags):
         """Returns the one line that a call with bad input must print."""
-        process = self.start(module, *flags)
-        _, err = process.communicate()
-        assert process.returncode == 2, err
+        code, _, err = self._finished(module, flags, devices=1)
+        assert code == 2, err
         (line,) = err.strip().splitlines()
         assert line.startswith("error: ")
         return line
 
+    def _finished(self, module, flags, devices):
+        """The exit code of a call and what it printed; see `as_binary.py`."""
+        printed = Path(tempfile.mkdtemp(dir=self._folder))
+        out, err = printed / "out", printed / "err"
+        request = {"module": module, "flags": flags, "devices": devices, "folder": self.root}
+        process = self._forks.Process(
+            target=runpy.run_path,
+            args=(str(Path(__file__).with_name("as_binary.py")),),
+            kwargs={"init_globals": {"request": request | {"out": out, "err": err}}},
+        )
+        process.start()
+        process.join()
+        return process.exitcode, out.read_text(), err.read_text()
+
 
 @pytest.fixture(scope="session")
-def binary():
+def binary(tmp_path_factory):
     """Runs the binaries."""
-    return Binary()
+    return Binary(tmp_path_factory.mktemp("printed"))

@@ -30,9 +30,13 @@ def markdown_lines(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> li
 
 
 def cell(value: Cell) -> str:
-    """Returns a value as it stands in a table."""
-    # a bar would end the cell
-    return f"{value:.3g}" if isinstance(value, float) else str(value).replace("|", r"\|")
+    """Returns a value as it stands in a table of Markdown."""
+    return shown(value).replace("|", r"\|")  # a bar would end the cell
+
+
+def shown(value: Cell) -> str:
+    """Returns a value as text: floats with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def to_json(value: Any) -> str:

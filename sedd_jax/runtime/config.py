@@ -171,7 +171,7 @@ def from_saved(values: dict) -> Config:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Returns a line "key: old -> new" for every setting that differs."""
-    old_flat, new_flat = (_flatten(dataclasses.asdict(config)) for config in (old, new))
+    old_flat, new_flat = (flatten(dataclasses.asdict(config)) for config in (old, new))
     return [
         f"{key}: {old_flat[key]!r} -> {new_flat[key]!r}"
         for key in old_flat
@@ -189,11 +189,12 @@ def _completed(defaults, values):
     return defaults | values | groups
 
 
-def _flatten(tree, prefix=""):
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the settings of nested groups by their dotted keys."""
     flat = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat
@@ -252,7 +253,7 @@ _DIFFUSION_ONLY = (
 
 
 def _check_ranges(config):
-    flat = _flatten(dataclasses.asdict(config))
+    flat = flatten(dataclasses.asdict(config))
     for key in (*_POSITIVE, "data.heldout_fraction"):
         if not flat[key] > 0:
             raise BadInput(f"config.{key} must be positive, got {flat[key]}.")

@@ -23,6 +23,7 @@ from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.config import parse
 
 SCHEDULES = {"loglinear": noises.loglinear(), "geometric": noises.geometric(1e-4, 20.0)}
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 GRAPHS = pytest.mark.parametrize("graph", ["absorb", "uniform"])
 
 

@@ -1,0 +1,142 @@
+"""Pages of HTML that hold all they show. Text is escaped where it enters an element."""
+
+import html
+from collections.abc import Iterable
+
+from sedd_jax.display.plot import Plot, inline_svg
+from sedd_jax.display.table import Table, shown
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --faint: #777; --accent: #1f77b4 }
+@media (prefers-color-scheme: dark) { :root { --faint: #999; --accent: #6cb4e8 } }
+* { box-sizing: border-box }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 0 auto; padding: 1rem }
+h1 { font-size: 1.6rem; margin: .5rem 0; overflow-wrap: anywhere }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; border-bottom: 2px solid var(--accent) }
+h3 { font-size: 1rem; margin: 1.25rem 0 .5rem; overflow-wrap: anywhere }
+p, footer { color: var(--faint) }
+nav a { margin-right: 1rem; white-space: nowrap; display: inline-block; color: var(--accent) }
+.grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)) }
+.card { border: 1px solid var(--line); border-radius: .5rem; padding: .25rem 1rem 1rem; min-width: 0 }
+.wide { overflow-x: auto }
+table { border-collapse: collapse; font-size: .875rem }
+th, td { text-align: left; vertical-align: top; padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line) }
+thead th { white-space: nowrap; color: var(--faint); font-weight: 600 }
+.figures td { white-space: nowrap; font-variant-numeric: tabular-nums }
+.facts { width: 100% }
+.facts th { width: 1%; color: var(--faint); font-weight: 400; white-space: nowrap }
+.facts td { overflow-wrap: anywhere }
+figure { margin: 0; min-width: 0 }
+figure svg { width: 100%; height: auto; max-width: 34rem; display: block }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); border-radius: .4rem; padding: .75rem; font-size: .8rem; max-height: 24rem; overflow-y: auto }
+summary { cursor: pointer; color: var(--accent); margin: .5rem 0 }
+"""  # noqa: E501
+# a sample may hold any character: those that a page cannot hold are shown by their pictures
+_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+_SIGNS = {"+-": "±", "<=": "≤", ">=": "≥"}
+
+
+class Html(str):
+    """Text that is HTML already; any other is escaped."""
+
+
+def element(name: str, *children: str, **attributes: str) -> Html:
+    """Returns an element; `class_` stands for the attribute `class`."""
+    named = "".join(
+        f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items()
+    )
+    return Html(f"<{name}{named}>{''.join(map(_escaped, children))}</{name}>")
+
+
+def page(title: str, sections: dict[str, Html], foot: str) -> str:
+    """Returns the whole page: its title, its sections with links to them, a foot.
+
+    A section without content is left out.
+    """
+    parts = {name: content for name, content in sections.items() if content}
+    anchors = {name: name.lower().replace(" ", "-") for name in parts}
+    head = element(
+        "head",
+        Html('<meta charset="utf-8">'),
+        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        element("title", title),
+        element("style", Html(_STYLE)),
+    )
+    body = element(
+        "body",
+        element("h1", title),
+        element("nav", *(element("a", name, href=f"#{anchors[name]}") for name in parts)),
+        *(
+            element("section", element("h2", name), content, id=anchors[name])
+            for name, content in parts.items()
+        ),
+        element("footer", foot),
+    )
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def joined(parts: Iterable[Html]) -> Html:
+    """Returns elements one after another."""
+    return Html("".join(parts))
+
+
+def paragraph(text: str) -> Html:
+    """Returns a text on its own."""
+    return element("p", _typeset(text))
+
+
+def card(title: str, *children: str) -> Html:
+    """Returns a box under a small heading."""
+    return element("div", element("h3", title), *children, class_="card")
+
+
+def grid(*children: str) -> Html:
+    """Returns boxes or figures side by side, as many as there is room for."""
+    return element("div", *children, class_="grid") if children else Html()
+
+
+def figures(table: Table) -> Html:
+    """Returns a table, under its title if it has one."""
+    title = [element("h3", table.title)] if table.title else []
+    head = element("tr", *(element("th", name) for name in table.columns))
+    rows = (
+        element("tr", *(element("td", _typeset(shown(value))) for value in row))
+        for row in table.rows
+    )
+    body = (element("thead", head), element("tbody", *rows))
+    return joined([*title, _wide(element("table", *body, class_="figures"))])
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> Html:
+    """Returns names and what they stand for, or nothing if there are none."""
+    rows = [element("tr", element("th", name), element("td", text)) for name, text in pairs]
+    return _wide(element("table", element("tbody", *rows), class_="facts")) if rows else Html()
+
+
+def _wide(table):
+    return element("div", table, class_="wide")
+
+
+def _typeset(text):
+    for plain, sign in _SIGNS.items():
+        text = text.replace(plain, sign)
+    return text
+
+
+def drawing(plot: Plot) -> Html:
+    """Returns a plot."""
+    return element("figure", Html(inline_svg(plot)))
+
+
+def unfolding(title: str, *children: str) -> Html:
+    """Returns what is to be seen once its title is touched, or nothing if there is nothing."""
+    return element("details", element("summary", title), *children) if any(children) else Html()
+
+
+def verbatim(text: str) -> Html:
+    """Returns a text with its own line breaks."""
+    return element("pre", text)
+
+
+def _escaped(text):
+    return text if isinstance(text, Html) else Html(html.escape(text.translate(_CONTROLS)))

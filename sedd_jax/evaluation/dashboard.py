@@ -1,0 +1,254 @@
+"""A page about runs, side by side: how they were trained, what they write, how good they are."""
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+import sedd_jax
+from sedd_jax.data.tokenizer import find_tokenizer
+from sedd_jax.display import page
+from sedd_jax.display.number import plain, with_error
+from sedd_jax.display.page import Html
+from sedd_jax.display.plot import Plot
+from sedd_jax.display.table import Table
+from sedd_jax.errors import BadInput
+from sedd_jax.evaluation import summary
+from sedd_jax.evaluation.record import FOLDER, Record, read_records
+from sedd_jax.model.score_model import count_params
+from sedd_jax.runtime import card
+from sedd_jax.runtime.components import build_components
+from sedd_jax.runtime.config import Config, flatten, from_json
+from sedd_jax.runtime.run import CONFIG_FILE, DATA_FOLDER
+
+_POINTS = 500  # of a curve: more are not seen
+_BOUNDS = ("bound", "nll")  # of a diffusion model, of an autoregressive one
+# metric, what it is, whether its axis is logarithmic
+_CURVES = (
+    ("loss", "training loss, nats/token", False),
+    ("bound", "held-out bound, nats/token", False),
+    ("nll", "held-out nll, nats/token", False),
+    ("learning_rate", "learning rate", False),
+    ("grad_norm", "norm of the gradient", True),
+    ("tokens_per_second", "tokens per second", False),
+)
+
+
+class Run(NamedTuple):
+    """What is known of a run.
+
+    Attributes:
+      label: its name, unlike that of the others.
+      story: its settings and training; None where there are only evaluations.
+      records: its evaluations, under its label.
+    """
+
+    label: str
+    story: card.Story | None
+    records: list[Record]
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Returns the runs in these folders, whether they have ended or not; one named twice is one.
+
+    Raises:
+      BadInput: a folder is missing, or holds neither a run nor evaluations.
+    """
+    folders = list(dict.fromkeys(folder.resolve() for folder in folders))
+    return [_read(folder, label) for folder, label in zip(folders, _labels(folders), strict=True)]
+
+
+def _labels(folders):
+    """As many of the last parts of each path as tell it from the others."""
+
+    def last(folder, count):
+        return "/".join(folder.parts[-count:])
+
+    def label(folder):
+        counts = range(1, len(folder.parts))
+        others = [other for other in folders if other != folder]
+        unlike = (n for n in counts if last(folder, n) not in {last(it, n) for it in others})
+        return last(folder, next(unlike, len(folder.parts)))
+
+    return [label(folder) for folder in folders]
+
+
+def _read(folder, label):
+    if not folder.is_dir():
+        raise BadInput(f"There is no folder {folder}; name the folders of runs.")
+    story = _story(folder)
+    records = [
+        dataclasses.replace(record, model=record.model | {"name": label})
+        for record in read_records(folder / FOLDER)
+    ]
+    if story is None and not records:
+        raise BadInput(
+            f"{folder} is no run: it holds neither {CONFIG_FILE} of a training nor {FOLDER}/."
+        )
+    return Run(label, story, records)
+
+
+def _story(folder):
+    settings, tokens = folder / CONFIG_FILE, folder / DATA_FOLDER
+    if not settings.is_file() or not tokens.exists():
+        return None  # a published model has settings too, of another kind
+    config, tokenizer = from_json(settings.read_text()), find_tokenizer(tokens / "tokenizer")
+    vocab_size = tokenizer.vocab_size if tokenizer else config.data.vocab_size
+    if not vocab_size:
+        raise BadInput(f"{folder} lacks its {DATA_FOLDER}/tokenizer; copy it there.")
+    history = card.read_history(card.find_records(folder), sys.maxsize)
+    rows = history["rows"]
+    return card.Story(
+        config=config,
+        parameters=_parameters(config, vocab_size),
+        tokenizer=tokenizer,
+        weights="averaged, and as trained",
+        **history | {"step": rows[-1]["step"] if rows else None},
+    )
+
+
+def _parameters(config, vocab_size):
+    # the machine that trained it may have had another kind of device
+    here = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
+    init = build_components(here, vocab_size).model.init
+    return count_params(jax.eval_shape(init, jax.random.key(0)))
+
+
+def dashboard(runs: Sequence[Run], anchors: Sequence[summary.Anchor] = ()) -> str:
+    """Returns the page: it depends on the files of the runs alone.
+
+    Args:
+      runs: in the order in which they are shown.
+      anchors: rows of others for the table of likelihoods.
+    """
+    records = [record for run in runs for record in run.records]
+    measured = [
+        *map(page.figures, summary.tables(records, anchors)),
+        page.grid(*map(page.drawing, summary.plots(records))),
+    ]
+    sections = {
+        "Runs": page.grid(*map(_portrait, runs)),
+        "What differs": _differences(runs),
+        "Training": page.grid(*map(page.drawing, training_plots(runs))),
+        "Evaluations": page.joined(measured),
+        "Samples": page.grid(*filter(None, map(_samples, runs))),
+    }
+    foot = f"Made by sedd_jax {sedd_jax.__version__} from the files of the runs."
+    return page.page(", ".join(run.label for run in runs), sections, foot)
+
+
+def _portrait(run):
+    if run.story is None:
+        return page.card(run.label, page.paragraph("Evaluations alone: no run of train."))
+    story = run.story
+    return page.card(
+        run.label,
+        _latest(story),
+        page.facts(card.model_facts(story)),
+        page.unfolding("Training", page.facts(card.training_facts(story))),
+        page.unfolding("Data", page.facts(card.data_facts(story.manifest))),
+    )
+
+
+def _latest(story):
+    """How far the run is, and how good."""
+    if story.step is None:
+        return page.paragraph("No step is logged yet.")
+    steps = story.config.train.steps
+    said = [f"Step {story.step:,} of {steps:,}"]
+    for name in _BOUNDS:
+        if measured := [row for row in story.rows if name in row]:
+            row = measured[-1]
+            figure = with_error(row[name], row.get(f"{name}_stderr", 0.0))
+            said.append(f"held-out {name} {figure} nats/token")
+            relation = "<=" if name == "bound" else "="
+            said.append(f"perplexity {relation} {plain(row['perplexity'])}")
+    return page.paragraph(" · ".join(said))
+
+
+def _differences(runs):
+    """Settings in which the runs differ; of a single one, those that are not the default."""
+    trained = [run for run in runs if run.story]
+    each = [_settings(run.story.config) for run in trained]
+    columns = [run.label for run in trained]
+    if len(trained) < 2:
+        each, columns = [*each, _settings(Config())], [*columns, "default"]
+    keys = [key for key in each[0] if len({settings[key] for settings in each}) > 1]
+    if not trained or not keys:
+        return Html()
+    rows = [(key, *(settings[key] for settings in each)) for key in keys]
+    return page.figures(Table("", ("setting", *columns), rows))
+
+
+def _settings(config):
+    values = card.placeless(flatten(dataclasses.asdict(config)))
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()
+    }
+
+
+def training_plots(runs: Sequence[Run]) -> Iterator[Plot]:
+    """Yields a plot of every metric that a run has logged, with a curve for each run."""
+    trained = [run for run in runs if run.story]
+    sizes = [it.story.config.train.batch_size * it.story.config.model.length for it in trained]
+    # a step is not the same to runs with other batches
+    by_tokens = len(set(sizes)) > 1
+    for name, label, log_y in _CURVES:
+        curves = {
+            run.label: _curve(run.story.rows, name, size if by_tokens else 1, log_y)
+            for run, size in zip(trained, sizes, strict=True)
+        }
+        if any(x for x, *_ in curves.values()):
+            x_label = "tokens" if by_tokens else "step"
+            yield Plot(f"training-{name}", x_label, label, curves, log_x=False, log_y=log_y)
+
+
+def _curve(rows, name, scale, log_y):
+    """Steps times scale, values and their errors; of many rows the means of neighbours."""
+    stderr = f"{name}_stderr"
+    kept = [row for row in rows if name in row and (row[name] > 0 or not log_y)]
+    together = math.ceil(len(kept) / _POINTS) or 1
+    groups = [kept[i : i + together] for i in range(0, len(kept), together)]
+
+    def means(value):
+        return [sum(map(value, group)) / len(group) for group in groups]
+
+    curve = (means(lambda row: row["step"] * scale), means(lambda row: row[name]))
+    if any(stderr in row for row in kept):
+        return *curve, means(lambda row: row.get(stderr, 0.0))
+    return curve
+
+
+def _samples(run):
+    """The texts of a run: those of its training, the last ones first, and of its evaluations."""
+    drawn = _of_training(run.story.rows) if run.story else {}
+    last, *earlier = [*reversed(drawn.items())] or [("", [])]
+    parts = [
+        *_texts(*last),
+        page.unfolding("Earlier in training", *(part for it in earlier for part in _texts(*it))),
+        *(_of_evaluation(record) for record in run.records),
+    ]
+    return page.card(run.label, *parts) if any(parts) else Html()
+
+
+def _of_training(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    drawn: dict[str, list[str]] = {}
+    for row in rows:
+        texts = [row[key] for key in row if key.startswith("sample_")]
+        if texts:
+            drawn.setdefault(f"Step {row['step']:,}", []).extend(texts)
+    return drawn
+
+
+def _texts(title, texts):
+    return [page.paragraph(title), *map(page.verbatim, texts)] if texts else []
+
+
+def _of_evaluation(record):
+    texts = record.figures.get("texts") or []
+    return page.unfolding(f"Evaluation {record.name}", *map(page.verbatim, texts))

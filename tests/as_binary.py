@@ -1,0 +1,25 @@
+"""Becomes `python -m sedd_jax.MODULE FLAGS`: run by `Binary` in a process forked for one call.
+
+The process it is forked from has imported the libraries, which takes two seconds, and has computed
+nothing; the binary's own module and all that it does there run here for the first time.
+"""
+
+import os
+import runpy
+import sys
+
+import jax
+
+
+def become(module, flags, devices, folder, out, err):
+    """Runs the binary in `folder`, on CPU devices, and ends as it ends."""
+    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    sys.argv = [module, *flags]
+    jax.config.update("jax_num_cpu_devices", devices)
+    runpy.run_module(f"sedd_jax.{module}", run_name="__main__", alter_sys=True)
+
+
+become(**request)  # which runpy is given

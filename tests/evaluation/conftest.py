@@ -1,0 +1,54 @@
+"""Made-up records: what a data set or a sampler might have given."""
+
+import pytest
+
+from sedd_jax.evaluation.record import Record
+
+
+def likelihood(name="wikitext2", *, model="small", exact=False, protocol=(), **figures):
+    nats = 3.93
+    found = {
+        "tokens": 283_287, "blocks": 277, "documents": 62, "bytes": 1_290_590, "exact": exact,
+        "nats_per_token": nats, "stderr": 0.0 if exact else 0.0026, "data_stderr": 0.0123,
+        "bits_per_token": 5.67, "bits_per_byte": 1.2446,
+        "perplexity": 50.907, "perplexity_stderr": 0.0 if exact else 0.1324,
+        "by_t": [] if exact else [[0.0, 0.5, 1.0], [0.5, 1.0, 2.93]], "seconds": 12.0,
+    }  # fmt: skip
+    asked = {
+        "protocol": "sedd", "source": f"{name}.txt", "sha256": "0123456789abcdef" * 4,
+        "wrap": True, "length": 1024, "seed": 0,
+    }  # fmt: skip
+    return Record("likelihood", name, made(model), asked | dict(protocol), found | figures)
+
+
+def quality(steps, *, sampler="tweedie", precision="exact", protocol=(), **figures):
+    found = {
+        "samples": 256, "evaluations": steps + 1, "seconds": 9.0, "entropy": 5.4321,
+        "entropy_stderr": 0.012, "distinct_1": 0.25, "distinct_2": 0.7, "distinct_3": 0.94,
+        "self_repetition": 0.0312, "gen_perplexity_samples": 1234.5,
+        "gen_perplexity_samples_stderr": 41.0, "gen_perplexity_tokens": 98.76,
+        "gen_perplexity_tokens_stderr": 1.1, "texts": ["A <b>bold</b> & \"quoted\" text\x00"],
+    }  # fmt: skip
+    asked = {
+        "sampler": sampler, "steps": steps, "length": 1024, "samples": 256, "seed": 0,
+        "precision": precision, "judge": {"name": "gpt2-large", "length": 1024}, "reference": None,
+    }  # fmt: skip
+    name = f"{sampler}-{steps}"
+    return Record("quality", name, made("small"), asked | dict(protocol), found | figures)
+
+
+def made(name):
+    return {"name": name, "family": "diffusion", "step": 400_000, "weights": name[:4] * 4}
+
+
+@pytest.fixture
+def records():
+    """Two data sets under one protocol, an autoregressive row and a sweep of two samplers."""
+    return [
+        likelihood(),
+        likelihood("lambada", perplexity=41.2, perplexity_stderr=0.0996),
+        likelihood(model="gpt2", exact=True, protocol={"first_token": "after the start"}),
+        *(quality(steps) for steps in (16, 64)),
+        quality(64, sampler="euler", gen_perplexity_tokens="nan"),
+        quality(64, precision="published", mauve=0.91),
+    ]

@@ -1,0 +1,122 @@
+"""The page about runs: it stands alone, shows every figure, and takes runs as they are."""
+
+import dataclasses
+import html
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from sedd_jax.errors import BadInput
+from sedd_jax.evaluation.dashboard import dashboard, read_runs, training_plots
+from sedd_jax.evaluation.record import FOLDER, Record, save
+from sedd_jax.runtime.config import to_json
+
+NASTY = '<b>bold</b> & "quoted" <script>\x00'
+
+
+class Balanced(HTMLParser):
+    """Fails unless every element is closed in its turn; keeps their names."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.names = [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.names.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def made_run(folder, config, rows, **changes):
+    """A run folder without weights, as it is while it trains."""
+    (folder / "data").mkdir(parents=True)
+    data = dataclasses.replace(config.data, vocab_size=257)
+    settings = json.loads(to_json(dataclasses.replace(config, data=data, **changes)))
+    del settings["optim"]["first_moment"]  # it was made before that setting
+    (folder / "config.json").write_text(json.dumps(settings))
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metrics.jsonl").write_text(lines + '{"step": 99, "lo')
+    return folder
+
+
+def rows(count):
+    return [{"step": i, "loss": 5.0, "learning_rate": 1e-3} for i in range(1, count + 1)]
+
+
+@pytest.fixture
+def folders(tmp_path, smoke_config):
+    bound = {"step": 20, "bound": 3.305, "bound_stderr": 0.05, "perplexity": 27.25}
+    text = {"step": 20, "sample_0": NASTY}
+    first = made_run(tmp_path / "a" / "run", smoke_config, [*rows(20), bound, text])
+    second = made_run(tmp_path / "b" / "run", smoke_config, rows(2000), seed=7)
+    protocol = {"sampler": "tweedie", "steps": 4, "precision": "exact", "judge": None}
+    shares = ("distinct_1", "distinct_2", "distinct_3", "self_repetition")
+    figures = dict.fromkeys(shares, 0.125) | {
+        "samples": 8, "evaluations": 5, "entropy": 5.4321, "entropy_stderr": 0.012,
+        "texts": ["<i>of an evaluation"],
+    }  # fmt: skip
+    model = {"name": "run", "family": "diffusion", "step": 20}
+    save(first / FOLDER, Record("quality", "tweedie-4", model, protocol, figures))
+    return [first, second]
+
+
+def test_the_page_shows_all_and_needs_nothing(folders):
+    runs = read_runs([*folders, folders[0]])
+    assert [run.label for run in runs] == ["a/run", "b/run"]
+    text = dashboard(runs)
+    names = Balanced(text).names
+    assert names.count("svg") == 4  # loss, bound, learning rate, entropy
+    assert "script" not in names and "http" not in text and "src=" not in text
+    for shown in (
+        html.escape(NASTY.replace("\x00", "␀")), "&lt;i&gt;of an evaluation",
+        "Step 20 of 20 · held-out bound 3.305 ± 0.050 nats/token · perplexity ≤ 27.25",
+        "<td>seed</td><td>0</td><td>7</td>", "<td>5.432 ± 0.012</td>", "<td>a/run, step 20</td>",
+    ):  # fmt: skip
+        assert shown in text, shown
+    assert "<b>" not in text and "<i>" not in text
+    assert text == dashboard(read_runs(folders))
+
+
+def test_many_rows_are_drawn_as_means(folders):
+    loss = next(training_plots(read_runs(folders)))
+    steps, values = loss.curves["b/run"]
+    assert len(steps) == 500 and steps[:2] == [2.5, 6.5] and set(values) == {5.0}
+    assert len(loss.curves["a/run"][0]) == 20
+
+
+def test_runs_of_other_batches_are_drawn_over_tokens(folders, tmp_path, smoke_config):
+    larger = dataclasses.replace(smoke_config.train, batch_size=32)
+    made_run(tmp_path / "c", smoke_config, rows(2), train=larger)
+    loss = next(training_plots(read_runs([folders[0], tmp_path / "c"])))
+    assert loss.x_label == "tokens"
+    assert loss.curves["c"][0] == [32 * 32, 2 * 32 * 32]
+    assert loss.curves["run"][0][:2] == [16 * 32, 2 * 16 * 32]
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(BadInput, match="There is no folder .*absent"):
+        read_runs([tmp_path / "absent"])
+    with pytest.raises(BadInput, match="is no run: it holds neither config.json of a training nor"):
+        read_runs([tmp_path])
+
+
+def test_the_binary_replaces_its_own_pages_alone(folders, binary, tmp_path):
+    page = tmp_path / "page.html"
+    flags = (*map(str, folders), f"--output={page}")
+    page.write_text("of someone else")
+    assert "was not made by report; choose another" in binary.refuse("report", *flags)
+    assert page.read_text() == "of someone else"
+    page.unlink()
+    for _ in range(2):
+        assert binary.run("report", *flags) == f"Wrote {page}.\n"
+    assert not list(tmp_path.glob("*.tmp"))
+    assert "does not exist; make it" in binary.refuse("report", *flags[:-1], "--output=no/x.html")
