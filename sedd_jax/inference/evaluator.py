@@ -11,8 +11,9 @@ from sedd_jax.data.blocks import Dataset
 from sedd_jax.data.pipeline import heldout_batches
 from sedd_jax.diffusion.proposal import guess_proposal
 from sedd_jax.inference import autoregressive
-from sedd_jax.inference.bound import estimate_bound, exact_nll, sequence_loss
+from sedd_jax.inference.estimate import estimate_bound, exact_nll, sequence_loss
 from sedd_jax.inference.generate import build_generator, free, row_keys
+from sedd_jax.inference.likelihood import Bound
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime import sharding
 from sedd_jax.runtime.components import Baseline, Components
