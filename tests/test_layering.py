@@ -16,7 +16,7 @@ FLOORS = [
     {"inference", "enumeration"},
     {"evaluation"},
     {"claims"},
-    {"train", "sample", "exact", "prepare", "convert"},
+    {"train", "sample", "evaluate", "exact", "prepare", "convert"},
 ]
 BINARIES = FLOORS[-1]
 MODULES = sorted(PACKAGE.rglob("*.py"))

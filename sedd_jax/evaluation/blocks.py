@@ -1,18 +1,18 @@
 """Texts as rows of tokens, the remainder too."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sedd_jax.data.blocks import Dataset
 from sedd_jax.data.prepared import open_data
 from sedd_jax.data.token_blocks import Mixture
 from sedd_jax.data.tokenizer import Tokenizer
-from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.library import Text
 from sedd_jax.evaluation.protocol import Frame
+from sedd_jax.runtime.run import DATA_FOLDER
 
 
 class Blocks(NamedTuple):
@@ -21,80 +21,96 @@ class Blocks(NamedTuple):
     Attributes:
       tokens: [N, L]; what is after the length of a row means nothing.
       lengths: [N].
-      documents: in all of the text.
-      wrap: whether documents run on over the borders of rows.
-      end_of_text: where such tokens stand.
-      part: which blocks of the text they are.
+      documents: in the whole text.
+      tokenizer: whose ids they are.
+      story: what a Protocol says of the text and of how it was cut.
     """
 
     tokens: np.ndarray
     lengths: np.ndarray
     documents: int
-    wrap: bool
-    end_of_text: str
-    part: str = "all"
+    tokenizer: Tokenizer
+    story: dict[str, Any]
 
     def spaced(self, most: int | None) -> "Blocks":
-        """Returns at most so many rows, evenly spaced."""
+        """Returns at most so many of the rows, evenly spaced."""
         count = len(self.tokens)
         if most is None or most >= count:
             return self
         rows = np.arange(most) * count // most
-        part = f"{most} of {count} blocks, evenly spaced"
-        return self._replace(tokens=self.tokens[rows], lengths=self.lengths[rows], part=part)
+        story = self.story | {"part": f"{most} of {count} blocks, evenly spaced"}
+        return self._replace(tokens=self.tokens[rows], lengths=self.lengths[rows], story=story)
 
-    def bytes(self, tokenizer: Tokenizer) -> int:
-        """Returns the UTF-8 bytes of the text in the rows."""
+    @property
+    def utf8_bytes(self) -> int:
+        """Those of the text in the rows."""
         rows = (row[:length] for row, length in zip(self.tokens, self.lengths, strict=True))
-        return sum(tokenizer.size(row[row != tokenizer.eod_id]) for row in rows)
+        return sum(self.tokenizer.size(row[row != self.tokenizer.eod_id]) for row in rows)
 
 
-def encoded(text: Text, tokenizer: Tokenizer, frame: Frame) -> Blocks:
+def of_text(text: Text, tokenizer: Tokenizer, frame: Frame) -> Blocks:
     """Returns the blocks of a text. Raises BadInput where the tokenizer has no ids for it."""
     end = [] if tokenizer.eod_id is None else [tokenizer.eod_id]
     ids = [np.append(tokenizer.encode(document), end) for document in text.documents]
-    rows = cut(np.concatenate(ids).astype(np.int32), frame)
-    return Blocks(*rows, len(text.documents), True, frame.end_of_text)
+    rows = cut(np.concatenate(ids), frame)
+    story = {
+        "source": text.source,
+        "sha256": text.sha256,
+        "split": text.split,
+        "detokenizer": text.detokenizer,
+        "wrap": True,
+        "end_of_text": frame.end_of_text,
+        "part": "all",
+    }
+    return Blocks(*rows, len(text.documents), tokenizer, story)
 
 
-def heldout(folder: Path, length: int, frame: Frame) -> tuple[Blocks, Dataset, str]:
-    """Returns the held-out blocks of the run in `folder`, its data, and the SHA-256 of the tokens.
+def of_heldout(folder: Path, length: int, frame_for: Callable[[Tokenizer], Frame]) -> Blocks:
+    """Returns the held-out blocks of the run in `folder`.
 
-    What was prepared as one document a block, and a mixture, of which whole blocks have their
-    shares, are scored as they are trained on; a stream is framed anew.
+    A stream of documents is framed anew, up to its last token. What was prepared as one document a
+    block, and a mixture, whose blocks stand in proportion to its weights, are scored as they are.
 
     Raises:
-      BadInput: its data are not there.
+      BadInput: the data of the run are not there.
     """
-    dataset = open_data(folder / "data", length)
-    blocks, end = dataset.heldout, dataset.tokenizer.eod_id
-    if isinstance(blocks, Mixture):
-        found = _as_prepared(blocks, True, "as prepared", "whole blocks, by the weights of the mixture")
-    elif dataset.manifest["length"]:
-        found = _as_prepared(blocks, False, "fills a block up, and is scored", "all")
-    else:
-        stream = blocks.stream
+    dataset = open_data(folder / DATA_FOLDER, length)
+    split, tokenizer = dataset.heldout, dataset.tokenizer
+    mixed = isinstance(split, Mixture)
+    first = dataset.manifest["prepared"][0]["manifest"] if mixed else dataset.manifest
+    wrapped = first["length"] is None
+    if wrapped and not mixed:
+        frame = frame_for(tokenizer)
+        rows, end_of_text = cut(split.stream, frame), frame.end_of_text
         documents = dataset.manifest["splits"]["heldout"]["documents"]
-        found = Blocks(*cut(stream, frame), documents, True, frame.end_of_text)
-    return found, dataset, hashlib.sha256(found.tokens.tobytes()).hexdigest()
+    else:
+        tokens = split.take(np.arange(len(split)))
+        rows, documents = (tokens, np.full(len(tokens), length)), len(tokens)
+        end_of_text = "as prepared: " + (
+            "after every document" if wrapped else "fills the block up, and is scored"
+        )
+    story = {
+        "source": "data of the run",
+        "sha256": hashlib.sha256(rows[0].tobytes()).hexdigest(),
+        "split": "heldout",
+        "detokenizer": "none",
+        "wrap": wrapped,
+        "end_of_text": end_of_text,
+        "part": "whole blocks in proportion to the weights of the mixture" if mixed else "all",
+    }
+    return Blocks(*rows, documents, tokenizer, story)
 
 
 def cut(stream: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     """Returns the tokens [N, width] of a stream, framed, and how many of every row count [N]."""
     room, before, after = frame.room, len(frame.before), len(frame.after)
     rows = np.zeros((-(-len(stream) // room), frame.width), np.int32)
-    lengths = np.full(len(rows), frame.width)
-    lengths[-1] -= -len(stream) % room
     body = np.zeros((len(rows), room), np.int32)
     body.ravel()[: len(stream)] = stream
     rows[:, :before] = frame.before
     rows[:, before : before + room] = body
+    lengths = np.full(len(rows), frame.width)
+    lengths[-1] -= -len(stream) % room
     for row, length in zip(rows, lengths, strict=True):
         row[length - after : length] = frame.after
     return rows, lengths
-
-
-def _as_prepared(blocks, wrap, end_of_text, part):
-    tokens = blocks.take(np.arange(len(blocks)))
-    lengths = np.full(len(tokens), blocks.length)
-    return Blocks(tokens, lengths, len(tokens), wrap, end_of_text, part)

@@ -113,7 +113,9 @@ def _mdlm(length: int, end: int | None, autoregressive: bool) -> Frame:
         return _sedd(length, end, autoregressive)
     words = f"{_AFTER_ALL}, and before and after every block"
     if length < 3:
-        raise BadInput(f"The protocol mdlm needs a model of 3 tokens or more; its length is {length}.")
+        raise BadInput(
+            f"The protocol mdlm needs a model of 3 tokens or more; its length is {length}."
+        )
     if autoregressive:
         # what precedes every text in training, and is not scored, stands for the first
         return Frame(length - 1, (), (end,), words, "an end-of-text token, given and not scored")
