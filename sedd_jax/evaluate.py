@@ -5,8 +5,8 @@ of the paper. Every figure is written to a file of its own as soon as it is know
 goes on from there.
 """
 
-import os
 import sys
+import tempfile
 from pathlib import Path
 
 from absl import flags
@@ -93,7 +93,12 @@ def _likelihoods(checkpoint: Checkpoint, names: list[str], library: Library, fol
     def gather():
         return likelihood.gather(checkpoint, names, library, choices)
 
-    subjects = processes.in_turn(gather, gather)  # one downloads for all
+    def gather_first():
+        subjects = gather()  # one downloads for all
+        _open(folder)
+        return subjects
+
+    subjects = processes.in_turn(gather_first, gather)
     return [
         likelihood.measure(
             checkpoint,
@@ -143,7 +148,7 @@ def _sources():
 
 
 def _folder():
-    """Where the results go; only looks whether they can."""
+    """Where the results go."""
     if _OUTPUT.value:
         folder = Path(_OUTPUT.value)
     elif (Path(_CHECKPOINT.value) / checkpoints.FOLDER).is_dir():
@@ -151,10 +156,18 @@ def _folder():
     else:
         raise BadInput(f"{_CHECKPOINT.value} is no run folder here: give --output=FOLDER.")
     check_local(folder, "--output")
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise BadInput(f"{there} is no folder that can be written in: give another --output.")
     return folder
+
+
+def _open(folder):
+    """Makes the folder of the results, and tries it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise BadInput(
+            f"{folder} cannot be made or written to ({error.strerror}): give another --output."
+        ) from error
 
 
 def _tell(*lines):

@@ -6,7 +6,7 @@ an end-of-text token.
 
 import dataclasses
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal
 
 from sedd_jax.errors import BadInput
@@ -140,10 +140,3 @@ TEXT_SETS: dict[str, TextSet] = {
     "scientific_papers_arxiv": _papers("arxiv"),
 }
 ZEROSHOT = ("lambada", "wikitext2", "ptb", "wikitext103", "lm1b")  # the columns of SEDD's table
-
-
-def check_names(names: Iterable[str]) -> None:
-    """Raises BadInput for what is no data set."""
-    for name in names:
-        if name not in TEXT_SETS:
-            raise BadInput(f"There is no data set {name!r}; there are {', '.join(TEXT_SETS)}.")

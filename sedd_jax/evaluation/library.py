@@ -11,7 +11,7 @@ from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.sources import pieces
 from sedd_jax.data.tables import HUGGING_FACE, TFDS
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation.datasets import TEXT_SETS, Split, TextSet, check_names
+from sedd_jax.evaluation.datasets import TEXT_SETS, Split, TextSet
 from sedd_jax.evaluation.detokenizers import DETOKENIZERS
 
 _REMOTE = (HUGGING_FACE, TFDS)
@@ -63,8 +63,9 @@ class Library:
         if folder is not None and not folder.is_dir():
             raise BadInput(f"There is no folder {folder} to look for data in: --data.")
         self._folder, self._sources, self._download = folder, sources or {}, download
-        check_names(self._sources)
         for name, source in self._sources.items():
+            if name not in TEXT_SETS:
+                raise BadInput(f"--sources names {name!r}; there are {', '.join(TEXT_SETS)}.")
             if _is_remote(source) and not download:
                 raise BadInput(f"--sources names {source} for {name}; --download fetches it.")
             if not source.startswith(_REMOTE) and not Path(source).is_file():

@@ -14,7 +14,7 @@ import numpy as np
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.blocks import Blocks, of_heldout, of_text
-from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT, check_names
+from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
 from sedd_jax.evaluation.library import Library
 from sedd_jax.evaluation.protocol import CONVENTIONS, Choices, Frame, Protocol
 from sedd_jax.evaluation.record import Record, answered, identity, save
@@ -53,9 +53,10 @@ def names_of(
     """
     names, lacking = [], {}
     for suite in suites:
+        if suite not in SUITES:
+            raise BadInput(f"There is no suite {suite!r}; there are {', '.join(SUITES)}.")
         members = GROUPS.get(suite, (suite,))
         texts = [name for name in members if name != HELDOUT]
-        check_names(texts)
         splits = {name: TEXT_SETS[name].split(protocol) for name in texts}
         missing = [name for name in texts if not library.find(name, splits[name])]
         words = [library.missing(name, splits[name]) for name in missing]
@@ -153,6 +154,8 @@ def measure(
     question = Record("likelihood", subject.name, model, protocol)
     known = answered(folder, question) if is_lead() else None
     if processes.lead_says(known is not None):
+        if is_lead():
+            print(f"{subject.name}: known from {question.file}", file=sys.stderr, flush=True)
         return known or question
     started = time.monotonic()
     with _bar(subject.name) as bar:
