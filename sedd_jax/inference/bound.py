@@ -74,15 +74,16 @@ def nll_bound(
         raise BadInput("Quadrature needs at least 2 nodes: set draws.")
     tokens, lengths = _checked(checkpoint, np.asarray(tokens), lengths)
     count = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
-    components, passes = checkpoint.components, _Passes(checkpoint, tokens, lengths, batch_size)
-    if isinstance(components, Baseline):
-        passes.tell(progress, 1)
+    components = checkpoint.components
+    exact = isinstance(components, Baseline)
+    num_passes = 1 if exact else draws * (1 + complete)
+    passes = _Passes(checkpoint, tokens, lengths, batch_size, num_passes, progress)
+    if exact:
         return Bound(passes.nats(components.model.nll)[None], count, "exact")
     t_min = checkpoint.config.train.t_min
     proposal, loss, reconstruction = _losses(components, t_min, times)
     time_key, noise_key, final_key = jax.random.split(key, 3)
     unit, weight = _quantiles(time_key, times, draws, len(tokens))
-    passes.tell(progress, draws * (1 + complete))
     nats = np.stack(
         [
             weight[draw] * passes.nats(loss, jax.random.fold_in(noise_key, draw), unit[draw])
@@ -158,16 +159,12 @@ class _Passes:
     One shape, one program: the last batch is filled up with copies of the last row.
     """
 
-    def __init__(self, checkpoint, tokens, lengths, batch_size):
+    def __init__(self, checkpoint, tokens, lengths, batch_size, num_passes, progress):
         self._checkpoint, self._tokens, self._lengths = checkpoint, tokens, lengths
         parts, size = checkpoint.parts, min(batch_size, len(tokens))
         self._size = -(-size // parts) * parts
         self._starts = range(0, len(tokens), self._size)
-        self._done, self._total, self._progress = 0, 0, None
-
-    def tell(self, progress, passes):
-        """Sets what is to be told of so many passes."""
-        self._progress, self._total = progress, passes * len(self._starts)
+        self._progress, self._done, self._total = progress, 0, num_passes * len(self._starts)
 
     def nats(self, loss, key=None, *columns, may_be_infinite=False):
         """Returns what loss(params, row keys, *columns, tokens, lengths=lengths) gives, [N]."""
@@ -175,15 +172,7 @@ class _Passes:
         for start, nats in self._one_ahead(self._checkpoint.program(loss), key, columns):
             rows = found[start : start + self._size]
             rows[:] = np.asarray(nats)[: len(rows)]
-            wrong = start + np.flatnonzero(
-                np.isnan(rows) if may_be_infinite else ~np.isfinite(rows)
-            )
-            if len(wrong):
-                shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
-                raise FloatingPointError(
-                    f"The network gave a loss that is not finite in rows {shown}: its weights are "
-                    "of no use, try another checkpoint."
-                )
+            _check_finite(rows, start, may_be_infinite)
             self._done += 1
             if self._progress is not None:
                 self._progress(self._done, self._total)
@@ -204,3 +193,13 @@ class _Passes:
                 yield before
             before = start, nats
         yield before
+
+
+def _check_finite(nats, start, may_be_infinite):
+    wrong = start + np.flatnonzero(np.isnan(nats) if may_be_infinite else ~np.isfinite(nats))
+    if len(wrong):
+        shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
+        raise FloatingPointError(
+            f"The network gave a loss that is not finite in rows {shown}: its weights are of no "
+            "use, try another checkpoint."
+        )

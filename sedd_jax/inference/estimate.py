@@ -1,4 +1,4 @@
-"""One estimate of the bound (Theorem 3.6) for every row: the loss at a random (t, x_t), and more."""
+"""One estimate of the bound (Theorem 3.6) for every row: the loss at a random (t, x_t)."""
 
 import functools
 from collections.abc import Callable, Sequence
