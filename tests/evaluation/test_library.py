@@ -99,12 +99,10 @@ def test_all_parts_of_a_set_are_read_in_order(tmp_path):
 
 
 def test_tables_are_read_with_blank_rows(tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    pa, parquet = map(pytest.importorskip, ("pyarrow", "pyarrow.parquet"))
     path = tmp_path / "wikitext-2-raw-v1" / "test-00000-of-00001.parquet"
     path.parent.mkdir()
-    pa.parquet.write_table(pa.table({"text": [" one \n", "", " two \n"]}), path)
+    parquet.write_table(pa.table({"text": [" one \n", "", " two \n"]}), path)
     expected = [" one\n", "", " two\n"]
     assert Library(tmp_path).read("wikitext2", "test").documents == expected
     rows = write(tmp_path / "rows.jsonl", "".join(f"{json.dumps({'sentence': s})}\n" for s in "ab"))
