@@ -8,6 +8,7 @@ goes on from there.
 import sys
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 from absl import flags
 
@@ -19,6 +20,7 @@ from sedd_jax.evaluation.anchors import published
 from sedd_jax.evaluation.library import Library
 from sedd_jax.evaluation.protocol import CONVENTIONS, Choices
 from sedd_jax.evaluation.record import FOLDER, Record
+from sedd_jax.inference.bound import Times
 from sedd_jax.inference.load import Checkpoint, load
 from sedd_jax.runtime import checkpoint as checkpoints
 from sedd_jax.runtime import cli, processes
@@ -43,7 +45,7 @@ _DOWNLOAD = flags.DEFINE_bool("download", False, "Fetch the data sets that are n
 _PROTOCOL = flags.DEFINE_enum("protocol", "sedd", list(CONVENTIONS), "Splits and end-of-text rule.")
 _DRAWS = flags.DEFINE_integer("draws", 16, "Draws of (t, x_t) for every block.", lower_bound=1)
 _TIMES = flags.DEFINE_enum(
-    "times", "low-discrepancy", ["low-discrepancy", "quadrature"], "How draws are spread in t."
+    "times", "low-discrepancy", get_args(Times), "How draws are spread in t."
 )
 _COMPLETE = flags.DEFINE_bool("complete", False, "All terms of the bound, not the published ones.")
 _MAX_BLOCKS = flags.DEFINE_integer(
@@ -76,7 +78,7 @@ def main() -> None:
     )
     for suite, words in lacking.items():
         _tell(f"Of {suite} there is no data for:", *words)
-    show(_likelihoods(checkpoint, names, library, folder))
+    _show(_likelihoods(checkpoint, names, library, folder))
     say(f"\nRecords: {folder}")
 
 
@@ -112,7 +114,7 @@ def _likelihoods(checkpoint: Checkpoint, names: list[str], library: Library, fol
     ]
 
 
-def show(records: list[Record]) -> None:
+def _show(records: list[Record]) -> None:
     """Prints tables of the records, on the lead."""
     if not is_lead():
         return

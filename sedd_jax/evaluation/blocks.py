@@ -80,8 +80,8 @@ def of_heldout(folder: Path, length: int, frame_for: Callable[[Tokenizer], Frame
     first = dataset.manifest["prepared"][0]["manifest"] if mixed else dataset.manifest
     wrapped = first["length"] is None
     if wrapped and not mixed:
-        frame = frame_for(tokenizer)
-        rows, end_of_text = cut(split.stream, frame), frame.end_of_text
+        tokens, frame = split.stream, frame_for(tokenizer)
+        rows, end_of_text = cut(tokens, frame), frame.end_of_text
         documents = dataset.manifest["splits"]["heldout"]["documents"]
     else:
         tokens = split.take(np.arange(len(split)))
@@ -91,7 +91,7 @@ def of_heldout(folder: Path, length: int, frame_for: Callable[[Tokenizer], Frame
         )
     story = {
         "source": "data of the run",
-        "sha256": hashlib.sha256(rows[0].tobytes()).hexdigest(),
+        "sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
         "split": "heldout",
         "detokenizer": "none",
         "wrap": wrapped,

@@ -196,7 +196,7 @@ def _figures(subject: Subject, bound: Bound) -> dict[str, Any]:
         "stderr": bound.stderr,
         "data_stderr": bound.data_stderr,
         "bits_per_token": bits_per_token,
-        "bits_per_byte": bits_per_token * tokens / utf8_bytes,
+        "bits_per_byte": bits_per_token * tokens / utf8_bytes if utf8_bytes else math.nan,
         "perplexity": bound.perplexity,
         "perplexity_stderr": bound.perplexity_stderr,
         "by_t": bound.by_t,

@@ -2,11 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from sedd_jax.errors import BadInput
-
-Times = Literal["low-discrepancy", "quadrature"]
+from sedd_jax.inference.bound import Times
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Texts become rows by the conventions in use, up to their last token."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -119,6 +121,9 @@ def test_a_held_out_stream_is_scored_to_its_last_token(run):
     assert len(open_blocks("data", 6).heldout) == 2  # what training measures
     assert (blocks.documents, blocks.utf8_bytes) == (3, 14)
     assert (blocks.story["split"], blocks.story["wrap"]) == ("heldout", True)
+    framed = of_heldout(Path(), 6, lambda tokenizer: CONVENTIONS["mdlm"](6, END, False))
+    assert framed.tokens[0].tolist() == [END, *[97] * 4, END]
+    assert framed.story["sha256"] == blocks.story["sha256"]  # the same text
 
 
 def test_one_document_a_block_is_scored_as_it_is(run):
