@@ -40,6 +40,11 @@ class Proposal(NamedTuple):
     moved: Float[np.ndarray, "C"]
     other: Float[np.ndarray, "C"]
 
+    @property
+    def quantiles(self) -> Float[np.ndarray, "_"]:
+        """The probability of a time below each of the edges."""
+        return np.concatenate([[0], np.cumsum(self.density / self.density.sum())])
+
 
 class Draw(NamedTuple):
     """What `propose` draws: times, noised tokens, and weights that make up for the proposal."""
@@ -68,12 +73,6 @@ def guess_proposal(graph: Graph, noise: Noise, t_min: float) -> Proposal:
     return Proposal(edges, *(np.asarray(column) for column in (density, moved, other)))
 
 
-def times_at(proposal: Proposal, unit: Float[Array | np.ndarray, "*s"]) -> Float[Array, "*s"]:
-    """Returns the times that have the quantiles `unit`."""
-    cumulative = np.concatenate([[0], np.cumsum(proposal.density / proposal.density.sum())])
-    return jnp.interp(unit, jnp.asarray(cumulative), jnp.asarray(proposal.edges))
-
-
 def propose(
     key: Key[Array, ""],
     proposal: Proposal,
@@ -98,7 +97,7 @@ def propose(
       lengths: of the rows; their padding does not move. None for full rows.
     """
     length = x0.shape[1] if lengths is None else lengths
-    t = times_at(proposal, unit)
+    t = jnp.interp(unit, jnp.asarray(proposal.quantiles), jnp.asarray(proposal.edges))
     cell = jnp.searchsorted(jnp.asarray(proposal.edges[1:-1]), t, side="right")
     density, a, b = (jnp.asarray(column)[cell] for column in proposal[1:])
     p = -jnp.expm1(-noise.sigma(t))

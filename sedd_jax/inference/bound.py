@@ -5,7 +5,6 @@ Of an autoregressive model the same questions have an exact answer.
 
 import functools
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Key
 from numpy.typing import ArrayLike
 
-from sedd_jax.diffusion.proposal import guess_proposal, plain_proposal, times_at
+from sedd_jax.diffusion.proposal import guess_proposal, plain_proposal
 from sedd_jax.diffusion.score_entropy import prior_kl, quadrature_quantiles, sample_quantiles
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.estimate import reconstruction_loss, sequence_loss
@@ -22,7 +21,7 @@ from sedd_jax.inference.likelihood import Bound, split_by_t
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.runtime.components import Baseline
 
-Times = Literal["low-discrepancy", "quadrature"]
+TIMES = ("low-discrepancy", "quadrature")
 
 
 def nll_bound(
@@ -33,7 +32,7 @@ def nll_bound(
     lengths: ArrayLike | None = None,
     batch_size: int = 32,
     draws: int = 1,
-    times: Times = "low-discrepancy",
+    times: str = "low-discrepancy",
     complete: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Bound:
@@ -68,8 +67,8 @@ def nll_bound(
       FloatingPointError: the loss of a row is not finite.
     """
     check_positive(batch_size=batch_size, draws=draws)
-    if times not in get_args(Times):
-        raise BadInput(f"times must be one of {', '.join(get_args(Times))}, got {times!r}.")
+    if times not in TIMES:
+        raise BadInput(f"times must be one of {', '.join(TIMES)}, got {times!r}.")
     if times == "quadrature" and draws == 1:
         raise BadInput("Quadrature needs at least 2 nodes: set draws.")
     tokens, lengths = _checked(checkpoint, np.asarray(tokens), lengths)
@@ -81,7 +80,7 @@ def nll_bound(
     if exact:
         return Bound(passes.nats(components.model.nll)[None], count, "exact")
     t_min = checkpoint.config.train.t_min
-    proposal, loss, reconstruction = _losses(components, t_min, times)
+    proposal, loss, reconstruction, prior = _terms(components, t_min, times)
     time_key, noise_key, final_key = jax.random.split(key, 3)
     unit, weight = _quantiles(time_key, times, draws, len(tokens))
     nats = np.stack(
@@ -90,17 +89,16 @@ def nll_bound(
             for draw in range(draws)
         ]
     )
-    by_t = (np.asarray(times_at(proposal, unit)), count, t_min)
-    if not complete:
-        return Bound(nats, count, times, split_by_t(nats, *by_t))
-    diffusion = (1 - t_min) * nats
-    prior = float(prior_kl(components.graph, components.noise.sigma(jnp.array(1.0)))) * count
-    final = [
-        passes.nats(reconstruction, jax.random.fold_in(final_key, draw), may_be_infinite=True)
-        for draw in range(draws)
-    ]
-    nats = diffusion + prior + np.stack(final)
-    return Bound(nats, count, times, split_by_t(diffusion, *by_t))
+    if complete:
+        nats *= 1 - t_min
+    by_t = split_by_t(nats, np.interp(unit, proposal.quantiles, proposal.edges), count, t_min)
+    if complete:
+        final = [
+            passes.nats(reconstruction, jax.random.fold_in(final_key, draw), may_be_infinite=True)
+            for draw in range(draws)
+        ]
+        nats = nats + prior * count + np.stack(final)
+    return Bound(nats, count, times, by_t)
 
 
 def _checked(checkpoint, tokens, lengths):
@@ -138,19 +136,29 @@ def _quantiles(key, times, draws, rows):
     if times == "quadrature":
         unit, weight = quadrature_quantiles(draws)
         return np.float32(np.repeat(unit[:, None], rows, axis=1)), draws * weight
-    keys = [jax.random.fold_in(key, draw) for draw in range(draws)]
-    return np.stack([np.asarray(sample_quantiles(k, rows)) for k in keys]), np.ones(draws)
+    return np.asarray(_even_quantiles(key, draws, rows)), np.ones(draws)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _even_quantiles(key, draws, rows):
+    keys = row_keys(key, jnp.arange(draws))
+    return jax.vmap(lambda draw_key: sample_quantiles(draw_key, rows))(keys)
 
 
 @functools.lru_cache(maxsize=8)
-def _losses(components, t_min, times):
-    """The proposal and the losses, the same functions in every call: they stay compiled."""
+def _terms(components, t_min, times):
+    """The proposal, both losses and the prior term per token.
+
+    The losses are the same functions in every call, so that their programs stay compiled.
+    """
     if times == "quadrature":
         proposal = plain_proposal(t_min)
     else:
         proposal = guess_proposal(components.graph, components.noise, t_min)
     loss = sequence_loss(components, proposal)
-    return proposal, loss, reconstruction_loss(components, t_min)
+    reconstruction = reconstruction_loss(components, t_min)
+    prior = jax.jit(lambda: prior_kl(components.graph, components.noise.sigma(jnp.array(1.0))))
+    return proposal, loss, reconstruction, float(prior())
 
 
 class _Passes:

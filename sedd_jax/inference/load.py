@@ -163,8 +163,8 @@ def load(
 
     Raises:
       BadInput: no such folder, no checkpoint in it, one that does not fit its config, or a damaged
-        one; no other is taken in its place. Or a mesh that does not fit the model, or a tokenizer, which
-        for a run with its own is any other.
+        one; no other is taken in its place. Or a mesh or a tokenizer that does not fit the model,
+        or not the tokenizer of a run that has its own.
     """
     if isinstance(mesh, MeshConfig):
         mesh = sharding.build_mesh(mesh)
