@@ -8,7 +8,6 @@ goes on from there.
 import sys
 import tempfile
 from pathlib import Path
-from typing import get_args
 
 from absl import flags
 
@@ -20,7 +19,7 @@ from sedd_jax.evaluation.anchors import published
 from sedd_jax.evaluation.library import Library
 from sedd_jax.evaluation.protocol import CONVENTIONS, Choices
 from sedd_jax.evaluation.record import FOLDER, Record
-from sedd_jax.inference.bound import Times
+from sedd_jax.inference.bound import TIMES
 from sedd_jax.inference.load import Checkpoint, load
 from sedd_jax.runtime import checkpoint as checkpoints
 from sedd_jax.runtime import cli, processes
@@ -44,9 +43,7 @@ _SOURCES = flags.DEFINE_list("sources", [], "Files of single data sets, as in pt
 _DOWNLOAD = flags.DEFINE_bool("download", False, "Fetch the data sets that are not here.")
 _PROTOCOL = flags.DEFINE_enum("protocol", "sedd", list(CONVENTIONS), "Splits and end-of-text rule.")
 _DRAWS = flags.DEFINE_integer("draws", 16, "Draws of (t, x_t) for every block.", lower_bound=1)
-_TIMES = flags.DEFINE_enum(
-    "times", "low-discrepancy", get_args(Times), "How draws are spread in t."
-)
+_TIMES = flags.DEFINE_enum("times", "low-discrepancy", TIMES, "How draws are spread in t.")
 _COMPLETE = flags.DEFINE_bool("complete", False, "All terms of the bound, not the published ones.")
 _MAX_BLOCKS = flags.DEFINE_integer(
     "max_blocks", None, "Score so many blocks of a data set, evenly spaced.", lower_bound=1

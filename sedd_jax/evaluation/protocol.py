@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.bound import Times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +14,7 @@ class Choices:
     Attributes:
       protocol: key of CONVENTIONS.
       draws: of t and x_t, for every block.
-      times: how the draws of t are spread.
+      times: how the draws of t are spread, see `nll_bound`.
       complete: all terms of the bound, else those of the published convention.
       seed: of the draws.
       max_blocks: score so many blocks of a text, evenly spaced; None: all.
@@ -23,7 +22,7 @@ class Choices:
 
     protocol: str = "sedd"
     draws: int = 16
-    times: Times = "low-discrepancy"
+    times: str = "low-discrepancy"
     complete: bool = False
     seed: int = 0
     max_blocks: int | None = None
