@@ -23,7 +23,8 @@ from ml_collections import config_flags
 from sedd_jax.data.tokenizer import build_tokenizer
 from sedd_jax.diffusion.proposal import plain_proposal
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.bound import sequence_loss
+from sedd_jax.inference.estimate import sequence_loss
+from sedd_jax.inference.generate import row_keys
 from sedd_jax.runtime import cli
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.metrics import PendingLosses
@@ -82,10 +83,8 @@ def main() -> None:
 
     def bits_per_byte(params):
         nats = [
-            loss(params, key, jnp.asarray(units[i : i + 100]), held[i : i + 100])
-            for i, key in zip(
-                range(0, _HELDOUT_CROPS, 100), jax.random.split(keys.evaluate, 20), strict=True
-            )
+            loss(params, row_keys(keys.evaluate, rows), jnp.asarray(units[rows]), held[rows])
+            for rows in np.split(np.arange(_HELDOUT_CROPS), _HELDOUT_CROPS // 100)
         ]
         nats_per_token = float(np.mean(jax.device_get(nats))) / length
         return nats_per_token / math.log(2) / bytes_per_token

@@ -16,7 +16,7 @@ FLOORS = [
     {"inference", "enumeration"},
     {"evaluation"},
     {"claims"},
-    {"train", "sample", "exact", "prepare", "convert", "report"},
+    {"train", "sample", "exact", "prepare", "convert", "evaluate", "report"},
 ]
 BINARIES = FLOORS[-1]
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sedd_jax.inference.bound import reconstruction_loss, sequence_loss
+from sedd_jax.inference.estimate import reconstruction_loss, sequence_loss
 from sedd_jax.inference.generate import build_generator, free
 from sedd_jax.model.layout import shardings
 from sedd_jax.runtime import sharding
@@ -145,13 +145,15 @@ def test_sampling_holds_no_number_for_every_position_and_token(config, sampler):
 def test_the_bound_holds_no_number_for_every_position_and_token(config):
     components = build_components(config, VOCAB)
     loss = sequence_loss(components, build_proposal(components, config))
-    args = params_of(components), jax.random.key(0), abstract(BATCH, dtype=jnp.float32), TOKENS
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
+    args = params_of(components), keys, abstract(BATCH, dtype=jnp.float32), TOKENS
     assert largest(loss, *args, compiled=config.graph == "absorb") < OUTPUTS
 
 
 def test_the_final_step_of_the_bound_holds_no_number_for_every_position_and_token(config):
     loss = reconstruction_loss(build_components(config, VOCAB), t_min=1e-3)
-    args = params_of(build_components(config, VOCAB)), jax.random.key(0), TOKENS
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
+    args = params_of(build_components(config, VOCAB)), keys, TOKENS
     assert largest(loss, *args, compiled=config.graph == "uniform") < OUTPUTS
 
 

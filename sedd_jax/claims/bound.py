@@ -10,7 +10,9 @@ from sedd_jax.display.table import Table
 from sedd_jax.enumeration.likelihood import base_law, exact_bound, exact_nll
 from sedd_jax.enumeration.scores import exact_model, exact_params
 from sedd_jax.enumeration.space import Law, Space, float64
-from sedd_jax.inference.bound import estimate_bound, nll_bound, sequence_loss
+from sedd_jax.inference.bound import nll_bound
+from sedd_jax.inference.estimate import estimate_bound, sequence_loss
+from sedd_jax.inference.generate import row_keys
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components
@@ -118,17 +120,18 @@ def _estimates(checkpoint, tokens, exact, exact_complete, repeats):
     def independent(key):
         time_key, noise_key = jax.random.split(key)
         unit = sample_quantiles(time_key, len(tokens), low_discrepancy=False)
-        return plain_loss(params, noise_key, unit, tokens).mean()
+        keys = row_keys(noise_key, np.arange(len(tokens)))
+        return plain_loss(params, keys, unit, tokens).mean()
 
     estimators = {
         "independent t": independent,
-        "low-discrepancy t": lambda key: estimate_bound(plain_loss, params, key, [tokens]).mean,
-        "proposal of a guess": lambda key: estimate_bound(guess_loss, params, key, [tokens]).mean,
+        "low-discrepancy t": lambda key: estimate_bound(plain_loss, params, key, [tokens]).mean(),
+        "proposal of a guess": lambda key: estimate_bound(guess_loss, params, key, [tokens]).mean(),
     }
     means = {name: np.array([f(key) for key in keys]) for name, f in estimators.items()}
     complete = np.array(
         [
-            nll_bound(key, checkpoint, tokens, batch_size=len(tokens), complete=True).mean
+            nll_bound(key, checkpoint, tokens, batch_size=len(tokens), complete=True).nats.mean()
             for key in keys
         ]
     )

@@ -51,6 +51,13 @@ class TokenBlocks:
             raise IndexError(f"There is no block {index} in {self!r}: it has {self._blocks}.")
         return self.take(np.array([index]))[0]
 
+    @property
+    def stream(self) -> np.ndarray:
+        """All tokens, those after the last whole block too, int32 [tokens], in memory."""
+        tokens = np.empty(self._borders[-1], np.int32)
+        self._copy(tokens, 0)
+        return tokens
+
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """The blocks of these numbers, int32 [len(numbers), length]."""
         return self.read(numbers * self.length)

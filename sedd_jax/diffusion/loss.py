@@ -5,6 +5,7 @@ from jaxtyping import Array, Float, Int
 
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.diffusion.proposal import Draw
 from sedd_jax.diffusion.score import ScoreFn
 from sedd_jax.diffusion.score_entropy import target
@@ -17,6 +18,7 @@ def dwdse_loss(
     t: Float[Array, "B"],
     xt: Int[Array, "B L"],
     x0: Int[Array, "B L"],
+    lengths: Int[Array, "B"] | None = None,
 ) -> Float[Array, "B"]:
     """Returns the diffusion-weighted denoising score entropy, nats per sequence (Algorithm 1).
 
@@ -32,9 +34,13 @@ def dwdse_loss(
       t: times in (0, 1].
       xt: x0 noised to sigma(t).
       x0: clean tokens.
+      lengths: of the rows, None for full ones; padding loses nothing, and `score_fn` is to know of
+        it by itself.
     """
     sigma = noise.sigma(t)
-    entropy = score_fn(xt, sigma).entropy(target(graph, sigma, xt, x0))
+    wanted = target(graph, sigma, xt, x0)
+    wanted = wanted._replace(weight=zero_padding(wanted.weight, lengths))
+    entropy = score_fn(xt, sigma).entropy(wanted)
     return noise.dsigma(t) * entropy.sum(-1)
 
 

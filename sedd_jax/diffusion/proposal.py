@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.diffusion.score_entropy import score_entropy
 
 CELLS = 128  # of t, within each of which times are drawn evenly
@@ -38,6 +39,11 @@ class Proposal(NamedTuple):
     density: Float[np.ndarray, "C"]
     moved: Float[np.ndarray, "C"]
     other: Float[np.ndarray, "C"]
+
+    @property
+    def quantiles(self) -> Float[np.ndarray, "_"]:
+        """The probability of a time below each of the edges."""
+        return np.concatenate([[0], np.cumsum(self.density / self.density.sum())])
 
 
 class Draw(NamedTuple):
@@ -74,6 +80,7 @@ def propose(
     noise: Noise,
     unit: Float[Array, "B"],
     x0: Int[Array, "B L"],
+    lengths: Int[Array, "B"] | None = None,
 ) -> Draw:
     """Draws x_t at times given by their quantiles.
 
@@ -87,10 +94,10 @@ def propose(
       noise: the schedule.
       unit: quantiles of t, each uniform on [0, 1).
       x0: clean tokens.
+      lengths: of the rows; their padding does not move. None for full rows.
     """
-    length = x0.shape[1]
-    cumulative = np.concatenate([[0], np.cumsum(proposal.density / proposal.density.sum())])
-    t = jnp.interp(unit, jnp.asarray(cumulative), jnp.asarray(proposal.edges))
+    length = x0.shape[1] if lengths is None else lengths
+    t = jnp.interp(unit, jnp.asarray(proposal.quantiles), jnp.asarray(proposal.edges))
     cell = jnp.searchsorted(jnp.asarray(proposal.edges[1:-1]), t, side="right")
     density, a, b = (jnp.asarray(column)[cell] for column in proposal[1:])
     p = -jnp.expm1(-noise.sigma(t))
@@ -102,8 +109,8 @@ def propose(
     special = jax.random.randint(special_key, unit.shape, 0, length)
     special_moves = categorical.bernoulli(chance_key, p * a / mean)
     moves = categorical.bernoulli(moves_key, jnp.broadcast_to(p[:, None], x0.shape))
-    is_special = jnp.arange(length)[None] == special[:, None]
-    moves = jnp.where(is_special, special_moves[:, None], moves)
+    is_special = jnp.arange(x0.shape[1])[None] == special[:, None]
+    moves = zero_padding(jnp.where(is_special, special_moves[:, None], moves), lengths)
     count = moves.sum(-1)
     tilt = (count * a + (length - count) * b) / (length * mean)
     xt = jnp.where(moves, graph.sample_limit(limit_key, x0.shape), x0)

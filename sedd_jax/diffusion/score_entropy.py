@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import xlogy
 from jaxtyping import Array, Float, Int, Key
 
@@ -148,3 +149,19 @@ def sample_quantiles(
         grid = jnp.arange(batch_size) / batch_size + jax.random.uniform(shift_key)
         return jax.random.permutation(order_key, grid % 1)
     return jax.random.uniform(shift_key, (batch_size,))
+
+
+def quadrature_quantiles(
+    num_nodes: int,
+) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
+    """Returns quantiles of a uniform t to evaluate a mean over t at, and their weights.
+
+    Gauss-Legendre nodes in a variable of which t is a cubic step, which puts more of them near both
+    ends, where the log-linear schedule is steep. Weights add up to 1.
+
+    Args:
+      num_nodes: at least 2.
+    """
+    v, weights = np.polynomial.legendre.leggauss(num_nodes)
+    v, weights = (v + 1) / 2, weights / 2
+    return v**2 * (3 - 2 * v), 6 * v * (1 - v) * weights

@@ -12,6 +12,7 @@ from scipy.special import xlogy
 
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.reverse import reverse_rate
+from sedd_jax.diffusion.score_entropy import quadrature_quantiles
 from sedd_jax.enumeration.law import denoising_kernel
 from sedd_jax.enumeration.objectives import denoising_losses
 from sedd_jax.enumeration.space import Law, Space, float64
@@ -106,11 +107,12 @@ def exact_bound(
     noise = components.noise
     forward = space.transition(_sigma(noise, 1.0))[space.clean]
     prior = (xlogy(forward, forward) - xlogy(forward, base)).sum(-1)
-    nodes, weights = _quadrature(t_min, num_nodes)
-    losses = np.stack([loss_at(components, params, space, t) for t in nodes])
+    unit, weights = quadrature_quantiles(num_nodes)
+    times = t_min + (1 - t_min) * unit
+    losses = np.stack([loss_at(components, params, space, t) for t in times])
     kernel = denoising_kernel(components, params, space, t_min)
     forward = space.transition(_sigma(noise, t_min))[space.clean]
-    return BoundTerms(prior, weights @ losses, -xlogy(forward, kernel.T).sum(-1))
+    return BoundTerms(prior, (1 - t_min) * weights @ losses, -xlogy(forward, kernel.T).sum(-1))
 
 
 def loss_at(components: Components, params: Params, space: Space, t: float) -> PerClean:
@@ -120,17 +122,6 @@ def loss_at(components: Components, params: Params, space: Space, t: float) -> P
     with float64():
         dsigma = float(components.noise.dsigma(jnp.float64(t)))
         return dsigma * np.asarray(losses(log_score, _sigma(components.noise, t)))
-
-
-def _quadrature(t_min, num_nodes):
-    """Gauss-Legendre nodes and weights for t in [t_min, 1].
-
-    In the variable v with t running as a cubic step of v, which puts more nodes near both ends,
-    where the log-linear schedule is steep.
-    """
-    v, weights = np.polynomial.legendre.leggauss(num_nodes)
-    v, weights = (v + 1) / 2, weights / 2
-    return t_min + (1 - t_min) * v**2 * (3 - 2 * v), (1 - t_min) * 6 * v * (1 - v) * weights
 
 
 def _sigma(noise, t):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from sedd_jax.display.table import to_json
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import Checkpoint
+from sedd_jax.model.score_model import count_params
 from sedd_jax.runtime.checksum import checksums
 
 FOLDER = "evaluations"  # in the folder of a run
@@ -46,7 +47,7 @@ class Record:
 
 
 def identity(checkpoint: Checkpoint, *, averaged: bool) -> dict[str, Any]:
-    """Returns what tells a model from others: its name, step and a checksum of its weights."""
+    """Returns what tells a model from others: name, step, size and a checksum of the weights."""
     config, weights = checkpoint.config, checksums(checkpoint.params)
     digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
     return {
@@ -55,6 +56,7 @@ def identity(checkpoint: Checkpoint, *, averaged: bool) -> dict[str, Any]:
         "graph": config.graph if config.family == "diffusion" else None,
         "step": checkpoint.step,
         "averaged": averaged,
+        "parameters": count_params(checkpoint.params),
         "weights": digest[:16],
         "length": config.model.length,
         "tokenizer": None if checkpoint.tokenizer is None else checkpoint.tokenizer.kind,

@@ -1,130 +1,27 @@
-"""The bound on the negative log-likelihood (Theorem 3.6), by Monte Carlo over t and x_t.
+"""The bound on the negative log-likelihood (Theorem 3.6), by random or fixed t and random x_t.
 
 Of an autoregressive model the same questions have an exact answer.
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Key
 from numpy.typing import ArrayLike
 
-from sedd_jax.diffusion.loss import dwdse_loss
-from sedd_jax.diffusion.proposal import Proposal, guess_proposal, propose
-from sedd_jax.diffusion.reverse import denoise_law
-from sedd_jax.diffusion.score_entropy import prior_kl, sample_quantiles
+from sedd_jax.diffusion.proposal import guess_proposal, plain_proposal
+from sedd_jax.diffusion.score_entropy import prior_kl, quadrature_quantiles, sample_quantiles
 from sedd_jax.errors import BadInput
+from sedd_jax.inference.estimate import reconstruction_loss, sequence_loss
+from sedd_jax.inference.generate import check_positive, row_keys
+from sedd_jax.inference.likelihood import Bound, split_by_t
 from sedd_jax.inference.load import Checkpoint
-from sedd_jax.model.score_model import Params
-from sedd_jax.runtime.components import Baseline, Components
+from sedd_jax.runtime.components import Baseline
 
-Batches = Sequence[Int[Array | np.ndarray, "_ L"]]  # the last may be smaller
-SequenceLoss = Callable[..., Float[Array, "B"]]  # (params, key, unit [B], x0 [B, L]) -> nats
-
-
-class Bound(NamedTuple):
-    """An estimate of the bound on -log p(x_0) of N sequences, nats per sequence; or that itself.
-
-    Attributes:
-      nats: one unbiased draw for every sequence, [N]; exact for an autoregressive model.
-      length: tokens per sequence.
-    """
-
-    nats: np.ndarray
-    length: int
-
-    @property
-    def mean(self) -> float:
-        """Nats per sequence."""
-        return float(self.nats.mean())
-
-    @property
-    def stderr(self) -> float:
-        """Standard error of `mean`, an overestimate where draws are spread evenly."""
-        return float(self.nats.std(ddof=1) / np.sqrt(len(self.nats))) if len(self.nats) > 1 else 0.0
-
-    @property
-    def nats_per_token(self) -> float:
-        """The bound per token."""
-        return self.mean / self.length
-
-    @property
-    def perplexity(self) -> float:
-        """Exp of the bound per token."""
-        return float(np.exp(self.nats_per_token))
-
-
-def sequence_loss(components: Components, proposal: Proposal) -> SequenceLoss:
-    """Returns f(params, key, unit [B], x0 [B, L]) -> nats [B]: the loss at one (t, x_t) each.
-
-    `unit` are the quantiles of the times under the proposal. The mean over uniform quantiles is
-    that of the DWDSE loss over t uniform on [t_min, 1], whatever the proposal.
-    """
-    graph, noise, model = components
-
-    def loss(params, key, unit, x0):
-        draw = propose(key, proposal, graph, noise, unit, x0)
-        score_fn = functools.partial(model.score, params)
-        return draw.weight * dwdse_loss(graph, noise, score_fn, draw.t, draw.xt, x0)
-
-    return loss
-
-
-def reconstruction_loss(components: Components, t_min: float) -> Callable[..., Float[Array, "B"]]:
-    """Returns f(params, key, x0 [B, L]) -> nats [B]: -log of the final denoising step at t_min."""
-    graph, noise, model = components
-
-    def loss(params, key, x0):
-        sigma = jnp.broadcast_to(noise.sigma(t_min), x0.shape[:1])
-        xt = graph.sample_transition(key, x0, sigma)
-        score = model.score(params, xt, sigma)
-        law = functools.partial(denoise_law, graph, xt, sigma=sigma)
-        return -score.log_prob(law, graph.limit[xt] > 0, x0).sum(-1)
-
-    return loss
-
-
-def estimate_bound(
-    loss: SequenceLoss, params: Params, key: Key[Array, ""], batches: Batches
-) -> Bound:
-    """Returns the DWDSE term of the bound, by one draw for every sequence, spread evenly in time.
-
-    The published convention: the mean of the loss over t uniform on [t_min, 1], without the factor
-    1 - t_min, the prior term of Eq. 9 and the term for t < t_min.
-
-    Args:
-      loss: a (jitted) `sequence_loss`.
-      params: the weights.
-      key: random key; the estimate is a function of it, the weights and the data.
-      batches: token batches; those of one size share a compiled program.
-    """
-    sizes = [len(batch) for batch in batches]
-    time_key, noise_key = jax.random.split(key)
-    units = np.split(np.asarray(sample_quantiles(time_key, sum(sizes))), np.cumsum(sizes)[:-1])
-    keys = jax.random.split(noise_key, len(batches))
-    nats = [
-        loss(params, k, jnp.asarray(unit), batch)
-        for k, unit, batch in zip(keys, units, batches, strict=True)
-    ]
-    return Bound(np.concatenate(jax.device_get(nats)), batches[0].shape[1])
-
-
-def exact_nll(
-    nll: Callable[[Params, Int[Array, "B L"]], Float[Array, "B"]], params: Params, batches: Batches
-) -> Bound:
-    """Returns -log p of every sequence under an autoregressive model.
-
-    Args:
-      nll: a (jitted) `CausalModel.nll`.
-      params: the weights.
-      batches: token batches; those of one size share a compiled program.
-    """
-    nats = [nll(params, batch) for batch in batches]
-    return Bound(np.concatenate(jax.device_get(nats)), batches[0].shape[1])
+TIMES = ("low-discrepancy", "quadrature")
 
 
 def nll_bound(
@@ -132,71 +29,185 @@ def nll_bound(
     checkpoint: Checkpoint,
     tokens: ArrayLike,
     *,
+    lengths: ArrayLike | None = None,
     batch_size: int = 32,
+    draws: int = 1,
+    times: str = "low-discrepancy",
     complete: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Bound:
-    """Returns the bound on the negative log-likelihood of `tokens`, with its standard error.
+    """Returns the bound on the negative log-likelihood of `tokens`, with its standard errors.
 
-    One network evaluation per sequence, two if complete; call again with other keys and average
-    for less noise. Of an autoregressive model it is the negative log-likelihood itself, of which
-    `stderr` is how much sequences differ, not an error of the estimate.
+    One network evaluation per sequence and draw, two if complete, over all devices of the
+    checkpoint's mesh. What is drawn for a row is a function of (key, row, draw), and its time of
+    how many rows there are: another `batch_size`, mesh or padding gives the same figures but for
+    rounding. Of an autoregressive model it is the negative log-likelihood itself, by one
+    evaluation, whatever the other settings.
 
     Args:
       key: random key; it makes no difference to an exact value.
       checkpoint: the model, from `sedd.load`.
       tokens: token ids, [N, L].
-      batch_size: sequences at a time.
+      lengths: how many tokens of every row are text, [N], at least 1; what follows is padding,
+        which the model never sees, whatever its ids. None for all.
+      batch_size: sequences at a time, rounded up to what the devices divide.
+      draws: of every sequence.
+      times: "low-discrepancy": in proportion to the loss of a uniform guess, each draw spread
+        evenly over all sequences. "quadrature": the nodes of Gauss-Legendre quadrature, at least
+        2, the same for all sequences, and x_t drawn at each by the forward process.
       complete: a true bound, on the learned reverse process in continuous time from a noised
         uniform guess: the integral of the loss over [t_min, 1], the prior term and the final
         denoising step, infinite where that step denies a token. Else the published convention,
         the mean of the loss over [t_min, 1] alone. An exact value is complete.
+      progress: called as progress(done, total) after every batch, in network passes over a batch.
 
     Raises:
-      BadInput: no such array, ids that the model does not have, or more positions than it has.
+      BadInput: no such array, ids that the model does not have, more positions than it has, or a
+        setting out of range.
+      FloatingPointError: the loss of a row is not finite.
     """
-    tokens = np.asarray(tokens)
+    check_positive(batch_size=batch_size, draws=draws)
+    if times not in TIMES:
+        raise BadInput(f"times must be one of {', '.join(TIMES)}, got {times!r}.")
+    if times == "quadrature" and draws == 1:
+        raise BadInput("Quadrature needs at least 2 nodes: set draws.")
+    tokens, lengths = _checked(checkpoint, np.asarray(tokens), lengths)
+    count = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
+    components = checkpoint.components
+    exact = isinstance(components, Baseline)
+    num_passes = 1 if exact else draws * (1 + complete)
+    passes = _Passes(checkpoint, tokens, lengths, batch_size, num_passes, progress)
+    if exact:
+        return Bound(passes.nats(components.model.nll)[None], count, "exact")
+    t_min = checkpoint.config.train.t_min
+    proposal, loss, reconstruction, prior = _terms(components, t_min, times)
+    time_key, noise_key, final_key = jax.random.split(key, 3)
+    unit, weight = _quantiles(time_key, times, draws, len(tokens))
+    nats = np.stack(
+        [
+            weight[draw] * passes.nats(loss, jax.random.fold_in(noise_key, draw), unit[draw])
+            for draw in range(draws)
+        ]
+    )
+    if complete:
+        nats *= 1 - t_min
+    by_t = split_by_t(nats, np.interp(unit, proposal.quantiles, proposal.edges), count, t_min)
+    if complete:
+        final = [
+            passes.nats(reconstruction, jax.random.fold_in(final_key, draw), may_be_infinite=True)
+            for draw in range(draws)
+        ]
+        nats = nats + prior * count + np.stack(final)
+    return Bound(nats, count, times, by_t)
+
+
+def _checked(checkpoint, tokens, lengths):
+    """Tokens with 0 in the padding, and lengths, None where there is no padding."""
     if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
         raise BadInput(
             "nll_bound needs integers [N, L], at least one sequence of at least one token; got "
             f"{tokens.dtype} {list(tokens.shape)}."
         )
-    components = checkpoint.components
+    rows, longest = tokens.shape
+    if lengths is not None:
+        lengths = np.asarray(lengths)
+        fits = lengths.shape == (rows,) and np.issubdtype(lengths.dtype, np.integer)
+        if not fits or not 1 <= lengths.min() <= lengths.max() <= longest:
+            raise BadInput(
+                f"nll_bound needs one length from 1 to {longest} for each of the {rows} rows."
+            )
+        tokens = np.where(np.arange(longest) < lengths[:, None], tokens, 0)
+        lengths = None if (lengths == longest).all() else lengths.astype(np.int32)
+    components, model = checkpoint.components, checkpoint.config.model
     num_tokens = components.num_tokens
     if not 0 <= tokens.min() <= tokens.max() < num_tokens:
         raise BadInput(f"nll_bound needs ids in [0, {num_tokens}), the model's tokens.")
-    model = checkpoint.config.model
     learned = model.learned_positions or isinstance(components, Baseline)
-    if learned and tokens.shape[1] > model.length:
+    if learned and longest > model.length:
         raise BadInput(
             f"nll_bound needs sequences of at most {model.length} tokens, the positions that the "
-            f"model has learned; got {tokens.shape[1]}."
+            f"model has learned; got {longest}."
         )
-    batches = [tokens[i : i + batch_size] for i in range(0, len(tokens), batch_size)]
-    params, t_min = checkpoint.params, checkpoint.config.train.t_min
-    if isinstance(components, Baseline):
-        return exact_nll(_compiled_nll(components.model), params, batches)
-    loss, reconstruction = _compiled(components, t_min)
-    draw_key, final_key = jax.random.split(key)
-    bound = estimate_bound(loss, params, draw_key, batches)
-    if not complete:
-        return bound
-    prior = bound.length * float(prior_kl(checkpoint.graph, checkpoint.noise.sigma(jnp.array(1.0))))
-    keys = jax.random.split(final_key, len(batches))
-    final = [reconstruction(params, k, batch) for k, batch in zip(keys, batches, strict=True)]
-    final = np.concatenate(jax.device_get(final))
-    return bound._replace(nats=(1 - t_min) * bound.nats + prior + final)
+    return tokens.astype(np.int32), lengths
+
+
+def _quantiles(key, times, draws, rows):
+    """Of every draw the quantiles of its times [D, N], and its weight [D]; weights average to 1."""
+    if times == "quadrature":
+        unit, weight = quadrature_quantiles(draws)
+        return np.float32(np.repeat(unit[:, None], rows, axis=1)), draws * weight
+    return np.asarray(_even_quantiles(key, draws, rows)), np.ones(draws)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _even_quantiles(key, draws, rows):
+    keys = row_keys(key, jnp.arange(draws))
+    return jax.vmap(lambda draw_key: sample_quantiles(draw_key, rows))(keys)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(components, t_min):
-    """The losses as programs, kept so that the next call does not compile them again."""
-    proposal = guess_proposal(components.graph, components.noise, t_min)
-    return (
-        jax.jit(sequence_loss(components, proposal)),
-        jax.jit(reconstruction_loss(components, t_min)),
-    )
+def _terms(components, t_min, times):
+    """The proposal, both losses and the prior term per token.
+
+    The losses are the same functions in every call, so that their programs stay compiled.
+    """
+    if times == "quadrature":
+        proposal = plain_proposal(t_min)
+    else:
+        proposal = guess_proposal(components.graph, components.noise, t_min)
+    loss = sequence_loss(components, proposal)
+    reconstruction = reconstruction_loss(components, t_min)
+    prior = jax.jit(lambda: prior_kl(components.graph, components.noise.sigma(jnp.array(1.0))))
+    return proposal, loss, reconstruction, float(prior())
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled_nll(model):
-    return jax.jit(model.nll)
+class _Passes:
+    """Passes over all rows, a batch at a time, on all devices of the model.
+
+    One shape, one program: the last batch is filled up with copies of the last row.
+    """
+
+    def __init__(self, checkpoint, tokens, lengths, batch_size, num_passes, progress):
+        self._checkpoint, self._tokens, self._lengths = checkpoint, tokens, lengths
+        parts, size = checkpoint.parts, min(batch_size, len(tokens))
+        self._size = -(-size // parts) * parts
+        self._starts = range(0, len(tokens), self._size)
+        self._progress, self._done, self._total = progress, 0, num_passes * len(self._starts)
+
+    def nats(self, loss, key=None, *columns, may_be_infinite=False):
+        """Returns what loss(params, row keys, *columns, tokens, lengths=lengths) gives, [N]."""
+        found = np.zeros(len(self._tokens))
+        for start, nats in self._one_ahead(self._checkpoint.program(loss), key, columns):
+            rows = found[start : start + self._size]
+            rows[:] = np.asarray(nats)[: len(rows)]
+            _check_finite(rows, start, may_be_infinite)
+            self._done += 1
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+        return found
+
+    def _one_ahead(self, program, key, columns):
+        """Yields (start, nats) of every batch, once the next one is on its way."""
+        before = None
+        for start in self._starts:
+            rows = np.minimum(np.arange(start, start + self._size), len(self._tokens) - 1)
+            keys = () if key is None else (row_keys(key, rows),)
+            batch = [self._checkpoint.spread(x[rows]) for x in (*columns, self._tokens)]
+            lengths = None
+            if self._lengths is not None:
+                lengths = self._checkpoint.spread(self._lengths[rows])
+            nats = program(self._checkpoint.params, *keys, *batch, lengths=lengths)
+            if before is not None:
+                yield before
+            before = start, nats
+        yield before
+
+
+def _check_finite(nats, start, may_be_infinite):
+    wrong = start + np.flatnonzero(np.isnan(nats) if may_be_infinite else ~np.isfinite(nats))
+    if len(wrong):
+        shown = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
+        raise FloatingPointError(
+            f"The network gave a loss that is not finite in rows {shown}: its weights are of no "
+            "use, try another checkpoint."
+        )

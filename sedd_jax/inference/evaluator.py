@@ -5,14 +5,16 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from sedd_jax.data.blocks import Dataset
 from sedd_jax.data.pipeline import heldout_batches
 from sedd_jax.diffusion.proposal import guess_proposal
 from sedd_jax.inference import autoregressive
-from sedd_jax.inference.bound import estimate_bound, exact_nll, sequence_loss
+from sedd_jax.inference.estimate import estimate_bound, exact_nll, sequence_loss
 from sedd_jax.inference.generate import build_generator, free, row_keys
+from sedd_jax.inference.likelihood import Bound
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime import sharding
 from sedd_jax.runtime.components import Baseline, Components
@@ -50,7 +52,7 @@ class Evaluator:
         # parameters come as they lie; every process wants all results
         self._jit = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
         family = self._baseline if isinstance(components, Baseline) else self._diffusion
-        self._name, self._estimate, self._generate = family(components)
+        self._name, self._times, self._estimate, self._generate = family(components)
 
     def _diffusion(self, components):
         t_min = self._config.train.t_min
@@ -63,20 +65,26 @@ class Evaluator:
         def estimate(params):
             return estimate_bound(loss, params, self._keys.evaluate, self._batches)
 
-        return "bound", estimate, self._jit(generator)
+        return "bound", "low-discrepancy", estimate, self._jit(generator)
 
     def _baseline(self, components):
         nll = self._jit(components.model.nll)
         generator = autoregressive.build_generator(components.model, temperature=1.0, top_p=1.0)
-        return "nll", lambda params: exact_nll(nll, params, self._batches), self._jit(generator)
+
+        def estimate(params):
+            return exact_nll(nll, params, self._batches)
+
+        return "nll", "exact", estimate, self._jit(generator)
 
     def bound(self, params: Params) -> dict[str, float]:
         """Returns the held-out bound, or nll, as a row of metrics; the same draws at every call."""
-        bound = self._estimate(params)
+        nats = self._estimate(params)
+        tokens = np.full(len(nats), self._config.model.length)
+        bound = Bound(np.float64(nats)[None], tokens, self._times)
         bits_per_token = bound.nats_per_token / math.log(2)
         return {
             self._name: bound.nats_per_token,
-            f"{self._name}_stderr": bound.stderr / bound.length,
+            f"{self._name}_stderr": bound.data_stderr,
             "perplexity": bound.perplexity,
             "bits_per_byte": bits_per_token / self._bytes_per_token,
         }

@@ -35,7 +35,8 @@ class Diagnostics(NamedTuple):
 Generator = Callable[[Params, Key[Array, "B"], Clamp], tuple[Int[Array, "B L"], Diagnostics]]
 
 
-def row_keys(key: Key[Array, ""], rows: Int[Array, "B"]) -> Key[Array, "B"]:
+@jax.jit
+def row_keys(key: Key[Array, ""], rows: Int[Array | np.ndarray, "B"]) -> Key[Array, "B"]:
     """Returns one key per row: a sample depends on the seed and its row number alone."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 

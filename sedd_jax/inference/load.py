@@ -163,7 +163,8 @@ def load(
 
     Raises:
       BadInput: no such folder, no checkpoint in it, one that does not fit its config, or a damaged
-        one; no other is taken in its place. Or a mesh or a tokenizer that does not fit the model.
+        one; no other is taken in its place. Or a mesh or a tokenizer that does not fit the model,
+        or not the tokenizer of a run that has its own.
     """
     if isinstance(mesh, MeshConfig):
         mesh = sharding.build_mesh(mesh)
@@ -209,6 +210,11 @@ def _load_run(folder, wish):
         if not tokens:
             raise BadInput(f"{folder} lacks its {DATA_FOLDER}/{TOKENIZER_FOLDER}.")
         tokenizer = _fitting(wish.tokenizer or own, tokens, folder)
+        if own and tokenizer.fingerprint() != own.tokenizer.fingerprint():
+            raise BadInput(
+                f"The {tokenizer.kind} tokenizer in {wish.tokenizer.folder} gives other ids than "
+                f"the one that the model in {folder} was trained with; leave it out."
+            )
         components, abstract = _build(config, tokens, wish.mesh)
         params = saved.restore_weights(step, abstract, ema=wish.ema)
     return Checkpoint(components, params, config, tokenizer, step, folder, wish.mesh)

@@ -9,23 +9,24 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from sedd_jax.diffusion.padding import real_positions
 from sedd_jax.model.placement import Placement
 
-Attention = Callable[
-    [Float[Array, "B L H K"], Float[Array, "B L H K"], Float[Array, "B L H K"]],
-    Float[Array, "B L H K"],
-]
+# (query, key, value, lengths=None) -> what they attend to, all [B, L, H, K]
+Attention = Callable[..., Float[Array, "B L H K"]]
 
 SPLASH_BLOCKS = (1024, 512, 256, 128)  # 1024: 269 MB on TPU v5e, 512: 315 (B 16, L 1024, H 12)
 CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
 
 
 def attention_for(implementation: str, placement: Placement, *, causal: bool = False) -> Attention:
-    """Returns attention(query, key, value), softmax(query key^T / sqrt(K)) value for every head.
+    """Returns attention(query, key, value, lengths=None).
 
-    The softmax is float32 whatever the inputs; the result has the type of the inputs.
+    That is softmax(query key^T / sqrt(K)) value for every head. The softmax is float32 whatever the
+    inputs; the result has the type of the inputs. `lengths` [B] are those of the rows, at least 1:
+    keys from there on are seen by none. None for full rows.
 
     Args:
       implementation: which program computes it.
@@ -48,6 +49,8 @@ def xla_attention(
     query: Float[Array, "B L H K"],
     key: Float[Array, "B L H K"],
     value: Float[Array, "B L H K"],
+    lengths: Int[Array, "B"] | None = None,
+    *,
     causal: bool = False,
 ) -> Float[Array, "B L H K"]:
     """Attention in plain JAX.
@@ -64,6 +67,9 @@ def xla_attention(
     logits = logits * width**-0.5
     if causal:
         logits = jnp.where(jnp.tri(length, dtype=bool)[None], logits, -jnp.inf)
+    if lengths is not None:
+        seen = jnp.repeat(real_positions(lengths, length), heads, axis=0)
+        logits = jnp.where(seen[:, None], logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     out = jnp.einsum(
         "nqs,nsk->nqk", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
@@ -76,6 +82,8 @@ def cudnn_attention(
     query: Float[Array, "B L H K"],
     key: Float[Array, "B L H K"],
     value: Float[Array, "B L H K"],
+    lengths: Int[Array, "B"] | None = None,
+    *,
     causal: bool = False,
 ) -> Float[Array, "B L H K"]:
     """Attention by cuDNN, which refuses float32.
@@ -88,7 +96,14 @@ def cudnn_attention(
             f"cuDNN attention takes 16-bit numbers, got {query.dtype.name}: "
             "set model.dtype=bfloat16 or model.attention=xla."
         )
-    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation="cudnn")
+    return jax.nn.dot_product_attention(
+        query,
+        key,
+        value,
+        is_causal=causal,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
 
 
 def splash_attention(placement: Placement, causal: bool = False) -> Attention:
@@ -97,13 +112,14 @@ def splash_attention(placement: Placement, causal: bool = False) -> Attention:
     The query is scaled before the product, and rounded to its type.
     """
 
-    def on_device(query, key, value):
+    def on_device(query, key, value, lengths=None):
         # [B, L, H, K] -> [B, H, L, K]; the kernel has no scale and no batch
         scaled = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
         query, key, value = (jnp.swapaxes(x, 1, 2) for x in (scaled, key, value))
         heads, length = query.shape[1:3]
         kernel = _splash_kernel(heads, length, causal, interpret=placement.platform != "tpu")
-        return jnp.swapaxes(jax.vmap(kernel)(query, key, value), 1, 2)
+        segments = None if lengths is None else _splash_segments(lengths, length)
+        return jnp.swapaxes(jax.vmap(kernel)(query, key, value, segments), 1, 2)
 
     return _on_devices(placement, on_device)
 
@@ -111,11 +127,23 @@ def splash_attention(placement: Placement, causal: bool = False) -> Attention:
 def _on_devices(placement, on_device):
     """Attention of every device's own rows and heads, for what the compiler would not split."""
 
-    def attention(query, key, value):
-        spec = PartitionSpec(placement.batch_axes(query.shape[0]), None, placement.tensor)
-        return placement.per_device(on_device, (spec, spec, spec), spec)(query, key, value)
+    def attention(query, key, value, lengths=None):
+        rows = placement.batch_axes(query.shape[0])
+        spec = PartitionSpec(rows, None, placement.tensor)
+        operands, specs = (query, key, value), (spec, spec, spec)
+        if lengths is not None:
+            operands, specs = (*operands, lengths), (*specs, PartitionSpec(rows))
+        return placement.per_device(on_device, specs, spec)(*operands)
 
     return attention
+
+
+def _splash_segments(lengths, length):
+    """The segments of the kernel: all queries are in that of the keys that are text."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
+    text = real_positions(lengths, length).astype(jnp.int32)
+    return splash_attention_kernel.SegmentIds(jnp.ones_like(text), text)
 
 
 def _splash_kernel(heads, length, causal, interpret):
@@ -160,14 +188,14 @@ def automatic_attention(placement: Placement, causal: bool = False) -> Attention
         IMPLEMENTATIONS[name](placement, causal) for name in ("splash", "xla", "cudnn")
     )
 
-    def on_tpu(query, key, value):
+    def on_tpu(query, key, value, lengths=None):
         fits = query.shape[1] % SPLASH_BLOCKS[-1] == 0
-        return (splash if fits else xla)(query, key, value)
+        return (splash if fits else xla)(query, key, value, lengths)
 
-    def on_gpu(query, key, value):
+    def on_gpu(query, key, value, lengths=None):
         width = query.shape[-1]
         fits = query.dtype in CUDNN_DTYPES and width % 8 == 0 and width <= 128
-        return (cudnn if fits else xla)(query, key, value)
+        return (cudnn if fits else xla)(query, key, value, lengths)
 
     return {"gpu": on_gpu, "tpu": on_tpu}.get(placement.platform, xla)
 

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
+from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.model.attention import attention_for
 from sedd_jax.model.causal import CausalBlock, FinalNorm, attend_to_cache, outputs, token_nll
 from sedd_jax.model.layout import gathered, layout
@@ -41,8 +42,9 @@ class CausalModel(NamedTuple):
         alone, as in the diffusion network (GPT-2's acts on embeddings and attention too).
       token_nll: token_nll(params, before [B, L], tokens [B, L], key=None) -> [B, L], -log p in nats
         of every token after `before` up to its own place. Never writes out B L V numbers.
-      nll: nll(params, tokens [B, L], key=None) -> [B], -log p of every sequence in nats: all L
-        tokens are scored, the first one after `start`.
+      nll: nll(params, tokens [B, L], key=None, lengths=None) -> [B], -log p of every sequence in
+        nats: all tokens are scored, the first one after `start`; of a row that has a length
+        `lengths` [B] the first so many.
       features: features(params, tokens [B, L], last [B]) -> [B, D], what the network makes of a
         text up to the position `last`, before it is projected to the vocabulary.
       empty_cache: empty_cache(batch, length) -> cache, for so many positions.
@@ -128,10 +130,13 @@ def causal_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> 
         return placement.per_device(on_device, specs, rows)(hidden, table, tokens)
 
     def nll(
-        params: Params, tokens: Int[Array, "B L"], key: Key[Array, ""] | None = None
+        params: Params,
+        tokens: Int[Array, "B L"],
+        key: Key[Array, ""] | None = None,
+        lengths: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B"]:
         before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=start)
-        return following(params, before, tokens, key).sum(-1)
+        return zero_padding(following(params, before, tokens, key), lengths).sum(-1)
 
     def features(
         params: Params, tokens: Int[Array, "B L"], last: Int[Array, "B"]

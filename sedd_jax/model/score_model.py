@@ -31,8 +31,10 @@ class ScoreModel(NamedTuple):
     Attributes:
       init: init(key) -> params, a nested dict of float32 arrays. Block parameters carry a leading
         axis of num_blocks.
-      apply: apply(params, xt [B, L], sigma [B], key=None) -> log_score [B, L, V] in float32, 0 at
-        the current token. Dropout acts only where a key is given.
+      apply: apply(params, xt [B, L], sigma [B], key=None, lengths=None) -> log_score [B, L, V] in
+        float32, 0 at the current token. Dropout acts only where a key is given. Where `lengths` [B]
+        are given, what follows them is padding, whatever its ids: no text sees it, and its own
+        log-scores mean nothing.
       score: the same answer as a `Score`, which need not write out B L V numbers.
     """
 
@@ -44,8 +46,9 @@ class ScoreModel(NamedTuple):
 def dense_model(init: Callable, apply: Callable) -> ScoreModel:
     """Returns the score model whose `Score` is what `apply` returns, written out."""
 
-    def score(params, xt, sigma, key=None):
-        return DenseScore(xt, apply(params, xt, sigma, key=key))
+    def score(params, xt, sigma, key=None, lengths=None):
+        padded = {} if lengths is None else {"lengths": lengths}  # unknown to many a dense model
+        return DenseScore(xt, apply(params, xt, sigma, key=key, **padded))
 
     return ScoreModel(init, apply, score)
 
@@ -77,7 +80,7 @@ def score_model(
         params["blocks"] = jax.vmap(lambda k: build(Block, config, k))(block_keys)
         return params
 
-    def body(params, xt, sigma, key):
+    def body(params, xt, sigma, key, lengths):
         """The head, and what it takes: activations [B, L, D] and the conditioning vector."""
         outer = gathered({name: params[name] for name in modules}, placement, "")
         embedding, sigma_embedding, head = (
@@ -88,7 +91,7 @@ def score_model(
 
         def layer(block_params, x, block_key):
             block = nnx.merge(block_structure, block_params)
-            return block(x, cond, rotary, block_key, attention)
+            return block(x, cond, rotary, block_key, attention, lengths)
 
         x = through_blocks(layer, embedding(xt), params["blocks"], key, config, placement)
         return head, x, cond
@@ -111,8 +114,9 @@ def score_model(
         xt: Int[Array, "B L"],
         sigma: Float[Array, "B"],
         key: Key[Array, ""] | None = None,
+        lengths: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B L V"]:
-        head, x, cond = body(params, xt, sigma, key)
+        head, x, cond = body(params, xt, sigma, key, lengths)
         log_score = head(x, cond) - log_normaliser(sigma)[:, None, None]
         at_xt = jax.nn.one_hot(xt, config.num_states, dtype=bool)
         return jnp.where(at_xt, 0, log_score)
@@ -122,8 +126,9 @@ def score_model(
         xt: Int[Array, "B L"],
         sigma: Float[Array, "B"],
         key: Key[Array, ""] | None = None,
+        lengths: Int[Array, "B"] | None = None,
     ) -> Score:
-        head, x, cond = body(params, xt, sigma, key)
+        head, x, cond = body(params, xt, sigma, key, lengths)
         shift = jnp.broadcast_to(log_normaliser(sigma)[:, None], xt.shape)
         table = Table(head.kernel[...], head.bias[...])
         stream = Stream(

@@ -178,6 +178,7 @@ class Block(nnx.Module):
         rotary: tuple[Float[Array, "1 L 1 R"], Float[Array, "1 L 1 R"]],
         dropout_key: Key[Array, ""] | None,
         attention: Attention = xla_attention,
+        lengths: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B L D"]:
         dtype, rate = self.config.dtype, self.config.dropout
         attention_key, mlp_key = (
@@ -188,7 +189,7 @@ class Block(nnx.Module):
 
         h = _modulate(self.attention_norm(x), shift_a, scale_a, dtype)
         query, key, value = jnp.moveaxis(self.qkv(h), -3, 0)
-        h = attention(rotate(query, *rotary), rotate(key, *rotary), value)
+        h = attention(rotate(query, *rotary), rotate(key, *rotary), value, lengths=lengths)
         x = x + gate_a * dropout(self.attention_out(h), rate, attention_key)
 
         h = _modulate(self.mlp_norm(x), shift_m, scale_m, dtype)

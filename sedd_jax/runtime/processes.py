@@ -116,6 +116,13 @@ def meet(name: str) -> None:
         multihost.sync_global_processes(name, timeout=PATIENCE, processes=everyone)
 
 
+def lead_says(value: bool) -> bool:
+    """Returns, on every process, what the lead gives here."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(np.array(value))[0])
+
+
 def _fail_together(error):
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.array(error is not None))

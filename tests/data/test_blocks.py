@@ -99,6 +99,7 @@ def test_blocks_run_on_over_the_borders_of_files(tmp_path, sizes):
     starts = np.array([1, 18, 0, 7])
     wanted = (starts[:, None] + np.arange(4)) % 20  # of the 23 tokens 3 are never read
     assert blocks.read(starts).tolist() == wanted.tolist()
+    assert blocks.stream.tolist() == list(range(23))
 
 
 def test_many_files_are_held_open_as_far_as_may_be(tmp_path):

@@ -95,6 +95,30 @@ def test_every_position_moves_alike_and_apart(position):
     assert both / one == pytest.approx(0.5, abs=0.08)
 
 
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_padded_row_is_drawn_as_the_row_alone():
+    graph, noise = graphs.uniform(VOCAB_SIZE), GEOMETRIC
+    proposal = guess_proposal(graph, noise, T_MIN)
+
+    def draw(keys, x0, lengths=None):
+        def row(key, unit, x0, length):
+            rows = jax.tree.map(lambda x: x[None], (unit, x0, length))
+            return propose(key, proposal, graph, noise, *rows)
+
+        unit = (jnp.arange(len(x0)) + 0.5) / len(x0)
+        return jax.jit(jax.vmap(row))(keys, unit, x0, lengths)
+
+    keys = jax.random.split(jax.random.key(0), 200)
+    x0 = jnp.zeros((200, LENGTH), jnp.int32)
+    padded = draw(keys, jnp.pad(x0, ((0, 0), (0, 3)), constant_values=1), jnp.full(200, LENGTH))
+    alone = draw(keys, x0)
+    np.testing.assert_array_equal(padded.t, alone.t)
+    np.testing.assert_allclose(padded.weight, alone.weight, rtol=1e-6)
+    np.testing.assert_array_equal(padded.xt[..., :LENGTH], alone.xt)
+    assert (padded.xt[..., LENGTH:] == 1).all()
+    assert (alone.xt != 0).any((0, 1)).all()  # every real position moves in some row
+
+
 def test_the_weighted_loss_of_the_guess_itself_hardly_varies(case):
     graph, noise = case
     draw = _draw(graph, noise, plain=False)

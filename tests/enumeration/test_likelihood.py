@@ -11,7 +11,7 @@ from sedd_jax.diffusion.proposal import plain_proposal
 from sedd_jax.enumeration.likelihood import base_law, exact_bound, exact_nll, loss_at
 from sedd_jax.enumeration.scores import exact_model, exact_params
 from sedd_jax.enumeration.space import float64
-from sedd_jax.inference.bound import sequence_loss
+from sedd_jax.inference.estimate import sequence_loss
 from sedd_jax.model.score_model import dense_model
 from sedd_jax.runtime.components import Components
 
@@ -87,7 +87,7 @@ def test_the_loss_at_a_time_is_the_mean_of_the_training_loss(brute):
     unit = jnp.full(draws, (0.6 - T_MIN) / (1 - T_MIN))
     for column, row in enumerate(brute.space.clean[:3]):
         x0 = jnp.tile(jnp.asarray(brute.space.states[row]), (draws, 1))
-        nats = np.asarray(loss({}, jax.random.key(int(row)), unit, x0))
+        nats = np.asarray(loss({}, jax.random.split(jax.random.key(int(row)), draws), unit, x0))
         assert abs(nats.mean() - exact[column]) < 4 * nats.std() / np.sqrt(draws)
 
 

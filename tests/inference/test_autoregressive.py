@@ -147,9 +147,10 @@ def test_a_run_leaves_exact_figures_and_samples(run):
 def test_the_bound_is_exact(checkpoint):
     tokens = np.random.default_rng(0).integers(0, 257, (4, 12)).astype(np.int32)
     bound = sedd.nll_bound(KEY, checkpoint, tokens, batch_size=2)
-    assert (bound.nats.shape, bound.length) == ((4,), 12)
+    assert bound.nats.shape == (1, 4) and bound.tokens.tolist() == [12] * 4
     wanted = jax.jit(checkpoint.model.nll)(checkpoint.params, jnp.asarray(tokens))
-    np.testing.assert_allclose(bound.nats, wanted, rtol=1e-5)
+    np.testing.assert_allclose(bound.nats[0], wanted, rtol=1e-5)
+    assert bound.stderr == 0 < bound.data_stderr and bound.by_t == []
     with pytest.raises(BadInput, match=r"needs ids in \[0, 257\)"):
         sedd.nll_bound(KEY, checkpoint, tokens + 257)
     with pytest.raises(BadInput, match="at most 32 tokens"):

@@ -1,3 +1,6 @@
+import dataclasses
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,12 +12,19 @@ from scipy.special import xlogy
 import sedd_jax as sedd
 from sedd_jax.diffusion.proposal import guess_proposal
 from sedd_jax.diffusion.score_entropy import prior_kl
+from sedd_jax.enumeration.likelihood import base_law, exact_bound
+from sedd_jax.enumeration.space import Space
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.bound import Bound, estimate_bound, sequence_loss
-from sedd_jax.model.score_model import dense_model
+from sedd_jax.inference.estimate import estimate_bound, sequence_loss
+from sedd_jax.inference.likelihood import Bound, split_by_t
+from sedd_jax.inference.load import Checkpoint
+from sedd_jax.model.score_model import dense_model, score_model
+from sedd_jax.model.transformer import TransformerConfig
 from sedd_jax.runtime.components import Components
+from sedd_jax.runtime.config import Config
 
 VOCAB_SIZE, LENGTH = 5, 4
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def constant_model(graph):
@@ -40,8 +50,9 @@ def knows_nothing():
 def test_a_uniform_guess_has_the_entropy_of_a_uniform_guess(knows_nothing):
     """Exact: log V per token, of those noised at t = 1. The proposal leaves no variance."""
     tokens = jax.random.randint(jax.random.key(0), (40, LENGTH), 0, VOCAB_SIZE)
-    bound = estimate_bound(knows_nothing, {}, jax.random.key(1), np.split(tokens, 4))
-    assert bound.nats.shape == (40,)
+    nats = estimate_bound(knows_nothing, {}, jax.random.key(1), np.split(tokens, 4))
+    assert nats.shape == (40,)
+    bound = Bound(nats[None], np.full(40, LENGTH), "low-discrepancy")
     assert bound.nats_per_token == pytest.approx((1 - 1e-3) * np.log(VOCAB_SIZE), rel=1e-3)
     assert bound.stderr < 1e-2
     assert bound.perplexity == pytest.approx(np.exp(bound.nats_per_token))
@@ -52,22 +63,210 @@ def test_the_estimate_is_a_function_of_its_key_and_not_of_the_batches(knows_noth
     batches = [tokens[:4], tokens[4:]]
 
     def nats(seed):
-        return estimate_bound(knows_nothing, {}, jax.random.key(seed), batches).nats
+        return estimate_bound(knows_nothing, {}, jax.random.key(seed), batches)
 
     chex.assert_trees_all_equal(nats(0), nats(0))
     assert not np.array_equal(nats(0), nats(1))
 
 
-def test_standard_error_of_the_mean():
-    bound = Bound(np.array([1.0, 3.0]), length=2)
-    assert (bound.mean, bound.nats_per_token, bound.stderr) == (2.0, 1.0, 1.0)
+def test_figures_per_token():
+    """Two sequences of 1 and 3 tokens, two draws; every number by hand."""
+    drawn = Bound(np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([1, 3]), "low-discrepancy")
+    assert drawn.nats_per_token == 1.5  # (2 + 4) / 4
+    assert drawn.perplexity == pytest.approx(np.exp(1.5))
+    assert drawn.stderr == pytest.approx(np.sqrt(2 / 2 + 8 / 2) / 4)  # variances over 2 draws
+    assert drawn.perplexity_stderr == pytest.approx(np.exp(1.5) * drawn.stderr)
+    assert drawn.data_stderr == pytest.approx(np.sqrt(2 * (0.5**2 + 0.5**2)) / 4)
+    # nodes are at 3 / 4 and 9 / 4 nats a token; what is left of the differences is +-1/4
+    nodes = dataclasses.replace(drawn, times="quadrature")
+    assert nodes.stderr == pytest.approx(np.sqrt(4 * 4 * 0.25**2) / (2 * 4))
+    one = dataclasses.replace(drawn, nats=drawn.nats[:1])
+    assert one.stderr == one.data_stderr > 0
+    exact = dataclasses.replace(one, times="exact")
+    assert exact.stderr == exact.perplexity_stderr == 0 < exact.data_stderr
+
+
+def test_what_cannot_be_told_is_nan():
+    single = Bound(np.ones((1, 1)), np.ones(1, int), "low-discrepancy")
+    assert np.isnan([single.stderr, single.data_stderr]).all()
+    denied = Bound(np.array([[1.0, np.inf], [1.0, 2.0]]), np.ones(2, int), "low-discrepancy")
+    assert denied.nats_per_token == denied.perplexity == np.inf
+    assert np.isnan([denied.stderr, denied.data_stderr, denied.perplexity_stderr]).all()
+
+
+def test_parts_of_t():
+    nats, t = np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([[0.2, 0.201], [0.999, 1.0]])
+    parts = split_by_t(nats, t, np.array([1, 3]), t_min=0.2)
+    assert len(parts) == 16
+    assert parts[0] == pytest.approx((0.2, 0.25, 3 / 8))
+    assert parts[-1] == pytest.approx((0.95, 1, 9 / 8))
+    assert sum(part for _, _, part in parts) == pytest.approx(1.5)
+
+
+NOISE = sedd.noise.geometric(1e-2, 6.0)
+SIZES = TransformerConfig(
+    num_states=4,
+    hidden_size=16,
+    cond_dim=8,
+    num_blocks=1,
+    num_heads=2,
+    dropout=0.0,
+    dtype=jnp.dtype("float32"),
+    max_length=5,
+)
+
+
+@functools.cache
+def small(graph):
+    """A network with random weights over so few sequences that its bound can be summed up."""
+    graph = sedd.graph.GRAPHS[graph](3 if graph == "absorb" else 4)
+    model = score_model(SIZES, scale_by_sigma=graph.mask_id is not None)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(0.15 * rng.standard_normal(x.shape), jnp.float32),
+        jax.eval_shape(model.init, jax.random.key(0)),
+    )
+    config = Config()
+    train = dataclasses.replace(config.train, t_min=0.02)
+    model_config = dataclasses.replace(config.model, length=5, learned_positions=True)
+    config = dataclasses.replace(config, train=train, model=model_config)
+    return Checkpoint(Components(graph, NOISE, model), params, config, None, None)
+
+
+@functools.cache
+def text(graph):
+    """Sequences of 2 and of 3 tokens, their lengths, and their bound in both conventions."""
+    checkpoint = small(graph)
+    rng, parts = np.random.default_rng(0), []
+    for length in (2, 3):
+        space = Space(checkpoint.graph, length)
+        chosen = rng.choice(len(space.clean), 8, replace=False)
+        base = base_law(space, NOISE, space.guess())
+        terms = exact_bound(checkpoint.components, checkpoint.params, space, base, 0.02, 20)
+        states = np.pad(space.states[space.clean[chosen]], ((0, 0), (0, 3 - length)))
+        rows = (states, np.full(8, length), terms.diffusion[chosen] / 0.98, terms.total[chosen])
+        parts.append(rows)
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]
+
+
+GRAPHS = pytest.mark.parametrize(
+    "graph", ["absorb", pytest.param("uniform", marks=pytest.mark.slow)]
+)
+
+
+@GRAPHS
+def test_the_bound_of_padded_rows_is_the_exact_one(graph):
+    checkpoint = small(graph)
+    tokens, lengths, published, total = text(graph)
+
+    def check(wanted, **options):
+        bound = sedd.nll_bound(
+            jax.random.key(0), checkpoint, tokens, lengths=lengths, batch_size=16, **options
+        )
+        error = bound.nats_per_token - wanted.sum() / lengths.sum()
+        assert abs(error) < 3 * bound.stderr
+        assert bound.stderr < 0.05 * bound.nats_per_token
+        return bound
+
+    drawn = check(published, draws=200)
+    nodes = check(published, draws=100, times="quadrature")
+    complete = check(total, draws=200, complete=True)
+    for bound in (drawn, nodes):
+        assert sum(part for *_, part in bound.by_t) == pytest.approx(bound.nats_per_token)
+    integral = 0.98 * published.sum() / lengths.sum()
+    parts = [part for *_, part in complete.by_t]
+    assert abs(sum(parts) - integral) < 4 * drawn.stderr
+    early = [part for _, high, part in nodes.by_t if high <= 0.51]
+    assert sum(early) == pytest.approx(sum(parts[:8]) / 0.98, abs=4 * nodes.stderr)
+
+
+@GRAPHS
+@pytest.mark.parametrize(("times", "draws"), [("low-discrepancy", 4), ("quadrature", 16)])
+def test_another_seed_moves_it_by_its_stated_error(graph, times, draws):
+    checkpoint = small(graph)
+    tokens, lengths, *_ = text(graph)
+    bounds = [
+        sedd.nll_bound(
+            jax.random.key(seed), checkpoint, tokens, lengths=lengths, draws=draws, times=times
+        )
+        for seed in range(50)
+    ]
+    spread = np.std([bound.nats_per_token for bound in bounds], ddof=1)
+    stated = np.sqrt(np.mean([bound.stderr**2 for bound in bounds]))
+    assert 0.3 < spread / stated < 1.2
+
+
+def test_neither_batches_nor_padding_move_it():
+    checkpoint, told = small("absorb"), []
+    tokens, lengths, *_ = text("absorb")
+
+    def nats(tokens, **options):
+        return sedd.nll_bound(
+            jax.random.key(0),
+            checkpoint,
+            tokens,
+            lengths=lengths,
+            draws=2,
+            complete=True,
+            **options,
+        ).nats
+
+    wider = np.pad(tokens, ((0, 0), (0, 2)), constant_values=-7)
+    moved = nats(wider, batch_size=5, progress=lambda done, total: told.append((done, total)))
+    np.testing.assert_allclose(moved, nats(tokens), rtol=1e-5)
+    assert told == [(done, 16) for done in range(1, 17)]  # 4 batches, 2 draws, 2 terms
+
+
+def test_weights_that_are_not_numbers_are_named():
+    checkpoint = small("absorb")
+    params = jax.tree.map(lambda x: x * jnp.nan, checkpoint.params)
+    broken = dataclasses.replace(checkpoint, params=params)
+    with pytest.raises(
+        FloatingPointError, match=r"not finite in rows 0, 1, 2, 3, 4, \.\.\.: its w"
+    ):
+        sedd.nll_bound(jax.random.key(0), broken, np.zeros((9, 3), int))
+
+
+def test_a_denied_token_makes_a_complete_bound_infinite():
+    """Under the uniform graph a score far below the others is a denial at the final step."""
+    checkpoint = small("uniform")
+
+    def apply(params, xt, sigma, key=None):
+        del params, sigma, key
+        return jnp.broadcast_to(jnp.where(jnp.arange(4) == 0, -9.0, 2.0), (*xt.shape, 4))
+
+    components = checkpoint.components._replace(model=dense_model(dict, apply))
+    denies = dataclasses.replace(checkpoint, components=components, params={})
+    tokens = np.zeros((64, 2), int)
+    bound = sedd.nll_bound(jax.random.key(0), denies, tokens, complete=True)
+    assert np.isinf(bound.nats).any() and bound.nats_per_token == np.inf
+    assert np.isfinite(sum(part for *_, part in bound.by_t))
+    assert np.isfinite(sedd.nll_bound(jax.random.key(0), denies, tokens).nats).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lengths": [3]}, "one length from 1 to 3 for each of the 2 rows"),
+        ({"lengths": [3, 4]}, "one length from 1 to 3"),
+        ({"lengths": [0, 3]}, "one length from 1 to 3"),
+        ({"lengths": [1.5, 3]}, "one length from 1 to 3"),
+        ({"draws": 0}, "draws must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"times": "even"}, "times must be one of low-discrepancy, quadrature, got 'even'"),
+        ({"times": "quadrature"}, "at least 2 nodes: set draws"),
+    ],
+)
+def test_bad_settings_of_the_bound_are_named(options, message):
+    with pytest.raises(BadInput, match=message):
+        sedd.nll_bound(jax.random.key(0), small("absorb"), np.zeros((2, 3), int), **options)
 
 
 def test_nll_bound_of_a_trained_run(smoke_run):
     checkpoint = sedd.load(smoke_run)
     tokens = np.full((6, 32), ord("e"), np.int32)
     bound = sedd.nll_bound(jax.random.key(0), checkpoint, tokens, batch_size=4)
-    assert bound.nats.shape == (6,)
+    assert bound.nats.shape == (1, 6)
     assert 0 < bound.nats_per_token < np.log(258)
     with pytest.raises(BadInput, match=r"needs ids in \[0, 257\)"):
         sedd.nll_bound(jax.random.key(0), checkpoint, tokens * 0 + 257)

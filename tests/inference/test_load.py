@@ -130,6 +130,16 @@ def answers(loaded):
     )
 
 
+def test_a_mesh_gives_the_same_bound(network):
+    """Five rows of different lengths, which eight devices do not divide."""
+    tokens, lengths = random_tokens(5, 16, 200), np.array([16, 3, 16, 9, 1])
+    here, there = (
+        sedd.nll_bound(jax.random.key(1), loaded, tokens, lengths=lengths, batch_size=3)
+        for loaded in (sedd.load(network), sedd.load(network, mesh=MESHES["fsdp and tensor"]))
+    )
+    np.testing.assert_allclose(there.nats, here.nats, rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_every_mesh_gives_the_same_answers(network, alone, name):
@@ -179,6 +189,11 @@ def test_a_tokenizer_that_does_not_fit_is_refused(network, smoke_run, tmp_path):
     Characters("abc").save(tmp_path / "abc")
     with pytest.raises(BadInput, match="in .*/abc has 4 tokens and the model in .* 257;"):
         sedd.load(smoke_run, tokenizer=tmp_path / "abc")
+    Characters("".join(map(chr, range(200, 456)))).save(tmp_path / "letters")
+    with pytest.raises(BadInput, match="/letters gives other ids than .* trained with; leave it"):
+        sedd.load(smoke_run, tokenizer=tmp_path / "letters")
+    own = smoke_run / "data" / "tokenizer"
+    assert sedd.load(smoke_run, tokenizer=own).tokenizer.vocab_size == 257
     with pytest.raises(BadInput, match="no tokenizer in .*nor encoder.json and vocab.bpe or vocab"):
         sedd.load(network, tokenizer=network)
     with pytest.raises(BadInput, match="There is no folder absent"):

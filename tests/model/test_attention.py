@@ -95,6 +95,32 @@ def test_causal_attention_sees_no_later_position(implementation, length):
     check_against_naive(attention, inputs(*shape), normal(3, *shape), causal=True)
 
 
+@pytest.mark.parametrize(("implementation", "length"), [("xla", 7), ("splash", 384)])
+def test_keys_in_the_padding_are_seen_by_none(implementation, length):
+    attention = attention_for(implementation, Placement())
+    operands, weight = inputs(2, length, 1, 16), normal(3, 2, length, 1, 16)
+    lengths = jnp.array([length - 3, 1])
+    text = jnp.arange(length)[None] < lengths[:, None]
+    weight = jnp.where(text[..., None, None], weight, 0)  # as a loss over text weighs
+
+    @jax.jit
+    def padded(*operands):
+        out, back = jax.vjp(lambda *x: attention(*x, lengths), *operands)
+        return out, back(weight)
+
+    out, gradients = padded(*operands)
+    for row, n in enumerate(lengths.tolist()):
+        alone = [x[row : row + 1, :n] for x in operands]
+        np.testing.assert_allclose(out[row : row + 1, :n], naive_attention(*alone), atol=2e-6)
+        wanted = naive_gradients(*alone, weight[row : row + 1, :n])
+        for found, of_text in zip(gradients, wanted, strict=True):
+            np.testing.assert_allclose(found[row : row + 1, :n], of_text, atol=5e-6)
+            assert not found[row, n:].any()
+    other = [jnp.where(text[..., None, None], x, 100 * x + 1) for x in operands]
+    again, _ = padded(*other)
+    np.testing.assert_array_equal(again[text], out[text])
+
+
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
 def test_bfloat16_is_off_by_roundings_of_inputs_and_weights_only(implementation):
     operands = inputs(1, 128, 2, 64, dtype=jnp.bfloat16)
@@ -167,11 +193,12 @@ def test_platform_is_that_of_the_mesh_or_of_the_default_device(placement):
     assert placement.platform == Placement().platform == "cpu"
 
 
-def lowered(implementation, placement, platform, shape, dtype, causal=False):
+def lowered(implementation, placement, platform, shape, dtype, causal=False, padded=False):
     """The program for another platform, which needs no such device."""
     operand = jax.ShapeDtypeStruct(shape, dtype)
+    lengths = jax.ShapeDtypeStruct(shape[:1], jnp.int32) if padded else None
     attention = attention_for(implementation, placement, causal=causal)
-    traced = jax.jit(attention).trace(operand, operand, operand)
+    traced = jax.jit(attention).trace(operand, operand, operand, lengths)
     return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
@@ -201,12 +228,15 @@ def test_auto_on_a_gpu_is_cudnn_where_it_can_be(case, monkeypatch):
     assert ("__cudnn$fmha" in text) == fits
 
 
-@pytest.mark.parametrize(("causal", "mask"), [(False, "NO_MASK"), (True, "CAUSAL")])
-def test_the_mask_of_cudnn(causal, mask, monkeypatch):
+@pytest.mark.parametrize(
+    ("causal", "padded", "mask"),
+    [(False, False, "NO_MASK"), (True, False, "CAUSAL"), (False, True, "PADDING")],
+)
+def test_the_mask_of_cudnn(causal, padded, mask, monkeypatch):
     monkeypatch.setattr(
         "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91_000
     )
-    text = lowered("auto", OnGpu(), "cuda", (2, 100, 2, 64), jnp.bfloat16, causal)
+    text = lowered("auto", OnGpu(), "cuda", (2, 100, 2, 64), jnp.bfloat16, causal, padded)
     assert f"mask_type\\22: \\22{mask}\\22" in text
 
 

@@ -237,3 +237,13 @@ def test_more_positions_than_learned_are_refused():
         MODEL.apply(random_params(), tokens(1, 13))
     with pytest.raises(ValueError, match="has learned 12 positions, got 13"):
         MODEL.empty_cache(1, 13)
+
+
+def test_padding_at_the_end_is_not_scored():
+    nll, lengths = jax.jit(MODEL.nll), jnp.array([7, 4, 1], jnp.int32)
+    padded = nll(random_params(), tokens(), lengths=lengths)
+    for row, length in enumerate(lengths.tolist()):
+        alone = nll(random_params(), tokens()[row : row + 1, :length])
+        np.testing.assert_allclose(padded[row : row + 1], alone, rtol=1e-5)
+    other = jnp.where(jnp.arange(7)[None] < lengths[:, None], tokens(), 5)
+    np.testing.assert_array_equal(nll(random_params(), other, lengths=lengths), padded)

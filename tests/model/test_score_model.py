@@ -161,6 +161,18 @@ def test_length_and_batch_are_not_fixed():
     np.testing.assert_allclose(one[0], long[1], atol=2e-5)
 
 
+def test_a_padded_row_is_the_row_alone():
+    params, xt, lengths = random_params(), tokens(), jnp.array([7, 4, 1])
+    padded = np.asarray(apply(params, xt, SIGMA, lengths=lengths))
+    for row, length in enumerate(lengths.tolist()):
+        one = slice(row, row + 1)
+        alone = apply(params, xt[one, :length], SIGMA[one])
+        np.testing.assert_allclose(padded[one, :length], alone, atol=2e-5)
+    text = np.arange(7) < np.array(lengths)[:, None]
+    other = apply(params, jnp.where(text, xt, 5), SIGMA, lengths=lengths)
+    np.testing.assert_array_equal(np.asarray(other)[text], padded[text])
+
+
 def test_dropout_is_a_function_of_the_key():
     params, xt = random_params(), tokens()
     first, second = jax.random.split(jax.random.key(0))

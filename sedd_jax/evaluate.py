@@ -1,0 +1,178 @@
+"""Evaluates a model: `python -m sedd_jax.evaluate --checkpoint=runs/tiny --suite=heldout`.
+
+Likelihoods of data sets, with all that they depend on: `--suite=zeroshot --data=FOLDER` for those
+of the paper. Every figure is written to a file of its own as soon as it is known; the same command
+goes on from there.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from absl import flags
+
+from sedd_jax.data.draft import check_local
+from sedd_jax.display.table import Table, markdown
+from sedd_jax.errors import BadInput
+from sedd_jax.evaluation import likelihood
+from sedd_jax.evaluation.anchors import published
+from sedd_jax.evaluation.library import Library
+from sedd_jax.evaluation.protocol import CONVENTIONS, Choices
+from sedd_jax.evaluation.record import FOLDER, Record
+from sedd_jax.inference.bound import TIMES
+from sedd_jax.inference.load import Checkpoint, load
+from sedd_jax.runtime import checkpoint as checkpoints
+from sedd_jax.runtime import cli, processes
+from sedd_jax.runtime.config import MeshConfig
+from sedd_jax.runtime.lead import is_lead, say
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Run folder or folder of published weights, or OWNER/NAME on the hub."
+)
+_STEP = flags.DEFINE_integer("checkpoint_step", None, "Step to load; the latest by default.")
+_EMA = flags.DEFINE_bool("ema", True, "Use the averaged weights.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "Folder, or OWNER/NAME, of the tokenizer; by default that of the checkpoint."
+)
+_MESH = flags.DEFINE_list(
+    "mesh", None, "Axes of devices, as in fsdp:4,tensor:2; by default a copy on every device."
+)
+_SUITE = flags.DEFINE_list("suite", None, f"What to score: {', '.join(likelihood.SUITES)}.")
+_DATA = flags.DEFINE_string("data", None, "Folder below which the files of data sets are.")
+_SOURCES = flags.DEFINE_list("sources", [], "Files of single data sets, as in ptb=test.txt.")
+_DOWNLOAD = flags.DEFINE_bool("download", False, "Fetch the data sets that are not here.")
+_PROTOCOL = flags.DEFINE_enum("protocol", "sedd", list(CONVENTIONS), "Splits and end-of-text rule.")
+_DRAWS = flags.DEFINE_integer("draws", 16, "Draws of (t, x_t) for every block.", lower_bound=1)
+_TIMES = flags.DEFINE_enum("times", "low-discrepancy", TIMES, "How draws are spread in t.")
+_COMPLETE = flags.DEFINE_bool("complete", False, "All terms of the bound, not the published ones.")
+_MAX_BLOCKS = flags.DEFINE_integer(
+    "max_blocks", None, "Score so many blocks of a data set, evenly spaced.", lower_bound=1
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0, upper_bound=2**32 - 1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Blocks at a time.", lower_bound=1)
+_PUBLISHED = flags.DEFINE_enum(
+    "published", "comparable", ["comparable", "all"], "Which published figures to print."
+)
+_OUTPUT = flags.DEFINE_string("output", None, f"Folder for the results; RUN/{FOLDER} by default.")
+
+
+def main() -> None:
+    """Evaluates as the flags say."""
+    if not _CHECKPOINT.value:
+        raise BadInput("--checkpoint=FOLDER is needed.")
+    if not _SUITE.value:
+        raise BadInput(f"--suite is needed, one or more of {', '.join(likelihood.SUITES)}.")
+    processes.join()
+    library = Library(_DATA.value and Path(_DATA.value), _sources(), _DOWNLOAD.value)
+    names, lacking = likelihood.names_of(_SUITE.value, library, _PROTOCOL.value)
+    folder = _folder()
+    checkpoint = load(
+        _CHECKPOINT.value,
+        step=_STEP.value,
+        ema=_EMA.value,
+        mesh=cli.mesh_from(_MESH) or MeshConfig(),
+        tokenizer=_TOKENIZER.value,
+    )
+    for suite, words in lacking.items():
+        _tell(f"Of {suite} there is no data for:", *words)
+    _show(_likelihoods(checkpoint, names, library, folder))
+    say(f"\nRecords: {folder}")
+
+
+def _likelihoods(checkpoint: Checkpoint, names: list[str], library: Library, folder: Path):
+    choices = Choices(
+        protocol=_PROTOCOL.value,
+        draws=_DRAWS.value,
+        times=_TIMES.value,
+        complete=_COMPLETE.value,
+        seed=_SEED.value,
+        max_blocks=_MAX_BLOCKS.value,
+    )
+
+    def gather():
+        return likelihood.gather(checkpoint, names, library, choices)
+
+    def gather_first():
+        subjects = gather()  # one downloads for all
+        _open(folder)
+        return subjects
+
+    subjects = processes.in_turn(gather_first, gather)
+    return [
+        likelihood.measure(
+            checkpoint,
+            subject,
+            choices,
+            folder,
+            averaged=_EMA.value,
+            batch_size=_BATCH_SIZE.value,
+        )
+        for subject in subjects
+    ]
+
+
+def _show(records: list[Record]) -> None:
+    """Prints tables of the records, on the lead."""
+    if not is_lead():
+        return
+    tables = [_table(records), published(records, everything=_PUBLISHED.value == "all")]
+    print("\n\n".join(f"{table.title}\n\n{markdown(table)}" for table in tables if table))
+
+
+def _table(records):
+    shown = (
+        "perplexity", "perplexity_stderr", "bits_per_byte", "bits_per_token", "nats_per_token",
+        "stderr", "data_stderr", "tokens",
+    )  # fmt: skip
+    rows = [
+        (
+            record.name,
+            "exact" if record.figures["exact"] else "bound",
+            *(
+                f"{value:.4f}" if isinstance(value, float) else value
+                for value in map(record.figures.get, shown)
+            ),
+        )
+        for record in records
+    ]
+    return Table("Likelihoods", ("data set", "", *shown), rows)
+
+
+def _sources():
+    """The files of --sources, by data set."""
+    pairs = [entry.partition("=") for entry in _SOURCES.value]
+    if wrong := [name for name, equals, path in pairs if not (name and path)]:
+        raise BadInput(f"--sources takes NAME=FILE,..., as in ptb=test.txt; got {wrong[0]!r}.")
+    return {name: path for name, _, path in pairs}
+
+
+def _folder():
+    """Where the results go."""
+    if _OUTPUT.value:
+        folder = Path(_OUTPUT.value)
+    elif (Path(_CHECKPOINT.value) / checkpoints.FOLDER).is_dir():
+        folder = Path(_CHECKPOINT.value) / FOLDER
+    else:
+        raise BadInput(f"{_CHECKPOINT.value} is no run folder here: give --output=FOLDER.")
+    check_local(folder, "--output")
+    return folder
+
+
+def _open(folder):
+    """Makes the folder of the results, and tries it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise BadInput(
+            f"{folder} cannot be made or written to ({error.strerror}): give another --output."
+        ) from error
+
+
+def _tell(*lines):
+    if is_lead():
+        print("\n  ".join(lines), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

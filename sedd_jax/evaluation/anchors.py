@@ -1,0 +1,191 @@
+"""Published figures, to stand beside measured ones.
+
+They were taken from texts of the papers as others had converted them, and are to be checked there
+before they are cited. All but those of autoregressive models are upper bounds.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sedd_jax.display.table import Cell, Table
+from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
+from sedd_jax.evaluation.record import Record
+
+_SEDD, _MD4 = "SEDD, arXiv 2310.16834", "MD4, arXiv 2406.04329"
+_RADD, _MDLM = "RADD, arXiv 2406.03736", "MDLM, arXiv 2406.07524"
+_SIZES = {"small": (60e6, 250e6), "medium": (250e6, 700e6)}  # parameters
+_MDLM_SETS = (
+    "ptb", "wikitext103", "lm1b", "lambada", "ag_news",
+    "scientific_papers_pubmed", "scientific_papers_arxiv",
+)  # fmt: skip
+
+
+class Anchor(NamedTuple):
+    """A row of a published table.
+
+    Attributes:
+      model: its name there.
+      source: the paper that prints it.
+      figures: by data set; perplexities, of text8 bits per character.
+      protocol: of the evaluation.
+      size: key of _SIZES.
+      length: of the model.
+      tokenizer: the kind that the figures are per token of; None: they are per character.
+      caution: what to know before comparing; "" if nothing is known.
+    """
+
+    model: str
+    source: str
+    figures: dict[str, float]
+    protocol: str
+    size: str
+    length: int
+    tokenizer: str | None
+    caution: str = ""
+
+    def fits(self, record: Record) -> bool:
+        """Says whether a measured figure can be compared with this row."""
+        model = record.model
+        low, high = _SIZES[self.size]
+        return (
+            record.name in self.figures
+            and record.protocol["protocol"] == self.protocol
+            and model["length"] == self.length
+            and low <= model["parameters"] < high
+            and self.tokenizer in (None, model["tokenizer"])
+        )
+
+
+def _zeroshot(size: str, rows: list[tuple]) -> list[Anchor]:
+    return [
+        Anchor(
+            model, source, dict(zip(ZEROSHOT, figures, strict=True)), "sedd", size, 1024, "gpt2",
+            *caution,
+        )
+        for model, source, figures, *caution in rows
+    ]  # fmt: skip
+
+
+_MD4_DOUBT = "WikiText2 and WikiText103 alike in the copy"
+ANCHORS: list[Anchor] = [
+    *_zeroshot(
+        "small",
+        [
+            ("GPT-2", _SEDD, (45.04, 42.43, 138.43, 41.60, 75.20), "trained on WebText"),
+            ("SEDD absorb", _SEDD, (50.92, 41.84, 114.24, 40.62, 79.29)),
+            ("SEDD absorb, by MD4", _MD4, (49.73, 38.94, 107.54, 39.15, 72.96)),
+            ("SEDD absorb, unscaled", _RADD, (52.21, 44.75, 130.49, 43.14, 80.70)),
+            ("SEDD uniform", _SEDD, (65.40, 50.27, 140.12, 49.60, 101.37)),
+            ("D3PM", _SEDD, (93.47, 77.28, 200.82, 75.16, 138.92)),
+            ("PLAID", _SEDD, (57.28, 51.80, 142.60, 50.86, 91.12)),
+            ("RADD-DSE", _RADD, (49.57, 38.83, 111.74, 37.46, 72.35), "400k steps"),
+            ("RADD-AO", _RADD, (50.27, 38.26, 110.38, 35.90, 74.28)),
+            ("MD4", _MD4, (48.43, 34.94, 102.26, 35.90, 68.10)),
+        ],
+    ),
+    *_zeroshot(
+        "medium",
+        [
+            ("GPT-2", _SEDD, (35.66, 31.80, 123.14, 31.39, 55.72), "trained on WebText"),
+            ("SEDD absorb", _SEDD, (42.77, 31.04, 87.12, 29.98, 61.19)),
+            ("SEDD uniform", _SEDD, (51.28, 38.93, 102.28, 36.81, 79.12)),
+            ("RADD-DSE", _RADD, (42.30, 29.17, 75.16, 28.03, 57.45)),
+            ("RADD-AO", _RADD, (41.96, 29.96, 79.06, 28.51, 57.07)),
+            ("MD4", _MD4, (44.12, 25.84, 66.07, 25.84, 51.45), _MD4_DOUBT),
+        ],
+    ),
+    *[
+        Anchor(
+            model, _MDLM, dict(zip(_MDLM_SETS, figures, strict=True)), "mdlm", "small", 1024,
+            "gpt2", "which Wikitext is not said; taken for WikiText103",
+        )
+        for model, figures in [
+            ("AR", (82.05, 25.75, 51.25, 51.28, 52.09, 49.01, 41.73)),
+            ("SEDD, retrained", (100.09, 34.28, 68.20, 49.86, 62.09, 44.53, 38.48)),
+            ("MDLM", (95.26, 32.83, 67.01, 47.52, 61.15, 41.89, 37.37)),
+        ]
+    ],
+    *[
+        Anchor(model, source, {"text8": bits}, "sedd", "small", 256, None, "trained on text8")
+        for model, source, bits in [
+            ("AR", _SEDD, 1.23),
+            ("SEDD absorb", _SEDD, 1.39),
+            ("SEDD uniform", _SEDD, 1.47),
+            ("D3PM absorb", _SEDD, 1.45),
+            ("D3PM uniform", _SEDD, 1.61),
+            ("MD4", _MD4, 1.37),
+        ]
+    ],
+    *[
+        Anchor(
+            model, source, {"lm1b": perplexity}, "sedd", "small", 128, "bert-base-uncased",
+            "trained on 1BW; length and tokens are another's",
+        )
+        for model, source, perplexity in [
+            ("AR", _SEDD, 31.98),
+            ("SEDD absorb", _SEDD, 32.79),
+            ("SEDD uniform", _SEDD, 40.25),
+            ("D3PM absorb", _SEDD, 77.50),
+        ]
+    ],
+]  # fmt: skip
+
+
+def published(records: Sequence[Record], *, everything: bool = False) -> Table | None:
+    """Returns measured likelihoods with the published rows of the same data sets below them.
+
+    Perplexities; of text8 bits per character. A row stands there for data sets where protocol,
+    length, tokens and the order of size agree. None if there is no such row.
+
+    Args:
+      records: likelihoods.
+      everything: all rows that have one of the data sets, comparable or not.
+    """
+    records = [record for record in records if record.kind == "likelihood"]
+    rows = [
+        (anchor, {r.name for r in records if r.name in anchor.figures})
+        if everything
+        else (anchor, {r.name for r in records if anchor.fits(r)})
+        for anchor in ANCHORS
+    ]
+    rows = [(anchor, names) for anchor, names in rows if names]
+    shown = [name for name in TEXT_SETS if any(name in names for _, names in rows)]
+    if not shown:
+        return None
+    measured = _measured(records, shown)
+    below = [
+        (
+            anchor.model,
+            f"{anchor.source}, {anchor.size}, {anchor.length} tokens, protocol {anchor.protocol}",
+            *(_cell(anchor.figures.get(name) if name in names else None) for name in shown),
+            anchor.caution,
+        )
+        for anchor, names in rows
+    ]
+    titles = [f"{TEXT_SETS[name].title}{', bits' * (name == 'text8')}" for name in shown]
+    columns = ("model", "source", *titles, "caution")
+    return Table("Published figures", columns, [*measured, *below])
+
+
+def _measured(records, shown) -> list[tuple[Cell, ...]]:
+    """A row for each model and protocol."""
+    rows = {}
+    for record in records:
+        key = (record.model["weights"], record.protocol["protocol"])
+        unit = "bits_per_byte" if record.name == "text8" else "perplexity"
+        model = f"{record.model['name']}, step {record.model['step']}"
+        row = rows.setdefault(key, {"model": model, "protocol": record.protocol["protocol"]})
+        row[record.name] = record.figures[unit]
+    return [
+        (
+            row["model"],
+            f"measured, protocol {row['protocol']}",
+            *(_cell(row.get(name)) for name in shown),
+            "",
+        )
+        for row in rows.values()
+    ]
+
+
+def _cell(figure: float | str | None) -> str:
+    return f"{figure:.2f}" if isinstance(figure, float) else str(figure or "")

@@ -1,0 +1,175 @@
+"""Finds and reads the texts of data sets: below a folder, in files named one by one, remotely."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from sedd_jax.data.documents import BLANK, Fault
+from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.sources import pieces
+from sedd_jax.data.tables import HUGGING_FACE, TFDS
+from sedd_jax.errors import BadInput
+from sedd_jax.evaluation.datasets import TEXT_SETS, Split, TextSet
+from sedd_jax.evaluation.detokenizers import DETOKENIZERS
+
+_REMOTE = (HUGGING_FACE, TFDS)
+_TABLES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_SHARD = re.compile(r"-\d+-of-(\d+)")
+
+
+class Text(NamedTuple):
+    """The documents of a split of a data set, detokenised.
+
+    Attributes:
+      source: names of the files, without their folders, or a corpus of `data.sources`.
+      split: test or validation.
+      detokenizer: its name.
+      documents: the texts.
+    """
+
+    source: str
+    split: Split
+    detokenizer: str
+    documents: Sequence[str]
+
+    @property
+    def sha256(self) -> str:
+        """Of the documents."""
+        digest = hashlib.sha256()
+        for document in self.documents:
+            encoded = document.encode()
+            digest.update(b"%d " % len(encoded) + encoded)
+        return digest.hexdigest()
+
+
+class Library:
+    """The texts that can be had."""
+
+    def __init__(
+        self, folder: Path | None, sources: dict[str, str] | None = None, download: bool = False
+    ):
+        """Looks what files there are.
+
+        Args:
+          folder: searched with all that is below it.
+          sources: by data set, a file, or a corpus of `data.tables`, to be taken instead.
+          download: fetch what is not here.
+
+        Raises:
+          BadInput: no such folder, data set or file, or a corpus that only --download can fetch.
+        """
+        if folder is not None and not folder.is_dir():
+            raise BadInput(f"There is no folder {folder} to look for data in: --data.")
+        self._folder, self._sources, self._download = folder, sources or {}, download
+        for name, source in self._sources.items():
+            if name not in TEXT_SETS:
+                raise BadInput(f"--sources names {name!r}; there are {', '.join(TEXT_SETS)}.")
+            if _is_remote(source) and not download:
+                raise BadInput(f"--sources names {source} for {name}; --download fetches it.")
+            if not source.startswith(_REMOTE) and not Path(source).is_file():
+                raise BadInput(f"--sources names {source} for {name}, which is no file.")
+        below = [] if folder is None else sorted(folder.absolute().rglob("*"))
+        # the name of the folder itself may tell, not where it lies
+        self._files = {
+            path.relative_to(folder.absolute().parent).as_posix(): path
+            for path in below
+            if path.is_file()
+        }
+
+    def find(self, name: str, split: Split) -> list[str]:
+        """Returns the files of a data set, or the corpus that has it; [] if there is none.
+
+        Raises:
+          BadInput: files in two folders fit, or some of a set of files are not there.
+        """
+        if name in self._sources:
+            return [self._sources[name]]
+        for pattern in TEXT_SETS[name].files:
+            ending = re.compile(f"(^|/){_filled(pattern, split)}$", re.IGNORECASE)
+            if found := [path for at, path in self._files.items() if ending.search(at)]:
+                self._check_one_set(name, found)
+                return list(map(str, found))
+        remote = _filled(TEXT_SETS[name].remote, split)
+        return [remote] if self._download and remote else []
+
+    def _check_one_set(self, name, found):
+        if len({path.parent for path in found}) > 1:
+            raise BadInput(
+                f"There is more than one {name} below {self._folder}, {found[0]} and {found[-1]}; "
+                f"name one with --sources={name}=FILE."
+            )
+        shards = _SHARD.search(found[0].name)
+        wanted = int(shards[1]) if shards else 1
+        if len(found) != wanted:
+            raise BadInput(
+                f"{found[0].parent} holds {len(found)} of the {wanted} files of {name}; get them "
+                f"all, or name one with --sources={name}=FILE."
+            )
+
+    def missing(self, name: str, split: Split) -> str:
+        """Returns what would be looked for, in words."""
+        known = TEXT_SETS[name]
+        wanted = known.advice or " or ".join(known.files).replace("\\", "")
+        return (
+            f"{name}: {_filled(wanted, split)}"
+            + (f", below {self._folder}" if self._folder else ", below --data=FOLDER")
+            + f" or by --sources={name}=FILE"
+            + (", or --download" if known.remote and not self._download else "")
+        )
+
+    def read(self, name: str, split: Split) -> Text:
+        """Returns the text of a data set.
+
+        Raises:
+          BadInput: there is none, or it cannot be read, or is empty.
+        """
+        found = self.find(name, split)
+        if not found:
+            raise BadInput(f"There is no data for {self.missing(name, split)}.")
+        known = TEXT_SETS[name]
+        detokenize = DETOKENIZERS[known.detokenizer]
+        rows = [row for source in found for row in _rows(known, source, split)]
+        if not any(rows):
+            raise BadInput(f"There is no text in {found[0]}, the data of {name}.")
+        names = [each if _is_remote(each) else Path(each).name for each in found]
+        source = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+        return Text(source, split, known.detokenizer, [detokenize(row) for row in rows])
+
+
+def _filled(pattern: str, split: Split) -> str:
+    """With the names of the split, of which old benchmarks shorten one."""
+    short = {"test": "test", "validation": "valid"}[split]
+    return pattern.replace("SPLIT", split).replace("SHORT", short)
+
+
+def _is_remote(source):
+    """Whether it is a corpus whose name is no folder here."""
+    name = source.partition(":")[2]
+    local = Path(name).is_dir() or Path(name.rpartition(":")[0] or name).is_dir()
+    return source.startswith(_REMOTE) and not local
+
+
+def _rows(known: TextSet, source: str, split: Split) -> list[str]:
+    """The documents of a file or a corpus, blank ones too."""
+    if source.startswith(_REMOTE) or source.endswith(_TABLES):
+        recipe = Recipe(field=known.field)
+        documents = ((p, document) for p in pieces(recipe, source) for document in p.documents())
+        return [_text(piece, *document) for piece, document in documents]
+    try:
+        return known.rows(Path(source).read_text(encoding="utf-8"), split)
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{source} is not UTF-8 text: the byte at offset {error.start} does not decode."
+        ) from error
+    except BadInput as error:
+        raise BadInput(f"{source} {error}; get it again.") from error
+
+
+def _text(piece, content, where):
+    if content == BLANK:
+        return ""
+    if isinstance(content, Fault):
+        raise BadInput(f"{piece.place(where)} {content.reason}.")
+    return content

@@ -1,0 +1,203 @@
+"""Likelihoods by protocol: against plain forward passes, and read again instead of computed."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sedd_jax.data.tokenizer import Bytes, Characters
+from sedd_jax.errors import BadInput
+from sedd_jax.evaluation import likelihood
+from sedd_jax.evaluation.library import Library
+from sedd_jax.evaluation.likelihood import gather, measure
+from sedd_jax.evaluation.protocol import Choices
+from sedd_jax.evaluation.record import read_records
+from sedd_jax.inference.bound import nll_bound
+from sedd_jax.inference.likelihood import Bound
+from sedd_jax.inference.load import Checkpoint, load
+from sedd_jax.runtime.components import build_components
+from sedd_jax.runtime.config import Config, ModelConfig
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+END, LENGTH = 256, 8
+DOCUMENTS = ["the mill", "", "it turned and turned"]  # 31 tokens with their ends
+CHOICES = Choices(draws=2, max_blocks=8)
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A PTB of our own."""
+    path = tmp_path / "ptb.test.txt"
+    path.write_text("".join(f"{line}\n" for line in DOCUMENTS))
+    (tmp_path / "ptb.valid.txt").write_text(path.read_text())
+    return Library(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def causal():
+    """An autoregressive model whose laws depend on what came before."""
+    sizes = ModelConfig(hidden_size=8, num_blocks=1, num_heads=2, length=LENGTH, dtype="float32")
+    config = Config(family="autoregressive", model=sizes)
+    components = build_components(config, Bytes.vocab_size)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(components.model.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: jnp.float32(0.4 * rng.standard_normal(x.shape)), shapes)
+    return Checkpoint(components, params, config, Bytes(), step=3)
+
+
+@pytest.fixture(scope="module")
+def diffusion(smoke_run):
+    return load(smoke_run)
+
+
+def stream():
+    return [token for text in DOCUMENTS for token in (*text.encode(), END)]
+
+
+def scored_sedd():
+    """Blocks, and those of their tokens that are scored after an end-of-text: all."""
+    rows = [stream()[start : start + LENGTH] for start in range(0, 31, LENGTH)]
+    return [[END, *row] for row in rows]
+
+
+def scored_mdlm():
+    room = LENGTH - 2
+    return [[END, *stream()[start : start + room], END] for start in range(0, 31, room)]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "rows", "tokens", "first"),
+    [
+        ("sedd", scored_sedd(), 31, "scored, after the token that precedes every text in training"),
+        ("mdlm", scored_mdlm(), 31 + 6, "an end-of-text token, given and not scored"),
+    ],
+)
+def test_a_causal_perplexity_is_that_of_a_full_forward_pass(
+    causal, library, tmp_path, protocol, rows, tokens, first
+):
+    total = 0.0
+    for row in rows:
+        logits = np.asarray(causal.model.apply(causal.params, jnp.array([row[:-1]])), np.float64)[0]
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        total -= log_probs[np.arange(len(row) - 1), row[1:]].sum()
+    choices = Choices(protocol=protocol)
+    (subject,) = gather(causal, ["ptb"], library, choices)
+    record = measure(causal, subject, choices, tmp_path / "out", batch_size=2)
+    figures = record.figures
+    assert figures["nats_per_token"] == pytest.approx(total / tokens, rel=1e-5)
+    assert figures["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-4)
+    utf8_bytes = len("".join(DOCUMENTS))
+    assert figures["bits_per_byte"] == pytest.approx(total / math.log(2) / utf8_bytes, rel=1e-5)
+    counts = {name: figures[name] for name in ("tokens", "blocks", "documents", "bytes")}
+    expected = {"tokens": tokens, "blocks": len(rows), "documents": 3, "bytes": utf8_bytes}
+    assert counts == expected
+    assert (figures["exact"], figures["stderr"], figures["by_t"]) == (True, 0.0, [])
+    assert figures["data_stderr"] > 0
+    assert record.protocol["first_token"] == first
+    nothing = {name: record.protocol[name] for name in ("t", "draws", "t_min", "seed")}
+    assert set(nothing.values()) == {None}  # so that any seed finds the answer again
+
+
+def test_a_bound_is_that_of_the_rows_and_is_read_the_next_time(
+    diffusion, library, tmp_path, monkeypatch
+):
+    (subject,) = gather(diffusion, ["ptb"], library, CHOICES)
+    record = measure(diffusion, subject, CHOICES, tmp_path, batch_size=4)
+    rows = np.zeros((1, 32), np.int32)
+    rows[0, :31] = stream()
+    key = jax.random.key(CHOICES.seed)
+    bound = nll_bound(key, diffusion, rows, lengths=[31], draws=2, batch_size=4)
+    assert record.figures["nats_per_token"] == pytest.approx(bound.nats_per_token, rel=1e-6)
+    assert record.figures["perplexity_stderr"] == pytest.approx(bound.perplexity_stderr)
+    monkeypatch.setattr(likelihood, "nll_bound", None)  # nothing is computed
+    again = measure(diffusion, subject, CHOICES, tmp_path, batch_size=2)
+    assert again.figures["perplexity"] == record.figures["perplexity"]
+    assert len(read_records(tmp_path)) == 1
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """A likelihood of one nat a token, whatever is asked."""
+
+    def nll_bound(key, checkpoint, tokens, *, lengths, **options):
+        return Bound(np.float64(lengths)[None], lengths, "low-discrepancy")
+
+    monkeypatch.setattr(likelihood, "nll_bound", nll_bound)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"draws": 3}, {"times": "quadrature"}, {"complete": True}, {"max_blocks": 7}],
+)
+def test_another_question_has_another_file(diffusion, library, tmp_path, no_network, change):
+    other = dataclasses.replace(CHOICES, **change)
+    for choices in (CHOICES, other, CHOICES, other):
+        (subject,) = gather(diffusion, ["heldout"], library, choices)
+        record = measure(diffusion, subject, choices, tmp_path)
+        assert record.figures["tokens"] == 32 * (choices.max_blocks or 0)
+        assert record.figures["perplexity"] == pytest.approx(math.e)
+    first, second = read_records(tmp_path)
+    assert first.model == second.model
+    assert first.protocol != second.protocol
+
+
+def test_the_held_out_split_is_scored_to_its_last_token(diffusion, library, tmp_path, no_network):
+    (subject,) = gather(diffusion, ["heldout"], library, Choices())
+    figures = measure(diffusion, subject, Choices(), tmp_path).figures
+    manifest = json.loads((diffusion.folder / "data" / "manifest.json").read_text())
+    counts = manifest["splits"]["heldout"]
+    assert figures["tokens"] == counts["tokens"]
+    assert figures["tokens"] % 32  # the remainder is in it
+    assert (figures["documents"], figures["bytes"]) == (counts["documents"], counts["utf8_bytes"])
+
+
+def test_a_record_says_all_that_was_chosen(diffusion, library, tmp_path, no_network):
+    (subject,) = gather(diffusion, ["ptb"], library, CHOICES)
+    measure(diffusion, subject, CHOICES, tmp_path)
+    (path,) = tmp_path.glob("likelihood-ptb-*.json")
+    record = json.loads(path.read_text())
+    sha256 = record["protocol"].pop("sha256")
+    assert len(sha256) == 64
+    assert record["protocol"] == {
+        "protocol": "sedd",
+        "source": "ptb.test.txt",
+        "split": "test",
+        "detokenizer": "ptb",
+        "wrap": True,
+        "end_of_text": "after every document",
+        "length": 32,
+        "part": "all",
+        "remainder": "scored, padded and masked out",
+        "first_token": "scored",
+        "t": "low-discrepancy",
+        "draws": 2,
+        "t_min": 1e-3,
+        "bound": "published: mean over [t_min, 1]",
+        "seed": 0,
+        "tokenizer": Bytes().fingerprint(),
+    }
+    assert record["model"]["parameters"] == sum(x.size for x in jax.tree.leaves(diffusion.params))
+
+
+def test_what_cannot_be_scored_is_refused_before_anything_is_computed(causal, library):
+    choices = Choices()
+    with pytest.raises(BadInput, match="ptb is text, and the checkpoint has no tokenizer"):
+        gather(dataclasses.replace(causal, tokenizer=None), ["ptb"], library, choices)
+    letters = dataclasses.replace(causal, tokenizer=Characters("xyz"))
+    with pytest.raises(BadInput, match="ptb, ptb.test.txt: The text has .* outside the alphabet"):
+        gather(letters, ["ptb"], library, choices)
+    with pytest.raises(BadInput, match="has no data/ of a run"):
+        gather(causal, ["heldout"], library, choices)
+
+
+def test_a_model_that_is_not_finite_leaves_no_record(causal, library, tmp_path):
+    broken = dataclasses.replace(causal, params=jax.tree.map(lambda x: x * jnp.nan, causal.params))
+    (subject,) = gather(broken, ["ptb"], library, Choices())
+    with pytest.raises(FloatingPointError, match="not finite"):
+        measure(broken, subject, Choices(), tmp_path / "out", batch_size=2)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,35 @@
+"""The evaluating binary as its user meets it."""
+
+from sedd_jax.evaluation.record import read_records
+
+TEXT = "one line of text\n\nand another one , which is longer than a block of the model\n"
+
+
+def test_a_suite_is_scored_on_all_devices_and_kept(smoke_run, binary, tmp_path):
+    (tmp_path / "test.txt").write_text(TEXT)
+    flags = (
+        f"--checkpoint={smoke_run}",
+        "--suite=zeroshot",
+        f"--sources=ptb={tmp_path / 'test.txt'}",
+        f"--output={tmp_path / 'out'}",
+        "--draws=2",
+        "--batch_size=4",
+        "--published=all",
+    )
+    process = binary.start("evaluate", *flags, devices=2)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "Of zeroshot there is no data for:\n  lambada: lambada_test.jsonl" in err
+    assert "ptb: 100%" in err
+    (record,) = read_records(tmp_path / "out")
+    assert (record.name, record.figures["blocks"]) == ("ptb", 3)
+    assert f"{record.figures['perplexity']:.4f}" in out
+    assert "138.43" in out  # GPT-2, published
+    assert f"Records: {tmp_path / 'out'}" in out
+
+
+def test_a_set_that_is_missing_is_one_line_and_a_failure(smoke_run, binary, tmp_path):
+    flags = (f"--checkpoint={smoke_run}", "--suite=heldout,ptb", f"--data={tmp_path}")
+    message = binary.refuse("evaluate", *flags)
+    assert f"Looked for ptb: Mikolov's ptb.test.txt, below {tmp_path}" in message
+    assert not (smoke_run / "evaluations").exists()
