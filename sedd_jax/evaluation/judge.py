@@ -25,6 +25,7 @@ from sedd_jax.evaluation.statistics import Estimate, Rows, mean, ratio
 from sedd_jax.inference.generate import row_batches
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.runtime.components import Baseline
+from sedd_jax.runtime.sharding import program
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,20 +93,26 @@ class Judge:
 
     def features(self, texts: Rows) -> np.ndarray:
         """Returns what the judge makes of the first window of each text, at its last token."""
-        size, start = self.window, self.checkpoint.model.start
-        rows = [np.pad(text[:size], (0, size - len(text[:size])), constant_values=start)
-                for text in texts]  # fmt: skip
-        last = [max(len(text[:size]) - 1, 0) for text in texts]  # of an empty text it is `start`
-        return self._over_rows(self._features, np.array(rows, np.int32), np.array(last, np.int32))
+        rows = np.full((len(texts), self.window), self.checkpoint.model.start, np.int32)
+        last = np.zeros(len(texts), np.int32)  # of an empty text it is `start`
+        for number, text in enumerate(texts):
+            kept = text[: self.window]
+            rows[number, : len(kept)] = kept
+            last[number] = max(len(kept) - 1, 0)
+        return self._over_rows(self._programs[1], rows, last)
+
+    @property
+    def _programs(self):
+        return _compiled(self.checkpoint.model, self.checkpoint.mesh)
 
     def _of_text(self, row, tokenizer):
-        own, other = self.tokenizer.eod_id, tokenizer.eod_id
-        pieces = np.split(row, np.flatnonzero(row == other)) if other is not None else [row]
-        ids = []
-        for number, piece in enumerate(pieces):
-            ends = bool(number)  # all but the first begin with an end of text
-            ids += [own] if ends and own is not None else []
-            ids += self.tokenizer.encode(tokenizer.decode(piece[ends:])).tolist()
+        end = [] if self.tokenizer.eod_id is None else [self.tokenizer.eod_id]
+        first, *rest = np.split(row, np.flatnonzero(row == tokenizer.eod_id))
+
+        def again(ids):
+            return self.tokenizer.encode(tokenizer.decode(ids)).tolist()
+
+        ids = sum((end + again(piece[1:]) for piece in rest), again(first))
         return np.array(ids[: self.length], np.int32)
 
     def _counted(self, rows):
@@ -118,18 +125,21 @@ class Judge:
     def _totals(self, texts, counted):
         """The nats, and the number, of the tokens that are scored in each text."""
         size = self.window
-        owner, windows = zip(
-            *((i, text[s : s + size]) for i, text in enumerate(texts)
-              for s in range(0, len(text), size)), strict=True
-        )  # fmt: skip
-        rows = np.zeros((len(windows), size), np.int32)
+        owner, windows = [], []
+        for number, text in enumerate(texts):
+            for start in range(0, max(len(text), 1), size):
+                owner.append(number)
+                windows.append(text[start : start + size])
         real = np.arange(size) < np.array([len(window) for window in windows])[:, None]
+        rows = np.zeros(real.shape, np.int32)
         rows[real] = np.concatenate(windows)
-        nats = self._over_rows(self._token_nll, rows[:, :-1], rows[:, 1:])
+        nats = self._over_rows(self._programs[0], rows[:, :-1], rows[:, 1:])
         real = (real & counted(rows))[:, 1:]
         if not np.isfinite(nats[real]).all():
-            raise FloatingPointError("The judge gave probabilities that are not finite: its "
-                                     "weights are of no use, try another one.")  # fmt: skip
+            raise FloatingPointError(
+                "The judge gave probabilities that are not finite: its weights are of no use, try "
+                "another one."
+            )
         sums = np.where(real, nats, 0).sum(1, dtype=np.float64), real.sum(1)
         return tuple(np.bincount(owner, each, len(texts)) for each in sums)
 
@@ -142,10 +152,8 @@ class Judge:
             parts.append(function(checkpoint.params, *batch))
         return np.concatenate(jax.device_get(parts))[:count]
 
-    @functools.cached_property
-    def _token_nll(self):
-        return self.checkpoint.program(self.checkpoint.model.token_nll)
 
-    @functools.cached_property
-    def _features(self):
-        return self.checkpoint.program(self.checkpoint.model.features)
+@functools.lru_cache(maxsize=8)
+def _compiled(model, mesh):
+    """The two programs, kept so that the next judge of that model does not compile them again."""
+    return program(model.token_nll, mesh), program(model.features, mesh)
