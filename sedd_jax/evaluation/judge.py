@@ -72,7 +72,10 @@ class Judge:
         Raises:
           BadInput: a text with characters that the judge's tokenizer lacks.
         """
-        return [self._of_text(row, tokenizer) for row in rows]
+        try:
+            return [self._of_text(row, tokenizer) for row in rows]
+        except BadInput as error:
+            raise BadInput(f"The judge cannot read the samples: {error}") from error
 
     def by_samples(self, rows: Rows) -> Estimate:
         """Returns the generative perplexity by samples, of ids of the judge's own tokenizer."""

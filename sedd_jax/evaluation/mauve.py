@@ -22,22 +22,23 @@ def load_mauve() -> str:
     Raises:
       BadInput: it is not installed.
     """
-    package("mauve", '"sedd_jax[mauve]"', "MAUVE")
+    _package()
     return f"mauve-text {importlib.metadata.version('mauve-text')}"
 
 
-def mauve(samples: np.ndarray, reference: np.ndarray) -> float:
-    """Returns the MAUVE of features [N, D] against those of real text [M, D]: 1 is the same law.
-
-    Raises:
-      BadInput: fewer than `FEWEST` of either.
-    """
-    if min(len(samples), len(reference)) < FEWEST:
+def check_counts(samples: int, texts: int) -> None:
+    """Raises BadInput for fewer than `FEWEST` samples or real texts."""
+    if min(samples, texts) < FEWEST:
         raise BadInput(
-            f"MAUVE needs {FEWEST} samples and as many texts of the reference at least, got "
-            f"{len(samples)} and {len(reference)}; a thousand of each for a figure to report."
+            f"MAUVE needs {FEWEST} samples and as many blocks of real text at least, there are "
+            f"{samples} and {texts}; a figure to report needs {FEW} of each."
         )
-    found = package("mauve", '"sedd_jax[mauve]"', "MAUVE").compute_mauve(
-        p_features=reference, q_features=samples, verbose=False
-    )
-    return float(found.mauve)
+
+
+def mauve(samples: np.ndarray, reference: np.ndarray) -> float:
+    """Returns the MAUVE of features [N, D] against those of real text [M, D]: 1 is the same law."""
+    return float(_package().compute_mauve(p_features=reference, q_features=samples).mauve)
+
+
+def _package():
+    return package("mauve", '"sedd_jax[mauve]"', "MAUVE")

@@ -19,10 +19,9 @@ import numpy as np
 from sedd_jax.diffusion.reverse import SAMPLERS
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.judge import Judge
-from sedd_jax.evaluation.mauve import FEW, load_mauve, mauve
+from sedd_jax.evaluation.measures import Measures
 from sedd_jax.evaluation.record import Record, answered, identity, save
-from sedd_jax.evaluation.reference import Reference, read_reference
-from sedd_jax.evaluation.statistics import distinct, entropy, self_repetition
+from sedd_jax.evaluation.reference import read_reference
 from sedd_jax.inference.autoregressive import generate_autoregressive
 from sedd_jax.inference.generate import PRECISIONS, check_positive, generate
 from sedd_jax.inference.load import Checkpoint
@@ -31,7 +30,11 @@ from sedd_jax.runtime.lead import is_lead
 from sedd_jax.runtime.processes import in_turn
 from sedd_jax.runtime.throughput import duration
 
-TEXTS = 4  # samples that a record shows
+_TITLES = {
+    "gen_perplexity_samples": "generative perplexity by samples",
+    "gen_perplexity_tokens": "by tokens",
+    "entropy": "entropy",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +120,7 @@ def run(
     """
     settings.check()
     length = checkpoint.config.model.length if settings.length is None else settings.length
-    measures = _Measures(checkpoint, *_judged_by(checkpoint, settings, length, judge, reference))
+    measures = _measures(checkpoint, settings, length, judge, reference)
     common = {"length": length, "samples": settings.num_samples, "seed": settings.seed}
     model = identity(checkpoint, averaged=averaged)
     ways = _ways(checkpoint, settings, length)
@@ -143,14 +146,16 @@ def run(
     return records
 
 
-def _judged_by(checkpoint, settings, length, judge, reference):
-    """The judge and the reference, opened."""
-    if judge is None:
-        if reference is not None:
-            raise BadInput("MAUVE compares what a judge makes of texts; give a judge.")
-        return None, None
-    texts = reference and read_reference(reference, checkpoint, length, settings.num_samples)
-    return Judge(judge, length, settings.batch_size), texts
+def _measures(checkpoint, settings, length, judge, reference):
+    if judge is None and reference is not None:
+        raise BadInput("MAUVE compares what a judge makes of texts; give a judge.")
+    count = settings.num_samples
+    return Measures(
+        checkpoint,
+        count,
+        judge and Judge(judge, length, settings.batch_size),
+        reference and read_reference(reference, checkpoint, length, count),
+    )
 
 
 def _ways(checkpoint, settings, length):
@@ -190,91 +195,6 @@ def _ways(checkpoint, settings, length):
     )
 
 
-class _Measures:
-    """What is measured of samples: `protocol` says how, and calling it does it.
-
-    Raises:
-      BadInput: nothing that was asked for can be measured.
-    """
-
-    def __init__(self, checkpoint: Checkpoint, judge: Judge | None, reference: Reference | None):
-        self._tokenizer, self._judge, self._reference = checkpoint.tokenizer, judge, reference
-        self.protocol = {"judge": None, "reference": None}
-        if judge is None:
-            return
-        self._check_judge()
-        self.protocol["judge"] = identity(judge.checkpoint, averaged=True) | {
-            "window": judge.window
-        }
-        if reference is not None:
-            self.protocol["mauve"] = load_mauve()
-            self.protocol["reference"] = {
-                "name": reference.name,
-                "sha256": reference.sha256,
-                "texts": len(reference.rows),
-            }
-
-    def __call__(self, tokens: np.ndarray) -> dict[str, Any]:
-        """Returns the figures of samples [N, L]."""
-        varied = entropy(tokens)
-        figures = {"entropy": varied.value, "entropy_stderr": varied.stderr}
-        figures |= {f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)}
-        figures["self_repetition"] = self_repetition(tokens)
-        return (
-            figures | self._judged(tokens) | {"texts": [self._text(row) for row in tokens[:TEXTS]]}
-        )
-
-    def _check_judge(self):
-        """Finds out how the judge can read the samples."""
-        own, other = self._tokenizer, self._judge.tokenizer
-        if own is None:
-            raise BadInput("A judge must know what the ids stand for: name a tokenizer.")
-        self._same = own.fingerprint() == other.fingerprint()
-        self._readable = "integers" not in (own.kind, other.kind)
-        if not (self._same or self._readable):
-            raise BadInput(
-                f"The judge has the tokenizer {other.kind!r} and the samples {own.kind!r}: it "
-                "cannot read them, since ids without text cannot be tokenised again."
-            )
-
-    def _judged(self, tokens):
-        if self._judge is None:
-            return {}
-        figures, notes = {}, []
-        if self._same:
-            found = self._judge.by_samples(tokens)
-            figures |= _with_error("gen_perplexity_samples", found)
-        else:
-            notes.append(
-                "gen_perplexity_samples is left out: the judge has another tokenizer, to which the "
-                "ids of the samples mean nothing."
-            )
-        texts = self._texts(tokens)
-        if self._readable:
-            figures |= _with_error("gen_perplexity_tokens", self._judge.by_tokens(texts))
-        else:
-            notes.append("gen_perplexity_tokens is left out: ids are no text to tokenise again.")
-        if self._reference is not None:
-            figures["mauve"] = mauve(self._judge.features(texts), self._of_reference)
-            if (fewest := min(len(tokens), len(self._reference.rows))) < FEW:
-                notes.append(f"mauve of {fewest} texts says little: {FEW} are needed at least.")
-        return figures | {"notes": notes}
-
-    def _texts(self, rows):
-        return self._judge.retokenise(rows, self._tokenizer) if self._readable else list(rows)
-
-    @functools.cached_property
-    def _of_reference(self):
-        return self._judge.features(self._texts(self._reference.rows))
-
-    def _text(self, row):
-        return " ".join(map(str, row)) if self._tokenizer is None else self._tokenizer.decode(row)
-
-
-def _with_error(name, estimate):
-    return {name: estimate.value, f"{name}_stderr": estimate.stderr}
-
-
 class _Progress:
     """Says on stderr, on the lead only, what was found and how long the rest will take."""
 
@@ -302,10 +222,3 @@ class _Progress:
             found.append(f"{duration(seconds)} left")
         line = f"{self._said}/{self._ways}  {record.name}: {', '.join(found)}"
         print(line, file=sys.stderr, flush=True)
-
-
-_TITLES = {
-    "gen_perplexity_samples": "generative perplexity by samples",
-    "gen_perplexity_tokens": "by tokens",
-    "entropy": "entropy",
-}

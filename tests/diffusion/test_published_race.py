@@ -10,7 +10,6 @@ import sedd_jax as sedd
 from sedd_jax.diffusion.categorical import jump_from_uniforms, jump_law
 from sedd_jax.diffusion.published_race import GRID, RacedScore, grid_uniform, race
 from sedd_jax.diffusion.reverse import tweedie_law
-from sedd_jax.diffusion.score import DenseScore
 
 KEY = jax.random.key(0)
 RARE, STAY = 0, 1
@@ -48,7 +47,7 @@ def test_a_rare_outcome_keeps_the_share_of_the_formula(mass):
 
 
 def test_common_states_have_the_law_of_the_weights():
-    graph, copies = sedd.graph.absorbing(4), 15_000
+    graph, copies = sedd.graph.absorbing(4), 5_000
     xt = jnp.tile(jnp.array([[4, 4, 2]], jnp.int32), copies)
     log_score = jnp.broadcast_to(jnp.log(jnp.array([0.1, 0.3, 0.05, 0.2, 1.0])), (*xt.shape, 5))
     active = jnp.tile(jnp.array([[True, False, True]]), copies)
@@ -58,9 +57,7 @@ def test_common_states_have_the_law_of_the_weights():
 
     keys = jax.random.split(KEY, 1)
     drawn = RacedScore(xt, log_score).draw(keys, law, active)
-    np.testing.assert_array_equal(
-        drawn.total, DenseScore(xt, log_score).draw(keys, law, active).total
-    )
+    np.testing.assert_allclose(drawn.total[0, :3], [0.65, 0, 1.6], rtol=1e-5)
     masked, held, token = drawn.xt.reshape(-1, 3).T
     assert (held == 4).all()  # not active
     assert (token == 2).all()  # has nowhere to go

@@ -109,7 +109,10 @@ def test_texts_are_tokenised_again_by_the_judge(judge, causal):
     judge_without_end = Judge(dataclasses.replace(causal, tokenizer=Characters("a é", False)), 12)
     texts = judge_without_end.retokenise(rows[:2], sampler)
     assert [text.tolist() for text in texts] == [[0, 2, 1, 0], [0]]
-    with pytest.raises(BadInput, match=r"1 character\(s\) outside the alphabet"):
+    with pytest.raises(
+        BadInput,
+        match=r"The judge cannot read the samples: .* 1 character\(s\) outside the alphabet",
+    ):
         judge_without_end.retokenise([np.array([3])], sampler)
 
 

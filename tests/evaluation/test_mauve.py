@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation.mauve import load_mauve, mauve
+from sedd_jax.evaluation.mauve import check_counts, load_mauve, mauve
 
 RNG = np.random.default_rng(0)
 SAMPLES, REFERENCE = (RNG.normal(size=(count, 4)).astype(np.float32) for count in (30, 40))
 
 
 def test_the_package_gets_the_features(monkeypatch):
-    def compute_mauve(p_features, q_features, verbose):
-        assert p_features is REFERENCE and q_features is SAMPLES and not verbose
+    def compute_mauve(p_features, q_features):
+        assert p_features is REFERENCE and q_features is SAMPLES
         return types.SimpleNamespace(mauve=np.float64(0.25))
 
     monkeypatch.setitem(sys.modules, "mauve", types.SimpleNamespace(compute_mauve=compute_mauve))
@@ -29,9 +29,10 @@ def test_without_the_package_it_is_said_how_to_install_it(monkeypatch):
         load_mauve()
 
 
-def test_too_few_samples():
-    with pytest.raises(BadInput, match="MAUVE needs 20 samples .*, got 30 and 19; a thousand"):
-        mauve(SAMPLES, REFERENCE[:19])
+def test_too_few_texts():
+    check_counts(20, 20)
+    with pytest.raises(BadInput, match="MAUVE needs 20 samples .* there are 30 and 19; a figure"):
+        check_counts(30, 19)
 
 
 def test_the_package_itself():

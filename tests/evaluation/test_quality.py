@@ -9,7 +9,7 @@ import pytest
 import sedd_jax as sedd
 from sedd_jax.data.tokenizer import Characters, Integers
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation import quality
+from sedd_jax.evaluation import measures, quality
 from sedd_jax.evaluation.judge import Judge
 from sedd_jax.evaluation.quality import Settings, run
 from sedd_jax.evaluation.record import read_records
@@ -140,18 +140,20 @@ def test_mauve_is_of_the_judges_features(causal, tmp_path, monkeypatch):
     path = tmp_path / "real.txt"
     path.write_text("It is real text. " * 10)
     given = []
-    monkeypatch.setattr(quality, "load_mauve", lambda: "mauve-text 0.4.0")
-    monkeypatch.setattr(quality, "mauve", lambda *features: given.append(features) or 0.5)
-    (record,) = run(causal, Settings(2, 6), tmp_path, judge=causal, reference=str(path))
+    monkeypatch.setattr(measures, "load_mauve", lambda: "mauve-text 0.4.0")
+    monkeypatch.setattr(measures, "mauve", lambda *features: given.append(features) or 0.5)
+    (record,) = run(causal, Settings(21, 6), tmp_path, judge=causal, reference=str(path))
     (features,) = given
-    judge = Judge(causal, 6)
-    real = np.frombuffer(path.read_bytes()[: 28 * 6], np.uint8).reshape(-1, 6)[[0, 14]]
-    np.testing.assert_allclose(features[1], judge.features(list(real)), rtol=1e-5)
-    assert features[0].shape == (2, 16)
+    blocks = np.frombuffer(path.read_bytes()[: 28 * 6], np.uint8).reshape(28, 6)
+    real = blocks[np.arange(21) * 28 // 21]
+    np.testing.assert_allclose(features[1], Judge(causal, 6).features(real), rtol=1e-5)
+    assert features[0].shape == features[1].shape
     assert record.figures["mauve"] == 0.5
-    assert record.figures["notes"] == ["mauve of 2 texts says little: 1000 are needed at least."]
-    assert record.protocol["reference"]["texts"] == 2
+    assert record.figures["notes"] == ["mauve of 21 texts says little: 1000 are needed at least."]
+    assert record.protocol["reference"]["texts"] == 21
     assert record.protocol["mauve"] == "mauve-text 0.4.0"
+    with pytest.raises(BadInput, match="MAUVE needs 20 samples"):
+        run(causal, Settings(2, 6), tmp_path, judge=causal, reference=str(path))
 
 
 @pytest.mark.parametrize(
