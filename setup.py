@@ -26,6 +26,7 @@ REQUIREMENTS = [
 ]
 GPT2 = ["tiktoken>=0.14.0"]
 HUB = ["datasets>=5.2.0", "huggingface_hub>=2.4.0"]
+MAUVE = ["mauve-text>=0.4.0"]
 PLOTS = ["matplotlib>=3.11.2"]
 TENSORBOARD = ["tensorboardX>=2.6.5"]
 DEV = [
@@ -53,6 +54,7 @@ if __name__ == "__main__":
             "cuda": ["jax[cuda]"],
             "gpt2": GPT2,  # the tokenizer of the OpenWebText configs
             "hub": HUB,  # Hugging Face: models and tokenizers by name, data sets, uploads
+            "mauve": MAUVE,  # GPL, unlike this package; so it is in no other extra
             "plots": PLOTS,  # of sedd_jax.exact and the examples
             "tensorboard": TENSORBOARD,  # event files beside metrics.jsonl
             "dev": [*DEV, *GPT2, *HUB, *PLOTS, *TENSORBOARD],

@@ -13,12 +13,12 @@ from sedd_jax.claims.report import Claim, Section
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion.categorical import jump_from_uniforms, uniform_from_bits
 from sedd_jax.diffusion.noise import loglinear
+from sedd_jax.diffusion.published_race import GRID, race
 from sedd_jax.diffusion.tweedie import tweedie_probs
 from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Table
 
 RARE, COMMON, MASK = range(3)
-GRID = 2.0**-24  # of torch.rand in float32
 REACH = 16  # the race is decided within 16 times its mean, but for a share of exp(-16)
 
 
@@ -108,9 +108,7 @@ def _joint_race(rng, prob, masked, weights, num_draws):
     u_rare = np.float32(1 - (1 + np.floor(rng.random(num_draws) * cells)) * GRID)
     u_others = np.float32(rng.integers(1 / GRID, size=(num_draws, 2)) * GRID)
     u = np.concatenate([u_rare[:, None], u_others], axis=1)
-    tiny = np.float32(1e-10)
-    exponential = tiny - np.log(u + tiny)
-    hits = (np.argmax(probs / exponential, axis=-1) == RARE) * cells * GRID
+    hits = (np.asarray(race(jnp.asarray(u), jnp.asarray(probs))) == RARE) * cells * GRID
     return _share(prob, masked, step, hits)
 
 

@@ -15,6 +15,7 @@ from sedd_jax.inference.generate import check_positive, check_prompt, free, in_b
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.model.causal_model import CausalModel
 from sedd_jax.model.score_model import Params
+from sedd_jax.runtime.sharding import program
 
 Generator = Callable[[Params, Key[Array, "B"], Clamp], tuple[Int[Array, "B L"], Bool[Array, "B"]]]
 
@@ -84,7 +85,9 @@ def generate_autoregressive(
 ) -> np.ndarray:
     """Draws token sequences from an autoregressive model, with a key-value cache.
 
-    Row i is a function of (key, i) and the settings, whatever `num_samples` and `batch_size`.
+    Row i is a function of (key, i) and the settings, whatever `num_samples` and `batch_size`; on
+    another mesh it is so up to rounding. The rows of a batch are split over the checkpoint's mesh,
+    and every process gets all.
 
     Args:
       key: random key.
@@ -94,7 +97,7 @@ def generate_autoregressive(
       temperature: logits are divided by it; 1 for the model's own law.
       top_p: draw from the fewest tokens that have this mass (nucleus); 1 for all.
       prompt: tokens to hold, [N, L], at the start of every row; they come back unchanged.
-      batch_size: rows at a time.
+      batch_size: rows at a time; on a mesh, rounded up to fill it.
 
     Returns:
       Tokens [N, L].
@@ -123,8 +126,8 @@ def generate_autoregressive(
             "A prompt of an autoregressive model must be a prefix: it cannot fill in what comes "
             "before given tokens; use a diffusion checkpoint for that."
         )
-    generator = functools.partial(_compiled(baseline.model, temperature, top_p), checkpoint.params)
-    parts = in_batches(generator, key, prompt, batch_size)
+    generator = _compiled(baseline.model, checkpoint.mesh, temperature, top_p)
+    parts = in_batches(generator, checkpoint, key, prompt, batch_size)
     tokens, finite = (np.concatenate(part)[:num_samples] for part in zip(*parts, strict=True))
     if not finite.all():
         rows = np.flatnonzero(~finite)
@@ -136,6 +139,6 @@ def generate_autoregressive(
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(model, temperature, top_p):
+def _compiled(model, mesh, temperature, top_p):
     """The generator as one program, kept so that the next call does not compile it again."""
-    return jax.jit(build_generator(model, temperature=temperature, top_p=top_p))
+    return program(build_generator(model, temperature=temperature, top_p=top_p), mesh)

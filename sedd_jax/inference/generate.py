@@ -1,19 +1,23 @@
 """Sampling (Algorithm 2) from a trained network, with any positions held."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key
 
+from sedd_jax.diffusion.published_race import RacedScore
 from sedd_jax.diffusion.reverse import SAMPLERS, Clamp, SamplerState, build_kernels
+from sedd_jax.diffusion.score import Score
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import Checkpoint
-from sedd_jax.model.score_model import Params
+from sedd_jax.model.score_model import Params, ScoreModel
 from sedd_jax.runtime.components import Components
+from sedd_jax.runtime.sharding import program
 
 
 class Diagnostics(NamedTuple):
@@ -35,6 +39,17 @@ class Diagnostics(NamedTuple):
 Generator = Callable[[Params, Key[Array, "B"], Clamp], tuple[Int[Array, "B L"], Diagnostics]]
 
 
+def _raced(model: ScoreModel) -> Callable[..., Score]:
+    return lambda params, xt, sigma: RacedScore(xt, model.apply(params, xt, sigma))
+
+
+# how tokens are drawn from a network's answer
+PRECISIONS: dict[str, Callable[[ScoreModel], Callable[..., Score]]] = {
+    "exact": lambda model: model.score,
+    "published": _raced,
+}
+
+
 @jax.jit
 def row_keys(key: Key[Array, ""], rows: Int[Array | np.ndarray, "B"]) -> Key[Array, "B"]:
     """Returns one key per row: a sample depends on the seed and its row number alone."""
@@ -48,7 +63,13 @@ def free(num_samples: int, length: int) -> Clamp:
 
 
 def build_generator(
-    components: Components, *, steps: int, sampler: str, t_min: float, trace: bool = False
+    components: Components,
+    *,
+    steps: int,
+    sampler: str,
+    t_min: float,
+    trace: bool = False,
+    precision: str = "exact",
 ) -> Generator:
     """Returns generate(params, keys, clamp) -> (tokens, diagnostics), one program when jitted.
 
@@ -61,12 +82,15 @@ def build_generator(
       sampler: "tweedie" or "euler".
       t_min: the smallest time of training.
       trace: keep the tokens after every step.
+      precision: "exact", or "published" for the float32 race of `diffusion.published_race`, which
+        loses rare tokens and writes out B L V numbers: only to show what it does.
     """
     graph, noise, model = components
     times = jnp.linspace(1.0, t_min, steps + 1)
+    answer = PRECISIONS[precision](model)
 
     def generator(params, keys, clamp):
-        score_fn = functools.partial(model.score, params)
+        score_fn = functools.partial(answer, params)
         reverse_step, denoise_step = build_kernels(graph, noise, score_fn, times, sampler, clamp)
 
         def at_step(index):
@@ -105,10 +129,13 @@ def generate(
     prompt: Clamp | None = None,
     batch_size: int = 32,
     trace: bool = False,
+    precision: str = "exact",
 ) -> tuple[np.ndarray, Diagnostics]:
     """Draws token sequences from a trained diffusion model (Algorithm 2).
 
-    Row i is a function of (key, i) and the settings, whatever `num_samples` and `batch_size`.
+    Row i is a function of (key, i) and the settings, whatever `num_samples` and `batch_size`; on
+    another mesh it is so up to rounding. The rows of a batch are split over the checkpoint's mesh,
+    and every process gets all.
 
     Args:
       key: random key.
@@ -118,8 +145,9 @@ def generate(
       steps: reverse steps before the final denoising step.
       sampler: "tweedie" or "euler".
       prompt: tokens to hold, [N, L]; they come back unchanged.
-      batch_size: rows at a time.
+      batch_size: rows at a time; on a mesh, rounded up to fill it.
       trace: keep the tokens after every step in the diagnostics.
+      precision: "exact", or "published", see `build_generator`.
 
     Returns:
       Tokens [N, L] and `Diagnostics` over the N rows.
@@ -139,14 +167,14 @@ def generate(
         )
     if sampler not in SAMPLERS:
         raise BadInput(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
+    if precision not in PRECISIONS:
+        raise BadInput(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     prompt = free(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), components.num_tokens)
-    generator = functools.partial(
-        _compiled(components, steps, sampler, checkpoint.config.train.t_min, trace),
-        checkpoint.params,
-    )
-    parts = in_batches(generator, key, prompt, batch_size)
-    tokens, diagnostics = jax.device_get(_join_rows(parts, num_samples))
+    t_min = checkpoint.config.train.t_min
+    generator = _compiled(components, checkpoint.mesh, steps, sampler, t_min, trace, precision)
+    parts = in_batches(generator, checkpoint, key, prompt, batch_size)
+    tokens, diagnostics = _join_rows(parts, num_samples)
     if not diagnostics.finite.all():
         rows = np.flatnonzero(~diagnostics.finite)
         raise FloatingPointError(
@@ -157,32 +185,45 @@ def generate(
 
 
 def in_batches(
-    generator: Callable[[Key[Array, "B"], Clamp], Any],
+    generator: Callable[[Params, Key[Array, "B"], Clamp], Any],
+    checkpoint: Checkpoint,
     key: Key[Array, ""],
     prompt: Clamp,
     batch_size: int,
 ) -> list[Any]:
-    """Returns what the generator gives for the rows of the prompt, a batch at a time.
-
-    One shape, one program: the last batch is filled up with rows that are to be cut off.
-    """
-    num_samples = len(prompt.tokens)
-    rows_at_once = min(batch_size, num_samples)
+    """Returns what the generator gives for the rows of the prompt, a batch at a time."""
+    held = jax.tree.map(np.asarray, prompt)
     parts = []
-    for first in range(0, num_samples, rows_at_once):
-        rows = jnp.arange(first, first + rows_at_once)
-        last = jnp.minimum(rows, num_samples - 1)
-        held = jax.tree.map(lambda x, last=last: jnp.asarray(x)[last], prompt)
-        parts.append(generator(row_keys(key, rows), held))
-    return parts
+    for rows in row_batches(len(held.tokens), batch_size, checkpoint.parts):
+        last = np.minimum(rows, len(held.tokens) - 1)
+        of_batch = jax.tree.map(lambda x, last=last: checkpoint.spread(x[last]), held)
+        parts.append(generator(checkpoint.params, row_keys(key, checkpoint.spread(rows)), of_batch))
+    return jax.device_get(parts)
+
+
+def row_batches(num_rows: int, batch_size: int, parts: int) -> Iterator[np.ndarray]:
+    """Yields the numbers of the rows of batches, all of one size, which `parts` divides.
+
+    One shape, one program: the last batch goes on past `num_rows`, with rows to be cut off.
+    """
+    size = -(-min(batch_size, num_rows) // parts) * parts
+    for first in range(0, num_rows, size):
+        yield np.arange(first, first + size, dtype=np.int32)
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(components, steps, sampler, t_min, trace):
+def _compiled(
+    components: Components,
+    mesh: Mesh | None,
+    steps: int,
+    sampler: str,
+    t_min: float,
+    trace: bool,
+    precision: str,
+) -> Generator:
     """The generator as one program, kept so that the next call does not compile it again."""
-    return jax.jit(
-        build_generator(components, steps=steps, sampler=sampler, t_min=t_min, trace=trace)
-    )
+    settings = {"steps": steps, "sampler": sampler, "t_min": t_min, "precision": precision}
+    return program(build_generator(components, trace=trace, **settings), mesh)
 
 
 def _join_rows(parts, num_samples):
@@ -190,11 +231,10 @@ def _join_rows(parts, num_samples):
     tokens, diagnostics = zip(*parts, strict=True)
 
     def join(name, axis):
-        values = [getattr(part, name) for part in diagnostics]
-        joined = jnp.concatenate(values, axis)
-        return jax.lax.slice_in_dim(joined, 0, num_samples, axis=axis)
+        joined = np.concatenate([getattr(part, name) for part in diagnostics], axis)
+        return joined.take(np.arange(num_samples), axis)
 
-    return jnp.concatenate(tokens)[:num_samples], Diagnostics(
+    return np.concatenate(tokens)[:num_samples], Diagnostics(
         evaluations=int(diagnostics[0].evaluations),
         changed=join("changed", 1),
         finite=join("finite", 0),

@@ -122,8 +122,7 @@ class Checkpoint:
 
     def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a function of weights and spread rows, jitted; every process has all results."""
-        whole = None if self.mesh is None else sharding.replicated(self.mesh)
-        return jax.jit(function, out_shardings=whole)
+        return sharding.program(function, self.mesh)
 
     def log_score(
         self, xt: Int[Array | np.ndarray, "B L"], sigma: Float[Array | np.ndarray, "B"]

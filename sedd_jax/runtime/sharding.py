@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -66,6 +66,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def over_batch(mesh: Mesh) -> NamedSharding:
     """Rows of a batch, split over all axes but "tensor"."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def program(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+    """Returns the function jitted; every process has all results."""
+    return jax.jit(function, out_shardings=None if mesh is None else replicated(mesh))
 
 
 def placed(tree: Any, shardings: Any) -> Any:

@@ -8,6 +8,7 @@ import pytest
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput
 from sedd_jax.runtime.components import build_components
+from sedd_jax.runtime.config import MeshConfig
 
 KEY = jax.random.key(0)
 STEPS = 6
@@ -54,6 +55,20 @@ def test_a_row_depends_on_its_number_alone(five, checkpoint):
     np.testing.assert_array_equal(again, five[0][:3])
 
 
+def test_eight_devices_draw_what_one_draws(five, smoke_run):
+    spread = sedd.load(smoke_run, mesh=MeshConfig(data=4, fsdp=2))
+    tokens, diagnostics = generate(spread, 5, batch_size=2)  # of eight rows three are cut off
+    np.testing.assert_array_equal(tokens, five[0])
+    np.testing.assert_array_equal(diagnostics.changed, five[1].changed)
+
+
+def test_the_published_race_draws_other_tokens_of_the_same_kind(five, checkpoint):
+    tokens, diagnostics = generate(checkpoint, 5, precision="published")
+    assert tokens.max() < checkpoint.tokenizer.vocab_size
+    assert diagnostics.finite.all() and (diagnostics.changed.sum(0) == 16).all()
+    assert (tokens != five[0]).mean() > 0.5
+
+
 def test_rows_differ(five):
     assert len({row.tobytes() for row in five[0]}) == 5
 
@@ -85,6 +100,7 @@ def test_log_score_is_float32_and_zero_at_the_current_token(checkpoint):
         ({"steps": 0}, "steps must be at least 1"),
         ({"length": 0}, "length must be at least 1"),
         ({"sampler": "heun"}, "sampler must be one of euler, tweedie, got 'heun'"),
+        ({"precision": "low"}, "precision must be one of exact, published, got 'low'"),
     ],
 )
 def test_bad_settings_are_named(checkpoint, options, message):

@@ -1,0 +1,224 @@
+"""How good samples are, for one way to sample or for many: steps, samplers, precisions.
+
+Generative perplexity alone can be had for nothing, by dull samples; so a record always says how
+varied they were and how they were drawn.
+"""
+
+import dataclasses
+import functools
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sedd_jax.diffusion.reverse import SAMPLERS
+from sedd_jax.errors import BadInput
+from sedd_jax.evaluation.judge import Judge
+from sedd_jax.evaluation.measures import Measures
+from sedd_jax.evaluation.record import Record, answered, identity, save
+from sedd_jax.evaluation.reference import read_reference
+from sedd_jax.inference.autoregressive import generate_autoregressive
+from sedd_jax.inference.generate import PRECISIONS, check_positive, generate
+from sedd_jax.inference.load import Checkpoint
+from sedd_jax.runtime.components import Baseline
+from sedd_jax.runtime.lead import is_lead
+from sedd_jax.runtime.processes import in_turn
+from sedd_jax.runtime.throughput import duration
+
+_TITLES = {
+    "gen_perplexity_samples": "generative perplexity by samples",
+    "gen_perplexity_tokens": "by tokens",
+    "entropy": "entropy",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What to sample. Each of `samplers` x `precisions` x `steps` is one record.
+
+    Attributes:
+      num_samples: of each record.
+      length: tokens of a sample; the trained length by default.
+      steps: reverse steps before the final one; of a diffusion model, as the next two.
+      samplers: rules of the reverse step.
+      precisions: how tokens are drawn, see `inference.generate`.
+      temperature: of an autoregressive model, as the next.
+      top_p: the nucleus.
+      seed: sample i is a function of (seed, i).
+      batch_size: samples at a time.
+    """
+
+    num_samples: int = 64
+    length: int | None = None
+    steps: tuple[int, ...] = (128,)
+    samplers: tuple[str, ...] = ("tweedie",)
+    precisions: tuple[str, ...] = ("exact",)
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 32
+
+    def check(self) -> None:
+        """Raises BadInput for a setting that cannot be."""
+        check_positive(batch_size=self.batch_size, **{f"steps {n}": n for n in self.steps})
+        if self.num_samples < 2:
+            raise BadInput(f"num_samples is {self.num_samples}; an error needs 2 at least.")
+        if self.length is not None and self.length < 4:
+            raise BadInput(f"length is {self.length}; repeated 4-grams need 4 tokens at least.")
+        for name, values, known in (
+            ("samplers", self.samplers, SAMPLERS),
+            ("precisions", self.precisions, PRECISIONS),
+        ):
+            if unknown := set(values) - set(known):
+                raise BadInput(
+                    f"{name} must be among {', '.join(known)}, got {', '.join(unknown)}."
+                )
+
+
+class _Way(NamedTuple):
+    """A way to sample: its name, what it costs, its protocol, and how to do it.
+
+    `draw` returns tokens [N, L] and the calls of the network for each row, as told before.
+    """
+
+    name: str
+    evaluations: int
+    protocol: dict[str, Any]
+    draw: Callable[[], tuple[np.ndarray, int]]
+
+
+def run(
+    checkpoint: Checkpoint,
+    settings: Settings,
+    folder: Path,
+    *,
+    averaged: bool = True,
+    judge: Checkpoint | None = None,
+    reference: str | None = None,
+) -> list[Record]:
+    """Returns a record for every way to sample, from `folder` where it is answered there.
+
+    All processes of a job call this; the lead writes, and says how far it is on stderr.
+
+    Args:
+      checkpoint: the model.
+      settings: what to sample.
+      folder: of the records.
+      averaged: whether the weights of the checkpoint are the averaged ones.
+      judge: a causal model, for generative perplexity and MAUVE; on the mesh of the checkpoint.
+      reference: real text for MAUVE, "heldout" or a file; it needs a judge.
+
+    Raises:
+      BadInput: settings that cannot be, a judge that cannot read the samples, no such text, or no
+        package for MAUVE; before anything is sampled.
+      FloatingPointError: a network gave what is not finite.
+    """
+    settings.check()
+    length = checkpoint.config.model.length if settings.length is None else settings.length
+    measures = _measures(checkpoint, settings, length, judge, reference)
+    common = {"length": length, "samples": settings.num_samples, "seed": settings.seed}
+    model = identity(checkpoint, averaged=averaged)
+    ways = _ways(checkpoint, settings, length)
+    questions = [
+        Record("quality", way.name, model, way.protocol | common | measures.protocol)
+        for way in ways
+    ]
+    known = [answered(folder, question) for question in questions]
+    asked = [way.evaluations for way, record in zip(ways, known, strict=True) if record is None]
+    progress = _Progress(len(ways), sum(asked))
+    records = []
+    for way, question, record in zip(ways, questions, known, strict=True):
+        if record is None:
+            began = time.monotonic()
+            tokens, evaluations = way.draw()
+            sampled = {"evaluations": evaluations, "seconds": time.monotonic() - began}
+            figures = {"samples": len(tokens)} | sampled | measures(tokens)
+            record = dataclasses.replace(question, figures=figures)
+            in_turn(functools.partial(save, folder, record), lambda: None)
+            progress.advance(way.evaluations)
+        records.append(record)
+        progress.say(record)
+    return records
+
+
+def _measures(checkpoint, settings, length, judge, reference):
+    if judge is None and reference is not None:
+        raise BadInput("MAUVE compares what a judge makes of texts; give a judge.")
+    count = settings.num_samples
+    return Measures(
+        checkpoint,
+        count,
+        judge and Judge(judge, length, settings.batch_size),
+        reference and read_reference(reference, checkpoint, length, count),
+    )
+
+
+def _ways(checkpoint, settings, length):
+    key, count = jax.random.key(settings.seed), settings.num_samples
+    rows = {"num_samples": count, "length": length, "batch_size": settings.batch_size}
+    if isinstance(checkpoint.components, Baseline):
+        sharpness = {"temperature": settings.temperature, "top_p": settings.top_p}
+        protocol = {"sampler": "autoregressive", "precision": "exact", "final_step": "none"}
+        return [
+            _Way(
+                "autoregressive",
+                length,
+                protocol | sharpness,
+                lambda: (generate_autoregressive(key, checkpoint, **rows, **sharpness), length),
+            )
+        ]
+    final = (
+        f"one draw that removes all noise left at t = {checkpoint.config.train.t_min:g}, "
+        "never the mask"
+    )
+
+    def way(sampler, precision, steps):
+        options = {"sampler": sampler, "steps": steps, "precision": precision}
+        suffix = "" if precision == "exact" else f"-{precision}"
+
+        def draw():
+            tokens, diagnostics = generate(key, checkpoint, **rows, **options)
+            return tokens, diagnostics.evaluations
+
+        protocol = options | {"final_step": final}
+        return _Way(f"{sampler}-{steps}{suffix}", steps + 1, protocol, draw)
+
+    return list(
+        itertools.starmap(
+            way, itertools.product(settings.samplers, settings.precisions, settings.steps)
+        )
+    )
+
+
+class _Progress:
+    """Says on stderr, on the lead only, what was found and how long the rest will take."""
+
+    def __init__(self, ways: int, evaluations: int):
+        self._ways, self._said, self._left, self._done = ways, 0, evaluations, 0
+        self._began = time.monotonic()
+
+    def advance(self, evaluations: int) -> None:
+        """Counts calls of the network."""
+        self._done, self._left = self._done + evaluations, self._left - evaluations
+
+    def say(self, record: Record) -> None:
+        """Prints a line for a record."""
+        self._said += 1
+        if not is_lead():
+            return
+        figures = record.figures
+        found = [
+            f"{title} {figures[name]:.4g} (+-{figures[f'{name}_stderr']:.2g})"
+            for name, title in _TITLES.items()
+            if name in figures
+        ]
+        if self._left and self._done:
+            seconds = (time.monotonic() - self._began) * self._left / self._done
+            found.append(f"{duration(seconds)} left")
+        line = f"{self._said}/{self._ways}  {record.name}: {', '.join(found)}"
+        print(line, file=sys.stderr, flush=True)

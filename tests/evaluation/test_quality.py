@@ -1,0 +1,179 @@
+"""Records of sample quality: what is measured, what is said with it, and going on."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import sedd_jax as sedd
+from sedd_jax.data.tokenizer import Characters, Integers
+from sedd_jax.errors import BadInput
+from sedd_jax.evaluation import measures, quality
+from sedd_jax.evaluation.judge import Judge
+from sedd_jax.evaluation.quality import Settings, run
+from sedd_jax.evaluation.record import read_records
+from sedd_jax.evaluation.statistics import distinct, entropy, self_repetition
+from sedd_jax.inference.generate import Diagnostics
+
+SETTINGS = Settings(3, 12, steps=(2,), precisions=("exact", "published"), seed=4, batch_size=2)
+
+DIAGNOSTICS = Diagnostics(3, np.zeros((3, 3), int), np.ones(3, bool), None)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(smoke_run, quick_compilation):
+    return sedd.load(smoke_run)
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint, causal, tmp_path_factory):
+    """Of the records of `SETTINGS`."""
+    folder = tmp_path_factory.mktemp("run") / "evaluations"
+    assert run(checkpoint, SETTINGS, folder, judge=causal) == read_records(folder)
+    return folder
+
+
+def test_a_record_says_what_was_found_and_how(checkpoint, causal, folder):
+    exact, published = read_records(folder)
+    assert (exact.kind, exact.name, published.name) == (
+        "quality", "tweedie-2", "tweedie-2-published",
+    )  # fmt: skip
+    tokens, _ = sedd.generate(jax.random.key(4), checkpoint, 3, 12, steps=2, batch_size=2)
+    judge = Judge(causal, 12, batch_size=2)
+    figures = {name: value for name, value in exact.figures.items() if name != "seconds"}
+    by_samples = judge.by_samples(tokens)
+    by_tokens = judge.by_tokens(judge.retokenise(tokens, checkpoint.tokenizer))
+    wanted = {
+        "samples": 3,
+        "evaluations": 3,
+        "entropy": entropy(tokens).value,
+        "entropy_stderr": entropy(tokens).stderr,
+        "distinct_1": distinct(tokens, 1),
+        "distinct_2": distinct(tokens, 2),
+        "distinct_3": distinct(tokens, 3),
+        "self_repetition": self_repetition(tokens),
+        "gen_perplexity_samples": by_samples.value,
+        "gen_perplexity_samples_stderr": by_samples.stderr,
+        "gen_perplexity_tokens": by_tokens.value,
+        "gen_perplexity_tokens_stderr": by_tokens.stderr,
+    }
+    assert figures.pop("texts") == [checkpoint.tokenizer.decode(row) for row in tokens]
+    assert figures.pop("notes") == []
+    assert figures == pytest.approx(wanted, rel=1e-5)
+    said = exact.protocol
+    assert (said["sampler"], said["steps"], said["length"], said["samples"]) == (
+        "tweedie",
+        2,
+        12,
+        3,
+    )
+    assert (said["seed"], said["precision"], said["reference"]) == (4, "exact", None)
+    assert said["final_step"].startswith("one draw that removes all noise left at t = 0.001")
+    assert said["judge"]["weights"] != exact.model["weights"]
+    assert published.protocol == said | {"precision": "published"}
+
+
+def test_what_is_answered_is_not_asked_again(checkpoint, causal, folder, monkeypatch, capsys):
+    asked = []
+
+    def generate(*_, precision, **options):
+        asked.append(precision)
+        return np.zeros((3, 12), np.int32), DIAGNOSTICS
+
+    monkeypatch.setattr(quality, "generate", generate)
+    before = read_records(folder)
+    assert run(checkpoint, SETTINGS, folder, judge=causal) == before
+    assert asked == []
+    said = capsys.readouterr()
+    assert "2/2  tweedie-2-published: generative perplexity by samples" in said.err
+    assert said.out == ""
+    (folder / before[1].file).unlink()
+    again = run(checkpoint, SETTINGS, folder, judge=causal)
+    assert asked == ["published"] and again[0] == before[0]
+    assert again[1].figures["entropy"] == 0
+
+
+def test_a_sweep_asks_every_question(checkpoint, tmp_path, monkeypatch):
+    tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
+    monkeypatch.setattr(quality, "generate", lambda *_, **__: (tokens, DIAGNOSTICS))
+    settings = Settings(2, 12, (1, 5), ("euler", "tweedie"), ("published",))
+    records = run(checkpoint, settings, tmp_path)
+    assert [record.name for record in records] == [
+        f"{sampler}-{steps}-published" for sampler in ("euler", "tweedie") for steps in (1, 5)
+    ]
+    assert all(record.protocol["judge"] is None for record in records)
+    assert "gen_perplexity_samples" not in records[0].figures
+
+
+def test_an_autoregressive_model_has_one_way(causal, tmp_path):
+    settings = Settings(2, 6, temperature=0.7, top_p=0.9, seed=1)
+    (record,) = run(causal, settings, tmp_path, judge=causal)
+    tokens = sedd.generate_autoregressive(
+        jax.random.key(1), causal, 2, 6, temperature=0.7, top_p=0.9
+    )
+    assert (record.name, record.figures["evaluations"]) == ("autoregressive", 6)
+    assert (record.protocol["temperature"], record.protocol["top_p"]) == (0.7, 0.9)
+    assert record.figures["texts"] == [causal.tokenizer.decode(row) for row in tokens]
+
+
+def test_a_judge_of_another_tokenizer_reads_the_text_alone(causal, tmp_path):
+    alphabet = Characters("".join(map(chr, range(256))))  # as many ids, of other meaning
+    other = dataclasses.replace(causal, tokenizer=alphabet)
+    (record,) = run(other, Settings(2, 6), tmp_path, judge=causal)
+    assert "gen_perplexity_samples" not in record.figures
+    assert record.figures["gen_perplexity_tokens"] > 1
+    (note,) = record.figures["notes"]
+    assert note.startswith("gen_perplexity_samples is left out: the judge has another tokenizer")
+
+
+def test_ids_without_text_are_judged_as_they_are(causal, tmp_path):
+    ids = dataclasses.replace(causal, tokenizer=Integers(257))
+    (record,) = run(ids, Settings(2, 6), tmp_path, judge=ids)
+    assert record.figures["gen_perplexity_samples"] > 1
+    assert "gen_perplexity_tokens" not in record.figures
+    with pytest.raises(BadInput, match="it cannot read them, since ids without text"):
+        run(ids, Settings(2, 6), tmp_path / "other", judge=causal)
+
+
+def test_mauve_is_of_the_judges_features(causal, tmp_path, monkeypatch):
+    path = tmp_path / "real.txt"
+    path.write_text("It is real text. " * 10)
+    given = []
+    monkeypatch.setattr(measures, "load_mauve", lambda: "mauve-text 0.4.0")
+    monkeypatch.setattr(measures, "mauve", lambda *features: given.append(features) or 0.5)
+    (record,) = run(causal, Settings(21, 6), tmp_path, judge=causal, reference=str(path))
+    (features,) = given
+    blocks = np.frombuffer(path.read_bytes()[: 28 * 6], np.uint8).reshape(28, 6)
+    real = blocks[np.arange(21) * 28 // 21]
+    np.testing.assert_allclose(features[1], Judge(causal, 6).features(real), rtol=1e-5)
+    assert features[0].shape == features[1].shape
+    assert record.figures["mauve"] == 0.5
+    assert record.figures["notes"] == ["mauve of 21 texts says little: 1000 are needed at least."]
+    assert record.protocol["reference"]["texts"] == 21
+    assert record.protocol["mauve"] == "mauve-text 0.4.0"
+    with pytest.raises(BadInput, match="MAUVE needs 20 samples"):
+        run(causal, Settings(2, 6), tmp_path, judge=causal, reference=str(path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_samples": 1}, "num_samples is 1; an error needs 2"),
+        ({"length": 3}, "length is 3; repeated 4-grams need 4"),
+        ({"steps": (4, 0)}, "steps 0 must be at least 1"),
+        ({"samplers": ("heun",)}, "samplers must be among euler, tweedie, got heun"),
+        ({"precisions": ("low",)}, "precisions must be among exact, published, got low"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_bad_settings_are_named(causal, tmp_path, settings, message):
+    with pytest.raises(BadInput, match=message):
+        run(causal, Settings(**settings), tmp_path)
+
+
+def test_a_reference_needs_a_judge_and_a_judge_a_tokenizer(causal, tmp_path):
+    with pytest.raises(BadInput, match="give a judge"):
+        run(causal, Settings(2, 6), tmp_path, reference="heldout")
+    with pytest.raises(BadInput, match="name a tokenizer"):
+        run(dataclasses.replace(causal, tokenizer=None), Settings(2, 6), tmp_path, judge=causal)
