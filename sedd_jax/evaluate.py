@@ -1,8 +1,9 @@
 """Evaluates a model: `python -m sedd_jax.evaluate --checkpoint=runs/tiny --suite=heldout`.
 
 Likelihoods of data sets, with all that they depend on: `--suite=zeroshot --data=FOLDER` for those
-of the paper. Every figure is written to a file of its own as soon as it is known; the same command
-goes on from there.
+of the paper. Quality of samples: `--suite=quality --judge=FOLDER`, for one way to sample or many.
+Every figure is written to a file of its own as soon as it is known; the same command goes on from
+there.
 """
 
 import sys
@@ -10,19 +11,22 @@ import tempfile
 from pathlib import Path
 
 from absl import flags
+from jax.sharding import Mesh
 
 from sedd_jax.data.draft import check_local
-from sedd_jax.display.table import Table, markdown
+from sedd_jax.diffusion.reverse import SAMPLERS
+from sedd_jax.display.plot import check_plots
+from sedd_jax.display.table import markdown
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation import likelihood
-from sedd_jax.evaluation.anchors import published
+from sedd_jax.evaluation import likelihood, quality, summary
 from sedd_jax.evaluation.library import Library
 from sedd_jax.evaluation.protocol import CONVENTIONS, Choices
 from sedd_jax.evaluation.record import FOLDER, Record
 from sedd_jax.inference.bound import TIMES
+from sedd_jax.inference.generate import PRECISIONS
 from sedd_jax.inference.load import Checkpoint, load
 from sedd_jax.runtime import checkpoint as checkpoints
-from sedd_jax.runtime import cli, processes
+from sedd_jax.runtime import cli, processes, sharding
 from sedd_jax.runtime.config import MeshConfig
 from sedd_jax.runtime.lead import is_lead, say
 
@@ -37,7 +41,9 @@ _TOKENIZER = flags.DEFINE_string(
 _MESH = flags.DEFINE_list(
     "mesh", None, "Axes of devices, as in fsdp:4,tensor:2; by default a copy on every device."
 )
-_SUITE = flags.DEFINE_list("suite", None, f"What to score: {', '.join(likelihood.SUITES)}.")
+_QUALITY = "quality"
+_SUITES = (*likelihood.SUITES, _QUALITY)
+_SUITE = flags.DEFINE_list("suite", None, f"What to find out: {', '.join(_SUITES)}.")
 _DATA = flags.DEFINE_string("data", None, "Folder below which the files of data sets are.")
 _SOURCES = flags.DEFINE_list("sources", [], "Files of single data sets, as in ptb=test.txt.")
 _DOWNLOAD = flags.DEFINE_bool("download", False, "Fetch the data sets that are not here.")
@@ -48,8 +54,30 @@ _COMPLETE = flags.DEFINE_bool("complete", False, "All terms of the bound, not th
 _MAX_BLOCKS = flags.DEFINE_integer(
     "max_blocks", None, "Score so many blocks of a data set, evenly spaced.", lower_bound=1
 )
-_SEED = flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0, upper_bound=2**32 - 1)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Blocks at a time.", lower_bound=1)
+# of --suite=quality
+_JUDGE = flags.DEFINE_string(
+    "judge", None, "A causal model that reads the samples: a run, a GPT-2, or OWNER/NAME."
+)
+_JUDGE_TOKENIZER = flags.DEFINE_string("judge_tokenizer", None, "Its tokenizer, if not beside it.")
+_REFERENCE = flags.DEFINE_string(
+    "reference", None, "Real text to hold samples against: a file, or heldout."
+)
+_MAUVE = flags.DEFINE_bool("mauve", False, "Measure MAUVE; it needs --judge and --reference.")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "Samples.", lower_bound=2)
+_LENGTH = flags.DEFINE_integer("length", None, "Tokens per sample; the trained length by default.")
+_STEPS = flags.DEFINE_list("steps", ["128"], "Reverse steps; several make a sweep: 16,64,256,1024.")
+_SAMPLERS = flags.DEFINE_multi_enum(
+    "sampler", ["tweedie"], list(SAMPLERS), "Rule of the reverse step; may be given again."
+)
+_PRECISIONS = flags.DEFINE_multi_enum(
+    "precision", ["exact"], list(PRECISIONS), "How tokens are drawn; may be given again."
+)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Autoregressive: divides the logits.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Autoregressive: fewest tokens of this mass.")
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Of all that is drawn.", lower_bound=0, upper_bound=2**32 - 1
+)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Blocks or samples at a time.", lower_bound=1)
 _PUBLISHED = flags.DEFINE_enum(
     "published", "comparable", ["comparable", "all"], "Which published figures to print."
 )
@@ -61,22 +89,27 @@ def main() -> None:
     if not _CHECKPOINT.value:
         raise BadInput("--checkpoint=FOLDER is needed.")
     if not _SUITE.value:
-        raise BadInput(f"--suite is needed, one or more of {', '.join(likelihood.SUITES)}.")
+        raise BadInput(f"--suite is needed, one or more of {', '.join(_SUITES)}.")
+    check_plots()
     processes.join()
+    scored = [suite for suite in _SUITE.value if suite != _QUALITY]
     library = Library(_DATA.value and Path(_DATA.value), _sources(), _DOWNLOAD.value)
-    names, lacking = likelihood.names_of(_SUITE.value, library, _PROTOCOL.value)
+    names, lacking = likelihood.names_of(scored, library, _PROTOCOL.value)
+    settings = _sampling() if _QUALITY in _SUITE.value else None
     folder = _folder()
+    mesh = sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
     checkpoint = load(
-        _CHECKPOINT.value,
-        step=_STEP.value,
-        ema=_EMA.value,
-        mesh=cli.mesh_from(_MESH) or MeshConfig(),
-        tokenizer=_TOKENIZER.value,
+        _CHECKPOINT.value, step=_STEP.value, ema=_EMA.value, mesh=mesh, tokenizer=_TOKENIZER.value
     )
     for suite, words in lacking.items():
         _tell(f"Of {suite} there is no data for:", *words)
-    _show(_likelihoods(checkpoint, names, library, folder))
-    say(f"\nRecords: {folder}")
+    planned = settings and _planned(checkpoint, settings, mesh)
+    records = _likelihoods(checkpoint, names, library, folder)
+    records += quality.run(planned, folder) if planned else []
+    if is_lead():
+        _show(records)
+        summary.write(folder)
+    say(f"\nRecords, summary and plots: {folder}")
 
 
 def _likelihoods(checkpoint: Checkpoint, names: list[str], library: Library, folder: Path):
@@ -111,31 +144,50 @@ def _likelihoods(checkpoint: Checkpoint, names: list[str], library: Library, fol
     ]
 
 
+def _sampling():
+    """What to sample, as the flags say."""
+    try:
+        steps = tuple(int(each) for each in _STEPS.value)
+    except ValueError as error:
+        raise BadInput(
+            f"--steps={','.join(_STEPS.value)} must be numbers, as in 16,64,256."
+        ) from error
+    settings = quality.Settings(
+        num_samples=_NUM_SAMPLES.value,
+        length=_LENGTH.value,
+        steps=steps,
+        samplers=tuple(dict.fromkeys(_SAMPLERS.value)),
+        precisions=tuple(dict.fromkeys(_PRECISIONS.value)),
+        temperature=_TEMPERATURE.value,
+        top_p=_TOP_P.value,
+        seed=_SEED.value,
+        batch_size=_BATCH_SIZE.value,
+        mauve=_MAUVE.value,
+    )
+    settings.check()
+    return settings
+
+
+def _planned(checkpoint: Checkpoint, settings: quality.Settings, mesh: Mesh) -> quality.Plan:
+    cli.refuse_flags_of_others(
+        checkpoint.config.family,
+        {
+            "diffusion": (_STEPS, _SAMPLERS, _PRECISIONS),
+            "autoregressive": (_TEMPERATURE, _TOP_P),
+        },
+    )
+    judge = None
+    if _JUDGE.value:
+        judge = load(_JUDGE.value, mesh=mesh, tokenizer=_JUDGE_TOKENIZER.value)
+    return quality.plan(
+        checkpoint, settings, averaged=_EMA.value, judge=judge, reference=_REFERENCE.value
+    )
+
+
 def _show(records: list[Record]) -> None:
-    """Prints tables of the records, on the lead."""
-    if not is_lead():
-        return
-    tables = [_table(records), published(records, everything=_PUBLISHED.value == "all")]
-    print("\n\n".join(f"{table.title}\n\n{markdown(table)}" for table in tables if table))
-
-
-def _table(records):
-    shown = (
-        "perplexity", "perplexity_stderr", "bits_per_byte", "bits_per_token", "nats_per_token",
-        "stderr", "data_stderr", "tokens",
-    )  # fmt: skip
-    rows = [
-        (
-            record.name,
-            "exact" if record.figures["exact"] else "bound",
-            *(
-                f"{value:.4f}" if isinstance(value, float) else value
-                for value in map(record.figures.get, shown)
-            ),
-        )
-        for record in records
-    ]
-    return Table("Likelihoods", ("data set", "", *shown), rows)
+    """Prints tables of the records."""
+    tables = summary.tables(records, all_published=_PUBLISHED.value == "all")
+    print("\n\n".join(f"{table.title}\n\n{markdown(table)}" for table in tables))
 
 
 def _sources():

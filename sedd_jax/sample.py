@@ -66,7 +66,13 @@ def main() -> None:
         tokenizer=_TOKENIZER.value,
     )
     family = checkpoint.config.family
-    _refuse_flags_of_the_other(family)
+    cli.refuse_flags_of_others(
+        family,
+        {
+            "diffusion": (_STEPS, _SAMPLER, _TRACE, _FRAMES),
+            "autoregressive": (_TEMPERATURE, _TOP_P),
+        },
+    )
     num_samples = 1 if _TRACE.value else _NUM_SAMPLES.value
     length = checkpoint.config.model.length if _LENGTH.value is None else _LENGTH.value
     prompt = prefix_suffix(
@@ -89,17 +95,6 @@ def main() -> None:
         f"{seconds:.1f} s with compilation.",
         file=sys.stderr,
     )
-
-
-def _refuse_flags_of_the_other(family):
-    only = {
-        "diffusion": (_STEPS, _SAMPLER, _TRACE, _FRAMES),
-        "autoregressive": (_TEMPERATURE, _TOP_P),
-    }
-    for other in only.keys() - {family}:
-        for flag in only[other]:
-            if flag.present:
-                raise BadInput(f"--{flag.name} is for {other} models; this one is {family}.")
 
 
 def _denoise(checkpoint, prompt):

@@ -119,16 +119,11 @@ def _parameters(config, vocab_size):
     return count_params(jax.eval_shape(init, jax.random.key(0)))
 
 
-def dashboard(runs: Sequence[Run], anchors: Sequence[summary.Anchor] = ()) -> str:
-    """Returns the page: it depends on the files of the runs alone.
-
-    Args:
-      runs: in the order in which they are shown.
-      anchors: rows of others for the table of likelihoods.
-    """
+def dashboard(runs: Sequence[Run]) -> str:
+    """Returns the page, the runs in their order: it depends on their files alone."""
     records = [record for run in runs for record in run.records]
     measured = [
-        *map(page.figures, summary.tables(records, anchors)),
+        *map(page.figures, summary.tables(records)),
         page.grid(*map(page.drawing, summary.plots(records))),
     ]
     sections = {

@@ -23,11 +23,12 @@ class Measures:
       checkpoint: the model whose samples they are.
       num_samples: how many there will be.
       judge: for what depends on one; None to leave it out.
-      reference: for MAUVE, by the judge; None to leave it out.
+      reference: real text; None to leave it out.
+      compared: measure by MAUVE how near the samples are to it, by the judge.
 
     Raises:
-      BadInput: the judge cannot read the samples, or there is no package or too little text for
-        MAUVE.
+      BadInput: the judge cannot read the samples, or for MAUVE there is no judge, no package or
+        too little text.
     """
 
     def __init__(
@@ -36,23 +37,22 @@ class Measures:
         num_samples: int,
         judge: Judge | None,
         reference: Reference | None,
+        compared: bool = False,
     ):
-        self._tokenizer, self._judge, self._reference = checkpoint.tokenizer, judge, reference
+        self._tokenizer, self._judge = checkpoint.tokenizer, judge
+        self._reference = reference if compared else None
         self.protocol = {"judge": None, "reference": None}
-        if judge is None:
-            return
-        self._check_judge()
-        self.protocol["judge"] = identity(judge.checkpoint, averaged=True) | {
-            "window": judge.window
-        }
-        if reference is not None:
+        if judge is not None:
+            self._check_judge()
+            known = identity(judge.checkpoint, averaged=True)
+            self.protocol["judge"] = known | {"window": judge.window}
+        if compared:
+            if judge is None or reference is None:
+                raise BadInput(
+                    "MAUVE compares what a judge makes of samples and of real text; give both."
+                )
             check_counts(num_samples, len(reference.rows))
-            self.protocol["mauve"] = load_mauve()
-            self.protocol["reference"] = {
-                "name": reference.name,
-                "sha256": reference.sha256,
-                "texts": len(reference.rows),
-            }
+            self.protocol |= {"mauve": load_mauve(), "reference": reference.about}
 
     def __call__(self, tokens: np.ndarray) -> dict[str, Any]:
         """Returns the figures of samples [N, L]."""
@@ -93,7 +93,7 @@ class Measures:
             figures |= _with_error("gen_perplexity_tokens", self._judge.by_tokens(texts))
         else:
             notes.append("gen_perplexity_tokens is left out: ids are no text to tokenise again.")
-        if self._reference is not None:
+        if self._reference is not None and tokens is not self._reference.rows:
             figures["mauve"] = mauve(self._judge.features(texts), self._of_reference)
             if (fewest := min(len(tokens), len(self._reference.rows))) < FEW:
                 notes.append(f"mauve of {fewest} texts says little: {FEW} are needed at least.")

@@ -30,6 +30,7 @@ from sedd_jax.runtime.lead import is_lead
 from sedd_jax.runtime.processes import in_turn
 from sedd_jax.runtime.throughput import duration
 
+REAL = "real text"  # stands where other rows have a sampler
 _TITLES = {
     "gen_perplexity_samples": "generative perplexity by samples",
     "gen_perplexity_tokens": "by tokens",
@@ -51,6 +52,7 @@ class Settings:
       top_p: the nucleus.
       seed: sample i is a function of (seed, i).
       batch_size: samples at a time.
+      mauve: measure that too, against the reference.
     """
 
     num_samples: int = 64
@@ -62,6 +64,7 @@ class Settings:
     top_p: float = 1.0
     seed: int = 0
     batch_size: int = 32
+    mauve: bool = False
 
     def check(self) -> None:
         """Raises BadInput for a setting that cannot be."""
@@ -81,7 +84,7 @@ class Settings:
 
 
 class _Way(NamedTuple):
-    """A way to sample: its name, what it costs, its protocol, and how to do it.
+    """A way to come by texts: its name, what it costs, its protocol, and how to do it.
 
     `draw` returns tokens [N, L] and the calls of the network for each row, as told before.
     """
@@ -92,42 +95,65 @@ class _Way(NamedTuple):
     draw: Callable[[], tuple[np.ndarray, int]]
 
 
-def run(
+class Plan(NamedTuple):
+    """What `run` is to do, known to be possible: see `plan`."""
+
+    ways: list[_Way]
+    questions: list[Record]
+    measures: Measures
+
+
+def plan(
     checkpoint: Checkpoint,
     settings: Settings,
-    folder: Path,
     *,
     averaged: bool = True,
     judge: Checkpoint | None = None,
     reference: str | None = None,
-) -> list[Record]:
-    """Returns a record for every way to sample, from `folder` where it is answered there.
-
-    All processes of a job call this; the lead writes, and says how far it is on stderr.
+) -> Plan:
+    """Returns the plan to measure every way to sample, and the real text if there is any.
 
     Args:
       checkpoint: the model.
       settings: what to sample.
-      folder: of the records.
       averaged: whether the weights of the checkpoint are the averaged ones.
       judge: a causal model, for generative perplexity and MAUVE; on the mesh of the checkpoint.
-      reference: real text for MAUVE, "heldout" or a file; it needs a judge.
+      reference: real text, "heldout" or a file.
 
     Raises:
       BadInput: settings that cannot be, a judge that cannot read the samples, no such text, or no
-        package for MAUVE; before anything is sampled.
-      FloatingPointError: a network gave what is not finite.
+        package for MAUVE.
     """
     settings.check()
     length = checkpoint.config.model.length if settings.length is None else settings.length
-    measures = _measures(checkpoint, settings, length, judge, reference)
+    real = reference and read_reference(reference, checkpoint, length, settings.num_samples)
+    judging = judge and Judge(judge, length, settings.batch_size)
+    measures = Measures(checkpoint, settings.num_samples, judging, real, settings.mauve)
+    ways = _ways(checkpoint, settings, length)
+    if real:
+        ways.append(_real_text(real))
     common = {"length": length, "samples": settings.num_samples, "seed": settings.seed}
     model = identity(checkpoint, averaged=averaged)
-    ways = _ways(checkpoint, settings, length)
     questions = [
-        Record("quality", way.name, model, way.protocol | common | measures.protocol)
+        Record("quality", way.name, model, common | measures.protocol | way.protocol)
         for way in ways
     ]
+    return Plan(ways, questions, measures)
+
+
+def run(planned: Plan, folder: Path) -> list[Record]:
+    """Returns a record for every way of the plan, from `folder` where it is answered there.
+
+    All processes of a job call this; the lead writes, and says how far it is on stderr.
+
+    Args:
+      planned: what to do.
+      folder: of the records.
+
+    Raises:
+      FloatingPointError: a network gave what is not finite.
+    """
+    ways, questions, measures = planned
     known = [answered(folder, question) for question in questions]
     asked = [way.evaluations for way, record in zip(ways, known, strict=True) if record is None]
     progress = _Progress(len(ways), sum(asked))
@@ -146,16 +172,11 @@ def run(
     return records
 
 
-def _measures(checkpoint, settings, length, judge, reference):
-    if judge is None and reference is not None:
-        raise BadInput("MAUVE compares what a judge makes of texts; give a judge.")
-    count = settings.num_samples
-    return Measures(
-        checkpoint,
-        count,
-        judge and Judge(judge, length, settings.batch_size),
-        reference and read_reference(reference, checkpoint, length, count),
-    )
+def _real_text(reference):
+    """What samples would be at their best."""
+    protocol = {"sampler": REAL, "precision": None, "samples": len(reference.rows), "seed": None}
+    protocol |= {"reference": reference.about}
+    return _Way(REAL.replace(" ", "-"), 0, protocol, lambda: (reference.rows, 0))
 
 
 def _ways(checkpoint, settings, length):

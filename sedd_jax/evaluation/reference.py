@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,11 @@ class Reference(NamedTuple):
     name: str
     sha256: str
     rows: np.ndarray
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a record says of it."""
+        return {"name": self.name, "sha256": self.sha256, "texts": len(self.rows)}
 
 
 def read_reference(source: str, checkpoint: Checkpoint, length: int, count: int) -> Reference:

@@ -15,27 +15,23 @@ from typing import Any
 from sedd_jax.display.number import with_error
 from sedd_jax.display.plot import Curve, Plot, image
 from sedd_jax.display.table import Table, markdown, to_json
+from sedd_jax.evaluation.anchors import published
 from sedd_jax.evaluation.record import Record, read_records
-
-# a row of someone else's: data set, whose and where, perplexity
-Anchor = tuple[str, str, str]
 
 _WAY = ("sampler", "steps", "samples", "precision")  # columns of their own
 # they say which model it is, as its name and step do
 _OF_A_MODEL = ("model weights", "model tokenizer", "model family", "model graph")
 
 
-def write(folder: Path, anchors: Sequence[Anchor] = ()) -> None:
+def write(folder: Path) -> None:
     """Makes `summary.md`, `summary.json` and the plots of all records in `folder` anew.
 
-    Args:
-      folder: of the records, and where to write; without a record nothing is written.
-      anchors: rows of others to stand beside those measured.
+    Without a record nothing is written.
     """
     records = read_records(folder)
     if not records:
         return
-    found = tables(records, anchors)
+    found = tables(records)
     report = {
         "tables": [table._asdict() for table in found],
         "records": [dataclasses.asdict(record) for record in records],
@@ -49,14 +45,21 @@ def write(folder: Path, anchors: Sequence[Anchor] = ()) -> None:
         os.replace(temporary, folder / name)
 
 
-def tables(records: Sequence[Record], anchors: Sequence[Anchor] = ()) -> list[Table]:
-    """Returns the tables of likelihoods and of the quality of samples, each with its protocol."""
+def tables(records: Sequence[Record], *, all_published: bool = False) -> list[Table]:
+    """Returns the tables of likelihoods and of the quality of samples, each with its protocol.
+
+    Args:
+      records: in any order.
+      all_published: print all published likelihoods of the data sets, not the comparable ones.
+    """
     likelihoods = sorted(_of("likelihood", records), key=lambda it: (it.name, model_name(it)))
     qualities = sorted(_of("quality", records), key=_order)
-    return [
-        *(_likelihood_tables(likelihoods, anchors) if likelihoods else []),
+    found = [
+        *(_likelihood_tables(likelihoods) if likelihoods else []),
+        published(likelihoods, everything=all_published),
         *(_quality_tables(qualities) if qualities else []),
     ]
+    return [table for table in found if table]
 
 
 def plots(records: Sequence[Record]) -> list[Plot]:
@@ -81,16 +84,12 @@ def _order(record):
     return (model_name(record), *way, record.figures["evaluations"])
 
 
-def _likelihood_tables(records, anchors):
+def _likelihood_tables(records):
     rows = [(it.name, model_name(it), *_likelihood(it)) for it in records]
     columns = (
         "data set", "model", "perplexity", "nats/token", "bits/token", "bits/byte",
         "stderr by data", "tokens", "blocks", "documents",
     )  # fmt: skip
-    measured = {record.name for record in records}
-    blank = ("",) * (len(columns) - 3)
-    rows += [(*anchor, *blank) for anchor in anchors if anchor[0] in measured]
-    rows.sort(key=lambda row: row[0])  # those of others after those measured here
     return [
         Table("Likelihood", columns, rows),
         *_protocols("Likelihood", columns[:2], [row[:2] for row in _named(records)], records),
@@ -215,7 +214,8 @@ def _sweeps(records):
         curves: dict[str, Curve] = {}
         for curve, record in zip(_curve_names(records), records, strict=True):
             figures = _numbers(record.figures)
-            if math.isfinite(figures.get(name, math.nan)):
+            # real text has cost no evaluations, and has no place on their axis
+            if figures["evaluations"] and math.isfinite(figures.get(name, math.nan)):
                 point = (figures["evaluations"], figures[name], figures.get(f"{name}_stderr", 0.0))
                 for column, number in zip(
                     curves.setdefault(curve, ([], [], [])), point, strict=True

@@ -3,7 +3,7 @@
 import dataclasses
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import app, flags, logging
 
@@ -46,6 +46,14 @@ def mesh_from(flag: flags.FlagHolder) -> MeshConfig | None:
             f"--{flag.name}={','.join(flag.value)} must be AXIS:SIZE,... with different axes among "
             f"{names}."
         ) from error
+
+
+def refuse_flags_of_others(family: str, flags_of: Mapping[str, Sequence[flags.FlagHolder]]) -> None:
+    """Raises BadInput for a flag that was given and means nothing to models of this family."""
+    for other in flags_of.keys() - {family}:
+        for flag in flags_of[other]:
+            if flag.present:
+                raise BadInput(f"--{flag.name} is for {other} models; this one is {family}.")
 
 
 def run(main: Callable[..., None], *, takes_names: bool = False) -> None:

@@ -11,12 +11,17 @@ from sedd_jax.data.tokenizer import Characters, Integers
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation import measures, quality
 from sedd_jax.evaluation.judge import Judge
-from sedd_jax.evaluation.quality import Settings, run
+from sedd_jax.evaluation.quality import REAL, Settings
 from sedd_jax.evaluation.record import read_records
 from sedd_jax.evaluation.statistics import distinct, entropy, self_repetition
 from sedd_jax.inference.generate import Diagnostics
 
 SETTINGS = Settings(3, 12, steps=(2,), precisions=("exact", "published"), seed=4, batch_size=2)
+
+
+def run(checkpoint, settings, folder, **options):
+    return quality.run(quality.plan(checkpoint, settings, **options), folder)
+
 
 DIAGNOSTICS = Diagnostics(3, np.zeros((3, 3), int), np.ones(3, bool), None)
 
@@ -142,7 +147,8 @@ def test_mauve_is_of_the_judges_features(causal, tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(measures, "load_mauve", lambda: "mauve-text 0.4.0")
     monkeypatch.setattr(measures, "mauve", lambda *features: given.append(features) or 0.5)
-    (record,) = run(causal, Settings(21, 6), tmp_path, judge=causal, reference=str(path))
+    settings = Settings(21, 6, mauve=True)
+    record, text = run(causal, settings, tmp_path, judge=causal, reference=str(path))
     (features,) = given
     blocks = np.frombuffer(path.read_bytes()[: 28 * 6], np.uint8).reshape(28, 6)
     real = blocks[np.arange(21) * 28 // 21]
@@ -152,8 +158,12 @@ def test_mauve_is_of_the_judges_features(causal, tmp_path, monkeypatch):
     assert record.figures["notes"] == ["mauve of 21 texts says little: 1000 are needed at least."]
     assert record.protocol["reference"]["texts"] == 21
     assert record.protocol["mauve"] == "mauve-text 0.4.0"
+    assert (text.name, text.protocol["sampler"]) == ("real-text", REAL)
+    assert text.figures["entropy"] == entropy(real).value
+    assert (text.figures["samples"], text.figures["evaluations"]) == (21, 0)
+    assert "mauve" not in text.figures
     with pytest.raises(BadInput, match="MAUVE needs 20 samples"):
-        run(causal, Settings(2, 6), tmp_path, judge=causal, reference=str(path))
+        run(causal, Settings(2, 6, mauve=True), tmp_path, judge=causal, reference=str(path))
 
 
 @pytest.mark.parametrize(
@@ -172,8 +182,8 @@ def test_bad_settings_are_named(causal, tmp_path, settings, message):
         run(causal, Settings(**settings), tmp_path)
 
 
-def test_a_reference_needs_a_judge_and_a_judge_a_tokenizer(causal, tmp_path):
-    with pytest.raises(BadInput, match="give a judge"):
-        run(causal, Settings(2, 6), tmp_path, reference="heldout")
+def test_mauve_needs_a_judge_and_a_judge_a_tokenizer(causal, tmp_path):
+    with pytest.raises(BadInput, match="give both"):
+        run(causal, Settings(2, 6, mauve=True), tmp_path, judge=causal)
     with pytest.raises(BadInput, match="name a tokenizer"):
         run(dataclasses.replace(causal, tokenizer=None), Settings(2, 6), tmp_path, judge=causal)
