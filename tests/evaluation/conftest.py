@@ -49,7 +49,10 @@ def quality(steps, *, sampler="tweedie", precision="exact", protocol=(), **figur
 
 
 def made(name):
-    return {"name": name, "family": "diffusion", "step": 400_000, "weights": name[:4] * 4}
+    return {
+        "name": name, "family": "diffusion", "step": 400_000, "weights": name[:4] * 4,
+        "length": 1024, "tokenizer": "gpt2", "parameters": 1_300_000,
+    }  # fmt: skip
 
 
 @pytest.fixture
