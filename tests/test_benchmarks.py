@@ -35,7 +35,7 @@ def run(name, *flags):
             4,
             marks=pytest.mark.slow,
         ),
-        ("data_pipeline", ("--blocks=100", "--batches=5"), 2),
+        pytest.param("data_pipeline", ("--blocks=100", "--batches=5"), 2, marks=pytest.mark.slow),
     ],
 )
 def test_a_benchmark_measures_and_writes_what_it_found(name, flags, rows, tmp_path):
