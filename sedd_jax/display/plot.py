@@ -107,8 +107,8 @@ def _panel(axes, plot, colours):
             if len(x) <= _MARKED:
                 # those that lie upon each other are all seen: the lower ones are wider
                 lower = min(len(colours) - 1 - index, 4)
-                look |= {"linewidth": 1.3 + 1.1 * lower, "elinewidth": 1.2}
-                look |= {"marker": "o^sv"[index % 4], "markersize": 4 + 1.3 * lower}
+                look |= {"linewidth": 1.3 + 0.6 * lower, "elinewidth": 1.2}
+                look |= {"marker": "o^sv"[index % 4], "markersize": 4 + 0.8 * lower}
             shown[name] = axes.errorbar(x, y, *error, **look)
     for index, (name, value) in enumerate(plot.levels.items()):
         style = (0, (6, 3, *(1, 3) * index))

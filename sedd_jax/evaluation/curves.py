@@ -37,8 +37,9 @@ def quality_plot(records: Sequence[Record], label: Label) -> Plot | None:
         curves: dict[str, Curve] = {}
         for curve, record in zip(names, drawn, strict=True):
             x, y, errors = curves.setdefault(curve, ([], [], []))
-            if _is_number(value := record.figures.get(name)):
-                x.append(record.figures["evaluations"])
+            cost, value = record.figures.get("evaluations"), record.figures.get(name)
+            if _is_number(cost) and _is_number(value):
+                x.append(cost)
                 y.append(value)
                 errors.append(record.figures.get(f"{name}_stderr", 0.0))
         levels = {
