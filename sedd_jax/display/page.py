@@ -19,7 +19,7 @@ p, footer { color: var(--faint) }
 nav a { margin-right: 1rem; white-space: nowrap; display: inline-block; color: var(--accent) }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)) }
 .card { border: 1px solid var(--line); border-radius: .5rem; padding: .25rem 1rem 1rem; min-width: 0 }
-.wide { overflow-x: auto }
+.wide { overflow-x: auto; margin-bottom: 1rem }
 table { border-collapse: collapse; font-size: .8125rem }
 th, td { text-align: left; vertical-align: top; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line) }
 thead th { vertical-align: bottom; color: var(--faint); font-weight: 600; line-height: 1.25 }

@@ -138,7 +138,7 @@ def _log_x(axes, values):
 
 def _log_y(axes):
     """Labels numbers that are written out."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -146,6 +146,7 @@ def _log_y(axes):
     axes.yaxis.set_minor_formatter(NullFormatter())
     if high < 10 * low:
         axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_minor_locator(NullLocator())
     elif high < 1000 * low:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
 

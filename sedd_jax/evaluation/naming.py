@@ -71,15 +71,10 @@ def way_names(records: Sequence[Record], label: Label) -> list[str]:
     several = len({label(record) for record in records}) > 1
     precise = {record.protocol.get("precision") for record in records} <= {"exact", None}
     keys = ("sampler",) if precise else ("sampler", "precision")
-    names = [
-        ", ".join(
-            [
-                *([label(record)] if several else []),
-                *(str(it) for it in map(record.protocol.get, keys) if it),
-            ]
-        )
-        for record in records
-    ]
+    names = []
+    for record in records:
+        words = [label(record)] if several else []
+        names.append(", ".join([*words, *(str(record.protocol.get(key)) for key in keys)]))
     models = model_settings(records, label)
     each = [_named(settings(it)) | model for it, model in zip(records, models, strict=True)]
     return _by_samples(told_apart(names, each), records)
@@ -90,10 +85,7 @@ def sample_titles(records: Sequence[Record], label: Label) -> list[str]:
     several = len({label(record) for record in records}) > 1
     real = [record for record in records if is_real(record)]
     reals = iter(real_names(real))
-    names = [
-        next(reals).capitalize() if is_real(it) else ", ".join(_way(it, several, label))
-        for it in records
-    ]
+    names = [next(reals) if is_real(it) else ", ".join(_way(it, several, label)) for it in records]
     models = model_settings(records, label)
     each = [_named(settings(it)) | model for it, model in zip(records, models, strict=True)]
     return told_apart(names, each)

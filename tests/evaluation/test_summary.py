@@ -129,7 +129,7 @@ def test_models_of_one_name_and_step_are_told_by_their_weights(records):
 def test_samples_are_called_by_how_they_were_made(records):
     label = labels(records)
     titles = sample_titles(qualities(records, label), label)
-    assert titles[0] == "Real text: heldout"
+    assert titles[0] == "real text: heldout"
     assert titles[1] == "ar, step 400,000, autoregressive, exact, 256 samples, seed 0"
     assert titles[-1] == "small, step 400,000, tweedie, published, 64 steps, 256 samples, seed 0"
     assert len(set(titles)) == len(titles) == 7
