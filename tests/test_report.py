@@ -62,7 +62,7 @@ def folders(tmp_path, smoke_config):
     shares = ("distinct_1", "distinct_2", "distinct_3", "self_repetition")
     figures = dict.fromkeys(shares, 0.125) | {
         "samples": 8, "evaluations": 5, "entropy": 5.4321, "entropy_stderr": 0.012,
-        "texts": ["<i>of an evaluation"],
+        "texts": ["<i>of an evaluation"], "notes": ["mauve says little"],
     }  # fmt: skip
     model = {"name": "run", "family": "diffusion", "step": 20}
     save(first / FOLDER, Record("quality", "tweedie-4", model, protocol, figures))
@@ -79,7 +79,9 @@ def test_the_page_shows_all_and_needs_nothing(folders):
     for shown in (
         html.escape(NASTY.replace("\x00", "␀")), "&lt;i&gt;of an evaluation",
         "Step 20 of 20 · held-out bound 3.305 ± 0.050 nats/token · perplexity ≤ 27.25",
-        "<td>seed</td><td>0</td><td>7</td>", "<td>5.432 ± 0.012</td>", "<td>a/run, step 20</td>",
+        '<td>seed</td><td class="number">0</td><td class="number">7</td>',
+        '<td class="number">5.432 ± 0.012</td>', "<td>a/run, step 20</td>",
+        "<summary>tweedie, exact, 4 steps, 8 samples</summary>", "mauve says little",
     ):  # fmt: skip
         assert shown in text, shown
     assert "<b>" not in text and "<i>" not in text
@@ -91,6 +93,34 @@ def test_many_rows_are_drawn_as_means(folders):
     steps, values = loss.curves["b/run"]
     assert len(steps) == 500 and steps[:2] == [2.5, 6.5] and set(values) == {5.0}
     assert len(loss.curves["a/run"][0]) == 20
+
+
+def test_of_many_samples_the_last_and_some_before_are_shown(tmp_path, smoke_config):
+    texts = [{"step": step, "sample_0": f"text {step}"} for step in range(1, 102)]
+    text = dashboard(read_runs([made_run(tmp_path / "run", smoke_config, texts)]))
+    assert "Earlier in training: 10 of 100 steps, 90 left out" in text
+    assert text.count("<pre>") == 11
+    assert all(f"text {step}</pre>" in text for step in (1, 100, 101))
+
+
+def test_bounds_and_likelihoods_stand_in_one_plot(tmp_path, smoke_config):
+    found = {"bound": 3.5, "nll": 3.1}
+    made = [
+        made_run(tmp_path / name, smoke_config, [{"step": 4, name: nats}])
+        for name, nats in found.items()
+    ]
+    (plot,) = training_plots(read_runs(made))
+    assert plot.y_label == "held out: bound or nll, nats/token"
+    assert plot.curves == {"bound, bound": ([4.0], [3.5]), "nll, nll": ([4.0], [3.1])}
+
+
+def test_what_is_torn_or_no_record_is_left_out(folders, capsys):
+    with (folders[0] / "metrics.jsonl").open("ab") as file:
+        file.write(b"\xff\n")
+    (folders[0] / FOLDER / "quality-odd-01234567.json").write_text("{}")
+    (run,) = read_runs(folders[:1])
+    assert run.story.step == 20 and len(run.records) == 1
+    assert "quality-odd-01234567.json is not a record" in capsys.readouterr().err
 
 
 def test_runs_of_other_batches_are_drawn_over_tokens(folders, tmp_path, smoke_config):

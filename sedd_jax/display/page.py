@@ -1,16 +1,17 @@
 """Pages of HTML that hold all they show. Text is escaped where it enters an element."""
 
 import html
+import re
 from collections.abc import Iterable
 
 from sedd_jax.display.plot import Plot, inline_svg
-from sedd_jax.display.table import Table, shown
+from sedd_jax.display.table import Cell, Table, shown
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --faint: #777; --accent: #1f77b4 }
 @media (prefers-color-scheme: dark) { :root { --faint: #999; --accent: #6cb4e8 } }
 * { box-sizing: border-box }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 78rem; margin: 0 auto; padding: 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 82rem; margin: 0 auto; padding: 1rem }
 h1 { font-size: 1.6rem; margin: .5rem 0; overflow-wrap: anywhere }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; border-bottom: 2px solid var(--accent) }
 h3 { font-size: 1rem; margin: 1.25rem 0 .5rem; overflow-wrap: anywhere }
@@ -18,11 +19,13 @@ p, footer { color: var(--faint) }
 nav a { margin-right: 1rem; white-space: nowrap; display: inline-block; color: var(--accent) }
 .grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)) }
 .card { border: 1px solid var(--line); border-radius: .5rem; padding: .25rem 1rem 1rem; min-width: 0 }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-size: .875rem }
-th, td { text-align: left; vertical-align: top; padding: .3rem .75rem .3rem 0; border-bottom: 1px solid var(--line) }
-thead th { white-space: nowrap; color: var(--faint); font-weight: 600 }
+.wide { overflow-x: auto; margin-bottom: 1rem }
+table { border-collapse: collapse; font-size: .8125rem }
+th, td { text-align: left; vertical-align: top; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line) }
+thead th { vertical-align: bottom; color: var(--faint); font-weight: 600; line-height: 1.25 }
 .figures td { white-space: nowrap; font-variant-numeric: tabular-nums }
+.figures td.long { white-space: normal; min-width: 18rem }
+.figures .number { text-align: right }
 .facts { width: 100% }
 .facts th { width: 1%; color: var(--faint); font-weight: 400; white-space: nowrap }
 .facts td { overflow-wrap: anywhere }
@@ -33,6 +36,8 @@ summary { cursor: pointer; color: var(--accent); margin: .5rem 0 }
 """  # noqa: E501
 # a sample may hold any character: those that a page cannot hold are shown by their pictures
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+_LONG = 40  # signs of a cell that is broken into lines
+_NUMBER = re.compile(r"((<=|=) )?(-?[\d,.]+(e[+-]\d+)?|-?inf|nan)( \+- \S+)?")
 _SIGNS = {"+-": "±", "<=": "≤", ">=": "≥"}
 
 
@@ -96,15 +101,27 @@ def grid(*children: str) -> Html:
 
 
 def figures(table: Table) -> Html:
-    """Returns a table, under its title if it has one."""
+    """Returns a table, under its title if it has one; columns of numbers end at the right."""
     title = [element("h3", table.title)] if table.title else []
-    head = element("tr", *(element("th", name) for name in table.columns))
-    rows = (
-        element("tr", *(element("td", _typeset(shown(value))) for value in row))
-        for row in table.rows
-    )
+    numeric = [
+        all(map(_is_number, column)) and any(it is not None for it in column)
+        for column in zip(*table.rows, strict=True)
+    ]
+    head = element("tr", *map(_cell, ["th"] * len(numeric), table.columns, numeric))
+    rows = (element("tr", *map(_cell, ["td"] * len(numeric), row, numeric)) for row in table.rows)
     body = (element("thead", head), element("tbody", *rows))
     return joined([*title, _wide(element("table", *body, class_="figures"))])
+
+
+def _is_number(value: Cell) -> bool:
+    """Whether it is one, perhaps with its error, or missing."""
+    return not isinstance(value, str) or bool(_NUMBER.fullmatch(value))
+
+
+def _cell(name, value, numeric):
+    text = "–" if value is None else _typeset(shown(value))
+    kind = "number" if numeric else "long" if len(text) > _LONG else ""
+    return element(name, text, **({"class_": kind} if kind else {}))
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> Html:

@@ -2,7 +2,10 @@
 
 import importlib.util
 import io
+import math
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sedd_jax.errors import BadInput
@@ -10,6 +13,8 @@ from sedd_jax.errors import BadInput
 _INK = "#010203"  # becomes the colour of the text around an inline image
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
 _MARKED = 50  # a curve of more points is a line
+_LONGEST = 60  # signs of a name
+_LINE = 84  # signs of a line of names
 
 Curve = tuple[list[float], list[float]] | tuple[list[float], list[float], list[float]]
 
@@ -18,7 +23,8 @@ class Plot(NamedTuple):
     """Curves over one axis, by name, positive where a scale is logarithmic.
 
     A curve is (x, y) or (x, y, standard error of y). One without points keeps its colour for those
-    that come after it.
+    that come after it. `levels` are values of y that hold wherever x is. The plot `below` has the
+    same x and is drawn under this one; a name stands for the same in both.
     """
 
     name: str
@@ -27,6 +33,8 @@ class Plot(NamedTuple):
     curves: dict[str, Curve]
     log_x: bool = True
     log_y: bool = True
+    levels: Mapping[str, float] = MappingProxyType({})
+    below: "Plot | None" = None
 
 
 def check_plots() -> None:
@@ -66,15 +74,86 @@ def inline_svg(plot: Plot) -> str:
 def _drawn(plot: Plot) -> Any:
     from matplotlib.figure import Figure  # takes half a second
 
-    figure = Figure(figsize=(5.5, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for index, (name, (x, y, *error)) in enumerate(plot.curves.items()):
-        if x:
-            look = {"marker": "o^sv"[index % 4], "markersize": 4} if len(x) <= _MARKED else {}
-            axes.errorbar(x, y, *error, label=name, color=f"C{index}", capsize=2, **look)
-    axes.set(xlabel=plot.x_label, ylabel=plot.y_label)
-    axes.set_xscale("log", base=2) if plot.log_x else None
-    axes.set_yscale("log") if plot.log_y else None
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    panels = [plot]
+    while panels[-1].below:
+        panels.append(panels[-1].below)
+    names = list(dict.fromkeys(name for panel in panels for name in panel.curves))
+    colours = {name: index for index, name in enumerate(names)}
+    figure = Figure(layout="constrained")
+    shown: dict[str, Any] = {}
+    rows = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for panel, axes in zip(panels, rows, strict=True):
+        shown |= _panel(axes, panel, colours)
+    axes.set_xlabel(plot.x_label)
+    if plot.log_x:
+        _log_x(axes, {x for panel in panels for curve in panel.curves.values() for x in curve[0]})
+    names = [_short(name) for name in shown]
+    abreast = max(1, min(len(names), _LINE // (max(map(len, names), default=0) + 6)))
+    figure.legend(
+        shown.values(), names, loc="outside lower center", ncols=abreast, fontsize="small"
+    )
+    below = 0.2 * math.ceil(len(names) / abreast)
+    figure.set_size_inches(5.5, (3.4 if len(panels) == 1 else 2.3 * len(panels)) + below)
     return figure
+
+
+def _panel(axes, plot, colours):
+    """Draws curves and levels, and returns them by their names."""
+    shown = {}
+    for name, (x, y, *error) in plot.curves.items():
+        if x:
+            index = colours[name]
+            look = {"linewidth": 1.3, "capsize": 2, "color": f"C{index}"}
+            if len(x) <= _MARKED:
+                # those that lie upon each other are all seen: the lower ones are wider
+                lower = min(len(colours) - 1 - index, 4)
+                look |= {"linewidth": 1.3 + 0.6 * lower, "elinewidth": 1.2}
+                look |= {"marker": "o^sv"[index % 4], "markersize": 4 + 0.8 * lower}
+            shown[name] = axes.errorbar(x, y, *error, **look)
+    for index, (name, value) in enumerate(plot.levels.items()):
+        style = (0, (6, 3, *(1, 3) * index))
+        shown[name] = axes.axhline(value, color="0.5", linewidth=1.2, linestyle=style)
+    axes.set_ylabel(plot.y_label)
+    axes.grid(alpha=0.3)
+    if plot.log_y:
+        _log_y(axes)
+    return shown
+
+
+def _log_x(axes, values):
+    """Labels the values themselves, as far as there is room."""
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xscale("log", base=2)
+    if not values:
+        return
+    room = 0.022 * math.log(max(values) / min(values))  # for a sign
+    ticks: list[float] = []
+    for value in sorted(values, reverse=True):  # the last one is always there
+        if not ticks or math.log(ticks[-1] / value) >= room * (len(_plain(ticks[-1])) + 1):
+            ticks.append(value)
+    axes.set_xticks(ticks, map(_plain, ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _log_y(axes):
+    """Labels numbers that are written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if high < 10 * low:
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_minor_locator(NullLocator())
+    elif high < 1000 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+
+
+def _plain(value):
+    return f"{value:,.10g}"
+
+
+def _short(name):
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"

@@ -5,11 +5,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-Cell = float | int | str
+Cell = float | int | str | None
 
 
 class Table(NamedTuple):
-    """Rows of cells under named columns."""
+    """Rows of cells under named columns; None where there is nothing to say."""
 
     title: str
     columns: tuple[str, ...]
@@ -35,7 +35,9 @@ def cell(value: Cell) -> str:
 
 
 def shown(value: Cell) -> str:
-    """Returns a value as text: floats with three digits."""
+    """Returns a value as text: floats with three digits, None as a dash."""
+    if value is None:
+        return "-"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

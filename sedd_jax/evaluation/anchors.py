@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from sedd_jax.display.table import Cell, Table
 from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
+from sedd_jax.evaluation.naming import labels
 from sedd_jax.evaluation.record import Record
 
 _SEDD, _MD4 = "SEDD, arXiv 2310.16834", "MD4, arXiv 2406.04329"
@@ -49,10 +50,10 @@ class Anchor(NamedTuple):
         low, high = _SIZES[self.size]
         return (
             record.name in self.figures
-            and record.protocol["protocol"] == self.protocol
-            and model["length"] == self.length
-            and low <= model["parameters"] < high
-            and self.tokenizer in (None, model["tokenizer"])
+            and record.protocol.get("protocol") == self.protocol
+            and model.get("length") == self.length
+            and low <= model.get("parameters", 0) < high
+            and self.tokenizer in (None, model.get("tokenizer"))
         )
 
 
@@ -169,13 +170,12 @@ def published(records: Sequence[Record], *, everything: bool = False) -> Table |
 
 def _measured(records, shown) -> list[tuple[Cell, ...]]:
     """A row for each model and protocol."""
-    rows = {}
+    rows, label = {}, labels(records)
     for record in records:
-        key = (record.model["weights"], record.protocol["protocol"])
+        model, protocol = label(record), record.protocol.get("protocol")
         unit = "bits_per_byte" if record.name == "text8" else "perplexity"
-        model = f"{record.model['name']}, step {record.model['step']}"
-        row = rows.setdefault(key, {"model": model, "protocol": record.protocol["protocol"]})
-        row[record.name] = record.figures[unit]
+        row = rows.setdefault((model, protocol), {"model": model, "protocol": protocol})
+        row[record.name] = record.figures.get(unit)
     return [
         (
             row["model"],

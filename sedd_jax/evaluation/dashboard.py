@@ -19,6 +19,7 @@ from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Table
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation import summary
+from sedd_jax.evaluation.naming import labels, sample_titles
 from sedd_jax.evaluation.record import FOLDER, Record, read_records
 from sedd_jax.model.score_model import count_params
 from sedd_jax.runtime import card
@@ -27,15 +28,15 @@ from sedd_jax.runtime.config import Config, flatten, from_json
 from sedd_jax.runtime.run import CONFIG_FILE, DATA_FOLDER
 
 _POINTS = 500  # of a curve: more are not seen
-_BOUNDS = ("bound", "nll")  # of a diffusion model, of an autoregressive one
-# metric, what it is, whether its axis is logarithmic
+_SETS = 10  # of samples in training that are shown beside the last one
+_BOUNDS = ("bound", "nll")  # of a diffusion model, of an autoregressive one: either is logged
+# metrics, what they are, whether their axis is logarithmic
 _CURVES = (
-    ("loss", "training loss, nats/token", False),
-    ("bound", "held-out bound, nats/token", False),
-    ("nll", "held-out nll, nats/token", False),
-    ("learning_rate", "learning rate", False),
-    ("grad_norm", "norm of the gradient", True),
-    ("tokens_per_second", "tokens per second", False),
+    (("loss",), "training loss, nats/token", False),
+    (_BOUNDS, "held out: {}, nats/token", False),
+    (("learning_rate",), "learning rate", False),
+    (("grad_norm",), "norm of the gradient", True),
+    (("tokens_per_second",), "tokens per second", False),
 )
 
 
@@ -193,14 +194,19 @@ def training_plots(runs: Sequence[Run]) -> Iterator[Plot]:
     sizes = [it.story.config.train.batch_size * it.story.config.model.length for it in trained]
     # a step is not the same to runs with other batches
     by_tokens = len(set(sizes)) > 1
-    for name, label, log_y in _CURVES:
-        curves = {
-            run.label: _curve(run.story.rows, name, size if by_tokens else 1, log_y)
-            for run, size in zip(trained, sizes, strict=True)
-        }
+    for names, label, log_y in _CURVES:
+        logged = [
+            name for name in names if any(name in row for it in trained for row in it.story.rows)
+        ]
+        curves = {}
+        for run, size in zip(trained, sizes, strict=True):
+            rows = run.story.rows
+            name = next((name for name in logged if any(name in row for row in rows)), names[0])
+            title = run.label if len(logged) < 2 else f"{run.label}, {name}"
+            curves[title] = _curve(rows, name, size if by_tokens else 1, log_y)
         if any(x for x, *_ in curves.values()):
-            x_label = "tokens" if by_tokens else "step"
-            yield Plot(f"training-{name}", x_label, label, curves, log_x=False, log_y=log_y)
+            x_label, y_label = "tokens" if by_tokens else "step", label.format(" or ".join(logged))
+            yield Plot(f"training-{names[0]}", x_label, y_label, curves, log_x=False, log_y=log_y)
 
 
 def _curve(rows, name, scale, log_y):
@@ -223,12 +229,23 @@ def _samples(run):
     """The texts of a run: those of its training, the last ones first, and of its evaluations."""
     drawn = _of_training(run.story.rows) if run.story else {}
     last, *earlier = [*reversed(drawn.items())] or [("", [])]
+    kept = _spread(earlier)
+    title = "Earlier in training"
+    if len(kept) < len(earlier):
+        title += f": {len(kept)} of {len(earlier):,} steps, {len(earlier) - len(kept):,} left out"
     parts = [
         *_texts(*last),
-        page.unfolding("Earlier in training", *(part for it in earlier for part in _texts(*it))),
-        *(_of_evaluation(record) for record in run.records),
+        page.unfolding(title, *(part for it in kept for part in _texts(*it))),
+        *_of_evaluations(run.records),
     ]
     return page.card(run.label, *parts) if any(parts) else Html()
+
+
+def _spread(entries):
+    """At most _SETS of them, evenly spaced, the first and the last among them."""
+    if len(entries) <= _SETS:
+        return entries
+    return [entries[i * (len(entries) - 1) // (_SETS - 1)] for i in range(_SETS)]
 
 
 def _of_training(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
@@ -244,6 +261,12 @@ def _texts(title, texts):
     return [page.paragraph(title), *map(page.verbatim, texts)] if texts else []
 
 
-def _of_evaluation(record):
-    texts = record.figures.get("texts") or []
-    return page.unfolding(f"Evaluation {record.name}", *map(page.verbatim, texts))
+def _of_evaluations(records: list[Record]) -> list[Html]:
+    """Texts that evaluations drew, under all that tells them apart, and real text."""
+    label = labels(records)
+    shown = summary.qualities([it for it in records if it.figures.get("texts")], label)
+    titles = sample_titles(shown, label)
+    return [
+        page.unfolding(title, *map(page.verbatim, record.figures["texts"]))
+        for title, record in zip(titles, shown, strict=True)
+    ]

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +66,11 @@ def identity(checkpoint: Checkpoint, *, averaged: bool) -> dict[str, Any]:
 
 
 def answered(folder: Path, question: Record) -> Record | None:
-    """Returns the record in `folder` that answers the same question, if there is one."""
+    """Returns the record in `folder` that answers the same question, if there is one.
+
+    Raises:
+      BadInput: its file is no record.
+    """
     path = folder / question.file
     return _read(path) if path.exists() else None
 
@@ -81,14 +86,38 @@ def save(folder: Path, record: Record) -> Path:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Returns all records in `folder`, by the names of their files; none if there is no folder."""
-    return [_read(path) for path in sorted(folder.glob("*-*-????????.json"))]
+    """Returns all records in `folder`, by the names of their files; none if there is no folder.
+
+    What is no record is named on stderr and left out.
+    """
+    records = []
+    for path in sorted(folder.glob("*-*-????????.json")):
+        try:
+            records.append(_read(path))
+        except BadInput as error:
+            print(f"Left out: {error}", file=sys.stderr, flush=True)
+    return records
 
 
 def _read(path):
     try:
-        return Record(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        record = Record(**json.loads(path.read_text()))
+        if not all(isinstance(it, dict) for it in (record.model, record.protocol, record.figures)):
+            raise TypeError("its model, protocol and figures are not all objects")
+    except (ValueError, TypeError, OSError) as error:
         raise BadInput(
             f"{path} is not a record of an evaluation ({error}); move it away."
         ) from error
+    # a text may be the word alone
+    figures = {
+        name: value if name == "texts" else _numbers(value)
+        for name, value in record.figures.items()
+    }
+    return dataclasses.replace(record, figures=figures)
+
+
+def _numbers(value):
+    """Undoes what `to_json` makes of numbers that JSON lacks."""
+    if isinstance(value, list):
+        return [_numbers(entry) for entry in value]
+    return float(value) if value in ("nan", "inf", "-inf") else value

@@ -103,7 +103,9 @@ def metric_writer(run: Path, last_step: int) -> MetricWriter | SilentWriter:
 
 def read_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
     """Returns the rows up to `last_step` of a file that `MetricWriter` wrote."""
-    return [json.loads(line) for line in path.read_text().splitlines() if _step(line) <= last_step]
+    # a torn character does not cost the rest
+    lines = path.read_text(errors="replace").splitlines()
+    return [json.loads(line) for line in lines if _step(line) <= last_step]
 
 
 def _finite(values):

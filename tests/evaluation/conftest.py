@@ -32,7 +32,11 @@ def likelihood(name="wikitext2", *, model="small", exact=False, protocol=(), **f
     return Record("likelihood", name, made(model), asked | dict(protocol), found | figures)
 
 
-def quality(steps, *, sampler="tweedie", precision="exact", protocol=(), **figures):
+FINAL = "one draw that removes all noise left at t = 0.001, never the mask"
+HELDOUT = {"reference": {"name": "heldout", "sha256": "b622c459fbc4" * 5, "texts": 149}}
+
+
+def quality(steps, *, model="small", sampler="tweedie", precision="exact", protocol=(), **figures):
     found = {
         "samples": 256, "evaluations": steps + 1, "seconds": 9.0, "entropy": 5.4321,
         "entropy_stderr": 0.012, "distinct_1": 0.25, "distinct_2": 0.7, "distinct_3": 0.94,
@@ -42,10 +46,26 @@ def quality(steps, *, sampler="tweedie", precision="exact", protocol=(), **figur
     }  # fmt: skip
     asked = {
         "sampler": sampler, "steps": steps, "length": 1024, "samples": 256, "seed": 0,
-        "precision": precision, "judge": {"name": "gpt2-large", "length": 1024}, "reference": None,
+        "precision": precision, "final_step": FINAL,
+        "judge": {"name": "gpt2-large", "weights": "b2" * 8, "length": 1024}, "reference": None,
     }  # fmt: skip
     name = f"{sampler}-{steps}"
-    return Record("quality", name, made("small"), asked | dict(protocol), found | figures)
+    return Record("quality", name, made(model), asked | dict(protocol), found | figures)
+
+
+def autoregressive(**figures):
+    record = quality(1024, model="ar", sampler="autoregressive", evaluations=1024, **figures)
+    asked = record.protocol | {"final_step": "none", "temperature": 1.0, "top_p": 1.0}
+    del asked["steps"]
+    return dataclasses.replace(record, name="autoregressive", protocol=asked)
+
+
+def real_text(model="small", **figures):
+    found = {"samples": 149, "evaluations": 0, "gen_perplexity_tokens": 21.5, "entropy": 5.9}
+    record = quality(1, model=model, sampler="real text", **found, **figures)
+    asked = record.protocol | {"precision": None, "samples": 149, "seed": None} | HELDOUT
+    del asked["steps"], asked["final_step"]
+    return dataclasses.replace(record, name="real-text", protocol=asked)
 
 
 def made(name):
@@ -57,15 +77,22 @@ def made(name):
 
 @pytest.fixture
 def records():
-    """Two data sets under one protocol, an autoregressive row and a sweep of two samplers."""
+    """Two data sets under one protocol, and samples of all kinds beside real text."""
     return [
         likelihood(),
         likelihood("lambada", perplexity=41.2, perplexity_stderr=0.0996),
         likelihood(model="gpt2", exact=True, protocol={"first_token": "after the start"}),
         *(quality(steps) for steps in (16, 64)),
-        quality(64, sampler="euler", gen_perplexity_tokens="nan"),
-        quality(64, precision="published", mauve=0.91),
-    ]
+        quality(64, sampler="euler", gen_perplexity_tokens=float("nan")),
+        quality(64, precision="published"),
+        quality(
+            64, protocol=HELDOUT | {"mauve": "mauve-text 0.4.0"}, samples=2048, mauve=0.91,
+            self_repetition_stderr=0.0021, notes=["mauve says little"],
+        ),
+        autoregressive(),
+        real_text(),
+        real_text("ar", seconds=3.0),
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="session")

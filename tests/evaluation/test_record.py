@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import math
 
 import jax
 import pytest
@@ -28,12 +30,31 @@ def test_the_order_of_settings_makes_no_other_question():
     assert turned.file == QUESTION.file
 
 
-def test_a_file_that_is_no_record_is_named(tmp_path):
+def test_a_file_that_is_no_record_is_named_and_costs_the_others_nothing(tmp_path, capsys):
+    other = dataclasses.replace(QUESTION, name="lambada")
+    save(tmp_path, other)
     path = tmp_path / QUESTION.file
-    for text in ('{"kind": "likelihood"', '{"other": 1}', "[]"):
-        path.write_text(text)
+    wrong = (b'{"kind": "likelihood"', b'{"other": 1}', b"[]", b"\xff", _text(model=[]))
+    for text in wrong:
+        path.write_bytes(text)
+        assert read_records(tmp_path) == [other]
+        assert f"Left out: {path} is not a record" in capsys.readouterr().err
         with pytest.raises(BadInput, match=QUESTION.file):
-            read_records(tmp_path)
+            answered(tmp_path, QUESTION)
+
+
+def _text(**changes):
+    return json.dumps(dataclasses.asdict(QUESTION) | changes).encode()
+
+
+def test_numbers_that_json_lacks_come_back_and_texts_stay(tmp_path):
+    inf = float("inf")
+    figures = {"perplexity": inf, "by_t": [[0.0, -inf]], "texts": ["nan"], "notes": ["of nan"]}
+    record = dataclasses.replace(QUESTION, figures=figures)
+    save(tmp_path, record)
+    assert answered(tmp_path, QUESTION) == record
+    save(tmp_path, dataclasses.replace(QUESTION, figures={"stderr": float("nan")}))
+    assert math.isnan(answered(tmp_path, QUESTION).figures["stderr"])
 
 
 def test_other_weights_are_another_model(smoke_run):
