@@ -145,11 +145,11 @@ class Judge:
         real = np.arange(size) < np.array([len(window) for window in windows])[:, None]
         rows = np.zeros(real.shape, np.int32)
         rows[real] = np.concatenate(windows)
-        before = np.pad(rows[:, :-1], ((0, 0), (1, 0)), constant_values=self.checkpoint.model.start)
-        first = 0 if self.started else 1
-        nats = self._over_rows(self._programs[0], before[:, first:], rows[:, first:])[
-            :, 1 - first :
-        ]
+        before, after = rows[:, :-1], rows[:, 1:]
+        if self.started:  # the network then tells of the first token too
+            start = self.checkpoint.model.start
+            before, after = np.insert(before, 0, start, axis=1), rows
+        nats = self._over_rows(self._programs[0], before, after)[:, -(size - 1) :]
         real = (real & counted(rows))[:, 1:]
         if not np.isfinite(nats[real]).all():
             raise FloatingPointError(

@@ -196,7 +196,6 @@ def _ways(checkpoint, settings, length):
     if isinstance(checkpoint.components, Baseline):
         sharpness = {"temperature": settings.temperature, "top_p": settings.top_p}
         protocol = {"sampler": "autoregressive", "precision": "exact", "final_step": "none"}
-
         name = "autoregressive"
 
         def continued():

@@ -206,7 +206,7 @@ def in_batches(
         of_batch = jax.tree.map(lambda x, last=last: checkpoint.spread(x[last]), held)
         keys = row_keys(key, checkpoint.spread(rows))
         parts.append(jax.device_get(generator(checkpoint.params, keys, of_batch)))
-        wrong = np.unique(last[~finite(parts[-1][1])])
+        wrong = rows[~finite(parts[-1][1]) & (rows == last)]
         if len(wrong):
             raise FloatingPointError(
                 f"The network gave numbers that are not finite in rows {wrong}: its weights are of "
