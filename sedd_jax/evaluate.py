@@ -54,7 +54,9 @@ _COMPLETE = flags.DEFINE_bool("complete", False, "All terms of the bound, not th
 _MAX_BLOCKS = flags.DEFINE_integer(
     "max_blocks", None, "Score so many blocks of a data set, evenly spaced.", lower_bound=1
 )
-# of --suite=quality
+_PUBLISHED = flags.DEFINE_enum(
+    "published", "comparable", ["comparable", "all"], "Which published figures to print."
+)
 _JUDGE = flags.DEFINE_string(
     "judge", None, "A causal model that reads the samples: a run, a GPT-2, or OWNER/NAME."
 )
@@ -78,10 +80,14 @@ _SEED = flags.DEFINE_integer(
     "seed", 0, "Of all that is drawn.", lower_bound=0, upper_bound=2**32 - 1
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Blocks or samples at a time.", lower_bound=1)
-_PUBLISHED = flags.DEFINE_enum(
-    "published", "comparable", ["comparable", "all"], "Which published figures to print."
-)
 _OUTPUT = flags.DEFINE_string("output", None, f"Folder for the results; RUN/{FOLDER} by default.")
+_OF_LIKELIHOODS = (
+    _DATA, _SOURCES, _DOWNLOAD, _PROTOCOL, _DRAWS, _TIMES, _COMPLETE, _MAX_BLOCKS, _PUBLISHED,
+)  # fmt: skip
+_OF_QUALITY = (
+    _JUDGE, _JUDGE_TOKENIZER, _REFERENCE, _MAUVE, _NUM_SAMPLES, _LENGTH, _STEPS, _SAMPLERS,
+    _PRECISIONS, _TEMPERATURE, _TOP_P,
+)  # fmt: skip
 
 
 def main() -> None:
@@ -90,9 +96,10 @@ def main() -> None:
         raise BadInput("--checkpoint=FOLDER is needed.")
     if not _SUITE.value:
         raise BadInput(f"--suite is needed, one or more of {', '.join(_SUITES)}.")
+    scored = [suite for suite in _SUITE.value if suite != _QUALITY]
+    _check_flags(scored)
     check_plots()
     processes.join()
-    scored = [suite for suite in _SUITE.value if suite != _QUALITY]
     library = Library(_DATA.value and Path(_DATA.value), _sources(), _DOWNLOAD.value)
     names, lacking = likelihood.names_of(scored, library, _PROTOCOL.value)
     settings = _sampling() if _QUALITY in _SUITE.value else None
@@ -110,6 +117,25 @@ def main() -> None:
         _show(records)
         summary.write(folder)
     say(f"\nRecords, summary and plots: {folder}")
+
+
+def _check_flags(scored):
+    """Refuses flags that would make no difference."""
+    if not scored and (given := _given(_OF_LIKELIHOODS)):
+        raise BadInput(f"{given} is for likelihoods, and --suite={_QUALITY} has none.")
+    if _QUALITY not in _SUITE.value and (given := _given(_OF_QUALITY)):
+        raise BadInput(f"{given} is for --suite={_QUALITY}, which is not asked for.")
+    if _JUDGE_TOKENIZER.value and not _JUDGE.value:
+        raise BadInput("--judge_tokenizer is that of --judge, which is not given.")
+    if _MAUVE.value and not (_JUDGE.value and _REFERENCE.value):
+        raise BadInput(
+            "--mauve compares what a judge makes of samples and of real text: give --judge and "
+            "--reference."
+        )
+
+
+def _given(those):
+    return ", ".join(f"--{flag.name}" for flag in those if flag.present)
 
 
 def _likelihoods(checkpoint: Checkpoint, names: list[str], library: Library, folder: Path):
@@ -155,7 +181,7 @@ def _sampling():
     settings = quality.Settings(
         num_samples=_NUM_SAMPLES.value,
         length=_LENGTH.value,
-        steps=steps,
+        steps=tuple(dict.fromkeys(steps)),
         samplers=tuple(dict.fromkeys(_SAMPLERS.value)),
         precisions=tuple(dict.fromkeys(_PRECISIONS.value)),
         temperature=_TEMPERATURE.value,

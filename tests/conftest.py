@@ -73,6 +73,9 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+PATIENCE = 300  # seconds that a binary may take
+
+
 class Binary:
     """The binaries as a user runs them: from the root, in a process of their own, on one device."""
 
@@ -119,7 +122,10 @@ class Binary:
             kwargs={"init_globals": {"request": request | {"out": out, "err": err}}},
         )
         process.start()
-        process.join()
+        process.join(PATIENCE)
+        if process.is_alive():
+            process.kill()
+            process.join()
         return process.exitcode, out.read_text(), err.read_text()
 
 

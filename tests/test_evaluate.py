@@ -1,5 +1,7 @@
 """The evaluating binary as its user meets it."""
 
+import pytest
+
 from sedd_jax.display.number import with_error
 from sedd_jax.evaluation.record import read_records
 
@@ -34,3 +36,24 @@ def test_a_set_that_is_missing_is_one_line_and_a_failure(smoke_run, binary, tmp_
     message = binary.refuse("evaluate", *flags)
     assert f"Looked for ptb: Mikolov's ptb.test.txt, below {tmp_path}" in message
     assert not (smoke_run / "evaluations").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--suite=heldout", "--judge=absent", "--mauve"),
+            "--judge, --mauve is for --suite=quality, which is not asked for",
+        ),
+        (
+            ("--suite=quality", "--draws=3", "--complete"),
+            "--draws, --complete is for likelihoods, and --suite=quality has none",
+        ),
+        (("--suite=quality", "--judge_tokenizer=x"), "--judge_tokenizer is that of --judge"),
+        (("--suite=quality", "--mauve", "--judge=x"), "give --judge and --reference"),
+        (("--suite=quality", "--top_p=7"), "top_p must be in (0, 1], got 7.0"),
+        (("--suite=quality", "--steps=4,1000000000000"), "steps must be at most 1,048,576"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused_before_anything_is_loaded(binary, flags, message):
+    assert message in binary.refuse("evaluate", "--checkpoint=absent", "--output=out", *flags)

@@ -2,8 +2,9 @@
 
 All outcomes of a step race at once, {stay, V tokens}, each with a float32 exponential made from a
 uniform on a grid of 2^-24. No exponential is smaller than about that, so an outcome rarer than the
-grid never wins: with T steps a token of probability p has p / T at each, and keeps only the share
-a / (exp(a) - 1), a = 2^-24 T / p, of its probability. `diffusion.categorical` is without this.
+grid loses most of its chances: with T steps a token of probability p has p / T at each, and keeps
+only the share a / (exp(a) - 1), a = 2^-24 T / p, of its probability. `diffusion.categorical` is
+without this.
 """
 
 import dataclasses

@@ -9,8 +9,10 @@ Two conventions of generative perplexity are in use, which differ by more than m
   the first counts. (Its code pads with that token too: of a text without one that is shorter than
   the longest it counts one more, which depends on the other texts and is not done here.)
 
-In both, the first token is context and not scored, and no token stands before it. What is longer
-than the judge's positions is scored in windows of so many tokens, of each of which this holds.
+In both, the first token is context and not scored. What is longer than the judge's positions is
+scored in windows of so many tokens, of each of which this holds. Before a window stands what stood
+before every text that the judge was trained on: of a model trained here its `start`, of a GPT-2,
+which has seen texts begin anywhere, nothing.
 """
 
 import dataclasses
@@ -64,6 +66,11 @@ class Judge:
         """Tokens that it sees at once."""
         return min(self.length, self.checkpoint.config.model.length)
 
+    @property
+    def started(self) -> bool:
+        """Whether the token `start` stands before every window: it was trained here."""
+        return bool(self.checkpoint.step)
+
     def retokenise(self, rows: Rows, tokenizer: Tokenizer) -> list[np.ndarray]:
         """Returns the judge's ids of the texts that rows of another tokenizer stand for, cut.
 
@@ -96,12 +103,14 @@ class Judge:
 
     def features(self, texts: Rows) -> np.ndarray:
         """Returns what the judge makes of the first window of each text, at its last token."""
-        rows = np.full((len(texts), self.window), self.checkpoint.model.start, np.int32)
+        before = int(self.started)
+        size = min(before + self.length, self.checkpoint.config.model.length)
+        rows = np.full((len(texts), size), self.checkpoint.model.start, np.int32)
         last = np.zeros(len(texts), np.int32)  # of an empty text it is `start`
         for number, text in enumerate(texts):
-            kept = text[: self.window]
-            rows[number, : len(kept)] = kept
-            last[number] = max(len(kept) - 1, 0)
+            kept = text[: size - before]
+            rows[number, before : before + len(kept)] = kept
+            last[number] = max(before + len(kept) - 1, 0)
         return self._over_rows(self._programs[1], rows, last)
 
     @property
@@ -136,7 +145,11 @@ class Judge:
         real = np.arange(size) < np.array([len(window) for window in windows])[:, None]
         rows = np.zeros(real.shape, np.int32)
         rows[real] = np.concatenate(windows)
-        nats = self._over_rows(self._programs[0], rows[:, :-1], rows[:, 1:])
+        before, after = rows[:, :-1], rows[:, 1:]
+        if self.started:  # the network then tells of the first token too
+            start = self.checkpoint.model.start
+            before, after = np.insert(before, 0, start, axis=1), rows
+        nats = self._over_rows(self._programs[0], before, after)[:, -(size - 1) :]
         real = (real & counted(rows))[:, 1:]
         if not np.isfinite(nats[real]).all():
             raise FloatingPointError(

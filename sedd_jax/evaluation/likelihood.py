@@ -16,6 +16,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.blocks import Blocks, of_heldout, of_text
 from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
 from sedd_jax.evaluation.library import Library
+from sedd_jax.evaluation.progress import progress
 from sedd_jax.evaluation.protocol import CONVENTIONS, Choices, Frame, Protocol
 from sedd_jax.evaluation.record import Record, answered, identity, save
 from sedd_jax.inference.bound import nll_bound
@@ -32,7 +33,6 @@ _BOUND = {
     False: "published: mean over [t_min, 1]",
     True: "complete: integral over [t_min, 1], prior term and final step",
 }
-_LOG_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 
 class Subject(NamedTuple):
@@ -158,12 +158,7 @@ def measure(
             print(f"{subject.name}: known from {question.file}", file=sys.stderr, flush=True)
         return known or question
     started = time.monotonic()
-    with _bar(subject.name) as bar:
-
-        def progress(done, total):
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress(subject.name) as advance:
         bound = nll_bound(
             jax.random.key(choices.seed),
             checkpoint,
@@ -173,7 +168,7 @@ def measure(
             draws=choices.draws,
             times=choices.times,
             complete=choices.complete,
-            progress=progress,
+            progress=advance,
         )
     figures = _figures(subject, bound) | {"seconds": time.monotonic() - started}
     record = dataclasses.replace(question, figures=figures)
@@ -201,11 +196,3 @@ def _figures(subject: Subject, bound: Bound) -> dict[str, Any]:
         "perplexity_stderr": bound.perplexity_stderr,
         "by_t": bound.by_t,
     }
-
-
-def _bar(name):
-    """Progress and time left; a log file gets a line now and then."""
-    from tqdm import tqdm
-
-    seconds = 0.5 if sys.stderr.isatty() else _LOG_SECONDS
-    return tqdm(desc=name, unit="batch", mininterval=seconds, disable=not is_lead())

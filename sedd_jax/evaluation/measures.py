@@ -45,7 +45,8 @@ class Measures:
         if judge is not None:
             self._check_judge()
             known = identity(judge.checkpoint, averaged=True)
-            self.protocol["judge"] = known | {"window": judge.window}
+            start = "before every window, as in its training" if judge.started else "none"
+            self.protocol["judge"] = known | {"window": judge.window, "start": start}
         if compared:
             if judge is None or reference is None:
                 raise BadInput(
@@ -59,7 +60,7 @@ class Measures:
         varied = entropy(tokens)
         figures = {"entropy": varied.value, "entropy_stderr": varied.stderr}
         figures |= {f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)}
-        figures["self_repetition"] = self_repetition(tokens)
+        figures |= _with_error("self_repetition", self_repetition(tokens))
         figures |= self._judged(tokens)
         return figures | {"texts": [self._text(row) for row in tokens[:TEXTS]]}
 
@@ -75,6 +76,8 @@ class Measures:
                 f"The judge has the tokenizer {other.kind!r} and the samples {own.kind!r}: it "
                 "cannot read them, since ids without text cannot be tokenised again."
             )
+        if self._readable and not self._same:  # all characters that a sample can have
+            self._judge.retokenise([np.arange(own.vocab_size)], own)
 
     def _judged(self, tokens):
         if self._judge is None:

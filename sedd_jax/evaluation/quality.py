@@ -16,18 +16,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sedd_jax.diffusion.reverse import SAMPLERS
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.judge import Judge
 from sedd_jax.evaluation.measures import Measures
+from sedd_jax.evaluation.progress import progress
 from sedd_jax.evaluation.record import Record, answered, identity, save
 from sedd_jax.evaluation.reference import read_reference
-from sedd_jax.inference.autoregressive import generate_autoregressive
-from sedd_jax.inference.generate import PRECISIONS, check_positive, generate
+from sedd_jax.inference.autoregressive import check_sharpness, generate_autoregressive
+from sedd_jax.inference.generate import check_positive, check_rows, check_steps, generate
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.runtime.components import Baseline
 from sedd_jax.runtime.lead import is_lead
-from sedd_jax.runtime.processes import in_turn
+from sedd_jax.runtime.processes import in_turn, lead_says
 from sedd_jax.runtime.throughput import duration
 
 REAL = "real text"  # stands where other rows have a sampler
@@ -66,21 +66,21 @@ class Settings:
     batch_size: int = 32
     mauve: bool = False
 
+    @property
+    def sweep(self) -> list[tuple[str, str, int]]:
+        """Sampler, precision and steps of every way that a diffusion model has."""
+        return list(itertools.product(self.samplers, self.precisions, self.steps))
+
     def check(self) -> None:
         """Raises BadInput for a setting that cannot be."""
-        check_positive(batch_size=self.batch_size, **{f"steps {n}": n for n in self.steps})
+        check_positive(batch_size=self.batch_size)
+        for sampler, precision, steps in self.sweep:
+            check_steps(steps, sampler, precision)
+        check_sharpness(self.temperature, self.top_p)
         if self.num_samples < 2:
             raise BadInput(f"num_samples is {self.num_samples}; an error needs 2 at least.")
         if self.length is not None and self.length < 4:
             raise BadInput(f"length is {self.length}; repeated 4-grams need 4 tokens at least.")
-        for name, values, known in (
-            ("samplers", self.samplers, SAMPLERS),
-            ("precisions", self.precisions, PRECISIONS),
-        ):
-            if unknown := set(values) - set(known):
-                raise BadInput(
-                    f"{name} must be among {', '.join(known)}, got {', '.join(unknown)}."
-                )
 
 
 class _Way(NamedTuple):
@@ -123,11 +123,13 @@ def plan(
     Raises:
       BadInput: settings that cannot be, a judge that cannot read the samples, no such text, or no
         package for MAUVE.
+      FloatingPointError: weights that are not finite.
     """
     settings.check()
     length = checkpoint.config.model.length if settings.length is None else settings.length
-    real = reference and read_reference(reference, checkpoint, length, settings.num_samples)
+    check_rows(checkpoint.config, settings.num_samples, length, settings.batch_size)
     judging = judge and Judge(judge, length, settings.batch_size)
+    real = reference and read_reference(reference, checkpoint, length, settings.num_samples)
     measures = Measures(checkpoint, settings.num_samples, judging, real, settings.mauve)
     ways = _ways(checkpoint, settings, length)
     if real:
@@ -154,9 +156,18 @@ def run(planned: Plan, folder: Path) -> list[Record]:
       FloatingPointError: a network gave what is not finite.
     """
     ways, questions, measures = planned
-    known = [answered(folder, question) for question in questions]
+
+    def look():
+        return [answered(folder, question) for question in questions]
+
+    # on the lead alone: others may see no such folder, or a file that was just written
+    known = in_turn(look, lambda: [None] * len(questions))
+    known = [
+        (record or question) if lead_says(record is not None) else None
+        for record, question in zip(known, questions, strict=True)
+    ]
     asked = [way.evaluations for way, record in zip(ways, known, strict=True) if record is None]
-    progress = _Progress(len(ways), sum(asked))
+    told = _Told(len(ways), sum(asked))
     records = []
     for way, question, record in zip(ways, questions, known, strict=True):
         if record is None:
@@ -166,9 +177,9 @@ def run(planned: Plan, folder: Path) -> list[Record]:
             figures = {"samples": len(tokens)} | sampled | measures(tokens)
             record = dataclasses.replace(question, figures=figures)
             in_turn(functools.partial(save, folder, record), lambda: None)
-            progress.advance(way.evaluations)
+            told.count(way.evaluations)
         records.append(record)
-        progress.say(record)
+        told.say(record)
     return records
 
 
@@ -185,14 +196,14 @@ def _ways(checkpoint, settings, length):
     if isinstance(checkpoint.components, Baseline):
         sharpness = {"temperature": settings.temperature, "top_p": settings.top_p}
         protocol = {"sampler": "autoregressive", "precision": "exact", "final_step": "none"}
-        return [
-            _Way(
-                "autoregressive",
-                length,
-                protocol | sharpness,
-                lambda: (generate_autoregressive(key, checkpoint, **rows, **sharpness), length),
-            )
-        ]
+        name = "autoregressive"
+
+        def continued():
+            with progress(name) as advance:
+                options = rows | sharpness | {"progress": advance}
+                return generate_autoregressive(key, checkpoint, **options), length
+
+        return [_Way(name, length, protocol | sharpness, continued)]
     final = (
         f"one draw that removes all noise left at t = {checkpoint.config.train.t_min:g}, "
         "never the mask"
@@ -200,30 +211,27 @@ def _ways(checkpoint, settings, length):
 
     def way(sampler, precision, steps):
         options = {"sampler": sampler, "steps": steps, "precision": precision}
-        suffix = "" if precision == "exact" else f"-{precision}"
+        name = f"{sampler}-{steps}" + ("" if precision == "exact" else f"-{precision}")
 
-        def draw():
-            tokens, diagnostics = generate(key, checkpoint, **rows, **options)
+        def denoised():
+            with progress(name) as advance:
+                tokens, diagnostics = generate(key, checkpoint, **rows, **options, progress=advance)
             return tokens, diagnostics.evaluations
 
         protocol = options | {"final_step": final}
-        return _Way(f"{sampler}-{steps}{suffix}", steps + 1, protocol, draw)
+        return _Way(name, steps + 1, protocol, denoised)
 
-    return list(
-        itertools.starmap(
-            way, itertools.product(settings.samplers, settings.precisions, settings.steps)
-        )
-    )
+    return list(itertools.starmap(way, settings.sweep))
 
 
-class _Progress:
+class _Told:
     """Says on stderr, on the lead only, what was found and how long the rest will take."""
 
     def __init__(self, ways: int, evaluations: int):
         self._ways, self._said, self._left, self._done = ways, 0, evaluations, 0
         self._began = time.monotonic()
 
-    def advance(self, evaluations: int) -> None:
+    def count(self, evaluations: int) -> None:
         """Counts calls of the network."""
         self._done, self._left = self._done + evaluations, self._left - evaluations
 

@@ -12,11 +12,14 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
+
 from sedd_jax.display.table import to_json
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.model.score_model import count_params
-from sedd_jax.runtime.checksum import checksums
+from sedd_jax.runtime.checksum import checksums, not_finite
+from sedd_jax.runtime.components import compute_dtype
 
 FOLDER = "evaluations"  # in the folder of a run
 
@@ -41,28 +44,47 @@ class Record:
 
     @property
     def file(self) -> str:
-        """The name of its file, by the question alone."""
-        asked = {"model": self.model, "protocol": self.protocol}
+        """The name of its file, by the question alone; what models and texts are called is none."""
+        asked = _nameless({"model": self.model, "protocol": self.protocol})
         digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         return f"{self.kind}-{self.name}-{digest[:8]}.json"
 
 
 def identity(checkpoint: Checkpoint, *, averaged: bool) -> dict[str, Any]:
-    """Returns what tells a model from others: name, step, size and a checksum of the weights."""
-    config, weights = checkpoint.config, checksums(checkpoint.params)
-    digest = hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+    """Returns what tells a model from others: name, step, size and a checksum of the weights.
+
+    Raises:
+      FloatingPointError: weights that are not finite.
+    """
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    diffusion = config.family == "diffusion"
+    if broken := not_finite(checkpoint.params):
+        raise FloatingPointError(
+            f"The weights of {checkpoint.name or 'the model'} are not finite in "
+            f"{', '.join(broken[:3])}: they are of no use, try another checkpoint."
+        )
+    weights = json.dumps(checksums(checkpoint.params), sort_keys=True)
+    platform = next(iter(jax.tree.leaves(checkpoint.params)[0].devices())).platform
     return {
-        "name": None if checkpoint.folder is None else checkpoint.folder.name,
+        "name": checkpoint.name,
         "family": config.family,
-        "graph": config.graph if config.family == "diffusion" else None,
+        "graph": config.graph if diffusion else None,
+        "noise": dataclasses.asdict(config.noise) if diffusion else None,
         "step": checkpoint.step,
         "averaged": averaged,
         "parameters": count_params(checkpoint.params),
-        "weights": digest[:16],
+        "weights": hashlib.sha256(weights.encode()).hexdigest()[:16],
         "length": config.model.length,
-        "tokenizer": None if checkpoint.tokenizer is None else checkpoint.tokenizer.kind,
-        "dtype": config.model.dtype,
+        "tokenizer": None if tokenizer is None else tokenizer.kind,
+        "fingerprint": None if tokenizer is None else tokenizer.fingerprint()[:16],
+        "dtype": compute_dtype(config.model.dtype, platform).name,
     }
+
+
+def _nameless(value):
+    if not isinstance(value, dict):
+        return value
+    return {key: _nameless(each) for key, each in value.items() if key != "name"}
 
 
 def answered(folder: Path, question: Record) -> Record | None:

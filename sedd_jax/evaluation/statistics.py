@@ -53,10 +53,10 @@ def distinct(rows: Rows, n: int) -> float:
     return len(np.unique(grams, axis=0)) / len(grams)
 
 
-def self_repetition(rows: Rows, n: int = 4) -> float:
+def self_repetition(rows: Rows, n: int = 4) -> Estimate:
     """Returns the share of a sample's n-grams that it had before, as a mean over samples."""
     grams = [_grams(row, n) for row in rows]
-    return float(np.mean([1 - len(np.unique(each, axis=0)) / len(each) for each in grams]))
+    return mean([1 - len(np.unique(each, axis=0)) / len(each) for each in grams])
 
 
 def _entropy(counts):

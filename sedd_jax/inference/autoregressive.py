@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.reverse import Clamp
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.generate import check_positive, check_prompt, free, in_batches
+from sedd_jax.inference.generate import check_prompt, check_rows, free, in_batches
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.model.causal_model import CausalModel
 from sedd_jax.model.score_model import Params
@@ -82,6 +82,7 @@ def generate_autoregressive(
     top_p: float = 1.0,
     prompt: Clamp | None = None,
     batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Draws token sequences from an autoregressive model, with a key-value cache.
 
@@ -98,26 +99,19 @@ def generate_autoregressive(
       top_p: draw from the fewest tokens that have this mass (nucleus); 1 for all.
       prompt: tokens to hold, [N, L], at the start of every row; they come back unchanged.
       batch_size: rows at a time; on a mesh, rounded up to fill it.
+      progress: called as progress(done, total) after every batch.
 
     Returns:
       Tokens [N, L].
 
     Raises:
       BadInput: a diffusion model, a setting out of range, or a prompt that does not fit.
-      FloatingPointError: the network gave a logit that is not finite.
+      FloatingPointError: the network gave a logit that is not finite; no later batch is drawn.
     """
-    baseline, longest = checkpoint.baseline, checkpoint.config.model.length
-    length = longest if length is None else length
-    check_positive(num_samples=num_samples, length=length, batch_size=batch_size)
-    if length > longest:
-        raise BadInput(
-            f"length must be at most {longest}, the positions that the model has learned, got "
-            f"{length}."
-        )
-    if not 0 < temperature < float("inf"):
-        raise BadInput(f"temperature must be positive and finite, got {temperature}.")
-    if not 0 < top_p <= 1:
-        raise BadInput(f"top_p must be in (0, 1], got {top_p}.")
+    baseline, config = checkpoint.baseline, checkpoint.config
+    length = config.model.length if length is None else length
+    check_rows(config, num_samples, length, batch_size)
+    check_sharpness(temperature, top_p)
     prompt = free(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), baseline.num_tokens)
     held = np.asarray(prompt.held)
@@ -127,15 +121,18 @@ def generate_autoregressive(
             "before given tokens; use a diffusion checkpoint for that."
         )
     generator = _compiled(baseline.model, checkpoint.mesh, temperature, top_p)
-    parts = in_batches(generator, checkpoint, key, prompt, batch_size)
-    tokens, finite = (np.concatenate(part)[:num_samples] for part in zip(*parts, strict=True))
-    if not finite.all():
-        rows = np.flatnonzero(~finite)
-        raise FloatingPointError(
-            f"The network gave logits that are not finite in rows {rows}: its weights are of no "
-            "use, try another checkpoint."
-        )
-    return tokens
+    parts = in_batches(
+        generator, checkpoint, key, prompt, batch_size, lambda finite: finite, progress
+    )
+    return np.concatenate([tokens for tokens, _ in parts])[:num_samples]
+
+
+def check_sharpness(temperature: float, top_p: float) -> None:
+    """Raises BadInput for what `generate_autoregressive` cannot draw with."""
+    if not 0 < temperature < float("inf"):
+        raise BadInput(f"temperature must be positive and finite, got {temperature}.")
+    if not 0 < top_p <= 1:
+        raise BadInput(f"top_p must be in (0, 1], got {top_p}.")
 
 
 @functools.lru_cache(maxsize=8)

@@ -17,7 +17,10 @@ from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.model.score_model import Params, ScoreModel
 from sedd_jax.runtime.components import Components
+from sedd_jax.runtime.config import Config
 from sedd_jax.runtime.sharding import program
+
+MOST_STEPS = 2**20  # their times are float32
 
 
 class Diagnostics(NamedTuple):
@@ -130,6 +133,7 @@ def generate(
     batch_size: int = 32,
     trace: bool = False,
     precision: str = "exact",
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[np.ndarray, Diagnostics]:
     """Draws token sequences from a trained diffusion model (Algorithm 2).
 
@@ -148,57 +152,69 @@ def generate(
       batch_size: rows at a time; on a mesh, rounded up to fill it.
       trace: keep the tokens after every step in the diagnostics.
       precision: "exact", or "published", see `build_generator`.
+      progress: called as progress(done, total) after every batch.
 
     Returns:
       Tokens [N, L] and `Diagnostics` over the N rows.
 
     Raises:
       BadInput: an autoregressive model, a setting out of range, or a prompt of another shape.
-      FloatingPointError: the network gave a score that is not finite.
+      FloatingPointError: the network gave a score that is not finite; no later batch is drawn.
     """
-    components = checkpoint.diffusion
-    length = checkpoint.config.model.length if length is None else length
-    check_positive(num_samples=num_samples, length=length, steps=steps, batch_size=batch_size)
-    model = checkpoint.config.model
-    if model.learned_positions and length > model.length:
-        raise BadInput(
-            f"length must be at most {model.length}, the positions that the model has learned, "
-            f"got {length}."
-        )
-    if sampler not in SAMPLERS:
-        raise BadInput(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
-    if precision not in PRECISIONS:
-        raise BadInput(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+    components, config = checkpoint.diffusion, checkpoint.config
+    length = config.model.length if length is None else length
+    check_rows(config, num_samples, length, batch_size)
+    check_steps(steps, sampler, precision)
     prompt = free(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), components.num_tokens)
-    t_min = checkpoint.config.train.t_min
+    t_min = config.train.t_min
     generator = _compiled(components, checkpoint.mesh, steps, sampler, t_min, trace, precision)
-    parts = in_batches(generator, checkpoint, key, prompt, batch_size)
-    tokens, diagnostics = _join_rows(parts, num_samples)
-    if not diagnostics.finite.all():
-        rows = np.flatnonzero(~diagnostics.finite)
-        raise FloatingPointError(
-            f"The network gave scores that are not finite in rows {rows}: its weights are of no "
-            "use, try another checkpoint."
-        )
-    return tokens, diagnostics
+    parts = in_batches(
+        generator, checkpoint, key, prompt, batch_size, lambda found: found.finite, progress
+    )
+    return _join_rows(parts, num_samples)
 
 
 def in_batches(
-    generator: Callable[[Params, Key[Array, "B"], Clamp], Any],
+    generator: Callable[[Params, Key[Array, "B"], Clamp], tuple[Int[Array, "B L"], Any]],
     checkpoint: Checkpoint,
     key: Key[Array, ""],
     prompt: Clamp,
     batch_size: int,
+    finite: Callable[[Any], Bool[np.ndarray, "B"]],
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Any]:
-    """Returns what the generator gives for the rows of the prompt, a batch at a time."""
+    """Returns what the generator gives for the rows of the prompt, a batch at a time.
+
+    Args:
+      generator: gives tokens and what else was found of the rows.
+      checkpoint: the model.
+      key: random key.
+      prompt: tokens to hold, [N, L].
+      batch_size: rows at a time.
+      finite: says by what was found of a row whether all its numbers were.
+      progress: called as progress(done, total) after every batch.
+
+    Raises:
+      FloatingPointError: those of a row were not; no later batch is drawn.
+    """
     held = jax.tree.map(np.asarray, prompt)
+    batches = list(row_batches(len(held.tokens), batch_size, checkpoint.parts))
     parts = []
-    for rows in row_batches(len(held.tokens), batch_size, checkpoint.parts):
+    for done, rows in enumerate(batches, 1):
         last = np.minimum(rows, len(held.tokens) - 1)
         of_batch = jax.tree.map(lambda x, last=last: checkpoint.spread(x[last]), held)
-        parts.append(generator(checkpoint.params, row_keys(key, checkpoint.spread(rows)), of_batch))
-    return jax.device_get(parts)
+        keys = row_keys(key, checkpoint.spread(rows))
+        parts.append(jax.device_get(generator(checkpoint.params, keys, of_batch)))
+        wrong = rows[~finite(parts[-1][1]) & (rows == last)]
+        if len(wrong):
+            raise FloatingPointError(
+                f"The network gave numbers that are not finite in rows {wrong}: its weights are of "
+                "no use, try another checkpoint."
+            )
+        if progress is not None:
+            progress(done, len(batches))
+    return parts
 
 
 def row_batches(num_rows: int, batch_size: int, parts: int) -> Iterator[np.ndarray]:
@@ -247,6 +263,28 @@ def check_positive(**settings: int) -> None:
     for name, value in settings.items():
         if value < 1:
             raise BadInput(f"{name} must be at least 1, got {value}.")
+
+
+def check_rows(config: Config, num_samples: int, length: int, batch_size: int) -> None:
+    """Raises BadInput for samples that no model can draw, or not the one of these settings."""
+    check_positive(num_samples=num_samples, length=length, batch_size=batch_size)
+    learned = config.family == "autoregressive" or config.model.learned_positions
+    if learned and length > config.model.length:
+        raise BadInput(
+            f"length must be at most {config.model.length}, the positions that the model has "
+            f"learned, got {length}."
+        )
+
+
+def check_steps(steps: int, sampler: str, precision: str) -> None:
+    """Raises BadInput for a way to sample that cannot be."""
+    check_positive(steps=steps)
+    if steps > MOST_STEPS:
+        raise BadInput(f"steps must be at most {MOST_STEPS:,}, got {steps:,}.")
+    if sampler not in SAMPLERS:
+        raise BadInput(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
+    if precision not in PRECISIONS:
+        raise BadInput(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
 
 
 def check_prompt(prompt: Clamp, shape: tuple[int, int], num_tokens: int) -> None:

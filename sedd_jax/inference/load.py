@@ -63,6 +63,7 @@ class Checkpoint:
       step: the training step, None if unknown.
       folder: where it was read from, if it was.
       mesh: the devices that hold the weights in parts; None for one device.
+      name: of the folder, or on the hub, if it was read from one.
     """
 
     components: Components | Baseline
@@ -72,6 +73,7 @@ class Checkpoint:
     step: int | None
     folder: Path | None = None
     mesh: Mesh | None = None
+    name: str | None = None
 
     @property
     def graph(self) -> Graph:
@@ -173,7 +175,9 @@ def load(
     folder = hub.folder(path, _FILES, functools.partial(_is_whole, wish), _WEIGHTS)
     for is_it, load_it in _LAYOUTS:
         if is_it(folder):
-            return load_it(folder, wish)
+            # a folder of the hub's cache is called by its revision
+            name = folder.absolute().name if Path(path).is_dir() else str(path)
+            return dataclasses.replace(load_it(folder, wish), name=name)
     unfinished = next(folder.rglob("*.incomplete"), None)
     raise BadInput(
         f"{folder} holds neither {checkpoints.FOLDER}/ (a run of train) nor config.json with "

@@ -27,6 +27,17 @@ def checksums(tree: Any) -> dict[str, int]:
     return {path: int(value) for path, value in leaves_by_path(sums).items()}
 
 
+def not_finite(tree: Any) -> list[str]:
+    """Returns the paths of the leaves with numbers that are not finite; as `checksums` else."""
+    finite = leaves_by_path(jax.device_get(_finite(tree)))
+    return [path for path, value in finite.items() if not value]
+
+
+@jax.jit
+def _finite(tree):
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
+
+
 @jax.jit
 def _on_device(tree):
     return jax.tree.map(_checksum, tree)  # scalars: every process has them all

@@ -58,6 +58,32 @@ def test_what_is_longer_than_the_judge_sees_is_scored_in_windows(causal, plain):
     assert Judge(causal, 37).by_samples(rows).value == pytest.approx(np.mean(each), rel=1e-5)
 
 
+def test_a_judge_trained_here_reads_after_its_start(causal):
+    judge = Judge(dataclasses.replace(causal, step=20), 37)
+    rows = np.random.default_rng(2).integers(0, 256, (3, 37), dtype=np.int32)
+    start = np.array([causal.model.start])
+
+    def plain(window):
+        """-log p of all tokens but the first, in the state that training makes."""
+        before = np.pad(np.concatenate([start, window[:-1]]), (0, 16 - len(window)))
+        logits = causal.model.apply(causal.params, jnp.asarray(before[None], jnp.int32))
+        log_prob = np.asarray(jax.nn.log_softmax(logits[0]), np.float64)
+        return -log_prob[np.arange(1, len(window)), window[1:]]
+
+    windows = [[plain(row[at : at + 16]) for at in (0, 16, 32)] for row in rows]
+    each = [np.exp(np.concatenate(of_row).mean()) for of_row in windows]
+    found = judge.by_samples(rows)
+    assert found.value == pytest.approx(np.mean(each), rel=1e-5)
+    assert found.value != pytest.approx(Judge(causal, 37).by_samples(rows).value, rel=1e-3)
+    nats = np.concatenate([window for of_row in windows for window in of_row])
+    assert judge.by_tokens(rows).value == pytest.approx(np.exp(nats.mean()), rel=1e-5)
+    bare = Judge(causal, 37)
+    for text in (rows[0][:5], rows[0]):  # what is too long for the positions loses its end
+        whole = np.concatenate([start, text]).astype(np.int32)
+        alone = bare.features([whole])
+        np.testing.assert_allclose(judge.features([text]), alone, rtol=1e-4, atol=1e-5)
+
+
 # texts, and which of their tokens count; the first is context
 COUNTED = [
     ([7, 8, 9], [0, 1, 1]),

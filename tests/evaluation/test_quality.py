@@ -57,7 +57,8 @@ def test_a_record_says_what_was_found_and_how(checkpoint, causal, folder):
         "distinct_1": distinct(tokens, 1),
         "distinct_2": distinct(tokens, 2),
         "distinct_3": distinct(tokens, 3),
-        "self_repetition": self_repetition(tokens),
+        "self_repetition": self_repetition(tokens).value,
+        "self_repetition_stderr": self_repetition(tokens).stderr,
         "gen_perplexity_samples": by_samples.value,
         "gen_perplexity_samples_stderr": by_samples.stderr,
         "gen_perplexity_tokens": by_tokens.value,
@@ -76,6 +77,7 @@ def test_a_record_says_what_was_found_and_how(checkpoint, causal, folder):
     assert (said["seed"], said["precision"], said["reference"]) == (4, "exact", None)
     assert said["final_step"].startswith("one draw that removes all noise left at t = 0.001")
     assert said["judge"]["weights"] != exact.model["weights"]
+    assert (said["judge"]["window"], said["judge"]["start"]) == (12, "none")
     assert published.protocol == said | {"precision": "published"}
 
 
@@ -92,11 +94,37 @@ def test_what_is_answered_is_not_asked_again(checkpoint, causal, folder, monkeyp
     assert asked == []
     said = capsys.readouterr()
     assert "2/2  tweedie-2-published: generative perplexity by samples" in said.err
+    assert "batch" not in said.err
     assert said.out == ""
     (folder / before[1].file).unlink()
     again = run(checkpoint, SETTINGS, folder, judge=causal)
     assert asked == ["published"] and again[0] == before[0]
     assert again[1].figures["entropy"] == 0
+
+
+def test_what_the_lead_has_is_not_asked_by_others(checkpoint, causal, tmp_path, monkeypatch):
+    """Else they wait for a lead that does not compute: by chance, or if it alone sees the files."""
+    told = iter([True, False])
+    asked = []
+    monkeypatch.setattr(quality, "in_turn", lambda first, others: others())
+    monkeypatch.setattr(quality, "lead_says", lambda mine: next(told))
+    monkeypatch.setattr(quality, "is_lead", lambda: False)
+
+    def generate(*_, precision, **options):
+        asked.append(precision)
+        return np.zeros((3, 12), np.int32), DIAGNOSTICS
+
+    monkeypatch.setattr(quality, "generate", generate)
+    planned = quality.plan(checkpoint, SETTINGS, judge=causal)
+    known, computed = quality.run(planned, tmp_path)
+    assert known == planned.questions[0]
+    assert asked == ["published"] and computed.figures["entropy"] == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_is_shown_by_batch(folder, checkpoint, tmp_path, capsys):
+    run(checkpoint, dataclasses.replace(SETTINGS, precisions=("exact",)), tmp_path)
+    assert "tweedie-2: 100%" in (err := capsys.readouterr().err) and "2/2" in err
 
 
 def test_a_sweep_asks_every_question(checkpoint, tmp_path, monkeypatch):
@@ -171,15 +199,19 @@ def test_mauve_is_of_the_judges_features(causal, tmp_path, monkeypatch):
     [
         ({"num_samples": 1}, "num_samples is 1; an error needs 2"),
         ({"length": 3}, "length is 3; repeated 4-grams need 4"),
-        ({"steps": (4, 0)}, "steps 0 must be at least 1"),
-        ({"samplers": ("heun",)}, "samplers must be among euler, tweedie, got heun"),
-        ({"precisions": ("low",)}, "precisions must be among exact, published, got low"),
+        ({"length": 17}, "length must be at most 16, the positions"),
+        ({"steps": (4, 0)}, "steps must be at least 1, got 0"),
+        ({"steps": (10**12,)}, "steps must be at most 1,048,576, got 1,000,000,000,000"),
+        ({"samplers": ("heun",)}, "sampler must be one of euler, tweedie, got 'heun'"),
+        ({"precisions": ("low",)}, "precision must be one of exact, published, got 'low'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"temperature": float("nan")}, "temperature must be positive and finite, got nan"),
+        ({"top_p": 7.0}, r"top_p must be in \(0, 1\], got 7.0"),
     ],
 )
-def test_bad_settings_are_named(causal, tmp_path, settings, message):
+def test_bad_settings_are_named(causal, settings, message):
     with pytest.raises(BadInput, match=message):
-        run(causal, Settings(**settings), tmp_path)
+        quality.plan(causal, Settings(**settings))
 
 
 def test_mauve_needs_a_judge_and_a_judge_a_tokenizer(causal, tmp_path):
@@ -187,3 +219,15 @@ def test_mauve_needs_a_judge_and_a_judge_a_tokenizer(causal, tmp_path):
         run(causal, Settings(2, 6, mauve=True), tmp_path, judge=causal)
     with pytest.raises(BadInput, match="name a tokenizer"):
         run(dataclasses.replace(causal, tokenizer=None), Settings(2, 6), tmp_path, judge=causal)
+
+
+def test_judges_of_no_use_are_found_out_before_anything_is_sampled(causal):
+    alphabet = Characters("".join(map(chr, range(257))), eod=False)  # lacks the one for half ones
+    other = dataclasses.replace(causal, tokenizer=alphabet)
+    with pytest.raises(BadInput, match="The judge cannot read the samples: .*outside the alphabet"):
+        quality.plan(causal, Settings(2, 6), judge=other)
+    params = jax.tree.map(lambda x: x * np.inf, causal.params)
+    broken = dataclasses.replace(causal, params=params, name="broken")
+    for model, judge in ((causal, broken), (broken, None)):
+        with pytest.raises(FloatingPointError, match="The weights of broken are not finite in bl"):
+            quality.plan(model, Settings(2, 6), judge=judge)

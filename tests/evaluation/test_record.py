@@ -3,8 +3,10 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+from sedd_jax.data.tokenizer import Characters
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.record import Record, answered, identity, read_records, save
 from sedd_jax.inference.load import load
@@ -62,6 +64,29 @@ def test_other_weights_are_another_model(smoke_run):
     known = identity(averaged, averaged=True)
     assert known["name"] == smoke_run.name
     assert (known["step"], known["graph"], known["tokenizer"]) == (20, "absorb", "bytes")
+    assert (known["noise"]["eps"], known["dtype"]) == (1e-3, "float32")
     assert known["weights"] != identity(trained, averaged=True)["weights"]
     again = dataclasses.replace(averaged, params=jax.tree.map(lambda x: x + 0, averaged.params))
     assert identity(again, averaged=True) == known
+    alphabet = dataclasses.replace(averaged, tokenizer=Characters("ab"))
+    assert identity(alphabet, averaged=True)["fingerprint"] != known["fingerprint"]
+
+
+def test_weights_that_are_not_finite_are_refused(causal):
+    params = causal.params | {"head": jax.tree.map(lambda x: x * jnp.nan, causal.params["head"])}
+    broken = dataclasses.replace(causal, params=params, name="some-run")
+    with pytest.raises(
+        FloatingPointError, match="The weights of some-run are not finite in head/norm/bias, head"
+    ):
+        identity(broken, averaged=True)
+
+
+def test_a_name_makes_no_other_question():
+    judged = {"weights": "c3", "name": "gpt2"}
+    asked, renamed = (
+        Record("quality", "tweedie-2", {"weights": "a1", "name": name}, {"judge": judge})
+        for name, judge in (("run", judged), ("moved", judged | {"name": "other"}))
+    )
+    assert asked.file == renamed.file
+    other = dataclasses.replace(asked, protocol={"judge": judged | {"weights": "d4"}})
+    assert other.file != asked.file

@@ -44,7 +44,7 @@ def test_distinct_counts_over_all_samples():
 
 def test_repetition_within_a_sample():
     once, often = [1, 2, 3, 4, 5, 6, 7], [9] * 7  # four 4-grams each
-    assert self_repetition([np.array(once)]) == 0
-    assert self_repetition([np.array(often)]) == 3 / 4
-    assert self_repetition(np.array([once, often, once, once])) == 3 / 16
-    assert self_repetition([np.array([1, 2, 1, 2, 1])], n=2) == 2 / 4  # 12 21 12 21
+    found = self_repetition(np.array([once, often, once, once]))
+    assert found.value == 3 / 16
+    assert found.stderr == pytest.approx(np.std([0, 0.75, 0, 0], ddof=1) / 2)
+    assert self_repetition([np.array([1, 2, 1, 2, 1])] * 2, n=2) == (2 / 4, 0)  # 12 21 12 21

@@ -193,6 +193,21 @@ def test_bad_settings_are_named(checkpoint, options, message):
         sedd.generate_autoregressive(KEY, checkpoint, **{"num_samples": 1, **options})
 
 
+def test_progress_and_its_end_at_numbers_that_are_not_finite(checkpoint):
+    told = []
+
+    def generate(checkpoint):
+        options = {"batch_size": 2, "progress": lambda *done: told.append(done)}
+        return sedd.generate_autoregressive(KEY, checkpoint, 3, 16, **options)
+
+    generate(checkpoint)
+    assert told == [(1, 2), (2, 2)]
+    params = jax.tree.map(lambda x: x * np.nan, checkpoint.params)
+    with pytest.raises(FloatingPointError, match=r"not finite in rows \[0 1\]: its weights"):
+        generate(dataclasses.replace(checkpoint, params=params))
+    assert len(told) == 2
+
+
 def test_the_families_are_not_taken_for_each_other(checkpoint, smoke_config):
     with pytest.raises(BadInput, match="This model is autoregressive: .*generate_autoregressive"):
         sedd.generate(KEY, checkpoint, 1)

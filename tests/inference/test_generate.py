@@ -55,6 +55,22 @@ def test_a_row_depends_on_its_number_alone(five, checkpoint):
     np.testing.assert_array_equal(again, five[0][:3])
 
 
+def test_progress_is_told_after_every_batch(five, checkpoint):
+    told = []
+    generate(checkpoint, 5, batch_size=2, progress=lambda *done: told.append(done))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_no_batch_is_drawn_after_numbers_that_are_not_finite(five, checkpoint):
+    broken = dataclasses.replace(
+        checkpoint, params=jax.tree.map(lambda x: x * np.nan, checkpoint.params)
+    )
+    told = []
+    with pytest.raises(FloatingPointError, match=r"not finite in rows \[0 1\]: its weights"):
+        generate(broken, 5, batch_size=2, progress=lambda *done: told.append(done))
+    assert told == []
+
+
 def test_eight_devices_draw_what_one_draws(five, smoke_run):
     spread = sedd.load(smoke_run, mesh=MeshConfig(data=4, fsdp=2))
     tokens, diagnostics = generate(spread, 5, batch_size=2)  # of eight rows three are cut off
@@ -98,6 +114,7 @@ def test_log_score_is_float32_and_zero_at_the_current_token(checkpoint):
     [
         ({"num_samples": 0}, "num_samples must be at least 1"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 2**20 + 1}, "steps must be at most 1,048,576"),
         ({"length": 0}, "length must be at least 1"),
         ({"sampler": "heun"}, "sampler must be one of euler, tweedie, got 'heun'"),
         ({"precision": "low"}, "precision must be one of exact, published, got 'low'"),

@@ -38,7 +38,8 @@ def test_averaged_weights_are_the_default(smoke_run):
 
 def test_the_folder_can_be_moved(smoke_run, tmp_path):
     shutil.copytree(smoke_run, tmp_path / "elsewhere")
-    assert sedd.load(tmp_path / "elsewhere").step == 20
+    loaded = sedd.load(tmp_path / "elsewhere")
+    assert (loaded.step, loaded.name) == (20, "elsewhere")
 
 
 def test_what_cannot_be_loaded_is_named(smoke_run, tmp_path):
@@ -216,7 +217,8 @@ def test_a_repository_of_the_hub_is_loaded_from_its_cache(network, tmp_path, mon
     shutil.copytree(network, repository / "snapshots" / "c0ffee")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("c0ffee")
-    assert sedd.load("owner/name").graph.num_states == 201
+    loaded = sedd.load("owner/name")
+    assert (loaded.graph.num_states, loaded.name) == (201, "owner/name")  # and not the revision
 
 
 def test_a_cached_gpt2_is_whole_with_its_tokenizer(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sedd_jax.runtime.checksum import _on_device, checksums
+from sedd_jax.runtime.checksum import _on_device, checksums, not_finite
 
 TYPES = ("float32", "bfloat16", "int32", "int8")
 
@@ -92,3 +92,10 @@ def test_an_array_longer_than_a_16_bit_index():
 
 def test_leaves_are_named_by_their_paths():
     assert checksums({"a": {"b": jnp.ones(2)}, "c": (jnp.ones(2),)}).keys() == {"a/b", "c/0"}
+
+
+def test_leaves_that_are_not_finite_are_named():
+    tree = {name: numbers(name) for name in TYPES} | {"a": {"b": jnp.array([[1.0, jnp.inf]])}}
+    assert not_finite(tree) == ["a/b"]
+    tree["bfloat16"] = tree["bfloat16"].at[3, 4].set(jnp.nan)
+    assert not_finite(tree) == ["a/b", "bfloat16"]

@@ -1,0 +1,12 @@
+"""Every binary in a process of its own, as Python starts it."""
+
+import pytest
+
+
+@pytest.mark.parametrize("module", ["convert", "report", "sample"])  # those started nowhere else
+def test_an_unknown_flag_is_one_line_and_a_failure(binary, module):
+    process = binary.start(module, "--nonsense")
+    out, err = process.communicate(timeout=300)
+    (line,) = err.strip().splitlines()
+    assert (process.returncode, out) == (2, "")
+    assert line.startswith("error: ") and "nonsense" in line
