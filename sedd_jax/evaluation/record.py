@@ -7,7 +7,6 @@ that a stopped evaluation goes on where it was, and another one never takes its 
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.model.score_model import count_params
 from sedd_jax.runtime.checksum import checksums
+from sedd_jax.runtime.files import write_whole
 
 FOLDER = "evaluations"  # in the folder of a run
 
@@ -65,18 +65,28 @@ def identity(checkpoint: Checkpoint, *, averaged: bool) -> dict[str, Any]:
 
 
 def answered(folder: Path, question: Record) -> Record | None:
-    """Returns the record in `folder` that answers the same question, if there is one."""
+    """Returns the record in `folder` that answers the same question, if there is one.
+
+    Raises:
+      BadInput: what bears its name is no record, or answers another question.
+    """
     path = folder / question.file
-    return _read(path) if path.exists() else None
+    if not path.exists():
+        return None
+    known = _read(path)
+    if known.file != question.file or not known.figures:
+        raise BadInput(
+            f"{path} is not a record of an evaluation (it answers another question, or none); "
+            "move it away."
+        )
+    return known
 
 
 def save(folder: Path, record: Record) -> Path:
     """Writes the record into `folder`, at once or not at all, and returns where."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / record.file
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(to_json(dataclasses.asdict(record)))
-    os.replace(temporary, path)
+    write_whole(path, to_json(dataclasses.asdict(record)).encode())
     return path
 
 

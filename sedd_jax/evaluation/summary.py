@@ -7,7 +7,6 @@ said row by row, so that it can be seen which numbers may be compared.
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from sedd_jax.display.plot import Curve, Plot, image
 from sedd_jax.display.table import Table, markdown, to_json
 from sedd_jax.evaluation.anchors import published
 from sedd_jax.evaluation.record import Record, read_records
+from sedd_jax.runtime.files import write_whole
 
 _WAY = ("sampler", "steps", "samples", "precision")  # columns of their own
 # they say which model it is, as its name and step do
@@ -40,9 +40,7 @@ def write(folder: Path) -> None:
     files = {"summary.md": text.encode(), "summary.json": to_json(report).encode()}
     files |= {f"{plot.name}.png": image(plot) for plot in plots(records)}
     for name, content in files.items():
-        temporary = folder / f"{name}.tmp"
-        temporary.write_bytes(content)
-        os.replace(temporary, folder / name)
+        write_whole(folder / name, content)
 
 
 def tables(records: Sequence[Record], *, all_published: bool = False) -> list[Table]:
