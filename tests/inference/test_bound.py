@@ -76,14 +76,27 @@ def test_figures_per_token():
     assert drawn.perplexity == pytest.approx(np.exp(1.5))
     assert drawn.stderr == pytest.approx(np.sqrt(2 / 2 + 8 / 2) / 4)  # variances over 2 draws
     assert drawn.perplexity_stderr == pytest.approx(np.exp(1.5) * drawn.stderr)
-    assert drawn.data_stderr == pytest.approx(np.sqrt(2 * (0.5**2 + 0.5**2)) / 4)
+    # of a variance in proportion to tokens, 1 - (1 / 4)^2 - (3 / 4)^2 = 3 / 8 is left
+    assert drawn.data_stderr == pytest.approx(np.sqrt((0.5**2 + 0.5**2) / (3 / 8)) / 4)
     # nodes are at 3 / 4 and 9 / 4 nats a token; what is left of the differences is +-1/4
     nodes = dataclasses.replace(drawn, times="quadrature")
-    assert nodes.stderr == pytest.approx(np.sqrt(4 * 4 * 0.25**2) / (2 * 4))
+    assert nodes.stderr == pytest.approx(np.sqrt(4 * 0.25**2 / (1 / 2 * 3 / 8)) / (2 * 4))
     one = dataclasses.replace(drawn, nats=drawn.nats[:1])
     assert one.stderr == one.data_stderr > 0
     exact = dataclasses.replace(one, times="exact")
     assert exact.stderr == exact.perplexity_stderr == 0 < exact.data_stderr
+
+
+@pytest.mark.parametrize("tokens", [(8, 8), (32, 5), (32, 32, 32, 5, 1)])
+def test_stated_errors_are_those_of_repetition(tokens):
+    """Rows whose nats vary in proportion to their tokens, around nodes of their own means."""
+    tokens, draws, means = np.array(tokens), 6, np.linspace(1, 4, 6)[:, None]
+    noise = np.random.default_rng(0).standard_normal((4000, draws, len(tokens)))
+    bounds = [Bound(means * tokens + row * np.sqrt(tokens), tokens, "quadrature") for row in noise]
+    spread = np.std([bound.nats_per_token for bound in bounds])
+    for name in ("stderr", "data_stderr"):
+        stated = np.sqrt(np.mean([getattr(bound, name) ** 2 for bound in bounds]))
+        assert spread / stated == pytest.approx(1, abs=0.04)
 
 
 def test_what_cannot_be_told_is_nan():
