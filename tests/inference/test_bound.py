@@ -167,23 +167,26 @@ GRAPHS = pytest.mark.parametrize(
 )
 
 
-@GRAPHS
-def test_the_bound_of_padded_rows_is_the_exact_one(graph):
+@pytest.mark.parametrize(
+    ("graph", "draws", "most"),
+    [("absorb", 60, 0.02), pytest.param("uniform", 200, 0.03, marks=pytest.mark.slow)],
+)
+def test_the_bound_of_padded_rows_is_the_exact_one(graph, draws, most):
     checkpoint = small(graph)
     tokens, lengths, published, total = text(graph)
 
-    def check(wanted, **options):
+    def check(wanted, most, **options):
         bound = sedd.nll_bound(
             jax.random.key(0), checkpoint, tokens, lengths=lengths, batch_size=16, **options
         )
         error = bound.nats_per_token - wanted.sum() / lengths.sum()
         assert abs(error) < 3 * bound.stderr
-        assert bound.stderr < 0.05 * bound.nats_per_token
+        assert bound.stderr < most * bound.nats_per_token
         return bound
 
-    drawn = check(published, draws=200)
-    nodes = check(published, draws=100, times="quadrature")
-    complete = check(total, draws=200, complete=True)
+    drawn = check(published, most, draws=draws)
+    nodes = check(published, 0.05, draws=min(draws, 100), times="quadrature")
+    complete = check(total, most, draws=draws, complete=True)
     for bound in (drawn, nodes):
         assert sum(part for *_, part in bound.by_t) == pytest.approx(bound.nats_per_token)
     integral = 0.98 * published.sum() / lengths.sum()
@@ -194,8 +197,10 @@ def test_the_bound_of_padded_rows_is_the_exact_one(graph):
 
 
 @GRAPHS
-@pytest.mark.parametrize(("times", "draws"), [("low-discrepancy", 4), ("quadrature", 16)])
-def test_another_seed_moves_it_by_its_stated_error(graph, times, draws):
+@pytest.mark.parametrize(
+    ("times", "draws", "least"), [("low-discrepancy", 4, 0.45), ("quadrature", 16, 0.3)]
+)
+def test_another_seed_moves_it_by_its_stated_error(graph, times, draws, least):
     checkpoint = small(graph)
     tokens, lengths, *_ = text(graph)
     bounds = [
@@ -206,7 +211,7 @@ def test_another_seed_moves_it_by_its_stated_error(graph, times, draws):
     ]
     spread = np.std([bound.nats_per_token for bound in bounds], ddof=1)
     stated = np.sqrt(np.mean([bound.stderr**2 for bound in bounds]))
-    assert 0.3 < spread / stated < 1.2
+    assert least < spread / stated < 1.2
 
 
 def test_neither_batches_nor_padding_move_it():
