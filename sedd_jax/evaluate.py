@@ -100,8 +100,13 @@ def main() -> None:
     _check_flags(scored)
     check_plots()
     processes.join()
-    library = Library(_DATA.value and Path(_DATA.value), _sources(), _DOWNLOAD.value)
-    names, lacking = likelihood.names_of(scored, library, _PROTOCOL.value)
+    choices = _choices()
+
+    def look():
+        library = Library(_DATA.value and Path(_DATA.value), _sources(), _DOWNLOAD.value)
+        return library, *likelihood.names_of(scored, library, _PROTOCOL.value)
+
+    library, names, lacking = processes.in_turn(look, look)
     settings = _sampling() if _QUALITY in _SUITE.value else None
     folder = _folder()
     mesh = sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
@@ -111,11 +116,10 @@ def main() -> None:
     for suite, words in lacking.items():
         _tell(f"Of {suite} there is no data for:", *words)
     planned = settings and _planned(checkpoint, settings, mesh)
-    records = _likelihoods(checkpoint, names, library, folder)
+    records = _likelihoods(checkpoint, names, library, choices, folder)
     records += quality.run(planned, folder) if planned else []
-    if is_lead():
-        _show(records)
-        summary.write(folder)
+    processes.on_lead(lambda: _show(records))
+    processes.on_lead(lambda: summary.write(folder))
     say(f"\nRecords, summary and plots: {folder}")
 
 
@@ -138,8 +142,8 @@ def _given(those):
     return ", ".join(f"--{flag.name}" for flag in those if flag.present)
 
 
-def _likelihoods(checkpoint: Checkpoint, names: list[str], library: Library, folder: Path):
-    choices = Choices(
+def _choices():
+    return Choices(
         protocol=_PROTOCOL.value,
         draws=_DRAWS.value,
         times=_TIMES.value,
@@ -147,6 +151,12 @@ def _likelihoods(checkpoint: Checkpoint, names: list[str], library: Library, fol
         seed=_SEED.value,
         max_blocks=_MAX_BLOCKS.value,
     )
+
+
+def _likelihoods(
+    checkpoint: Checkpoint, names: list[str], library: Library, choices: Choices, folder: Path
+) -> list[Record]:
+    """The records of data sets."""
 
     def gather():
         return likelihood.gather(checkpoint, names, library, choices)
@@ -157,17 +167,14 @@ def _likelihoods(checkpoint: Checkpoint, names: list[str], library: Library, fol
         return subjects
 
     subjects = processes.in_turn(gather_first, gather)
-    return [
-        likelihood.measure(
-            checkpoint,
-            subject,
-            choices,
-            folder,
-            averaged=_EMA.value,
-            batch_size=_BATCH_SIZE.value,
-        )
-        for subject in subjects
-    ]
+    return likelihood.measure(
+        checkpoint,
+        subjects,
+        choices,
+        folder,
+        averaged=_EMA.value,
+        batch_size=_BATCH_SIZE.value,
+    )
 
 
 def _sampling():
@@ -221,7 +228,10 @@ def _sources():
     pairs = [entry.partition("=") for entry in _SOURCES.value]
     if wrong := [name for name, equals, path in pairs if not (name and path)]:
         raise BadInput(f"--sources takes NAME=FILE,..., as in ptb=test.txt; got {wrong[0]!r}.")
-    return {name: path for name, _, path in pairs}
+    files = {name: path for name, _, path in pairs}
+    if len(files) < len(pairs):
+        raise BadInput("--sources names a data set twice; each has one file.")
+    return files
 
 
 def _folder():

@@ -4,16 +4,21 @@ They were taken from texts of the papers as others had converted them, and are t
 before they are cited. All but those of autoregressive models are upper bounds.
 """
 
+import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sedd_jax.display.number import with_error
 from sedd_jax.display.table import Cell, Table
 from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
 from sedd_jax.evaluation.naming import labels
+from sedd_jax.evaluation.protocol import BOUNDS, EXACT
 from sedd_jax.evaluation.record import Record
 
 _SEDD, _MD4 = "SEDD, arXiv 2310.16834", "MD4, arXiv 2406.04329"
 _RADD, _MDLM = "RADD, arXiv 2406.03736", "MDLM, arXiv 2406.07524"
+_OF_A_TEXT = ("source", "sha256", "split", "detokenizer")  # of a protocol
 _SIZES = {"small": (60e6, 250e6), "medium": (250e6, 700e6)}  # parameters
 _MDLM_SETS = (
     "ptb", "wikitext103", "lm1b", "lambada", "ag_news",
@@ -46,14 +51,16 @@ class Anchor(NamedTuple):
 
     def fits(self, record: Record) -> bool:
         """Says whether a measured figure can be compared with this row."""
-        model = record.model
+        model, protocol = record.model, record.protocol
         low, high = _SIZES[self.size]
         return (
             record.name in self.figures
-            and record.protocol.get("protocol") == self.protocol
+            and protocol.get("protocol") == self.protocol
             and model.get("length") == self.length
             and low <= model.get("parameters", 0) < high
             and self.tokenizer in (None, model.get("tokenizer"))
+            and protocol.get("part") == "all"
+            and protocol.get("bound") in (BOUNDS[False], EXACT)
         )
 
 
@@ -80,6 +87,8 @@ ANCHORS: list[Anchor] = [
             ("D3PM", _SEDD, (93.47, 77.28, 200.82, 75.16, 138.92)),
             ("PLAID", _SEDD, (57.28, 51.80, 142.60, 50.86, 91.12)),
             ("RADD-DSE", _RADD, (49.57, 38.83, 111.74, 37.46, 72.35), "400k steps"),
+            ("RADD t-DCE", _RADD, (50.56, 39.02, 109.03, 36.38, 72.60)),
+            ("RADD lambda-DCE", _RADD, (51.70, 39.98, 107.85, 37.98, 72.99)),
             ("RADD-AO", _RADD, (50.27, 38.26, 110.38, 35.90, 74.28)),
             ("MD4", _MD4, (48.43, 34.94, 102.26, 35.90, 68.10)),
         ],
@@ -136,7 +145,8 @@ def published(records: Sequence[Record], *, everything: bool = False) -> Table |
     """Returns measured likelihoods with the published rows of the same data sets below them.
 
     Perplexities; of text8 bits per character. A row stands there for data sets where protocol,
-    length, tokens and the order of size agree. None if there is no such row.
+    length, tokens and the order of size agree, if all blocks were scored and nothing was added to
+    the published bound. None if there is no such row.
 
     Args:
       records: likelihoods.
@@ -169,23 +179,46 @@ def published(records: Sequence[Record], *, everything: bool = False) -> Table |
 
 
 def _measured(records, shown) -> list[tuple[Cell, ...]]:
-    """A row for each model and protocol."""
-    rows, label = {}, labels(records)
+    """A row for what one model was asked in one way; what rows differ in is their caution."""
+    rows, seen, label = {}, Counter(), labels(records)
     for record in records:
-        model, protocol = label(record), record.protocol.get("protocol")
-        unit = "bits_per_byte" if record.name == "text8" else "perplexity"
-        row = rows.setdefault((model, protocol), {"model": model, "protocol": protocol})
-        row[record.name] = record.figures.get(unit)
+        asked = {"weights": record.model.get("weights"), "dtype": record.model.get("dtype")}
+        asked |= {key: it for key, it in record.protocol.items() if key not in _OF_A_TEXT}
+        name, key = record.name, json.dumps(asked, sort_keys=True)
+        if version := seen[key, name]:  # another text of the same name
+            asked["source"] = (
+                f"{record.protocol.get('source')} {record.protocol.get('sha256', '')[:8]}"
+            )
+        seen[key, name] += 1
+        row = rows.setdefault((key, version), (label(record), asked, {}))
+        row[2][name] = _figure(record)
+    differing = _differing([asked for _, asked, _ in rows.values()])
     return [
         (
-            row["model"],
-            f"measured, protocol {row['protocol']}",
-            *(_cell(row.get(name)) for name in shown),
-            "",
+            model,
+            f"measured, protocol {asked['protocol']}",
+            *(figures.get(name, "") for name in shown),
+            ", ".join(f"{key} {asked[key]}" for key in differing if key in asked),
         )
-        for row in rows.values()
+        for model, asked, figures in rows.values()
     ]
 
 
-def _cell(figure: float | str | None) -> str:
-    return f"{figure:.2f}" if isinstance(figure, float) else str(figure or "")
+def _differing(each):
+    """The keys whose values are not the same in all; those of the first columns are left out."""
+    keys = dict.fromkeys(key for asked in each for key in asked)
+    keys = [key for key in keys if key not in ("weights", "protocol")]
+    return [key for key in keys if len({str(asked.get(key)) for asked in each}) > 1]
+
+
+def _figure(record):
+    """With its error; bits are nats on another scale."""
+    names = ("perplexity", "perplexity_stderr", "bits_per_byte", "stderr", "nats_per_token")
+    perplexity, error, bits, stderr, nats = (float(record.figures[name]) for name in names)
+    if record.name == "text8":
+        return with_error(bits, stderr * bits / nats)
+    return with_error(perplexity, error)
+
+
+def _cell(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.2f}"

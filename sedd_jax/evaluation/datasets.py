@@ -29,6 +29,7 @@ class TextSet:
       remote: the corpus that --download takes; "" if there is none.
       advice: what to fetch by hand; "" if the pattern says it.
       mdlm_split: that of MDLM's evaluation; SEDD's is the test split throughout.
+      foreign: what only another version of the text holds; "" if nothing is known.
     """
 
     title: str
@@ -39,6 +40,7 @@ class TextSet:
     remote: str = ""
     advice: str = ""
     mdlm_split: Split = "validation"
+    foreign: str = ""
 
     def split(self, protocol: str) -> Split:
         """Returns which split a protocol scores."""
@@ -73,6 +75,7 @@ def _wikitext(number: int) -> TextSet:
         _lines,
         remote=f"hf:Salesforce/wikitext/wikitext-{number}-raw-v1:SPLIT",
         advice=f"wikitext-{number}-raw/wiki.SHORT.raw",
+        foreign="<unk>",
     )
 
 

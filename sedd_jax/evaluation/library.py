@@ -1,8 +1,9 @@
 """Finds and reads the texts of data sets: below a folder, in files named one by one, remotely."""
 
 import hashlib
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,13 +25,13 @@ class Text(NamedTuple):
 
     Attributes:
       source: names of the files, without their folders, or a corpus of `data.sources`.
-      split: test or validation.
+      split: test or validation, or what a file that a user names was taken for.
       detokenizer: its name.
       documents: the texts.
     """
 
     source: str
-    split: Split
+    split: str
     detokenizer: str
     documents: Sequence[str]
 
@@ -70,12 +71,10 @@ class Library:
                 raise BadInput(f"--sources names {source} for {name}; --download fetches it.")
             if not source.startswith(_REMOTE) and not Path(source).is_file():
                 raise BadInput(f"--sources names {source} for {name}, which is no file.")
-        below = [] if folder is None else sorted(folder.absolute().rglob("*"))
+        below = [] if folder is None else sorted(_files_below(folder.absolute()))
         # the name of the folder itself may tell, not where it lies
         self._files = {
-            path.relative_to(folder.absolute().parent).as_posix(): path
-            for path in below
-            if path.is_file()
+            path.relative_to(folder.absolute().parent).as_posix(): path for path in below
         }
 
     def find(self, name: str, split: Split) -> list[str]:
@@ -95,14 +94,14 @@ class Library:
         return [remote] if self._download and remote else []
 
     def _check_one_set(self, name, found):
-        if len({path.parent for path in found}) > 1:
+        shards = _SHARD.search(found[0].name)
+        wanted = int(shards[1]) if shards else 1
+        if len({path.parent for path in found}) > 1 or len(found) > wanted:
             raise BadInput(
                 f"There is more than one {name} below {self._folder}, {found[0]} and {found[-1]}; "
                 f"name one with --sources={name}=FILE."
             )
-        shards = _SHARD.search(found[0].name)
-        wanted = int(shards[1]) if shards else 1
-        if len(found) != wanted:
+        if len(found) < wanted:
             raise BadInput(
                 f"{found[0].parent} holds {len(found)} of the {wanted} files of {name}; get them "
                 f"all, or name one with --sources={name}=FILE."
@@ -123,7 +122,7 @@ class Library:
         """Returns the text of a data set.
 
         Raises:
-          BadInput: there is none, or it cannot be read, or is empty.
+          BadInput: there is none, or it cannot be read, is empty, or is another version.
         """
         found = self.find(name, split)
         if not found:
@@ -133,9 +132,29 @@ class Library:
         rows = [row for source in found for row in _rows(known, source, split)]
         if not any(rows):
             raise BadInput(f"There is no text in {found[0]}, the data of {name}.")
+        if known.foreign and any(known.foreign in row for row in rows):
+            raise BadInput(
+                f"{found[0]} has {known.foreign} in it, so it is another version of {name}; get "
+                f"{_filled(known.advice, split)}."
+            )
         names = [each if _is_remote(each) else Path(each).name for each in found]
         source = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        return Text(source, split, known.detokenizer, [detokenize(row) for row in rows])
+        told = f"as given, for {split}" if name in self._sources else split
+        return Text(source, told, known.detokenizer, [detokenize(row) for row in rows])
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files, those behind links to folders too; every folder once, by its own place before any."""
+    seen, starts = set(), [folder]
+    for start in starts:  # grows
+        for root, folders, files in os.walk(start):
+            status = os.stat(root)
+            if (place := (status.st_dev, status.st_ino)) in seen:
+                folders.clear()
+                continue
+            seen.add(place)
+            starts += [path for name in sorted(folders) if (path := Path(root, name)).is_symlink()]
+            yield from (path for name in files if (path := Path(root, name)).is_file())
 
 
 def _filled(pattern: str, split: Split) -> str:

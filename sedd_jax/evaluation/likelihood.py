@@ -1,6 +1,7 @@
 """How likely a model finds texts, by a stated protocol, one record for each data set."""
 
 import dataclasses
+import hashlib
 import math
 import sys
 import time
@@ -17,7 +18,7 @@ from sedd_jax.evaluation.blocks import Blocks, of_heldout, of_text
 from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
 from sedd_jax.evaluation.library import Library
 from sedd_jax.evaluation.progress import progress
-from sedd_jax.evaluation.protocol import CONVENTIONS, Choices, Frame, Protocol
+from sedd_jax.evaluation.protocol import BOUNDS, CONVENTIONS, EXACT, Choices, Frame, Protocol
 from sedd_jax.evaluation.record import Record, answered, identity, save
 from sedd_jax.inference.bound import nll_bound
 from sedd_jax.inference.likelihood import Bound
@@ -29,10 +30,6 @@ from sedd_jax.runtime.run import DATA_FOLDER
 HELDOUT = "heldout"
 GROUPS = {"zeroshot": ZEROSHOT}
 SUITES = (*GROUPS, HELDOUT, *TEXT_SETS)
-_BOUND = {
-    False: "published: mean over [t_min, 1]",
-    True: "complete: integral over [t_min, 1], prior term and final step",
-}
 
 
 class Subject(NamedTuple):
@@ -96,12 +93,10 @@ def _gather(checkpoint, name, library, choices):
         protocol=choices.protocol,
         **blocks.story,
         length=length,
-        remainder="scored, padded and masked out",
-        first_token=frame_for(blocks.tokenizer).first_token,
         t=choices.times if drawn else None,
         draws=choices.draws if drawn else None,
         t_min=config.train.t_min if drawn else None,
-        bound=_BOUND[choices.complete] if drawn else "exact",
+        bound=BOUNDS[choices.complete] if drawn else EXACT,
         seed=choices.seed if drawn else None,
         tokenizer=blocks.tokenizer.fingerprint(),
     )
@@ -128,31 +123,48 @@ def _blocks_of(checkpoint, name, library, protocol, frame_for):
 
 def measure(
     checkpoint: Checkpoint,
-    subject: Subject,
+    subjects: Sequence[Subject],
     choices: Choices,
     folder: Path,
     *,
     averaged: bool = True,
     batch_size: int = 32,
-) -> Record:
-    """Returns the record of a text, from `folder` if it is there, else computed and saved there.
+) -> list[Record]:
+    """Returns the records of texts, from `folder` if they are there, else computed and saved there.
 
-    All processes compute, the lead writes.
+    All processes of a job call this with the same texts and compute; the lead reads and writes.
 
     Args:
       checkpoint: the model.
-      subject: the text.
+      subjects: the texts.
       choices: as they were given to `gather`.
       folder: of records.
       averaged: whether the weights are averages, for the record.
       batch_size: rows at a time; it makes no difference to the figures.
 
     Raises:
+      BadInput: processes of a job have different texts or settings, or a record is none.
       FloatingPointError: a loss is not finite.
     """
-    model, protocol = identity(checkpoint, averaged=averaged), dataclasses.asdict(subject.protocol)
+    # each process computes the rows that fall to it from its own copy
+    facts = [*map(_facts, subjects), choices, averaged, batch_size]
+    processes.check_same(repr(facts), "data or settings")
+    model = identity(checkpoint, averaged=averaged) if subjects else {}
+    return [
+        _measure(checkpoint, model, subject, choices, folder, batch_size) for subject in subjects
+    ]
+
+
+def _facts(subject):
+    arrays = subject.blocks.tokens, subject.blocks.lengths
+    digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in arrays]
+    return subject.name, subject.protocol, digests
+
+
+def _measure(checkpoint, model, subject, choices, folder, batch_size):
+    protocol = dataclasses.asdict(subject.protocol)
     question = Record("likelihood", subject.name, model, protocol)
-    known = answered(folder, question) if is_lead() else None
+    known = processes.on_lead(lambda: answered(folder, question))
     if processes.lead_says(known is not None):
         if is_lead():
             print(f"{subject.name}: known from {question.file}", file=sys.stderr, flush=True)
@@ -172,26 +184,33 @@ def measure(
         )
     figures = _figures(subject, bound) | {"seconds": time.monotonic() - started}
     record = dataclasses.replace(question, figures=figures)
-    if is_lead():
-        save(folder, record)
+    processes.on_lead(lambda: save(folder, record))
+    if math.isnan(bound.stderr) and math.isfinite(bound.nats_per_token) and is_lead():
+        print(
+            f"{subject.name}: the error of one block cannot be told from one draw or by quadrature:"
+            " raise --draws, --times=low-discrepancy.",
+            file=sys.stderr,
+            flush=True,
+        )
     return record
 
 
 def _figures(subject: Subject, bound: Bound) -> dict[str, Any]:
     tokens, blocks = int(np.sum(bound.tokens)), subject.blocks
-    utf8_bytes = blocks.utf8_bytes
     bits_per_token = bound.nats_per_token / math.log(2)
     return {
         "tokens": tokens,
         "blocks": len(blocks.tokens),
         "documents": blocks.documents,
-        "bytes": utf8_bytes,
+        "bytes": blocks.utf8_bytes,
         "exact": bound.times == "exact",
         "nats_per_token": bound.nats_per_token,
         "stderr": bound.stderr,
         "data_stderr": bound.data_stderr,
         "bits_per_token": bits_per_token,
-        "bits_per_byte": bits_per_token * tokens / utf8_bytes if utf8_bytes else math.nan,
+        "bits_per_byte": bits_per_token * tokens / blocks.utf8_bytes
+        if blocks.utf8_bytes
+        else math.nan,
         "perplexity": bound.perplexity,
         "perplexity_stderr": bound.perplexity_stderr,
         "by_t": bound.by_t,

@@ -5,6 +5,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sedd_jax.errors import BadInput
+from sedd_jax.inference.bound import check_draws
+
+ESTIMATOR = 1  # raise it whenever the same question gets figures of another meaning
+
+EXACT = "exact"
+BOUNDS = {  # by whether it is complete
+    False: "published: mean over [t_min, 1]",
+    True: "complete: integral over [t_min, 1], prior term and final step",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +27,9 @@ class Choices:
       complete: all terms of the bound, else those of the published convention.
       seed: of the draws.
       max_blocks: score so many blocks of a text, evenly spaced; None: all.
+
+    Raises:
+      BadInput: draws that cannot be.
     """
 
     protocol: str = "sedd"
@@ -26,6 +38,9 @@ class Choices:
     complete: bool = False
     seed: int = 0
     max_blocks: int | None = None
+
+    def __post_init__(self):
+        check_draws(self.draws, self.times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +51,7 @@ class Protocol:
       protocol: key of CONVENTIONS.
       source: names of files without folders, or a corpus.
       sha256: of the documents, detokenised; of a prepared text, of its tokens.
-      split: test, validation or heldout.
+      split: test, validation or heldout; of files that a user names, what they were taken for.
       detokenizer: its name.
       wrap: whether documents run on over the borders of blocks.
       end_of_text: where such tokens stand.
@@ -50,6 +65,7 @@ class Protocol:
       bound: its terms.
       seed: of the draws; None where there are none.
       tokenizer: its fingerprint.
+      estimator: its version.
     """
 
     protocol: str
@@ -69,6 +85,7 @@ class Protocol:
     bound: str
     seed: int | None
     tokenizer: str
+    estimator: int = ESTIMATOR
 
 
 class Frame(NamedTuple):
@@ -115,8 +132,9 @@ def _mdlm(length: int, end: int | None, autoregressive: bool) -> Frame:
             f"The protocol mdlm needs a model of 3 tokens or more; its length is {length}."
         )
     if autoregressive:
-        # what precedes every text in training, and is not scored, stands for the first
-        return Frame(length - 1, (), (end,), words, "an end-of-text token, given and not scored")
+        # an end-of-text token itself where the model was trained so, as GPT-2 was
+        first = "the token that precedes every text in training, given and not scored"
+        return Frame(length - 1, (), (end,), f"{_AFTER_ALL}, and after every block", first)
     return Frame(length, (end,), (end,), words, "an end-of-text token, scored")
 
 

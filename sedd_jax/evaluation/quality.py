@@ -27,7 +27,7 @@ from sedd_jax.inference.generate import check_positive, check_rows, check_steps,
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.runtime.components import Baseline
 from sedd_jax.runtime.lead import is_lead
-from sedd_jax.runtime.processes import in_turn, lead_says
+from sedd_jax.runtime.processes import check_same, in_turn, lead_says
 from sedd_jax.runtime.throughput import duration
 
 REAL = "real text"  # stands where other rows have a sampler
@@ -156,6 +156,7 @@ def run(planned: Plan, folder: Path) -> list[Record]:
       FloatingPointError: a network gave what is not finite.
     """
     ways, questions, measures = planned
+    check_same(repr(questions), "data or settings")
 
     def look():
         return [answered(folder, question) for question in questions]

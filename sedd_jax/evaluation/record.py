@@ -7,7 +7,6 @@ that a stopped evaluation goes on where it was, and another one never takes its 
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from sedd_jax.inference.load import Checkpoint
 from sedd_jax.model.score_model import count_params
 from sedd_jax.runtime.checksum import checksums, not_finite
 from sedd_jax.runtime.components import compute_dtype
+from sedd_jax.runtime.files import write_whole
 
 FOLDER = "evaluations"  # in the folder of a run
 
@@ -91,19 +91,25 @@ def answered(folder: Path, question: Record) -> Record | None:
     """Returns the record in `folder` that answers the same question, if there is one.
 
     Raises:
-      BadInput: its file is no record.
+      BadInput: what bears its name is no record, or answers another question.
     """
     path = folder / question.file
-    return _read(path) if path.exists() else None
+    if not path.exists():
+        return None
+    known = _read(path)
+    if known.file != question.file or not known.figures:
+        raise BadInput(
+            f"{path} is not a record of an evaluation (it answers another question, or none); "
+            "move it away."
+        )
+    return known
 
 
 def save(folder: Path, record: Record) -> Path:
     """Writes the record into `folder`, at once or not at all, and returns where."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / record.file
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(to_json(dataclasses.asdict(record)))
-    os.replace(temporary, path)
+    write_whole(path, to_json(dataclasses.asdict(record)).encode())
     return path
 
 

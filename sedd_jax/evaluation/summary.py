@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from sedd_jax.evaluation.curves import over_t, quality_plot
 from sedd_jax.evaluation.naming import Label, is_real, labels, settings
 from sedd_jax.evaluation.record import Record, read_records
 from sedd_jax.evaluation.tables import likelihood_tables, models_table, quality_tables
+from sedd_jax.runtime.files import write_whole
 
 
 def write(folder: Path) -> None:
@@ -34,9 +34,7 @@ def write(folder: Path) -> None:
     files = {"summary.md": text.encode(), "summary.json": to_json(report).encode()}
     files |= {f"{plot.name}.png": image(plot) for plot in drawn}
     for name, content in files.items():
-        temporary = folder / f"{name}.tmp"
-        temporary.write_bytes(content)
-        os.replace(temporary, folder / name)
+        write_whole(folder / name, content)
 
 
 def tables(records: Sequence[Record], *, all_published: bool = False) -> list[Table]:

@@ -66,15 +66,13 @@ def nll_bound(
         setting out of range.
       FloatingPointError: the loss of a row is not finite.
     """
-    check_positive(batch_size=batch_size, draws=draws)
-    if times not in TIMES:
-        raise BadInput(f"times must be one of {', '.join(TIMES)}, got {times!r}.")
-    if times == "quadrature" and draws == 1:
-        raise BadInput("Quadrature needs at least 2 nodes: set draws.")
-    tokens, lengths = _checked(checkpoint, np.asarray(tokens), lengths)
-    count = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
+    check_positive(batch_size=batch_size)
     components = checkpoint.components
     exact = isinstance(components, Baseline)
+    if not exact:
+        check_draws(draws, times)
+    tokens, lengths = _checked(checkpoint, np.asarray(tokens), lengths)
+    count = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
     num_passes = 1 if exact else draws * (1 + complete)
     passes = _Passes(checkpoint, tokens, lengths, batch_size, num_passes, progress)
     if exact:
@@ -99,6 +97,15 @@ def nll_bound(
         ]
         nats = nats + prior * count + np.stack(final)
     return Bound(nats, count, times, by_t)
+
+
+def check_draws(draws: int, times: str) -> None:
+    """Raises BadInput unless there are such times, and so many draws of them can be."""
+    check_positive(draws=draws)
+    if times not in TIMES:
+        raise BadInput(f"times must be one of {', '.join(TIMES)}, got {times!r}.")
+    if times == "quadrature" and draws == 1:
+        raise BadInput("Quadrature needs at least 2 nodes: set draws.")
 
 
 def _checked(checkpoint, tokens, lengths):

@@ -51,7 +51,7 @@ class Bound:
         """
         if self.times == "exact":
             return 0.0
-        draws, sequences = self.nats.shape
+        draws = len(self.nats)
         if draws == 1:
             return self.data_stderr
         with np.errstate(invalid="ignore"):  # infinite
@@ -59,7 +59,7 @@ class Bound:
             freedom = (draws - 1) / draws
             if self.times == "quadrature":
                 apart = apart - np.outer(apart.sum(1) / self.tokens.sum(), self.tokens)
-                freedom *= (sequences - 1) / sequences
+                freedom *= self._freedom
             return _root(np.sum(apart**2), freedom) / (draws * self.tokens.sum())
 
     @property
@@ -71,8 +71,15 @@ class Bound:
         """
         with np.errstate(invalid="ignore"):  # infinite
             apart = self.nats.mean(0) - self.nats_per_token * self.tokens
-        sequences = len(self.tokens)
-        return _root(np.sum(apart**2), (sequences - 1) / sequences) / float(self.tokens.sum())
+        return _root(np.sum(apart**2), self._freedom) / float(self.tokens.sum())
+
+    @property
+    def _freedom(self) -> float:
+        """What a mean over sequences leaves of their variance, which is as their tokens.
+
+        (N - 1) / N where all are of one length.
+        """
+        return 1 - float(np.sum((self.tokens / self.tokens.sum()) ** 2))
 
     @property
     def perplexity(self) -> float:

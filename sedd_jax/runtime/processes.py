@@ -1,5 +1,6 @@
 """The processes of a job: how they find each other, take turns, and fail together."""
 
+import hashlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -103,6 +104,33 @@ def in_turn(first: Callable[[], T], others: Callable[[], T]) -> T:
         if mine:
             kept = result
     return kept
+
+
+def on_lead(work: Callable[[], T]) -> T | None:
+    """Returns work() on the lead, and None on the others once it is done.
+
+    Raises:
+      Halted: it failed, on the lead.
+    """
+    return in_turn(work, lambda: None)
+
+
+def check_same(facts: str, words: str) -> None:
+    """Checks that all processes have the same facts, called so in words.
+
+    Raises:
+      BadInput: they do not; on every process, so that none waits for one that has ended.
+    """
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.sha256(facts.encode()).digest(), np.uint8)
+    digests = multihost_utils.process_allgather(digest)
+    other = (digests != digests[0]).any(1)
+    if other.any():
+        raise BadInput(
+            f"Process {other.argmax()} of the job has other {words} than process 0; give all of "
+            "them the same files and flags."
+        )
 
 
 def meet(name: str) -> None:

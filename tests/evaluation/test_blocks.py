@@ -79,7 +79,28 @@ def test_what_is_told_of_a_text():
         "wrap": True,
         "end_of_text": "after every document, and before and after every block",
         "part": "all",
+        "remainder": "scored, padded and masked out",
+        "first_token": "an end-of-text token, scored",
     }
+    assert blocks.tokens.dtype == np.int32
+
+
+def test_the_bytes_are_those_of_the_documents():
+    """A tokenizer may lose some of them."""
+
+    class Lossy(Bytes):
+        def encode(self, text):
+            return super().encode(text.replace(" ", ""))
+
+    text = TEXT._replace(documents=["a b", "é"])
+    blocks = of_text(text, Lossy(), CONVENTIONS["sedd"](2, END, False))
+    assert blocks.utf8_bytes == 5
+    assert blocks.spaced(1).utf8_bytes == 2
+
+
+def test_a_text_without_tokens_is_refused():
+    with pytest.raises(BadInput, match="no tokens to be scored"):
+        rows_of("sedd", 4, tokenizer=Characters("a", eod=False), text=TEXT._replace(documents=[""]))
 
 
 def test_a_part_is_evenly_spaced():
@@ -88,7 +109,9 @@ def test_a_part_is_evenly_spaced():
     part = blocks.spaced(2)
     np.testing.assert_array_equal(part.tokens, blocks.tokens[[0, 2]])
     assert part.story["part"] == "2 of 5 blocks, evenly spaced"
-    assert part.utf8_bytes == 4
+    assert (part.documents, part.utf8_bytes) == (0, 4)
+    again = part.spaced(1).story["part"]
+    assert again == "1 of 2 blocks, evenly spaced, of 2 of 5 blocks, evenly spaced"
     assert blocks.spaced(5) is blocks.spaced(None) is blocks
 
 
@@ -124,6 +147,8 @@ def test_a_held_out_stream_is_scored_to_its_last_token(run):
     framed = of_heldout(Path(), 6, lambda tokenizer: CONVENTIONS["mdlm"](6, END, False))
     assert framed.tokens[0].tolist() == [END, *[97] * 4, END]
     assert framed.story["sha256"] == blocks.story["sha256"]  # the same text
+    told = [it.story["first_token"] for it in (blocks, framed)]
+    assert told == ["scored", "an end-of-text token, scored"]
 
 
 def test_one_document_a_block_is_scored_as_it_is(run):
@@ -132,6 +157,9 @@ def test_one_document_a_block_is_scored_as_it_is(run):
     assert (blocks.lengths.tolist(), blocks.documents, blocks.utf8_bytes) == ([6, 6, 6], 3, 13)
     assert not blocks.story["wrap"]
     assert blocks.story["end_of_text"] == "as prepared: fills the block up, and is scored"
+    assert blocks.story["remainder"] == "dropped: one block a document"
+    with pytest.raises(BadInput, match="is one document a block, .* take --protocol=sedd"):
+        of_heldout(Path(), 6, lambda _: CONVENTIONS["mdlm"](6, END, False))
 
 
 def test_a_mixture_is_scored_by_its_weights(run):
@@ -143,3 +171,9 @@ def test_a_mixture_is_scored_by_its_weights(run):
     np.testing.assert_array_equal(blocks.tokens, np.concatenate([whole, whole[:1]]))
     assert blocks.story["part"] == "whole blocks in proportion to the weights of the mixture"
     assert blocks.story["end_of_text"] == "as prepared: after every document"
+    assert blocks.story["remainder"] == "dropped: whole blocks only"
+    assert blocks.documents == 0
+    with pytest.raises(BadInput, match="is a mixture, .* take --protocol=sedd"):
+        of_heldout(root, 6, lambda _: CONVENTIONS["mdlm"](6, END, True))
+    first = of_heldout(root, 6, lambda _: CONVENTIONS["sedd"](6, END, True)).story["first_token"]
+    assert first == "scored, after the token that precedes every text in training"

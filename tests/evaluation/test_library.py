@@ -160,7 +160,33 @@ def test_two_of_a_kind_are_ambiguous(folder):
     with pytest.raises(BadInput, match="more than one ptb below .* --sources=ptb=FILE"):
         Library(folder).find("ptb", "test")
     chosen = {"ptb": str(folder / "copy/ptb.test.txt")}
-    assert Library(folder, chosen).read("ptb", "test").documents == ["other"]
+    text = Library(folder, chosen).read("ptb", "test")
+    assert (text.documents, text.split) == (["other"], "as given, for test")
+    write(folder / "text8", "")
+    write(folder / "text8.txt", "")
+    with pytest.raises(BadInput, match="more than one text8 below .*text8 and .*text8.txt"):
+        Library(folder).find("text8", "test")
+
+
+def test_links_to_folders_are_followed(folder, tmp_path):
+    write(tmp_path / "elsewhere/penn/test.txt", "linked\n")
+    root = tmp_path / "links"
+    root.mkdir()
+    (root / "a").symlink_to(tmp_path / "elsewhere")
+    (root / "b").symlink_to(tmp_path / "elsewhere/penn")  # the same folder again
+    (root / "c").symlink_to(root)  # a ring
+    (root / "d").symlink_to(tmp_path / "nowhere")
+    assert Library(root).read("ptb", "test").documents == ["linked"]
+    (folder / "a").symlink_to(folder / "mikolov")  # the name of the folder itself counts
+    assert Library(folder).find("ptb", "test") == [str(folder / "mikolov/ptb.test.txt")]
+
+
+def test_tokenised_wikitext_is_refused(tmp_path):
+    path = write(tmp_path / "wiki.test.tokens", " the <unk> stood \n")
+    library = Library(None, {"wikitext2": str(path), "ptb": str(path)})
+    with pytest.raises(BadInput, match="has <unk> in it, .* get wikitext-2-raw/wiki.test.raw"):
+        library.read("wikitext2", "test")
+    assert library.read("ptb", "test").documents  # it has them
 
 
 @pytest.mark.parametrize(

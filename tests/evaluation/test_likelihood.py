@@ -19,6 +19,7 @@ from sedd_jax.evaluation.record import read_records
 from sedd_jax.inference.bound import nll_bound
 from sedd_jax.inference.likelihood import Bound
 from sedd_jax.inference.load import Checkpoint, load
+from sedd_jax.runtime import processes
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.config import Config, ModelConfig
 
@@ -74,7 +75,12 @@ def scored_mdlm():
     ("protocol", "rows", "tokens", "first"),
     [
         ("sedd", scored_sedd(), 31, "scored, after the token that precedes every text in training"),
-        ("mdlm", scored_mdlm(), 31 + 6, "an end-of-text token, given and not scored"),
+        (
+            "mdlm",
+            scored_mdlm(),
+            31 + 6,
+            "the token that precedes every text in training, given and not scored",
+        ),
     ],
 )
 def test_a_causal_perplexity_is_that_of_a_full_forward_pass(
@@ -87,7 +93,7 @@ def test_a_causal_perplexity_is_that_of_a_full_forward_pass(
         total -= log_probs[np.arange(len(row) - 1), row[1:]].sum()
     choices = Choices(protocol=protocol)
     (subject,) = gather(causal, ["ptb"], library, choices)
-    record = measure(causal, subject, choices, tmp_path / "out", batch_size=2)
+    (record,) = measure(causal, [subject], choices, tmp_path / "out", batch_size=2)
     figures = record.figures
     assert figures["nats_per_token"] == pytest.approx(total / tokens, rel=1e-5)
     assert figures["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-4)
@@ -107,7 +113,7 @@ def test_a_bound_is_that_of_the_rows_and_is_read_the_next_time(
     diffusion, library, tmp_path, monkeypatch
 ):
     (subject,) = gather(diffusion, ["ptb"], library, CHOICES)
-    record = measure(diffusion, subject, CHOICES, tmp_path, batch_size=4)
+    (record,) = measure(diffusion, [subject], CHOICES, tmp_path, batch_size=4)
     rows = np.zeros((1, 32), np.int32)
     rows[0, :31] = stream()
     key = jax.random.key(CHOICES.seed)
@@ -115,7 +121,7 @@ def test_a_bound_is_that_of_the_rows_and_is_read_the_next_time(
     assert record.figures["nats_per_token"] == pytest.approx(bound.nats_per_token, rel=1e-6)
     assert record.figures["perplexity_stderr"] == pytest.approx(bound.perplexity_stderr)
     monkeypatch.setattr(likelihood, "nll_bound", None)  # nothing is computed
-    again = measure(diffusion, subject, CHOICES, tmp_path, batch_size=2)
+    (again,) = measure(diffusion, [subject], CHOICES, tmp_path, batch_size=2)
     assert again.figures["perplexity"] == record.figures["perplexity"]
     assert len(read_records(tmp_path)) == 1
 
@@ -138,7 +144,7 @@ def test_another_question_has_another_file(diffusion, library, tmp_path, no_netw
     other = dataclasses.replace(CHOICES, **change)
     for choices in (CHOICES, other, CHOICES, other):
         (subject,) = gather(diffusion, ["heldout"], library, choices)
-        record = measure(diffusion, subject, choices, tmp_path)
+        (record,) = measure(diffusion, [subject], choices, tmp_path)
         assert record.figures["tokens"] == 32 * (choices.max_blocks or 0)
         assert record.figures["perplexity"] == pytest.approx(math.e)
     first, second = read_records(tmp_path)
@@ -148,7 +154,8 @@ def test_another_question_has_another_file(diffusion, library, tmp_path, no_netw
 
 def test_the_held_out_split_is_scored_to_its_last_token(diffusion, library, tmp_path, no_network):
     (subject,) = gather(diffusion, ["heldout"], library, Choices())
-    figures = measure(diffusion, subject, Choices(), tmp_path).figures
+    (record,) = measure(diffusion, [subject], Choices(), tmp_path)
+    figures = record.figures
     manifest = json.loads((diffusion.folder / "data" / "manifest.json").read_text())
     counts = manifest["splits"]["heldout"]
     assert figures["tokens"] == counts["tokens"]
@@ -158,7 +165,7 @@ def test_the_held_out_split_is_scored_to_its_last_token(diffusion, library, tmp_
 
 def test_a_record_says_all_that_was_chosen(diffusion, library, tmp_path, no_network):
     (subject,) = gather(diffusion, ["ptb"], library, CHOICES)
-    measure(diffusion, subject, CHOICES, tmp_path)
+    measure(diffusion, [subject], CHOICES, tmp_path)
     (path,) = tmp_path.glob("likelihood-ptb-*.json")
     record = json.loads(path.read_text())
     sha256 = record["protocol"].pop("sha256")
@@ -180,8 +187,72 @@ def test_a_record_says_all_that_was_chosen(diffusion, library, tmp_path, no_netw
         "bound": "published: mean over [t_min, 1]",
         "seed": 0,
         "tokenizer": Bytes().fingerprint(),
+        "estimator": 1,
     }
     assert record["model"]["parameters"] == sum(x.size for x in jax.tree.leaves(diffusion.params))
+
+
+def test_another_estimator_or_protocol_asks_anew(diffusion, library, tmp_path, no_network):
+    (subject,) = gather(diffusion, ["ptb"], library, CHOICES)
+    files = set()
+    for change in ({}, {"estimator": 2}, {"protocol": "mdlm"}):
+        other = subject._replace(protocol=dataclasses.replace(subject.protocol, **change))
+        files |= {record.file for record in measure(diffusion, [other], CHOICES, tmp_path)}
+    assert len(files) == 3
+
+
+def test_a_record_of_another_question_is_refused(diffusion, library, tmp_path, no_network):
+    (subject,) = gather(diffusion, ["ptb"], library, CHOICES)
+    (record,) = measure(diffusion, [subject], CHOICES, tmp_path)
+    path = tmp_path / record.file
+    for change in ({"figures": {}}, {"model": record.model | {"step": 99}}):
+        path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(record, **change))))
+        with pytest.raises(BadInput, match="answers another question, or none.; move it away"):
+            measure(diffusion, [subject], CHOICES, tmp_path)
+
+
+@pytest.mark.parametrize("times", ["low-discrepancy", "quadrature"])
+def test_the_error_of_one_block_cannot_be_told(
+    diffusion, library, tmp_path, monkeypatch, capsys, times
+):
+    draws = 1 if times == "low-discrepancy" else 2
+    (subject,) = gather(diffusion, ["ptb"], library, choices := Choices(draws=draws, times=times))
+    bound = Bound(np.ones((draws, 1)), np.array([31]), times)
+    monkeypatch.setattr(likelihood, "nll_bound", lambda *_, **__: bound)
+    (record,) = measure(diffusion, [subject], choices, tmp_path)
+    assert math.isnan(record.figures["stderr"])
+    assert "ptb: the error of one block cannot be told" in capsys.readouterr().err
+
+
+def test_processes_with_other_data_or_settings_are_told(
+    diffusion, library, tmp_path, no_network, monkeypatch
+):
+    """The facts that processes compare tell texts, cuts and settings apart."""
+    told = []
+    monkeypatch.setattr(processes, "check_same", lambda facts, words: told.append(facts))
+
+    def facts(names=("ptb",), choices=CHOICES, **options):
+        subjects = gather(diffusion, names, library, choices)
+        measure(diffusion, subjects, choices, tmp_path / "out", **options)
+        return told[-1]
+
+    first = facts()
+    assert first == facts()
+    others = [
+        facts(choices=dataclasses.replace(CHOICES, seed=1)),
+        facts(batch_size=4),
+        facts(averaged=False),
+        facts(names=("heldout",)),
+        facts(names=()),
+    ]
+    (tmp_path / "ptb.test.txt").write_text("the mull\n")
+    others.append(facts())
+    assert len({first, *others}) == 7
+
+
+def test_draws_that_cannot_be_are_refused_at_once():
+    with pytest.raises(BadInput, match="at least 2 nodes"):
+        Choices(draws=1, times="quadrature")
 
 
 def test_what_cannot_be_scored_is_refused_before_anything_is_computed(causal, library):
@@ -199,5 +270,5 @@ def test_a_model_that_is_not_finite_leaves_no_record(causal, library, tmp_path):
     broken = dataclasses.replace(causal, params=jax.tree.map(lambda x: x * jnp.nan, causal.params))
     (subject,) = gather(broken, ["ptb"], library, Choices())
     with pytest.raises(FloatingPointError, match="not finite"):
-        measure(broken, subject, Choices(), tmp_path / "out", batch_size=2)
+        measure(broken, [subject], Choices(), tmp_path / "out", batch_size=2)
     assert not (tmp_path / "out").exists()

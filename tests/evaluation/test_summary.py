@@ -38,7 +38,11 @@ def test_likelihoods_with_what_they_share_and_what_not(records):
 
 
 def test_published_rows_stand_beside_models_of_their_size(records):
-    small = dataclasses.replace(records[0], model=records[0].model | {"parameters": 90_000_000})
+    small = dataclasses.replace(
+        records[0],
+        model=records[0].model | {"parameters": 90_000_000},
+        protocol=records[0].protocol | {"part": "all", "bound": "exact"},
+    )
     titles = [table.title for table in tables([small])]
     shared = "Likelihood: what the rows share"
     assert titles == ["Likelihood", shared, "Published figures", "Models"]

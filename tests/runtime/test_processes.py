@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 from absl import flags
@@ -109,6 +111,40 @@ def test_alone_the_first_turn_is_the_only_one():
     assert processes.in_turn(lambda: 1, lambda: 2) == 1
     with pytest.raises(BadInput, match="broken"):
         processes.in_turn(refuse, lambda: 2)
+
+
+def test_alone_all_facts_are_the_same():
+    processes.check_same("mine", "data")
+    assert processes.on_lead(lambda: 1) == 1
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_facts_that_differ_end_all_processes(monkeypatch, number):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+
+    def check(mine, other):
+        def gathered(digest):
+            others = np.frombuffer(hashlib.sha256(other.encode()).digest(), np.uint8)
+            return np.stack([digest, others] if number == 0 else [others, digest])
+
+        monkeypatch.setattr(multihost_utils, "process_allgather", gathered)
+        processes.check_same(mine, "data")
+
+    check("same", "same")
+    with pytest.raises(BadInput, match="Process 1 of the job has other data than process 0"):
+        check("same", "other")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_where_the_lead_fails_at_its_work_all_end(monkeypatch, number):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("jax.process_index", lambda: number)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda _: np.array([True, False]))
+    monkeypatch.setattr(processes, "meet", lambda _: None)
+    with pytest.raises(
+        (BadInput, Halted)[number], match=("broken", "Process 0 of the job")[number]
+    ):
+        processes.on_lead(refuse)
 
 
 def refuse():
