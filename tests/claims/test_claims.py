@@ -35,8 +35,15 @@ def failed(section):
     return [(claim.statement, claim.figure) for claim in section.claims if not claim.holds]
 
 
-@GRAPHS
-@pytest.mark.parametrize("support", [1.0, 0.3], ids=["full", "sparse"])
+@pytest.mark.parametrize(
+    ("graph", "support"),
+    [
+        pytest.param("absorb", 1.0, marks=pytest.mark.slow),
+        ("absorb", 0.3),
+        ("uniform", 1.0),
+        pytest.param("uniform", 0.3, marks=pytest.mark.slow),
+    ],
+)
 def test_claims_on_scores(graph, support):
     space = space_of(graph)
     section = check_scores(space, SCHEDULES, space.random_data(0, support))
