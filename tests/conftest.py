@@ -61,7 +61,7 @@ def smoke_run(smoke_config, tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not finished.exists():
             # as the binaries compile, whose runs have the same bits, whatever test comes first
-            quick = jax.config.jax_disable_most_optimizations
+            quick = jax.config.values["jax_disable_most_optimizations"]
             jax.config.update("jax_disable_most_optimizations", False)
             train(smoke_config, run)
             jax.config.update("jax_disable_most_optimizations", quick)

@@ -201,7 +201,7 @@ def _figures(subject: Subject, bound: Bound) -> dict[str, Any]:
     return {
         "tokens": tokens,
         "blocks": len(blocks.tokens),
-        "documents": blocks.documents,
+        "documents": blocks.documents or None,  # a part has parts of them
         "bytes": blocks.utf8_bytes,
         "exact": bound.times == "exact",
         "nats_per_token": bound.nats_per_token,

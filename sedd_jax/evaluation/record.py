@@ -17,6 +17,7 @@ from sedd_jax.display.table import to_json
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.model.score_model import count_params
+from sedd_jax.runtime.card import noise_in_words
 from sedd_jax.runtime.checksum import checksums, not_finite
 from sedd_jax.runtime.components import compute_dtype
 from sedd_jax.runtime.files import write_whole
@@ -69,7 +70,7 @@ def identity(checkpoint: Checkpoint, *, averaged: bool) -> dict[str, Any]:
         "name": checkpoint.name,
         "family": config.family,
         "graph": config.graph if diffusion else None,
-        "noise": dataclasses.asdict(config.noise) if diffusion else None,
+        "noise": noise_in_words(config.noise) if diffusion else None,
         "step": checkpoint.step,
         "averaged": averaged,
         "parameters": count_params(checkpoint.params),

@@ -14,7 +14,7 @@ import sedd_jax
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.model.pretrained import read_json
 from sedd_jax.runtime import metrics
-from sedd_jax.runtime.config import Config
+from sedd_jax.runtime.config import Config, NoiseConfig
 from sedd_jax.runtime.lead import say
 from sedd_jax.runtime.run import DATA_FOLDER
 
@@ -117,7 +117,7 @@ def model_facts(story: Story) -> list[Fact]:
     config, model, tokenizer = story.config, story.config.model, story.tokenizer
     if config.family == "diffusion":
         kind = f"score entropy discrete diffusion (SEDD), graph {config.graph}"
-        noise = [("Noise", _noise(config.noise))]
+        noise = [("Noise", noise_in_words(config.noise))]
     else:
         kind, noise = f"{config.family} transformer", []
     return [
@@ -228,7 +228,8 @@ def _front_matter(config):
     return f"---\nlibrary_name: sedd_jax\n# license: yours to choose\ntags:{tags}\n---"
 
 
-def _noise(noise):
+def noise_in_words(noise: NoiseConfig) -> str:
+    """Returns the schedule and its settings."""
     if noise.schedule == "loglinear":
         return f"loglinear, eps {noise.eps:g}"
     return f"geometric, sigma from {noise.sigma_min:g} to {noise.sigma_max:g}"

@@ -64,7 +64,7 @@ def test_other_weights_are_another_model(smoke_run):
     known = identity(averaged, averaged=True)
     assert known["name"] == smoke_run.name
     assert (known["step"], known["graph"], known["tokenizer"]) == (20, "absorb", "bytes")
-    assert (known["noise"]["eps"], known["dtype"]) == (1e-3, "float32")
+    assert (known["noise"], known["dtype"]) == ("loglinear, eps 0.001", "float32")
     assert known["weights"] != identity(trained, averaged=True)["weights"]
     again = dataclasses.replace(averaged, params=jax.tree.map(lambda x: x + 0, averaged.params))
     assert identity(again, averaged=True) == known
