@@ -19,9 +19,9 @@ from sedd_jax.display.plot import check_plots
 from sedd_jax.display.table import markdown
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation import likelihood, quality, summary
-from sedd_jax.evaluation.library import Library
 from sedd_jax.evaluation.protocol import CONVENTIONS, Choices
 from sedd_jax.evaluation.record import FOLDER, Record
+from sedd_jax.evaluation.texts import Library
 from sedd_jax.inference.bound import TIMES
 from sedd_jax.inference.generate import PRECISIONS
 from sedd_jax.inference.load import Checkpoint, load

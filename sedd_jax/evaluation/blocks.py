@@ -11,8 +11,8 @@ from sedd_jax.data.prepared import open_data
 from sedd_jax.data.token_blocks import Mixture
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation.library import Text
 from sedd_jax.evaluation.protocol import Frame
+from sedd_jax.evaluation.texts import Text
 from sedd_jax.runtime.run import DATA_FOLDER
 
 

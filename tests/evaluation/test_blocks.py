@@ -12,8 +12,8 @@ from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.tokenizer import Bytes, Characters
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.blocks import cut, of_heldout, of_text
-from sedd_jax.evaluation.library import Text
 from sedd_jax.evaluation.protocol import CONVENTIONS
+from sedd_jax.evaluation.texts import Text
 
 END = 256
 TEXT = Text("a.txt", "test", "none", ["abc", "", "de"])  # 8 tokens with their ends

@@ -12,10 +12,10 @@ import pytest
 from sedd_jax.data.tokenizer import Bytes, Characters
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation import likelihood
-from sedd_jax.evaluation.library import Library
 from sedd_jax.evaluation.likelihood import gather, measure
 from sedd_jax.evaluation.protocol import Choices
 from sedd_jax.evaluation.record import read_records
+from sedd_jax.evaluation.texts import Library
 from sedd_jax.inference.bound import nll_bound
 from sedd_jax.inference.likelihood import Bound
 from sedd_jax.inference.load import Checkpoint, load

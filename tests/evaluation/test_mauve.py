@@ -36,7 +36,7 @@ def test_too_few_texts():
 
 
 def test_the_package_itself():
-    pytest.importorskip("mauve")
+    pytest.importorskip("mauve", reason="the optional extra [mauve], which is GPL")
     near, far = (RNG.normal(mean, 1, (200, 4)).astype(np.float32) for mean in (0, 5))
     real = RNG.normal(0, 1, (200, 4)).astype(np.float32)
     assert mauve(near, real) > 0.8 > 0.2 > mauve(far, real)

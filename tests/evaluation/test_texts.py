@@ -7,8 +7,8 @@ import pytest
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation import datasets
 from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
-from sedd_jax.evaluation.library import Library
 from sedd_jax.evaluation.likelihood import names_of
+from sedd_jax.evaluation.texts import Library
 
 WIKI = " = Mill = \n \n The mill stood . \n\n It turned . \n"
 PENN = " the mill 's wheel \n\n N of N \n"
@@ -99,7 +99,9 @@ def test_all_parts_of_a_set_are_read_in_order(tmp_path):
 
 
 def test_tables_are_read_with_blank_rows(tmp_path):
-    pa, parquet = map(pytest.importorskip, ("pyarrow", "pyarrow.parquet"))
+    import pyarrow as pa
+    from pyarrow import parquet
+
     path = tmp_path / "wikitext-2-raw-v1" / "test-00000-of-00001.parquet"
     path.parent.mkdir()
     parquet.write_table(pa.table({"text": [" one \n", "", " two \n"]}), path)
@@ -112,7 +114,7 @@ def test_tables_are_read_with_blank_rows(tmp_path):
 
 
 def test_a_data_set_of_the_hub_is_local_once_it_is_saved(tmp_path):
-    hub = pytest.importorskip("datasets")
+    hub = pytest.importorskip("datasets", reason="the optional extra [hub]")
     hub.Dataset.from_dict({"text": ["well @-@ made", ""]}).save_to_disk(tmp_path / "saved")
     source = f"hf:{tmp_path / 'saved'}"
     text = Library(None, {"wikitext2": source}).read("wikitext2", "test")
