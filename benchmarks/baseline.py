@@ -18,7 +18,8 @@ from benchmarks.step import Step
 from configs import ar_tiny, tiny
 from sedd_jax.diffusion import categorical
 from sedd_jax.inference.autoregressive import build_generator
-from sedd_jax.inference.generate import free, row_keys
+from sedd_jax.inference.batches import row_keys
+from sedd_jax.inference.prompt import free
 from sedd_jax.model.causal_model import CausalModel
 from sedd_jax.runtime import cli
 from sedd_jax.runtime.components import build_components

@@ -23,8 +23,8 @@ from ml_collections import config_flags
 from sedd_jax.data.tokenizer import build_tokenizer
 from sedd_jax.diffusion.proposal import plain_proposal
 from sedd_jax.errors import BadInput
+from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.estimate import sequence_loss
-from sedd_jax.inference.generate import row_keys
 from sedd_jax.runtime import cli
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.metrics import PendingLosses

@@ -19,7 +19,10 @@ from absl import flags
 from benchmarks.measure import check_output, in_turn, report, temporaries, timed
 from benchmarks.published import Published
 from benchmarks.shapes import Shape, components_of
-from sedd_jax.inference.generate import build_generator, free, row_keys
+from sedd_jax.inference.batches import row_keys
+from sedd_jax.inference.generator import build_generator
+from sedd_jax.inference.prompt import free
+from sedd_jax.inference.sampling import Sampling
 from sedd_jax.runtime import cli
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences.")
@@ -63,9 +66,7 @@ def main() -> None:
     )
     programs, memory = {}, {}
     for head, steps in (("streamed", _STEPS.value), ("dense", _DENSE_STEPS.value)):
-        generator = build_generator(
-            components_of(shape, head, "none"), steps=steps, sampler="tweedie", t_min=1e-3
-        )
+        generator = build_generator(components_of(shape, head, "none"), Sampling(steps), t_min=1e-3)
         compiled = jax.jit(generator).lower(*args).compile()
         memory[head] = temporaries(compiled)
         programs[head] = _per_step(timed(compiled, *args), steps + 1)

@@ -25,7 +25,10 @@ from scipy.stats import chisquare
 from examples import new_file
 from sedd_jax.diffusion.graph import absorbing
 from sedd_jax.diffusion.tweedie import denoise_probs
-from sedd_jax.inference.generate import build_generator, free, row_keys
+from sedd_jax.inference.batches import row_keys
+from sedd_jax.inference.generator import build_generator
+from sedd_jax.inference.prompt import free
+from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime import cli
 from sedd_jax.runtime.components import Components, build_components
@@ -100,9 +103,7 @@ def predictions(components: Components, params: Params, xt: np.ndarray, t) -> np
 
 def draw(components: Components, params: Params, config: Config, num_samples: int, steps: int):
     """Returns samples [N, L] and how the first came about, [steps + 2, L]."""
-    generator = build_generator(
-        components, steps=steps, sampler="tweedie", t_min=config.train.t_min, trace=True
-    )
+    generator = build_generator(components, Sampling(steps), t_min=config.train.t_min, trace=True)
     keys = row_keys(run_keys(config.seed).sample, jnp.arange(num_samples))
     tokens, diagnostics = jax.jit(generator)(params, keys, free(num_samples, DATA.shape[1]))
     return np.asarray(tokens), np.asarray(diagnostics.trace[:, 0])

@@ -26,7 +26,8 @@ _HOMES = {
     "load": "sedd_jax.inference.load",
     "generate": "sedd_jax.inference.generate",
     "generate_autoregressive": "sedd_jax.inference.autoregressive",
-    "prefix_suffix": "sedd_jax.inference.generate",
+    "Prompt": "sedd_jax.inference.prompt",
+    "prefix_suffix": "sedd_jax.inference.prompt",
     "nll_bound": "sedd_jax.inference.bound",
     "BadInput": "sedd_jax.errors",
 }

@@ -19,3 +19,10 @@ class Halted(RuntimeError):
     def __init__(self, message: str, exit_code: int = 1):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def check_positive(**settings: int) -> None:
+    """Raises BadInput unless every setting, by its name, is at least 1."""
+    for name, value in settings.items():
+        if value < 1:
+            raise BadInput(f"{name} must be at least 1, got {value}.")

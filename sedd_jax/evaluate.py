@@ -23,8 +23,8 @@ from sedd_jax.evaluation.protocol import CONVENTIONS, Choices
 from sedd_jax.evaluation.record import FOLDER, Record
 from sedd_jax.evaluation.texts import Library
 from sedd_jax.inference.bound import TIMES
-from sedd_jax.inference.generate import PRECISIONS
 from sedd_jax.inference.load import Checkpoint, load
+from sedd_jax.inference.sampling import PRECISIONS
 from sedd_jax.runtime import checkpoint as checkpoints
 from sedd_jax.runtime import cli, processes, sharding
 from sedd_jax.runtime.config import MeshConfig

@@ -16,8 +16,9 @@ from absl import flags
 from sedd_jax.diffusion.reverse import SAMPLERS
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.autoregressive import generate_autoregressive
-from sedd_jax.inference.generate import generate, prefix_suffix
+from sedd_jax.inference.generate import generate
 from sedd_jax.inference.load import load
+from sedd_jax.inference.prompt import prefix_suffix
 from sedd_jax.runtime import cli
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -111,7 +112,7 @@ def _denoise(checkpoint, prompt):
     )
     if _TRACE.value:
         _show_trace(checkpoint, diagnostics.trace[:, 0])
-    return tokens, diagnostics.evaluations, {"sampler": _SAMPLER.value, "steps": _STEPS.value}
+    return tokens, diagnostics.evaluations[0], {"sampler": _SAMPLER.value, "steps": _STEPS.value}
 
 
 def _continue(checkpoint, prompt):

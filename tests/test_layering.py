@@ -14,7 +14,7 @@ FLOORS = [
     {"model"},
     {"runtime"},
     {"inference", "enumeration"},
-    {"evaluation"},
+    {"evaluation", "serving"},
     {"claims"},
     {"train", "sample", "exact", "prepare", "convert", "evaluate", "report"},
 ]

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from sedd_jax.inference.estimate import reconstruction_loss, sequence_loss
-from sedd_jax.inference.generate import build_generator, free
+from sedd_jax.inference.generator import build_generator
+from sedd_jax.inference.prompt import free
+from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.layout import shardings
 from sedd_jax.runtime import sharding
 from sedd_jax.runtime.components import build_components, build_proposal
@@ -132,7 +134,7 @@ def test_nor_does_a_device_of_eight_for_its_part_of_the_baseline_s(baseline_conf
 @pytest.mark.parametrize("sampler", ["tweedie", "euler"])
 def test_sampling_holds_no_number_for_every_position_and_token(config, sampler):
     components = build_components(config, VOCAB)
-    generator = build_generator(components, steps=4, sampler=sampler, t_min=1e-3)
+    generator = build_generator(components, Sampling(4, sampler), t_min=1e-3)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
     clamp = jax.eval_shape(lambda: free(BATCH, LENGTH))
     compiled = (config.graph, sampler) in [("absorb", "euler"), ("uniform", "tweedie")]

@@ -10,9 +10,9 @@ from sedd_jax.display.table import Table
 from sedd_jax.enumeration.likelihood import base_law, exact_bound, exact_nll
 from sedd_jax.enumeration.scores import exact_model, exact_params
 from sedd_jax.enumeration.space import Law, Space, float64
+from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.bound import nll_bound
 from sedd_jax.inference.estimate import estimate_bound, sequence_loss
-from sedd_jax.inference.generate import row_keys
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components

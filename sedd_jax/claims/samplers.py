@@ -19,7 +19,10 @@ from sedd_jax.display.table import Table
 from sedd_jax.enumeration.law import denoising_kernel, reverse_law, sampler_law
 from sedd_jax.enumeration.scores import exact_model, exact_params, tabulated
 from sedd_jax.enumeration.space import Law, Space, float64, kl_divergence, total_variation
-from sedd_jax.inference.generate import build_generator, free, row_keys
+from sedd_jax.inference.batches import row_keys
+from sedd_jax.inference.generator import build_generator
+from sedd_jax.inference.prompt import free
+from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components
 
@@ -137,7 +140,7 @@ def draw(
 ) -> Law:
     """Returns the frequencies of real samples, from the generator that `sample` uses."""
     components = components._replace(model=tabulated(components.model, space))
-    generator = jax.jit(build_generator(components, steps=steps, sampler=sampler, t_min=t_min))
+    generator = jax.jit(build_generator(components, Sampling(steps, sampler), t_min=t_min))
     keys = row_keys(jax.random.key(seed), jnp.arange(num_samples))
     tokens, _ = generator(params, keys, free(num_samples, space.length))
     counts = np.bincount(space.index(np.asarray(tokens)), minlength=len(space.states))

@@ -24,7 +24,7 @@ import numpy as np
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.statistics import Estimate, Rows, mean, ratio
-from sedd_jax.inference.generate import row_batches
+from sedd_jax.inference.batches import row_batches
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.runtime.components import Baseline
 from sedd_jax.runtime.sharding import program

@@ -16,7 +16,6 @@ from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.blocks import Blocks, of_heldout, of_text
 from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
-from sedd_jax.evaluation.progress import progress
 from sedd_jax.evaluation.protocol import BOUNDS, CONVENTIONS, EXACT, Choices, Frame, Protocol
 from sedd_jax.evaluation.record import Record, answered, identity, save
 from sedd_jax.evaluation.texts import Library
@@ -25,6 +24,7 @@ from sedd_jax.inference.likelihood import Bound
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.runtime import processes
 from sedd_jax.runtime.lead import is_lead
+from sedd_jax.runtime.progress import progress
 from sedd_jax.runtime.run import DATA_FOLDER
 
 HELDOUT = "heldout"

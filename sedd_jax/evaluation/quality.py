@@ -16,18 +16,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.evaluation.judge import Judge
 from sedd_jax.evaluation.measures import Measures
-from sedd_jax.evaluation.progress import progress
 from sedd_jax.evaluation.record import Record, answered, identity, save
 from sedd_jax.evaluation.reference import read_reference
 from sedd_jax.inference.autoregressive import check_sharpness, generate_autoregressive
-from sedd_jax.inference.generate import check_positive, check_rows, check_steps, generate
+from sedd_jax.inference.batches import check_rows
+from sedd_jax.inference.generate import generate
 from sedd_jax.inference.load import Checkpoint
+from sedd_jax.inference.sampling import Sampling
 from sedd_jax.runtime.components import Baseline
 from sedd_jax.runtime.lead import is_lead
 from sedd_jax.runtime.processes import check_same, in_turn, lead_says
+from sedd_jax.runtime.progress import progress
 from sedd_jax.runtime.throughput import duration
 
 REAL = "real text"  # stands where other rows have a sampler
@@ -75,7 +77,7 @@ class Settings:
         """Raises BadInput for a setting that cannot be."""
         check_positive(batch_size=self.batch_size)
         for sampler, precision, steps in self.sweep:
-            check_steps(steps, sampler, precision)
+            Sampling(steps, sampler, precision).check()
         check_sharpness(self.temperature, self.top_p)
         if self.num_samples < 2:
             raise BadInput(f"num_samples is {self.num_samples}; an error needs 2 at least.")
@@ -217,7 +219,7 @@ def _ways(checkpoint, settings, length):
         def denoised():
             with progress(name) as advance:
                 tokens, diagnostics = generate(key, checkpoint, **rows, **options, progress=advance)
-            return tokens, diagnostics.evaluations
+            return tokens, int(diagnostics.evaluations.max())
 
         protocol = options | {"final_step": final}
         return _Way(name, steps + 1, protocol, denoised)

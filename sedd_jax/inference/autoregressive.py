@@ -9,15 +9,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
-from sedd_jax.diffusion.reverse import Clamp
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.generate import check_prompt, check_rows, free, in_batches
+from sedd_jax.inference.batches import check_rows, in_batches
 from sedd_jax.inference.load import Checkpoint
+from sedd_jax.inference.prompt import Prompt, check_prompt, free
 from sedd_jax.model.causal_model import CausalModel
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.sharding import program
 
-Generator = Callable[[Params, Key[Array, "B"], Clamp], tuple[Int[Array, "B L"], Bool[Array, "B"]]]
+Generator = Callable[[Params, Key[Array, "B"], Prompt], tuple[Int[Array, "B L"], Bool[Array, "B"]]]
 
 
 def nucleus(weights: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
@@ -80,7 +80,7 @@ def generate_autoregressive(
     *,
     temperature: float = 1.0,
     top_p: float = 1.0,
-    prompt: Clamp | None = None,
+    prompt: Prompt | None = None,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:

@@ -13,7 +13,7 @@ from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.diffusion.proposal import Proposal, propose
 from sedd_jax.diffusion.reverse import denoise_law
 from sedd_jax.diffusion.score_entropy import sample_quantiles
-from sedd_jax.inference.generate import row_keys
+from sedd_jax.inference.batches import row_keys
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components
 

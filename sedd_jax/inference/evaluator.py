@@ -12,9 +12,12 @@ from sedd_jax.data.blocks import Dataset
 from sedd_jax.data.pipeline import heldout_batches
 from sedd_jax.diffusion.proposal import guess_proposal
 from sedd_jax.inference import autoregressive
+from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.estimate import estimate_bound, exact_nll, sequence_loss
-from sedd_jax.inference.generate import build_generator, free, row_keys
+from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.likelihood import Bound
+from sedd_jax.inference.prompt import free
+from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime import sharding
 from sedd_jax.runtime.components import Baseline, Components
@@ -59,7 +62,7 @@ class Evaluator:
         proposal = guess_proposal(components.graph, components.noise, t_min)
         loss = self._jit(sequence_loss(components, proposal))
         generator = build_generator(
-            components, steps=self._config.eval.sample_steps, sampler="tweedie", t_min=t_min
+            components, Sampling(steps=self._config.eval.sample_steps), t_min=t_min
         )
 
         def estimate(params):

@@ -14,7 +14,10 @@ from sedd_jax.diffusion.categorical import jump, jump_law
 from sedd_jax.enumeration.law import reverse_law, sampler_law
 from sedd_jax.enumeration.scores import exact_model, exact_params
 from sedd_jax.enumeration.space import total_variation
-from sedd_jax.inference.generate import build_generator, free, row_keys
+from sedd_jax.inference.batches import row_keys
+from sedd_jax.inference.generator import build_generator
+from sedd_jax.inference.prompt import free
+from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.score_model import dense_model
 from sedd_jax.runtime.components import Components
 
@@ -152,14 +155,13 @@ def test_sampler_law_is_that_of_what_the_generator_draws(brute, sampler):
     rows = 4096
     components, params = _rough(brute)
     params = jax.tree.map(jnp.asarray, params)
-    settings = {"steps": 3, "sampler": sampler, "t_min": T_MIN}
-    generate = _fast_jit(build_generator(components, **settings))
+    generate = _fast_jit(build_generator(components, Sampling(3, sampler), t_min=T_MIN))
     keys = row_keys(jax.random.key(0), jnp.arange(rows))
     tokens, _ = generate(params, keys, free(rows, brute.length))
     counts = np.zeros(len(brute.states))
     for state, count in zip(*np.unique(tokens, axis=0, return_counts=True), strict=True):
         counts[brute.states.index(tuple(state.tolist()))] = count
-    law = sampler_law(components, params, brute.space, **settings)
+    law = sampler_law(components, params, brute.space, steps=3, sampler=sampler, t_min=T_MIN)
     assert counts[law == 0].sum() == 0
     frequent = rows * law > 5
     observed = [*counts[frequent], counts[~frequent].sum()]

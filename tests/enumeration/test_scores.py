@@ -7,7 +7,10 @@ import pytest
 
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.enumeration.scores import exact_model, exact_params, tabulated
-from sedd_jax.inference.generate import build_generator, free, row_keys
+from sedd_jax.inference.batches import row_keys
+from sedd_jax.inference.generator import build_generator
+from sedd_jax.inference.prompt import free
+from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.score_model import dense_model
 from sedd_jax.runtime.components import Components
 
@@ -138,7 +141,7 @@ def test_a_generator_takes_the_exact_model(brute, wrap):
     data[truth] = 1
     components = Components(space.graph, noises.loglinear(1e-3), wrap(exact_model(space), space))
     generate = jax.jit(
-        build_generator(components, steps=steps, sampler="tweedie", t_min=1e-3),
+        build_generator(components, Sampling(steps), t_min=1e-3),
         compiler_options={"xla_backend_optimization_level": 0},
     )
     keys = row_keys(jax.random.key(0), jnp.arange(rows))

@@ -14,7 +14,7 @@ from sedd_jax.evaluation.judge import Judge
 from sedd_jax.evaluation.quality import REAL, Settings
 from sedd_jax.evaluation.record import read_records
 from sedd_jax.evaluation.statistics import distinct, entropy, self_repetition
-from sedd_jax.inference.generate import Diagnostics
+from sedd_jax.inference.generator import Diagnostics
 
 SETTINGS = Settings(3, 12, steps=(2,), precisions=("exact", "published"), seed=4, batch_size=2)
 
@@ -23,7 +23,7 @@ def run(checkpoint, settings, folder, **options):
     return quality.run(quality.plan(checkpoint, settings, **options), folder)
 
 
-DIAGNOSTICS = Diagnostics(3, np.zeros((3, 3), int), np.ones(3, bool), None)
+DIAGNOSTICS = Diagnostics(np.full(3, 3), np.zeros((3, 3), int), np.ones(3, bool), None)
 
 
 @pytest.fixture(scope="module")

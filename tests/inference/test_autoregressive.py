@@ -13,7 +13,8 @@ from scipy.stats import chi2
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.autoregressive import build_generator, nucleus
-from sedd_jax.inference.generate import free, row_keys
+from sedd_jax.inference.batches import row_keys
+from sedd_jax.inference.prompt import free
 from sedd_jax.model.causal_model import causal_model
 from sedd_jax.model.transformer import TransformerConfig
 from sedd_jax.runtime.components import build_components

@@ -35,7 +35,7 @@ def test_samples_are_tokens_without_a_mask(five, checkpoint):
     assert tokens.shape == (5, 16)
     assert tokens.min() >= 0
     assert tokens.max() < checkpoint.tokenizer.vocab_size
-    assert diagnostics.evaluations == STEPS + 1
+    assert (diagnostics.evaluations == STEPS + 1).all()
     assert diagnostics.changed.shape == (STEPS + 1, 5)
     # every position leaves the mask exactly once
     np.testing.assert_array_equal(diagnostics.changed.sum(0), np.full(5, 16))

@@ -10,15 +10,15 @@ _LOG_SECONDS = 30.0  # between two lines where there is no terminal
 
 
 @contextlib.contextmanager
-def progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives what is to be called with batches (done, total): it moves a bar.
+def progress(name: str, unit: str = "batch") -> Iterator[Callable[[int, int], None]]:
+    """Gives what is to be called with units (done, total): it moves a bar.
 
     Where there is no terminal a line is printed now and then; only the lead shows anything.
     """
     from tqdm import tqdm
 
     seconds = 0.5 if sys.stderr.isatty() else _LOG_SECONDS
-    with tqdm(desc=name, unit="batch", mininterval=seconds, disable=not is_lead()) as bar:
+    with tqdm(desc=name, unit=unit, mininterval=seconds, disable=not is_lead()) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total

@@ -1,0 +1,86 @@
+"""What is given of every row, and how long it is."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from sedd_jax.diffusion.padding import real_positions
+from sedd_jax.diffusion.reverse import Clamp
+from sedd_jax.errors import BadInput, check_positive
+
+
+class Prompt(NamedTuple):
+    """Rows with tokens given at some positions, of one length or of different ones.
+
+    Attributes:
+      tokens: the tokens to hold, any value where free.
+      held: True where the token is held.
+      lengths: tokens of every row, at least 1; what follows is padding, which the model never takes
+        for text and which comes back as 0. None for rows that are full.
+    """
+
+    tokens: Int[Array | np.ndarray, "N L"]
+    held: Bool[Array | np.ndarray, "N L"]
+    lengths: Int[Array | np.ndarray, "N"] | None = None
+
+    @property
+    def clamp(self) -> Clamp:
+        """What is held while sampling: the given tokens, and 0 in the padding."""
+        if self.lengths is None:
+            return Clamp(self.tokens, self.held)
+        real = real_positions(self.lengths, self.tokens.shape[1])
+        return Clamp(jnp.where(real, self.tokens, 0), self.held | ~real)
+
+
+def free(num_samples: int, length: int) -> Prompt:
+    """Returns the prompt that gives nothing."""
+    shape = (num_samples, length)
+    return Prompt(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
+
+
+def prefix_suffix(
+    prefix: Int[np.ndarray, "P"], suffix: Int[np.ndarray, "S"], num_samples: int, length: int
+) -> Prompt:
+    """Returns the prompt that holds `prefix` at the start and `suffix` at the end of every row.
+
+    Raises:
+      BadInput: the two leave no position to sample.
+    """
+    check_positive(num_samples=num_samples, length=length)
+    given = len(prefix) + len(suffix)
+    if given >= length:
+        raise BadInput(
+            f"The prompt has {given} tokens and the length is {length}: nothing is left to sample; "
+            "give a shorter prompt or a larger length."
+        )
+    tokens = np.zeros(length, np.int32)
+    held = np.ones(length, bool)
+    tokens[: len(prefix)] = prefix
+    tokens[length - len(suffix) :] = suffix
+    held[len(prefix) : length - len(suffix)] = False
+    rows = (num_samples, length)
+    return Prompt(
+        jnp.asarray(np.broadcast_to(tokens, rows)), jnp.asarray(np.broadcast_to(held, rows))
+    )
+
+
+def check_prompt(prompt: Prompt, shape: tuple[int, int], num_tokens: int) -> None:
+    """Raises BadInput unless rows are [N, L], of lengths in [1, L], with tokens of the model."""
+    for name, array in (("tokens", prompt.tokens), ("held", prompt.held)):
+        if array.shape != shape:
+            raise BadInput(
+                f"prompt.{name} has shape {array.shape}, need [num_samples, length] = {shape}."
+            )
+    real = np.ones(shape, bool)
+    if prompt.lengths is not None:
+        lengths = np.asarray(prompt.lengths)
+        if lengths.shape != shape[:1] or not 1 <= lengths.min() <= lengths.max() <= shape[1]:
+            raise BadInput(
+                f"prompt.lengths must be {shape[0]} numbers in [1, {shape[1]}], one for each row."
+            )
+        real = np.arange(shape[1]) < lengths[:, None]
+    held = np.asarray(prompt.tokens)[np.asarray(prompt.held) & real]
+    if held.size and not 0 <= held.min() <= held.max() < num_tokens:
+        raise BadInput(f"The prompt holds ids outside [0, {num_tokens}), the model's tokens.")

@@ -1,0 +1,1 @@
+"""Samples for others: prompts as text, batch jobs, pages that show how a text came about."""
