@@ -120,13 +120,20 @@ class SamplerState(NamedTuple):
 
 
 class SamplerInfo(NamedTuple):
-    """What one step did: positions that changed, and whether all sums of scores were finite.
+    """What one step did to every row.
 
-    `log_prob` is that of the step to what the positions to weigh are held at, if there are any.
+    Attributes:
+      changed: positions that changed.
+      finite: whether all sums of scores were.
+      sigma: total noise at which the network was called.
+      called: whether the row had use for the call.
+      log_prob: of the step to what the positions to weigh are held at, if there are any.
     """
 
     changed: Int[Array, "B"]
     finite: Bool[Array, "B"]
+    sigma: Float[Array, "B"]
+    called: Bool[Array, "B"]
     log_prob: Float[Array, "B"] | None = None
 
 
@@ -170,6 +177,8 @@ def build_kernels(
         info = SamplerInfo(
             changed=jnp.sum(xt != state.xt, axis=-1),
             finite=jnp.all(jnp.isfinite(draw.total), axis=-1),
+            sigma=sigma,
+            called=jnp.ones(len(sigma), bool),
             log_prob=None if weighed is None else _held_log_prob(score, law, weighed, xt),
         )
         return SamplerState(xt, state.step + 1), info

@@ -15,7 +15,7 @@ data). The copies must share the path: with a path of its own a copy would be we
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,6 @@ from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.reverse import Clamp, Kernel, SamplerInfo, SamplerState
-
-CONDITIONINGS = ("clamp", "renoise", "resample")
 
 KernelsOf = Callable[..., tuple[Kernel, Kernel]]  # (clamp, weighed=None), see `build_kernels`
 
@@ -56,12 +54,42 @@ class HeldPath(NamedTuple):
         )
         return jnp.where(self.given, noised, self.clamp(xt))
 
-    def next(self, keys: Key[Array, "B"], state: SamplerState) -> Clamp:
-        """Returns what is held after the step."""
-        sigma, sigma_next = (self.noise.sigma(self.times[state.step + i]) for i in (0, 1))
+    def after(self, keys: Key[Array, "B"], xt: Int[Array, "B L"], step: Int[Array, ""]) -> Clamp:
+        """Returns what is held after the step from x_t."""
+        sigma, sigma_next = (self.noise.sigma(self.times[step + i]) for i in (0, 1))
         bridge = jax.vmap(self.graph.sample_bridge, (0, 0, 0, None, None))
-        noised = bridge(keys, state.xt, self.clamp.tokens, sigma, sigma_next)
+        noised = bridge(keys, xt, self.clamp.tokens, sigma, sigma_next)
         return self.clamp._replace(tokens=jnp.where(self.given, noised, self.clamp.tokens))
+
+
+def condition(
+    conditioning: str,
+    kernels_of: KernelsOf,
+    path: HeldPath,
+    particles: int,
+    keys: Key[Array, "B"],
+    xt: Int[Array, "B L"],
+) -> tuple[Any, Kernel, Kernel]:
+    """Returns the first state, and the kernels of a reverse step and of the final one.
+
+    Args:
+      conditioning: what held tokens are on the way.
+      kernels_of: gives kernels for what is held, see `build_kernels`.
+      path: of the held tokens.
+      particles: copies of every row.
+      keys: one for each row, used once.
+      xt: noise to start from.
+    """
+    step = jnp.zeros((), jnp.int32)
+    if conditioning == "clamp":
+        return SamplerState(path.clamp(xt), step), *kernels_of(path.clamp)
+    xt = path.start(keys, xt)
+    if conditioning == "renoise":
+        return SamplerState(xt, step), *renoised_kernels(kernels_of, path)
+    copies = jnp.repeat(xt[:, None], particles, axis=1)
+    log_weight = jnp.zeros(copies.shape[:2], jnp.float32)
+    state = ParticleState(xt, step, copies, log_weight)
+    return state, *resampled_kernels(kernels_of, path, particles)
 
 
 def renoised_kernels(kernels_of: KernelsOf, path: HeldPath) -> tuple[Kernel, Kernel]:
@@ -73,7 +101,7 @@ def renoised_kernels(kernels_of: KernelsOf, path: HeldPath) -> tuple[Kernel, Ker
 
     def reverse_step(keys, state):
         path_keys, step_keys = _split(keys, 2)
-        kernel, _ = kernels_of(path.next(path_keys, state))
+        kernel, _ = kernels_of(path.after(path_keys, state.xt, state.step))
         return kernel(step_keys, state)
 
     return reverse_step, denoise_step
@@ -96,15 +124,6 @@ class ParticleState(NamedTuple):
 
 
 ParticleKernel = Callable[[Key[Array, "B"], ParticleState], tuple[ParticleState, SamplerInfo]]
-
-
-def copied(xt: Int[Array, "B L"], particles: int) -> ParticleState:
-    """Returns the state of equal copies before the first step."""
-    rows, length = xt.shape
-    copies = jnp.broadcast_to(xt[:, None], (rows, particles, length))
-    return ParticleState(
-        xt, jnp.zeros((), jnp.int32), copies, jnp.zeros((rows, particles), jnp.float32)
-    )
 
 
 def resampled_kernels(
@@ -142,7 +161,7 @@ def resampled_kernels(
 
     def reverse_step(keys, state):
         path_keys, step_keys, choice_keys = _split(keys, 3)
-        clamp = path.next(path_keys, state)
+        clamp = path.after(path_keys, state.xt, state.step)
         copies, log_weight, info = advance(step_keys, state, clamp, 0)
         weights = jax.nn.softmax(log_weight, axis=-1)
         poor = jnp.sum(weights**2, axis=-1, keepdims=True) * particles > 2

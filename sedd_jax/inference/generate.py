@@ -58,7 +58,7 @@ def generate(
     components, config = checkpoint.diffusion, checkpoint.config
     length = config.model.length if length is None else length
     sampling = Sampling(**settings)
-    sampling.check()
+    sampling.check(components.graph)
     check_rows(config, num_samples, length, batch_size)
     prompt = free(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), components.num_tokens)
