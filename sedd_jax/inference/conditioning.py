@@ -1,17 +1,21 @@
-"""What held positions are while the rest is sampled: clean, noised, or noised and weighed.
+"""What held positions are while the rest is sampled: clean, noised, or clean and weighed.
 
-Under the absorbing graph a token that is held clean is what the network was trained to see at any
-time: an unmasked token is a clean one. Under the uniform graph the network takes every token for a
-noised one, so one that is held clean counts too little while the noise is large. There held tokens
-can follow the forward process instead, backwards: from p(x_1 | x_0) by `Graph.bridge` to x_0. Each
-step then sees what it was trained on, but it does not know where the path of the held tokens will
-end. What is missing is made up for by weights: of several copies of a row that share one path of
-the held tokens, those survive whose free text made the next tokens of the path likely.
+Under the absorbing graph a held token is what the network was trained to see at any time: a token
+that is not masked is a clean one. So clamping is exact. Under the uniform graph the network takes
+every token for a noised one, and one that is held clean counts too little while the noise is large.
 
-With the exact reverse process, the free text given the whole path is the free text given its end,
-since the forward process noises positions independently of each other. So with many copies and
-steps the samples are Bayes' (particle smoothing, as SMCDiff of Trippe et al. 2022 for continuous
-data). The copies must share the path: with a path of its own a copy would be weighed for it too.
+Noised like the rest, from p(x_1 | x_0) by `Graph.bridge` to x_0, held tokens are what the network
+was trained on; but a step then sees only what the noise has left of them, and what it misses comes
+too late for the text that is settled. That makes it worse, not better, on spaces where the laws
+can be written down (docs/sampling.md): it is here to be compared.
+
+What is missing are weights. With the exact reverse process, the free text given the whole path of
+the held tokens is the free text given its end, since the forward process noises positions
+independently of each other. This holds for any one path, of which the constant one says the most.
+So of several copies of a row, held clean, those survive whose free text makes it probable that the
+held tokens stay; with many copies and steps what is drawn is Bayes'. (Particle smoothing with one
+path for all copies, as SMCDiff of Trippe et al., 2022, has it for continuous data. Copies with
+paths of their own would be weighed for these as well.)
 """
 
 from collections.abc import Callable
@@ -83,13 +87,11 @@ def condition(
     step = jnp.zeros((), jnp.int32)
     if conditioning == "clamp":
         return SamplerState(path.clamp(xt), step), *kernels_of(path.clamp)
-    xt = path.start(keys, xt)
     if conditioning == "renoise":
-        return SamplerState(xt, step), *renoised_kernels(kernels_of, path)
-    copies = jnp.repeat(xt[:, None], particles, axis=1)
-    log_weight = jnp.zeros(copies.shape[:2], jnp.float32)
-    state = ParticleState(xt, step, copies, log_weight)
-    return state, *resampled_kernels(kernels_of, path, particles)
+        return SamplerState(path.start(keys, xt), step), *renoised_kernels(kernels_of, path)
+    copies = jnp.repeat(path.clamp(xt)[:, None], particles, axis=1)
+    state = ParticleState(copies[:, 0], step, copies, jnp.zeros(copies.shape[:2], jnp.float32))
+    return state, *resampled_kernels(kernels_of, path.clamp, path.given, particles)
 
 
 def renoised_kernels(kernels_of: KernelsOf, path: HeldPath) -> tuple[Kernel, Kernel]:
@@ -113,7 +115,7 @@ class ParticleState(NamedTuple):
     Attributes:
       xt: the first copy, which resampling may replace by another; the one drawn, in the end.
       step: how many steps are done.
-      copies: all copies; held positions are the same in all.
+      copies: all copies.
       log_weight: of the copies.
     """
 
@@ -127,25 +129,27 @@ ParticleKernel = Callable[[Key[Array, "B"], ParticleState], tuple[ParticleState,
 
 
 def resampled_kernels(
-    kernels_of: KernelsOf, path: HeldPath, particles: int
+    kernels_of: KernelsOf, clamp: Clamp, given: Bool[Array, "B L"], particles: int
 ) -> tuple[ParticleKernel, ParticleKernel]:
     """Returns the kernels of a reverse step and of the final one, for copies of every row.
 
-    After every step copies are weighed by the probability of what is held next, and drawn anew by
-    weight where these are worth less than half as many of equal weight. The final step draws one.
+    After every step copies are weighed by the probability of what is held, and drawn anew by weight
+    where these are worth less than half as many of equal weight. The final step draws one.
 
     Args:
       kernels_of: of K B rows, the copies of a row one after another.
-      path: of the held tokens of the B rows.
+      clamp: the positions to hold in the B rows.
+      given: those of them that are text.
       particles: K.
     """
 
     def per_copy(x):
         return jnp.repeat(x, particles, axis=0)
 
-    def advance(keys, state, clamp, which):
-        held = jax.tree.map(per_copy, clamp)
-        kernel = kernels_of(held, weighed=per_copy(path.given))[which]
+    held = jax.tree.map(per_copy, clamp)
+    kernels = kernels_of(held, weighed=per_copy(given))
+
+    def advance(kernel, keys, state):
         copy_keys = _split(keys, particles).T.reshape(-1)
         rows, _, length = state.copies.shape
         flat, info = kernel(copy_keys, SamplerState(state.copies.reshape(-1, length), state.step))
@@ -160,9 +164,8 @@ def resampled_kernels(
         )
 
     def reverse_step(keys, state):
-        path_keys, step_keys, choice_keys = _split(keys, 3)
-        clamp = path.after(path_keys, state.xt, state.step)
-        copies, log_weight, info = advance(step_keys, state, clamp, 0)
+        step_keys, choice_keys = _split(keys, 2)
+        copies, log_weight, info = advance(kernels[0], step_keys, state)
         weights = jax.nn.softmax(log_weight, axis=-1)
         poor = jnp.sum(weights**2, axis=-1, keepdims=True) * particles > 2
         chosen = jax.vmap(systematic)(choice_keys, weights)
@@ -172,7 +175,7 @@ def resampled_kernels(
 
     def denoise_step(keys, state):
         step_keys, choice_keys = _split(keys, 2)
-        copies, log_weight, info = advance(step_keys, state, path.clamp, 1)
+        copies, log_weight, info = advance(kernels[1], step_keys, state)
         weights = jax.nn.softmax(log_weight, axis=-1)
         chosen = jax.vmap(categorical.categorical)(choice_keys, weights)
         xt = jnp.take_along_axis(copies, chosen[:, None, None], axis=1)[:, 0]

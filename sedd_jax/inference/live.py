@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Integer, Key
 
+from sedd_jax.errors import BadInput
 from sedd_jax.inference.batches import check_rows, not_finite, row_batches, row_keys
 from sedd_jax.inference.generator import build_chain
 from sedd_jax.inference.load import Checkpoint
@@ -67,6 +68,11 @@ def live(
     sampling.check(components.graph)
     count, length = prompt.tokens.shape
     check_rows(config, count, length, count)
+    if length > config.model.length:
+        raise BadInput(
+            f"Rows that are watched have at most {config.model.length} tokens, the trained length, "
+            f"got {length}; `generate` draws longer ones."
+        )
     check_prompt(prompt, (count, length), components.num_tokens)
     numbers = np.arange(count, dtype=np.uint32) if rows is None else np.asarray(rows, np.uint32)
     programs = _compiled(components, checkpoint.mesh, sampling, config.train.t_min)
