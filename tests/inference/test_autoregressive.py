@@ -90,26 +90,6 @@ def test_sequences_have_the_law_of_their_conditionals(params, temperature, top_p
     assert statistic < chi2.isf(1e-4, len(counts) - 1)
 
 
-@pytest.mark.parametrize(
-    ("weights", "top_p", "kept"),
-    [
-        ([1, 4, 2, 3], 0.3, [1]),
-        ([1, 4, 2, 3], 1e-50, [1]),  # 0 in float32
-        ([1, 4, 2, 3], 0.4, [1]),  # reached exactly
-        ([1, 4, 2, 3], 0.41, [1, 3]),
-        ([1, 4, 2, 3], 0.95, [0, 1, 2, 3]),
-        ([2, 2, 2, 2], 0.5, [0, 1]),  # of equal ones the first
-        ([0, 1, 0, 1], 1.0, [0, 1, 2, 3]),
-        ([1e-9, 1, 1, 1], 1.0, [0, 1, 2, 3]),  # though the sum is 3 in float32
-    ],
-)
-def test_the_nucleus_is_the_smallest_set_of_that_mass(weights, top_p, kept):
-    weights = np.array([weights, weights[::-1]], np.float32)
-    found = np.asarray(nucleus(jnp.asarray(weights), top_p))
-    assert found[0].tolist() == [w if i in kept else 0 for i, w in enumerate(weights[0])]
-    assert (found[1] > 0).sum() == (found[0] > 0).sum()
-
-
 @pytest.fixture(scope="module")
 def run(smoke_config, tmp_path_factory, quick_compilation):
     """A finished run of the baseline at the smoke config's size.
