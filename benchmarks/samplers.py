@@ -57,12 +57,18 @@ def _measured(checkpoint, ways, batch_size):
     length = _LENGTH.value or config.model.length
     keys = row_keys(jax.random.key(0), jnp.arange(batch_size))
     given = checkpoint.params, keys, free(batch_size, length)
-    programs, evaluations = {}, {}
-    for way, sampling in ways.items():
+    evaluations = {}
+
+    def of_way(way, sampling):
         generator = build_generator(checkpoint.diffusion, sampling, t_min=config.train.t_min)
         compiled = jax.jit(generator).lower(*given).compile()
-        programs[way] = timed(compiled, *given)
-        evaluations[way] = compiled(*given)[1].evaluations
+
+        def sample():
+            evaluations[way] = jax.block_until_ready(compiled(*given))[1].evaluations
+
+        return timed(sample)
+
+    programs = {way: of_way(way, sampling) for way, sampling in ways.items()}
     seconds = in_turn(programs, _ROUNDS.value)
     first = next(iter(seconds.values()))
     return [
