@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sedd_jax.diffusion.graph import Graph, align
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.score import ScoreFn, StepLaw
+from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
 
 
 def reverse_rate(
@@ -147,6 +148,7 @@ def build_kernels(
     times: Float[Array, "T"],
     sampler: str,
     clamp: Clamp,
+    sharpness: Sharpness = MODEL_LAW,
     weighed: Bool[Array, "B L"] | None = None,
 ) -> tuple[Kernel, Kernel]:
     """Returns the kernels of one reverse step and of the final denoising step (Algorithm 2).
@@ -163,7 +165,8 @@ def build_kernels(
         the noise left at times[-1].
       sampler: a key of SAMPLERS.
       clamp: the positions to hold.
-      weighed: those of them of which the probability is asked.
+      sharpness: how a token is drawn where a position changes.
+      weighed: the held positions of which the probability is asked.
     """
     rule = SAMPLERS[sampler]
 
@@ -172,7 +175,7 @@ def build_kernels(
         # what cannot move, or is held anyway, needs no scores
         active = (graph.limit[state.xt] > 0) & ~clamp.held
         score = score_fn(state.xt, sigma)
-        draw = score.draw(keys, law, active)
+        draw = score.draw(keys, law, active, sharpness)
         xt = clamp(draw.xt)
         info = SamplerInfo(
             changed=jnp.sum(xt != state.xt, axis=-1),

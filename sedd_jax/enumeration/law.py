@@ -116,6 +116,35 @@ def reverse_law(space: Space, noise: Noise, data: Law, t: float) -> Law:
     return (data @ space.transition(sigma_t)) * (space.transition(sigma_1 - sigma_t) @ weight)
 
 
+def first_hitting_law(
+    components: Components, params: Params, space: Space, start: Law | None = None
+) -> Law:
+    """Returns the law of the sequences that first hitting draws, one position a call.
+
+    Exact for scores whose normalised ratios are the same at all noise, as the true ones are: they
+    are taken at t = 1. In every order, all equally likely, in which the masked positions can go.
+
+    Args:
+      components: graph, which must be the absorbing one, noise and score model.
+      params: of the score model.
+      space: all sequences.
+      start: law of the sequences before the first call; all masked by default.
+    """
+    graph, noise, model = components
+    masked = space.states == graph.mask_id
+    sigma = noise.sigma(jnp.ones(len(masked)))
+    score = jnp.exp(model.apply(params, jnp.asarray(space.states), sigma))[..., : graph.num_tokens]
+    token = np.float64(score / score.sum(-1, keepdims=True))
+    one_of = masked / np.maximum(masked.sum(-1, keepdims=True), 1)
+    law = space.limit() if start is None else start
+    for _ in range(space.length):
+        after = np.where(masked.any(-1), 0, law)  # what is full stays
+        flow = (law[:, None] * one_of)[..., None] * token
+        np.add.at(after, space.neighbours[..., : graph.num_tokens], flow)
+        law = after
+    return law
+
+
 @functools.lru_cache(maxsize=32)
 def _compiled(components, space):
     """The laws of every position after a step and after the final one, from every sequence."""

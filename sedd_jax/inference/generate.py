@@ -49,7 +49,7 @@ def generate(
       batch_size: rows at a time; on a mesh, rounded up to fill it.
       trace: keep the tokens after every step in the diagnostics; not of longer rows.
       progress: called as progress(done, total) after every batch; of longer rows, every window.
-      **settings: how to draw, see `Sampling`: steps=128, sampler="tweedie" and the like.
+      **settings: how to draw, see `Sampling`: sampler="tweedie", steps=128 and the like.
 
     Returns:
       Tokens [N, L] and `Diagnostics` over the N rows.

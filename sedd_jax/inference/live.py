@@ -15,7 +15,7 @@ from sedd_jax.inference.batches import check_rows, not_finite, row_batches, row_
 from sedd_jax.inference.generator import build_chain
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.inference.prompt import Prompt, check_prompt
-from sedd_jax.inference.sampling import Sampling
+from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
 from sedd_jax.runtime.components import Components
 from sedd_jax.runtime.sharding import program
 
@@ -119,4 +119,5 @@ def _compiled(components: Components, mesh: Mesh | None, sampling: Sampling, t_m
     def last(params, keys, prompt, state):
         return chain(params, keys, prompt).last(state)
 
-    return tuple(program(function, mesh) for function in (start, call, last))
+    start, call, last = (program(function, mesh) for function in (start, call, last))
+    return start, call, call if sampling.sampler == FIRST_HITTING else last  # it has but one
