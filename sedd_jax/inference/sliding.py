@@ -54,8 +54,7 @@ def windows(prompt: Prompt, width: int, overlap: int) -> list[Window]:
       width: tokens of a window, at most those of the prompt's rows.
       overlap: tokens that a window shares with the one before, at least.
     """
-    count, length = prompt.tokens.shape
-    lengths = np.full(count, length) if prompt.lengths is None else np.asarray(prompt.lengths)
+    lengths, length = _lengths(prompt), prompt.tokens.shape[1]
     free = ~np.asarray(prompt.held) & (np.arange(length) < lengths[:, None])
     last = np.maximum(lengths - width, 0)
     found = []
@@ -87,10 +86,10 @@ def slide(
       Tokens [N, L] and diagnostics: evaluations add up, the calls of a window follow those of the
       one before, in which a row that has no such window changes nothing.
     """
-    text, known = np.array(prompt.clamp.tokens), np.array(prompt.given)
-    text[~known] = 0
-    count, length = text.shape
-    lengths = np.full(count, length) if prompt.lengths is None else np.asarray(prompt.lengths)
+    count, length = prompt.tokens.shape
+    lengths = _lengths(prompt)
+    known = np.asarray(prompt.held) & (np.arange(length) < lengths[:, None])
+    text = np.where(known, np.asarray(prompt.tokens), 0)
     evaluations, finite, changed = np.zeros(count, np.int32), np.ones(count, bool), []
     for done, window in enumerate(plan, 1):
         place = window.rows[:, None], window.places
@@ -107,3 +106,8 @@ def slide(
             progress(done, len(plan))
     every = np.concatenate(changed) if changed else np.zeros((0, count), np.int32)
     return text, Diagnostics(evaluations, every, finite, trace=None)
+
+
+def _lengths(prompt):
+    count, length = prompt.tokens.shape
+    return np.full(count, length) if prompt.lengths is None else np.asarray(prompt.lengths)
