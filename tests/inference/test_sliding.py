@@ -11,6 +11,7 @@ import sedd_jax as sedd
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.generator import Diagnostics
+from sedd_jax.inference.live import live
 from sedd_jax.inference.prompt import Prompt, free
 from sedd_jax.inference.sliding import slide, windows
 
@@ -165,6 +166,19 @@ def test_longer_rows_hold_what_is_given_in_every_window(smoke_run, graph, settin
         rows=np.array([2, 3, 9, 1]),
     )
     np.testing.assert_array_equal(alone[[0, 1, 3]], tokens[[2, 3, 1]])
+
+
+@pytest.mark.slow
+def test_copies_that_are_watched_end_as_the_sample(smoke_run):
+    checkpoint = _checkpoint(smoke_run, "uniform")
+    prompt, _ = patterns(TRAINED, rubbish=False)
+    settings = {"steps": 2, "conditioning": "resample", "particles": 3}
+    *_, last = live(KEY, checkpoint, prompt, **settings)
+    tokens, diagnostics = sedd.generate(KEY, checkpoint, 4, TRAINED, prompt=prompt, **settings)
+    np.testing.assert_array_equal(last.tokens, tokens)
+    np.testing.assert_array_equal(last.evaluations, diagnostics.evaluations)
+    with pytest.raises(BadInput, match="at most 16 tokens, the trained length, got 20"):
+        live(KEY, checkpoint, free(1, 20))
 
 
 def test_windows_of_a_row_do_not_repeat_its_randomness(smoke_run):
