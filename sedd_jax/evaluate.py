@@ -14,7 +14,6 @@ from absl import flags
 from jax.sharding import Mesh
 
 from sedd_jax.data.draft import check_local
-from sedd_jax.diffusion.reverse import SAMPLERS
 from sedd_jax.display.plot import check_plots
 from sedd_jax.display.table import markdown
 from sedd_jax.errors import BadInput
@@ -24,7 +23,7 @@ from sedd_jax.evaluation.record import FOLDER, Record
 from sedd_jax.evaluation.texts import Library
 from sedd_jax.inference.bound import TIMES
 from sedd_jax.inference.load import Checkpoint, load
-from sedd_jax.inference.sampling import PRECISIONS
+from sedd_jax.inference.sampling import PRECISIONS, SAMPLER_NAMES
 from sedd_jax.runtime import checkpoint as checkpoints
 from sedd_jax.runtime import cli, processes, sharding
 from sedd_jax.runtime.config import MeshConfig
@@ -67,15 +66,20 @@ _REFERENCE = flags.DEFINE_string(
 _MAUVE = flags.DEFINE_bool("mauve", False, "Measure MAUVE; it needs --judge and --reference.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "Samples.", lower_bound=2)
 _LENGTH = flags.DEFINE_integer("length", None, "Tokens per sample; the trained length by default.")
-_STEPS = flags.DEFINE_list("steps", ["128"], "Reverse steps; several make a sweep: 16,64,256,1024.")
+_STEPS = flags.DEFINE_list(
+    "steps",
+    ["default"],
+    "Reverse steps; several make a sweep: 16,64,256. By default 128, and one token a call of "
+    "first_hitting.",
+)
 _SAMPLERS = flags.DEFINE_multi_enum(
-    "sampler", ["tweedie"], list(SAMPLERS), "Rule of the reverse step; may be given again."
+    "sampler", ["tweedie"], SAMPLER_NAMES, "How the noise is removed; may be given again."
 )
 _PRECISIONS = flags.DEFINE_multi_enum(
     "precision", ["exact"], list(PRECISIONS), "How tokens are drawn; may be given again."
 )
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Autoregressive: divides the logits.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Autoregressive: fewest tokens of this mass.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Below 1 draws more sharply; 0 is greedy.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens of this mass.")
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Of all that is drawn.", lower_bound=0, upper_bound=2**32 - 1
 )
@@ -180,10 +184,10 @@ def _likelihoods(
 def _sampling():
     """What to sample, as the flags say."""
     try:
-        steps = tuple(int(each) for each in _STEPS.value)
+        steps = tuple(None if each == "default" else int(each) for each in _STEPS.value)
     except ValueError as error:
         raise BadInput(
-            f"--steps={','.join(_STEPS.value)} must be numbers, as in 16,64,256."
+            f"--steps={','.join(_STEPS.value)} must be numbers or default, as in 16,64,256."
         ) from error
     settings = quality.Settings(
         num_samples=_NUM_SAMPLES.value,
@@ -204,10 +208,7 @@ def _sampling():
 def _planned(checkpoint: Checkpoint, settings: quality.Settings, mesh: Mesh) -> quality.Plan:
     cli.refuse_flags_of_others(
         checkpoint.config.family,
-        {
-            "diffusion": (_STEPS, _SAMPLERS, _PRECISIONS),
-            "autoregressive": (_TEMPERATURE, _TOP_P),
-        },
+        {"diffusion": (_STEPS, _SAMPLERS, _PRECISIONS)},
     )
     judge = None
     if _JUDGE.value:

@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from sedd_jax.claims.bound import check_bound
+from sedd_jax.claims.conditioning import check_conditioning
 from sedd_jax.claims.rare import check_rare_tokens
 from sedd_jax.claims.report import Section, render, write
 from sedd_jax.claims.samplers import check_samplers
@@ -83,6 +84,7 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
         drawn_steps=(16, 64),
         num_samples=exact.num_samples,
     )
+    yield check_conditioning(space, schedules, data, t_min=t_min, max_steps=exact.max_steps)
     yield check_rare_tokens(num_draws=exact.num_draws, seed=config.seed)
     trained = check_training(
         config,

@@ -35,11 +35,18 @@ def run(name, *flags):
             4,
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            "samplers",
+            ("--checkpoint=RUN", "--ways=first_hitting,tweedie:2", "--batch_sizes=2", "--rounds=1"),
+            2,
+            marks=pytest.mark.slow,
+        ),
         pytest.param("data_pipeline", ("--blocks=100", "--batches=5"), 2, marks=pytest.mark.slow),
     ],
 )
-def test_a_benchmark_measures_and_writes_what_it_found(name, flags, rows, tmp_path):
+def test_a_benchmark_measures_and_writes_what_it_found(name, flags, rows, smoke_run, tmp_path):
     output = tmp_path / "result.json"
+    flags = (flag.replace("RUN", str(smoke_run)) for flag in flags)
     process = run(name, *flags, f"--output={output}")
     assert process.returncode == 0, process.stderr
     result = json.loads(output.read_text())

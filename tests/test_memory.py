@@ -131,13 +131,27 @@ def test_nor_does_a_device_of_eight_for_its_part_of_the_baseline_s(baseline_conf
     assert 32 * VOCAB / 2 <= most < OUTPUTS / 8  # a device has a quarter of the rows
 
 
-@pytest.mark.parametrize("sampler", ["tweedie", "euler"])
-def test_sampling_holds_no_number_for_every_position_and_token(config, sampler):
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(4, "tweedie"),
+        Sampling(4, "euler"),
+        Sampling(4, "tweedie", temperature=0.7, top_p=0.9),
+        Sampling(None, "first_hitting"),
+    ],
+    ids=["tweedie", "euler", "sharp", "first_hitting"],
+)
+def test_sampling_holds_no_number_for_every_position_and_token(config, sampling):
+    if (config.graph, sampling.sampler) == ("uniform", "first_hitting"):
+        pytest.skip("needs a mask")
     components = build_components(config, VOCAB)
-    generator = build_generator(components, Sampling(4, sampler), t_min=1e-3)
+    generator = build_generator(components, sampling, t_min=1e-3)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
     clamp = jax.eval_shape(lambda: free(BATCH, LENGTH))
-    compiled = (config.graph, sampler) in [("absorb", "euler"), ("uniform", "tweedie")]
+    compiled = (config.graph, sampling) in [
+        ("absorb", Sampling(4, "euler")),
+        ("uniform", Sampling(4, "tweedie")),
+    ]
     most = largest(
         lambda *args: generator(*args)[0], params_of(components), keys, clamp, compiled=compiled
     )

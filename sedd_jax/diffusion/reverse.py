@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sedd_jax.diffusion.graph import Graph, align
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.score import ScoreFn, StepLaw
+from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
 
 
 def reverse_rate(
@@ -90,6 +91,9 @@ def _tweedie(graph, noise, xt, total, t, t_next):
     return tweedie_law(graph, xt, total, noise.sigma(t) - noise.sigma(t_next))
 
 
+# what a clamped weight rules out counts as this improbable, so that any two rows can be compared
+LEAST_LOG_PROB = -30.0
+
 StepRule = Callable[..., StepLaw]  # (graph, noise, xt, total, t [B], t_next [B])
 SAMPLERS: dict[str, StepRule] = {"euler": _euler, "tweedie": _tweedie}
 
@@ -117,10 +121,21 @@ class SamplerState(NamedTuple):
 
 
 class SamplerInfo(NamedTuple):
-    """What one step did: positions that changed, and whether all sums of scores were finite."""
+    """What one step did to every row.
+
+    Attributes:
+      changed: positions that changed.
+      finite: whether all sums of scores were.
+      sigma: total noise at which the network was called.
+      called: whether the row had use for the call.
+      log_prob: of the step to what the positions to weigh are held at, if there are any.
+    """
 
     changed: Int[Array, "B"]
     finite: Bool[Array, "B"]
+    sigma: Float[Array, "B"]
+    called: Bool[Array, "B"]
+    log_prob: Float[Array, "B"] | None = None
 
 
 Kernel = Callable[[Key[Array, "B"], SamplerState], tuple[SamplerState, SamplerInfo]]
@@ -133,6 +148,8 @@ def build_kernels(
     times: Float[Array, "T"],
     sampler: str,
     clamp: Clamp,
+    sharpness: Sharpness = MODEL_LAW,
+    weighed: Bool[Array, "B L"] | None = None,
 ) -> tuple[Kernel, Kernel]:
     """Returns the kernels of one reverse step and of the final denoising step (Algorithm 2).
 
@@ -148,6 +165,8 @@ def build_kernels(
         the noise left at times[-1].
       sampler: a key of SAMPLERS.
       clamp: the positions to hold.
+      sharpness: how a token is drawn where a position changes.
+      weighed: the held positions of which the probability is asked.
     """
     rule = SAMPLERS[sampler]
 
@@ -155,11 +174,15 @@ def build_kernels(
         sigma = noise.sigma(jnp.broadcast_to(t, state.xt.shape[:1]))
         # what cannot move, or is held anyway, needs no scores
         active = (graph.limit[state.xt] > 0) & ~clamp.held
-        draw = score_fn(state.xt, sigma).draw(keys, law, active)
+        score = score_fn(state.xt, sigma)
+        draw = score.draw(keys, law, active, sharpness)
         xt = clamp(draw.xt)
         info = SamplerInfo(
             changed=jnp.sum(xt != state.xt, axis=-1),
             finite=jnp.all(jnp.isfinite(draw.total), axis=-1),
+            sigma=sigma,
+            called=jnp.ones(len(sigma), bool),
+            log_prob=None if weighed is None else _held_log_prob(score, law, weighed, xt),
         )
         return SamplerState(xt, state.step + 1), info
 
@@ -187,3 +210,9 @@ def build_kernels(
         return advance(keys, state, times[-1], law)
 
     return reverse_step, denoise_step
+
+
+def _held_log_prob(score, law, weighed, xt):
+    """The log-probability of the tokens of a row that are weighed."""
+    log_prob = jnp.maximum(score.log_prob(law, weighed, xt), LEAST_LOG_PROB)
+    return jnp.sum(jnp.where(weighed, log_prob, 0), axis=-1)

@@ -2,6 +2,8 @@
 
 import functools
 import itertools
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +28,8 @@ def sampler_law(
     sampler: StepRule | str,
     t_min: float,
     denoise: bool = True,
+    given: Mapping[int, int] = MappingProxyType({}),
+    conditioning: str = "clamp",
 ) -> Law:
     """Returns the law of the sequences that `build_generator` with these settings draws.
 
@@ -40,24 +44,56 @@ def sampler_law(
       sampler: a key of SAMPLERS, or another rule.
       t_min: the time at which the steps end.
       denoise: take the final denoising step.
+      given: tokens that are held, by position.
+      conditioning: what they are on the way, "clamp" or "renoise".
     """
+    graph, noise, _ = components
     step_law, _ = _compiled(components, space)
     times = jnp.linspace(1.0, t_min, steps + 1)
     rule = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
-    law = space.limit()
+    held = {"clamp": _clean, "renoise": _noised}[conditioning]
+    start = np.tile(np.float64(graph.limit), (1, space.length, 1))
+    law = product_law(held(start, given, graph, space, noise.sigma(times[0])))[0]
     for t, t_next in itertools.pairwise(times):
-        law = law @ product_law(np.float64(step_law(params, t, t_next, rule)))
-    return (
-        space.embedded(law @ denoising_kernel(components, params, space, t_min)) if denoise else law
-    )
+        probs = np.float64(step_law(params, t, t_next, rule))
+        sigmas = noise.sigma(t), noise.sigma(t_next)
+        law = law @ product_law(held(probs, given, graph, space, *sigmas))
+    if not denoise:
+        return law
+    return space.embedded(law @ denoising_kernel(components, params, space, t_min, given))
 
 
 def denoising_kernel(
-    components: Components, params: Params, space: Space, t: float
+    components: Components,
+    params: Params,
+    space: Space,
+    t: float,
+    given: Mapping[int, int] = MappingProxyType({}),
 ) -> Float[np.ndarray, "S C"]:
     """Returns the law of the final denoising step from time t: [from, to a clean sequence]."""
     _, final_law = _compiled(components, space)
-    return product_law(np.float64(final_law(params, t)))
+    return product_law(_clean(np.float64(final_law(params, t)), given))
+
+
+def _clean(probs, given, *_):
+    """The laws of positions [S, L, N] with given tokens held."""
+    probs = probs.copy()
+    for position, token in given.items():
+        probs[:, position] = np.eye(probs.shape[-1])[token]
+    return probs
+
+
+def _noised(probs, given, graph, space, sigma, sigma_next=None):
+    """The same with given tokens noised, to sigma at the start, or from sigma to sigma_next."""
+    probs = probs.copy()
+    for position, token in given.items():
+        if sigma_next is None:
+            probs[:, position] = graph.transition(jnp.array(token), sigma)
+        else:
+            xt = jnp.asarray(space.states[:, position])
+            x0 = jnp.full_like(xt, token)
+            probs[:, position] = graph.bridge(xt, x0, sigma, sigma_next)
+    return probs
 
 
 def reverse_law(space: Space, noise: Noise, data: Law, t: float) -> Law:
@@ -78,6 +114,35 @@ def reverse_law(space: Space, noise: Noise, data: Law, t: float) -> Law:
     last = data @ space.transition(sigma_1)
     weight = np.where(last > 0, space.limit() / np.where(last > 0, last, 1), 0)
     return (data @ space.transition(sigma_t)) * (space.transition(sigma_1 - sigma_t) @ weight)
+
+
+def first_hitting_law(
+    components: Components, params: Params, space: Space, start: Law | None = None
+) -> Law:
+    """Returns the law of the sequences that first hitting draws, one position a call.
+
+    Exact for scores whose normalised ratios are the same at all noise, as the true ones are: they
+    are taken at t = 1. In every order, all equally likely, in which the masked positions can go.
+
+    Args:
+      components: graph, which must be the absorbing one, noise and score model.
+      params: of the score model.
+      space: all sequences.
+      start: law of the sequences before the first call; all masked by default.
+    """
+    graph, noise, model = components
+    masked = space.states == graph.mask_id
+    sigma = noise.sigma(jnp.ones(len(masked)))
+    score = jnp.exp(model.apply(params, jnp.asarray(space.states), sigma))[..., : graph.num_tokens]
+    token = np.float64(score / score.sum(-1, keepdims=True))
+    one_of = masked / np.maximum(masked.sum(-1, keepdims=True), 1)
+    law = space.limit() if start is None else start
+    for _ in range(space.length):
+        after = np.where(masked.any(-1), 0, law)  # what is full stays
+        flow = (law[:, None] * one_of)[..., None] * token
+        np.add.at(after, space.neighbours[..., : graph.num_tokens], flow)
+        law = after
+    return law
 
 
 @functools.lru_cache(maxsize=32)

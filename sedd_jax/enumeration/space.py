@@ -7,6 +7,7 @@ nothing on sequences with a mask. Kernels are [S, S], [from, to]; generators, li
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +94,11 @@ class Space:
     def guess(self) -> Law:
         """Returns the law of uniformly drawn real tokens."""
         return self.embedded(np.full(len(self.clean), 1 / len(self.clean)))
+
+    def conditional(self, law: Law, given: Mapping[int, int]) -> Law:
+        """Returns the law given tokens by position: Bayes' rule. They must be possible."""
+        agrees = np.all([self.states[:, i] == token for i, token in given.items()], axis=0)
+        return law * agrees / (law * agrees).sum()
 
     def random_data(self, seed: int, support: float = 1.0) -> Law:
         """Returns a random law of data, drawn uniformly from those on a random support.

@@ -16,16 +16,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.sharpness import Sharpness
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.evaluation.judge import Judge
 from sedd_jax.evaluation.measures import Measures
 from sedd_jax.evaluation.record import Record, answered, identity, save
 from sedd_jax.evaluation.reference import read_reference
-from sedd_jax.inference.autoregressive import check_sharpness, generate_autoregressive
+from sedd_jax.inference.autoregressive import generate_autoregressive
 from sedd_jax.inference.batches import check_rows
 from sedd_jax.inference.generate import generate
 from sedd_jax.inference.load import Checkpoint
-from sedd_jax.inference.sampling import Sampling
+from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
 from sedd_jax.runtime.components import Baseline
 from sedd_jax.runtime.lead import is_lead
 from sedd_jax.runtime.processes import check_same, in_turn, lead_says
@@ -47,10 +49,11 @@ class Settings:
     Attributes:
       num_samples: of each record.
       length: tokens of a sample; the trained length by default.
-      steps: reverse steps before the final one; of a diffusion model, as the next two.
-      samplers: rules of the reverse step.
-      precisions: how tokens are drawn, see `inference.generate`.
-      temperature: of an autoregressive model, as the next.
+      steps: reverse steps before the final one, None for the sampler's own; of a diffusion model,
+        as the next two.
+      samplers: see `inference.sampling`, as the next.
+      precisions: how tokens are drawn.
+      temperature: how sharply tokens are drawn, as the next.
       top_p: the nucleus.
       seed: sample i is a function of (seed, i).
       batch_size: samples at a time.
@@ -59,7 +62,7 @@ class Settings:
 
     num_samples: int = 64
     length: int | None = None
-    steps: tuple[int, ...] = (128,)
+    steps: tuple[int | None, ...] = (None,)
     samplers: tuple[str, ...] = ("tweedie",)
     precisions: tuple[str, ...] = ("exact",)
     temperature: float = 1.0
@@ -69,16 +72,20 @@ class Settings:
     mauve: bool = False
 
     @property
-    def sweep(self) -> list[tuple[str, str, int]]:
-        """Sampler, precision and steps of every way that a diffusion model has."""
-        return list(itertools.product(self.samplers, self.precisions, self.steps))
+    def sweep(self) -> list[Sampling]:
+        """Every way that a diffusion model has."""
+        product = itertools.product(self.samplers, self.precisions, self.steps)
+        ways = (
+            Sampling(steps, sampler, precision, self.temperature, self.top_p)
+            for sampler, precision, steps in product
+        )
+        return list(dict.fromkeys(ways))
 
-    def check(self) -> None:
-        """Raises BadInput for a setting that cannot be."""
+    def check(self, graph: Graph | None = None) -> None:
+        """Raises BadInput for a setting that cannot be, or not on the graph."""
         check_positive(batch_size=self.batch_size)
-        for sampler, precision, steps in self.sweep:
-            Sampling(steps, sampler, precision).check()
-        check_sharpness(self.temperature, self.top_p)
+        for sampling in self.sweep:
+            sampling.check(graph)
         if self.num_samples < 2:
             raise BadInput(f"num_samples is {self.num_samples}; an error needs 2 at least.")
         if self.length is not None and self.length < 4:
@@ -86,15 +93,15 @@ class Settings:
 
 
 class _Way(NamedTuple):
-    """A way to come by texts: its name, what it costs, its protocol, and how to do it.
+    """A way to come by texts: its name, the most it costs, its protocol, and how to do it.
 
-    `draw` returns tokens [N, L] and the calls of the network for each row, as told before.
+    `draw` returns tokens [N, L] and the calls of the network for a row, on average.
     """
 
     name: str
     evaluations: int
     protocol: dict[str, Any]
-    draw: Callable[[], tuple[np.ndarray, int]]
+    draw: Callable[[], tuple[np.ndarray, float]]
 
 
 class Plan(NamedTuple):
@@ -127,7 +134,8 @@ def plan(
         package for MAUVE.
       FloatingPointError: weights that are not finite.
     """
-    settings.check()
+    baseline = isinstance(checkpoint.components, Baseline)
+    settings.check(None if baseline else checkpoint.graph)
     length = checkpoint.config.model.length if settings.length is None else settings.length
     check_rows(checkpoint.config, settings.num_samples, length, settings.batch_size)
     judging = judge and Judge(judge, length, settings.batch_size)
@@ -212,19 +220,29 @@ def _ways(checkpoint, settings, length):
         "never the mask"
     )
 
-    def way(sampler, precision, steps):
-        options = {"sampler": sampler, "steps": steps, "precision": precision}
-        name = f"{sampler}-{steps}" + ("" if precision == "exact" else f"-{precision}")
+    def way(sampling):
+        options = dataclasses.asdict(sampling)
+        for name in Sharpness._fields:  # what follows the model's law need not say so
+            if options[name] == 1:
+                del options[name]
+        name = _name(**options)
 
         def denoised():
             with progress(name) as advance:
                 tokens, diagnostics = generate(key, checkpoint, **rows, **options, progress=advance)
-            return tokens, int(diagnostics.evaluations.max())
+            return tokens, float(diagnostics.evaluations.mean())
 
-        protocol = options | {"final_step": final}
-        return _Way(name, steps + 1, protocol, denoised)
+        last = "none" if sampling.sampler == FIRST_HITTING else final
+        return _Way(name, sampling.most_calls(length), options | {"final_step": last}, denoised)
 
-    return list(itertools.starmap(way, settings.sweep))
+    return list(map(way, settings.sweep))
+
+
+def _name(sampler, steps, precision, **departures):
+    """What a way is called."""
+    parts = [sampler, steps, None if precision == "exact" else precision]
+    parts += [f"{name.replace('_', '-')}-{value:g}" for name, value in departures.items()]
+    return "-".join(str(part) for part in parts if part is not None)
 
 
 class _Told:

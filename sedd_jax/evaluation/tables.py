@@ -79,7 +79,7 @@ def _way(record):
         "sampler": sampler,
         "precision": record.protocol.get("precision"),
         "steps": _given(record.protocol, "steps", ","),
-        "evaluations": None if is_real(record) else _given(record.figures, "evaluations", ","),
+        "evaluations": None if is_real(record) else _given(record.figures, "evaluations", ",.6g"),
         "samples": _given(record.figures, "samples", ","),
     }
 

@@ -20,6 +20,11 @@ def row_keys(key: Key[Array, ""], rows: Integer[Array | np.ndarray, "B"]) -> Key
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
+@jax.jit
+def _keys_of_window(keys, number):
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
 def in_batches(
     generator: Callable[[Params, Key[Array, "B"], Prompt], tuple[Int[Array, "B L"], Any]],
     checkpoint: Checkpoint,
@@ -29,6 +34,7 @@ def in_batches(
     finite: Callable[[Any], Bool[np.ndarray, "B"]],
     progress: Callable[[int, int], None] | None = None,
     rows: Integer[np.ndarray, "N"] | None = None,
+    window: int = 0,
 ) -> list[Any]:
     """Returns what the generator gives for the rows of the prompt, a batch at a time.
 
@@ -41,6 +47,7 @@ def in_batches(
       finite: says by what was found of a row whether all its numbers were.
       progress: called as progress(done, total) after every batch.
       rows: numbers of the rows; 0 to N - 1 by default.
+      window: number of the part of longer rows, each drawn with keys of its own.
 
     Raises:
       FloatingPointError: those of a row were not; no later batch is drawn.
@@ -54,16 +61,23 @@ def in_batches(
         taken = np.minimum(batch, count - 1)
         of_batch = jax.tree.map(lambda x, taken=taken: checkpoint.spread(x[taken]), held)
         keys = row_keys(key, checkpoint.spread(numbers[taken]))
+        if window:  # below are the numbers of steps, for which the keys of a row serve too
+            keys = _keys_of_window(keys, np.uint32(2**31 + window))
         parts.append(jax.device_get(generator(checkpoint.params, keys, of_batch)))
         wrong = numbers[taken[~finite(parts[-1][1]) & (batch == taken)]]
         if len(wrong):
-            raise FloatingPointError(
-                f"The network gave numbers that are not finite in rows {wrong}: its weights are of "
-                "no use, try another checkpoint."
-            )
+            raise not_finite(wrong)
         if progress is not None:
             progress(done, len(batches))
     return parts
+
+
+def not_finite(rows: Integer[np.ndarray, "N"]) -> FloatingPointError:
+    """Returns the error that rows of these numbers cannot be drawn."""
+    return FloatingPointError(
+        f"The network gave numbers that are not finite in rows {rows}: its weights are of no use, "
+        "try another checkpoint."
+    )
 
 
 def row_batches(num_rows: int, batch_size: int, parts: int) -> Iterator[np.ndarray]:
@@ -79,8 +93,7 @@ def row_batches(num_rows: int, batch_size: int, parts: int) -> Iterator[np.ndarr
 def check_rows(config: Config, num_samples: int, length: int, batch_size: int) -> None:
     """Raises BadInput for samples that no model can draw, or not the one of these settings."""
     check_positive(num_samples=num_samples, length=length, batch_size=batch_size)
-    learned = config.family == "autoregressive" or config.model.learned_positions
-    if learned and length > config.model.length:
+    if config.family == "autoregressive" and length > config.model.length:
         raise BadInput(
             f"length must be at most {config.model.length}, the positions that the model has "
             f"learned, got {length}."

@@ -8,11 +8,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
+from sedd_jax.errors import BadInput
 from sedd_jax.inference.batches import check_rows, in_batches
 from sedd_jax.inference.generator import Diagnostics, Generator, build_generator
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.inference.prompt import Prompt, check_prompt, free
 from sedd_jax.inference.sampling import Sampling
+from sedd_jax.inference.sliding import overlap_of, slide, windows
 from sedd_jax.runtime.components import Components
 from sedd_jax.runtime.sharding import program
 
@@ -40,13 +42,14 @@ def generate(
       key: random key.
       checkpoint: the model, from `sedd.load`.
       num_samples: N.
-      length: L, tokens per sequence; the trained length by default.
+      length: L, tokens per sequence; the trained length by default. Longer rows are drawn a window
+        of the trained length at a time, each holding the end of the text before it.
       prompt: tokens to hold, [N, L]; they come back unchanged.
       rows: numbers of the rows, below 2^32; 0 to N - 1 by default.
       batch_size: rows at a time; on a mesh, rounded up to fill it.
-      trace: keep the tokens after every step in the diagnostics.
-      progress: called as progress(done, total) after every batch.
-      **settings: how to draw, see `Sampling`: steps=128, sampler="tweedie" and the like.
+      trace: keep the tokens after every step in the diagnostics; not of longer rows.
+      progress: called as progress(done, total) after every batch; of longer rows, every window.
+      **settings: how to draw, see `Sampling`: sampler="tweedie", steps=128 and the like.
 
     Returns:
       Tokens [N, L] and `Diagnostics` over the N rows.
@@ -58,22 +61,37 @@ def generate(
     components, config = checkpoint.diffusion, checkpoint.config
     length = config.model.length if length is None else length
     sampling = Sampling(**settings)
-    sampling.check()
+    sampling.check(components.graph)
     check_rows(config, num_samples, length, batch_size)
     prompt = free(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), components.num_tokens)
+    trained = config.model.length
+    overlap = overlap_of(sampling.overlap, trained)
+    if trace and length > trained:
+        raise BadInput(f"trace is for rows of at most {trained} tokens, the trained length.")
     generator = _compiled(components, checkpoint.mesh, sampling, config.train.t_min, trace)
-    parts = in_batches(
-        generator,
-        checkpoint,
-        key,
-        prompt,
-        batch_size,
-        lambda found: found.finite,
-        progress,
-        rows,
+    numbers = np.arange(num_samples) if rows is None else np.asarray(rows)
+
+    def draw(part, told, chosen=slice(None), window=0):
+        parts = in_batches(
+            generator,
+            checkpoint,
+            key,
+            part,
+            batch_size,
+            lambda found: found.finite,
+            told,
+            numbers[chosen],
+            window,
+        )
+        return _join_rows(parts, len(part.tokens))
+
+    if length <= trained:
+        return draw(prompt, progress)
+    plan = windows(prompt, trained, overlap)
+    return slide(
+        prompt, plan, lambda part, window: draw(part, None, window.rows, window.number), progress
     )
-    return _join_rows(parts, num_samples)
 
 
 @functools.lru_cache(maxsize=8)

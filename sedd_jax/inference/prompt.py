@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from sedd_jax.diffusion.padding import real_positions
+from sedd_jax.diffusion.padding import real_positions, zero_padding
 from sedd_jax.diffusion.reverse import Clamp
 from sedd_jax.errors import BadInput, check_positive
 
@@ -24,6 +24,11 @@ class Prompt(NamedTuple):
     tokens: Int[Array | np.ndarray, "N L"]
     held: Bool[Array | np.ndarray, "N L"]
     lengths: Int[Array | np.ndarray, "N"] | None = None
+
+    @property
+    def given(self) -> Bool[Array | np.ndarray, "N L"]:
+        """Where text is held: not in the padding."""
+        return zero_padding(self.held, self.lengths)
 
     @property
     def clamp(self) -> Clamp:

@@ -9,6 +9,7 @@ import pytest
 from configs import exact_absorb, exact_uniform
 from sedd_jax.claims import samplers
 from sedd_jax.claims.bound import check_bound
+from sedd_jax.claims.conditioning import check_conditioning
 from sedd_jax.claims.rare import check_rare_tokens
 from sedd_jax.claims.samplers import check_samplers, goodness_of_fit
 from sedd_jax.claims.scores import check_scores
@@ -17,6 +18,7 @@ from sedd_jax.claims.training import check_training
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion import reverse, tweedie
+from sedd_jax.enumeration import law
 from sedd_jax.enumeration.space import Space
 from sedd_jax.errors import BadInput
 from sedd_jax.runtime.components import build_components
@@ -104,6 +106,26 @@ def test_claims_on_samplers_fail_for_a_sampler_that_is_off(monkeypatch):
         num_laws=1,
     )
     assert failed(section)
+
+
+def conditioned(graph, **schedules):
+    space = space_of(graph, length=3)
+    return check_conditioning(space, schedules, space.random_data(1), t_min=1e-3, max_steps=32)
+
+
+def test_claims_on_given_tokens(monkeypatch):
+    section = conditioned("absorb", loglinear=SCHEDULES["loglinear"])
+    assert failed(section) == [] and len(section.claims) == 2
+    # what is drawn for a free position when held tokens are not seen is not Bayes'
+    monkeypatch.setattr(law, "_clean", lambda probs, given, *_: probs)
+    assert len(failed(conditioned("absorb", loglinear=SCHEDULES["loglinear"]))) == 2
+
+
+def test_clamping_is_an_approximation_under_the_uniform_graph():
+    section = conditioned("uniform", loglinear=SCHEDULES["loglinear"])
+    column = section.tables[1].columns.index("TV, tweedie, clamp")
+    coarse, fine = (row[column] for row in section.tables[1].rows[-2:])
+    assert fine > 0.02 and fine > 0.8 * coarse  # more steps do not mend it
 
 
 def test_claims_on_rare_tokens():

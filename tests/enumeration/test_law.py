@@ -11,13 +11,14 @@ from scipy.stats import chisquare
 
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.categorical import jump, jump_law
-from sedd_jax.enumeration.law import reverse_law, sampler_law
+from sedd_jax.diffusion.score import StepLaw
+from sedd_jax.enumeration.law import first_hitting_law, reverse_law, sampler_law
 from sedd_jax.enumeration.scores import exact_model, exact_params
 from sedd_jax.enumeration.space import total_variation
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.generator import build_generator
-from sedd_jax.inference.prompt import free
-from sedd_jax.inference.sampling import Sampling
+from sedd_jax.inference.prompt import Prompt, free
+from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
 from sedd_jax.model.score_model import dense_model
 from sedd_jax.runtime.components import Components
 
@@ -158,17 +159,79 @@ def test_sampler_law_is_that_of_what_the_generator_draws(brute, sampler):
     generate = _fast_jit(build_generator(components, Sampling(3, sampler), t_min=T_MIN))
     keys = row_keys(jax.random.key(0), jnp.arange(rows))
     tokens, _ = generate(params, keys, free(rows, brute.length))
+    law = sampler_law(components, params, brute.space, steps=3, sampler=sampler, t_min=T_MIN)
+    _assert_drawn_from(law, tokens, brute)
+
+
+def _assert_drawn_from(law, tokens, brute):
     counts = np.zeros(len(brute.states))
     for state, count in zip(*np.unique(tokens, axis=0, return_counts=True), strict=True):
         counts[brute.states.index(tuple(state.tolist()))] = count
-    law = sampler_law(components, params, brute.space, steps=3, sampler=sampler, t_min=T_MIN)
+    rows = len(tokens)
     assert counts[law == 0].sum() == 0
     frequent = rows * law > 5
     observed = [*counts[frequent], counts[~frequent].sum()]
     expected = [*(rows * law[frequent]), rows * law[~frequent].sum()]
     keep = np.array(expected) > 0
     observed, expected = np.array(observed)[keep], np.array(expected)[keep]
+    assert len(expected) > 3
     assert chisquare(observed, expected * rows / expected.sum()).pvalue > LEVEL
+
+
+def _calibrated(graph, noise, xt, total, t, t_next):
+    """Leaving the mask as if the ratios had the sum that true ones have; to tokens by the score."""
+    stays = jnp.expm1(-noise.sigma(t_next)) / jnp.expm1(-noise.sigma(t))
+    masked = xt == graph.mask_id
+    leave = jnp.where(masked, 1 - stays[:, None], 0)
+    return StepLaw(scale=leave / total, cut=None, stay=1 - leave)
+
+
+@pytest.mark.parametrize("brute", ["absorb-4-2"], indirect=True)
+def test_first_hitting_on_a_grid_is_the_chain_of_calibrated_steps(brute):
+    rows, steps = 4096, 3
+    components, params = _rough(brute)
+    params = jax.tree.map(jnp.asarray, params)
+    sampling = Sampling(steps, FIRST_HITTING)
+    generate = _fast_jit(build_generator(components, sampling, t_min=T_MIN))
+    keys = row_keys(jax.random.key(0), jnp.arange(rows))
+    tokens, diagnostics = generate(params, keys, free(rows, brute.length))
+    law = sampler_law(
+        components, params, brute.space, steps=steps, sampler=_calibrated, t_min=T_MIN
+    )
+    _assert_drawn_from(law, tokens, brute)
+    # as many calls as intervals in which a position falls: of two positions, two or one
+    masked = [1 - math.exp(-SCHEDULES["absorb"][1](t)) for t in np.linspace(1, T_MIN, steps + 1)]
+    shares = -np.diff([*masked, 0]) / masked[0]
+    together = np.mean(np.asarray(diagnostics.evaluations) == 1)
+    assert abs(together - np.sum(shares**2)) < 5 / math.sqrt(rows)
+    assert diagnostics.evaluations.max() == 2
+
+
+@pytest.mark.parametrize("brute", ["absorb-3-3"], indirect=True)
+def test_first_hitting_has_the_law_of_the_data_and_of_bayes(brute):
+    data, mask, held = brute.space.random_data(0), brute.num_states - 1, 1
+    components = Components(brute.space.graph, SCHEDULES["absorb"][0], exact_model(brute.space))
+    posterior = data * (brute.space.states[:, 1] == held)  # in the middle
+    posterior /= posterior.sum()
+    start = np.zeros(len(data))
+    start[brute.states.index((mask, held, mask))] = 1
+    with jax.enable_x64(True):
+        params = exact_params(data)
+        law = first_hitting_law(components, params, brute.space)
+        given = first_hitting_law(components, params, brute.space, start)
+    np.testing.assert_allclose(law, data, atol=1e-12)
+    np.testing.assert_allclose(given, posterior, atol=1e-12)
+
+    rows = 8192  # in every other one the token is held
+    free_rows = np.arange(rows) % 2 == 0
+    prompt = free(rows, brute.length)
+    prompt = Prompt(jnp.full_like(prompt.tokens, held), prompt.held.at[1::2, 1].set(True))
+    generate = _fast_jit(build_generator(components, Sampling(None, FIRST_HITTING), t_min=T_MIN))
+    keys = row_keys(jax.random.key(1), jnp.arange(rows))
+    tokens, diagnostics = jax.device_get(generate(exact_params(data), keys, prompt))
+    _assert_drawn_from(data, tokens[free_rows], brute)
+    _assert_drawn_from(posterior, tokens[~free_rows], brute)
+    np.testing.assert_array_equal(diagnostics.evaluations, np.where(free_rows, 3, 2))
 
 
 def _bayes(brute, data, sigma_late, sigma_early):

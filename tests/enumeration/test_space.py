@@ -152,3 +152,11 @@ def test_kl_divergence_is_the_mean_log_ratio_under_the_first_law():
     assert kl_divergence(p, p) == 0
     assert kl_divergence(q, p) == np.inf  # q has what p lacks
     assert kl_divergence(np.array([0.5, 0.5, 0]), np.array([0.25, 0.75, 0])) < np.inf
+
+
+def test_conditional_is_bayes_rule_over_the_sequences(brute):
+    data = brute.space.random_data(0)
+    given = {1: 0}
+    expected = np.array([p * (state[1] == 0) for p, state in zip(data, brute.states, strict=True)])
+    got = brute.space.conditional(data, given)
+    np.testing.assert_allclose(got, expected / expected.sum(), rtol=1e-12)

@@ -139,6 +139,19 @@ def test_a_sweep_asks_every_question(checkpoint, tmp_path, monkeypatch):
     assert "gen_perplexity_samples" not in records[0].figures
 
 
+def test_a_sweep_of_first_hitting_counts_the_calls_that_were_made(checkpoint, tmp_path):
+    settings = Settings(3, 12, (None, 4), ("first_hitting",), batch_size=3, top_p=0.9)
+    free, _ = quality.plan(checkpoint, settings).questions
+    (grid,) = run(checkpoint, dataclasses.replace(settings, steps=(4,)), tmp_path)
+    assert (free.name, grid.name) == ("first_hitting-top-p-0.9", "first_hitting-4-top-p-0.9")
+    key, options = jax.random.key(0), {"sampler": "first_hitting", "top_p": 0.9, "batch_size": 3}
+    _, diagnostics = sedd.generate(key, checkpoint, 3, 12, steps=4, **options)
+    assert grid.figures["evaluations"] == pytest.approx(diagnostics.evaluations.mean())
+    assert (grid.protocol["steps"], grid.protocol["final_step"]) == (4, "none")
+    assert grid.protocol["top_p"] == 0.9 and "temperature" not in grid.protocol
+    assert free.protocol["steps"] is None
+
+
 def test_an_autoregressive_model_has_one_way(causal, tmp_path):
     settings = Settings(2, 6, temperature=0.7, top_p=0.9, seed=1)
     (record,) = run(causal, settings, tmp_path, judge=causal)
@@ -202,10 +215,16 @@ def test_mauve_is_of_the_judges_features(causal, tmp_path, monkeypatch):
         ({"length": 17}, "length must be at most 16, the positions"),
         ({"steps": (4, 0)}, "steps must be at least 1, got 0"),
         ({"steps": (10**12,)}, "steps must be at most 1,048,576, got 1,000,000,000,000"),
-        ({"samplers": ("heun",)}, "sampler must be one of euler, tweedie, got 'heun'"),
+        (
+            {"samplers": ("heun",)},
+            "sampler must be one of euler, tweedie, first_hitting, got 'heun'",
+        ),
         ({"precisions": ("low",)}, "precision must be one of exact, published, got 'low'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"temperature": float("nan")}, "temperature must be positive and finite, got nan"),
+        (
+            {"temperature": float("nan")},
+            "temperature must be 0 .greedy. or more, and finite, got nan",
+        ),
         ({"top_p": 7.0}, r"top_p must be in \(0, 1\], got 7.0"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput
+from sedd_jax.inference.prompt import Prompt
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.config import MeshConfig
 
@@ -85,6 +86,47 @@ def test_the_published_race_draws_other_tokens_of_the_same_kind(five, checkpoint
     assert (tokens != five[0]).mean() > 0.5
 
 
+HITTING = [{"steps": None}, {"steps": 4, "temperature": 0.5, "top_p": 0.9}]
+
+
+@pytest.mark.parametrize("settings", HITTING, ids=["one a call", "grid, sharp"])
+def test_first_hitting_calls_where_something_happens(checkpoint, smoke_run, settings):
+    tokens = np.tile(np.arange(12, dtype=np.int32), (3, 1))
+    held = np.zeros((3, 12), bool)
+    held[1, 3:10] = True
+    prompt = Prompt(tokens, held, np.array([12, 12, 7], np.int32))
+    options = {"prompt": prompt, "sampler": "first_hitting", "trace": True, **settings}
+    drawn, diagnostics = sedd.generate(KEY, checkpoint, 3, 12, batch_size=2, **options)
+    free = np.array([12, 5, 7])
+    np.testing.assert_array_equal(drawn[held], tokens[held])
+    assert (drawn[2, 7:] == 0).all() and drawn.max() < checkpoint.graph.mask_id
+    np.testing.assert_array_equal(diagnostics.changed.sum(0), free)
+    most = 12 if settings["steps"] is None else 5
+    assert diagnostics.changed.shape == (most, 3) and diagnostics.trace.shape == (most + 1, 3, 12)
+    np.testing.assert_array_equal((diagnostics.changed > 0).sum(0), diagnostics.evaluations)
+    if settings["steps"] is None:
+        np.testing.assert_array_equal(diagnostics.evaluations, free)
+    masked = (diagnostics.trace == checkpoint.graph.mask_id).sum(-1)
+    np.testing.assert_array_equal(masked[0], free)
+    np.testing.assert_array_equal(-np.diff(masked, axis=0), diagnostics.changed)
+    np.testing.assert_array_equal(diagnostics.trace[-1], drawn)
+    if settings["steps"] is None:
+        return
+    # the same on eight devices, in a batch of other rows
+    spread = sedd.load(smoke_run, mesh=MeshConfig(data=4, fsdp=2))
+    again, found = sedd.generate(KEY, spread, 3, 12, batch_size=3, **options)
+    np.testing.assert_array_equal(again, drawn)
+    np.testing.assert_array_equal(found.evaluations, diagnostics.evaluations)
+
+
+def test_first_hitting_needs_a_mask(checkpoint):
+    config = dataclasses.replace(checkpoint.config, graph="uniform")
+    components = build_components(config, checkpoint.tokenizer.vocab_size)
+    other = dataclasses.replace(checkpoint, components=components, config=config)
+    with pytest.raises(BadInput, match="'first_hitting' needs the absorbing graph"):
+        sedd.generate(KEY, other, 1, sampler="first_hitting")
+
+
 def test_rows_differ(five):
     assert len({row.tobytes() for row in five[0]}) == 5
 
@@ -116,7 +158,10 @@ def test_log_score_is_float32_and_zero_at_the_current_token(checkpoint):
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": 2**20 + 1}, "steps must be at most 1,048,576"),
         ({"length": 0}, "length must be at least 1"),
-        ({"sampler": "heun"}, "sampler must be one of euler, tweedie, got 'heun'"),
+        ({"sampler": "heun"}, "sampler must be one of euler, tweedie, first_hitting, got 'heun'"),
+        ({"temperature": -1.0}, "temperature must be 0"),
+        ({"top_p": 2.0}, "top_p must be in"),
+        ({"precision": "published", "top_p": 0.9}, "draws by the model's law alone"),
         ({"precision": "low"}, "precision must be one of exact, published, got 'low'"),
     ],
 )
@@ -147,8 +192,8 @@ def test_learned_positions_end_at_the_trained_length(checkpoint):
     params = components.model.init(KEY)
     learned = dataclasses.replace(checkpoint, components=components, params=params, config=config)
     longer = model.length + 1
-    with pytest.raises(BadInput, match=f"length must be at most {model.length}"):
-        generate(learned, 1, longer)
+    drawn, _ = sedd.generate(KEY, learned, 1, longer, steps=1)  # by windows
+    assert drawn.shape == (1, longer)
     tokens = np.zeros((2, longer), np.int32)
     with pytest.raises(BadInput, match=f"at most {model.length} tokens"):
         sedd.nll_bound(KEY, learned, tokens)

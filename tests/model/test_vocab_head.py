@@ -16,6 +16,7 @@ from sedd_jax.diffusion.categorical import jump_law
 from sedd_jax.diffusion.reverse import denoise_law, euler_law, tweedie_law
 from sedd_jax.diffusion.score import DenseScore, StepLaw
 from sedd_jax.diffusion.score_entropy import target
+from sedd_jax.diffusion.sharpness import Sharpness
 from sedd_jax.model import tiles
 from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.tiles import GROUP, Table, Tiling
@@ -426,6 +427,70 @@ def test_draws_follow_the_law_of_the_dense_scores(name, rule):
     left = np.asarray(draw.xt) != np.asarray(xt)
     error = 5 * np.sqrt(1 / 16 / ROWS)
     assert abs(left.all(1).mean() - left.mean(0).prod()) < error
+
+
+@jit(static_argnums=(0, 1, 2))
+def sharp_draws(case, form, sharpness, keys, hidden, table, shift, xt, active, step):
+    score = form(case, hidden, table, shift, xt)
+    law = functools.partial(tweedie_law, case.graph, xt, delta_sigma=step)
+    return score.draw(keys, lambda total: law(total=total), active, sharpness)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_the_likeliest_token_is_the_same_written_out(name):
+    arrays = drawing_problem(name)
+    case = Case(GRAPHS[name], placement=on_mesh() if name == "uniform" else ANYWHERE)
+    got = sharp_draws(case, streamed, Sharpness(0.0), *arrays)
+    wanted = sharp_draws(Case(GRAPHS[name]), written_out, Sharpness(0.0), *arrays)
+    np.testing.assert_array_equal(got.xt, wanted.xt)
+    xt, active = np.asarray(arrays[4]), np.asarray(arrays[5])
+    log_score = np.array(written_out(Case(GRAPHS[name]), *arrays[1:5]).log_score)
+    np.put_along_axis(log_score, xt[..., None], -np.inf, -1)
+    left = np.asarray(got.xt) != xt
+    assert 4 < left.sum() <= active.sum() - (name == "uniform")
+    np.testing.assert_array_equal(np.asarray(got.xt)[left], log_score.argmax(-1)[left])
+    # whether a position is left does not depend on how sharply
+    plain = draws(Case(GRAPHS[name]), streamed, "tweedie", *arrays)
+    np.testing.assert_array_equal(np.asarray(plain.xt) != xt, left)
+
+
+@pytest.mark.parametrize(
+    ("form", "on_devices", "sharpness"),
+    [("streamed", True, Sharpness(0.7, 0.8)), ("written out", False, Sharpness(0.6, 0.9))],
+)
+def test_sharper_draws_follow_the_nucleus_of_the_tempered_law(form, on_devices, sharpness):
+    graph, rng = sedd.graph.uniform(FEW), np.random.default_rng(6)
+    hidden = jnp.array(rng.normal(0, 0.3, (1, 1, D)), jnp.float32)
+    table = Table(jnp.array(rng.normal(0, 1, (D, 384)), jnp.float32), jnp.full(384, 0.1))
+    shift, xt, step = jnp.zeros((1, 1)), jnp.array([[140]]), 0.15
+    case = Case(graph, Tiling(256, (4096,), 512), on_mesh() if on_devices else ANYWHERE)
+    many = (jnp.broadcast_to(x, (ROWS, *x.shape[1:])) for x in (hidden, shift, xt))
+    hidden_of, shift_of, xt_of = many
+    keys = jax.random.split(jax.random.key(8), ROWS)
+    rest = (table, shift_of, xt_of, np.ones((ROWS, 1), bool), jnp.full(ROWS, step))
+    form = streamed if form == "streamed" else written_out
+    drawn = np.asarray(sharp_draws(case, form, sharpness, keys, hidden_of, *rest).xt)[:, 0]
+
+    score = jnp.exp(written_out(case, hidden, table, shift, xt).log_score)
+    total = score.sum(-1) - score[..., 140]
+    law = tweedie_law(graph, xt, total, jnp.full(1, step))
+    probs = np.float64(jump_law(law.weights(xt, score)))[0, 0]
+    stays, probs[140] = probs[140], 0
+    tempered = probs ** (1 / sharpness.temperature)
+    tempered /= tempered.sum()
+    largest = np.argsort(-tempered)
+    count = 1 + np.searchsorted(np.cumsum(tempered[largest]), sharpness.top_p)
+    tempered[largest[count:]] = 0
+    expected = ROWS * (1 - stays) * tempered / tempered.sum()
+    expected[140] = ROWS * stays
+    counts = np.bincount(drawn, minlength=FEW)
+    assert 20 < count < FEW and not counts[expected == 0].any()
+    rare = expected < 5
+    counts = np.append(counts[~rare], counts[rare].sum())
+    expected = np.append(expected[~rare], expected[rare].sum())
+    assert expected[-1] == 0 or expected[-1] >= 5
+    keep = expected > 0
+    assert chisquare(counts[keep], expected[keep]).pvalue > LEVEL
 
 
 def test_equal_positions_draw_apart():

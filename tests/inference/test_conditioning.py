@@ -1,0 +1,114 @@
+"""What held tokens are on the way, and what that gives, where the laws can be written down."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from sedd_jax.diffusion import graph as graphs
+from sedd_jax.diffusion import noise as noises
+from sedd_jax.enumeration.law import sampler_law
+from sedd_jax.enumeration.scores import exact_model, exact_params, tabulated
+from sedd_jax.enumeration.space import Space, total_variation
+from sedd_jax.errors import BadInput
+from sedd_jax.inference.batches import row_keys
+from sedd_jax.inference.conditioning import systematic
+from sedd_jax.inference.generator import build_generator
+from sedd_jax.inference.prompt import Prompt
+from sedd_jax.inference.sampling import Sampling
+from sedd_jax.runtime.components import Components
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+LEVEL = 1e-4  # of a chi-square test; keys are fixed, so a pass stays a pass
+ROWS, T_MIN = 4096, 1e-3
+SPACE = Space(graphs.uniform(3), 3)
+DATA = SPACE.random_data(0)
+COMPONENTS = Components(SPACE.graph, noises.loglinear(), tabulated(exact_model(SPACE), SPACE))
+GIVEN = {0: 1, 2: 0}
+
+
+def drawn(given, **settings):
+    """Frequencies of ROWS samples with true scores, and what happened."""
+    held = np.isin(np.arange(3), list(given))
+    tokens = np.array([given.get(i, 0) for i in range(3)], np.int32)
+    prompt = Prompt(np.tile(tokens, (ROWS, 1)), np.tile(held, (ROWS, 1)))
+    generator = jax.jit(build_generator(COMPONENTS, Sampling(**settings), t_min=T_MIN))
+    keys = row_keys(jax.random.key(0), jnp.arange(ROWS))
+    tokens, diagnostics = generator(exact_params(DATA), keys, prompt)
+    counts = np.bincount(SPACE.index(np.asarray(tokens)), minlength=len(SPACE.states))
+    return counts / ROWS, diagnostics
+
+
+def fits(frequencies, law):
+    """Whether a chi-square test finds no difference; what is impossible must not be drawn."""
+    counts, expected = ROWS * frequencies, ROWS * law
+    assert counts[expected == 0].sum() == 0
+    often = expected > 5
+    observed = np.append(counts[often], counts[~often].sum())
+    expected = np.append(expected[often], expected[~often].sum())
+    observed, expected = observed[expected > 0], expected[expected > 0]
+    return chisquare(observed, expected * ROWS / expected.sum()).pvalue > LEVEL
+
+
+def exact_law(given, conditioning, steps=8):
+    options = {"steps": steps, "sampler": "tweedie", "t_min": T_MIN}
+    return sampler_law(
+        COMPONENTS._replace(model=exact_model(SPACE)),
+        exact_params(DATA),
+        SPACE,
+        given=given,
+        conditioning=conditioning,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("conditioning", ["clamp", "renoise"])
+def test_samples_follow_the_law_by_enumeration(conditioning):
+    frequencies, diagnostics = drawn(GIVEN, steps=8, conditioning=conditioning)
+    assert fits(frequencies, exact_law(GIVEN, conditioning))
+    assert (diagnostics.evaluations == 9).all()
+    other = {"clamp": "renoise", "renoise": "clamp"}[conditioning]
+    assert not fits(frequencies, exact_law(GIVEN, other))  # so that the test can fail
+
+
+def test_one_weighed_copy_is_clamping_and_many_are_bayes():
+    bayes = SPACE.conditional(DATA, GIVEN)
+    one, _ = drawn(GIVEN, steps=8, conditioning="resample")
+    assert fits(one, exact_law(GIVEN, "clamp"))
+    many, diagnostics = drawn(GIVEN, steps=8, conditioning="resample", particles=8)
+    assert (diagnostics.evaluations == 8 * 9).all() and diagnostics.finite.all()
+    # what is left is of the 8 steps and the 8 copies
+    assert total_variation(many, bayes) < 0.1 < 0.15 < total_variation(one, bayes)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"conditioning": "renoise"}, {"conditioning": "resample", "particles": 4}]
+)
+def test_with_nothing_held_all_are_the_unconditional_sampler(settings):
+    frequencies, _ = drawn({}, steps=8, **settings)
+    assert fits(frequencies, exact_law({}, "clamp"))
+
+
+def test_systematic_draws_every_index_as_often_as_its_weight_says():
+    weights = jnp.array([0.05, 0.45, 0.0, 0.3, 0.2])
+    keys = jax.random.split(jax.random.key(0), 4000)
+    drawn = np.asarray(jax.jit(jax.vmap(systematic, (0, None)))(keys, weights))
+    counts = (drawn[..., None] == np.arange(5)).sum(1)
+    expected = 5 * np.asarray(weights)
+    assert (counts >= np.floor(expected)).all() and (counts <= np.ceil(expected)).all()
+    np.testing.assert_allclose(counts.mean(0), expected, atol=0.04)  # 5 of the standard errors
+
+
+@pytest.mark.parametrize(
+    ("graph", "settings", "message"),
+    [
+        ("uniform", {"conditioning": "bayes"}, "conditioning must be one of clamp, renoise, res"),
+        ("uniform", {"particles": 0}, "particles must be at least 1"),
+        ("uniform", {"particles": 4}, "particles=4 are for conditioning='resample' alone"),
+        ("absorb", {"conditioning": "resample"}, "under the absorbing graph.*'clamp' is exact"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(graph, settings, message):
+    with pytest.raises(BadInput, match=message):
+        Sampling(**settings).check(graphs.GRAPHS[graph](3))
