@@ -39,19 +39,57 @@ def test_the_trace_ends_without_masks(smoke_run, binary):
     assert "░" not in frames[-1]
 
 
+def test_a_template_is_filled_in(smoke_run, binary):
+    template = r"\[MASK:2]The[MASK:5]end."
+    flags = (f"--checkpoint={smoke_run}", "--num_samples=2", "--steps=4", "--mesh=data:1")
+    out = binary.run("sample", f"--template={template}", *flags)
+    first, second = out.split("--- sample ---\n")[1:]
+    for text in (first, second):
+        assert text.startswith("[MASK:2]The")
+        assert text.endswith("end.\n")
+
+
+def test_a_job_goes_on_and_says_what_is_malformed(smoke_run, binary, tmp_path):
+    source, path = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"template": "A[MASK:3]"}\n{"length": 4, "id": "x"}\n')
+    flags = (f"--checkpoint={smoke_run}", f"--input={source}", f"--output={path}", "--steps=4")
+    out = binary.run("sample", *flags, devices=2)
+    assert "2 rows: 0 drawn before, 0 malformed.\n2 rows drawn; all" in out
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted((row["index"], row["id"], row["batch"]) for row in rows) == [
+        (0, 0, 2), (1, "x", 2)
+    ]  # fmt: skip
+    before = path.read_bytes()
+    assert "was drawn with another steps (4, and this" in binary.refuse(
+        "sample", *flags[:-1], "--steps=5"
+    )
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         ((), "--checkpoint=FOLDER is needed"),
         (("--checkpoint=absent",), "There is no folder absent"),
         (("--checkpoint=RUN", "--checkpoint_step=3"), "no checkpoint of step 3; it has: 10, 20"),
-        (("--checkpoint=RUN", "--length=4", "--prefix=long"), "has 4 tokens and the length is 4"),
+        (
+            ("--checkpoint=RUN", "--length=4", "--prefix=long"),
+            "take 4 positions of 4: nothing is left to fill",
+        ),
         (("--checkpoint=RUN", "--output=absent/out.jsonl"), "The folder of --output=absent/out"),
         (("--checkpoint=RUN", "--output=out.jsonl", "--trace"), "give one of the two"),
         (("--checkpoint=RUN", "--sampler=heun"), "heun"),
         (("--checkpoint=RUN", "--mesh=data:1,x:2"), "--mesh=data:1,x:2 must be AXIS:SIZE,... with"),
         (("--checkpoint=RUN", "--top_p=0.9"), "--top_p is for autoregressive models; this one is"),
         (("--checkpoint=RUN", "--num_samples=0"), "num_samples must be at least 1, got 0"),
+        (("--checkpoint=RUN", "--template=[MASK:x]"), "[MASK:x] at character 1 of the template"),
+        (
+            ("--checkpoint=RUN", "--template=[MASK:9]", "--prefix=a"),
+            "--template holds all the text",
+        ),
+        (("--checkpoint=RUN", "--input=in.jsonl"), "--input needs --output=FILE"),
+        (("--checkpoint=RUN", "--input=absent", "--output=x"), "There is no file --input=absent"),
+        (("--checkpoint=RUN", "--input=x", "--length=3"), "--length is for samples that are alike"),
     ],
 )
 def test_bad_input_is_one_line_and_a_failure(smoke_run, binary, flags, message):
