@@ -1,6 +1,8 @@
 """The sampling binary as its user meets it."""
 
 import json
+import random
+import time
 
 import pytest
 
@@ -64,6 +66,64 @@ def test_a_job_goes_on_and_says_what_is_malformed(smoke_run, binary, tmp_path):
         "sample", *flags[:-1], "--steps=5"
     )
     assert path.read_bytes() == before
+
+
+def prompts(path, rows=200, templates=40):
+    """Writes lines of many templates, some of them with names for ids."""
+    rng = random.Random(0)
+    words = ["Once", " the", " end.", " of a", "\n", " it", "s"]
+    texts = [
+        "".join(f"{rng.choice(words)}[MASK:{rng.randint(1, 6)}]" for _ in range(1 + number % 3))
+        for number in range(templates)
+    ]
+    with path.open("w") as file:
+        for index in range(rows):
+            line = {"template": texts[index % templates]}
+            name = {"id": f"row {index}"} if index % 3 == 0 else {}
+            file.write(json.dumps(line | name) + "\n")
+    return path
+
+
+def drawn(path):
+    """The rows of an output by id, without what depends on time; each one once."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    found = {record["id"]: record | {"seconds": None} for record in records}
+    assert len(found) == len(records) == 200
+    return found
+
+
+def killed(binary, output, flags, rng):
+    """Kills a job some time after it has begun to write; says how many rows were there."""
+    process = binary.start("sample", *flags)
+    size = output.stat().st_size if output.exists() else 0
+    while not output.exists() or output.stat().st_size <= size:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 1))
+    process.kill()
+    process.communicate()
+    return output.read_bytes().count(b"\n")
+
+
+@pytest.mark.slow
+def test_a_job_killed_three_times_ends_as_if_it_had_not_been(smoke_run, binary, tmp_path):
+    source = prompts(tmp_path / "in.jsonl")
+    flags = [f"--checkpoint={smoke_run}", f"--input={source}", "--steps=64", "--batch_size=8"]
+    output, straight, parallel = (tmp_path / name for name in ("killed", "straight", "parallel"))
+    rng, there = random.Random(1), [0]
+    for _ in range(3):
+        there.append(killed(binary, output, [*flags, f"--output={output}"], rng))
+    print(f"rows after every kill: {there[1:]}")
+    assert 0 < there[1] < there[2] < there[3] < 200
+    binary.run("sample", *flags, f"--output={output}")
+    binary.run("sample", *flags, f"--output={straight}")
+    assert drawn(output) == drawn(straight)
+    binary.run("sample", *flags, f"--output={parallel}", devices=8)
+    tokens = [{k: row["tokens"] for k, row in drawn(path).items()} for path in (straight, parallel)]
+    assert tokens[0] == tokens[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["in.jsonl", "killed", "straight", "parallel"]
+    )
 
 
 @pytest.mark.parametrize(
