@@ -67,7 +67,7 @@ def run(
       source: JSON lines, see docs/sampling.md.
       output: what `serving.ledger` keeps; made if it does not exist.
       seed: of the randomness.
-      batch_size: rows at a time.
+      batch_size: rows at a time; on a mesh, rounded up to fill it.
       settings: how to draw, of `generate` or `generate_autoregressive`; they stand in the records.
 
     Raises:
@@ -89,10 +89,11 @@ def run(
     ]
     with contextlib.ExitStack() as stack:
         ledger = processes.on_lead(lambda: stack.enter_context(open_ledger(output, lines, facts)))
-        done = _done(lines, ledger.done if ledger else ())
+        there = ledger.done if ledger else ()  # known to the lead alone
+        done = processes.lead_says(np.array([line.index in there for line in lines]))
         say(f"{len(lines)} rows: {done.sum()} drawn before, {len(errors)} malformed.")
         processes.on_lead(lambda: ledger.append(errors))
-        batches = batched(lines, done, checkpoint.config.model.length, batch_size)
+        batches = batched(checkpoint, lines, done, batch_size)
         drawn, missing = 0, len(lines) - len(errors) - int(done.sum())
         with progress("Rows", unit="row") as advance:
             for batch in batches:
@@ -135,13 +136,14 @@ def width_of(length: int, trained: int) -> int:
 
 
 def batched(
-    lines: list[Line], done: Bool[np.ndarray, "N"], trained: int, batch_size: int
+    checkpoint: Checkpoint, lines: list[Line], done: Bool[np.ndarray, "N"], batch_size: int
 ) -> list[Batch]:
     """Returns the rows that are not done, in batches of few shapes, the widest first.
 
     The shapes are those of the whole input, so that a job that goes on runs the same programs.
     Rows with as many positions to fill are drawn together: they need as many evaluations.
     """
+    trained, parts = checkpoint.config.model.length, checkpoint.parts
     groups = defaultdict(list)
     for line, is_done in zip(lines, done, strict=True):
         if line.row is not None:
@@ -150,7 +152,7 @@ def batched(
             groups[width_of(length, trained), length < trained].append((line, is_done))
     batches = []
     for (width, padded), group in sorted(groups.items(), reverse=True):
-        size = min(batch_size, len(group))
+        size = -(-min(batch_size, len(group)) // parts) * parts
         left = [line for line, is_done in group if not is_done]
         left.sort(key=lambda line: (np.sum(~line.row.held), line.index))
         for first in range(0, len(left), size):
@@ -195,11 +197,6 @@ def _texts(tokenizer, held, tokens):
         edges = np.flatnonzero(np.diff(~held, prepend=False, append=False))
         holes = [tokenizer.decode(tokens[slice(*hole)]) for hole in edges.reshape(-1, 2)]
     return {"tokens": tokens.tolist(), "text": text, "holes": holes}
-
-
-def _done(lines, indices):
-    """Which rows the output has, as the lead sees it."""
-    return processes.lead_says(np.array([line.index in indices for line in lines]))
 
 
 def _identity(checkpoint):

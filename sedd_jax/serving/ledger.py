@@ -66,9 +66,7 @@ def _own(
     content: bytes, path: Path, lines: list[Line], facts: Mapping[str, Any]
 ) -> tuple[bytes, set[int]]:
     """What of an output stays, and the indices of the rows in it."""
-    *whole, torn = content.splitlines(keepends=True) or [b""]
-    if torn.endswith(b"\n"):
-        whole, torn = [*whole, torn], b""
+    *whole, torn = content.split(b"\n")
     if torn[: len(_BEGIN)] != _BEGIN[: len(torn)]:
         raise _foreign(path, len(whole))
     by_index = {line.index: line for line in lines}
@@ -87,7 +85,7 @@ def _own(
         if line.index in done:
             raise BadInput(f"{path} holds the row {line.id!r} twice: move it away.")
         done.add(line.index)
-        kept.append(text)
+        kept.append(text + b"\n")
     return b"".join(kept), done
 
 

@@ -269,7 +269,7 @@ def test_shapes_are_those_of_the_whole_input(checkpoint, source):
     def shapes(done):
         return {
             (batch.prompt.tokens.shape, batch.prompt.lengths is None)
-            for batch in job.batched(lines, np.array(done), 32, 4)
+            for batch in job.batched(checkpoint, lines, np.array(done), 4)
         }
 
     every = shapes([False] * 7)
