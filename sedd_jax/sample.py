@@ -90,15 +90,18 @@ def _run_job():
         )
     if not _OUTPUT.value:
         raise BadInput("--input needs --output=FILE, where its rows are written.")
-    if not Path(_INPUT.value).is_file():
-        raise BadInput(f"There is no file --input={_INPUT.value}.")
+    source, output = Path(_INPUT.value), Path(_OUTPUT.value)
+    if not (source.is_file() and source.stat().st_size):
+        raise BadInput(
+            f"--input={source} is no file, or empty: it must hold a JSON line for a row."
+        )
     processes.join()
-    with ends_at_once(f"stopped; the same command goes on with the rows not in {_OUTPUT.value}."):
+    with ends_at_once(f"stopped; the same command goes on with the rows not in {output}."):
         checkpoint = _load(sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig()))
         job.run(
             checkpoint,
-            Path(_INPUT.value),
-            Path(_OUTPUT.value),
+            source,
+            output,
             seed=_SEED.value,
             batch_size=_BATCH_SIZE.value,
             settings=_settings(checkpoint.config.family),

@@ -109,3 +109,11 @@ def test_help_and_what_is_lacking(script, tmp_path):
         lacking = launch(script, *NEEDED[script], "--", "--steps=3")
         assert (lacking.returncode, lacking.stderr.count("\n")) == (2, 1)
         assert f"there is no {tool} here" in lacking.stderr
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="there is no shellcheck here")
+def test_the_scripts_are_clean():
+    done = subprocess.run(
+        ["shellcheck", "-x", *LAUNCH.glob("*.sh")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout

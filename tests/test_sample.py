@@ -4,14 +4,20 @@ import json
 import random
 import time
 
+import portpicker
 import pytest
 
 FAST = ("--steps=4", "--length=24")
 
 
 def test_samples_are_printed(smoke_run, binary):
-    out = binary.run("sample", f"--checkpoint={smoke_run}", "--num_samples=2", *FAST)
-    assert out.count("--- sample ---") == 2
+    template = r"--template=\[MASK:2]The[MASK:*]end."
+    out = binary.run("sample", f"--checkpoint={smoke_run}", "--num_samples=2", template, *FAST)
+    before, *samples = out.split("--- sample ---\n")
+    assert (before, len(samples)) == ("", 2)
+    for sample in samples:
+        assert sample.startswith("[MASK:2]The")
+        assert sample.endswith("end.\n")
 
 
 def test_json_lines_are_written_once(smoke_run, binary, tmp_path):
@@ -39,16 +45,6 @@ def test_the_trace_ends_without_masks(smoke_run, binary):
     assert [frame.split(" network")[0] for frame in frames] == ["0 of 5", "2 of 5", "5 of 5"]
     assert frames[0].count("░") == 24
     assert "░" not in frames[-1]
-
-
-def test_a_template_is_filled_in(smoke_run, binary):
-    template = r"\[MASK:2]The[MASK:5]end."
-    flags = (f"--checkpoint={smoke_run}", "--num_samples=2", "--steps=4", "--mesh=data:1")
-    out = binary.run("sample", f"--template={template}", *flags)
-    first, second = out.split("--- sample ---\n")[1:]
-    for text in (first, second):
-        assert text.startswith("[MASK:2]The")
-        assert text.endswith("end.\n")
 
 
 def test_a_job_goes_on_and_says_what_is_malformed(smoke_run, binary, tmp_path):
@@ -125,9 +121,19 @@ def test_a_job_killed_three_times_ends_as_if_it_had_not_been(smoke_run, binary, 
     binary.run("sample", *flags, f"--output={parallel}", devices=8)
     tokens = [{k: row["tokens"] for k, row in drawn(path).items()} for path in (straight, parallel)]
     assert tokens[0] == tokens[1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["in.jsonl", "killed", "straight", "parallel"]
-    )
+    pair = tmp_path / "pair"
+    job = (f"--coordinator=localhost:{portpicker.pick_unused_port()}", "--num_processes=2")
+    processes = [
+        binary.start(
+            "sample", *flags, f"--output={pair}", *job, f"--process_id={number}", devices=2
+        )
+        for number in range(2)
+    ]
+    for process in processes:
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    assert {name: row["tokens"] for name, row in drawn(pair).items()} == tokens[0]
+    assert not list(tmp_path.glob("*.lock"))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +158,10 @@ def test_a_job_killed_three_times_ends_as_if_it_had_not_been(smoke_run, binary, 
             "--template holds all the text",
         ),
         (("--checkpoint=RUN", "--input=in.jsonl"), "--input needs --output=FILE"),
-        (("--checkpoint=RUN", "--input=absent", "--output=x"), "There is no file --input=absent"),
+        (
+            ("--checkpoint=RUN", "--input=absent", "--output=x"),
+            "--input=absent is no file, or empty",
+        ),
         (("--checkpoint=RUN", "--input=x", "--length=3"), "--length is for samples that are alike"),
     ],
 )

@@ -93,8 +93,8 @@ def _end(wakened, goodbye):
     with wakened:
         while received := wakened.recv(1):
             if received[0] in _SIGNALS:
-                line = "\n" if os.isatty(2) else ""  # the one of a progress bar
-                _tell(f"{line}{signal.Signals(received[0]).name}: {goodbye}")
+                # on a line of its own: a progress bar may stand on this one
+                _tell(f"\n{signal.Signals(received[0]).name}: {goodbye}")
                 os._exit(128 + received[0])
 
 

@@ -51,7 +51,7 @@ def test_work_that_is_safe_ends_in_the_middle(number):
     assert process.stdout.readline() == "begun\n"
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (128 + number, f"{number.name}: stopped.\n")
+    assert (process.returncode, err) == (128 + number, f"\n{number.name}: stopped.\n")
 
 
 def test_after_the_work_signals_do_what_they_did():

@@ -11,6 +11,7 @@ import pytest
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.inference.load import Checkpoint
+from sedd_jax.inference.prompt import free
 from sedd_jax.runtime.components import build_components
 from sedd_jax.runtime.config import MeshConfig
 from sedd_jax.runtime.sharding import build_mesh
@@ -75,7 +76,7 @@ def output(checkpoint, source, tmp_path_factory):
 def test_a_row_is_drawn_as_it_would_be_alone(checkpoint, output):
     records = by_id(output)
     assert set(records) == {0, "last", 4_000_000_000, "tokens", 4, "ähm", 6}
-    for name, width in ((0, 16), ("ähm", 16), (6, 32)):
+    for name in (0, "ähm"):
         record = records[name]
         template = LINES[record["index"]]["template"]
         row = fill(template, checkpoint.tokenizer, None, 32)
@@ -83,8 +84,8 @@ def test_a_row_is_drawn_as_it_would_be_alone(checkpoint, output):
             jax.random.key(3),
             checkpoint,
             1,
-            width,
-            prompt=pad([row], width),
+            16,
+            prompt=pad([row], 16),
             rows=np.array([number_of(name)]),
             **SETTINGS,
         )
@@ -228,10 +229,11 @@ def test_an_autoregressive_model_takes_prefixes(smoke_config, tmp_path):
     error, *drawn = read(path)
     assert (error["id"], "must be a prefix" in error["error"]) == (1, True)
     first, last = sorted(drawn, key=lambda record: record["id"])
+    prompt = free(2, 16)._replace(lengths=np.array([5, 5], np.int32))
     alone = sedd.generate_autoregressive(
-        jax.random.key(3), checkpoint, 1, 16, rows=np.array([2]), temperature=0.5
+        jax.random.key(3), checkpoint, 2, 16, prompt=prompt, rows=np.array([9, 2]), temperature=0.5
     )
-    assert last["tokens"] == alone[0, :5].tolist()
+    assert last["tokens"] == alone[1, :5].tolist()
     assert (first["tokens"][0], len(first["tokens"])) == (7, 3)
     assert (last["text"], last["temperature"], last["evaluations"]) == (None, 0.5, 16)
 
