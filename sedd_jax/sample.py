@@ -18,6 +18,7 @@ from absl import flags
 
 from sedd_jax.diffusion.reverse import SAMPLERS
 from sedd_jax.errors import BadInput, check_positive
+from sedd_jax.inference.autoregressive import check_sharpness
 from sedd_jax.inference.generate import generate
 from sedd_jax.inference.load import load
 from sedd_jax.inference.sampling import Sampling
@@ -151,8 +152,12 @@ def _settings(family):
     """How to draw, for a model of a family: what `generate`, or its counterpart, takes."""
     cli.refuse_flags_of_others(family, _OF_FAMILIES)
     if family == "autoregressive":
-        return {"temperature": _TEMPERATURE.value, "top_p": _TOP_P.value}
-    return dataclasses.asdict(Sampling(steps=_STEPS.value, sampler=_SAMPLER.value))
+        sharpness = {"temperature": _TEMPERATURE.value, "top_p": _TOP_P.value}
+        check_sharpness(**sharpness)
+        return sharpness
+    sampling = Sampling(steps=_STEPS.value, sampler=_SAMPLER.value)
+    sampling.check()
+    return dataclasses.asdict(sampling)
 
 
 def _prompt(checkpoint):

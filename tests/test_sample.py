@@ -162,6 +162,10 @@ def test_a_job_killed_three_times_ends_as_if_it_had_not_been(smoke_run, binary, 
             ("--checkpoint=RUN", "--input=absent", "--output=x"),
             "--input=absent is no file, or empty",
         ),
+        (
+            ("--checkpoint=RUN", "--input=setup.py", "--output=x", "--steps=0"),
+            "steps must be at least 1, got 0",
+        ),
         (("--checkpoint=RUN", "--input=x", "--length=3"), "--length is for samples that are alike"),
     ],
 )

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,10 +93,9 @@ def run(
         done = processes.lead_says(np.array([line.index in there for line in lines]))
         say(f"{len(lines)} rows: {done.sum()} drawn before, {len(errors)} malformed.")
         processes.on_lead(lambda: ledger.append(errors))
-        batches = batched(checkpoint, lines, done, batch_size)
         drawn, missing = 0, len(lines) - len(errors) - int(done.sum())
         with progress("Rows", unit="row") as advance:
-            for batch in batches:
+            for batch in batched(checkpoint, lines, done, batch_size):
                 records = _draw_batch(checkpoint, batch, facts, seed, settings)
                 processes.on_lead(lambda records=records: ledger.append(records))
                 drawn += len(batch.lines)
@@ -137,8 +136,8 @@ def width_of(length: int, trained: int) -> int:
 
 def batched(
     checkpoint: Checkpoint, lines: list[Line], done: Bool[np.ndarray, "N"], batch_size: int
-) -> list[Batch]:
-    """Returns the rows that are not done, in batches of few shapes, the widest first.
+) -> Iterator[Batch]:
+    """Yields the rows that are not done, in batches of few shapes, the widest first.
 
     The shapes are those of the whole input, so that a job that goes on runs the same programs.
     Rows with as many positions to fill are drawn together: they need as many evaluations.
@@ -150,7 +149,6 @@ def batched(
             length = len(line.row.tokens)
             # rows of the trained length are many, and quicker without a word on their padding
             groups[width_of(length, trained), length < trained].append((line, is_done))
-    batches = []
     for (width, padded), group in sorted(groups.items(), reverse=True):
         size = -(-min(batch_size, len(group)) // parts) * parts
         left = [line for line, is_done in group if not is_done]
@@ -162,8 +160,7 @@ def batched(
             if padded and prompt.lengths is None:
                 prompt = prompt._replace(lengths=np.full(size, width, np.int32))
             numbers = np.array([line.number for line in filled], np.uint32)
-            batches.append(Batch(some, prompt, numbers))
-    return batches
+            yield Batch(some, prompt, numbers)
 
 
 def _draw_batch(checkpoint, batch, facts, seed, settings):
