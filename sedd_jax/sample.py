@@ -1,9 +1,12 @@
 """Draws samples: `python -m sedd_jax.sample --checkpoint=runs/tiny`.
 
-Prints text, or writes JSON lines with --output. `--trace` shows one sample being denoised. Of an
+Prints text, or writes JSON lines with --output; `--template="Once[MASK:12] the end."` fills in.
+`--input=prompts.jsonl --output=out.jsonl` draws a row for every line, on all devices and hosts; the
+same command goes on where it was stopped. `--trace` shows one sample being denoised. Of an
 autoregressive checkpoint, `--temperature` and `--top_p` say how sharply it draws.
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -14,12 +17,16 @@ import numpy as np
 from absl import flags
 
 from sedd_jax.diffusion.reverse import SAMPLERS
-from sedd_jax.errors import BadInput
-from sedd_jax.inference.autoregressive import generate_autoregressive
+from sedd_jax.errors import BadInput, check_positive
+from sedd_jax.inference.autoregressive import check_sharpness
 from sedd_jax.inference.generate import generate
 from sedd_jax.inference.load import load
-from sedd_jax.inference.prompt import prefix_suffix
-from sedd_jax.runtime import cli
+from sedd_jax.inference.sampling import Sampling
+from sedd_jax.runtime import cli, processes, sharding
+from sedd_jax.runtime.config import MeshConfig
+from sedd_jax.runtime.stop import ends_at_once
+from sedd_jax.serving import job
+from sedd_jax.serving.template import between, fill, pad
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Run folder or folder of published weights, or OWNER/NAME on the hub."
@@ -29,10 +36,14 @@ _EMA = flags.DEFINE_bool("ema", True, "Use the averaged weights.")
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "Folder, or OWNER/NAME, of the tokenizer; by default that of the checkpoint."
 )
-_MESH = flags.DEFINE_list("mesh", None, "Axes of devices, as in fsdp:4,tensor:2; one by default.")
+_MESH = flags.DEFINE_list(
+    "mesh", None, "Axes of devices, as in fsdp:4,tensor:2; one, or with --input a copy on each."
+)
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 4, "Number of samples.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Samples drawn at a time.")
-_LENGTH = flags.DEFINE_integer("length", None, "Tokens per sample; the trained length by default.")
+_LENGTH = flags.DEFINE_integer(
+    "length", None, "Tokens per sample; the trained length by default, or the template's own."
+)
 _STEPS = flags.DEFINE_integer("steps", 128, "Reverse steps before the final denoising step.")
 _SAMPLER = flags.DEFINE_enum("sampler", "tweedie", list(SAMPLERS), "Rule of the reverse step.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Autoregressive: divides the logits.")
@@ -42,102 +53,126 @@ _SEED = flags.DEFINE_integer(
 )
 _PREFIX = flags.DEFINE_string("prefix", "", "Text that every sample begins with.")
 _SUFFIX = flags.DEFINE_string("suffix", "", "Text that every sample ends with.")
-_OUTPUT = flags.DEFINE_string("output", None, "File for JSON lines; must not exist yet.")
+_TEMPLATE = flags.DEFINE_string(
+    "template", None, "Text with holes: [MASK:12] is one of 12 tokens, [MASK:*] fills up."
+)
+_INPUT = flags.DEFINE_string("input", None, "File of JSON lines, each a row to draw.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "File for JSON lines; must not exist without --input."
+)
 _TRACE = flags.DEFINE_bool(
     "trace", False, "Show the denoising of one sample, instead of --num_samples."
 )
 _FRAMES = flags.DEFINE_integer("frames", 8, "Moments shown by --trace.")
+_OF_SAMPLES = (_NUM_SAMPLES, _LENGTH, _PREFIX, _SUFFIX, _TEMPLATE, _TRACE, _FRAMES)
+_OF_FAMILIES = {
+    "diffusion": (_STEPS, _SAMPLER, _TRACE, _FRAMES),
+    "autoregressive": (_TEMPERATURE, _TOP_P),
+}
 
 
 def main() -> None:
     """Samples as the flags say."""
     if not _CHECKPOINT.value:
         raise BadInput("--checkpoint=FOLDER is needed.")
-    if _OUTPUT.value and Path(_OUTPUT.value).exists():
-        raise BadInput(f"{_OUTPUT.value} exists already; give --output another name.")
     if _OUTPUT.value and not Path(_OUTPUT.value).absolute().parent.is_dir():
         raise BadInput(f"The folder of --output={_OUTPUT.value} does not exist; make it first.")
+    if _INPUT.value is None:
+        _draw_samples()
+    else:
+        _run_job()
+
+
+def _run_job():
+    """Draws a row for every line of --input."""
+    if given := [f"--{flag.name}" for flag in _OF_SAMPLES if flag.present]:
+        raise BadInput(
+            f"{given[0]} is for samples that are alike, and --input has rows of its own."
+        )
+    if not _OUTPUT.value:
+        raise BadInput("--input needs --output=FILE, where its rows are written.")
+    source, output = Path(_INPUT.value), Path(_OUTPUT.value)
+    if not (source.is_file() and source.stat().st_size):
+        raise BadInput(
+            f"--input={source} is no file, or empty: it must hold a JSON line for a row."
+        )
+    processes.join()
+    with ends_at_once(f"stopped; the same command goes on with the rows not in {output}."):
+        checkpoint = _load(sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig()))
+        job.run(
+            checkpoint,
+            source,
+            output,
+            seed=_SEED.value,
+            batch_size=_BATCH_SIZE.value,
+            settings=_settings(checkpoint.config.family),
+        )
+
+
+def _draw_samples():
+    """Draws --num_samples that hold the same text."""
+    if _OUTPUT.value and Path(_OUTPUT.value).exists():
+        raise BadInput(f"{_OUTPUT.value} exists already; give --output another name.")
     if _OUTPUT.value and _TRACE.value:
         raise BadInput("--trace shows one sample and writes no --output; give one of the two.")
-    checkpoint = load(
-        _CHECKPOINT.value,
-        step=_STEP.value,
-        ema=_EMA.value,
-        mesh=cli.mesh_from(_MESH),
-        tokenizer=_TOKENIZER.value,
-    )
-    family = checkpoint.config.family
-    cli.refuse_flags_of_others(
-        family,
-        {
-            "diffusion": (_STEPS, _SAMPLER, _TRACE, _FRAMES),
-            "autoregressive": (_TEMPERATURE, _TOP_P),
-        },
-    )
-    num_samples = 1 if _TRACE.value else _NUM_SAMPLES.value
-    length = checkpoint.config.model.length if _LENGTH.value is None else _LENGTH.value
-    prompt = prefix_suffix(
-        _encode(checkpoint.tokenizer, "--prefix", _PREFIX.value),
-        _encode(checkpoint.tokenizer, "--suffix", _SUFFIX.value),
-        num_samples,
-        length,
-    )
+    checkpoint = _load(cli.mesh_from(_MESH))
+    settings = _settings(checkpoint.config.family)
+    key, prompt = jax.random.key(_SEED.value), _prompt(checkpoint)
+    options = settings | {"batch_size": _BATCH_SIZE.value}
     started = time.monotonic()
-    draw = {"diffusion": _denoise, "autoregressive": _continue}[family]
-    tokens, evaluations, settings = draw(checkpoint, prompt)
+    if _TRACE.value:
+        tokens, found = generate(
+            key, checkpoint, *prompt.tokens.shape, prompt=prompt, trace=True, **options
+        )
+        evaluations = found.evaluations
+        _show_trace(checkpoint, found.trace[:, 0])
+    else:
+        tokens, evaluations = job.draw(checkpoint, key, prompt, **options)
     seconds = time.monotonic() - started
     if _OUTPUT.value:
         _write(checkpoint.tokenizer, tokens, settings, Path(_OUTPUT.value))
     elif not _TRACE.value:
         for row in tokens:
             print(f"--- sample ---\n{_text(checkpoint.tokenizer, row)}")
+    num_samples, length = tokens.shape
     print(
-        f"{num_samples} x {length} tokens, {evaluations} network evaluations, "
+        f"{num_samples} x {length} tokens, {evaluations.mean():g} network evaluations, "
         f"{seconds:.1f} s with compilation.",
         file=sys.stderr,
     )
 
 
-def _denoise(checkpoint, prompt):
-    """Tokens, network evaluations, and the settings that they belong to; shows the trace."""
-    tokens, diagnostics = generate(
-        jax.random.key(_SEED.value),
-        checkpoint,
-        *prompt.tokens.shape,
-        steps=_STEPS.value,
-        sampler=_SAMPLER.value,
-        prompt=prompt,
-        batch_size=_BATCH_SIZE.value,
-        trace=_TRACE.value,
+def _load(mesh):
+    return load(
+        _CHECKPOINT.value, step=_STEP.value, ema=_EMA.value, mesh=mesh, tokenizer=_TOKENIZER.value
     )
-    if _TRACE.value:
-        _show_trace(checkpoint, diagnostics.trace[:, 0])
-    return tokens, diagnostics.evaluations[0], {"sampler": _SAMPLER.value, "steps": _STEPS.value}
 
 
-def _continue(checkpoint, prompt):
-    """The same from left to right."""
-    settings = {"temperature": _TEMPERATURE.value, "top_p": _TOP_P.value}
-    tokens = generate_autoregressive(
-        jax.random.key(_SEED.value),
-        checkpoint,
-        *prompt.tokens.shape,
-        prompt=prompt,
-        batch_size=_BATCH_SIZE.value,
-        **settings,
-    )
-    return tokens, tokens.shape[1], settings
+def _settings(family):
+    """How to draw, for a model of a family: what `generate`, or its counterpart, takes."""
+    cli.refuse_flags_of_others(family, _OF_FAMILIES)
+    if family == "autoregressive":
+        sharpness = {"temperature": _TEMPERATURE.value, "top_p": _TOP_P.value}
+        check_sharpness(**sharpness)
+        return sharpness
+    sampling = Sampling(steps=_STEPS.value, sampler=_SAMPLER.value)
+    sampling.check()
+    return dataclasses.asdict(sampling)
 
 
-def _encode(tokenizer, flag, text):
-    if not text:
-        return np.zeros(0, np.int32)
-    if tokenizer is None:
-        raise BadInput(f"{flag} needs a tokenizer, and the checkpoint has none: --tokenizer.")
-    try:
-        return tokenizer.encode(text)
-    except BadInput as error:
-        raise BadInput(f"{flag}: {error}") from error
+def _prompt(checkpoint):
+    """What is given of every sample."""
+    num_samples = 1 if _TRACE.value else _NUM_SAMPLES.value
+    check_positive(num_samples=num_samples)
+    tokenizer, length = checkpoint.tokenizer, _LENGTH.value
+    most = max(checkpoint.config.model.length, length or 0)
+    if _TEMPLATE.value is None:
+        row = between(_PREFIX.value, _SUFFIX.value, tokenizer, length, most)
+    elif _PREFIX.present or _SUFFIX.present:
+        raise BadInput("--template holds all the text: write --prefix and --suffix into it.")
+    else:
+        row = fill(_TEMPLATE.value, tokenizer, length, most)
+    return pad([row] * num_samples, len(row.tokens))
 
 
 def _text(tokenizer, row):

@@ -16,8 +16,10 @@ _UNSUPPORTED = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, otherwise: str) -> Iterator[None]:
+def exclusive(path: Path, otherwise: str, subject: Path | None = None) -> Iterator[None]:
     """Keeps every other process out of the folder of `path`, which is made if it does not exist.
+
+    Or, where a `subject` is named, out of that, which is all that this lock is for.
 
     The lock belongs to the process: the kernel frees it however the process ends. Folders made here
     that are still empty in the end are removed. Where the file system knows no locks, a printed
@@ -27,7 +29,7 @@ def exclusive(path: Path, otherwise: str) -> Iterator[None]:
     made = [folder for folder in path.parents if not folder.exists()]
     with contextlib.ExitStack() as stack:
         stack.callback(_remove_empty, made)
-        file = stack.enter_context(_open_locked(path, otherwise))
+        file = stack.enter_context(_open_locked(path, otherwise, subject or path.parent))
         stack.callback(_remove_own, path, file)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -35,7 +37,7 @@ def exclusive(path: Path, otherwise: str) -> Iterator[None]:
         yield
 
 
-def _open_locked(path: Path, otherwise: str) -> TextIO:
+def _open_locked(path: Path, otherwise: str, subject: Path) -> TextIO:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -49,7 +51,7 @@ def _open_locked(path: Path, otherwise: str) -> TextIO:
                 file.seek(0)
                 holder = file.read() or "another process"
             raise BadInput(
-                f"{path.parent} is in use by {holder}; wait until that has ended, stop it, or "
+                f"{subject} is in use by {holder}; wait until that has ended, stop it, or "
                 f"{otherwise}."
             ) from None
         except OSError as error:
@@ -57,7 +59,7 @@ def _open_locked(path: Path, otherwise: str) -> TextIO:
                 file.close()
                 raise
             print(
-                f"{path.parent} cannot be locked ({error.strerror}): make sure that no other run "
+                f"{subject} cannot be locked ({error.strerror}): make sure that no other run "
                 "writes there.",
                 flush=True,
             )

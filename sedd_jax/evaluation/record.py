@@ -18,7 +18,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.model.score_model import count_params
 from sedd_jax.runtime.card import noise_in_words
-from sedd_jax.runtime.checksum import checksums, not_finite
+from sedd_jax.runtime.checksum import fingerprint, not_finite
 from sedd_jax.runtime.components import compute_dtype
 from sedd_jax.runtime.files import write_whole
 
@@ -64,7 +64,6 @@ def identity(checkpoint: Checkpoint, *, averaged: bool) -> dict[str, Any]:
             f"The weights of {checkpoint.name or 'the model'} are not finite in "
             f"{', '.join(broken[:3])}: they are of no use, try another checkpoint."
         )
-    weights = json.dumps(checksums(checkpoint.params), sort_keys=True)
     platform = next(iter(jax.tree.leaves(checkpoint.params)[0].devices())).platform
     return {
         "name": checkpoint.name,
@@ -74,7 +73,7 @@ def identity(checkpoint: Checkpoint, *, averaged: bool) -> dict[str, Any]:
         "step": checkpoint.step,
         "averaged": averaged,
         "parameters": count_params(checkpoint.params),
-        "weights": hashlib.sha256(weights.encode()).hexdigest()[:16],
+        "weights": fingerprint(checkpoint.params),
         "length": config.model.length,
         "tokenizer": None if tokenizer is None else tokenizer.kind,
         "fingerprint": None if tokenizer is None else tokenizer.fingerprint()[:16],

@@ -60,14 +60,15 @@ def generate_autoregressive(
     temperature: float = 1.0,
     top_p: float = 1.0,
     prompt: Prompt | None = None,
+    rows: np.ndarray | None = None,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Draws token sequences from an autoregressive model, with a key-value cache.
 
-    Row i is a function of (key, i) and the settings, whatever `num_samples` and `batch_size`; on
-    another mesh it is so up to rounding. The rows of a batch are split over the checkpoint's mesh,
-    and every process gets all.
+    A row is a function of (key, its number), its prompt and the settings, whatever `num_samples`
+    and `batch_size`; on another mesh it is so up to rounding. The rows of a batch are split over
+    the checkpoint's mesh, and every process gets all.
 
     Args:
       key: random key.
@@ -77,6 +78,7 @@ def generate_autoregressive(
       temperature: logits are divided by it; 1 for the model's own law, 0 for the likeliest token.
       top_p: draw from the fewest tokens that have this mass (nucleus); 1 for all.
       prompt: tokens to hold, [N, L], at the start of every row; they come back unchanged.
+      rows: numbers of the rows, below 2^32; 0 to N - 1 by default.
       batch_size: rows at a time; on a mesh, rounded up to fill it.
       progress: called as progress(done, total) after every batch.
 
@@ -94,17 +96,21 @@ def generate_autoregressive(
     sharpness.check()
     prompt = free(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), baseline.num_tokens)
-    held = np.asarray(prompt.held)
+    check_prefixes(np.asarray(prompt.held))
+    generator = _compiled(baseline.model, checkpoint.mesh, sharpness)
+    parts = in_batches(
+        generator, checkpoint, key, prompt, batch_size, lambda finite: finite, progress, rows
+    )
+    return np.concatenate([tokens for tokens, _ in parts])[:num_samples]
+
+
+def check_prefixes(held: Bool[np.ndarray, "N L"]) -> None:
+    """Raises BadInput unless the held positions of every row are its first ones."""
     if (held[:, 1:] > held[:, :-1]).any():
         raise BadInput(
             "A prompt of an autoregressive model must be a prefix: it cannot fill in what comes "
             "before given tokens; use a diffusion checkpoint for that."
         )
-    generator = _compiled(baseline.model, checkpoint.mesh, sharpness)
-    parts = in_batches(
-        generator, checkpoint, key, prompt, batch_size, lambda finite: finite, progress
-    )
-    return np.concatenate([tokens for tokens, _ in parts])[:num_samples]
 
 
 @functools.lru_cache(maxsize=8)

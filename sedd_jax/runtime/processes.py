@@ -144,11 +144,12 @@ def meet(name: str) -> None:
         multihost.sync_global_processes(name, timeout=PATIENCE, processes=everyone)
 
 
-def lead_says(value: bool) -> bool:
-    """Returns, on every process, what the lead gives here."""
+def lead_says(value: bool | np.ndarray) -> bool | np.ndarray:
+    """Returns, on every process, what the lead gives here: one value, or an array of one shape."""
     if jax.process_count() == 1:
         return value
-    return bool(multihost_utils.process_allgather(np.array(value))[0])
+    said = multihost_utils.process_allgather(np.array(value))[0]
+    return said if said.ndim else bool(said)
 
 
 def _fail_together(error):

@@ -1,8 +1,11 @@
 """Being told to stop: by a scheduler (SIGTERM) or at the keyboard (SIGINT)."""
 
+import contextlib
 import os
 import signal
+import socket
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 
 import jax
@@ -55,6 +58,44 @@ class StopSignal:
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         _tell(f"{self._received.name}: stopping after this step; again: at once.")
+
+
+@contextlib.contextmanager
+def ends_at_once(goodbye: str) -> Iterator[None]:
+    """Lets a signal to stop end the process at once, whatever it computes, after one line.
+
+    For work whose every part is safe on disk as soon as it is done. Outside the main thread, where
+    Python allows no handlers, signals do what they did.
+
+    Args:
+      goodbye: what the line says after the name of the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # Python runs handlers between two of its own instructions, and a program on a device may run
+    # for minutes; the number of a signal is written to this socket in the moment that it comes
+    ours, of_signals = socket.socketpair()
+    of_signals.setblocking(False)
+    threading.Thread(target=_end, args=(ours, goodbye), daemon=True).start()
+    before = signal.set_wakeup_fd(of_signals.fileno())
+    handlers = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before)
+        of_signals.close()  # which ends the thread
+
+
+def _end(wakened, goodbye):
+    with wakened:
+        while received := wakened.recv(1):
+            if received[0] in _SIGNALS:
+                # on a line of its own: a progress bar may stand on this one
+                _tell(f"\n{signal.Signals(received[0]).name}: {goodbye}")
+                os._exit(128 + received[0])
 
 
 def _forward(number, frame):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sedd_jax.runtime.checksum import _on_device, checksums, not_finite
+from sedd_jax.runtime.checksum import _on_device, checksums, fingerprint, not_finite
 
 TYPES = ("float32", "bfloat16", "int32", "int8")
 
@@ -99,3 +99,14 @@ def test_leaves_that_are_not_finite_are_named():
     assert not_finite(tree) == ["a/b"]
     tree["bfloat16"] = tree["bfloat16"].at[3, 4].set(jnp.nan)
     assert not_finite(tree) == ["a/b", "bfloat16"]
+
+
+def test_a_fingerprint_tells_trees_apart():
+    tree = {"a": numbers("float32"), "b": numbers("int32")}
+    prints = {
+        fingerprint(each)
+        for each in (tree, dict(reversed(tree.items())), {"a": tree["b"], "b": tree["a"]},
+                     tree | {"a": flipped(tree["a"], (1, 2), 3)}, {"a": tree["a"]})
+    }  # fmt: skip
+    assert len(prints) == 4
+    assert all(len(each) == 16 for each in prints)

@@ -1,0 +1,208 @@
+"""Batch jobs: a file of prompts in, a file of samples out, however often they are stopped.
+
+A row is a function of the seed, its id, its line and the settings. Rows are drawn in arrays of a
+few widths, which a row's length alone decides, so that few programs are compiled and it does not
+matter which rows are drawn together.
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Int, Key
+
+from sedd_jax.errors import Halted, check_positive
+from sedd_jax.inference.autoregressive import generate_autoregressive
+from sedd_jax.inference.generate import generate
+from sedd_jax.inference.load import Checkpoint
+from sedd_jax.inference.prompt import Prompt
+from sedd_jax.runtime import processes
+from sedd_jax.runtime.checksum import fingerprint
+from sedd_jax.runtime.components import compute_dtype
+from sedd_jax.runtime.lead import say
+from sedd_jax.runtime.progress import progress
+from sedd_jax.serving.ledger import open_ledger
+from sedd_jax.serving.lines import Line, read_lines
+from sedd_jax.serving.template import pad
+
+_NARROWEST = 16
+
+
+class Batch(NamedTuple):
+    """Rows that are drawn together.
+
+    Attributes:
+      lines: of the rows, the missing ones.
+      prompt: what is given, [N, width] with N the same for all batches of this shape.
+      numbers: of the rows, [N]; the last one again where lines are fewer.
+    """
+
+    lines: list[Line]
+    prompt: Prompt
+    numbers: Int[np.ndarray, "N"]
+
+
+def run(
+    checkpoint: Checkpoint,
+    source: Path,
+    output: Path,
+    *,
+    seed: int,
+    batch_size: int,
+    settings: Mapping[str, Any],
+) -> None:
+    """Draws the rows of a file that another file lacks, and appends them to it as they finish.
+
+    All processes of a job call this and read `source`; the lead writes.
+
+    Args:
+      checkpoint: the model.
+      source: JSON lines, see docs/sampling.md.
+      output: what `serving.ledger` keeps; made if it does not exist.
+      seed: of the randomness.
+      batch_size: rows at a time; on a mesh, rounded up to fill it.
+      settings: how to draw, of `generate` or `generate_autoregressive`; they stand in the records.
+
+    Raises:
+      BadInput: no input, or an output of something else; see `read_lines` and `open_ledger`.
+      FloatingPointError: the network gave what is not finite; what was drawn before is kept.
+      Halted: all is drawn that can be, and some lines are malformed.
+    """
+    check_positive(batch_size=batch_size)
+
+    def read():
+        return read_lines(source, checkpoint)
+
+    lines = processes.in_turn(read, read)
+    facts = {"seed": seed, **settings, "model": _identity(checkpoint)}
+    digests = [line.digest for line in lines]
+    processes.check_same(json.dumps([facts, batch_size, digests]), "input or settings")
+    errors = [
+        {"index": line.index, "id": line.id, "error": line.error} for line in lines if line.error
+    ]
+    with contextlib.ExitStack() as stack:
+        ledger = processes.on_lead(lambda: stack.enter_context(open_ledger(output, lines, facts)))
+        there = ledger.done if ledger else ()  # known to the lead alone
+        done = processes.lead_says(np.array([line.index in there for line in lines]))
+        say(f"{len(lines)} rows: {done.sum()} drawn before, {len(errors)} malformed.")
+        processes.on_lead(lambda: ledger.append(errors))
+        drawn, missing = 0, len(lines) - len(errors) - int(done.sum())
+        with progress("Rows", unit="row") as advance:
+            for batch in batched(checkpoint, lines, done, batch_size):
+                records = _draw_batch(checkpoint, batch, facts, seed, settings)
+                processes.on_lead(lambda records=records: ledger.append(records))
+                drawn += len(batch.lines)
+                advance(drawn, missing)
+    say(f"{missing} rows drawn; all that can be are in {output}.")
+    if errors:
+        raise Halted(
+            f"{len(errors)} of {len(lines)} rows are malformed: their records in {output} say why; "
+            "mend their lines and give the same command again."
+        )
+
+
+def draw(
+    checkpoint: Checkpoint,
+    key: Key[jax.Array, ""],
+    prompt: Prompt,
+    *,
+    batch_size: int,
+    rows: np.ndarray | None = None,
+    **settings: Any,
+) -> tuple[Int[np.ndarray, "N L"], Int[np.ndarray, "N"]]:
+    """Returns tokens and network evaluations of every row, by a model of either family."""
+    shape, options = prompt.tokens.shape, settings | {"rows": rows, "batch_size": batch_size}
+    if checkpoint.config.family == "autoregressive":
+        tokens = generate_autoregressive(key, checkpoint, *shape, prompt=prompt, **options)
+        return tokens, np.full(*shape)
+    tokens, diagnostics = generate(key, checkpoint, *shape, prompt=prompt, **options)
+    return tokens, diagnostics.evaluations
+
+
+def width_of(length: int, trained: int) -> int:
+    """Returns the width that rows of a length are drawn in: 16, 24, 32, 48, ..., `trained`."""
+    width = _NARROWEST
+    while width < length:
+        width += width // 2 if width & (width - 1) == 0 else width // 3
+    return min(width, trained)
+
+
+def batched(
+    checkpoint: Checkpoint, lines: list[Line], done: Bool[np.ndarray, "N"], batch_size: int
+) -> Iterator[Batch]:
+    """Yields the rows that are not done, in batches of few shapes, the widest first.
+
+    The shapes are those of the whole input, so that a job that goes on runs the same programs.
+    Rows with as many positions to fill are drawn together: they need as many evaluations.
+    """
+    trained, parts = checkpoint.config.model.length, checkpoint.parts
+    groups = defaultdict(list)
+    for line, is_done in zip(lines, done, strict=True):
+        if line.row is not None:
+            length = len(line.row.tokens)
+            # rows of the trained length are many, and quicker without a word on their padding
+            groups[width_of(length, trained), length < trained].append((line, is_done))
+    for (width, padded), group in sorted(groups.items(), reverse=True):
+        size = -(-min(batch_size, len(group)) // parts) * parts
+        left = [line for line, is_done in group if not is_done]
+        left.sort(key=lambda line: (np.sum(~line.row.held), line.index))
+        for first in range(0, len(left), size):
+            some = left[first : first + size]
+            filled = some + some[-1:] * (size - len(some))
+            prompt = pad([line.row for line in filled], width)
+            if padded and prompt.lengths is None:
+                prompt = prompt._replace(lengths=np.full(size, width, np.int32))
+            numbers = np.array([line.number for line in filled], np.uint32)
+            yield Batch(some, prompt, numbers)
+
+
+def _draw_batch(checkpoint, batch, facts, seed, settings):
+    """The records of a batch."""
+    began, size = time.monotonic(), len(batch.numbers)
+    tokens, evaluations = draw(
+        checkpoint,
+        jax.random.key(seed),
+        batch.prompt,
+        batch_size=size,
+        rows=batch.numbers,
+        **settings,
+    )
+    cost = {"seconds": round(time.monotonic() - began, 3), "batch": size}
+    found = zip(batch.lines, tokens, evaluations.tolist(), strict=False)  # the rest fills up
+    return [
+        {"index": line.index, "id": line.id, "line": line.digest}
+        | facts
+        | {"evaluations": calls}
+        | cost
+        | _texts(checkpoint.tokenizer, line.row.held, row[: len(line.row.tokens)])
+        for line, row, calls in found
+    ]
+
+
+def _texts(tokenizer, held, tokens):
+    """The tokens, their text, and that of every hole."""
+    text, holes = None, None
+    if tokenizer is not None:
+        text = tokenizer.decode(tokens)
+        edges = np.flatnonzero(np.diff(~held, prepend=False, append=False))
+        holes = [tokenizer.decode(tokens[slice(*hole)]) for hole in edges.reshape(-1, 2)]
+    return {"tokens": tokens.tolist(), "text": text, "holes": holes}
+
+
+def _identity(checkpoint):
+    """What tells a model from others, in 16 digits: weights, tokenizer, type of products."""
+    tokenizer = checkpoint.tokenizer
+    platform = next(iter(jax.tree.leaves(checkpoint.params)[0].devices())).platform
+    facts = (
+        fingerprint(checkpoint.params),
+        tokenizer and tokenizer.fingerprint(),
+        compute_dtype(checkpoint.config.model.dtype, platform).name,
+    )
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
