@@ -117,10 +117,19 @@ class SamplerState(NamedTuple):
 
 
 class SamplerInfo(NamedTuple):
-    """What one step did: positions that changed, and whether all sums of scores were finite."""
+    """What one step did to every row.
+
+    Attributes:
+      changed: positions that changed.
+      finite: whether all sums of scores were.
+      sigma: total noise at which the network was called.
+      called: whether the row had use for the call.
+    """
 
     changed: Int[Array, "B"]
     finite: Bool[Array, "B"]
+    sigma: Float[Array, "B"]
+    called: Bool[Array, "B"]
 
 
 Kernel = Callable[[Key[Array, "B"], SamplerState], tuple[SamplerState, SamplerInfo]]
@@ -160,6 +169,8 @@ def build_kernels(
         info = SamplerInfo(
             changed=jnp.sum(xt != state.xt, axis=-1),
             finite=jnp.all(jnp.isfinite(draw.total), axis=-1),
+            sigma=sigma,
+            called=jnp.ones(len(sigma), bool),
         )
         return SamplerState(xt, state.step + 1), info
 

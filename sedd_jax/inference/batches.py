@@ -57,13 +57,18 @@ def in_batches(
         parts.append(jax.device_get(generator(checkpoint.params, keys, of_batch)))
         wrong = numbers[taken[~finite(parts[-1][1]) & (batch == taken)]]
         if len(wrong):
-            raise FloatingPointError(
-                f"The network gave numbers that are not finite in rows {wrong}: its weights are of "
-                "no use, try another checkpoint."
-            )
+            raise not_finite(wrong)
         if progress is not None:
             progress(done, len(batches))
     return parts
+
+
+def not_finite(rows: Integer[np.ndarray, "N"]) -> FloatingPointError:
+    """Returns the error that rows of these numbers cannot be drawn."""
+    return FloatingPointError(
+        f"The network gave numbers that are not finite in rows {rows}: its weights are of no use, "
+        "try another checkpoint."
+    )
 
 
 def row_batches(num_rows: int, batch_size: int, parts: int) -> Iterator[np.ndarray]:
