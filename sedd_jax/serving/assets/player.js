@@ -184,10 +184,11 @@ class Player {
     this.guess.hidden = !guess;
     if (!guess) return;
     const [likeliest, end] = guess;
+    const largest = Math.max(likeliest[0][1], end[1]);
     const listed = likeliest.some(([text]) => text === end[0]);
     const bars = (listed ? likeliest : [...likeliest, end]).map(([text, share]) => {
       const bar = make("div", text === end[0] ? "bar end" : "bar"), length = make("i", "");
-      length.style.setProperty("--share", share);
+      length.style.setProperty("--share", share / largest);
       bar.append(make("code", "", named(text)), length, make("b", "", percent(share)));
       return bar;
     });
