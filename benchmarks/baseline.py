@@ -43,7 +43,7 @@ def main() -> None:
     prompt = free(_BATCH_SIZE.value, _LENGTH.value)
     generators = {
         "no cache": _without_cache(model),
-        "cache": build_generator(model, temperature=1.0, top_p=1.0),
+        "cache": build_generator(model),
     }
     programs = {
         name: timed(jax.jit(generate), params, keys, prompt)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion.score import DenseScore, Drawn, LawOfTotal
+from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
 
 GRID = 2.0**-24  # of torch.rand in float32
 _TINY = 1e-10
@@ -42,7 +43,15 @@ class RacedScore(DenseScore):
     What `log_prob` returns is the law of the weights, which these draws miss where it is rare.
     """
 
-    def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Drawn:
+    def draw(
+        self,
+        keys: Key[Array, "B"],
+        law: LawOfTotal,
+        active: Bool[Array, "B L"],
+        sharpness: Sharpness = MODEL_LAW,
+    ) -> Drawn:
+        if sharpness != MODEL_LAW:
+            raise ValueError("The published race draws by the model's law alone.")
         total, weights = self._weigh(law, active)
         u = jax.vmap(lambda key: grid_uniform(key, weights.shape[1:]))(keys)
         return Drawn(jnp.where(active, race(u, weights), self.xt), total)

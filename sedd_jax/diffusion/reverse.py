@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sedd_jax.diffusion.graph import Graph, align
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.score import ScoreFn, StepLaw
+from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
 
 
 def reverse_rate(
@@ -142,6 +143,7 @@ def build_kernels(
     times: Float[Array, "T"],
     sampler: str,
     clamp: Clamp,
+    sharpness: Sharpness = MODEL_LAW,
 ) -> tuple[Kernel, Kernel]:
     """Returns the kernels of one reverse step and of the final denoising step (Algorithm 2).
 
@@ -157,6 +159,7 @@ def build_kernels(
         the noise left at times[-1].
       sampler: a key of SAMPLERS.
       clamp: the positions to hold.
+      sharpness: how a token is drawn where a position changes.
     """
     rule = SAMPLERS[sampler]
 
@@ -164,7 +167,7 @@ def build_kernels(
         sigma = noise.sigma(jnp.broadcast_to(t, state.xt.shape[:1]))
         # what cannot move, or is held anyway, needs no scores
         active = (graph.limit[state.xt] > 0) & ~clamp.held
-        draw = score_fn(state.xt, sigma).draw(keys, law, active)
+        draw = score_fn(state.xt, sigma).draw(keys, law, active, sharpness)
         xt = clamp(draw.xt)
         info = SamplerInfo(
             changed=jnp.sum(xt != state.xt, axis=-1),

@@ -8,6 +8,7 @@ methods below. `DenseScore` holds the array [B, L, V]: exact for any model, and 
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
+from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
 
 
 class StepLaw(NamedTuple):
@@ -76,13 +78,20 @@ class Score(abc.ABC):
         """
 
     @abc.abstractmethod
-    def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Drawn:
+    def draw(
+        self,
+        keys: Key[Array, "B"],
+        law: LawOfTotal,
+        active: Bool[Array, "B L"],
+        sharpness: Sharpness = MODEL_LAW,
+    ) -> Drawn:
         """Draws the next state of every position: first whether it leaves x_t, then for which.
 
         Args:
           keys: one for each row, used once.
           law: weights of the next state.
           active: positions to draw for; others stay, and their total is 0.
+          sharpness: how the state is drawn for which x_t is left; not whether it is.
         """
 
     @abc.abstractmethod
@@ -115,9 +124,17 @@ class DenseScore(Score):
     def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
         return jnp.sum(weight * self.entropy(target).sum(-1))
 
-    def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Drawn:
+    def draw(
+        self,
+        keys: Key[Array, "B"],
+        law: LawOfTotal,
+        active: Bool[Array, "B L"],
+        sharpness: Sharpness = MODEL_LAW,
+    ) -> Drawn:
         total, weights = self._weigh(law, active)
-        xt = jax.vmap(categorical.jump)(keys, self.xt, weights)
+        xt = jax.vmap(functools.partial(categorical.jump, sharpness=sharpness))(
+            keys, self.xt, weights
+        )
         return Drawn(jnp.where(active, xt, self.xt), total)
 
     def log_prob(

@@ -21,7 +21,7 @@ from sedd_jax.evaluation.judge import Judge
 from sedd_jax.evaluation.measures import Measures
 from sedd_jax.evaluation.record import Record, answered, identity, save
 from sedd_jax.evaluation.reference import read_reference
-from sedd_jax.inference.autoregressive import check_sharpness, generate_autoregressive
+from sedd_jax.inference.autoregressive import generate_autoregressive
 from sedd_jax.inference.batches import check_rows
 from sedd_jax.inference.generate import generate
 from sedd_jax.inference.load import Checkpoint

@@ -6,9 +6,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from sedd_jax.diffusion import categorical
+from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.batches import check_rows, in_batches
 from sedd_jax.inference.load import Checkpoint
@@ -20,26 +21,7 @@ from sedd_jax.runtime.sharding import program
 Generator = Callable[[Params, Key[Array, "B"], Prompt], tuple[Int[Array, "B L"], Bool[Array, "B"]]]
 
 
-def nucleus(weights: Float[Array, "B V"], top_p: float) -> Float[Array, "B V"]:
-    """Returns the weights of the fewest tokens whose share of the sum reaches `top_p`, 0 elsewhere.
-
-    Of equal weights the first tokens are taken. At 1 all are kept, whatever the rounding of sums.
-
-    Args:
-      weights: non-negative, not all zero along the last axis.
-      top_p: in (0, 1].
-    """
-    if top_p == 1:
-        return weights
-    order = jnp.argsort(weights, axis=-1, descending=True, stable=True)
-    mass = jnp.cumsum(jnp.take_along_axis(weights, order, -1), axis=-1)
-    before = jnp.pad(mass[:, :-1], ((0, 0), (1, 0)))
-    rank = jnp.argsort(order, axis=-1)  # where in that order every token is
-    kept = jnp.take_along_axis(before < top_p * mass[:, -1:], rank, -1)
-    return jnp.where(kept | (rank == 0), weights, 0)  # one at least, if top_p rounds to 0
-
-
-def build_generator(model: CausalModel, *, temperature: float, top_p: float) -> Generator:
+def build_generator(model: CausalModel, sharpness: Sharpness = MODEL_LAW) -> Generator:
     """Returns generate(params, keys, prompt) -> (tokens, finite), one program when jitted.
 
     `finite` says of a row whether all its logits were. Positions of the prompt that are held must
@@ -47,17 +29,14 @@ def build_generator(model: CausalModel, *, temperature: float, top_p: float) -> 
 
     Args:
       model: the network.
-      temperature: logits are divided by it.
-      top_p: mass that tokens are drawn from, see `nucleus`; 1 for all.
+      sharpness: how tokens are drawn.
     """
 
     def generator(params, keys, prompt):
         def step(state, position):
             cache, token, finite = state
             logits, cache = model.decode(params, cache, token, position)
-            # float32 from the logits on; the largest weight is 1
-            scaled = (logits - logits.max(-1, keepdims=True)) / temperature
-            weights = nucleus(jnp.exp(scaled), top_p)
+            weights = sharpness(logits)  # float32 from the logits on
             position_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
             drawn = jax.vmap(categorical.categorical)(position_keys, weights)
             token = jnp.where(prompt.held[:, position], prompt.tokens[:, position], drawn)
@@ -95,7 +74,7 @@ def generate_autoregressive(
       checkpoint: the model, from `sedd.load`.
       num_samples: N.
       length: L, tokens per sequence; the trained length by default.
-      temperature: logits are divided by it; 1 for the model's own law.
+      temperature: logits are divided by it; 1 for the model's own law, 0 for the likeliest token.
       top_p: draw from the fewest tokens that have this mass (nucleus); 1 for all.
       prompt: tokens to hold, [N, L], at the start of every row; they come back unchanged.
       batch_size: rows at a time; on a mesh, rounded up to fill it.
@@ -111,7 +90,8 @@ def generate_autoregressive(
     baseline, config = checkpoint.baseline, checkpoint.config
     length = config.model.length if length is None else length
     check_rows(config, num_samples, length, batch_size)
-    check_sharpness(temperature, top_p)
+    sharpness = Sharpness(temperature, top_p)
+    sharpness.check()
     prompt = free(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), baseline.num_tokens)
     held = np.asarray(prompt.held)
@@ -120,22 +100,14 @@ def generate_autoregressive(
             "A prompt of an autoregressive model must be a prefix: it cannot fill in what comes "
             "before given tokens; use a diffusion checkpoint for that."
         )
-    generator = _compiled(baseline.model, checkpoint.mesh, temperature, top_p)
+    generator = _compiled(baseline.model, checkpoint.mesh, sharpness)
     parts = in_batches(
         generator, checkpoint, key, prompt, batch_size, lambda finite: finite, progress
     )
     return np.concatenate([tokens for tokens, _ in parts])[:num_samples]
 
 
-def check_sharpness(temperature: float, top_p: float) -> None:
-    """Raises BadInput for what `generate_autoregressive` cannot draw with."""
-    if not 0 < temperature < float("inf"):
-        raise BadInput(f"temperature must be positive and finite, got {temperature}.")
-    if not 0 < top_p <= 1:
-        raise BadInput(f"top_p must be in (0, 1], got {top_p}.")
-
-
 @functools.lru_cache(maxsize=8)
-def _compiled(model, mesh, temperature, top_p):
+def _compiled(model, mesh, sharpness):
     """The generator as one program, kept so that the next call does not compile it again."""
-    return program(build_generator(model, temperature=temperature, top_p=top_p), mesh)
+    return program(build_generator(model, sharpness), mesh)

@@ -72,7 +72,7 @@ class Evaluator:
 
     def _baseline(self, components):
         nll = self._jit(components.model.nll)
-        generator = autoregressive.build_generator(components.model, temperature=1.0, top_p=1.0)
+        generator = autoregressive.build_generator(components.model)
 
         def estimate(params):
             return exact_nll(nll, params, self._batches)

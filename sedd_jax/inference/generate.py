@@ -46,7 +46,7 @@ def generate(
       batch_size: rows at a time; on a mesh, rounded up to fill it.
       trace: keep the tokens after every step in the diagnostics.
       progress: called as progress(done, total) after every batch.
-      **settings: how to draw, see `Sampling`: steps=128, sampler="tweedie" and the like.
+      **settings: how to draw, see `Sampling`: sampler="tweedie", steps=128 and the like.
 
     Returns:
       Tokens [N, L] and `Diagnostics` over the N rows.
@@ -58,7 +58,7 @@ def generate(
     components, config = checkpoint.diffusion, checkpoint.config
     length = config.model.length if length is None else length
     sampling = Sampling(**settings)
-    sampling.check()
+    sampling.check(components.graph)
     check_rows(config, num_samples, length, batch_size)
     prompt = free(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), components.num_tokens)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
+from sedd_jax.diffusion import first_hitting
 from sedd_jax.diffusion.reverse import SamplerInfo, SamplerState, build_kernels
 from sedd_jax.inference.prompt import Prompt
-from sedd_jax.inference.sampling import PRECISIONS, Sampling
+from sedd_jax.inference.sampling import FIRST_HITTING, PRECISIONS, Sampling
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components
 
@@ -20,9 +21,9 @@ class Diagnostics(NamedTuple):
 
     Attributes:
       evaluations: network evaluations of every row, the final denoising step included, [B].
-      changed: positions changed at each of the steps + 1 calls, [steps + 1, B].
+      changed: positions changed at each call, [S, B], S the most that a row can take.
       finite: True for a row all of whose scores were finite, [B].
-      trace: the tokens before the first and after every call, [steps + 2, B, L], if asked for.
+      trace: the tokens before the first and after every call, [S + 1, B, L], if asked for.
     """
 
     evaluations: Int[Array, "B"]
@@ -43,12 +44,14 @@ class Chain(NamedTuple):
       evaluations: calls that every row has use for, [B].
       call: makes any call but the last one.
       last: makes the last one.
+      call_of: number of the call that changes a position, -1 for none, where it is known before.
     """
 
     start: SamplerState
     evaluations: Int[Array, "B"]
     call: Call
     last: Call
+    call_of: Int[Array, "B L"] | None = None
 
 
 ChainOf = Callable[[Params, Key[Array, "B"], Prompt], Chain]
@@ -67,7 +70,6 @@ def build_chain(components: Components, sampling: Sampling, *, t_min: float) -> 
     """
     graph, noise, model = components
     steps = sampling.steps
-    times = jnp.linspace(1.0, t_min, steps + 1)
     answer = PRECISIONS[sampling.precision](model)
 
     def chain(params, keys, prompt):
@@ -82,16 +84,24 @@ def build_chain(components: Components, sampling: Sampling, *, t_min: float) -> 
             return lambda state: kernel(at_step(state.step), state)
 
         length = clamp.tokens.shape[1]
-        limit = jax.vmap(lambda key: graph.sample_limit(key, (length,)))(at_step(steps + 1))
+        first_key = at_step(sampling.most_calls(length))
+        limit = jax.vmap(lambda key: graph.sample_limit(key, (length,)))(first_key)
+        start = SamplerState(clamp(limit), jnp.zeros((), jnp.int32))
+        if sampling.sampler == FIRST_HITTING:  # the limit takes no key
+            hits = first_hitting.draw_hits(first_key, noise, ~clamp.held, t_min, steps)
+            kernel = first_hitting.build_kernel(score_fn, hits, clamp, sampling.sharpness)
+            return Chain(start, hits.calls, call(kernel), call(kernel), hits.call)
         reverse_step, denoise_step = build_kernels(
-            graph, noise, score_fn, times, sampling.sampler, clamp
+            graph,
+            noise,
+            score_fn,
+            jnp.linspace(1.0, t_min, steps + 1),
+            sampling.sampler,
+            clamp,
+            sampling.sharpness,
         )
-        return Chain(
-            start=SamplerState(clamp(limit), jnp.zeros((), jnp.int32)),
-            evaluations=jnp.full(len(limit), steps + 1),
-            call=call(reverse_step),
-            last=call(denoise_step),
-        )
+        calls = jnp.full(len(limit), steps + 1)
+        return Chain(start, calls, call(reverse_step), call(denoise_step))
 
     return chain
 
@@ -111,20 +121,40 @@ def build_generator(
 
     def generator(params, keys, prompt):
         chain = begin(params, keys, prompt)
-
-        def scanned(state, _):
-            state, info = chain.call(state)
-            return state, (info, state.xt if trace else None)
-
-        state, (infos, path) = jax.lax.scan(scanned, chain.start, length=sampling.steps)
-        state, last = chain.last(state)
-        ends = chain.start.xt[None], state.xt[None]
-        diagnostics = Diagnostics(
-            evaluations=chain.evaluations,
-            changed=jnp.concatenate([infos.changed, last.changed[None]]),
-            finite=jnp.all(infos.finite, axis=0) & last.finite,
-            trace=jnp.concatenate([ends[0], path, ends[1]]) if trace else None,
-        )
-        return state.xt, diagnostics
+        if chain.call_of is None:
+            return _made_in_turn(chain, sampling.steps, trace)
+        return _made_while_needed(chain, sampling.most_calls(chain.call_of.shape[1]), trace)
 
     return generator
+
+
+def _made_in_turn(chain, steps, trace):
+    """The samples after `steps` calls and the last one, which all rows have use for."""
+
+    def scanned(state, _):
+        state, info = chain.call(state)
+        return state, (info, state.xt if trace else None)
+
+    state, (infos, path) = jax.lax.scan(scanned, chain.start, length=steps)
+    state, last = chain.last(state)
+    path = jnp.concatenate([chain.start.xt[None], path, state.xt[None]]) if trace else None
+    changed = jnp.concatenate([infos.changed, last.changed[None]])
+    finite = jnp.all(infos.finite, axis=0) & last.finite
+    return state.xt, Diagnostics(chain.evaluations, changed, finite, path)
+
+
+def _made_while_needed(chain, most, trace):
+    """The samples after as many calls as the slowest row has use for, `most` at most."""
+    needed = chain.evaluations.max()
+
+    def body(carry):
+        state, finite = carry
+        state, info = chain.call(state)
+        return state, finite & info.finite
+
+    start = chain.start, jnp.ones(chain.evaluations.shape, bool)
+    state, finite = jax.lax.while_loop(lambda carry: carry[0].step < needed, body, start)
+    call_of, calls = chain.call_of[None], jnp.arange(most + 1)[:, None, None]
+    changed = jnp.sum(call_of == calls[:-1], axis=-1)
+    path = jnp.where(call_of < calls, state.xt[None], chain.start.xt[None]) if trace else None
+    return state.xt, Diagnostics(chain.evaluations, changed, finite, path)

@@ -65,7 +65,7 @@ def live(
     """
     components, config = checkpoint.diffusion, checkpoint.config
     sampling = Sampling(**settings)
-    sampling.check()
+    sampling.check(components.graph)
     count, length = prompt.tokens.shape
     check_rows(config, count, length, count)
     check_prompt(prompt, (count, length), components.num_tokens)

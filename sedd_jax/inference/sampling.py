@@ -3,13 +3,18 @@
 import dataclasses
 from collections.abc import Callable
 
+from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.published_race import RacedScore
 from sedd_jax.diffusion.reverse import SAMPLERS
 from sedd_jax.diffusion.score import Score
+from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.model.score_model import ScoreModel
 
 MOST_STEPS = 2**20  # their times are float32
+DEFAULT_STEPS = 128
+FIRST_HITTING = "first_hitting"
+SAMPLER_NAMES = (*SAMPLERS, FIRST_HITTING)
 
 
 def _raced(model: ScoreModel) -> Callable[..., Score]:
@@ -30,22 +35,56 @@ class Sampling:
     """How samples are drawn (Algorithm 2).
 
     Attributes:
-      steps: reverse steps before the final denoising step, at least 1.
-      sampler: the rule of the reverse step, "tweedie" or "euler".
+      steps: reverse steps before the final denoising step, at least 1; 128 if not given, but for
+        "first_hitting", which then draws one token a call.
+      sampler: the rule of the reverse step, "tweedie" or "euler", or "first_hitting" (absorbing
+        graph), which calls the network only where something happens.
       precision: "exact", or "published" for the float32 race of `diffusion.published_race`, which
         loses rare tokens and writes out B L V numbers: only to show what it does.
+      temperature: 1 for the model's law. Else a departure from it: tokens are drawn with weights
+        ** (1 / temperature), 0 for the likeliest. It changes which token is drawn, not when.
+      top_p: 1 for the model's law. Else a departure from it: tokens are drawn from the fewest that
+        have this mass.
     """
 
-    steps: int = 128
+    steps: int | None = None
     sampler: str = "tweedie"
     precision: str = "exact"
+    temperature: float = 1.0
+    top_p: float = 1.0
 
-    def check(self) -> None:
-        """Raises BadInput for a setting that cannot be."""
-        check_positive(steps=self.steps)
-        if self.steps > MOST_STEPS:
-            raise BadInput(f"steps must be at most {MOST_STEPS:,}, got {self.steps:,}.")
-        for name, choices in (("sampler", SAMPLERS), ("precision", PRECISIONS)):
+    def __post_init__(self):
+        if self.steps is None and self.sampler != FIRST_HITTING:
+            object.__setattr__(self, "steps", DEFAULT_STEPS)
+
+    @property
+    def sharpness(self) -> Sharpness:
+        """How sharply a token is drawn."""
+        return Sharpness(self.temperature, self.top_p)
+
+    def most_calls(self, length: int) -> int:
+        """Returns the most network evaluations that a row of `length` tokens can take."""
+        calls = length if self.steps is None else self.steps + 1
+        return min(calls, length) if self.sampler == FIRST_HITTING else calls
+
+    def check(self, graph: Graph | None = None) -> None:
+        """Raises BadInput for a setting that cannot be, or not on the graph."""
+        if self.steps is not None:
+            check_positive(steps=self.steps)
+            if self.steps > MOST_STEPS:
+                raise BadInput(f"steps must be at most {MOST_STEPS:,}, got {self.steps:,}.")
+        for name, choices in (("sampler", SAMPLER_NAMES), ("precision", PRECISIONS)):
             value = getattr(self, name)
             if value not in choices:
                 raise BadInput(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+        self.sharpness.check()
+        if self.precision == "published" and self.sharpness != MODEL_LAW:
+            raise BadInput(
+                "precision='published' draws by the model's law alone: leave temperature and top_p "
+                "at 1."
+            )
+        if graph and self.sampler == FIRST_HITTING and graph.mask_id is None:
+            raise BadInput(
+                "sampler='first_hitting' needs the absorbing graph, whose positions leave the mask "
+                "once; this model has the uniform graph: take tweedie or euler."
+            )

@@ -190,7 +190,7 @@ class Span(NamedTuple):
     dtype: jnp.dtype
 
     def chunk(
-        self, table: Table, start: Int[Array, ""], width: int, turn: Int[Array, ""] | int = 0
+        self, table: Table, start: Int[Array, ""] | int, width: int, turn: Int[Array, ""] | int = 0
     ) -> Chunk:
         """Returns the columns from `start` on; columns before `turn` are not fresh."""
         column = start + jnp.arange(width)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.score import Drawn, LawOfTotal, Score
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
+from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
 from sedd_jax.model.placement import Placement
 from sedd_jax.model.tiles import GROUP, Front, Span, Table, Tiling, padded
 
@@ -158,8 +159,7 @@ class Stream:
 
         def block_step(block, states):
             part, part_cut, part_masses = block.take((rows, cut, masses))
-            row, position = jnp.divmod(block.take(front.order), length)
-            position_keys = jax.vmap(jax.random.fold_in)(keys[row], position)
+            position_keys = _position_keys(keys, block.take(front.order), length)
             group_keys, state_keys = jax.vmap(jax.random.split, out_axes=1)(position_keys)
             group = jax.vmap(categorical.categorical)(group_keys, part_masses)
             # the table may be another device's: then what is made here is dropped
@@ -174,6 +174,39 @@ class Stream:
 
         states = front.fold(block_step, jnp.zeros(front.order.shape, jnp.int32))
         return self._over_table(front.put_back(states, jumps.shape))
+
+    def pick_sharply(
+        self,
+        sharpness: Sharpness,
+        table: Table,
+        rows: Rows,
+        keys: Key[Array, "B"],
+        jumps: Bool[Array, "B L"],
+        cut: Float[Array, "B L"] | None,
+    ) -> Int[Array, "B L"]:
+        """Returns the same drawn more sharply, else 0.
+
+        The largest weights must be known before any is drawn by: those of a few positions at a
+        time (`Tiling.jumps`) are written out.
+        """
+        front = Front.of(jumps, (self.tiling.jumps,))
+        if self.placement.tensor and self.placement.batch:  # as many turns of what is gathered
+            front = front._replace(count=jax.lax.pmax(front.count, self.placement.batch))
+        length = jumps.shape[1]
+        whole = self._span(table, rows.hidden.dtype).chunk(table, 0, table.bias.size)
+        rows, cut = front.take((rows, cut))
+
+        def block_step(block, states):
+            part, part_cut = block.take((rows, cut))
+            weights = _weights(whole, part, part_cut)
+            if self.placement.tensor:
+                weights = jax.lax.all_gather(weights, self.placement.tensor, axis=1, tiled=True)
+            position_keys = _position_keys(keys, block.take(front.order), length)
+            state = jax.vmap(categorical.categorical)(position_keys, sharpness(jnp.log(weights)))
+            return block.write(states, jnp.where(weights.sum(-1) > 0, state, part.xt))
+
+        states = front.fold(block_step, jnp.zeros(front.order.shape, jnp.int32))
+        return front.put_back(states, jumps.shape)
 
     def log_score_at(
         self, table: Table, rows: Rows, states: Int[Array, "B L"]
@@ -234,8 +267,17 @@ def _weights(chunk, rows, cut):
     return jnp.where(allowed, score, 0)
 
 
-def _on_devices(stream, method, in_axes, out_axes):
-    """A method of `Stream` over all devices; how arrays lie is one of the names below."""
+def _position_keys(keys, order, length):
+    """A key for every position, from that of its row."""
+    row, position = jnp.divmod(order, length)
+    return jax.vmap(jax.random.fold_in)(keys[row], position)
+
+
+def _on_devices(stream, method, in_axes, out_axes, *settings):
+    """A method of `Stream` over all devices; how arrays lie is one of the names below.
+
+    Its first arguments are `settings`, which are no arrays.
+    """
     batch, tensor = stream.placement.batch or None, stream.placement.tensor
     specs = {
         "all": PartitionSpec(),
@@ -245,7 +287,8 @@ def _on_devices(stream, method, in_axes, out_axes):
         "masses": PartitionSpec(batch, None, tensor),
     }
     in_specs, out_specs = jax.tree.map(specs.__getitem__, (in_axes, out_axes))
-    return stream.placement.per_device(getattr(stream, method), in_specs, out_specs)
+    function = functools.partial(getattr(stream, method), *settings)
+    return stream.placement.per_device(function, in_specs, out_specs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -297,16 +340,26 @@ class StreamedScore(Score):
             self.stream, self.rows.hidden, self.table, self.rows.shift, target, weight
         )
 
-    def draw(self, keys: Key[Array, "B"], law: LawOfTotal, active: Bool[Array, "B L"]) -> Drawn:
+    def draw(
+        self,
+        keys: Key[Array, "B"],
+        law: LawOfTotal,
+        active: Bool[Array, "B L"],
+        sharpness: Sharpness = MODEL_LAW,
+    ) -> Drawn:
         total, step, masses = self._weigh(law, active)
         jump_keys, target_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         length = active.shape[1]
         u = jax.vmap(lambda key: categorical.uniform(key, (length,)))(jump_keys)
         jumps = active & categorical.leaves(u, step.scale * masses.sum(-1), step.stay)
-        pick = _on_devices(
-            self.stream, "pick", ("table", "rows", "rows", "rows", "rows", "rows"), "rows"
-        )
-        drawn = pick(self.table, self.rows, target_keys, jumps, step.cut, masses)
+        of_jumps = (self.table, self.rows, target_keys, jumps, step.cut)
+        axes = ("table", *["rows"] * 4)
+        if sharpness == MODEL_LAW:
+            pick = _on_devices(self.stream, "pick", (*axes, "rows"), "rows")
+            drawn = pick(*of_jumps, masses)
+        else:
+            pick = _on_devices(self.stream, "pick_sharply", axes, "rows", sharpness)
+            drawn = pick(*of_jumps)
         return Drawn(jnp.where(jumps, drawn, self.rows.xt), total)
 
     def log_prob(

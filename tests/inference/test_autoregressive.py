@@ -11,8 +11,9 @@ import pytest
 from scipy.stats import chi2
 
 import sedd_jax as sedd
+from sedd_jax.diffusion.sharpness import Sharpness
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.autoregressive import build_generator, nucleus
+from sedd_jax.inference.autoregressive import build_generator
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.prompt import free
 from sedd_jax.model.causal_model import causal_model
@@ -73,7 +74,7 @@ def test_sequences_have_the_law_of_their_conditionals(params, temperature, top_p
         np.testing.assert_allclose(np.exp(-MODEL.nll(params, jnp.asarray(sequences))), probs, 1e-5)
     else:
         assert (probs == 0).any()
-    generator = jax.jit(build_generator(MODEL, temperature=temperature, top_p=top_p))
+    generator = jax.jit(build_generator(MODEL, Sharpness(temperature, top_p)))
     tokens, finite = generator(params, row_keys(KEY, jnp.arange(DRAWS)), free(DRAWS, LENGTH))
     assert finite.all()
     numbers = np.asarray(tokens) @ STATES ** np.arange(LENGTH)[::-1]
@@ -179,7 +180,7 @@ def test_a_row_depends_on_its_number_alone_and_prefixes_come_back(checkpoint):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
+        ({"temperature": -1.0}, r"temperature must be 0 \(greedy\) or more, and finite, got -1.0"),
         ({"top_p": 1.5}, r"top_p must be in \(0, 1\], got 1.5"),
         ({"length": 33}, "length must be at most 32"),
         ({"num_samples": 0}, "num_samples must be at least 1"),

@@ -31,7 +31,11 @@ def prompt():
     return Prompt(tokens, held, np.array([LENGTH, LENGTH, 7], np.int32))
 
 
-SETTINGS = [{"sampler": "tweedie", "steps": 4}]
+SETTINGS = [
+    {"sampler": "tweedie", "steps": 4},
+    {"sampler": "first_hitting"},
+    {"sampler": "first_hitting", "steps": 4, "temperature": 0.5, "top_p": 0.9},
+]
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
