@@ -40,6 +40,7 @@ summary { cursor: pointer; color: var(--accent); margin: .5rem 0 }
 """  # noqa: E501
 # a sample may hold any character: those that a page cannot hold are shown by their pictures
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+_VOID = {"input"}  # elements that have no end
 _LONG = 40  # signs of a cell that is broken into lines
 _NUMBER = re.compile(r"((<=|=) )?(-?[\d,.]+(e[+-]\d+)?|-?inf|nan)( \+- \S+)?")
 _SIGNS = {"+-": "±", "<=": "≤", ">=": "≥"}
@@ -49,12 +50,13 @@ class Html(str):
     """Text that is HTML already; any other is escaped."""
 
 
-def element(name: str, *children: str, **attributes: str) -> Html:
+def element(name: str, /, *children: str, **attributes: str) -> Html:
     """Returns an element; `class_` stands for the attribute `class`."""
     named = "".join(
         f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items()
     )
-    return Html(f"<{name}{named}>{''.join(map(_escaped, children))}</{name}>")
+    end = "" if name in _VOID else f"</{name}>"
+    return Html(f"<{name}{named}>{''.join(map(_escaped, children))}{end}")
 
 
 def page(title: str, sections: dict[str, Html], foot: str) -> str:

@@ -7,20 +7,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from sedd_jax.diffusion.reverse import SAMPLERS
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.live import live
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.inference.prompt import Prompt
+from sedd_jax.inference.sampling import FIRST_HITTING, SAMPLER_NAMES
 from sedd_jax.serving.frames import texts
 from sedd_jax.serving.play import setting
 from sedd_jax.serving.template import fill, pad
 
-# every other setting is another program, so there are few: name, choices, the one at first
-CHOICES: dict[str, tuple[tuple[Any, ...], Any]] = {
-    "sampler": (tuple(SAMPLERS), "tweedie"),
+# a drawing with another setting is another program, so there are few: choices, the one at first
+_CHOICES: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "sampler": (SAMPLER_NAMES, "tweedie"),
     "steps": ((8, 16, 32, 64, 128, 256), 64),
     "samples": ((1, 2, 4), 2),
+    "temperature": ((0.0, 0.5, 0.7, 0.9, 1.0), 1.0),
+    "top_p": ((0.5, 0.8, 0.9, 0.95, 1.0), 1.0),
 }
 _EXAMPLES = (
     "Once upon a time[MASK:16] and they lived[MASK:12] ever after.",
@@ -37,6 +39,7 @@ class Studio:
 
     Attributes:
       example: a template that the tokenizer takes.
+      choices: of every setting, the values that there may be, and the one at first.
       length: the most tokens of a text.
     """
 
@@ -44,13 +47,13 @@ class Studio:
         """BadInput for a model that fills no holes."""
         self._checkpoint = checkpoint
         self.length = checkpoint.config.model.length
-        self.masks = checkpoint.graph.mask_id is not None
+        self.choices = _choices_of(checkpoint.graph)
         self.example = next(filter(self._takes, _EXAMPLES), "[MASK:*]")
 
     def warm_up(self) -> None:
         """Compiles what the first request takes, if it changes nothing but the text."""
-        first = {name: default for name, (_, default) in CHOICES.items()}
-        for _ in self._moments({"template": self.example, "seed": 0} | first):
+        first = {name: default for name, (_, default) in self.choices.items()}
+        for _ in self._drawing({"template": self.example, "seed": 0} | first):
             pass
 
     def drawing(self, body: bytes) -> Drawing:
@@ -59,13 +62,15 @@ class Studio:
         Raises:
           BadInput: a request that cannot be, before anything is drawn.
         """
-        return self._moments(_parsed(body))
+        return self._drawing(_parsed(body, self.choices))
 
-    def _moments(self, wish):
+    def _drawing(self, wish):
         tokenizer, most = self._checkpoint.tokenizer, self.length
         row = fill(wish["template"], tokenizer, None, most)
         prompt = pad([row] * wish["samples"], _width(len(row.tokens), most))
-        settings = {name: wish[name] for name in CHOICES if name != "samples"}
+        settings = {name: wish[name] for name in self.choices if name != "samples"}
+        if wish["sampler"] == FIRST_HITTING:
+            settings["steps"] = None  # one token a call: the page does not offer steps
         moments = live(jax.random.key(wish["seed"]), self._checkpoint, prompt, **settings)
         return self._lines(prompt, moments)
 
@@ -88,21 +93,28 @@ class Studio:
         return True
 
 
-def _parsed(body):
+def _choices_of(graph):
+    """First hitting takes masks."""
+    samplers = tuple(name for name in SAMPLER_NAMES if name != FIRST_HITTING or graph.mask_id)
+    return {**_CHOICES, "sampler": (samplers, "tweedie")}
+
+
+def _parsed(body, of_settings):
     """The wish of a request, every field of it in its range."""
     try:
         wish = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BadInput("The request is no JSON; send it from the page.") from error
-    fields = {"template", "seed", *CHOICES}
+    fields = {"template", "seed", *of_settings}
     if not isinstance(wish, dict) or wish.keys() != fields:
         raise BadInput(f"The request must be an object with {', '.join(sorted(fields))}.")
     if not isinstance(wish["template"], str):
         raise BadInput("template must be text.")
     if type(wish["seed"]) is not int or not 0 <= wish["seed"] < 2**32:
         raise BadInput("seed must be a whole number from 0 to 4294967295.")
-    for name, (choices, _) in CHOICES.items():
-        if not isinstance(wish[name], str | int | float) or wish[name] not in choices:
+    for name, (choices, _) in of_settings.items():
+        # True is 1
+        if isinstance(wish[name], bool) or wish[name] not in choices:
             raise BadInput(f"{name} must be one of {', '.join(map(str, choices))}.")
     return wish
 

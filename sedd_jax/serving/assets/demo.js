@@ -17,6 +17,10 @@
   template.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
+  // first hitting takes as many calls as there are tokens to draw
+  const offerSteps = () => { byId("steps").disabled = byId("sampler").value === "first_hitting"; };
+  byId("sampler").addEventListener("change", offerSteps);
+  offerSteps();
   stop.addEventListener("click", () => drawing?.abort());
   form.addEventListener("submit", (event) => {
     event.preventDefault();
