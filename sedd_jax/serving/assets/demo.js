@@ -49,19 +49,22 @@
       request[field.name] = field.dataset.number === undefined ? field.value : Number(field.value);
     }
     let player = null, ended = false;
+    byId("stage").replaceChildren();
     try {
       const response = await fetch("draw", {
         method: "POST",
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify(request),
         signal: drawing.signal,
+      }).catch((error) => {
+        throw error.name === "AbortError" ? error : new Error("The server does not answer: is it still running?");
       });
       for await (const line of lines(response.body)) {
         if (line.error) throw new Error(line.error);
-        if (line.held) player = new Player(byId("stage"), line);
-        else player.add(line);
         if (line.note) say(line.note);
-        if (line.seconds !== undefined) {
+        if (line.held) player = new Player(byId("stage"), line);
+        if (line.rows) {
+          player.add(line);
           const most = Math.max(...line.evaluations);
           ended = line.calls === player.most;
           say(`${ended ? "Done: " : ""}${most} network evaluation${most === 1 ? "" : "s"} per sample, ${line.seconds.toFixed(1)} s`);
@@ -70,7 +73,6 @@
       if (!ended) say("The server has closed the connection; it may have been stopped.", true);
     } catch (error) {
       if (error.name === "AbortError") say("Stopped. What was drawn until then can be looked at below.");
-      else if (error instanceof TypeError) say("The server does not answer: is it still running?", true);
       else say(error.message, true);
     } finally {
       drawing = null;
