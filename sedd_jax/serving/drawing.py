@@ -116,6 +116,7 @@ def _parsed(body, of_settings):
         # True is 1
         if isinstance(wish[name], bool) or wish[name] not in choices:
             raise BadInput(f"{name} must be one of {', '.join(map(str, choices))}.")
+        wish[name] = choices[choices.index(wish[name])]  # 1.0 where JSON says 1
     return wish
 
 

@@ -17,8 +17,8 @@ from sedd_jax.runtime.files import write_whole
 from sedd_jax.serving.frames import frames, lengths
 
 _LEAD = (
-    "Every text begins as masks, or as noise, and is filled in wherever the model pleases. Play it, "
-    "step through it, or point at a position that is still open: what the model expects there."
+    "Every text begins as masks, or as noise, and is filled in wherever the model pleases. Play, "
+    "step, or point at a position that is still open to see what the model expects there."
 )
 
 

@@ -61,7 +61,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True  # one that does not end in time does not keep the program
     request_queue_size = 128
 
-    def __init__(self, host: str, port: int, studio: Studio, page: str, limits: Limits = Limits()):
+    def __init__(self, host: str, port: int, studio: Studio, page: str, limits: Limits):
         """Listens on the host and the port, 0 for any free one; OSError where that cannot be."""
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.host, self.studio, self.page, self.limits = host, studio, page.encode(), limits
@@ -290,6 +290,10 @@ class _Handler(BaseHTTPRequestHandler):
         """What the base class refuses: a request that is no HTTP, or another method."""
         self.command = self.command or ""
         self._refuse(HTTPStatus(code), message or HTTPStatus(code).phrase)
+
+    def log_error(self, format, *args):
+        """What the base class says of a head that did not arrive in time, which it cuts off."""
+        log_refusal(self.client_address, HTTPStatus.REQUEST_TIMEOUT, "No whole head in time.")
 
     def log_message(self, format, *args):
         """Says nothing of what went well."""

@@ -68,7 +68,9 @@ def _choice(name, choices, first):
         for it in choices
     )
     kind = {} if isinstance(first, str) else {"data-number": ""}
-    return _labelled(name.replace("_", " "), element("select", *options, name=name, id=name, **kind))
+    return _labelled(
+        name.replace("_", " "), element("select", *options, name=name, id=name, **kind)
+    )
 
 
 def _labelled(text, field):
