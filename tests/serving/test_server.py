@@ -201,9 +201,9 @@ def test_a_body_of_10_mb_is_not_read(serve, studio, capsys):
 
 
 def test_what_was_written_enters_no_answer_as_markup(serve, studio):
-    text = "</script>[MASK:1]\u202e\u2028<b>"
+    text = "</b>[MASK:1]\u202e\u2028"
     _, _, raw = ask(serve(studio), body=json.dumps(WISH | {"template": text}))
-    assert raw.isascii() and "\u202e" in "".join(json.loads(raw.splitlines()[-1])["rows"][0][10:])
+    assert raw.isascii() and "\u202e" in "".join(json.loads(raw.splitlines()[-1])["rows"][0][5:])
     renamed = dataclasses.replace(studio._checkpoint, name="<img src=x>")
     page = watch_page(renamed, studio)
     assert "&lt;img src=x&gt; sees" in page and "<img" not in page
