@@ -11,6 +11,7 @@ import ipaddress
 import json
 import select
 import socket
+import socketserver
 import sys
 import threading
 import time
@@ -72,7 +73,7 @@ class Server(ThreadingHTTPServer):
 
     def server_bind(self) -> None:
         # HTTPServer's own asks the network for the name of this machine
-        super(ThreadingHTTPServer.__mro__[2], self).server_bind()
+        socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = self.host, self.socket.getsockname()[1]
 
     @property
