@@ -16,7 +16,7 @@ FLOORS = [
     {"inference", "enumeration"},
     {"evaluation", "serving"},
     {"claims"},
-    {"train", "sample", "exact", "prepare", "convert", "evaluate", "report"},
+    {"train", "sample", "demo", "exact", "prepare", "convert", "evaluate", "report"},
 ]
 BINARIES = FLOORS[-1]
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -1,11 +1,13 @@
 """The interface of all tokenizers, and the kinds without a model: bytes, characters, integers.
 
 Every kind has `vocab_size` (real tokens, the end-of-document token included), `eod_id` (or None),
-`encode(content)`, `decode(ids)`, `size(ids)`, `save(folder)` and `fingerprint()`. The mask of the
-absorbing graph is no token of a tokenizer: its id is `vocab_size`, and only `decode` knows it.
+`encode(content)`, `decode(ids)`, `pieces(ids)`, `size(ids)`, `save(folder)` and `fingerprint()`.
+The mask of the absorbing graph is no token of a tokenizer: its id is `vocab_size`, and only
+`decode` and `pieces` know it.
 """
 
 import abc
+import codecs
 import hashlib
 import json
 import pathlib
@@ -23,7 +25,7 @@ _CHUNK = 2**20
 
 
 class Tokenizer(abc.ABC):
-    """What all tokenizers share; a subclass sets the attributes and adds the four methods below."""
+    """What all tokenizers share; a subclass sets the attributes and adds the methods below."""
 
     kind: str
     vocab_size: int
@@ -39,6 +41,10 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def _decode_run(self, ids: np.ndarray) -> str:
         """Text of int64 [tokens] ids that hold neither the end-of-document token nor the mask."""
+
+    @abc.abstractmethod
+    def _spelling(self, id_: int) -> bytes:
+        """UTF-8 of one such id, perhaps half a character."""
 
     def _settings(self) -> dict[str, Any]:
         """What `tokenizer.json` holds besides the kind."""
@@ -68,6 +74,38 @@ class Tokenizer(abc.ABC):
         absorbing graph, as `mask`. Ids that form no valid text (half a character, say) show as the
         replacement character. Raises BadInput for an id out of range.
         """
+        ids, marks = self._checked(ids), self._marks(mask)
+        pieces, start = [], 0
+        for stop in np.flatnonzero(np.isin(ids, list(marks))):
+            pieces += [self._decode_run(ids[start:stop]), marks[int(ids[stop])]]
+            start = stop + 1
+        pieces.append(self._decode_run(ids[start:]))
+        return self._space.join(piece for piece in pieces if piece)
+
+    def pieces(self, ids: Sequence[int] | np.ndarray, mask: str = "░") -> list[str]:
+        """Text of `ids` one by one; for ids from `encode` it is, joined, what `decode` returns.
+
+        A character that several ids spell stands at the last of them, and one that none completes
+        as the replacement character. Integers end with a space each.
+        """
+        decoder, marks = codecs.getincrementaldecoder("utf-8")("replace"), self._marks(mask)
+        pieces: list[str] = []
+        for id_ in self._checked(ids).tolist():
+            if id_ in marks:
+                self._complete(pieces, decoder)
+                pieces.append(marks[id_] + self._space)
+            else:
+                pieces.append(decoder.decode(self._spelling(id_)))
+        self._complete(pieces, decoder)
+        return pieces
+
+    @staticmethod
+    def _complete(pieces, decoder):
+        """Ends the last of `pieces` with what is left of a character that was not completed."""
+        if rest := decoder.decode(b"", final=True):
+            pieces[-1] += rest
+
+    def _checked(self, ids):
         ids = np.asarray(ids, np.int64).reshape(-1)
         wrong = ids[(ids < 0) | (ids > self.vocab_size)]
         if wrong.size:
@@ -75,15 +113,12 @@ class Tokenizer(abc.ABC):
                 f"Cannot decode the id {wrong[0]}: this {self.kind} tokenizer has the ids 0 to "
                 f"{self.vocab_size - 1}, and {self.vocab_size} for the mask."
             )
-        marks = {self.vocab_size: mask}
-        if self.eod_id is not None:
-            marks[self.eod_id] = END_OF_DOCUMENT
-        pieces, start = [], 0
-        for stop in np.flatnonzero(np.isin(ids, list(marks))):
-            pieces += [self._decode_run(ids[start:stop]), marks[int(ids[stop])]]
-            start = stop + 1
-        pieces.append(self._decode_run(ids[start:]))
-        return self._space.join(piece for piece in pieces if piece)
+        return ids
+
+    def _marks(self, mask):
+        """What stands for the ids that are no text."""
+        end = {} if self.eod_id is None else {self.eod_id: END_OF_DOCUMENT}
+        return {self.vocab_size: mask} | end
 
     def size(self, ids: np.ndarray) -> int:
         """The UTF-8 bytes that ids from `encode` stand for, half characters too.
@@ -127,6 +162,9 @@ class Bytes(Tokenizer):
 
     def _decode_run(self, ids: np.ndarray) -> str:
         return ids.astype(np.uint8).tobytes().decode(errors="replace")
+
+    def _spelling(self, id_: int) -> bytes:
+        return bytes([id_])
 
     @classmethod
     def load(cls, folder: pathlib.Path, settings: dict[str, Any]) -> "Bytes":
@@ -177,6 +215,9 @@ class Characters(Tokenizer):
     def _decode_run(self, ids: np.ndarray) -> str:
         return "".join(self.alphabet[i] for i in ids)
 
+    def _spelling(self, id_: int) -> bytes:
+        return self.alphabet[id_].encode(errors="replace")
+
     def _settings(self) -> dict[str, Any]:
         return {"alphabet": self.alphabet, "eod": self.eod_id is not None}
 
@@ -215,6 +256,9 @@ class Integers(Tokenizer):
 
     def _decode_run(self, ids: np.ndarray) -> str:
         return " ".join(map(str, ids))
+
+    def _spelling(self, id_: int) -> bytes:
+        return f"{id_} ".encode()
 
     def _settings(self) -> dict[str, Any]:
         return {"vocab_size": self.vocab_size}

@@ -114,6 +114,14 @@ class SentencePiece(Tokenizer):
     def _decode_run(self, ids: np.ndarray) -> str:
         return self._processor.decode(ids.tolist())
 
+    def _spelling(self, id_: int) -> bytes:
+        if self._processor.is_byte(id_):
+            return bytes([int(self._processor.id_to_piece(id_)[1:-1], 16)])
+        if self._processor.is_unknown(id_) or self._processor.is_control(id_):
+            return self._processor.decode([id_]).encode()
+        # `decode` of the first piece of a text drops its space in many models
+        return self._processor.id_to_piece(id_).replace("\u2581", " ").encode()
+
     def _files(self) -> dict[str, bytes]:
         return {self._FILE: self._model}
 
@@ -192,6 +200,9 @@ class GPT2(Tokenizer):
 
     def _decode_run(self, ids: np.ndarray) -> str:
         return self._encoding.decode(ids.tolist(), errors="replace")
+
+    def _spelling(self, id_: int) -> bytes:
+        return self._encoding.decode_single_token_bytes(id_)
 
     def _files(self) -> dict[str, bytes]:
         return dict(self._contents)

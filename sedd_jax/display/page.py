@@ -1,8 +1,12 @@
 """Pages of HTML that hold all they show. Text is escaped where it enters an element."""
 
+import base64
+import hashlib
 import html
+import json
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from sedd_jax.display.plot import Plot, inline_svg
 from sedd_jax.display.table import Cell, Table, shown
@@ -36,6 +40,7 @@ summary { cursor: pointer; color: var(--accent); margin: .5rem 0 }
 """  # noqa: E501
 # a sample may hold any character: those that a page cannot hold are shown by their pictures
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+_VOID = {"input"}  # elements that have no end
 _LONG = 40  # signs of a cell that is broken into lines
 _NUMBER = re.compile(r"((<=|=) )?(-?[\d,.]+(e[+-]\d+)?|-?inf|nan)( \+- \S+)?")
 _SIGNS = {"+-": "±", "<=": "≤", ">=": "≥"}
@@ -45,12 +50,13 @@ class Html(str):
     """Text that is HTML already; any other is escaped."""
 
 
-def element(name: str, *children: str, **attributes: str) -> Html:
+def element(name: str, /, *children: str, **attributes: str) -> Html:
     """Returns an element; `class_` stands for the attribute `class`."""
     named = "".join(
         f' {key.rstrip("_")}="{html.escape(value)}"' for key, value in attributes.items()
     )
-    return Html(f"<{name}{named}>{''.join(map(_escaped, children))}</{name}>")
+    end = "" if name in _VOID else f"</{name}>"
+    return Html(f"<{name}{named}>{''.join(map(_escaped, children))}{end}")
 
 
 def page(title: str, sections: dict[str, Html], foot: str) -> str:
@@ -60,15 +66,8 @@ def page(title: str, sections: dict[str, Html], foot: str) -> str:
     """
     parts = {name: content for name, content in sections.items() if content}
     anchors = {name: name.lower().replace(" ", "-") for name in parts}
-    head = element(
-        "head",
-        Html('<meta charset="utf-8">'),
-        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
-        element("title", title),
-        element("style", Html(_STYLE)),
-    )
-    body = element(
-        "body",
+    return document(
+        title,
         element("h1", title),
         element("nav", *(element("a", name, href=f"#{anchors[name]}") for name in parts)),
         *(
@@ -77,7 +76,44 @@ def page(title: str, sections: dict[str, Html], foot: str) -> str:
         ),
         element("footer", foot),
     )
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
+
+
+def document(title: str, *body: Html, style: str = "", script: str = "") -> str:
+    """Returns a whole page of these elements, with a style and a program of its own.
+
+    A page with a program runs no other, and asks nobody but the server it came from.
+    """
+    styles = _STYLE + style
+    programs = [element("script", Html(script))] if script else []
+    head = element(
+        "head",
+        Html('<meta charset="utf-8">'),
+        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        *([_policy(styles, script)] if script else []),
+        element("title", title),
+        element("style", Html(styles)),
+    )
+    whole = element("html", head, element("body", *body, *programs), lang="en")
+    return f"<!doctype html>\n{whole}\n"
+
+
+def _policy(style, script):
+    """What the browser is to allow: these very texts."""
+    digests = (hashlib.sha256(text.encode()).digest() for text in (style, script))
+    of_style, of_script = (base64.b64encode(digest).decode() for digest in digests)
+    allowed = (
+        f"default-src 'none'; style-src 'sha256-{of_style}'; script-src 'sha256-{of_script}'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'"
+    )
+    return Html(f'<meta http-equiv="Content-Security-Policy" content="{allowed}">')
+
+
+def data(name: str, value: Any) -> Html:
+    """Returns an element that holds a value as JSON for the program of the page, under an id."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return element("script", Html(text), type="application/json", id=name)
 
 
 def joined(parts: Iterable[Html]) -> Html:

@@ -87,6 +87,8 @@ def _moments(key, checkpoint, prompt, numbers, programs, particles):
     given = checkpoint.params, row_keys(key, checkpoint.spread(numbers[taken])), spread
     start, call, last = programs
     state, most, sigma = start(*given)
+    if checkpoint.mesh is None:  # as the calls return it: else the second is compiled anew
+        state = jax.device_put(state, jax.tree.leaves(checkpoint.params)[0].sharding)
     most = int(most)
     evaluations = np.zeros(count, np.int32)
     yield Moment(_host(state.xt, count), 0, most, evaluations, _host(sigma, count))

@@ -67,6 +67,28 @@ def test_round_trip_is_exact(tokenizer, text):
     assert tokenizer.decode(ids) == text
 
 
+@pytest.mark.parametrize("text", HARD_TEXTS)
+def test_the_pieces_of_a_text_are_the_text(tokenizer, text):
+    ids = tokenizer.encode(text)
+    pieces = tokenizer.pieces(ids)
+    assert len(pieces) == len(ids) and "".join(pieces) == text
+
+
+def test_pieces_of_half_a_character_and_of_marks():
+    assert Bytes().pieces([97, 0xC3, 0xA9, 0xC3, 257, 0xC3]) == ["a", "", "é", "�", "░", "�"]
+    assert Bytes().pieces([0xC3, 256]) == ["�", "<|endoftext|>"]
+    assert Integers(9).pieces([1, 9, 8]) == ["1 ", "░ ", "8 "]
+    with pytest.raises(BadInput, match="Cannot decode the id 258"):
+        Bytes().pieces([258])
+
+
+def test_a_piece_keeps_its_space(topics):
+    tokenizer = SentencePiece.fit(topics, 500)
+    (the,) = tokenizer.encode(" the")
+    assert tokenizer.pieces([the]) == [" the"]
+    assert tokenizer.pieces([0]) == [" \u2047 "]  # what is unknown
+
+
 def test_every_code_point_round_trips_through_sentencepiece(topics):
     tokenizer = SentencePiece.fit(topics, 500)
     rng = np.random.default_rng(0)

@@ -1,0 +1,63 @@
+"""A page that fills in texts while one looks on: `python -m sedd_jax.demo --checkpoint=runs/tiny`.
+
+Type a text with holes, choose how it is to be drawn, and watch. The page is served to this machine
+alone unless `--host` says otherwise: it has no passwords.
+"""
+
+import signal
+import sys
+import threading
+
+from absl import flags
+
+from sedd_jax.errors import BadInput
+from sedd_jax.inference.load import load
+from sedd_jax.runtime import cli
+from sedd_jax.serving.drawing import Studio
+from sedd_jax.serving.server import Limits, Server
+from sedd_jax.serving.watch import watch_page
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Run folder or folder of published weights, or OWNER/NAME on the hub."
+)
+_STEP = flags.DEFINE_integer("checkpoint_step", None, "Step to load; the latest by default.")
+_EMA = flags.DEFINE_bool("ema", True, "Use the averaged weights.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "Folder, or OWNER/NAME, of the tokenizer; by default that of the checkpoint."
+)
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address or name to listen on.")
+_PORT = flags.DEFINE_integer(
+    "port", 8080, "Port to listen on; 0 for any free one.", lower_bound=0, upper_bound=65535
+)
+_DRAWINGS = flags.DEFINE_integer("drawings", 2, "Drawings at a time.", lower_bound=1)
+_SECONDS = flags.DEFINE_float("seconds", 120.0, "That a drawing may take.", lower_bound=1.0)
+
+
+def main() -> None:
+    """Serves the page until a signal ends it."""
+    if not _CHECKPOINT.value:
+        raise BadInput("--checkpoint=FOLDER is needed.")
+    checkpoint = load(
+        _CHECKPOINT.value, step=_STEP.value, ema=_EMA.value, tokenizer=_TOKENIZER.value
+    )
+    studio = Studio(checkpoint)
+    limits = Limits(drawings=_DRAWINGS.value, drawing=_SECONDS.value)
+    try:
+        server = Server(_HOST.value, _PORT.value, studio, watch_page(checkpoint, studio), limits)
+    except OSError as error:
+        raise BadInput(
+            f"Cannot listen on --host={_HOST.value} --port={_PORT.value}: {error.strerror}; give "
+            "others, --port=0 takes any free one."
+        ) from error
+    with server:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # shutdown waits for the loop, which is this very thread
+            signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
+        studio.warm_up()
+        print(f"Serving {server.url}; Ctrl-C ends it.", flush=True)
+        server.serve_forever()
+    print("Ended.", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,101 @@
+"""What a page shows of a drawing, against the dense formulas."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sedd_jax as sedd
+from sedd_jax.inference.live import Moment
+from sedd_jax.inference.prompt import Prompt
+from sedd_jax.serving.frames import frames
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(smoke_run):
+    return sedd.load(smoke_run)
+
+
+def moments(*rows, sigmas):
+    """A drawing of one row, written by hand; the first moment is before any call."""
+    return [
+        Moment(
+            np.array([row], np.int32), i, len(rows) - 1, np.array([i]), np.array([s], np.float32)
+        )
+        for i, (row, s) in enumerate(zip(rows, sigmas, strict=True))
+    ]
+
+
+def prompt(held, length=None):
+    lengths = None if length is None else np.array([length], np.int32)
+    tokens = np.zeros((1, len(held)), np.int32)
+    return Prompt(tokens, np.array([held], bool), lengths)
+
+
+def check(guess, law, final, pieces):
+    """The five likeliest of a law [V], and the probability of the final token."""
+    order = np.argsort(-law, kind="stable")[:5]
+    assert [name for name, _ in guess.likeliest] == [pieces(int(i)) for i in order]
+    np.testing.assert_allclose([p for _, p in guess.likeliest], law[order], rtol=6e-3)
+    assert guess.drawn[0] == pieces(final)
+    np.testing.assert_allclose(guess.drawn[1], law[final], rtol=6e-3)
+
+
+def test_masks_are_guessed_by_their_normalised_ratios(checkpoint):
+    mask, piece = 257, lambda i: checkpoint.tokenizer.pieces([i])[0]
+    a, b = [97, mask, mask, 98, 0, 0], [97, 99, mask, 98, 0, 0]
+    last = [97, 99, 100, 98, 0, 0]
+    drawing = moments(a, b, last, sigmas=(9.0, 2.0, 0.5))  # of a: 2.0, of b: 0.5
+    given = prompt([True, False, False, True, False, False], length=4)
+    first, second, end = frames(checkpoint, given, drawing)
+    assert first.rows == [["a", None, None, "b"]]
+    assert second.rows == [["a", "c", None, "b"]]
+    assert (second.calls, second.evaluations) == (1, [1])
+    assert end.guesses == [[None] * 4]
+    (guesses,) = second.guesses
+    assert [bool(guess) for guess in guesses] == [False, False, True, False]
+    # drawn alone, without padding: the network sees none of it
+    log_score = np.asarray(
+        checkpoint.log_score(np.array([b[:4]]), np.array([0.5], np.float32)), np.float64
+    )[0, 2, :mask]
+    law = np.exp(log_score) / np.exp(log_score).sum()
+    check(guesses[2], law, 100, piece)
+    log_score = np.asarray(
+        checkpoint.log_score(np.array([a[:4]]), np.array([2.0], np.float32)), np.float64
+    )[0, 1, :mask]
+    check(first.guesses[0][1], np.exp(log_score) / np.exp(log_score).sum(), 99, piece)
+
+
+def test_noise_is_guessed_by_the_denoising_law(checkpoint):
+    # the same network, read as one of the uniform graph over its states
+    graph = sedd.graph.uniform(258)
+    components = checkpoint.diffusion._replace(graph=graph)
+    uniform = dataclasses.replace(checkpoint, components=components)
+    drawing = moments([97, 98, 99], [97, 98, 100], sigmas=(9.0, 8.0))
+    first, end = frames(uniform, prompt([True, False, False]), drawing)
+    assert first.rows == [["a", "b", "c"]] and end.guesses == [[None] * 3]
+    assert first.guesses[0][0] is None
+    xt, sigma = jnp.array([[97, 98, 99]]), jnp.array([8.0])
+    score = jnp.exp(uniform.log_score(xt, sigma))
+    weights = np.asarray(sedd.denoise_probs(graph, xt, score, sigma))[0].clip(0)
+    for place, final in ((1, 98), (2, 100)):
+        law = weights[place] / weights[place].sum()
+        check(first.guesses[0][place], law, final, lambda i: uniform.tokenizer.pieces([i])[0])
+
+
+@pytest.mark.parametrize(("most", "calls"), [(2, [0, 8]), (3, [0, 4, 8]), (99, list(range(9)))])
+def test_the_moments_shown_are_spread_evenly(checkpoint, most, calls):
+    # nothing is open, so that nothing is computed
+    drawing = moments(*[[97, 98]] * 9, sigmas=[1.0] * 9)
+    assert [frame.calls for frame in frames(checkpoint, prompt([True] * 2), drawing, most)] == calls
+
+
+def test_without_a_tokenizer_there_are_numbers(checkpoint):
+    plain = dataclasses.replace(checkpoint, tokenizer=None)
+    drawing = moments([257, 98], [97, 98], sigmas=(1.0, 1.0))
+    first, end = frames(plain, prompt([False, True]), drawing)
+    assert (first.rows, end.rows) == ([[None, "98 "]], [["97 ", "98 "]])
+    assert first.guesses[0][0].drawn[0] == "97"
