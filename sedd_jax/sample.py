@@ -2,8 +2,9 @@
 
 Prints text, or writes JSON lines with --output; `--template="Once[MASK:12] the end."` fills in.
 `--input=prompts.jsonl --output=out.jsonl` draws a row for every line, on all devices and hosts; the
-same command goes on where it was stopped. `--trace` shows one sample being denoised. Of an
-autoregressive checkpoint, `--temperature` and `--top_p` say how sharply it draws.
+same command goes on where it was stopped. `--trace` shows one sample being denoised, `--html=FILE`
+writes a page that plays how all came about. `--temperature` and `--top_p` depart from the model's
+law.
 """
 
 import dataclasses
@@ -16,16 +17,18 @@ import jax
 import numpy as np
 from absl import flags
 
-from sedd_jax.diffusion.reverse import SAMPLERS
+from sedd_jax.diffusion.sharpness import Sharpness
 from sedd_jax.errors import BadInput, check_positive
-from sedd_jax.inference.autoregressive import check_sharpness
 from sedd_jax.inference.generate import generate
+from sedd_jax.inference.live import live
 from sedd_jax.inference.load import load
-from sedd_jax.inference.sampling import Sampling
+from sedd_jax.inference.sampling import CONDITIONINGS, SAMPLER_NAMES, Sampling
+from sedd_jax.inference.sliding import overlap_of
 from sedd_jax.runtime import cli, processes, sharding
 from sedd_jax.runtime.config import MeshConfig
 from sedd_jax.runtime.stop import ends_at_once
 from sedd_jax.serving import job
+from sedd_jax.serving.play import check_page, write_page
 from sedd_jax.serving.template import between, fill, pad
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -44,10 +47,25 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Samples drawn at a time.")
 _LENGTH = flags.DEFINE_integer(
     "length", None, "Tokens per sample; the trained length by default, or the template's own."
 )
-_STEPS = flags.DEFINE_integer("steps", 128, "Reverse steps before the final denoising step.")
-_SAMPLER = flags.DEFINE_enum("sampler", "tweedie", list(SAMPLERS), "Rule of the reverse step.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Autoregressive: divides the logits.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Autoregressive: fewest tokens of this mass.")
+_STEPS = flags.DEFINE_integer(
+    "steps",
+    None,
+    "Reverse steps before the final denoising step; 128, or with first_hitting one token a call.",
+)
+_SAMPLER = flags.DEFINE_enum("sampler", "tweedie", SAMPLER_NAMES, "Rule of the reverse step.")
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 1.0, "Not 1: departs from the model's law; 0 draws the likeliest token."
+)
+_TOP_P = flags.DEFINE_float(
+    "top_p", 1.0, "Below 1: departs from the model's law; draws from the fewest of this mass."
+)
+_CONDITIONING = flags.DEFINE_enum(
+    "conditioning", "clamp", CONDITIONINGS, "Uniform graph: what given tokens are on the way."
+)
+_PARTICLES = flags.DEFINE_integer("particles", 1, "Copies of a row for --conditioning=resample.")
+_OVERLAP = flags.DEFINE_integer(
+    "overlap", None, "Tokens shared by the windows of longer rows; half the trained length."
+)
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Sample i is a function of (seed, i).", lower_bound=0, upper_bound=2**32 - 1
 )
@@ -64,11 +82,9 @@ _TRACE = flags.DEFINE_bool(
     "trace", False, "Show the denoising of one sample, instead of --num_samples."
 )
 _FRAMES = flags.DEFINE_integer("frames", 8, "Moments shown by --trace.")
-_OF_SAMPLES = (_NUM_SAMPLES, _LENGTH, _PREFIX, _SUFFIX, _TEMPLATE, _TRACE, _FRAMES)
-_OF_FAMILIES = {
-    "diffusion": (_STEPS, _SAMPLER, _TRACE, _FRAMES),
-    "autoregressive": (_TEMPERATURE, _TOP_P),
-}
+_HTML = flags.DEFINE_string("html", None, "Page that plays how the samples came about; a new file.")
+_OF_SAMPLES = (_NUM_SAMPLES, _LENGTH, _PREFIX, _SUFFIX, _TEMPLATE, _TRACE, _FRAMES, _HTML)
+_OF_DIFFUSION = (_STEPS, _SAMPLER, _CONDITIONING, _PARTICLES, _OVERLAP, _TRACE, _FRAMES, _HTML)
 
 
 def main() -> None:
@@ -105,7 +121,7 @@ def _run_job():
             output,
             seed=_SEED.value,
             batch_size=_BATCH_SIZE.value,
-            settings=_settings(checkpoint.config.family),
+            settings=_settings(checkpoint),
         )
 
 
@@ -113,10 +129,12 @@ def _draw_samples():
     """Draws --num_samples that hold the same text."""
     if _OUTPUT.value and Path(_OUTPUT.value).exists():
         raise BadInput(f"{_OUTPUT.value} exists already; give --output another name.")
-    if _OUTPUT.value and _TRACE.value:
-        raise BadInput("--trace shows one sample and writes no --output; give one of the two.")
+    if len(given := [f"--{flag.name}" for flag in (_OUTPUT, _TRACE, _HTML) if flag.value]) > 1:
+        raise BadInput(f"{' and '.join(given)} show samples in different ways: give one of them.")
+    if _HTML.value:
+        check_page(Path(_HTML.value))
     checkpoint = _load(cli.mesh_from(_MESH))
-    settings = _settings(checkpoint.config.family)
+    settings = _settings(checkpoint)
     key, prompt = jax.random.key(_SEED.value), _prompt(checkpoint)
     options = settings | {"batch_size": _BATCH_SIZE.value}
     started = time.monotonic()
@@ -126,12 +144,14 @@ def _draw_samples():
         )
         evaluations = found.evaluations
         _show_trace(checkpoint, found.trace[:, 0])
+    elif _HTML.value:
+        tokens, evaluations = _play(checkpoint, key, prompt, settings)
     else:
         tokens, evaluations = job.draw(checkpoint, key, prompt, **options)
     seconds = time.monotonic() - started
     if _OUTPUT.value:
         _write(checkpoint.tokenizer, tokens, settings, Path(_OUTPUT.value))
-    elif not _TRACE.value:
+    elif not (_TRACE.value or _HTML.value):
         for row in tokens:
             print(f"--- sample ---\n{_text(checkpoint.tokenizer, row)}")
     num_samples, length = tokens.shape
@@ -148,15 +168,25 @@ def _load(mesh):
     )
 
 
-def _settings(family):
-    """How to draw, for a model of a family: what `generate`, or its counterpart, takes."""
-    cli.refuse_flags_of_others(family, _OF_FAMILIES)
+def _settings(checkpoint):
+    """How to draw from a model: what `generate`, or its counterpart, takes."""
+    family = checkpoint.config.family
+    cli.refuse_flags_of_others(family, {"diffusion": _OF_DIFFUSION})
+    sharpness = Sharpness(_TEMPERATURE.value, _TOP_P.value)
+    sharpness.check()
     if family == "autoregressive":
-        sharpness = {"temperature": _TEMPERATURE.value, "top_p": _TOP_P.value}
-        check_sharpness(**sharpness)
-        return sharpness
-    sampling = Sampling(steps=_STEPS.value, sampler=_SAMPLER.value)
-    sampling.check()
+        return sharpness._asdict()
+    sampling = Sampling(
+        steps=_STEPS.value,
+        sampler=_SAMPLER.value,
+        conditioning=_CONDITIONING.value,
+        particles=_PARTICLES.value,
+        overlap=_OVERLAP.value,
+        **sharpness._asdict(),
+    )
+    sampling.check(checkpoint.graph)
+    if sampling.overlap is not None:
+        overlap_of(sampling.overlap, checkpoint.config.model.length)
     return dataclasses.asdict(sampling)
 
 
@@ -173,6 +203,15 @@ def _prompt(checkpoint):
     else:
         row = fill(_TEMPLATE.value, tokenizer, length, most)
     return pad([row] * num_samples, len(row.tokens))
+
+
+def _play(checkpoint, key, prompt, settings):
+    """Writes the page that plays how samples come about; their tokens, and evaluations of each."""
+    facts = {"model": checkpoint.name or "", "seed": _SEED.value} | settings
+    moments = live(key, checkpoint, prompt, **settings)
+    shown = {name: str(value) for name, value in facts.items() if value is not None}
+    last = write_page(Path(_HTML.value), checkpoint, prompt, moments, shown)
+    return last.tokens, last.evaluations
 
 
 def _text(tokenizer, row):

@@ -17,7 +17,6 @@ import jax
 import numpy as np
 
 from sedd_jax.diffusion.graph import Graph
-from sedd_jax.diffusion.sharpness import Sharpness
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.evaluation.judge import Judge
 from sedd_jax.evaluation.measures import Measures
@@ -221,9 +220,9 @@ def _ways(checkpoint, settings, length):
     )
 
     def way(sampling):
-        options = dataclasses.asdict(sampling)
-        for name in Sharpness._fields:  # what follows the model's law need not say so
-            if options[name] == 1:
+        usual, options = dataclasses.asdict(Sampling()), dataclasses.asdict(sampling)
+        for name in options.keys() - {"sampler", "steps", "precision"}:
+            if options[name] == usual[name]:  # what follows the model's law need not say so
                 del options[name]
         name = _name(**options)
 

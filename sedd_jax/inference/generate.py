@@ -22,7 +22,7 @@ from sedd_jax.runtime.sharding import program
 def generate(
     key: Key[Array, ""],
     checkpoint: Checkpoint,
-    num_samples: int,
+    num_samples: int | None = None,
     length: int | None = None,
     *,
     prompt: Prompt | None = None,
@@ -41,9 +41,9 @@ def generate(
     Args:
       key: random key.
       checkpoint: the model, from `sedd.load`.
-      num_samples: N.
-      length: L, tokens per sequence; the trained length by default. Longer rows are drawn a window
-        of the trained length at a time, each holding the end of the text before it.
+      num_samples: N; by default as many as the prompt has rows.
+      length: L, tokens per sequence; by default that of the prompt, or the trained one. Longer rows
+        are drawn a window of the trained length at a time, each holding the end of the text before.
       prompt: tokens to hold, [N, L]; they come back unchanged.
       rows: numbers of the rows, below 2^32; 0 to N - 1 by default.
       batch_size: rows at a time; on a mesh, rounded up to fill it.
@@ -59,14 +59,17 @@ def generate(
       FloatingPointError: the network gave a score that is not finite; no later batch is drawn.
     """
     components, config = checkpoint.diffusion, checkpoint.config
-    length = config.model.length if length is None else length
+    if prompt is None and num_samples is None:
+        raise BadInput("num_samples is needed where there is no prompt to say how many.")
+    given = (num_samples, config.model.length) if prompt is None else prompt.tokens.shape
+    num_samples = given[0] if num_samples is None else num_samples
+    length = given[1] if length is None else length
     sampling = Sampling(**settings)
     sampling.check(components.graph)
     check_rows(config, num_samples, length, batch_size)
     prompt = free(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), components.num_tokens)
     trained = config.model.length
-    overlap = overlap_of(sampling.overlap, trained)
     if trace and length > trained:
         raise BadInput(f"trace is for rows of at most {trained} tokens, the trained length.")
     generator = _compiled(components, checkpoint.mesh, sampling, config.train.t_min, trace)
@@ -88,7 +91,7 @@ def generate(
 
     if length <= trained:
         return draw(prompt, progress)
-    plan = windows(prompt, trained, overlap)
+    plan = windows(prompt, trained, overlap_of(sampling.overlap, trained))
     return slide(
         prompt, plan, lambda part, window: draw(part, None, window.rows, window.number), progress
     )

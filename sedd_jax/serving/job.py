@@ -127,7 +127,12 @@ def draw(
 
 
 def width_of(length: int, trained: int) -> int:
-    """Returns the width that rows of a length are drawn in: 16, 24, 32, 48, ..., `trained`."""
+    """Returns the width that rows of a length are drawn in: 16, 24, 32, 48, ..., `trained`.
+
+    Longer rows are drawn in windows of the trained length, whatever their own.
+    """
+    if length > trained:
+        return length
     width = _NARROWEST
     while width < length:
         width += width // 2 if width & (width - 1) == 0 else width // 3

@@ -16,6 +16,7 @@ from sedd_jax.serving.template import Row, between, fill, of_tokens
 _KINDS = ({"template"}, {"tokens"}, {"prefix", "suffix"})  # what says which tokens are given
 _COMMON = {"id", "length"}
 _NUMBERS = 2**32
+MOST_TOKENS = 2**20  # of a row
 
 
 class Line(NamedTuple):
@@ -110,6 +111,8 @@ def _row(fields: dict, checkpoint: Checkpoint) -> Row:
             raise BadInput(f"{key} must be {wanted}, got {fields[key]!r:.60}.")
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
     most, length = config.model.length, fields.get("length")
+    if config.family == "diffusion" and type(length) is int:  # in windows
+        most = min(max(most, length), MOST_TOKENS)
     if "template" in fields:
         row = fill(fields["template"], tokenizer, length, most)
     elif "tokens" in fields:

@@ -37,8 +37,8 @@ def write_page(
     moments: Iterable[Moment],
     facts: Mapping[str, str],
     most: int = 32,
-) -> np.ndarray:
-    """Writes the page that plays a drawing, and returns the tokens drawn, [N, L].
+) -> Moment:
+    """Writes the page that plays a drawing, and returns its last moment.
 
     Args:
       path: a new file.
@@ -69,7 +69,7 @@ def write_page(
         script=asset("player.js") + asset("play.js"),
     )
     write_whole(path, text.encode())
-    return seen[-1].tokens
+    return seen[-1]
 
 
 def setting(checkpoint: Checkpoint, prompt: Prompt, most: int) -> dict[str, object]:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 
 from sedd_jax.data.tokenizer import Integers, Tokenizer
 from sedd_jax.errors import BadInput
+from sedd_jax.inference.load import Checkpoint
 from sedd_jax.inference.prompt import Prompt
 
 # every marker, with the backslashes before it; what is wrong with one is said later
@@ -54,6 +55,22 @@ def fill(template: str, tokenizer: Tokenizer | None, length: int | None, most: i
         has another length or is too long; before the rest is looked at.
     """
     return _row(_of_template(template, tokenizer, most), length, most)
+
+
+def templates(checkpoint: Checkpoint, texts: Sequence[str], length: int | None = None) -> Prompt:
+    """Returns texts with holes as the prompt of as many rows, for `generate` or `live`.
+
+    Args:
+      checkpoint: the model.
+      texts: with `[MASK:12]` or `[MASK:*]`, see `serving.template`.
+      length: of every row; by default that of each template, or the trained length with `[MASK:*]`.
+
+    Raises:
+      BadInput: see `fill`.
+    """
+    most = max(checkpoint.config.model.length, length or 0)
+    rows = [fill(text, checkpoint.tokenizer, length, most) for text in texts]
+    return pad(rows, max(len(row.tokens) for row in rows))
 
 
 def between(
@@ -189,8 +206,8 @@ def _check_characters(text, name, most):
 
 def _too_long(most):
     return BadInput(
-        f"The row has more than {most} positions, the most there may be; give less text or smaller "
-        "holes."
+        f"The row has more than {most} positions, the most there may be if no larger length is "
+        "asked for; give less text or smaller holes."
     )
 
 
