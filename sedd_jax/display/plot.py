@@ -152,7 +152,7 @@ def _log_y(axes):
 
 
 def _plain(value):
-    return f"{value:,.10g}"
+    return f"{value:,.10g}" if value == round(value) else f"{value:,.4g}"
 
 
 def _short(name):

@@ -105,6 +105,9 @@ def test_large_vocabularies_use_four_bytes(tmp_path, corpus, monkeypatch):
         def _decode_run(self, ids):
             return ""
 
+        def _spelling(self, token):
+            return b""
+
     monkeypatch.setattr(preparation, "build_tokenizer", lambda *args: Wide())
     for module in (preparation, shards, blocks_module):
         monkeypatch.setattr(module, "load_tokenizer", lambda folder: Wide())
