@@ -165,7 +165,7 @@ def test_the_folder_is_made_and_no_file_overwritten(tmp_path):
         new_file(str(path), "plot.png")
 
 
-@pytest.mark.parametrize("name", ["ratios", "sentences"])
+@pytest.mark.parametrize("name", ["ratios", pytest.param("sentences", marks=pytest.mark.slow)])
 def test_bad_input_is_one_line_and_a_failure(name):
     done = subprocess.run(
         [sys.executable, "-m", f"examples.{name}"],

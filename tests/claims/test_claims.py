@@ -64,10 +64,10 @@ def sampled():
             SCHEDULES,
             space.random_data(1),
             t_min=1e-3,
-            max_steps=128,
+            max_steps=64,
             drawn_steps=(16,),
             num_samples=16_384,
-            num_laws=4,
+            num_laws=2,
         )
 
     return {graph: section(graph) for graph in graphs.GRAPHS}

@@ -118,7 +118,9 @@ def test_the_weighted_loss_is_the_mean_over_masks():
     x0 = random_tokens(graphs.uniform(N))
     z = jnp.asarray(np.random.default_rng(4).normal(0, 1, (B, L, N)), jnp.float32)
     proposal = guess_proposal(graph, noise, 1e-3)
-    draw = propose(jax.random.key(0), proposal, graph, noise, jnp.array([0.3, 0.6, 0.8]), x0)
+    draw = jax.jit(lambda u: propose(jax.random.key(0), proposal, graph, noise, u, x0))(
+        jnp.array([0.3, 0.6, 0.8])
+    )
 
     def score_fn(xt, sigma):
         scaled = z - jnp.log(jnp.expm1(sigma))[:, None, None] - jnp.log(N)
