@@ -134,10 +134,10 @@ def test_longer_rows_hold_what_is_given_in_every_window(toy, graph, settings):
     held = prompt.held & ~padding
     np.testing.assert_array_equal(tokens[held], prompt.tokens[held])
     assert (tokens[padding] == 0).all() and diagnostics.finite.all()
-    # four windows of the longest rows, one of the shortest
+    # four windows of the longest rows, of which the last has nothing to draw in one
     if settings.get("sampler") != "first_hitting":
         calls = (settings["steps"] + 1) * settings.get("particles", 1)
-        np.testing.assert_array_equal(diagnostics.evaluations, np.array([4, 4, 3, 1]) * calls)
+        np.testing.assert_array_equal(diagnostics.evaluations, np.array([4, 3, 3, 1]) * calls)
     # the short row, and the first window of a long one, are those of plain sampling
     first = jax.tree.map(lambda x: x[:, :TRAINED], prompt._replace(lengths=None))
     sizes = np.minimum(prompt.lengths, TRAINED).astype(np.int32)
