@@ -47,7 +47,9 @@ def main() -> None:
 
 
 def _sampling(way):
-    sampler, _, steps = way.partition(":")
+    sampler, separator, steps = way.partition(":")
+    if separator and not steps.isdecimal():
+        raise BadInput(f"--ways needs SAMPLER or SAMPLER:STEPS, got {way!r}.")
     return Sampling(int(steps) if steps else None, sampler)
 
 

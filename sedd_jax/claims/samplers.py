@@ -5,6 +5,9 @@ The laws are exact: with true scores, all that separates them from the data is t
 """
 
 import itertools
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +24,7 @@ from sedd_jax.enumeration.scores import exact_model, exact_params, tabulated
 from sedd_jax.enumeration.space import Law, Space, float64, kl_divergence, total_variation
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.generator import build_generator
-from sedd_jax.inference.prompt import free
+from sedd_jax.inference.prompt import Prompt, free
 from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components
@@ -164,16 +167,26 @@ def draw(
     num_samples: int,
     sampler: str = "tweedie",
     seed: int = 0,
+    given: Mapping[int, int] = MappingProxyType({}),
+    **settings: Any,
 ) -> Law:
     """Returns the frequencies of real samples, from the generator that `sample` uses.
+
+    They hold `given` tokens by position; settings are further ones of `Sampling`.
 
     First hitting has rows at noises of their own, which `tabulated` takes for one: that changes
     nothing where the normalised ratios are the same at all noise, as the true ones are.
     """
     components = components._replace(model=tabulated(components.model, space))
-    generator = jax.jit(build_generator(components, Sampling(steps, sampler), t_min=t_min))
+    sampling = Sampling(steps, sampler, **settings)
+    generator = jax.jit(build_generator(components, sampling, t_min=t_min))
     keys = row_keys(jax.random.key(seed), jnp.arange(num_samples))
-    tokens, _ = generator(params, keys, free(num_samples, space.length))
+    prompt = free(num_samples, space.length)
+    for position, token in given.items():
+        prompt = Prompt(
+            prompt.tokens.at[:, position].set(token), prompt.held.at[:, position].set(True)
+        )
+    tokens, _ = generator(params, keys, prompt)
     counts = np.bincount(space.index(np.asarray(tokens)), minlength=len(space.states))
     return counts / num_samples
 

@@ -12,6 +12,8 @@ from jaxtyping import Array, Float
 
 from sedd_jax.errors import BadInput
 
+LEAST_TEMPERATURE = 1e-6  # float32 log-weights divided by much less are not numbers
+
 
 class Sharpness(NamedTuple):
     """Which token is drawn: one of the nucleus of the weights ** (1 / temperature).
@@ -29,6 +31,11 @@ class Sharpness(NamedTuple):
         if not 0 <= self.temperature < float("inf"):
             raise BadInput(
                 f"temperature must be 0 (greedy) or more, and finite, got {self.temperature}."
+            )
+        if 0 < self.temperature < LEAST_TEMPERATURE:
+            raise BadInput(
+                f"temperature must be at least {LEAST_TEMPERATURE}, or 0 for greedy, got "
+                f"{self.temperature}."
             )
         if not 0 < self.top_p <= 1:
             raise BadInput(f"top_p must be in (0, 1], got {self.top_p}.")

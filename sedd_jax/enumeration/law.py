@@ -45,34 +45,35 @@ def sampler_law(
       t_min: the time at which the steps end.
       denoise: take the final denoising step.
       given: tokens that are held, by position.
-      conditioning: what they are on the way, "clamp" or "renoise".
+      conditioning: what they are on the way, see `inference.conditioning`; "resample" is the law
+        of infinitely many copies, which is to sequences that agree with `given` alone, each step
+        weighed by its probability of keeping them.
     """
     graph, noise, _ = components
-    step_law, _ = _compiled(components, space)
+    if conditioning != "clamp" and graph.mask_id is not None:
+        raise ValueError(f"{conditioning!r} is for the uniform graph.")
+    step_law, final_law = _compiled(components, space)
     times = jnp.linspace(1.0, t_min, steps + 1)
     rule = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
-    held = {"clamp": _clean, "renoise": _noised}[conditioning]
+    held = {"clamp": _clean, "renoise": _noised, "resample": _agreeing}[conditioning]
     start = np.tile(np.float64(graph.limit), (1, space.length, 1))
     law = product_law(held(start, given, graph, space, noise.sigma(times[0])))[0]
     for t, t_next in itertools.pairwise(times):
         probs = np.float64(step_law(params, t, t_next, rule))
         sigmas = noise.sigma(t), noise.sigma(t_next)
         law = law @ product_law(held(probs, given, graph, space, *sigmas))
-    if not denoise:
-        return law
-    return space.embedded(law @ denoising_kernel(components, params, space, t_min, given))
+    if denoise:
+        probs, last = np.float64(final_law(params, t_min)), _clean if held is _noised else held
+        law = space.embedded(law @ product_law(last(probs, given)))
+    return law / law.sum() if held is _agreeing else law
 
 
 def denoising_kernel(
-    components: Components,
-    params: Params,
-    space: Space,
-    t: float,
-    given: Mapping[int, int] = MappingProxyType({}),
+    components: Components, params: Params, space: Space, t: float
 ) -> Float[np.ndarray, "S C"]:
     """Returns the law of the final denoising step from time t: [from, to a clean sequence]."""
     _, final_law = _compiled(components, space)
-    return product_law(_clean(np.float64(final_law(params, t)), given))
+    return product_law(np.float64(final_law(params, t)))
 
 
 def _clean(probs, given, *_):
@@ -81,6 +82,11 @@ def _clean(probs, given, *_):
     for position, token in given.items():
         probs[:, position] = np.eye(probs.shape[-1])[token]
     return probs
+
+
+def _agreeing(probs, given, *_):
+    """The same with nothing but given tokens, each of the probability that it had."""
+    return probs * _clean(np.ones_like(probs), given)
 
 
 def _noised(probs, given, graph, space, sigma, sigma_next=None):

@@ -163,7 +163,7 @@ class Judge:
         """What a program gives for rows [N, ...], a batch at a time."""
         checkpoint, count = self.checkpoint, len(arrays[0])
         parts = []
-        for rows in row_batches(count, self.batch_size, checkpoint.parts):
+        for rows in row_batches(count, min(self.batch_size, count), checkpoint.parts):
             batch = [checkpoint.spread(x[np.minimum(rows, count - 1)]) for x in arrays]
             parts.append(function(checkpoint.params, *batch))
         return np.concatenate(jax.device_get(parts))[:count]

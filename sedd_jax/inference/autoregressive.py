@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Int, Key
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.batches import check_rows, in_batches
+from sedd_jax.inference.batches import check_rows, in_batches, row_numbers
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.inference.prompt import Prompt, check_prompt, free
 from sedd_jax.model.causal_model import CausalModel
@@ -92,6 +92,7 @@ def generate_autoregressive(
     baseline, config = checkpoint.baseline, checkpoint.config
     length = config.model.length if length is None else length
     check_rows(config, num_samples, length, batch_size)
+    numbers = row_numbers(rows, num_samples)
     sharpness = Sharpness(temperature, top_p)
     sharpness.check()
     prompt = free(num_samples, length) if prompt is None else prompt
@@ -99,7 +100,14 @@ def generate_autoregressive(
     check_prefixes(np.asarray(prompt.held))
     generator = _compiled(baseline.model, checkpoint.mesh, sharpness)
     parts = in_batches(
-        generator, checkpoint, key, prompt, batch_size, lambda finite: finite, progress, rows
+        generator,
+        checkpoint,
+        key,
+        prompt,
+        numbers,
+        min(batch_size, num_samples),
+        lambda finite: finite,
+        progress,
     )
     return np.concatenate([tokens for tokens, _ in parts])[:num_samples]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int, Integer, Key
+from jaxtyping import Array, Bool, Int, Integer, Key, UInt32
 
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.inference.load import Checkpoint
@@ -30,10 +30,10 @@ def in_batches(
     checkpoint: Checkpoint,
     key: Key[Array, ""],
     prompt: Prompt,
+    rows: Integer[np.ndarray, "N"],
     batch_size: int,
     finite: Callable[[Any], Bool[np.ndarray, "B"]],
     progress: Callable[[int, int], None] | None = None,
-    rows: Integer[np.ndarray, "N"] | None = None,
     window: int = 0,
 ) -> list[Any]:
     """Returns what the generator gives for the rows of the prompt, a batch at a time.
@@ -43,10 +43,10 @@ def in_batches(
       checkpoint: the model.
       key: random key.
       prompt: tokens to hold, [N, L].
-      batch_size: rows at a time.
+      rows: their numbers, see `row_numbers`.
+      batch_size: rows at a time, filled up where the prompt has fewer.
       finite: says by what was found of a row whether all its numbers were.
       progress: called as progress(done, total) after every batch.
-      rows: numbers of the rows; 0 to N - 1 by default.
       window: number of the part of longer rows, each drawn with keys of its own.
 
     Raises:
@@ -54,17 +54,16 @@ def in_batches(
     """
     held = jax.tree.map(np.asarray, prompt)
     count = len(held.tokens)
-    numbers = np.arange(count, dtype=np.uint32) if rows is None else np.asarray(rows, np.uint32)
     batches = list(row_batches(count, batch_size, checkpoint.parts))
     parts = []
     for done, batch in enumerate(batches, 1):
         taken = np.minimum(batch, count - 1)
         of_batch = jax.tree.map(lambda x, taken=taken: checkpoint.spread(x[taken]), held)
-        keys = row_keys(key, checkpoint.spread(numbers[taken]))
+        keys = row_keys(key, checkpoint.spread(rows[taken]))
         if window:  # below are the numbers of steps, for which the keys of a row serve too
             keys = _keys_of_window(keys, np.uint32(2**31 + window))
         parts.append(jax.device_get(generator(checkpoint.params, keys, of_batch)))
-        wrong = numbers[taken[~finite(parts[-1][1]) & (batch == taken)]]
+        wrong = rows[taken[~finite(parts[-1][1]) & (batch == taken)]]
         if len(wrong):
             raise not_finite(wrong)
         if progress is not None:
@@ -80,12 +79,25 @@ def not_finite(rows: Integer[np.ndarray, "N"]) -> FloatingPointError:
     )
 
 
+def row_numbers(rows: Any, count: int) -> UInt32[np.ndarray, "N"]:
+    """Returns the numbers of the rows, 0 to count - 1 if None are given.
+
+    Raises:
+      BadInput: they are not `count` whole numbers in [0, 2^32).
+    """
+    numbers = np.arange(count) if rows is None else np.asarray(rows)
+    whole = numbers.shape == (count,) and numbers.dtype.kind in "iu"
+    if not whole or numbers.min() < 0 or numbers.max() >= 2**32:
+        raise BadInput(f"rows must be {count} whole numbers in [0, 2^32), one for each row.")
+    return numbers.astype(np.uint32)
+
+
 def row_batches(num_rows: int, batch_size: int, parts: int) -> Iterator[np.ndarray]:
     """Yields the numbers of the rows of batches, all of one size, which `parts` divides.
 
     One shape, one program: the last batch goes on past `num_rows`, with rows to be cut off.
     """
-    size = -(-min(batch_size, num_rows) // parts) * parts
+    size = -(-batch_size // parts) * parts
     for first in range(0, num_rows, size):
         yield np.arange(first, first + size, dtype=np.int32)
 

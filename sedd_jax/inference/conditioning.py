@@ -15,7 +15,9 @@ independently of each other. This holds for any one path, of which the constant 
 So of several copies of a row, held clean, those survive whose free text makes it probable that the
 held tokens stay; with many copies and steps what is drawn is Bayes'. (Particle smoothing with one
 path for all copies, as SMCDiff of Trippe et al., 2022, has it for continuous data. Copies with
-paths of their own would be weighed for these as well.)
+paths of their own would be weighed for these as well.) Many copies with few steps are not Bayes':
+their law is `enumeration.law.sampler_law(conditioning="resample")`. With nothing held all copies
+weigh the same: their cost is K times that of one, for nothing.
 """
 
 from collections.abc import Callable
@@ -136,6 +138,9 @@ def resampled_kernels(
     After every step copies are weighed by the probability of what is held, and drawn anew by weight
     where these are worth less than half as many of equal weight. The final step draws one.
 
+    Copies are weighed by the model's law even where tokens are drawn more sharply. What changed in
+    a row counts against the copy shown before, so that a swap of copies counts too.
+
     Args:
       kernels_of: of K B rows, the copies of a row one after another.
       clamp: the positions to hold in the B rows.
@@ -193,8 +198,8 @@ def systematic(key: Key[Array, ""], weights: Float[Array, "K"]) -> Int[Array, "K
     """
     count = len(weights)
     marks = (jnp.arange(count) + categorical.uniform(key, ())) / count
-    chosen = jnp.searchsorted(jnp.cumsum(weights), marks, side="right")
-    return jnp.minimum(chosen, count - 1).astype(jnp.int32)
+    shares = jnp.cumsum(weights)
+    return jnp.searchsorted(shares / shares[-1], marks, side="right").astype(jnp.int32)
 
 
 def _split(keys, count):

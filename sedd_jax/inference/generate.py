@@ -1,6 +1,8 @@
 """Sampling (Algorithm 2) from a trained network, with any positions held."""
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.batches import check_rows, in_batches
+from sedd_jax.inference.batches import check_rows, in_batches, row_batches, row_numbers
 from sedd_jax.inference.generator import Diagnostics, Generator, build_generator
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.inference.prompt import Prompt, check_prompt, free
@@ -48,14 +50,15 @@ def generate(
       rows: numbers of the rows, below 2^32; 0 to N - 1 by default.
       batch_size: rows at a time; on a mesh, rounded up to fill it.
       trace: keep the tokens after every step in the diagnostics; not of longer rows.
-      progress: called as progress(done, total) after every batch; of longer rows, every window.
+      progress: called as progress(done, total) after every batch; of longer rows, of every window.
       **settings: how to draw, see `Sampling`: sampler="tweedie", steps=128 and the like.
 
     Returns:
       Tokens [N, L] and `Diagnostics` over the N rows.
 
     Raises:
-      BadInput: an autoregressive model, a setting out of range, or a prompt of another shape.
+      BadInput: an autoregressive model, a setting out of range, or a prompt or row numbers that do
+        not fit.
       FloatingPointError: the network gave a score that is not finite; no later batch is drawn.
     """
     components, config = checkpoint.diffusion, checkpoint.config
@@ -72,8 +75,11 @@ def generate(
     trained = config.model.length
     if trace and length > trained:
         raise BadInput(f"trace is for rows of at most {trained} tokens, the trained length.")
-    generator = _compiled(components, checkpoint.mesh, sampling, config.train.t_min, trace)
-    numbers = np.arange(num_samples) if rows is None else np.asarray(rows)
+    if sampling.overlap is not None or length > trained:
+        overlap = overlap_of(sampling.overlap, trained)
+    numbers, size = row_numbers(rows, num_samples), min(batch_size, num_samples)
+    kind = dataclasses.replace(sampling, overlap=None)  # which makes no other program
+    generator = _compiled(components, checkpoint.mesh, kind, config.train.t_min, trace)
 
     def draw(part, told, chosen=slice(None), window=0):
         parts = in_batches(
@@ -81,20 +87,21 @@ def generate(
             checkpoint,
             key,
             part,
-            batch_size,
+            numbers[chosen],
+            size,  # in every window: one program
             lambda found: found.finite,
             told,
-            numbers[chosen],
             window,
         )
         return _join_rows(parts, len(part.tokens))
 
     if length <= trained:
         return draw(prompt, progress)
-    plan = windows(prompt, trained, overlap_of(sampling.overlap, trained))
-    return slide(
-        prompt, plan, lambda part, window: draw(part, None, window.rows, window.number), progress
-    )
+    plan = windows(prompt, trained, overlap)
+    batches = [len(list(row_batches(len(w.rows), size, checkpoint.parts))) for w in plan]
+    done = itertools.count(1)
+    told = progress and (lambda *_: progress(next(done), sum(batches)))
+    return slide(prompt, plan, lambda part, window: draw(part, told, window.rows, window.number))
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,5 +1,6 @@
 """Sampling that can be watched: what `generate` draws, after every call of the network."""
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -8,14 +9,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Integer, Key
+from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.batches import check_rows, not_finite, row_batches, row_keys
+from sedd_jax.inference.batches import (
+    check_rows,
+    not_finite,
+    row_batches,
+    row_keys,
+    row_numbers,
+)
 from sedd_jax.inference.generator import build_chain
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.inference.prompt import Prompt, check_prompt
 from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
+from sedd_jax.inference.sliding import overlap_of
 from sedd_jax.runtime.components import Components
 from sedd_jax.runtime.sharding import program
 
@@ -43,7 +51,7 @@ def live(
     checkpoint: Checkpoint,
     prompt: Prompt,
     *,
-    rows: Integer[np.ndarray, "N"] | None = None,
+    rows: np.ndarray | None = None,
     **settings: Any,
 ) -> Iterator[Moment]:
     """Returns the moments of a drawing: the start, and what there is after every call.
@@ -74,8 +82,11 @@ def live(
             f"got {length}; `generate` draws longer ones."
         )
     check_prompt(prompt, (count, length), components.num_tokens)
-    numbers = np.arange(count, dtype=np.uint32) if rows is None else np.asarray(rows, np.uint32)
-    programs = _compiled(components, checkpoint.mesh, sampling, config.train.t_min)
+    if sampling.overlap is not None:
+        overlap_of(sampling.overlap, config.model.length)
+    numbers = row_numbers(rows, count)
+    kind = dataclasses.replace(sampling, overlap=None)
+    programs = _compiled(components, checkpoint.mesh, kind, config.train.t_min)
     return _moments(key, checkpoint, prompt, numbers, programs, sampling.particles)
 
 

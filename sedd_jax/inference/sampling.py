@@ -49,7 +49,7 @@ class Sampling:
       conditioning: what held tokens are on the way: "clamp", clean, which is exact under the
         absorbing graph; under the uniform graph also "renoise", as noised as the rest, or
         "resample", clean in `particles` copies of every row that are weighed by them, which is
-        exact for many: see `inference.conditioning`.
+        exact for many copies and many steps (Tweedie's): see `inference.conditioning`.
       particles: copies of every row, each an evaluation of the network at every step.
       overlap: tokens of the text before that a window of a row longer than the trained length
         holds; half the trained length by default.
@@ -108,6 +108,11 @@ class Sampling:
             raise BadInput(
                 f"particles={self.particles} are for conditioning='resample' alone, got "
                 f"{self.conditioning!r}."
+            )
+        if self.conditioning == "resample" and self.sampler != "tweedie":
+            raise BadInput(
+                "conditioning='resample' needs sampler='tweedie': a large step of another gives "
+                f"held tokens a probability of 0, got {self.sampler!r}."
             )
         if graph and graph.mask_id is not None and self.conditioning != "clamp":
             raise BadInput(

@@ -68,19 +68,13 @@ def windows(prompt: Prompt, width: int, overlap: int) -> list[Window]:
     return found
 
 
-def slide(
-    prompt: Prompt,
-    plan: list[Window],
-    draw: Draw,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[np.ndarray, Diagnostics]:
+def slide(prompt: Prompt, plan: list[Window], draw: Draw) -> tuple[np.ndarray, Diagnostics]:
     """Returns the rows drawn window by window.
 
     Args:
       prompt: tokens to hold, [N, L].
       plan: its windows.
       draw: draws the rows of one window.
-      progress: called as progress(done, total) after every window.
 
     Returns:
       Tokens [N, L] and diagnostics: evaluations add up, the calls of a window follow those of the
@@ -91,19 +85,18 @@ def slide(
     known = np.asarray(prompt.held) & (np.arange(length) < lengths[:, None])
     text = np.where(known, np.asarray(prompt.tokens), 0)
     evaluations, finite, changed = np.zeros(count, np.int32), np.ones(count, bool), []
-    for done, window in enumerate(plan, 1):
+    for window in plan:
         place = window.rows[:, None], window.places
         sizes = np.minimum(lengths[window.rows], window.places.shape[1])
-        full = (sizes == window.places.shape[1]).all()
-        part = Prompt(text[place], known[place], None if full else sizes.astype(np.int32))
+        # also where all are full: what a row is computed by does not depend on its neighbours
+        shorter = None if prompt.lengths is None else sizes.astype(np.int32)
+        part = Prompt(text[place], known[place], shorter)
         text[place], diagnostics = draw(part, window)
         known[place] = True
         evaluations[window.rows] += diagnostics.evaluations
         finite[window.rows] &= diagnostics.finite
         changed.append(np.zeros((len(diagnostics.changed), count), np.int32))
         changed[-1][:, window.rows] = diagnostics.changed
-        if progress is not None:
-            progress(done, len(plan))
     every = np.concatenate(changed) if changed else np.zeros((0, count), np.int32)
     return text, Diagnostics(evaluations, every, finite, trace=None)
 

@@ -48,6 +48,7 @@ def test_the_temperature_comes_first_and_then_the_nucleus(temperature, top_p, wa
     [
         ((-0.1, 1.0), "temperature must be 0 .greedy. or more, and finite, got -0.1"),
         ((float("inf"), 1.0), "temperature must be 0"),
+        ((1e-38, 1.0), "temperature must be at least 1e-06, or 0 for greedy, got 1e-38"),
         ((float("nan"), 1.0), "temperature must be 0"),
         ((1.0, 0.0), r"top_p must be in \(0, 1\], got 0.0"),
         ((1.0, float("nan")), "top_p must be in"),

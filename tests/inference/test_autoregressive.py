@@ -190,6 +190,11 @@ def test_progress_and_its_end_at_numbers_that_are_not_finite(checkpoint):
     assert len(told) == 2
 
 
+def test_numbers_of_rows_that_cannot_be_are_refused(checkpoint):
+    with pytest.raises(BadInput, match="rows must be 2 whole numbers"):
+        sedd.generate_autoregressive(KEY, checkpoint, 2, 16, rows=np.array([-1, 2]))
+
+
 def test_the_families_are_not_taken_for_each_other(checkpoint, smoke_config):
     with pytest.raises(BadInput, match="This model is autoregressive: .*generate_autoregressive"):
         sedd.generate(KEY, checkpoint, 1)

@@ -170,6 +170,12 @@ def test_bad_settings_are_named(checkpoint, options, message):
         sedd.generate(KEY, checkpoint, **{"num_samples": 1, **options})
 
 
+@pytest.mark.parametrize("rows", [[7, 8, 9], [7], [-1, 2], [0, 2**32], [0.0, 1.0], 3, [[0], [1]]])
+def test_numbers_of_rows_that_cannot_be_are_refused(checkpoint, rows):
+    with pytest.raises(BadInput, match=r"rows must be 2 whole numbers in \[0, 2\^32\), one for"):
+        generate(checkpoint, 2, rows=np.array(rows))
+
+
 def test_a_prompt_of_masks_is_refused(checkpoint):
     masks = np.full(2, checkpoint.graph.mask_id, np.int32)
     with pytest.raises(BadInput, match=r"The prompt holds ids outside \[0, 257\)"):

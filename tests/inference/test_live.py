@@ -13,13 +13,12 @@ from sedd_jax.inference.prompt import Prompt
 
 KEY = jax.random.key(0)
 LENGTH = 12
-# every test here asks for `smoke_run`, which pytest makes before, so that its bits are as elsewhere
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(smoke_run):
-    return sedd.load(smoke_run)
+def checkpoint(toy):
+    return toy("absorb")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +60,8 @@ def test_the_moments_are_the_trace_of_the_same_samples(checkpoint, prompt, setti
 def test_what_cannot_be_drawn_is_said(checkpoint, prompt):
     with pytest.raises(BadInput, match="steps must be at least 1"):  # before a moment is asked for
         live(KEY, checkpoint, prompt, steps=0)
+    with pytest.raises(BadInput, match="rows must be 3 whole numbers"):
+        live(KEY, checkpoint, prompt, rows=np.array([1, 2]))
     params = jax.tree.map(lambda x: x * np.nan, checkpoint.params)
     broken = dataclasses.replace(checkpoint, params=params)
     moments = live(KEY, broken, prompt, rows=np.array([7, 8, 9]), steps=3)  # compiled above

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import sedd_jax as sedd
-from sedd_jax.diffusion import graph as graphs
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.generator import Diagnostics
 from sedd_jax.inference.live import live
 from sedd_jax.inference.prompt import Prompt, free
 from sedd_jax.inference.sliding import slide, windows
+from sedd_jax.model.score_model import dense_model
 
 KEY = jax.random.key(0)
 TRAINED = 16
@@ -66,26 +66,10 @@ def test_what_is_drawn_or_given_is_held_and_evaluations_add_up():
     held = np.zeros((2, 7), bool)
     held[0, 5] = True
     prompt = Prompt(tokens, held, np.array([7, 3], np.int32))
-    told = []
-    text, diagnostics = slide(
-        prompt, windows(prompt, 4, 2), counted, lambda *done: told.append(done)
-    )
+    text, diagnostics = slide(prompt, windows(prompt, 4, 2), counted)
     assert text.tolist() == [[0, 1, 2, 3, 102, 7, 203], [0, 1, 2, 0, 0, 0, 0]]
     assert diagnostics.evaluations.tolist() == [15, 5]
     assert diagnostics.changed.tolist() == [[0, 0], [0, 0], [1, 0], [1, 0], [2, 0], [2, 0]]
-    assert told == [(1, 3), (2, 3), (3, 3)]
-
-
-@functools.cache
-def _checkpoint(run, graph):
-    """The smoke run with a trained length of 16, or a model of the other graph with its weights."""
-    checkpoint = sedd.load(run)
-    config = checkpoint.config
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, length=TRAINED))
-    components = checkpoint.components
-    if graph == "uniform":
-        components = components._replace(graph=graphs.uniform(components.graph.num_states))
-    return dataclasses.replace(checkpoint, config=config, components=components)
 
 
 WAYS = {
@@ -114,7 +98,7 @@ def patterns(length, rubbish):
     held[0], held[1] = False, False
     held[0, 5:9] = True
     held[1, :3] = held[1, -3:] = True
-    tokens = rng.integers(0, 257, (4, length)).astype(np.int32)
+    tokens = rng.integers(0, 50, (4, length)).astype(np.int32)
     lengths = np.array([length, length, length - 5, 9], np.int32)
     padding = np.arange(length) >= lengths[:, None]
     if rubbish:
@@ -123,8 +107,8 @@ def patterns(length, rubbish):
 
 
 @ways("tweedie", "resample")
-def test_held_tokens_are_exact_and_rows_are_their_own(smoke_run, graph, settings):
-    checkpoint = _checkpoint(smoke_run, graph)
+def test_held_tokens_are_exact_and_rows_are_their_own(toy, graph, settings):
+    checkpoint = toy(graph)
     draw = functools.partial(sedd.generate, KEY, checkpoint, batch_size=4, **settings)
     prompt, padding = patterns(TRAINED, rubbish=False)
     tokens, diagnostics = draw(4, TRAINED, prompt=prompt)
@@ -142,18 +126,18 @@ def test_held_tokens_are_exact_and_rows_are_their_own(smoke_run, graph, settings
 
 
 @ways("first-hitting")
-def test_longer_rows_hold_what_is_given_in_every_window(smoke_run, graph, settings):
-    checkpoint = _checkpoint(smoke_run, graph)
+def test_longer_rows_hold_what_is_given_in_every_window(toy, graph, settings):
+    checkpoint = toy(graph)
     draw = functools.partial(sedd.generate, KEY, checkpoint, batch_size=4, **settings)
     prompt, padding = patterns(2 * TRAINED + 3, rubbish=False)
     tokens, diagnostics = draw(4, 2 * TRAINED + 3, prompt=prompt)
     held = prompt.held & ~padding
     np.testing.assert_array_equal(tokens[held], prompt.tokens[held])
     assert (tokens[padding] == 0).all() and diagnostics.finite.all()
-    # four windows of the longest rows, one of the shortest
+    # four windows of the longest rows, of which the last has nothing to draw in one
     if settings.get("sampler") != "first_hitting":
         calls = (settings["steps"] + 1) * settings.get("particles", 1)
-        np.testing.assert_array_equal(diagnostics.evaluations, np.array([4, 4, 3, 1]) * calls)
+        np.testing.assert_array_equal(diagnostics.evaluations, np.array([4, 3, 3, 1]) * calls)
     # the short row, and the first window of a long one, are those of plain sampling
     first = jax.tree.map(lambda x: x[:, :TRAINED], prompt._replace(lengths=None))
     sizes = np.minimum(prompt.lengths, TRAINED).astype(np.int32)
@@ -169,8 +153,8 @@ def test_longer_rows_hold_what_is_given_in_every_window(smoke_run, graph, settin
 
 
 @pytest.mark.slow
-def test_copies_that_are_watched_end_as_the_sample(smoke_run):
-    checkpoint = _checkpoint(smoke_run, "uniform")
+def test_copies_that_are_watched_end_as_the_sample(toy):
+    checkpoint = toy("uniform")
     prompt, _ = patterns(TRAINED, rubbish=False)
     settings = {"steps": 2, "conditioning": "resample", "particles": 3}
     *_, last = live(KEY, checkpoint, prompt, **settings)
@@ -181,18 +165,43 @@ def test_copies_that_are_watched_end_as_the_sample(smoke_run):
         live(KEY, checkpoint, free(1, 20))
 
 
-def test_windows_of_a_row_do_not_repeat_its_randomness(smoke_run):
-    checkpoint = _checkpoint(smoke_run, "absorb")
-    tokens, _ = sedd.generate(KEY, checkpoint, 4, 3 * TRAINED - 4, steps=2, overlap=2)
+def test_windows_of_a_row_do_not_repeat_its_randomness(toy):
+    checkpoint = toy("absorb")
+    told = []
+    options = {"steps": 2, "overlap": 2, "batch_size": 3}
+    tokens, _ = sedd.generate(
+        KEY, checkpoint, 4, 3 * TRAINED - 4, progress=lambda *done: told.append(done), **options
+    )
+    assert told == [(done, 6) for done in range(1, 7)]  # three windows of two batches
     assert tokens.shape == (4, 3 * TRAINED - 4)
     first, second, third = (tokens[:, at + 2 : at + TRAINED] for at in (0, 14, 28))
     assert (first == second).mean() < 0.5 and (second == third).mean() < 0.5
 
 
-def test_overlaps_that_cannot_be_and_traces_of_longer_rows_are_refused(smoke_run):
-    checkpoint = _checkpoint(smoke_run, "absorb")
+def test_rows_of_all_lengths_are_one_program(toy):
+    checkpoint, traced = toy("absorb"), []
+
+    def apply(params, xt, sigma, **options):
+        traced.append(xt.shape)
+        return checkpoint.model.apply(params, xt, sigma, **options)
+
+    components = checkpoint.components._replace(model=dense_model(checkpoint.model.init, apply))
+    watched = dataclasses.replace(checkpoint, components=components)
+    lengths = np.array([160, 150, 130, 96, 64, 33, 20, 7], np.int32)
+    prompt = free(8, 160)._replace(lengths=lengths)
+    options = {"prompt": prompt, "sampler": "first_hitting", "steps": 1, "batch_size": 8}
+    sedd.generate(KEY, watched, **options)
+    assert traced == [(8, TRAINED)]
+    sedd.generate(KEY, watched, overlap=3, **options)  # of which the program knows nothing
+    assert len(traced) == 1
+
+
+def test_overlaps_that_cannot_be_and_traces_of_longer_rows_are_refused(toy):
+    checkpoint = toy("absorb")
     for overlap in (0, TRAINED):
         with pytest.raises(BadInput, match=rf"overlap must be in \[1, {TRAINED}\)"):
             sedd.generate(KEY, checkpoint, 1, TRAINED, overlap=overlap)
+        with pytest.raises(BadInput, match="overlap must be in"):
+            live(KEY, checkpoint, free(1, TRAINED), overlap=overlap)
     with pytest.raises(BadInput, match="trace is for rows of at most 16 tokens"):
         sedd.generate(KEY, checkpoint, 1, TRAINED + 1, trace=True)
