@@ -75,7 +75,7 @@ class Studio:
         return self._lines(prompt, moments)
 
     def _lines(self, prompt: Prompt, moments) -> Drawing:
-        yield {"note": "The first drawing of this size is being compiled …"}
+        yield {"note": "Waiting for the model; the first drawing of a size is compiled first."}
         for moment in moments:
             if not moment.calls:
                 yield setting(self._checkpoint, prompt, moment.most)
