@@ -45,6 +45,11 @@ class Studio:
 
     def __init__(self, checkpoint: Checkpoint):
         """BadInput for a model that fills no holes."""
+        if checkpoint.config.family != "diffusion":
+            raise BadInput(
+                "This model is autoregressive: it goes on from a text, and cannot fill holes; give "
+                "the checkpoint of a diffusion model."
+            )
         self._checkpoint = checkpoint
         self.length = checkpoint.config.model.length
         self.choices = _choices_of(checkpoint.graph)

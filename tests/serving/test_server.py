@@ -12,6 +12,7 @@ import jax
 import pytest
 
 import sedd_jax as sedd
+from sedd_jax.errors import BadInput
 from sedd_jax.serving.drawing import Studio
 from sedd_jax.serving.server import MOST_BYTES, Limits, Server
 from sedd_jax.serving.template import fill, pad
@@ -47,8 +48,8 @@ class Endless:
 
 
 @pytest.fixture(scope="module")
-def studio(smoke_run):
-    return Studio(sedd.load(smoke_run))
+def studio(tiny):
+    return Studio(tiny)
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def hung_up(server):
     return client
 
 
-def test_a_drawing_is_what_generate_gives_and_keeps_the_words(serve, studio, smoke_run):
+def test_a_drawing_is_what_generate_gives_and_keeps_the_words(serve, studio, tiny):
     status, (note, begun, *moments) = draw(serve(studio))
     assert status == 200 and "note" in note
     assert begun == {"held": [[1] * 2 + [0] * 5 + [1] * 4] * 2, "masks": True, "most": 9}
@@ -108,10 +109,15 @@ def test_a_drawing_is_what_generate_gives_and_keeps_the_words(serve, studio, smo
     for moment in moments:
         for row in moment["rows"]:
             assert [*row[:2], *row[7:]] == [*"ab<b>&"]
-    checkpoint = sedd.load(smoke_run)
-    prompt = pad([fill(WISH["template"], checkpoint.tokenizer, None, 32)] * 2, 16)
-    tokens, _ = sedd.generate(jax.random.key(7), checkpoint, 2, 16, prompt=prompt, steps=8)
-    assert moments[-1]["rows"] == [checkpoint.tokenizer.pieces(row[:11]) for row in tokens]
+    prompt = pad([fill(WISH["template"], tiny.tokenizer, None, 32)] * 2, 16)
+    tokens, _ = sedd.generate(jax.random.key(7), tiny, 2, 16, prompt=prompt, steps=8)
+    assert moments[-1]["rows"] == [tiny.tokenizer.pieces(row[:11]) for row in tokens]
+
+
+def test_a_model_that_cannot_fill_holes_is_refused(tiny):
+    config = dataclasses.replace(tiny.config, family="autoregressive")
+    with pytest.raises(BadInput, match="autoregressive: .* cannot fill holes; give the checkpoint"):
+        Studio(dataclasses.replace(tiny, config=config))
 
 
 def test_first_hitting_takes_a_call_for_every_hole(serve, studio):
