@@ -81,11 +81,19 @@ def test_a_drawing_leaves_nothing_of_the_one_before(browser, url):
     browser.open(url)
     browser.ask("document.getElementById('steps').value = '8'")
     # how often the card is put away by one turn of the wheel: once, by the one player there is
-    browser.ask("window.count = 0; (point => { Player.prototype.point = function (token) {"
-                " window.count += 1; return point.call(this, token); } })(Player.prototype.point)")  # fmt: skip
-    browser.ask("window.players = []; (show => { Player.prototype.show = function (index) {"
-                " if (!players.includes(this)) players.push(this);"
-                " return show.call(this, index); } })(Player.prototype.show)")  # fmt: skip
+    browser.ask("""
+        window.count = 0;
+        window.players = [];
+        const { point, show } = Player.prototype;
+        Player.prototype.point = function (token) {
+          window.count += 1;
+          return point.call(this, token);
+        };
+        Player.prototype.show = function (index) {
+          if (!players.includes(this)) players.push(this);
+          return show.call(this, index);
+        };
+    """)
     for drawn in (1, 2, 3):
         browser.click("#fill")
         browser.wait(f"players.length === {drawn} && {RESULT}.startsWith('Done')")
