@@ -13,6 +13,7 @@ from absl import flags
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import load
 from sedd_jax.runtime import cli
+from sedd_jax.runtime.stop import ends_at_once
 from sedd_jax.serving.drawing import Studio
 from sedd_jax.serving.server import Limits, Server
 from sedd_jax.serving.watch import watch_page
@@ -50,10 +51,11 @@ def main() -> None:
             "others, --port=0 takes any free one."
         ) from error
     with server:
+        with ends_at_once("nothing was served yet."):
+            studio.warm_up()
         for number in (signal.SIGINT, signal.SIGTERM):
             # shutdown waits for the loop, which is this very thread
             signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
-        studio.warm_up()
         print(f"Serving {server.url}; Ctrl-C ends it.", flush=True)
         server.serve_forever()
     print("Ended.", file=sys.stderr)

@@ -1,7 +1,10 @@
 """The demo as its user meets it."""
 
+import os
 import signal
+import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +21,29 @@ def test_bad_input_is_one_line_and_a_failure(smoke_run, binary, flags, message):
     assert message in binary.refuse(
         "demo", *(flag.replace("RUN", str(smoke_run)) for flag in flags)
     )
+
+
+@pytest.mark.slow
+def test_it_ends_at_once_while_it_compiles(smoke_run, binary):
+    process = binary.start("demo", f"--checkpoint={smoke_run}", "--port=0")
+    # its handlers are there as soon as it listens and compiles: until then a signal ends it too
+    while not _listens(process.pid):
+        time.sleep(0.05)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert time.monotonic() - began < 2
+    assert (process.returncode, out) == (128 + signal.SIGTERM, "")
+    assert err.strip() == "SIGTERM: nothing was served yet."
+
+
+def _listens(pid):
+    """Whether a process has a socket that listens."""
+    links = (os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink())
+    sockets = {link.split("[")[1].rstrip("]") for link in links if link.startswith("socket:")}
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return any(it.split()[3] == "0A" and it.split()[9] in sockets for it in lines)
 
 
 @pytest.mark.slow

@@ -45,6 +45,11 @@ class Studio:
 
     def __init__(self, checkpoint: Checkpoint):
         """BadInput for a model that fills no holes."""
+        if checkpoint.config.family != "diffusion":
+            raise BadInput(
+                "This model is autoregressive: it goes on from a text, and cannot fill holes; give "
+                "the checkpoint of a diffusion model."
+            )
         self._checkpoint = checkpoint
         self.length = checkpoint.config.model.length
         self.choices = _choices_of(checkpoint.graph)
@@ -75,7 +80,7 @@ class Studio:
         return self._lines(prompt, moments)
 
     def _lines(self, prompt: Prompt, moments) -> Drawing:
-        yield {"note": "The first drawing of this size is being compiled …"}
+        yield {"note": "Waiting for the model; the first drawing of a size is compiled first."}
         for moment in moments:
             if not moment.calls:
                 yield setting(self._checkpoint, prompt, moment.most)

@@ -1,22 +1,25 @@
 """What a page shows of rows that are being denoised."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from sedd_jax.diffusion.reverse import denoise_law
 from sedd_jax.diffusion.score import total_away
+from sedd_jax.errors import BadInput
 from sedd_jax.inference.live import Moment
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.inference.prompt import Prompt
+from sedd_jax.runtime.progress import progress
 from sedd_jax.runtime.sharding import program
 
 LIKELIEST = 5  # tokens that are named of a position
+MOST_POSITIONS = 2**16  # of all moments that are kept: a page of some 3.5 MB
 
 Text = list[str | None]  # token by token, None where it is masked
 
@@ -27,11 +30,24 @@ class Guess(NamedTuple):
     Attributes:
       likeliest: tokens and their probabilities in the clean text to three digits, the likeliest
         first.
-      drawn: the token that the position ends with, and its probability at this moment.
+      drawn: the place among them of the token that the position ends with; if it is none of them,
+        that token and its probability.
     """
 
     likeliest: list[tuple[str, float]]
-    drawn: tuple[str, float]
+    drawn: int | tuple[str, float]
+
+
+class Kept(NamedTuple):
+    """A moment that is shown.
+
+    Attributes:
+      moment: the rows.
+      sigma: the noise that the next call takes them to have, [N]; None of the last moment.
+    """
+
+    moment: Moment
+    sigma: Float[np.ndarray, "N"] | None
 
 
 class Frame(NamedTuple):
@@ -65,38 +81,61 @@ def lengths(prompt: Prompt) -> list[int]:
     return [width] * count if prompt.lengths is None else np.asarray(prompt.lengths).tolist()
 
 
-def frames(
-    checkpoint: Checkpoint, prompt: Prompt, moments: Iterable[Moment], most: int = 32
-) -> list[Frame]:
-    """Returns what there is to see of rows while they are drawn, at most `most` moments, evenly.
+def keep(moments: Iterable[Moment], most: int = 32) -> list[Kept]:
+    """Draws to the end, and returns at most `most` moments, evenly spread, with first and last.
 
-    The first and the last moment are always among them. The guesses are the law of the clean token
-    of every position given all tokens of the moment, by the model's own scores: the same whatever
-    draws the tokens. They cost one more evaluation for each row and moment shown.
+    Raises:
+      BadInput: they would be too many for a page; before the first call.
+    """
+    kept = []
+    with progress("samples", unit="call") as advance:
+        for moment in moments:
+            if not moment.calls:
+                chosen = _chosen(moment, most)
+            elif kept[-1].sigma is None:
+                kept[-1] = kept[-1]._replace(sigma=moment.sigma)
+            if moment.calls in chosen:
+                kept.append(Kept(moment, None))
+            advance(moment.calls, moment.most)
+    return kept
+
+
+def _chosen(first, most):
+    """The calls after which there is something to see."""
+    count = min(most, first.most + 1)
+    positions = count * first.tokens.size
+    if positions > MOST_POSITIONS:
+        rows, length = first.tokens.shape
+        raise BadInput(
+            f"A page of {rows} samples of {length} tokens at {count} moments has {positions:,} "
+            f"positions, at most {MOST_POSITIONS:,} are shown: draw fewer samples."
+        )
+    return set(np.linspace(0, first.most, count).round().astype(int).tolist())
+
+
+def frames(checkpoint: Checkpoint, prompt: Prompt, kept: Sequence[Kept]) -> Iterator[Frame]:
+    """Returns what there is to see of rows while they were drawn.
+
+    The guesses are the law of the clean token of every position given all tokens of the moment, by
+    the model's own scores: the same whatever draws the tokens. They cost one more evaluation for
+    each row and moment shown.
 
     Args:
       checkpoint: the model.
       prompt: what was held, [N, L].
-      moments: from `inference.live`.
-      most: at least 2.
+      kept: from `keep`.
     """
-    seen = list(moments)
-    last = len(seen) - 1
-    chosen = np.unique(np.linspace(0, last, min(most, last + 1)).round().astype(int))
-    shown = []
-    for index in chosen:
-        now = seen[index]
-        guesses = [[None] * length for length in lengths(prompt)]
-        if index < last:
-            # the noise that the next call takes these tokens to have
-            sigma = seen[index + 1].sigma
+    final = kept[-1].moment.tokens
+    for now, sigma in kept:
+        if sigma is None:
+            guesses = [[None] * length for length in lengths(prompt)]
+        else:
             guesses = [
-                _guesses(checkpoint, row, now.tokens[i], sigma[i], seen[last].tokens[i])
+                _guesses(checkpoint, row, now.tokens[i], sigma[i], final[i])
                 for i, row in enumerate(_rows(prompt))
             ]
         rows = texts(checkpoint, now.tokens, prompt)
-        shown.append(Frame(now.calls, now.evaluations.tolist(), rows, guesses))
-    return shown
+        yield Frame(now.calls, now.evaluations.tolist(), rows, guesses)
 
 
 def _guesses(checkpoint, row, tokens, sigma, final):
@@ -113,7 +152,10 @@ def _guesses(checkpoint, row, tokens, sigma, final):
     for place in np.flatnonzero(unsettled[:length]):
         ids, probs, prob = (each[0, place] for each in found)
         likeliest = [(_name(checkpoint, i), _short(p)) for i, p in zip(ids, probs, strict=True)]
-        guesses[place] = Guess(likeliest, (_name(checkpoint, final[place]), _short(prob)))
+        # by their ids: different tokens may be shown alike
+        at = np.flatnonzero(ids == final[place])
+        drawn = int(at[0]) if at.size else (_name(checkpoint, final[place]), _short(prob))
+        guesses[place] = Guess(likeliest, drawn)
     return guesses
 
 

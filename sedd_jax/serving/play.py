@@ -14,7 +14,8 @@ from sedd_jax.inference.live import Moment
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.runtime.files import write_whole
-from sedd_jax.serving.frames import frames, lengths
+from sedd_jax.runtime.progress import progress
+from sedd_jax.serving.frames import frames, keep, lengths
 
 _LEAD = (
     "Every text begins as masks, or as noise, and is filled in wherever the model pleases. Play, "
@@ -49,14 +50,16 @@ def write_page(
       most: moments that are kept, at least 2; each costs an evaluation of every row.
 
     Raises:
-      BadInput: see `check_page`; before anything is drawn.
+      BadInput: see `check_page` and `keep`; before anything is drawn.
     """
     check_page(path)
-    seen = list(moments)
-    shown = frames(checkpoint, prompt, seen, most)
-    data = setting(checkpoint, prompt, seen[-1].most) | {
-        "frames": [frame._asdict() for frame in shown]
-    }
+    kept = keep(moments, most)
+    last, shown = kept[-1].moment, []
+    with progress("page", unit="moment") as advance:
+        for frame in frames(checkpoint, prompt, kept):
+            shown.append(frame._asdict())
+            advance(len(shown), len(kept))
+    data = setting(checkpoint, prompt, last.most) | {"frames": shown}
     text = page.document(
         "How these texts came about",
         element("h1", "How these texts came about"),
@@ -69,7 +72,7 @@ def write_page(
         script=asset("player.js") + asset("play.js"),
     )
     write_whole(path, text.encode())
-    return seen[-1]
+    return last
 
 
 def setting(checkpoint: Checkpoint, prompt: Prompt, most: int) -> dict[str, object]:

@@ -84,7 +84,11 @@ class Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._connections.acquire(blocking=False):
-            super().process_request(request, client_address)
+            try:
+                super().process_request(request, client_address)
+            except BaseException:  # there is no thread that would do it
+                self._connections.release()
+                raise
         else:
             self._turn_away(request, client_address)
 
@@ -115,8 +119,9 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exception()
-        if not isinstance(error, OSError):  # a client that went away
-            super().handle_error(request, client_address)
+        if not isinstance(error, ConnectionError):  # a client that went away
+            reason = f"{type(error).__name__}: {error}"
+            log_refusal(client_address, HTTPStatus.INTERNAL_SERVER_ERROR, reason)
 
 
 def log_refusal(client: Any, status: HTTPStatus, reason: str) -> None:
@@ -163,8 +168,9 @@ class _Handler(BaseHTTPRequestHandler):
         except Refusal as refusal:
             self._refuse(refusal.status, refusal.reason)
         except TimeoutError:
-            seconds = self.server.limits.request
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"The request took more than {seconds:g} s.")
+            # an answer has begun: another would be taken for its end
+            reason = "The client does not read."
+            log_refusal(self.client_address, HTTPStatus.REQUEST_TIMEOUT, reason)
 
     def _check_origin(self):
         """Refuses what a page of another site asks, or one that calls this machine by its name."""
@@ -175,9 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
                 f"The server does not go by the name {host[:80]!r}; use its address, or start it "
                 "with --host=NAME.",
             )
-        origin = self.headers.get("Origin")
         site = self.headers.get("Sec-Fetch-Site", "none")
-        foreign = origin is not None and urllib.parse.urlsplit(origin).netloc != host
+        origin = self.headers.get("Origin")
+        foreign = origin not in (None, f"http://{host}", f"https://{host}")
         if self.command == "POST" and (foreign or site not in ("same-origin", "none")):
             raise Refusal(HTTPStatus.FORBIDDEN, "A page of another site may not ask for this.")
 
@@ -217,7 +223,12 @@ class _Handler(BaseHTTPRequestHandler):
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"The request has {length[:20]} bytes, at most {MOST_BYTES} are read.",
             )
-        body = self.rfile.read(int(length))
+        try:
+            body = self.rfile.read(int(length))
+        except TimeoutError as error:
+            seconds = self.server.limits.request
+            reason = f"The request took more than {seconds:g} s."
+            raise Refusal(HTTPStatus.REQUEST_TIMEOUT, reason) from error
         if len(body) < int(length):
             raise Refusal(HTTPStatus.BAD_REQUEST, "The request ended before its Content-Length.")
         return body
@@ -244,9 +255,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _lines(self, drawing) -> Iterator[dict]:
         try:
             yield from drawing
-        except (BadInput, FloatingPointError) as error:
-            log_refusal(self.client_address, HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
-            yield {"error": str(error)}
+        except Exception as error:  # the memory of the device may be full
+            expected = isinstance(error, BadInput | FloatingPointError)
+            reason = str(error) if expected else f"{type(error).__name__}: {error}"
+            log_refusal(self.client_address, HTTPStatus.INTERNAL_SERVER_ERROR, reason)
+            yield {"error": reason}
 
     def _is_gone(self):
         """Whether the client has hung up: it sends nothing more after its request."""

@@ -21,7 +21,12 @@ def watch_page(checkpoint: Checkpoint, studio: Studio) -> str:
         element("h1", _TITLE),
         element("p", lead, class_="lead"),
         _form(studio),
-        element("p", class_="result", id="result", role="status"),
+        element(
+            "p",
+            element("span", id="result", role="status"),
+            element("span", id="running"),
+            class_="result",
+        ),
         element("main", id="stage"),
         style=asset("show.css"),
         script=asset("player.js") + asset("demo.js"),

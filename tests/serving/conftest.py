@@ -1,12 +1,20 @@
-"""A browser to test pages in: headless Chromium, spoken to through two pipes."""
+"""A small model, and a browser to test pages in: headless Chromium, spoken to through two pipes."""
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import time
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from sedd_jax.data.tokenizer import Bytes
+from sedd_jax.inference.load import Checkpoint
+from sedd_jax.runtime.components import build_components
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE = 120  # seconds
@@ -63,12 +71,13 @@ class Browser:
         line, _, self._rest = self._rest.partition(b"\0")
         return json.loads(line)
 
-    def open(self, url, width=1280, height=900, dark=False):
-        """Goes to a page, in a window of this size."""
+    def open(self, url, width=1280, height=900, dark=False, still=False):
+        """Goes to a page, in a window of this size, by someone who wants nothing to move or not."""
         scale = {"deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, **scale)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        motion = {"name": "prefers-reduced-motion", "value": "reduce" if still else ""}
+        self.call("Emulation.setEmulatedMedia", features=[scheme, motion])
         self.call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
 
@@ -116,6 +125,22 @@ class Browser:
         self._process.wait(PATIENCE)
         os.close(self._in)
         os.close(self._out)
+
+
+@pytest.fixture(scope="session")
+def tiny(smoke_config):
+    """A model of one block over bytes, of random weights that make its laws depend on the rest."""
+    sizes = {"hidden_size": 16, "num_blocks": 1, "dropout": 0.0, "attention": "xla"}
+    config = dataclasses.replace(
+        smoke_config, model=dataclasses.replace(smoke_config.model, **sizes)
+    )
+    components = build_components(config, Bytes.vocab_size)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32),
+        jax.eval_shape(components.model.init, jax.random.key(0)),
+    )
+    return Checkpoint(components, params, config, Bytes(), None)
 
 
 @pytest.fixture

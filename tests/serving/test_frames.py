@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 
 import sedd_jax as sedd
+from sedd_jax.errors import BadInput
 from sedd_jax.inference.live import Moment
 from sedd_jax.inference.prompt import Prompt
-from sedd_jax.serving.frames import frames
+from sedd_jax.serving import frames as frames_
+from sedd_jax.serving.frames import frames, keep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-@pytest.fixture(scope="module")
-def checkpoint(smoke_run):
-    return sedd.load(smoke_run)
+@pytest.fixture
+def checkpoint(tiny):
+    return tiny
 
 
 def moments(*rows, sigmas):
@@ -40,8 +42,11 @@ def check(guess, law, final, pieces):
     order = np.argsort(-law, kind="stable")[:5]
     assert [name for name, _ in guess.likeliest] == [pieces(int(i)) for i in order]
     np.testing.assert_allclose([p for _, p in guess.likeliest], law[order], rtol=6e-3)
-    assert guess.drawn[0] == pieces(final)
-    np.testing.assert_allclose(guess.drawn[1], law[final], rtol=6e-3)
+    if final in order:
+        assert guess.drawn == list(order).index(final)
+    else:
+        assert guess.drawn[0] == pieces(final)
+        np.testing.assert_allclose(guess.drawn[1], law[final], rtol=6e-3)
 
 
 def test_masks_are_guessed_by_their_normalised_ratios(checkpoint):
@@ -50,7 +55,7 @@ def test_masks_are_guessed_by_their_normalised_ratios(checkpoint):
     last = [97, 99, 100, 98, 0, 0]
     drawing = moments(a, b, last, sigmas=(9.0, 2.0, 0.5))  # of a: 2.0, of b: 0.5
     given = prompt([True, False, False, True, False, False], length=4)
-    first, second, end = frames(checkpoint, given, drawing)
+    first, second, end = frames(checkpoint, given, keep(drawing))
     assert first.rows == [["a", None, None, "b"]]
     assert second.rows == [["a", "c", None, "b"]]
     assert (second.calls, second.evaluations) == (1, [1])
@@ -75,7 +80,7 @@ def test_noise_is_guessed_by_the_denoising_law(checkpoint):
     components = checkpoint.diffusion._replace(graph=graph)
     uniform = dataclasses.replace(checkpoint, components=components)
     drawing = moments([97, 98, 99], [97, 98, 100], sigmas=(9.0, 8.0))
-    first, end = frames(uniform, prompt([True, False, False]), drawing)
+    first, end = frames(uniform, prompt([True, False, False]), keep(drawing))
     assert first.rows == [["a", "b", "c"]] and end.guesses == [[None] * 3]
     assert first.guesses[0][0] is None
     xt, sigma = jnp.array([[97, 98, 99]]), jnp.array([8.0])
@@ -88,14 +93,35 @@ def test_noise_is_guessed_by_the_denoising_law(checkpoint):
 
 @pytest.mark.parametrize(("most", "calls"), [(2, [0, 8]), (3, [0, 4, 8]), (99, list(range(9)))])
 def test_the_moments_shown_are_spread_evenly(checkpoint, most, calls):
-    # nothing is open, so that nothing is computed
-    drawing = moments(*[[97, 98]] * 9, sigmas=[1.0] * 9)
-    assert [frame.calls for frame in frames(checkpoint, prompt([True] * 2), drawing, most)] == calls
+    drawing = moments(*[[97, 98]] * 9, sigmas=range(9))
+    kept = keep(iter(drawing), most)
+    assert [each.moment.calls for each in kept] == calls
+    # each with the noise that the next call, shown or not, takes it to have
+    assert [each.sigma for each in kept] == [*(call + 1 for call in calls[:-1]), None]
+
+
+def test_a_page_has_bounds_that_are_met_before_the_first_call(monkeypatch):
+    monkeypatch.setattr(frames_, "MOST_POSITIONS", 6)
+    drawing = moments(*[[97, 98]] * 9, sigmas=range(9))
+    assert len(keep(drawing, most=3)) == 3
+    with pytest.raises(BadInput, match="1 samples of 2 tokens at 4 moments has 8 .* fewer samples"):
+        keep((moment for moment in drawing if not moment.calls or 1 / 0), most=4)
+
+
+@pytest.mark.parametrize("final", [200, 250])
+def test_a_drawn_token_is_told_by_its_number(checkpoint, monkeypatch, final):
+    # half a character each: both are shown by the same sign
+    found = np.array([[[201, 200]]]), np.array([[[0.5, 0.25]]]), np.array([[0.125]])
+    monkeypatch.setattr(frames_, "_guesser", lambda *_: lambda *_: found)
+    first, _ = frames(checkpoint, prompt([False]), keep(moments([257], [final], sigmas=(1, 1))))
+    sign = "\N{REPLACEMENT CHARACTER}"
+    drawn = 1 if final == 200 else (sign, 0.125)
+    assert first.guesses == [[([(sign, 0.5), (sign, 0.25)], drawn)]]
 
 
 def test_without_a_tokenizer_there_are_numbers(checkpoint):
     plain = dataclasses.replace(checkpoint, tokenizer=None)
     drawing = moments([257, 98], [97, 98], sigmas=(1.0, 1.0))
-    first, end = frames(plain, prompt([False, True]), drawing)
+    first, end = frames(plain, prompt([False, True]), keep(drawing))
     assert (first.rows, end.rows) == ([[None, "98 "]], [["97 ", "98 "]])
-    assert first.guesses[0][0].drawn[0] == "97"
+    assert all(name.isdecimal() for name, _ in first.guesses[0][0].likeliest)

@@ -12,6 +12,7 @@ import jax
 import pytest
 
 import sedd_jax as sedd
+from sedd_jax.errors import BadInput
 from sedd_jax.serving.drawing import Studio
 from sedd_jax.serving.server import MOST_BYTES, Limits, Server
 from sedd_jax.serving.template import fill, pad
@@ -47,8 +48,8 @@ class Endless:
 
 
 @pytest.fixture(scope="module")
-def studio(smoke_run):
-    return Studio(sedd.load(smoke_run))
+def studio(tiny):
+    return Studio(tiny)
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def hung_up(server):
     return client
 
 
-def test_a_drawing_is_what_generate_gives_and_keeps_the_words(serve, studio, smoke_run):
+def test_a_drawing_is_what_generate_gives_and_keeps_the_words(serve, studio, tiny):
     status, (note, begun, *moments) = draw(serve(studio))
     assert status == 200 and "note" in note
     assert begun == {"held": [[1] * 2 + [0] * 5 + [1] * 4] * 2, "masks": True, "most": 9}
@@ -108,10 +109,15 @@ def test_a_drawing_is_what_generate_gives_and_keeps_the_words(serve, studio, smo
     for moment in moments:
         for row in moment["rows"]:
             assert [*row[:2], *row[7:]] == [*"ab<b>&"]
-    checkpoint = sedd.load(smoke_run)
-    prompt = pad([fill(WISH["template"], checkpoint.tokenizer, None, 32)] * 2, 16)
-    tokens, _ = sedd.generate(jax.random.key(7), checkpoint, 2, 16, prompt=prompt, steps=8)
-    assert moments[-1]["rows"] == [checkpoint.tokenizer.pieces(row[:11]) for row in tokens]
+    prompt = pad([fill(WISH["template"], tiny.tokenizer, None, 32)] * 2, 16)
+    tokens, _ = sedd.generate(jax.random.key(7), tiny, 2, 16, prompt=prompt, steps=8)
+    assert moments[-1]["rows"] == [tiny.tokenizer.pieces(row[:11]) for row in tokens]
+
+
+def test_a_model_that_cannot_fill_holes_is_refused(tiny):
+    config = dataclasses.replace(tiny.config, family="autoregressive")
+    with pytest.raises(BadInput, match="autoregressive: .* cannot fill holes; give the checkpoint"):
+        Studio(dataclasses.replace(tiny, config=config))
 
 
 def test_first_hitting_takes_a_call_for_every_hole(serve, studio):
@@ -140,6 +146,8 @@ def test_the_page_is_served_to_the_same_machine(serve, studio):
         ("GET", "/", {"Host": "[::1"}, None, 421, "not go by the name"),
         ("POST", "/draw", {"Origin": "http://evil.example"}, "{}", 403, "page of another site"),
         ("POST", "/draw", {"Origin": "null"}, "{}", 403, "page of another site"),
+        ("POST", "/draw", {"Origin": "http://["}, "{}", 403, "page of another site"),
+        ("POST", "/draw", {"Origin": "http://127.0.0.1]"}, "{}", 403, "page of another site"),
         ("POST", "/draw", {"Sec-Fetch-Site": "cross-site"}, "{}", 403, "page of another site"),
         ("POST", "/draw", {"Content-Type": "text/plain"}, "{}", 415, "must be JSON"),
         ("POST", "/draw", {"Content-Length": "-1"}, None, 411, "Content-Length"),
@@ -193,7 +201,8 @@ def test_wishes_out_of_range_are_refused_before_anything_is_drawn(serve, studio,
 
 def test_a_body_of_10_mb_is_not_read(serve, studio, capsys):
     server = serve(studio)
-    status, _, text = ask(server, body=b"x" * 10_000_000)
+    # the answer is there before any of the body is
+    status, _, text = ask(server, headers=JSON | {"Content-Length": "10000000"})
     assert status == 413 and "10000000 bytes, at most 65536" in text
     assert draw(server, template="[MASK:1]" * 100_000)[0] == 413
     assert capsys.readouterr().err.count("refused 413") == 2
@@ -246,11 +255,53 @@ def test_who_hangs_up_frees_the_place_at_once(serve):
     hung_up(server).close()
 
 
-def test_who_does_not_read_loses_the_place(serve):
+def test_who_does_not_read_loses_the_place(serve, capsys):
     endless = Endless(size=10**6, pause=0)
     client = hung_up(serve(endless, request=0.5))
     assert endless.ended.wait(5)
-    client.close()
+    with client, client.makefile("rb") as answer:
+        assert b"HTTP/1.0" not in answer.read()  # the one head was read before
+    assert capsys.readouterr().err == "refused 408 from 127.0.0.1: The client does not read.\n"
+
+
+class Failing:
+    """A studio that meets what nobody expects, before a drawing or in it."""
+
+    def __init__(self, early):
+        self.early = early
+
+    def drawing(self, body):
+        if self.early:
+            raise ArithmeticError("too\nearly")
+        return self.lines()
+
+    def lines(self):
+        yield {"note": "begun"}
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+
+def test_what_nobody_expects_is_one_line(serve, capsys):
+    _, _, text = ask(serve(Failing(early=False)), body="{}")
+    reason = "JaxRuntimeError: RESOURCE_EXHAUSTED: out of memory"
+    assert json.loads(text.splitlines()[-1]) == {"error": reason}
+    assert capsys.readouterr().err == f"refused 500 from 127.0.0.1: {reason}\n"
+    with pytest.raises(http.client.RemoteDisconnected):
+        ask(serve(Failing(early=True)), body="{}")
+    assert capsys.readouterr().err == "refused 500 from 127.0.0.1: ArithmeticError: too early\n"
+
+
+def test_a_thread_that_cannot_start_takes_no_place(serve, capsys, monkeypatch):
+    server = serve(Endless(), connections=1)
+
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as without:
+        without.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(ConnectionError):
+            ask(server, "GET", "/")
+    assert "RuntimeError: can't start new thread" in capsys.readouterr().err
+    assert ask(server, "GET", "/")[0] == 200
 
 
 def test_who_drips_a_request_is_cut_off_while_others_are_served(serve, capsys):

@@ -1,12 +1,14 @@
 {
   const byId = (id) => document.getElementById(id);
   const form = byId("form"), template = byId("template"), fill = byId("fill"), stop = byId("stop");
-  const result = byId("result");
-  let drawing = null;
+  const result = byId("result"), running = byId("running");
+  let drawing = null, player = null;
 
+  // what is said is read aloud; what runs is not, for it changes at every moment
   const say = (text, wrong = false) => {
-    result.textContent = text;
-    result.className = wrong ? "result wrong" : "result";
+    if (result.textContent !== text) result.textContent = text;
+    result.className = wrong ? "wrong" : "";
+    running.textContent = "";
   };
 
   byId("insert").addEventListener("click", () => {
@@ -48,7 +50,9 @@
     for (const field of form.querySelectorAll("[name]")) {
       request[field.name] = field.dataset.number === undefined ? field.value : Number(field.value);
     }
-    let player = null, ended = false;
+    let ended = false;
+    player?.leave();
+    player = null;
     byId("stage").replaceChildren();
     try {
       const response = await fetch("draw", {
@@ -66,8 +70,10 @@
         if (line.rows) {
           player.add(line);
           const most = Math.max(...line.evaluations);
+          const spent = `${most} network evaluation${most === 1 ? "" : "s"} per sample, ${line.seconds.toFixed(1)} s`;
           ended = line.calls === player.most;
-          say(`${ended ? "Done: " : ""}${most} network evaluation${most === 1 ? "" : "s"} per sample, ${line.seconds.toFixed(1)} s`);
+          say(ended ? `Done: ${spent}` : "Filling in:");
+          if (!ended) running.textContent = ` ${spent}`;
         }
       }
       if (!ended) say("The server has closed the connection; it may have been stopped.", true);

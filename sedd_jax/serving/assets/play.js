@@ -3,5 +3,5 @@
   const player = new Player(document.getElementById("stage"), setting);
   for (const frame of frames) player.add(frame);
   player.show(0);
-  player.play();
+  if (!matchMedia("(prefers-reduced-motion: reduce)").matches) player.play();
 }

@@ -29,13 +29,22 @@ class Player {
   // held: of every position of every row, whether it was given; masks: whether there are any
   constructor(root, { held, masks, most }) {
     Object.assign(this, { held, masks, most, frames: [], index: -1, timer: null, pointed: null });
-    root.replaceChildren(this.legend(), ...held.map((row, i) => this.sample(row, i)), this.bar(), this.card());
-    root.addEventListener("mouseover", (event) => this.point(event.target.closest("[data-place]")));
-    root.addEventListener("mouseleave", () => this.point(null));
-    root.addEventListener("focusin", (event) => this.point(event.target.closest("[data-place]")));
-    root.addEventListener("focusout", () => this.point(null));
-    root.addEventListener("keydown", (event) => this.walk(event));
-    window.addEventListener("scroll", () => this.point(null), { passive: true });
+    const box = make("div", "");
+    box.append(this.legend(), ...held.map((row, i) => this.sample(row, i)), this.bar(), this.card());
+    box.addEventListener("mouseover", (event) => this.point(event.target.closest("[data-place]")));
+    box.addEventListener("mouseleave", () => this.point(null));
+    box.addEventListener("focusin", (event) => this.point(event.target.closest("[data-place]")));
+    box.addEventListener("focusout", () => this.point(null));
+    box.addEventListener("keydown", (event) => this.walk(event));
+    this.leaving = new AbortController();
+    window.addEventListener("scroll", () => this.point(null), { passive: true, signal: this.leaving.signal });
+    root.replaceChildren(box);
+  }
+
+  // before another player takes its place
+  leave() {
+    this.pause();
+    this.leaving.abort();
   }
 
   legend() {
@@ -95,6 +104,7 @@ class Player {
     this.speed.setAttribute("aria-label", "Speed");
     for (const speed of [0.25, 0.5, 1, 2, 4]) this.speed.append(new Option(`${speed}\u00d7`, speed, speed === 1, speed === 1));
     this.status = make("output", "");
+    this.status.setAttribute("aria-live", "off"); // it is rewritten at every moment
     bar.append(this.slider, this.speed, this.status);
     return bar;
   }
@@ -130,8 +140,10 @@ class Player {
         const token = tokens[place];
         token.className = `token ${kind}${fresh ? " fresh" : ""}${fresh && forward ? " moving" : ""}`;
         token.textContent = text === null ? "" : printable(text);
-        if (text === null) token.setAttribute("aria-label", "masked");
-        else token.removeAttribute("aria-label");
+        for (const [name, value] of [["role", "img"], ["aria-label", "masked"]]) {
+          if (text === null) token.setAttribute(name, value);
+          else token.removeAttribute(name);
+        }
         if (guess) token.dataset.guess = "";
         else delete token.dataset.guess;
         token.style.setProperty("--sure", guess ? guess[0][0][1] : 0.15);
@@ -183,16 +195,16 @@ class Player {
     const guess = row === undefined ? null : this.frames[this.index]?.guesses?.[row][place];
     this.guess.hidden = !guess;
     if (!guess) return;
-    const [likeliest, end] = guess;
-    const largest = Math.max(likeliest[0][1], end[1]);
-    const listed = likeliest.some(([text]) => text === end[0]);
-    const bars = (listed ? likeliest : [...likeliest, end]).map(([text, share]) => {
-      const bar = make("div", text === end[0] ? "bar end" : "bar"), length = make("i", "");
-      length.style.setProperty("--share", share / largest);
+    // the place of the drawn token among the likeliest, or the token itself
+    const [likeliest, drawn] = guess, listed = typeof drawn === "number";
+    const shown = listed ? likeliest : [...likeliest, drawn], end = listed ? drawn : likeliest.length;
+    const bars = shown.map(([text, share], place) => {
+      const bar = make("div", place === end ? "bar end" : "bar"), length = make("i", "");
+      length.style.setProperty("--share", share / likeliest[0][1]);
       bar.append(make("code", "", named(text)), length, make("b", "", percent(share)));
       return bar;
     });
-    const foot = make("p", "", `The sampler ends with \u201c${named(end[0])}\u201d here.`);
+    const foot = make("p", "", `The sampler ends with \u201c${named(shown[end][0])}\u201d here.`);
     this.guess.replaceChildren(make("p", "", `Position ${Number(place) + 1}: the model expects`), ...bars, foot);
     const at = this.pointed.getBoundingClientRect(), size = this.guess.getBoundingClientRect();
     const left = Math.min(Math.max(at.left, 8), document.documentElement.clientWidth - size.width - 8);
