@@ -11,18 +11,85 @@ import portpicker
 import pytest
 
 FAST = ("--steps=4", "--length=24")
+_RUN = "--checkpoint=RUN"
+REFUSED = {
+    (_RUN, "--output=absent/out.jsonl"): "The folder of --output=absent/out",
+    (_RUN, "--output=taken"): "taken exists already",
+    (_RUN, "--output=/dev/null"): "is no file that rows can be kept in",
+    (_RUN, "--output="): "--output=. is no file",
+    (_RUN, "--html="): ". exists already",
+    (_RUN, "--template="): "no hole to fill",
+    (_RUN, "--output=out.jsonl", "--trace"): "--output is for plain samples or --input, and not",
+    (_RUN, "--trace", "--html=new"): "--trace and --html show samples in different ways",
+    (_RUN, "--trace", "--num_samples=2"): "--num_samples is for plain samples or --html, and not",
+    (_RUN, "--html=new", "--batch_size=2"): "--batch_size is for plain samples or --input, and",
+    (_RUN, "--frames=2"): "--frames is for --trace, and not for plain samples",
+    (_RUN, "--num_processes=2"): "--num_processes is for --input, and not for plain samples",
+    (_RUN, "--trace", "--distributed=no"): "--distributed is for --input, and not for --trace",
+    (_RUN, "--input=x", "--length=3"): "--length is for plain samples or --html or --trace, and",
+    (_RUN, "--input=in.jsonl"): "--input needs --output=FILE",
+    (_RUN, "--input=absent", "--output=x"): "--input=absent is no file, or empty",
+    (_RUN, "--input=in", "--output=x/y"): "The folder of --output=x/y does not exist",
+    (_RUN, "--input=in", "--output=folder"): "--output=folder is no file",
+    (_RUN, "--input=in", "--output=x", "--steps=0"): "steps must be at least 1, got 0",
+    (_RUN, "--mesh=data:1,x:2"): "--mesh=data:1,x:2 must be AXIS:SIZE,... with",
+    (_RUN, "--top_p=7"): "top_p must be in (0, 1], got 7.0",
+    (_RUN, "--num_samples=0"): "num_samples must be at least 1, got 0",
+    (_RUN, "--length=1099511627776"): "length must be a whole number in [1, 2048]",
+    (_RUN, "--template=[MASK:9]", "--prefix=a"): "--template holds all the text",
+    ("--checkpoint=absent",): "There is no folder absent",
+    (_RUN, "--checkpoint_step=3"): "no checkpoint of step 3; it has: 10, 20",
+}
+TEMPLATE = r"--template=\[MASK:2]The[MASK:*]end."
+DRAWN = {
+    "printed": (_RUN, "--num_samples=2", TEMPLATE, *FAST, "--sampler=first_hitting"),
+    "trace": (_RUN, "--trace", "--frames=3", *FAST),
+    "page": (_RUN, "--html=page.html", "--num_samples=1", *FAST),
+}
+_MAIN = """
+import contextlib, io, json, sys
+from absl import flags
+from absl.testing import flagsaver
+from sedd_jax import sample
+found = []
+for given in json.load(sys.stdin):
+    with flagsaver.flagsaver(), contextlib.redirect_stdout(io.StringIO()) as out:
+        flags.FLAGS(["sample", *given])
+        try:
+            error = sample.main()
+        except sample.BadInput as refused:
+            error = str(refused)
+    found.append((out.getvalue(), error))
+print(json.dumps(found))
+"""
 
 
-def test_samples_are_printed(smoke_run, binary):
-    template = r"--template=\[MASK:2]The[MASK:*]end."
-    out = binary.run(
-        "sample",
-        f"--checkpoint={smoke_run}",
-        "--num_samples=2",
-        template,
-        *FAST,
-        "--sampler=first_hitting",
+@pytest.fixture(scope="module")
+def called(smoke_run, binary, tmp_path_factory):
+    """What all calls above print and what they refuse, in one process: imports take long."""
+    folder = tmp_path_factory.mktemp("called")
+    for name in ("taken", "in"):
+        (folder / name).write_text("{}")
+    (folder / "folder").mkdir()
+    calls = [*DRAWN.values(), *REFUSED]
+    given = [[flag.replace("RUN", str(smoke_run)) for flag in flags] for flags in calls]
+    done = subprocess.run(
+        [sys.executable, "-c", _MAIN],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=binary.environment
+        | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(binary.root)},
     )
+    assert done.returncode == 0, done.stderr
+    found = dict(zip([*DRAWN, *REFUSED], json.loads(done.stdout), strict=True))
+    return found | {"html": (folder / "page.html").read_text()}
+
+
+def test_samples_are_printed(called):
+    out, error = called["printed"]
+    assert error is None
     before, *samples = out.split("--- sample ---\n")
     assert (before, len(samples)) == ("", 2)
     for sample in samples:
@@ -48,15 +115,13 @@ def test_json_lines_are_written_once(smoke_run, binary, tmp_path):
         assert row["evaluations"] == 5
 
 
-def test_a_page_plays_the_samples(smoke_run, binary, tmp_path):
-    page = tmp_path / "page.html"
-    binary.run("sample", f"--checkpoint={smoke_run}", f"--html={page}", "--num_samples=1", *FAST)
-    data = re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', page.read_text(), re.DOTALL)
+def test_a_page_plays_the_samples(called):
+    data = re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', called["html"], re.DOTALL)
     assert json.loads(data[1])["most"] == 5
 
 
-def test_the_trace_ends_without_masks(smoke_run, binary):
-    out = binary.run("sample", f"--checkpoint={smoke_run}", "--trace", "--frames=3", *FAST)
+def test_the_trace_ends_without_masks(called):
+    out, _ = called["trace"]
     frames = out.split("--- after ")[1:]
     assert [frame.split(" network")[0] for frame in frames] == ["0 of 5", "2 of 5", "5 of 5"]
     assert frames[0].count("░") == 24
@@ -147,64 +212,11 @@ def test_a_job_killed_three_times_ends_as_if_it_had_not_been(smoke_run, binary, 
     assert not list(tmp_path.glob("*.lock"))
 
 
-_RUN = "--checkpoint=RUN"
-REFUSED = {
-    (_RUN, "--output=absent/out.jsonl"): "The folder of --output=absent/out",
-    (_RUN, "--output=setup.py"): "setup.py exists already",
-    (_RUN, "--output=/dev/null"): "is no file that rows can be kept in",
-    (_RUN, "--output="): "--output=. is no file",
-    (_RUN, "--html="): ". exists already",
-    (_RUN, "--template="): "no hole to fill",
-    (_RUN, "--output=out.jsonl", "--trace"): "--output is for plain samples or --input, and not",
-    (_RUN, "--trace", "--html=new"): "--trace and --html show samples in different ways",
-    (_RUN, "--trace", "--num_samples=2"): "--num_samples is for plain samples or --html, and not",
-    (_RUN, "--html=new", "--batch_size=2"): "--batch_size is for plain samples or --input, and",
-    (_RUN, "--frames=2"): "--frames is for --trace, and not for plain samples",
-    (_RUN, "--num_processes=2"): "--num_processes is for --input, and not for plain samples",
-    (_RUN, "--trace", "--distributed=no"): "--distributed is for --input, and not for --trace",
-    (_RUN, "--input=x", "--length=3"): "--length is for plain samples or --html or --trace, and",
-    (_RUN, "--input=in.jsonl"): "--input needs --output=FILE",
-    (_RUN, "--input=absent", "--output=x"): "--input=absent is no file, or empty",
-    (_RUN, "--input=setup.py", "--output=x/y"): "The folder of --output=x/y does not exist",
-    (_RUN, "--input=setup.py", "--output=tests"): "--output=tests is no file",
-    (_RUN, "--input=setup.py", "--output=x", "--steps=0"): "steps must be at least 1, got 0",
-    (_RUN, "--mesh=data:1,x:2"): "--mesh=data:1,x:2 must be AXIS:SIZE,... with",
-    (_RUN, "--top_p=7"): "top_p must be in (0, 1], got 7.0",
-    (_RUN, "--num_samples=0"): "num_samples must be at least 1, got 0",
-    (_RUN, "--length=1099511627776"): "length must be a whole number in [1, 2048]",
-    (_RUN, "--template=[MASK:9]", "--prefix=a"): "--template holds all the text",
-    ("--checkpoint=absent",): "There is no folder absent",
-    (_RUN, "--checkpoint_step=3"): "no checkpoint of step 3; it has: 10, 20",
-}
-# all in one process: what takes long is to import the libraries
-_MAIN = """
-import json, sys
-from absl import flags
-from absl.testing import flagsaver
-from sedd_jax import sample
-for given in json.load(sys.stdin):
-    with flagsaver.flagsaver():
-        flags.FLAGS(["sample", *given])
-        try:
-            sample.main()
-        except sample.BadInput as error:
-            print(json.dumps(str(error)))
-"""
-
-
-def test_bad_input_is_a_sentence(smoke_run, binary):
-    given = [[flag.replace("RUN", str(smoke_run)) for flag in flags] for flags in REFUSED]
-    done = subprocess.run(
-        [sys.executable, "-c", _MAIN],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        cwd=binary.root,
-        env=binary.environment,
-    )
-    assert done.returncode == 0, done.stderr
-    for error, message in zip(done.stdout.splitlines(), REFUSED.values(), strict=True):
-        assert message in json.loads(error)
+def test_bad_input_is_a_sentence(called):
+    for flags, message in REFUSED.items():
+        printed, error = called[flags]
+        assert printed == ""
+        assert message in error
 
 
 def test_bad_input_is_one_line_and_a_failure(binary):
