@@ -35,14 +35,7 @@ from sedd_jax.serving.ledger import check_output
 from sedd_jax.serving.play import check_page, write_page
 from sedd_jax.serving.template import between, fill, most_tokens, pad
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Run folder or folder of published weights, or OWNER/NAME on the hub."
-)
-_STEP = flags.DEFINE_integer("checkpoint_step", None, "Step to load; the latest by default.")
-_EMA = flags.DEFINE_bool("ema", True, "Use the averaged weights.")
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "Folder, or OWNER/NAME, of the tokenizer; by default that of the checkpoint."
-)
+_MODEL = cli.define_model_flags()
 _MESH = flags.DEFINE_list(
     "mesh", None, "Axes of devices, as in fsdp:4,tensor:2; one, or with --input a copy on each."
 )
@@ -105,8 +98,7 @@ _OF_DIFFUSION = (_STEPS, _SAMPLER, _CONDITIONING, _PARTICLES, _OVERLAP, _TRACE, 
 
 def main() -> None:
     """Samples as the flags say."""
-    if not _CHECKPOINT.value:
-        raise BadInput("--checkpoint=FOLDER is needed.")
+    _MODEL()
     _check_flags()
     if _INPUT.value is None:
         _draw_samples()
@@ -144,7 +136,9 @@ def _run_job():
     processes.in_turn(look, look)
     goes_on = f"the same command goes on with the rows not in {output}."
     with ends_at_once(f"stopped; {goes_on}"), processes.ends_with_others(goes_on):
-        checkpoint = _load(sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig()))
+        checkpoint = load(
+            **_MODEL(), mesh=sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
+        )
         job.run(
             checkpoint,
             source,
@@ -164,7 +158,7 @@ def _draw_samples():
             raise BadInput(f"{output} exists already; give --output another name.")
     if _HTML.value is not None:
         check_page(Path(_HTML.value))
-    checkpoint = _load(cli.mesh_from(_MESH))
+    checkpoint = load(**_MODEL(), mesh=cli.mesh_from(_MESH))
     settings = _settings(checkpoint)
     key, prompt = jax.random.key(_SEED.value), _prompt(checkpoint)
     options = settings | {"batch_size": _BATCH_SIZE.value}
@@ -192,12 +186,6 @@ def _draw_samples():
         f"{num_samples} x {length} tokens, {evaluations.mean():g} network evaluations, "
         f"{seconds:.1f} s with compilation.",
         file=sys.stderr,
-    )
-
-
-def _load(mesh):
-    return load(
-        _CHECKPOINT.value, step=_STEP.value, ema=_EMA.value, mesh=mesh, tokenizer=_TOKENIZER.value
     )
 
 
