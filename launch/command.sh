@@ -18,3 +18,13 @@ refuse() {
   echo "error: $1" >&2
   exit 2
 }
+
+# check_given MODULE NEEDED FLAGS...: ends the script unless --NEEDED is one of FLAGS.
+check_given() {
+  local module=$1 needed=$2 flag
+  shift 2
+  for flag; do
+    [[ $flag =~ ^--?"$needed"(=|$) ]] && return
+  done
+  refuse "--$needed is needed among the flags of $module: else every process would do all of it."
+}

@@ -6,4 +6,4 @@ here="$(dirname "$0")"
 . "$here/command.sh"
 # shellcheck source=launch/slurm.sh
 . "$here/slurm.sh"
-on_slurm sedd_jax.sample "$@"
+on_slurm sedd_jax.sample input "$@"

@@ -6,4 +6,4 @@ here="$(dirname "$0")"
 . "$here/command.sh"
 # shellcheck source=launch/tpu.sh
 . "$here/tpu.sh"
-on_tpu sedd_jax.sample "$@"
+on_tpu sedd_jax.sample input "$@"

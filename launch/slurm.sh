@@ -15,10 +15,10 @@ login node, or in a script of sbatch. srun reads SLURM_PARTITION, SLURM_ACCOUNT 
 USAGE
 }
 
-# on_slurm MODULE [OPTIONS] -- FLAGS
+# on_slurm MODULE NEEDED [OPTIONS] -- FLAGS, among which is --NEEDED
 on_slurm() {
-  local module=$1 nodes=1 gpus=8 python=python3 dry_run=''
-  shift
+  local module=$1 needed=$2 nodes=1 gpus=8 python=python3 dry_run=''
+  shift 2
   while (($#)) && [[ $1 != -- ]]; do
     case $1 in
       -h | --help) slurm_usage "$module" && return ;;
@@ -34,7 +34,8 @@ on_slurm() {
   [[ $gpus =~ ^[1-9][0-9]*$ ]] || refuse "--gpus=$gpus must be a whole number, at least 1."
   (($# > 1)) || refuse "flags of $module are needed, after --."
   shift
+  check_given "$module" "$needed" "$@"
   export PYTHONUNBUFFERED=1
-  run "$dry_run" srun --nodes="$nodes" --ntasks-per-node="$gpus" --gpus-per-node="$gpus" \
-    "$python" -m "$module" "$@"
+  run "$dry_run" srun --kill-on-bad-exit=1 --nodes="$nodes" --ntasks-per-node="$gpus" \
+    --gpus-per-node="$gpus" "$python" -m "$module" "$@"
 }

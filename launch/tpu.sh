@@ -16,10 +16,10 @@ Runs python -m $1 FLAGS on every host of a TPU VM slice; the hosts find each oth
 USAGE
 }
 
-# on_tpu MODULE [OPTIONS] -- FLAGS
+# on_tpu MODULE NEEDED [OPTIONS] -- FLAGS, among which is --NEEDED
 on_tpu() {
-  local module=$1 tpu='' zone='' project=() folder=sedd_jax python=python3 dry_run=''
-  shift
+  local module=$1 needed=$2 tpu='' zone='' project=() folder=sedd_jax python=python3 dry_run=''
+  shift 2
   while (($#)) && [[ $1 != -- ]]; do
     case $1 in
       -h | --help) tpu_usage "$module" && return ;;
@@ -36,6 +36,7 @@ on_tpu() {
   [[ -n $tpu && -n $zone ]] || refuse "--tpu=NAME and --zone=ZONE are needed; -h says more."
   (($# > 1)) || refuse "flags of $module are needed, after --."
   shift
+  check_given "$module" "$needed" "$@"
   local command
   command="cd $(printf %q "$folder") && PYTHONUNBUFFERED=1 exec$(printf ' %q' "$python" -m "$module" "$@")"
   run "$dry_run" gcloud compute tpus tpu-vm ssh "$tpu" --zone="$zone" "${project[@]}" \

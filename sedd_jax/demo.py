@@ -18,14 +18,7 @@ from sedd_jax.serving.drawing import Studio
 from sedd_jax.serving.server import Limits, Server
 from sedd_jax.serving.watch import watch_page
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Run folder or folder of published weights, or OWNER/NAME on the hub."
-)
-_STEP = flags.DEFINE_integer("checkpoint_step", None, "Step to load; the latest by default.")
-_EMA = flags.DEFINE_bool("ema", True, "Use the averaged weights.")
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "Folder, or OWNER/NAME, of the tokenizer; by default that of the checkpoint."
-)
+_MODEL = cli.define_model_flags()
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address or name to listen on.")
 _PORT = flags.DEFINE_integer(
     "port", 8080, "Port to listen on; 0 for any free one.", lower_bound=0, upper_bound=65535
@@ -36,11 +29,7 @@ _SECONDS = flags.DEFINE_float("seconds", 120.0, "That a drawing may take.", lowe
 
 def main() -> None:
     """Serves the page until a signal ends it."""
-    if not _CHECKPOINT.value:
-        raise BadInput("--checkpoint=FOLDER is needed.")
-    checkpoint = load(
-        _CHECKPOINT.value, step=_STEP.value, ema=_EMA.value, tokenizer=_TOKENIZER.value
-    )
+    checkpoint = load(**_MODEL())
     studio = Studio(checkpoint)
     limits = Limits(drawings=_DRAWINGS.value, drawing=_SECONDS.value)
     try:

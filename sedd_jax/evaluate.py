@@ -29,14 +29,7 @@ from sedd_jax.runtime import cli, processes, sharding
 from sedd_jax.runtime.config import MeshConfig
 from sedd_jax.runtime.lead import is_lead, say
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Run folder or folder of published weights, or OWNER/NAME on the hub."
-)
-_STEP = flags.DEFINE_integer("checkpoint_step", None, "Step to load; the latest by default.")
-_EMA = flags.DEFINE_bool("ema", True, "Use the averaged weights.")
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "Folder, or OWNER/NAME, of the tokenizer; by default that of the checkpoint."
-)
+_MODEL = cli.define_model_flags()
 _MESH = flags.DEFINE_list(
     "mesh", None, "Axes of devices, as in fsdp:4,tensor:2; by default a copy on every device."
 )
@@ -96,8 +89,7 @@ _OF_QUALITY = (
 
 def main() -> None:
     """Evaluates as the flags say."""
-    if not _CHECKPOINT.value:
-        raise BadInput("--checkpoint=FOLDER is needed.")
+    _MODEL()
     if not _SUITE.value:
         raise BadInput(f"--suite is needed, one or more of {', '.join(_SUITES)}.")
     scored = [suite for suite in _SUITE.value if suite != _QUALITY]
@@ -114,9 +106,7 @@ def main() -> None:
     settings = _sampling() if _QUALITY in _SUITE.value else None
     folder = _folder()
     mesh = sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
-    checkpoint = load(
-        _CHECKPOINT.value, step=_STEP.value, ema=_EMA.value, mesh=mesh, tokenizer=_TOKENIZER.value
-    )
+    checkpoint = load(**_MODEL(), mesh=mesh)
     for suite, words in lacking.items():
         _tell(f"Of {suite} there is no data for:", *words)
     planned = settings and _planned(checkpoint, settings, mesh)
@@ -176,7 +166,7 @@ def _likelihoods(
         subjects,
         choices,
         folder,
-        averaged=_EMA.value,
+        averaged=_MODEL()["ema"],
         batch_size=_BATCH_SIZE.value,
     )
 
@@ -214,7 +204,7 @@ def _planned(checkpoint: Checkpoint, settings: quality.Settings, mesh: Mesh) -> 
     if _JUDGE.value:
         judge = load(_JUDGE.value, mesh=mesh, tokenizer=_JUDGE_TOKENIZER.value)
     return quality.plan(
-        checkpoint, settings, averaged=_EMA.value, judge=judge, reference=_REFERENCE.value
+        checkpoint, settings, averaged=_MODEL()["ema"], judge=judge, reference=_REFERENCE.value
     )
 
 
@@ -237,12 +227,13 @@ def _sources():
 
 def _folder():
     """Where the results go."""
+    model = Path(_MODEL()["path"])
     if _OUTPUT.value:
         folder = Path(_OUTPUT.value)
-    elif (Path(_CHECKPOINT.value) / checkpoints.FOLDER).is_dir():
-        folder = Path(_CHECKPOINT.value) / FOLDER
+    elif (model / checkpoints.FOLDER).is_dir():
+        folder = model / FOLDER
     else:
-        raise BadInput(f"{_CHECKPOINT.value} is no run folder here: give --output=FOLDER.")
+        raise BadInput(f"{model} is no run folder here: give --output=FOLDER.")
     check_local(folder, "--output")
     return folder
 

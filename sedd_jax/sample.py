@@ -9,8 +9,10 @@ law.
 
 import dataclasses
 import json
+import os
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import jax
@@ -26,19 +28,14 @@ from sedd_jax.inference.sampling import CONDITIONINGS, SAMPLER_NAMES, Sampling
 from sedd_jax.inference.sliding import overlap_of
 from sedd_jax.runtime import cli, processes, sharding
 from sedd_jax.runtime.config import MeshConfig
+from sedd_jax.runtime.files import write_whole
 from sedd_jax.runtime.stop import ends_at_once
 from sedd_jax.serving import job
+from sedd_jax.serving.ledger import check_output
 from sedd_jax.serving.play import check_page, write_page
-from sedd_jax.serving.template import between, fill, pad
+from sedd_jax.serving.template import between, fill, most_tokens, pad
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Run folder or folder of published weights, or OWNER/NAME on the hub."
-)
-_STEP = flags.DEFINE_integer("checkpoint_step", None, "Step to load; the latest by default.")
-_EMA = flags.DEFINE_bool("ema", True, "Use the averaged weights.")
-_TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "Folder, or OWNER/NAME, of the tokenizer; by default that of the checkpoint."
-)
+_MODEL = cli.define_model_flags()
 _MESH = flags.DEFINE_list(
     "mesh", None, "Axes of devices, as in fsdp:4,tensor:2; one, or with --input a copy on each."
 )
@@ -67,7 +64,11 @@ _OVERLAP = flags.DEFINE_integer(
     "overlap", None, "Tokens shared by the windows of longer rows; half the trained length."
 )
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Sample i is a function of (seed, i).", lower_bound=0, upper_bound=2**32 - 1
+    "seed",
+    0,
+    "A sample is a function of the seed and its number; with --input, its id.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
 )
 _PREFIX = flags.DEFINE_string("prefix", "", "Text that every sample begins with.")
 _SUFFIX = flags.DEFINE_string("suffix", "", "Text that every sample ends with.")
@@ -83,38 +84,61 @@ _TRACE = flags.DEFINE_bool(
 )
 _FRAMES = flags.DEFINE_integer("frames", 8, "Moments shown by --trace.")
 _HTML = flags.DEFINE_string("html", None, "Page that plays how the samples came about; a new file.")
-_OF_SAMPLES = (_NUM_SAMPLES, _LENGTH, _PREFIX, _SUFFIX, _TEMPLATE, _TRACE, _FRAMES, _HTML)
+_PLAIN = "plain samples"
+# which ways to show samples heed a flag, where not all do
+_HEEDED = {
+    ("--input",): processes.FLAGS,
+    ("--trace",): (_FRAMES,),
+    (_PLAIN, "--input"): (_OUTPUT, _BATCH_SIZE),
+    (_PLAIN, "--html"): (_NUM_SAMPLES,),
+    (_PLAIN, "--html", "--trace"): (_LENGTH, _PREFIX, _SUFFIX, _TEMPLATE),
+}
 _OF_DIFFUSION = (_STEPS, _SAMPLER, _CONDITIONING, _PARTICLES, _OVERLAP, _TRACE, _FRAMES, _HTML)
 
 
 def main() -> None:
     """Samples as the flags say."""
-    if not _CHECKPOINT.value:
-        raise BadInput("--checkpoint=FOLDER is needed.")
-    if _OUTPUT.value and not Path(_OUTPUT.value).absolute().parent.is_dir():
-        raise BadInput(f"The folder of --output={_OUTPUT.value} does not exist; make it first.")
+    _MODEL()
+    _check_flags()
     if _INPUT.value is None:
         _draw_samples()
     else:
         _run_job()
 
 
+def _check_flags():
+    """Refuses flags that would make no difference."""
+    ways = [flag for flag in (_INPUT, _TRACE, _HTML) if flag.value not in (None, False)]
+    if len(ways) > 1:
+        names = " and ".join(f"--{flag.name}" for flag in ways)
+        raise BadInput(f"{names} show samples in different ways: give one of them.")
+    way = f"--{ways[0].name}" if ways else _PLAIN
+    for heeding, those in _HEEDED.items():
+        for flag in those:
+            if flag.present and way not in heeding:
+                raise BadInput(f"--{flag.name} is for {' or '.join(heeding)}, and not for {way}.")
+
+
 def _run_job():
     """Draws a row for every line of --input."""
-    if given := [f"--{flag.name}" for flag in _OF_SAMPLES if flag.present]:
-        raise BadInput(
-            f"{given[0]} is for samples that are alike, and --input has rows of its own."
-        )
     if not _OUTPUT.value:
         raise BadInput("--input needs --output=FILE, where its rows are written.")
     source, output = Path(_INPUT.value), Path(_OUTPUT.value)
-    if not (source.is_file() and source.stat().st_size):
-        raise BadInput(
-            f"--input={source} is no file, or empty: it must hold a JSON line for a row."
+
+    def look():
+        if not (source.is_file() and source.stat().st_size):
+            raise BadInput(
+                f"--input={source} is no file, or empty: it must hold a JSON line for a row."
+            )
+
+    processes.join()  # before anything that may fail on one host alone
+    processes.on_lead(lambda: check_output(output))
+    processes.in_turn(look, look)
+    goes_on = f"the same command goes on with the rows not in {output}."
+    with ends_at_once(f"stopped; {goes_on}"), processes.ends_with_others(goes_on):
+        checkpoint = load(
+            **_MODEL(), mesh=sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
         )
-    processes.join()
-    with ends_at_once(f"stopped; the same command goes on with the rows not in {output}."):
-        checkpoint = _load(sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig()))
         job.run(
             checkpoint,
             source,
@@ -127,13 +151,14 @@ def _run_job():
 
 def _draw_samples():
     """Draws --num_samples that hold the same text."""
-    if _OUTPUT.value and Path(_OUTPUT.value).exists():
-        raise BadInput(f"{_OUTPUT.value} exists already; give --output another name.")
-    if len(given := [f"--{flag.name}" for flag in (_OUTPUT, _TRACE, _HTML) if flag.value]) > 1:
-        raise BadInput(f"{' and '.join(given)} show samples in different ways: give one of them.")
-    if _HTML.value:
+    output = None if _OUTPUT.value is None else Path(_OUTPUT.value)
+    if output:
+        check_output(output)
+        if output.exists():
+            raise BadInput(f"{output} exists already; give --output another name.")
+    if _HTML.value is not None:
         check_page(Path(_HTML.value))
-    checkpoint = _load(cli.mesh_from(_MESH))
+    checkpoint = load(**_MODEL(), mesh=cli.mesh_from(_MESH))
     settings = _settings(checkpoint)
     key, prompt = jax.random.key(_SEED.value), _prompt(checkpoint)
     options = settings | {"batch_size": _BATCH_SIZE.value}
@@ -144,14 +169,16 @@ def _draw_samples():
         )
         evaluations = found.evaluations
         _show_trace(checkpoint, found.trace[:, 0])
-    elif _HTML.value:
+    elif _HTML.value is not None:
         tokens, evaluations = _play(checkpoint, key, prompt, settings)
     else:
         tokens, evaluations = job.draw(checkpoint, key, prompt, **options)
     seconds = time.monotonic() - started
-    if _OUTPUT.value:
-        _write(checkpoint.tokenizer, tokens, settings, Path(_OUTPUT.value))
-    elif not (_TRACE.value or _HTML.value):
+    if output:
+        held = np.asarray(prompt.held)
+        rows = zip(evaluations.tolist(), held, tokens, strict=True)
+        _write(checkpoint.tokenizer, rows, settings, output)
+    elif not _TRACE.value and _HTML.value is None:
         for row in tokens:
             print(f"--- sample ---\n{_text(checkpoint.tokenizer, row)}")
     num_samples, length = tokens.shape
@@ -159,12 +186,6 @@ def _draw_samples():
         f"{num_samples} x {length} tokens, {evaluations.mean():g} network evaluations, "
         f"{seconds:.1f} s with compilation.",
         file=sys.stderr,
-    )
-
-
-def _load(mesh):
-    return load(
-        _CHECKPOINT.value, step=_STEP.value, ema=_EMA.value, mesh=mesh, tokenizer=_TOKENIZER.value
     )
 
 
@@ -195,7 +216,7 @@ def _prompt(checkpoint):
     num_samples = 1 if _TRACE.value else _NUM_SAMPLES.value
     check_positive(num_samples=num_samples)
     tokenizer, length = checkpoint.tokenizer, _LENGTH.value
-    most = max(checkpoint.config.model.length, length or 0)
+    most = most_tokens(checkpoint.config, length)
     if _TEMPLATE.value is None:
         row = between(_PREFIX.value, _SUFFIX.value, tokenizer, length, most)
     elif _PREFIX.present or _SUFFIX.present:
@@ -218,20 +239,24 @@ def _text(tokenizer, row):
     return " ".join(map(str, row)) if tokenizer is None else tokenizer.decode(row)
 
 
-def _write(tokenizer, tokens, settings, path):
-    lines = [
-        json.dumps(
-            {"index": index, "seed": _SEED.value}
-            | settings
-            | {
-                "tokens": row.tolist(),
-                "text": None if tokenizer is None else tokenizer.decode(row),
-            }
-        )
-        for index, row in enumerate(tokens)
-    ]
-    with path.open("x") as file:
-        file.write("\n".join(lines) + "\n")
+def _write(tokenizer, rows, settings, path):
+    """Writes the records of rows; if another has taken the name by now, beside it."""
+    records = (
+        {"index": index, "seed": _SEED.value}
+        | settings
+        | {"evaluations": calls}
+        | job.shown(tokenizer, held, tokens)
+        for index, (calls, held, tokens) in enumerate(rows)
+    )
+    written = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    write_whole(written, b"".join(json.dumps(record).encode() + b"\n" for record in records))
+    try:
+        os.link(written, path)  # takes no name that is taken
+    except OSError as error:
+        raise BadInput(
+            f"{path} cannot be made ({error.strerror}): the samples are in {written}."
+        ) from error
+    written.unlink()
 
 
 def _show_trace(checkpoint, path):

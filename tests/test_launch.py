@@ -42,7 +42,8 @@ def test_a_slice_runs_the_module_on_all_hosts():
 
 def test_slurm_runs_a_task_for_each_gpu():
     assert printed("sample_slurm.sh", "--nodes=2", "--gpus=4", "--python=venv/bin/python") == [
-        *("srun", "--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4"),
+        *("srun", "--kill-on-bad-exit=1", "--nodes=2", "--ntasks-per-node=4"),
+        "--gpus-per-node=4",
         *("venv/bin/python", "-m", "sedd_jax.sample", *FLAGS),
     ]
 
@@ -51,7 +52,7 @@ def test_slurm_runs_a_task_for_each_gpu():
 def test_flags_arrive_as_they_were_given(script, tmp_path):
     """With a gcloud that obeys on this host, an srun that has one task, and a Python that tells."""
     (tmp_path / "gcloud").write_text('#!/bin/bash\nfor it; do :; done\neval "${it#--command=}"\n')
-    (tmp_path / "srun").write_text('#!/bin/bash\nshift 3\n"$@"\n')
+    (tmp_path / "srun").write_text('#!/bin/bash\nshift 4\n"$@"\n')
     (tmp_path / "tells").write_text('#!/bin/bash\nprintf "%s\\n" "$PYTHONUNBUFFERED" "$@"\n')
     for path in tmp_path.iterdir():
         path.chmod(0o755)
@@ -68,6 +69,7 @@ def test_flags_arrive_as_they_were_given(script, tmp_path):
         (["--steps=3"], "--steps=3 is no option of this script; flags of sedd_jax.sample come"),
         (["NEEDED"], "flags of sedd_jax.sample are needed, after --"),
         (["NEEDED", "--"], "flags of sedd_jax.sample are needed, after --"),
+        (["NEEDED", "--", "--steps=3", "--inputs=x"], "--input is needed among the flags of"),
         (["NEEDED", "--python="], "--python= is no option"),
     ],
 )
@@ -106,7 +108,7 @@ def test_help_and_what_is_lacking(script, tmp_path):
     assert done.stdout.startswith(f"Usage: launch/{script} ")
     tool = {"sample_tpu.sh": "gcloud", "sample_slurm.sh": "srun"}[script]
     if not shutil.which(tool):
-        lacking = launch(script, *NEEDED[script], "--", "--steps=3")
+        lacking = launch(script, *NEEDED[script], "--", "--input=x")
         assert (lacking.returncode, lacking.stderr.count("\n")) == (2, 1)
         assert f"there is no {tool} here" in lacking.stderr
 

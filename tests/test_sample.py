@@ -2,17 +2,94 @@
 
 import json
 import random
+import re
+import subprocess
+import sys
 import time
 
 import portpicker
 import pytest
 
 FAST = ("--steps=4", "--length=24")
+_RUN = "--checkpoint=RUN"
+REFUSED = {
+    (_RUN, "--output=absent/out.jsonl"): "The folder of --output=absent/out",
+    (_RUN, "--output=taken"): "taken exists already",
+    (_RUN, "--output=/dev/null"): "is no file that rows can be kept in",
+    (_RUN, "--output="): "--output=. is no file",
+    (_RUN, "--html="): ". exists already",
+    (_RUN, "--template="): "no hole to fill",
+    (_RUN, "--output=out.jsonl", "--trace"): "--output is for plain samples or --input, and not",
+    (_RUN, "--trace", "--html=new"): "--trace and --html show samples in different ways",
+    (_RUN, "--trace", "--num_samples=2"): "--num_samples is for plain samples or --html, and not",
+    (_RUN, "--html=new", "--batch_size=2"): "--batch_size is for plain samples or --input, and",
+    (_RUN, "--frames=2"): "--frames is for --trace, and not for plain samples",
+    (_RUN, "--num_processes=2"): "--num_processes is for --input, and not for plain samples",
+    (_RUN, "--trace", "--distributed=no"): "--distributed is for --input, and not for --trace",
+    (_RUN, "--input=x", "--length=3"): "--length is for plain samples or --html or --trace, and",
+    (_RUN, "--input=in.jsonl"): "--input needs --output=FILE",
+    (_RUN, "--input=absent", "--output=x"): "--input=absent is no file, or empty",
+    (_RUN, "--input=in", "--output=x/y"): "The folder of --output=x/y does not exist",
+    (_RUN, "--input=in", "--output=folder"): "--output=folder is no file",
+    (_RUN, "--input=in", "--output=x", "--steps=0"): "steps must be at least 1, got 0",
+    (_RUN, "--mesh=data:1,x:2"): "--mesh=data:1,x:2 must be AXIS:SIZE,... with",
+    (_RUN, "--top_p=7"): "top_p must be in (0, 1], got 7.0",
+    (_RUN, "--num_samples=0"): "num_samples must be at least 1, got 0",
+    (_RUN, "--length=1099511627776"): "length must be a whole number in [1, 2048]",
+    (_RUN, "--template=[MASK:9]", "--prefix=a"): "--template holds all the text",
+    ("--checkpoint=absent",): "There is no folder absent",
+    (_RUN, "--checkpoint_step=3"): "no checkpoint of step 3; it has: 10, 20",
+}
+TEMPLATE = r"--template=\[MASK:2]The[MASK:*]end."
+DRAWN = {
+    "printed": (_RUN, "--num_samples=2", TEMPLATE, *FAST, "--sampler=first_hitting"),
+    "trace": (_RUN, "--trace", "--frames=3", *FAST),
+    "page": (_RUN, "--html=page.html", "--num_samples=1", *FAST),
+}
+_MAIN = """
+import contextlib, io, json, sys
+from absl import flags
+from absl.testing import flagsaver
+from sedd_jax import sample
+found = []
+for given in json.load(sys.stdin):
+    with flagsaver.flagsaver(), contextlib.redirect_stdout(io.StringIO()) as out:
+        flags.FLAGS(["sample", *given])
+        try:
+            error = sample.main()
+        except sample.BadInput as refused:
+            error = str(refused)
+    found.append((out.getvalue(), error))
+print(json.dumps(found))
+"""
 
 
-def test_samples_are_printed(smoke_run, binary):
-    template = r"--template=\[MASK:2]The[MASK:*]end."
-    out = binary.run("sample", f"--checkpoint={smoke_run}", "--num_samples=2", template, *FAST)
+@pytest.fixture(scope="module")
+def called(smoke_run, binary, tmp_path_factory):
+    """What all calls above print and what they refuse, in one process: imports take long."""
+    folder = tmp_path_factory.mktemp("called")
+    for name in ("taken", "in"):
+        (folder / name).write_text("{}")
+    (folder / "folder").mkdir()
+    calls = [*DRAWN.values(), *REFUSED]
+    given = [[flag.replace("RUN", str(smoke_run)) for flag in flags] for flags in calls]
+    done = subprocess.run(
+        [sys.executable, "-c", _MAIN],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=binary.environment
+        | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(binary.root)},
+    )
+    assert done.returncode == 0, done.stderr
+    found = dict(zip([*DRAWN, *REFUSED], json.loads(done.stdout), strict=True))
+    return found | {"html": (folder / "page.html").read_text()}
+
+
+def test_samples_are_printed(called):
+    out, error = called["printed"]
+    assert error is None
     before, *samples = out.split("--- sample ---\n")
     assert (before, len(samples)) == ("", 2)
     for sample in samples:
@@ -34,20 +111,24 @@ def test_json_lines_are_written_once(smoke_run, binary, tmp_path):
         assert len(row["tokens"]) == 24
         assert row["text"].startswith("The ")
         assert row["text"].endswith(" end.")
-    before = path.read_bytes()
-    assert "exists already" in binary.refuse("sample", *flags)
-    assert path.read_bytes() == before
+        assert row["text"] == f"The {row['holes'][0]} end."
+        assert row["evaluations"] == 5
 
 
-def test_the_trace_ends_without_masks(smoke_run, binary):
-    out = binary.run("sample", f"--checkpoint={smoke_run}", "--trace", "--frames=3", *FAST)
+def test_a_page_plays_the_samples(called):
+    data = re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', called["html"], re.DOTALL)
+    assert json.loads(data[1])["most"] == 5
+
+
+def test_the_trace_ends_without_masks(called):
+    out, _ = called["trace"]
     frames = out.split("--- after ")[1:]
     assert [frame.split(" network")[0] for frame in frames] == ["0 of 5", "2 of 5", "5 of 5"]
     assert frames[0].count("░") == 24
     assert "░" not in frames[-1]
 
 
-def test_a_job_goes_on_and_says_what_is_malformed(smoke_run, binary, tmp_path):
+def test_a_job_draws_a_row_for_every_line(smoke_run, binary, tmp_path):
     source, path = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('{"template": "A[MASK:3]"}\n{"length": 4, "id": "x"}\n')
     flags = (f"--checkpoint={smoke_run}", f"--input={source}", f"--output={path}", "--steps=4")
@@ -57,11 +138,6 @@ def test_a_job_goes_on_and_says_what_is_malformed(smoke_run, binary, tmp_path):
     assert sorted((row["index"], row["id"], row["batch"]) for row in rows) == [
         (0, 0, 2), (1, "x", 2)
     ]  # fmt: skip
-    before = path.read_bytes()
-    assert "was drawn with another steps (4, and this" in binary.refuse(
-        "sample", *flags[:-1], "--steps=5"
-    )
-    assert path.read_bytes() == before
 
 
 def prompts(path, rows=200, templates=40):
@@ -136,40 +212,21 @@ def test_a_job_killed_three_times_ends_as_if_it_had_not_been(smoke_run, binary, 
     assert not list(tmp_path.glob("*.lock"))
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ((), "--checkpoint=FOLDER is needed"),
-        (("--checkpoint=absent",), "There is no folder absent"),
-        (("--checkpoint=RUN", "--checkpoint_step=3"), "no checkpoint of step 3; it has: 10, 20"),
-        (
-            ("--checkpoint=RUN", "--length=4", "--prefix=long"),
-            "take 4 positions of 4: nothing is left to fill",
-        ),
-        (("--checkpoint=RUN", "--output=absent/out.jsonl"), "The folder of --output=absent/out"),
-        (("--checkpoint=RUN", "--output=out.jsonl", "--trace"), "give one of them"),
-        (("--checkpoint=RUN", "--sampler=heun"), "heun"),
-        (("--checkpoint=RUN", "--mesh=data:1,x:2"), "--mesh=data:1,x:2 must be AXIS:SIZE,... with"),
-        (("--checkpoint=RUN", "--top_p=7"), "top_p must be in (0, 1], got 7.0"),
-        (("--checkpoint=RUN", "--num_samples=0"), "num_samples must be at least 1, got 0"),
-        (("--checkpoint=RUN", "--template=[MASK:x]"), "[MASK:x] at character 1 of the template"),
-        (
-            ("--checkpoint=RUN", "--template=[MASK:9]", "--prefix=a"),
-            "--template holds all the text",
-        ),
-        (("--checkpoint=RUN", "--input=in.jsonl"), "--input needs --output=FILE"),
-        (
-            ("--checkpoint=RUN", "--input=absent", "--output=x"),
-            "--input=absent is no file, or empty",
-        ),
-        (
-            ("--checkpoint=RUN", "--input=setup.py", "--output=x", "--steps=0"),
-            "steps must be at least 1, got 0",
-        ),
-        (("--checkpoint=RUN", "--input=x", "--length=3"), "--length is for samples that are alike"),
-    ],
-)
-def test_bad_input_is_one_line_and_a_failure(smoke_run, binary, flags, message):
-    assert message in binary.refuse(
-        "sample", *(flag.replace("RUN", str(smoke_run)) for flag in flags)
-    )
+def test_bad_input_is_a_sentence(called):
+    for flags, message in REFUSED.items():
+        printed, error = called[flags]
+        assert printed == ""
+        assert message in error
+
+
+def test_bad_input_is_one_line_and_a_failure(binary):
+    assert "--checkpoint=FOLDER is needed" in binary.refuse("sample")
+
+
+def test_a_host_joins_the_others_before_anything_that_may_fail_on_it_alone(binary):
+    """One that refused alone, before that, would leave the others waiting."""
+    _, job = (binary.root / "sedd_jax" / "sample.py").read_text().split("def _run_job")
+    job, _ = job.split("\n\n\ndef ", 1)
+    calls = ("processes.join()", "on_lead(lambda: check_output", "in_turn(look, look)", " load(")
+    places = [job.index(call) for call in calls]
+    assert places == sorted(places)

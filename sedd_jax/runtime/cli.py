@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -15,6 +16,33 @@ from sedd_jax.runtime.config import Config, MeshConfig, parse
 _OF_THE_MACHINE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
 )  # fmt: skip
+
+
+# flags that are defined here are those of the binary that asks for them
+flags.disclaim_key_flags()
+
+
+def define_model_flags() -> Callable[[], dict[str, Any]]:
+    """Defines the flags that name a model; what it returns gives them to `inference.load.load`.
+
+    That one raises BadInput if no model is named.
+    """
+    checkpoint = flags.DEFINE_string(
+        "checkpoint", None, "Run folder or folder of published weights, or OWNER/NAME on the hub."
+    )
+    step = flags.DEFINE_integer("checkpoint_step", None, "Step to load; the latest by default.")
+    ema = flags.DEFINE_bool("ema", True, "Use the averaged weights.")
+    tokenizer = flags.DEFINE_string(
+        "tokenizer", None, "Folder, or OWNER/NAME, of the tokenizer; that of the model by default."
+    )
+
+    def named():
+        if not checkpoint.value:
+            raise BadInput("--checkpoint=FOLDER is needed.")
+        given = {"step": step, "ema": ema, "tokenizer": tokenizer}
+        return {"path": checkpoint.value} | {name: flag.value for name, flag in given.items()}
+
+    return named
 
 
 def config_from(flag: flags.FlagHolder, kind: type[Config] = Config) -> Config:

@@ -1,9 +1,11 @@
 """The processes of a job: how they find each other, take turns, and fail together."""
 
+import contextlib
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +30,7 @@ _DISTRIBUTED = flags.DEFINE_enum(
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0 of the job.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the job.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
+FLAGS = (_DISTRIBUTED, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
 
 
 def join() -> None:
@@ -113,6 +116,29 @@ def on_lead(work: Callable[[], T]) -> T | None:
       Halted: it failed, on the lead.
     """
     return in_turn(work, lambda: None)
+
+
+@contextlib.contextmanager
+def ends_with_others(goodbye: str) -> Iterator[None]:
+    """Ends this process at once, after one line, where the devices of another answer no more.
+
+    For work whose every part is safe on disk as soon as it is done; alone, errors pass.
+
+    Args:
+      goodbye: what the line says at its end.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).partition("\n")[0]
+        print(
+            f"\nerror: another process of the job has ended, it seems ({reason:.200}); {goodbye}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)  # an exit in good order would wait for the others
 
 
 def check_same(facts: str, words: str) -> None:

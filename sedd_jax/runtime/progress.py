@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from sedd_jax.runtime.lead import is_lead
@@ -17,11 +18,26 @@ def progress(name: str, unit: str = "batch") -> Iterator[Callable[[int, int], No
     """
     from tqdm import tqdm
 
-    seconds = 0.5 if sys.stderr.isatty() else _LOG_SECONDS
-    with tqdm(desc=name, unit=unit, mininterval=seconds, disable=not is_lead()) as bar:
+    if not sys.stderr.isatty():
+        yield _in_lines(name, unit, tqdm.format_meter)
+        return
+    with tqdm(desc=name, unit=unit, mininterval=0.5, disable=not is_lead()) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
         yield advance
+
+
+def _in_lines(name, unit, meter):
+    began = told = time.monotonic()
+
+    def advance(done, total):
+        nonlocal told
+        now = time.monotonic()
+        if is_lead() and (done == total or now - told >= _LOG_SECONDS):
+            told = now
+            print(meter(done, total, now - began, prefix=name, unit=unit), file=sys.stderr)
+
+    return advance

@@ -14,7 +14,7 @@ from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import FIRST_HITTING, SAMPLER_NAMES
 from sedd_jax.serving.frames import texts
 from sedd_jax.serving.play import setting
-from sedd_jax.serving.template import fill, pad
+from sedd_jax.serving.template import fill, pad, width_of
 
 # a drawing with another setting is another program, so there are few: choices, the one at first
 _CHOICES: dict[str, tuple[tuple[Any, ...], Any]] = {
@@ -29,7 +29,6 @@ _EXAMPLES = (
     "once upon a time[MASK:16] and they lived[MASK:12] ever after",
     "[MASK:16]",
 )
-_NARROWEST = 16
 
 Drawing = Iterator[dict[str, Any]]
 
@@ -72,7 +71,7 @@ class Studio:
     def _drawing(self, wish):
         tokenizer, most = self._checkpoint.tokenizer, self.length
         row = fill(wish["template"], tokenizer, None, most)
-        prompt = pad([row] * wish["samples"], _width(len(row.tokens), most))
+        prompt = pad([row] * wish["samples"], width_of(len(row.tokens), most))
         settings = {name: wish[name] for name in self.choices if name != "samples"}
         if wish["sampler"] == FIRST_HITTING:
             settings["steps"] = None  # one token a call: the page does not offer steps
@@ -123,11 +122,3 @@ def _parsed(body, of_settings):
             raise BadInput(f"{name} must be one of {', '.join(map(str, choices))}.")
         wish[name] = choices[choices.index(wish[name])]  # 1.0 where JSON says 1
     return wish
-
-
-def _width(length, most):
-    """The width of the row in its program: the next power of two, so that there are few."""
-    width = _NARROWEST
-    while width < length:
-        width *= 2
-    return max(min(width, most), length)

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int, Key
 
+from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import Halted, check_positive
 from sedd_jax.inference.autoregressive import generate_autoregressive
 from sedd_jax.inference.generate import generate
@@ -30,9 +31,7 @@ from sedd_jax.runtime.lead import say
 from sedd_jax.runtime.progress import progress
 from sedd_jax.serving.ledger import open_ledger
 from sedd_jax.serving.lines import Line, read_lines
-from sedd_jax.serving.template import pad
-
-_NARROWEST = 16
+from sedd_jax.serving.template import pad, width_of
 
 
 class Batch(NamedTuple):
@@ -93,7 +92,10 @@ def run(
         done = processes.lead_says(np.array([line.index in there for line in lines]))
         say(f"{len(lines)} rows: {done.sum()} drawn before, {len(errors)} malformed.")
         processes.on_lead(lambda: ledger.append(errors))
-        drawn, missing = 0, len(lines) - len(errors) - int(done.sum())
+        drawn, missing = (
+            0,
+            sum(line.row is not None and not had for line, had in zip(lines, done, strict=True)),
+        )
         with progress("Rows", unit="row") as advance:
             for batch in batched(checkpoint, lines, done, batch_size):
                 records = _draw_batch(checkpoint, batch, facts, seed, settings)
@@ -121,28 +123,15 @@ def draw(
     shape, options = prompt.tokens.shape, settings | {"rows": rows, "batch_size": batch_size}
     if checkpoint.config.family == "autoregressive":
         tokens = generate_autoregressive(key, checkpoint, *shape, prompt=prompt, **options)
-        return tokens, np.full(*shape)
+        return tokens, np.full(*shape) if prompt.lengths is None else np.asarray(prompt.lengths)
     tokens, diagnostics = generate(key, checkpoint, *shape, prompt=prompt, **options)
     return tokens, diagnostics.evaluations
-
-
-def width_of(length: int, trained: int) -> int:
-    """Returns the width that rows of a length are drawn in: 16, 24, 32, 48, ..., `trained`.
-
-    Longer rows are drawn in windows of the trained length, whatever their own.
-    """
-    if length > trained:
-        return length
-    width = _NARROWEST
-    while width < length:
-        width += width // 2 if width & (width - 1) == 0 else width // 3
-    return min(width, trained)
 
 
 def batched(
     checkpoint: Checkpoint, lines: list[Line], done: Bool[np.ndarray, "N"], batch_size: int
 ) -> Iterator[Batch]:
-    """Yields the rows that are not done, in batches of few shapes, the widest first.
+    """Yields the rows that are not done, in batches of few shapes, the narrowest first.
 
     The shapes are those of the whole input, so that a job that goes on runs the same programs.
     Rows with as many positions to fill are drawn together: they need as many evaluations.
@@ -153,8 +142,8 @@ def batched(
         if line.row is not None:
             length = len(line.row.tokens)
             # rows of the trained length are many, and quicker without a word on their padding
-            groups[width_of(length, trained), length < trained].append((line, is_done))
-    for (width, padded), group in sorted(groups.items(), reverse=True):
+            groups[width_of(length, trained), length != trained].append((line, is_done))
+    for (width, padded), group in sorted(groups.items()):
         size = -(-min(batch_size, len(group)) // parts) * parts
         left = [line for line, is_done in group if not is_done]
         left.sort(key=lambda line: (np.sum(~line.row.held), line.index))
@@ -171,14 +160,18 @@ def batched(
 def _draw_batch(checkpoint, batch, facts, seed, settings):
     """The records of a batch."""
     began, size = time.monotonic(), len(batch.numbers)
-    tokens, evaluations = draw(
-        checkpoint,
-        jax.random.key(seed),
-        batch.prompt,
-        batch_size=size,
-        rows=batch.numbers,
-        **settings,
-    )
+    try:
+        tokens, evaluations = draw(
+            checkpoint,
+            jax.random.key(seed),
+            batch.prompt,
+            batch_size=size,
+            rows=batch.numbers,
+            **settings,
+        )
+    except FloatingPointError as error:  # it knows the numbers, not the names
+        names = ", ".join(repr(line.id) for line in batch.lines)
+        raise FloatingPointError(f"Among the rows {names}: {error}") from error
     cost = {"seconds": round(time.monotonic() - began, 3), "batch": size}
     found = zip(batch.lines, tokens, evaluations.tolist(), strict=False)  # the rest fills up
     return [
@@ -186,13 +179,15 @@ def _draw_batch(checkpoint, batch, facts, seed, settings):
         | facts
         | {"evaluations": calls}
         | cost
-        | _texts(checkpoint.tokenizer, line.row.held, row[: len(line.row.tokens)])
+        | shown(checkpoint.tokenizer, line.row.held, row[: len(line.row.tokens)])
         for line, row, calls in found
     ]
 
 
-def _texts(tokenizer, held, tokens):
-    """The tokens, their text, and that of every hole."""
+def shown(
+    tokenizer: Tokenizer | None, held: Bool[np.ndarray, "L"], tokens: Int[np.ndarray, "L"]
+) -> dict[str, Any]:
+    """Returns what a record shows of a row: the tokens, their text, and that of every hole."""
     text, holes = None, None
     if tokenizer is not None:
         text = tokenizer.decode(tokens)

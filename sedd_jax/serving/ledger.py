@@ -7,6 +7,7 @@ goes on with those that are missing, and no other command adds to them.
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +18,7 @@ from sedd_jax.runtime.files import write_whole
 from sedd_jax.serving.lines import Line
 
 _BEGIN = b'{"index": '
+_ALONE = re.compile(rb'\{"index": [0-9]+, "id": ')  # what only a record of ours begins with
 
 
 class Ledger:
@@ -38,6 +40,14 @@ class Ledger:
         os.fsync(self._file.fileno())
 
 
+def check_output(path: Path) -> None:
+    """Raises BadInput unless the output of a job is there, or can be made."""
+    if not path.absolute().parent.is_dir():
+        raise BadInput(f"The folder of --output={path} does not exist; make it first.")
+    if path.exists() and not path.is_file():
+        raise BadInput(f"--output={path} is no file that rows can be kept in: give another.")
+
+
 @contextlib.contextmanager
 def open_ledger(path: Path, lines: list[Line], facts: Mapping[str, Any]) -> Iterator[Ledger]:
     """Opens the output of a job, which holds nothing yet or some of its rows, for this job alone.
@@ -53,6 +63,8 @@ def open_ledger(path: Path, lines: list[Line], facts: Mapping[str, Any]) -> Iter
       BadInput: another job has the file, or wrote it; or one of its rows is made from another line
         than the input has. The file is left as it is.
     """
+    check_output(path)
+    path = path.resolve()  # a link stays one
     with exclusive(path.with_name(f"{path.name}.lock"), "give another --output", path):
         content = path.read_bytes() if path.exists() else b""
         kept, done = _own(content, path, lines, facts)
@@ -67,7 +79,9 @@ def _own(
 ) -> tuple[bytes, set[int]]:
     """What of an output stays, and the indices of the rows in it."""
     *whole, torn = content.split(b"\n")
-    if torn[: len(_BEGIN)] != _BEGIN[: len(torn)]:
+    torn = torn.rstrip(b"\0")  # which a file system may leave where power failed
+    ours = torn.startswith(_BEGIN) if whole else _ALONE.match(torn)
+    if not (ours or _BEGIN.startswith(torn)):
         raise _foreign(path, len(whole))
     by_index = {line.index: line for line in lines}
     kept, done = [], set()
@@ -82,6 +96,11 @@ def _own(
                 f"{path} holds a row with the id {record['id']!r} made from another line than "
                 f"line {record['index'] + 1} of the input: give another --output."
             )
+        if line.error:
+            raise BadInput(
+                f"{path} holds a row of line {line.index + 1} of the input, which is malformed by "
+                f"now ({line.error}): mend it, or give another --output."
+            )
         if line.index in done:
             raise BadInput(f"{path} holds the row {line.id!r} twice: move it away.")
         done.add(line.index)
@@ -92,8 +111,10 @@ def _own(
 def _record(text: bytes, path: Path, position: int) -> dict[str, Any]:
     with contextlib.suppress(ValueError, RecursionError):
         record = json.loads(text)
-        if isinstance(record, dict) and (
-            record.keys() >= {"index", "id", "line"} or record.keys() == {"index", "id", "error"}
+        if (
+            isinstance(record, dict)
+            and type(record.get("index")) is int
+            and (record.keys() >= {"id", "line"} or record.keys() == {"index", "id", "error"})
         ):
             return record
     raise _foreign(path, position)

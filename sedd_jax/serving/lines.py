@@ -1,5 +1,6 @@
 """The input of a batch job: JSON lines, each a row to draw or a sentence about why it is none."""
 
+import codecs
 import hashlib
 import json
 from collections.abc import Iterator
@@ -11,12 +12,11 @@ import numpy as np
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.autoregressive import check_prefixes
 from sedd_jax.inference.load import Checkpoint
-from sedd_jax.serving.template import Row, between, fill, of_tokens
+from sedd_jax.serving.template import Row, between, fill, most_tokens, of_tokens
 
 _KINDS = ({"template"}, {"tokens"}, {"prefix", "suffix"})  # what says which tokens are given
 _COMMON = {"id", "length"}
 _NUMBERS = 2**32
-MOST_TOKENS = 2**20  # of a row
 
 
 class Line(NamedTuple):
@@ -65,7 +65,7 @@ def number_of(name: int | str) -> int:
 
 def _parsed(content: bytes, checkpoint: Checkpoint) -> Iterator[Line]:
     known = {}
-    for index, text in enumerate(content.split(b"\n")):
+    for index, text in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n")):
         if not text.strip():
             continue
         digest = hashlib.sha256(text.strip()).hexdigest()[:16]
@@ -110,9 +110,8 @@ def _row(fields: dict, checkpoint: Checkpoint) -> Row:
             wanted = "text" if kind is str else "a list"
             raise BadInput(f"{key} must be {wanted}, got {fields[key]!r:.60}.")
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
-    most, length = config.model.length, fields.get("length")
-    if config.family == "diffusion" and type(length) is int:  # in windows
-        most = min(max(most, length), MOST_TOKENS)
+    length = fields.get("length")
+    most = most_tokens(config, length)
     if "template" in fields:
         row = fill(fields["template"], tokenizer, length, most)
     elif "tokens" in fields:

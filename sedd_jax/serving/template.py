@@ -18,6 +18,7 @@ from sedd_jax.data.tokenizer import Integers, Tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import Checkpoint
 from sedd_jax.inference.prompt import Prompt
+from sedd_jax.runtime.config import Config
 
 # every marker, with the backslashes before it; what is wrong with one is said later
 _MARKER = re.compile(r"(?<!\\)(\\*+)(\[MASK(?::[^\[\]\s]{0,12})?\]?)")
@@ -27,6 +28,8 @@ _STAR = None
 _FREE = -1
 _CHARACTERS = 128  # of a token at most: GPT-2 has one of 128 spaces
 _FEW = 40  # characters of a text that are quoted
+_WINDOWS = 64  # trained lengths in a row at most
+_NARROWEST = 16
 
 
 class Row(NamedTuple):
@@ -68,7 +71,7 @@ def templates(checkpoint: Checkpoint, texts: Sequence[str], length: int | None =
     Raises:
       BadInput: see `fill`.
     """
-    most = max(checkpoint.config.model.length, length or 0)
+    most = most_tokens(checkpoint.config, length)
     rows = [fill(text, checkpoint.tokenizer, length, most) for text in texts]
     return pad(rows, max(len(row.tokens) for row in rows))
 
@@ -104,6 +107,25 @@ def pad(rows: Sequence[Row], width: int) -> Prompt:
     for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
         tokens[index, :length], held[index, :length] = row
     return Prompt(tokens, held, None if (lengths == width).all() else lengths)
+
+
+def width_of(length: int, trained: int) -> int:
+    """Returns the width that rows of a length are drawn in: 16, 24, 32, 48, ..., `trained`.
+
+    Longer rows are drawn in windows of the trained length: their widths are its multiples.
+    """
+    if length > trained:
+        return -(-length // trained) * trained
+    width = _NARROWEST
+    while width < length:
+        width += width // 2 if width & (width - 1) == 0 else width // 3
+    return min(width, trained)
+
+
+def most_tokens(config: Config, length: Any) -> int:
+    """Returns the most tokens that a row may have: where a length is asked for, many windows."""
+    several = length is not None and config.family == "diffusion"
+    return config.model.length * (_WINDOWS if several else 1)
 
 
 def _row(parts: Iterable[np.ndarray | None], length: int | None, most: int) -> Row:
@@ -206,8 +228,8 @@ def _check_characters(text, name, most):
 
 def _too_long(most):
     return BadInput(
-        f"The row has more than {most} positions, the most there may be if no larger length is "
-        "asked for; give less text or smaller holes."
+        f"The row has more than {most} positions, the most there may be here; give less text or "
+        "smaller holes."
     )
 
 

@@ -1,5 +1,6 @@
 import hashlib
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -145,6 +146,23 @@ def test_where_the_lead_fails_at_its_work_all_end(monkeypatch, number):
         (BadInput, Halted)[number], match=("broken", "Process 0 of the job")[number]
     ):
         processes.on_lead(refuse)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_where_another_process_has_ended_this_one_ends_too(monkeypatch, capsys, count):
+    monkeypatch.setattr("jax.process_count", lambda: count)
+    codes = []
+    monkeypatch.setattr("os._exit", codes.append)
+    gone = jax.errors.JaxRuntimeError("Gloo: closed\nand 90 more lines")
+    if count == 1:  # nobody else
+        with pytest.raises(jax.errors.JaxRuntimeError), processes.ends_with_others("go on."):
+            raise gone
+        return
+    with processes.ends_with_others("go on."):
+        raise gone
+    assert codes == [1]
+    (_, line) = capsys.readouterr().err.splitlines()
+    assert line == "error: another process of the job has ended, it seems (Gloo: closed); go on."
 
 
 def refuse():

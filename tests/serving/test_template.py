@@ -7,7 +7,7 @@ import pytest
 
 from sedd_jax.data.tokenizer import Bytes, Characters, Integers, SentencePiece
 from sedd_jax.errors import BadInput
-from sedd_jax.serving.template import Row, between, fill, of_tokens, pad
+from sedd_jax.serving.template import Row, between, fill, of_tokens, pad, width_of
 
 _ = None  # a hole, in rows written by hand
 
@@ -138,3 +138,11 @@ def test_padding_says_how_long_rows_are():
     assert pad(rows[1:], 3).lengths is None
     with pytest.raises(ValueError, match="broadcast"):
         pad([Row(np.zeros(3, np.int32), np.zeros(3, bool))], 2)
+
+
+def test_widths_are_few_and_at_most_half_as_wide_again():
+    widths = [width_of(length, 1024) for length in range(1, 1025)]
+    assert sorted(set(widths)) == [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
+    assert all(length <= width < max(17, 1.5 * length) for length, width in enumerate(widths, 1))
+    assert [width_of(length, 20) for length in (3, 16, 17, 20)] == [16, 16, 20, 20]
+    assert [width_of(length, 20) for length in (21, 40, 41)] == [40, 40, 60]
