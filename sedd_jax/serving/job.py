@@ -92,10 +92,8 @@ def run(
         done = processes.lead_says(np.array([line.index in there for line in lines]))
         say(f"{len(lines)} rows: {done.sum()} drawn before, {len(errors)} malformed.")
         processes.on_lead(lambda: ledger.append(errors))
-        drawn, missing = (
-            0,
-            sum(line.row is not None and not had for line, had in zip(lines, done, strict=True)),
-        )
+        wanted = np.array([line.row is not None for line in lines]) & ~done
+        drawn, missing = 0, int(wanted.sum())
         with progress("Rows", unit="row") as advance:
             for batch in batched(checkpoint, lines, done, batch_size):
                 records = _draw_batch(checkpoint, batch, facts, seed, settings)
