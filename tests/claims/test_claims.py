@@ -123,6 +123,7 @@ def test_claims_on_given_tokens(monkeypatch):
     assert len(failed(conditioned("absorb", loglinear=SCHEDULES["loglinear"]))) == 2
 
 
+@pytest.mark.slow
 def test_clamping_is_an_approximation_under_the_uniform_graph_and_copies_mend_it(monkeypatch):
     monkeypatch.setattr(conditioning, "NUM_DRAWN", 512)
     section = conditioned("uniform", 16, loglinear=SCHEDULES["loglinear"])
