@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 Cell = float | int | str | None
 
 
@@ -38,7 +40,7 @@ def shown(value: Cell) -> str:
     """Returns a value as text: floats with three digits, None as a dash."""
     if value is None:
         return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def to_json(value: Any) -> str:
@@ -51,4 +53,6 @@ def _strict(value):
         return {key: _strict(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_strict(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
