@@ -31,6 +31,15 @@ def uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
     return uniform_from_bits(high, low)
 
 
+def uniform_by_position(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """Draws as `uniform` does, but what stands first does not depend on the size of the first axis.
+
+    So a row draws the same in an array of any width.
+    """
+    bits = jax.random.bits(key, (*shape, 2), jnp.uint32)
+    return uniform_from_bits(bits[..., 0], bits[..., 1])
+
+
 def gumbel_from_uniform(u: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """Returns -log(-log(1 - u)): the fine end of u lies at the upper tail, where maxima live."""
     return -jnp.log(-jnp.log1p(-u))
@@ -89,7 +98,11 @@ def jump(
     """
     jump_key, target_key = jax.random.split(key)
     return jump_from_uniforms(
-        uniform(jump_key, xt.shape), uniform(target_key, probs.shape), xt, probs, sharpness
+        uniform_by_position(jump_key, xt.shape),
+        uniform_by_position(target_key, probs.shape),
+        xt,
+        probs,
+        sharpness,
     )
 
 

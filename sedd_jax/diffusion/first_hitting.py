@@ -65,7 +65,7 @@ def draw_hits(
       steps: of the grid, evenly from 1 to t_min; None for one position a call.
     """
     length = free.shape[1]
-    u = jax.vmap(lambda key: categorical.uniform(key, (length,)))(keys)
+    u = jax.vmap(lambda key: categorical.uniform_by_position(key, (length,)))(keys)
     return hits_from_uniforms(u, noise, free, t_min, steps)
 
 

@@ -12,7 +12,7 @@ from sedd_jax.diffusion import first_hitting
 from sedd_jax.diffusion.reverse import SamplerInfo, SamplerState, build_kernels
 from sedd_jax.inference.conditioning import HeldPath, condition
 from sedd_jax.inference.prompt import Prompt
-from sedd_jax.inference.sampling import FIRST_HITTING, PRECISIONS, Sampling
+from sedd_jax.inference.sampling import FIRST_HITTING, MOST_STEPS, PRECISIONS, Sampling
 from sedd_jax.model.score_model import Params
 from sedd_jax.runtime.components import Components
 
@@ -87,7 +87,8 @@ def build_chain(components: Components, sampling: Sampling, *, t_min: float) -> 
             return lambda state: kernel(at_step(state.step), state)
 
         length = clamp.tokens.shape[1]
-        first_key, second_key = (at_step(sampling.most_calls(length) + i) for i in (0, 1))
+        # beyond all steps, and the same for rows of any width
+        first_key, second_key = (at_step(MOST_STEPS + i) for i in (1, 2))
         limit = jax.vmap(lambda key: graph.sample_limit(key, (length,)))(first_key)
         if sampling.sampler == FIRST_HITTING:  # the limit takes no key
             start = SamplerState(clamp(limit), jnp.zeros((), jnp.int32))

@@ -350,7 +350,7 @@ class StreamedScore(Score):
         total, step, masses = self._weigh(law, active)
         jump_keys, target_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         length = active.shape[1]
-        u = jax.vmap(lambda key: categorical.uniform(key, (length,)))(jump_keys)
+        u = jax.vmap(lambda key: categorical.uniform_by_position(key, (length,)))(jump_keys)
         jumps = active & categorical.leaves(u, step.scale * masses.sum(-1), step.stay)
         of_jumps = (self.table, self.rows, target_keys, jumps, step.cut)
         axes = ("table", *["rows"] * 4)

@@ -57,7 +57,8 @@ def _use_uniforms(monkeypatch, *arrays):
         assert queue[0].shape == tuple(shape)
         return queue.pop(0)
 
-    monkeypatch.setattr(categorical_module, "uniform", drawn)
+    for name in ("uniform", "uniform_by_position"):
+        monkeypatch.setattr(categorical_module, name, drawn)
 
 
 def _assert_frequency(hits, condition_prob, expected):
@@ -273,3 +274,12 @@ def test_jump_reaches_a_rare_target_of_a_rare_jump_at_its_rate(monkeypatch):
     # 10,000 hits: the standard error is 1 %, and the check of 3 % three of them
     _assert_frequency(drawn == 2, 2.0 ** (55 + 54 - 128), 1e-7)
     _assert_frequency(drawn != 0, 2.0 ** (55 - 64), 1e-3)
+
+
+def test_uniforms_by_position_do_not_depend_on_how_many_there_are():
+    few, many = (
+        categorical_module.uniform_by_position(jax.random.key(0), (count, 3)) for count in (5, 8)
+    )
+    np.testing.assert_array_equal(few, many[:5])
+    assert len(np.unique(many)) == 24
+    assert 0 < many.min() < many.max() < 1

@@ -56,6 +56,21 @@ def test_a_row_depends_on_its_number_alone(five, checkpoint):
     np.testing.assert_array_equal(again, five[0][:3])
 
 
+@pytest.mark.parametrize("settings", [{"sampler": "first_hitting"}, {"steps": STEPS}])
+def test_a_row_does_not_depend_on_the_width_of_its_array(checkpoint, settings):
+    """Nor on what stands in the padding."""
+
+    def drawn(width):
+        prompt = sedd.Prompt(
+            np.full((1, width), 7, np.int32), np.arange(width)[None] < 3, np.array([13], np.int32)
+        )
+        tokens, _ = sedd.generate(KEY, checkpoint, prompt=prompt, **settings)
+        return tokens[0, :13]
+
+    np.testing.assert_array_equal(drawn(13), drawn(16))
+    assert (drawn(13)[3:] != 7).any()
+
+
 def test_progress_is_told_after_every_batch(five, checkpoint):
     told = []
     generate(checkpoint, 5, batch_size=2, progress=lambda *done: told.append(done))
