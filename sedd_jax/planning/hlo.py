@@ -1,0 +1,203 @@
+"""Reads the text of a compiled program: its instructions, and how often each one runs.
+
+The compilers for TPUs and for GPUs write the same language. What is read here is no more than what
+costs are counted from: shapes, operands, called computations and the trip counts of loops.
+"""
+
+import functools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from sedd_jax.errors import BadInput
+
+# bits of an element, by the start of its type
+_BITS = {"pred": 8, "token": 0, "opaque": 0}
+_ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\]")
+_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_LINE = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = ")
+_CALL = re.compile(r"^\s*([\w\-]+)\(")
+_NAME = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(
+    r"\b(?:body|calls|to_apply|true_computation|false_computation|branch_computations|"
+    r"called_computations)=(?:\{([^}]*)\}|%([\w.\-]+))"
+)
+
+
+class Shape(NamedTuple):
+    """An array: the name of its type, and its sizes."""
+
+    dtype: str
+    sizes: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Its elements."""
+        return math.prod(self.sizes)
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes, without what tiling pads."""
+        bits = _BITS.get(self.dtype)
+        if bits is None:
+            bits = int(re.search(r"\d+", self.dtype).group())
+        return self.count * bits // 8
+
+
+class Instruction(NamedTuple):
+    """A line of a computation.
+
+    Attributes:
+      name: unique in the module.
+      opcode: as the language calls it: fusion, while, all-gather.
+      shapes: of the result, more than one if it is a tuple.
+      operands: names of the instructions that it takes.
+      attributes: the rest of the line.
+    """
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    attributes: str
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The computations that it runs; not the condition of a loop."""
+        return tuple(
+            name
+            for several, one in _CALLED.findall(self.attributes)
+            for name in (_NAME.findall(several) if several else [one])
+        )
+
+    @property
+    def source(self) -> str:
+        """What of the traced function it comes from, such as "jit(step)/while/body/dot_general"."""
+        return self.attribute(r'op_name="([^"]*)"') or ""
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its result."""
+        return sum(shape.nbytes for shape in self.shapes)
+
+    def attribute(self, pattern: str) -> str | None:
+        """Returns the first group of the pattern in the rest of the line, None if it is not there."""
+        found = re.search(pattern, self.attributes)
+        return found and found.group(1)
+
+
+class Module(NamedTuple):
+    """A compiled program.
+
+    Attributes:
+      computations: by name, their instructions by name, in the order that they run in.
+      entry: the name of the one that runs first.
+    """
+
+    computations: dict[str, dict[str, Instruction]]
+    entry: str
+
+    def runs(self, dynamic_trips: Callable[[Instruction], float]) -> dict[str, float]:
+        """Returns how often every computation outside of fusions runs, per run of the program.
+
+        Args:
+          dynamic_trips: trips of a loop whose count is not in the program.
+
+        Raises:
+          BadInput: the program calls itself.
+        """
+        runs: dict[str, float] = defaultdict(float)
+
+        def visit(name, times, above):
+            if name in above:
+                raise BadInput(f"The compiled program calls {name} from within itself.")
+            runs[name] += times
+            for instruction in self.computations[name].values():
+                if instruction.opcode in ("while", "conditional", "call", "async-start"):
+                    again = 1.0
+                    if instruction.opcode == "while":
+                        trips = self.trips(instruction)
+                        again = dynamic_trips(instruction) if trips is None else trips
+                    for called in instruction.called:
+                        visit(called, times * again, (*above, name))
+
+        visit(self.entry, 1.0, ())
+        return dict(runs)
+
+    def trips(self, loop: Instruction) -> int | None:
+        """Returns how often a loop's body runs, None if that is decided while it runs.
+
+        Loops count up by one from zero, as JAX writes them.
+        """
+        known = loop.attribute(r'"known_trip_count":\{"n":"(\d+)"\}')
+        if known:
+            return int(known)
+        condition = self.computations[loop.attribute(r"condition=%([\w.\-]+)")]
+        last = next(reversed(condition.values()))
+        if last.opcode != "compare" or "direction=LT" not in last.attributes:
+            return None
+        bound = condition[last.operands[1]]
+        return int(bound.attributes.split(")")[0]) if bound.opcode == "constant" else None
+
+    def within(self, instruction: Instruction) -> Iterator[Instruction]:
+        """Yields the instructions that a fusion or an asynchronous call stands for."""
+        for name in instruction.called:
+            for inner in self.computations[name].values():
+                yield inner
+                yield from self.within(inner)
+
+
+def read(text: str) -> Module:
+    """Returns the program that `jax.stages.Compiled.as_text` gives.
+
+    Raises:
+      BadInput: the text is not such a program.
+    """
+    computations, entry, current = {}, "", None
+    for line in text.splitlines():
+        if found := _HEAD.match(line):
+            current = computations.setdefault(found.group(1), {})
+            entry = found.group(1) if line.startswith("ENTRY") else entry
+        elif current is not None and (found := _LINE.match(line)):
+            instruction = _instruction(found.group(1), line[found.end() :])
+            current[instruction.name] = instruction
+    if not entry:
+        raise BadInput("The compiler's text holds no entry computation; its format is unknown.")
+    return Module(computations, entry)
+
+
+def _instruction(name, rest):
+    """Parses "type opcode(operands), attributes"."""
+    end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
+    kind, rest = rest[:end], rest[end:]
+    opcode = _CALL.match(rest)
+    close = _closing(rest, opcode.end() - 1)
+    inside = rest[opcode.end() : close - 1]
+    # a constant's "operands" are its value
+    attributes = inside + rest[close - 1 :] if opcode.group(1) == "constant" else rest[close:]
+    return Instruction(
+        name, opcode.group(1), shapes(kind), tuple(_NAME.findall(inside)), attributes
+    )
+
+
+def _closing(text, start):
+    """The position behind the bracket that closes the one at `start`."""
+    depth = 0
+    for position in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[position], 0)
+        if depth == 0:
+            return position + 1
+    raise BadInput("The compiler's text ends within brackets.")
+
+
+@functools.lru_cache(maxsize=65536)
+def shapes(kind: str) -> tuple[Shape, ...]:
+    """Returns the arrays of a type as the text writes it: one, or those of a tuple."""
+    # sizes before the layout, which stands in braces
+    found = _ARRAY.findall(re.sub(r"\{[^{}]*\}", "", kind))
+    return tuple(
+        Shape(dtype, tuple(int(size.strip("<=")) for size in sizes.split(",") if size))
+        for dtype, sizes in found
+    )
