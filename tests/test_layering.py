@@ -14,7 +14,7 @@ FLOORS = [
     {"model"},
     {"runtime"},
     {"inference", "enumeration"},
-    {"evaluation", "serving"},
+    {"evaluation", "serving", "planning"},
     {"claims"},
     {"train", "sample", "demo", "exact", "prepare", "convert", "evaluate", "report"},
 ]

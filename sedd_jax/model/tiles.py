@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 GROUP = 128  # columns whose masses are summed; a table is padded to a multiple of it
+BLOCKS_OF = "blocks_of_"  # begins the names of loops over blocks of rows, in compiled programs
 
 
 def padded(num_states: int) -> int:
@@ -116,7 +117,8 @@ class Front(NamedTuple):
             def step(index, carry, size=size, done=done):
                 return body(RowBlock(done + index * size, size), carry)
 
-            carry = jax.lax.fori_loop(0, blocks, step, carry)
+            with jax.named_scope(f"{BLOCKS_OF}{size}"):  # how often is known only while it runs
+                carry = jax.lax.fori_loop(0, blocks, step, carry)
             done = done + blocks * size
         return carry
 
