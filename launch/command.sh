@@ -19,6 +19,7 @@ read_job() {
       -h | --help) usage && exit ;;
       --dry-run) dry_run=yes ;;
       --python=?*) python=${1#*=} ;;
+      --env=?*=*) environment+=("${1#*=}") ;;
       *) option "$1" ;;
     esac
     shift
@@ -42,14 +43,15 @@ given() {
   return 1
 }
 
-# on_gpus: adds to the environment what GPUs gain from; what is set already wins, since of two flags
-# for the same thing XLA takes the last.
+# on_gpus: adds to the environment what GPUs gain from; what is set already wins, since the last of
+# two flags or variables counts.
 on_gpus() {
-  environment+=(
+  environment=(
     # products go on while GPUs exchange weights and gradients; off by default (jaxlib 0.10)
     "XLA_FLAGS=--xla_gpu_enable_latency_hiding_scheduler=true${XLA_FLAGS:+ $XLA_FLAGS}"
     # of the memory, where JAX takes 0.75 by default; CUDA and NCCL need some of the rest
     "XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
+    "${environment[@]}"
   )
 }
 
@@ -80,7 +82,7 @@ words() {
 
 # whole_number OPTION=N: ends the script unless N is one, and at least 1.
 whole_number() {
-  [[ $1 =~ =[1-9][0-9]*$ ]] || refuse "$1 must be a whole number, at least 1."
+  [[ $1 =~ ^[^=]+=[1-9][0-9]*$ ]] || refuse "$1 must be a whole number, at least 1."
 }
 
 # refuse SENTENCE: ends the script.

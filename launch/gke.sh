@@ -12,36 +12,38 @@ Hands python -m sedd_jax.train (or .sample) FLAGS to a cluster that xpk has made
 of its slices or nodes, and returns; the hosts find each other. What FLAGS name must be on storage
 that all of them see (xpk's --storage).
 
-  --tpu=TYPE     slices of this type, such as v5litepod-64; --num-slices=N of them, or
-  --gpu=TYPE     nodes of this type, such as h100-mega-80gb-8; --num-nodes=N of them
-  --python=FILE  the Python of the image, python3 by default
-  --dry-run      print the command and do nothing
-  any other      goes to xpk workload create: --docker-image=IMAGE, --storage=NAME, --project=NAME,
-                 --zone=ZONE, --max-restarts=N (each goes on where the one before ended), ...
+  --tpu=TYPE        slices of this type, such as v5litepod-64; --num-slices=N of them, or
+  --gpu=TYPE        nodes of this type, such as h100-mega-80gb-8; --num-nodes=N of them
+  --python=FILE     the Python of the image, python3 by default
+  --env=NAME=VALUE  a variable there, any number of times
+  --dry-run         print the command and do nothing
+  any other         goes to xpk workload create: --docker-image=IMAGE, --storage=NAME, --project=NAME,
+                    --zone=ZONE, --max-restarts=N (each goes on where the one before ended), ...
 USAGE
 }
 
-kind='' device=() options=()
+device=() others='' options=()
 option() {
   case $1 in
-    --tpu=?*) kind=tpu device=(--tpu-type="${1#*=}") ;;
-    --gpu=?*) kind=gpu device=(--device-type="${1#*=}") ;;
+    --tpu=?*) device=(--tpu-type="${1#*=}") ;;
+    --gpu=?*)
+      device=(--device-type="${1#*=}")
+      # JAX finds TPU hosts by itself; those of GPUs are in variables that xpk sets on every node
+      # shellcheck disable=SC2016 # there, not here
+      others=' --coordinator=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT'
+      # shellcheck disable=SC2016
+      others+=' --num_processes=$NNODES --process_id=$NODE_RANK'
+      ;;
     *) options+=("$1") ;;
   esac
 }
 
 read_job "$@"
-[[ -n $kind ]] || refuse "--tpu=TYPE or --gpu=TYPE is needed; -h says more."
+((${#device[@]})) || refuse "--tpu=TYPE or --gpu=TYPE is needed; -h says more."
 need xpk
-[[ $kind == tpu ]] || on_gpus
+[[ -z $others ]] || on_gpus
 command="exec $(words env "${environment[@]}" "${job[@]}")"
-if [[ $kind == gpu ]]; then
-  # xpk copies the command between double quotes of YAML, as it is
-  [[ $command != *[\"\\]* ]] || refuse "xpk takes no flags with quotes or backslashes to GPUs."
-  # JAX finds TPU hosts by itself; those of GPUs are in variables that xpk sets on every node
-  # shellcheck disable=SC2016 # there, not here
-  command+=' --coordinator=$JAX_COORDINATOR_ADDRESS:$JAX_COORDINATOR_PORT'
-  # shellcheck disable=SC2016
-  command+=' --num_processes=$NNODES --process_id=$NODE_RANK'
-fi
-run xpk workload create "${device[@]}" "${options[@]}" --command="$command"
+# for GPUs xpk also copies the command between the double quotes of a string in YAML
+[[ -z $others || $command != *[\"\\]* ]] ||
+  refuse "xpk takes no quotes or backslashes in flags to GPU nodes."
+run xpk workload create "${device[@]}" "${options[@]}" --command="$command$others"

@@ -11,8 +11,9 @@ Usage: launch/gpu.sh train|sample [OPTIONS] -- FLAGS
 Runs python -m sedd_jax.train (or .sample) FLAGS here: one process, which sees all GPUs, or those that
 CUDA_VISIBLE_DEVICES names.
 
-  --python=FILE  the Python, python3 by default
-  --dry-run      print the command and do nothing
+  --python=FILE     the Python, python3 by default
+  --env=NAME=VALUE  a variable of its environment, any number of times
+  --dry-run         print the command and do nothing
 USAGE
 }
 

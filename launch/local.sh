@@ -14,10 +14,11 @@ would: to try a mesh or a job before it costs anything. Each line of output begi
 of its process. When one process fails, or on Ctrl-C, all end; the exit code is that of the first
 failure.
 
-  --processes=N  processes, 2 by default
-  --devices=N    CPU devices of each, 1 by default
-  --python=FILE  the Python, python3 by default
-  --dry-run      print the command and do nothing
+  --processes=N     processes, 2 by default
+  --devices=N       CPU devices of each, 1 by default
+  --python=FILE     the Python, python3 by default
+  --env=NAME=VALUE  a variable of theirs, any number of times
+  --dry-run         print the command and do nothing
 USAGE
 }
 

@@ -15,6 +15,7 @@ must be on storage that all nodes see.
   --nodes=N          nodes; those of the allocation by default, or 1
   --gpus-per-node=N  GPUs of each, 8 by default
   --python=FILE      the Python there, python3 by default
+  --env=NAME=VALUE   a variable there, any number of times
   --dry-run          print the command and do nothing
   any other          goes to srun: --partition=NAME, --time=HOURS:MINUTES:SECONDS, --cpus-per-task=N,
                      --signal=TERM@300 (training saves and ends 300 s before the time is over), ...

@@ -11,13 +11,14 @@ Usage: launch/tpu.sh train|sample --tpu=NAME [OPTIONS] -- FLAGS
 Runs python -m sedd_jax.train (or .sample) FLAGS on every host of a TPU VM slice, or of several; the
 hosts find each other. What FLAGS name must be on storage that all of them see.
 
-  --tpu=NAME       the slice, or
-  --queued=NAME    the queued resource, with all of its slices (at most 64 hosts in all: gcloud
-                   starts no more at a time); give training --config.mesh.slice=SLICES
-  --folder=FOLDER  of this project on every host, sedd_jax by default
-  --python=FILE    the Python there, python3 by default
-  --dry-run        print the command and do nothing
-  any other        goes to gcloud's ssh: --zone=ZONE, --project=NAME, --tunnel-through-iap, ...
+  --tpu=NAME        the slice, or
+  --queued=NAME     the queued resource, with all of its slices (at most 64 hosts in all: gcloud
+                    starts no more at a time); give training --config.mesh.slice=SLICES
+  --folder=FOLDER   of this project on every host, sedd_jax by default
+  --python=FILE     the Python there, python3 by default
+  --env=NAME=VALUE  a variable there, any number of times
+  --dry-run         print the command and do nothing
+  any other         goes to gcloud's ssh: --zone=ZONE, --project=NAME, --tunnel-through-iap, ...
 USAGE
 }
 
