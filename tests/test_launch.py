@@ -116,6 +116,7 @@ def test_gke_tells_the_processes_of_gpu_nodes_of_each_other():
     done = launch("gke.sh", *given, "--config=x", "--workdir=a $HOME run")
     *xpk, command = shlex.split(done.stdout)
     assert xpk[3:] == ["--device-type=h100-mega-80gb-8", "--num-nodes=2"]
+    assert command.startswith(f"--command=exec env {' '.join(ON_GPUS)} PYTHONUNBUFFERED=1 python3")
     of_xpk = {
         "JAX_COORDINATOR_ADDRESS": "w-slice-job-0-0.w",
         "JAX_COORDINATOR_PORT": "6002",
@@ -256,9 +257,16 @@ def test_lines_bear_the_number_of_their_process():
     assert sorted(out.splitlines()) == ["0: 0 of 2", "0: warned", "1: 1 of 2", "1: warned"]
 
 
+def test_what_a_process_has_left_behind_ends_too():
+    """It would keep the output open for a minute."""
+    process = together("sleep 60 & echo done")
+    out, _ = process.communicate(timeout=20)
+    assert (process.returncode, sorted(out.splitlines())) == (0, ["0: done", "1: done"])
+
+
 @pytest.mark.parametrize("deaf", ["", "trap '' TERM; "])
 def test_a_process_that_fails_ends_the_others(deaf):
-    """Also one that does not heed SIGTERM, and what it has started."""
+    """Also one that does not heed SIGTERM."""
     started = time.monotonic()
     process = together(f"((it)) && {{ sleep 0.3; exit 7; }}; {deaf}{WAITS}", patience=1)
     out, _ = process.communicate(timeout=60)
