@@ -1,41 +1,39 @@
-# Runs a module on the GPUs of several nodes under SLURM; read by the scripts that name the module.
-# shellcheck shell=bash
+#!/usr/bin/env bash
+# A job on the GPUs of nodes under SLURM, by srun; -h says how.
+set -euo pipefail
+# shellcheck source=launch/command.sh
+. "$(dirname "$0")/command.sh"
 
-slurm_usage() {
-  cat <<USAGE
-Usage: launch/$(basename "$0") [OPTIONS] -- FLAGS
+usage() {
+  cat << USAGE
+Usage: launch/slurm.sh train|sample [OPTIONS] -- FLAGS
 
-Runs python -m $1 FLAGS under SLURM, one task for each GPU; the tasks find each other. From a
-login node, or in a script of sbatch. srun reads SLURM_PARTITION, SLURM_ACCOUNT and SLURM_TIMELIMIT.
+Runs python -m sedd_jax.train (or .sample) FLAGS under SLURM, one task for each GPU; the tasks find each
+other, and end when one of them does. From a login node, or in a script of sbatch. What FLAGS name
+must be on storage that all nodes see.
 
-  --nodes=N      nodes, 1 by default
-  --gpus=N       GPUs of each node, 8 by default
-  --python=FILE  the Python there, python3 by default
-  --dry-run      print the command and do nothing
+  --nodes=N          nodes; those of the allocation by default, or 1
+  --gpus-per-node=N  GPUs of each, 8 by default
+  --python=FILE      the Python there, python3 by default
+  --env=NAME=VALUE   a variable there, any number of times
+  --dry-run          print the command and do nothing
+  any other          goes to srun: --partition=NAME, --time=HOURS:MINUTES:SECONDS, --cpus-per-task=N,
+                     --signal=TERM@300 (training saves and ends 300 s before the time is over), ...
 USAGE
 }
 
-# on_slurm MODULE NEEDED [OPTIONS] -- FLAGS, among which is --NEEDED
-on_slurm() {
-  local module=$1 needed=$2 nodes=1 gpus=8 python=python3 dry_run=''
-  shift 2
-  while (($#)) && [[ $1 != -- ]]; do
-    case $1 in
-      -h | --help) slurm_usage "$module" && return ;;
-      --dry-run) dry_run=yes ;;
-      --nodes=?*) nodes=${1#*=} ;;
-      --gpus=?*) gpus=${1#*=} ;;
-      --python=?*) python=${1#*=} ;;
-      *) refuse "$1 is no option of this script; flags of $module come after --." ;;
-    esac
-    shift
-  done
-  [[ $nodes =~ ^[1-9][0-9]*$ ]] || refuse "--nodes=$nodes must be a whole number, at least 1."
-  [[ $gpus =~ ^[1-9][0-9]*$ ]] || refuse "--gpus=$gpus must be a whole number, at least 1."
-  (($# > 1)) || refuse "flags of $module are needed, after --."
-  shift
-  check_given "$module" "$needed" "$@"
-  export PYTHONUNBUFFERED=1
-  run "$dry_run" srun --kill-on-bad-exit=1 --nodes="$nodes" --ntasks-per-node="$gpus" \
-    --gpus-per-node="$gpus" "$python" -m "$module" "$@"
+nodes=${SLURM_NNODES:-1} gpus=8 options=()
+option() {
+  case $1 in
+    --nodes=*) whole_number "$1" && nodes=${1#*=} ;;
+    --gpus-per-node=*) whole_number "$1" && gpus=${1#*=} ;;
+    *) options+=("$1") ;;
+  esac
 }
+
+read_job "$@"
+on_gpus
+need srun
+# all three numbers: srun would take what is lacking from the variables of an sbatch script
+run env "${environment[@]}" srun --kill-on-bad-exit=1 --nodes="$nodes" --ntasks="$((nodes * gpus))" \
+  --ntasks-per-node="$gpus" --gpus-per-node="$gpus" "${options[@]}" "${job[@]}"

@@ -1,44 +1,39 @@
-# Runs a module on every host of a TPU VM slice; read by the scripts that name the module.
-# shellcheck shell=bash
+#!/usr/bin/env bash
+# A job on all hosts of TPU slices, by gcloud; -h says how.
+set -euo pipefail
+# shellcheck source=launch/command.sh
+. "$(dirname "$0")/command.sh"
 
-tpu_usage() {
-  cat <<USAGE
-Usage: launch/$(basename "$0") --tpu=NAME --zone=ZONE [OPTIONS] -- FLAGS
+usage() {
+  cat << USAGE
+Usage: launch/tpu.sh train|sample --tpu=NAME [OPTIONS] -- FLAGS
 
-Runs python -m $1 FLAGS on every host of a TPU VM slice; the hosts find each other.
+Runs python -m sedd_jax.train (or .sample) FLAGS on every host of a TPU VM slice, or of several; the
+hosts find each other. What FLAGS name must be on storage that all of them see.
 
-  --tpu=NAME       the slice
-  --zone=ZONE      where it is
-  --project=NAME   of Google Cloud; that of gcloud's settings by default
-  --folder=FOLDER  of this project on every host, sedd_jax by default
-  --python=FILE    the Python there, python3 by default
-  --dry-run        print the command and do nothing
+  --tpu=NAME        the slice, or
+  --queued=NAME     the queued resource, with all of its slices (at most 64 hosts in all: gcloud
+                    starts no more at a time); give training --config.mesh.slice=SLICES
+  --folder=FOLDER   of this project on every host, sedd_jax by default
+  --python=FILE     the Python there, python3 by default
+  --env=NAME=VALUE  a variable there, any number of times
+  --dry-run         print the command and do nothing
+  any other         goes to gcloud's ssh: --zone=ZONE, --project=NAME, --tunnel-through-iap, ...
 USAGE
 }
 
-# on_tpu MODULE NEEDED [OPTIONS] -- FLAGS, among which is --NEEDED
-on_tpu() {
-  local module=$1 needed=$2 tpu='' zone='' project=() folder=sedd_jax python=python3 dry_run=''
-  shift 2
-  while (($#)) && [[ $1 != -- ]]; do
-    case $1 in
-      -h | --help) tpu_usage "$module" && return ;;
-      --dry-run) dry_run=yes ;;
-      --tpu=?*) tpu=${1#*=} ;;
-      --zone=?*) zone=${1#*=} ;;
-      --project=?*) project=("$1") ;;
-      --folder=?*) folder=${1#*=} ;;
-      --python=?*) python=${1#*=} ;;
-      *) refuse "$1 is no option of this script; flags of $module come after --." ;;
-    esac
-    shift
-  done
-  [[ -n $tpu && -n $zone ]] || refuse "--tpu=NAME and --zone=ZONE are needed; -h says more."
-  (($# > 1)) || refuse "flags of $module are needed, after --."
-  shift
-  check_given "$module" "$needed" "$@"
-  local command
-  command="cd $(printf %q "$folder") && PYTHONUNBUFFERED=1 exec$(printf ' %q' "$python" -m "$module" "$@")"
-  run "$dry_run" gcloud compute tpus tpu-vm ssh "$tpu" --zone="$zone" "${project[@]}" \
-    --worker=all --command="$command"
+target=() folder=sedd_jax options=()
+option() {
+  case $1 in
+    --tpu=?*) target=(tpu-vm ssh "${1#*=}") ;;
+    --queued=?*) target=(queued-resources ssh "${1#*=}" --node=all) ;;
+    --folder=?*) folder=${1#*=} ;;
+    *) options+=("$1") ;;
+  esac
 }
+
+read_job "$@"
+((${#target[@]})) || refuse "--tpu=NAME or --queued=NAME is needed; -h says more."
+need gcloud
+run gcloud compute tpus "${target[@]}" --worker=all "${options[@]}" \
+  --command="cd $(words "$folder") && exec $(words env "${environment[@]}" "${job[@]}")"

@@ -1,9 +1,0 @@
-#!/usr/bin/env bash
-# A sampling job (python -m sedd_jax.sample --input=...); -h says how.
-set -euo pipefail
-here="$(dirname "$0")"
-# shellcheck source=launch/command.sh
-. "$here/command.sh"
-# shellcheck source=launch/slurm.sh
-. "$here/slurm.sh"
-on_slurm sedd_jax.sample input "$@"
