@@ -29,6 +29,20 @@ def product_flops(module: hlo.Module, computation: str, instruction: hlo.Instruc
     )
 
 
+def all_product_flops(module: hlo.Module, runs: dict[str, float]) -> float:
+    """Returns the FLOPs of all products that one chip makes in a run of a program.
+
+    Args:
+      module: the program.
+      runs: how often its computations run.
+    """
+    return sum(
+        calls * product_flops(module, name, instruction)
+        for name, calls in runs.items()
+        for instruction in module.computations[name].values()
+    )
+
+
 def _dot(contracted, instruction, lines):
     left = lines[instruction.operands[0]].shapes[0].sizes
     axes = re.findall(r"\d+", contracted.search(instruction.attributes).group(1))
