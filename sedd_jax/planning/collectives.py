@@ -116,7 +116,7 @@ def _in_computation(module: hlo.Module, name: str) -> Iterator[_Found]:
 
 
 def _in_called(name, lines):
-    """The collective that a fusion or an asynchronous call starts; what ends it repeats its line."""
+    """The collective that a fusion or an asynchronous call starts, not the one that it ends."""
     if any('"AsyncCollectiveDone"' in line.attributes for line in lines.values()):
         return
     for line in lines.values():

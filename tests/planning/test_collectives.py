@@ -130,8 +130,8 @@ def read(text, chip, mesh):
 
 def only(operation, chip, mesh):
     """The one collective of a program that has no other."""
-    text = f"ENTRY %main (a: f32[8]) -> f32[8] {{\n  %a = f32[8] parameter(0)\n  %b = {operation}\n}}\n"
-    (one,) = read(text, chip, mesh)
+    lines = f"  %a = f32[8] parameter(0)\n  %b = {operation}\n"
+    (one,) = read(f"ENTRY %main (a: f32[8]) -> f32[8] {{\n{lines}}}\n", chip, mesh)
     return one
 
 
