@@ -123,6 +123,9 @@ ENTRY %main (a: bf16[4096,4096]) -> f32[8,8] {
   %b = bf16[8,4096] parameter(1)
   %c = bf16[4096,8] parameter(2)
   %h = bf16[8,1024,16,64] parameter(3)
+  %s = bf16[24,4096] parameter(4)
+  %v = bf16[1,4096] parameter(5)
+  %i = s32[] parameter(6)
   %fusion.1 = bf16[4096,4096] fusion(%a), kind=kCustom, calls=%large
   %fusion.2 = f32[8,8] fusion(%b, %c), kind=kCustom, calls=%thin
   %copy.1 = bf16[4096,4096] copy(%a)
@@ -130,7 +133,32 @@ ENTRY %main (a: bf16[4096,4096]) -> f32[8,8] {
   %cudnn.1 = (bf16[8,16,1024,64], u8[0]) custom-call(%h, %h, %h), \
 custom_call_target="__cudnn$fmhaSoftmax", backend_config={"cudnn_fmha_backend_config":{\
 "intermediate_tensor_shape":{"element_type":"BF16","dimensions":["8","16","1024","1024"]}}}
-  ROOT %sort.1 = bf16[8,4096] custom-call(%b), custom_call_target="__cub$DeviceRadixSort"
+  %sort.1 = bf16[8,4096] custom-call(%b), custom_call_target="__cub$DeviceRadixSort"
+  %fusion-start.1 = ((bf16[24,4096], bf16[4096], s32[]), bf16[24,4096]) fusion-start(%s, %v, %i), \
+calls=%put
+  %fusion-done.1 = bf16[24,4096] fusion-done(%fusion-start.1)
+  %while.1 = s32[] while(%i), condition=%until, body=%again
+  ROOT %while.2 = s32[] while(%i), condition=%until, body=%other, \
+backend_config={"known_trip_count":{"n":"7"}}
+}
+
+%put (x: bf16[24,4096], y: bf16[4096], z: s32[]) -> bf16[24,4096] {
+  %x = bf16[24,4096] parameter(0)
+  %y = bf16[1,4096] parameter(1)
+  %z = s32[] parameter(2)
+  ROOT %dynamic-update-slice.1 = bf16[24,4096] dynamic-update-slice(%x, %y, %z)
+}
+
+%again (i: s32[]) -> s32[] {
+  ROOT %i = s32[] parameter(0)
+}
+
+%other (j: s32[]) -> s32[] {
+  ROOT %j = s32[] parameter(0)
+}
+
+%until (k: s32[]) -> pred[] {
+  ROOT %k = pred[] parameter(0)
 }
 """
 
@@ -144,9 +172,11 @@ def test_a_gpu_program_takes_its_flops_or_its_bytes():
     assert found.parts == pytest.approx(
         {
             "products": products + thin,
-            "memory and elementwise": 2 * 2 * 4096**2 / bandwidth,
+            # the copy, and the row that is put into place beside other work
+            "memory and elementwise": (2 * 2 * 4096**2 + 2 * 2 * 4096 + 4) / bandwidth,
             "kernels": attention + 2 * 8 * 4096 * 2 / bandwidth,
-            "launches": 5 * cost.GPU_LAUNCH,
+            # six kernels, and a loop of 2.5 turns of which the host must know the end
+            cost.STARTS: 6 * cost.GPU_START + 2.5 * cost.GPU_WAIT,
             "collectives not hidden": 0,
         }
     )
