@@ -35,6 +35,7 @@ class Collective(NamedTuple):
       seconds: per run of the program, if nothing else happens.
       hidden: whether the program goes on meanwhile.
       computation: that it runs in.
+      name: of the line there that starts it.
       source: what of the traced function it comes from.
     """
 
@@ -45,6 +46,7 @@ class Collective(NamedTuple):
     seconds: float
     hidden: bool
     computation: str
+    name: str
     source: str
 
 
@@ -63,9 +65,9 @@ def collectives(
       BadInput: the text names devices in a way that is not known.
     """
     return tuple(
-        _collective(found, name, calls, chip, mesh)
+        _collective(found, name, line, calls, chip, mesh)
         for name, calls in runs.items()
-        for found in _in_computation(module, name)
+        for line, found in _in_computation(module, name)
     )
 
 
@@ -87,9 +89,32 @@ def is_collective(instruction: hlo.Instruction, module: hlo.Module) -> bool:
     if instruction.opcode != "fusion":
         return re.sub("-(start|done)$", "", instruction.opcode) in KINDS
     (name,) = instruction.called
-    return name.startswith(_SCATTERED) or any(
-        "AsyncCollective" in inner.attributes for inner in module.computations[name].values()
-    )
+    return name.startswith(_SCATTERED) or _has(module.computations[name], "AsyncCollective")
+
+
+def awaited(module: hlo.Module, computation: str) -> dict[str, str]:
+    """Returns, of the lines of a computation that wait for what was started, the lines that did."""
+    starts, ends = {}, {}
+    for line in module.computations[computation].values():
+        if line.opcode.endswith("-done"):
+            ends[line.name] = line.operands[0]
+        elif line.opcode == "fusion":
+            inside = module.computations[line.called[0]]
+            if _has(inside, "AsyncCollectiveStart"):
+                starts[_channel(inside)] = line.name
+            elif _has(inside, "AsyncCollectiveDone"):
+                ends[line.name] = starts.get(_channel(inside), "")
+    return ends
+
+
+def _has(lines, target):
+    return any(target in line.attributes for line in lines.values() if line.opcode == "custom-call")
+
+
+def _channel(lines):
+    """The number that the parts of a collective have in common."""
+    (one,) = [line for line in lines.values() if line.opcode in KINDS]
+    return one.attribute(r"channel_id=(\d+)")
 
 
 class _Found(NamedTuple):
@@ -101,23 +126,24 @@ class _Found(NamedTuple):
     hidden: bool
 
 
-def _in_computation(module: hlo.Module, name: str) -> Iterator[_Found]:
-    """Yields the collectives that a computation starts, also those within its fusions."""
+def _in_computation(module: hlo.Module, name: str) -> Iterator[tuple[str, _Found]]:
+    """Yields the collectives that a computation starts, also in its fusions, and in which line."""
     lines = module.computations[name]
     for line in lines.values():
         kind = line.opcode.removesuffix("-start")
         if kind in KINDS:
-            yield _found(kind, line, lines, hidden=kind != line.opcode)
+            yield line.name, _found(kind, line, lines, hidden=kind != line.opcode)
         elif line.opcode == "async-start" or (
             line.opcode == "fusion" and is_collective(line, module)
         ):
             (called,) = line.called
-            yield from _in_called(called, module.computations[called])
+            for found in _in_called(called, module.computations[called]):
+                yield line.name, found
 
 
 def _in_called(name, lines):
     """The collective that a fusion or an asynchronous call starts, not the one that it ends."""
-    if any('"AsyncCollectiveDone"' in line.attributes for line in lines.values()):
+    if _has(lines, "AsyncCollectiveDone"):
         return
     for line in lines.values():
         if line.opcode in KINDS:
@@ -132,7 +158,7 @@ def _found(kind, line, lines, hidden):
     return _Found(kind, line, nbytes, hidden and '"is_sync":true' not in line.attributes)
 
 
-def _collective(found, name, calls, chip, mesh):
+def _collective(found, computation, line, calls, chip, mesh):
     groups = groups_of(found.instruction, mesh.size)
     times = [_seconds(found, mesh.devices.reshape(-1)[group], chip, mesh) for group in groups]
     return Collective(
@@ -142,7 +168,8 @@ def _collective(found, name, calls, chip, mesh):
         calls * _sent(found.kind, found.nbytes, 2 if "permute" in found.kind else groups.shape[1]),
         calls * max(times),  # all wait for the slowest
         found.hidden,
-        name,
+        computation,
+        line,
         found.instruction.source,
     )
 
@@ -201,5 +228,6 @@ def _sum(one, other):
         nbytes=one.nbytes + other.nbytes,
         seconds=one.seconds + other.seconds,
         computation="",
+        name="",
         source="",
     )
