@@ -23,7 +23,7 @@ STARTS, EXPOSED = "starting kernels and waiting for the host", "collectives not 
 TPU_KERNEL_SHARE = 0.5  # of the peak that an attention kernel reaches, not measured
 
 # From the kernels of one program on an H100: the training step of owt_small, 16 sequences, jax
-# 0.11.2. For 12 others, 2 of them compiled there, predictions were 1% to 14% longer than measured.
+# 0.11.2. For 12 others, 2 of them compiled there, predictions were 0% to 13% longer than measured.
 GPU_PRODUCT_SHARE = 0.7  # of the peak, by cuBLAS and Triton
 GPU_KERNEL_SHARE = 0.37  # of the peak, by cuDNN's attention, forward 0.43, backward 0.34
 GPU_MEMORY_SHARE = 0.85  # of the bandwidth
@@ -230,7 +230,7 @@ _ASSUMPTIONS = {
         f"{GPU_KERNEL_SHARE:.0%}, everything else {GPU_MEMORY_SHARE:.0%} of the bandwidth; "
         f"a kernel takes {GPU_START * 1e6:.0f} us more, and a turn of a loop whose end only the "
         f"program knows {GPU_WAIT * 1e6:.0f} us.",
-        "These figures are from one training step on an H100; for 12 others the prediction was 1% "
-        "to 14% too long. Nothing was measured on more than one GPU, nor on other kinds.",
+        "These figures are from one training step on an H100; for 12 others the prediction was 0% "
+        "to 13% too long. Nothing was measured on more than one GPU, nor on other kinds.",
     ),
 }
