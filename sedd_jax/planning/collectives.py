@@ -6,6 +6,7 @@ for a sum that all keep, and S for a permutation. The time is these bytes over t
 wires; how long a message is under way is left out.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 # A side of a slice is a ring, both of whose directions carry a share, if it is a multiple of this.
 _RING = {"v5e": 16, "v6e": 16, "v4": 4, "v5p": 4}
 _SCATTERED = "all-reduce-scatter"  # begins the name of a fusion that keeps a part of the sum
+# between slices of TPUs the hosts do it, and every chip sends them its part
+_BETWEEN_SLICES = r'_xla_megascale_transfer_type="(\w+)"'
+_MEETING = r'_xla_host_transfer_rendezvous="([^"]+)"'
 
 
 class Collective(NamedTuple):
@@ -94,9 +98,14 @@ def is_collective(instruction: hlo.Instruction, module: hlo.Module) -> bool:
 
 def awaited(module: hlo.Module, computation: str) -> dict[str, str]:
     """Returns, of the lines of a computation that wait for what was started, the lines that did."""
+    lines = module.computations[computation]
     starts, ends = {}, {}
-    for line in module.computations[computation].values():
-        if line.opcode.endswith("-done"):
+    for line in lines.values():
+        if line.opcode == "send":
+            starts[line.attribute(_MEETING)] = line.name
+        elif line.opcode == "recv-done":
+            ends[line.name] = starts.get(lines[line.operands[0]].attribute(_MEETING), "")
+        elif line.opcode.endswith("-done") and line.opcode != "send-done":
             ends[line.name] = line.operands[0]
         elif line.opcode == "fusion":
             inside = module.computations[line.called[0]]
@@ -133,6 +142,10 @@ def _in_computation(module: hlo.Module, name: str) -> Iterator[tuple[str, _Found
         kind = line.opcode.removesuffix("-start")
         if kind in KINDS:
             yield line.name, _found(kind, line, lines, hidden=kind != line.opcode)
+        elif line.opcode == "send" and (said := line.attribute(_BETWEEN_SLICES)):
+            kind = said.lower().replace("_", "-")
+            kind = kind if kind in KINDS else "collective-permute"
+            yield line.name, _found(kind, line, lines, hidden=True)
         elif line.opcode == "async-start" or (
             line.opcode == "fusion" and is_collective(line, module)
         ):
@@ -159,7 +172,11 @@ def _found(kind, line, lines, hidden):
 
 
 def _collective(found, computation, line, calls, chip, mesh):
-    groups = groups_of(found.instruction, mesh.size)
+    if found.instruction.opcode == "send":
+        slices = len({_place(device) for device in mesh.devices.flat})
+        groups = np.arange(mesh.size).reshape(slices, -1).T
+    else:
+        groups = groups_of(found.instruction, mesh.size)
     times = [_seconds(found, mesh.devices.reshape(-1)[group], chip, mesh) for group in groups]
     return Collective(
         found.kind,
@@ -207,19 +224,20 @@ def _directions(devices, chip, mesh):
     """How many wires, each in one direction, a chip sends through at once.
 
     A line of chips is a ring that comes back on the other direction of its wires; a line that is
-    closed is two rings; a plane has those of both sides.
+    closed is two rings; a plane has those of both sides. Other groups count as a line.
     """
     if chip.platform != "tpu" or not hasattr(devices[0], "coords"):
         return 1
-    coords = np.array([device.coords for device in devices])
-    sides = np.array([device.coords for device in mesh.devices.flat]).max(axis=0) + 1
+    coords = np.unique([device.coords for device in devices], axis=0)
+    sides = np.max([device.coords for device in mesh.devices.flat], axis=0) + 1
     spans = [len(set(along)) for along in coords.T]
-    rings = [
-        2 if span == side and span % _RING[chip.name] == 0 else 1
+    if math.prod(spans) != len(coords):
+        return 1
+    closed = [
+        span == side and span % _RING[chip.name] == 0
         for span, side in zip(spans, sides, strict=True)
-        if span > 1
     ]
-    return sum(rings) or 1
+    return sum(1 + ring for ring, span in zip(closed, spans, strict=True) if span > 1) or 1
 
 
 def _sum(one, other):

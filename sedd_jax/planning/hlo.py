@@ -8,7 +8,7 @@ import functools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sedd_jax.errors import BadInput
@@ -142,13 +142,6 @@ class Module(NamedTuple):
             return None
         bound = condition[last.operands[1]]
         return int(bound.attributes.split(")")[0]) if bound.opcode == "constant" else None
-
-    def within(self, instruction: Instruction) -> Iterator[Instruction]:
-        """Yields the instructions that a fusion or an asynchronous call stands for."""
-        for name in instruction.called:
-            for inner in self.computations[name].values():
-                yield inner
-                yield from self.within(inner)
 
 
 def read(text: str) -> Module:
