@@ -8,7 +8,7 @@ import functools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sedd_jax.errors import BadInput
@@ -83,7 +83,7 @@ class Instruction(NamedTuple):
         return sum(shape.nbytes for shape in self.shapes)
 
     def attribute(self, pattern: str) -> str | None:
-        """Returns the first group of the pattern in the rest of the line, None if it is not there."""
+        """Returns the first group of a pattern in the rest of the line, None if it is not there."""
         found = re.search(pattern, self.attributes)
         return found and found.group(1)
 
@@ -102,29 +102,31 @@ class Module(NamedTuple):
     def runs(self, dynamic_trips: Callable[[Instruction], float]) -> dict[str, float]:
         """Returns how often every computation outside of fusions runs, per run of the program.
 
+        Of the branches of a condition the longest is the one that runs. What runs in the
+        background is not counted.
+
         Args:
           dynamic_trips: trips of a loop whose count is not in the program.
-
-        Raises:
-          BadInput: the program calls itself.
         """
         runs: dict[str, float] = defaultdict(float)
 
-        def visit(name, times, above):
-            if name in above:
-                raise BadInput(f"The compiled program calls {name} from within itself.")
+        def visit(name, times):
             runs[name] += times
             for instruction in self.computations[name].values():
-                if instruction.opcode in ("while", "conditional", "call", "async-start"):
-                    again = 1.0
-                    if instruction.opcode == "while":
-                        trips = self.trips(instruction)
-                        again = dynamic_trips(instruction) if trips is None else trips
-                    for called in instruction.called:
-                        visit(called, times * again, (*above, name))
+                if instruction.opcode == "while":
+                    trips = self.trips(instruction)
+                    again = dynamic_trips(instruction) if trips is None else trips
+                    visit(instruction.called[0], times * again)
+                elif instruction.opcode in ("call", "conditional"):
+                    visit(max(instruction.called, key=self._length), times)
 
-        visit(self.entry, 1.0, ())
+        visit(self.entry, 1.0)
         return dict(runs)
+
+    def _length(self, computation):
+        """The instructions of a computation and of all that it calls."""
+        lines = self.computations[computation].values()
+        return len(lines) + sum(self._length(name) for line in lines for name in line.called)
 
     def trips(self, loop: Instruction) -> int | None:
         """Returns how often a loop's body runs, None if that is decided while it runs.
@@ -141,13 +143,6 @@ class Module(NamedTuple):
         bound = condition[last.operands[1]]
         return int(bound.attributes.split(")")[0]) if bound.opcode == "constant" else None
 
-    def within(self, instruction: Instruction) -> Iterator[Instruction]:
-        """Yields the instructions that a fusion or an asynchronous call stands for."""
-        for name in instruction.called:
-            for inner in self.computations[name].values():
-                yield inner
-                yield from self.within(inner)
-
 
 def read(text: str) -> Module:
     """Returns the program that `jax.stages.Compiled.as_text` gives.
@@ -155,17 +150,29 @@ def read(text: str) -> Module:
     Raises:
       BadInput: the text is not such a program.
     """
-    computations, entry, current = {}, "", None
-    for line in text.splitlines():
+    computations, entry, current = {}, "", {}
+    for line in _whole_lines(text):
         if found := _HEAD.match(line):
             current = computations.setdefault(found.group(1), {})
             entry = found.group(1) if line.startswith("ENTRY") else entry
-        elif current is not None and (found := _LINE.match(line)):
+        elif found := _LINE.match(line):
             instruction = _instruction(found.group(1), line[found.end() :])
             current[instruction.name] = instruction
     if not entry:
         raise BadInput("The compiler's text holds no entry computation; its format is unknown.")
     return Module(computations, entry)
+
+
+def _whole_lines(text):
+    """Yields the lines of a program; the metadata of kernels is broken into several."""
+    whole = ""
+    for line in text.replace('": ', '":').splitlines():  # JSON has spaces in some versions
+        if not line or line == "}" or _HEAD.match(line) or _LINE.match(line):
+            yield whole
+            whole = line
+        else:
+            whole += line
+    yield whole
 
 
 def _instruction(name, rest):
