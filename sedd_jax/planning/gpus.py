@@ -9,8 +9,18 @@ from sedd_jax.planning.chips import Chip
 
 
 class _Gpu(NamedTuple):
-    """Of a GPU: compute capability, multiprocessors, float32 units of one, its shared memory,
-    what a block may have of that, bytes of level-2 cache, clock in GHz, bytes of memory."""
+    """A GPU.
+
+    Attributes:
+      capability: the first part of its compute capability.
+      cores: multiprocessors.
+      units: float32 units of a multiprocessor.
+      shared: bytes of shared memory of a multiprocessor.
+      shared_of_block: bytes of them that a block of threads may have.
+      cache: bytes, level 2.
+      clock: GHz, boosted.
+      memory: bytes.
+    """
 
     capability: int
     cores: int

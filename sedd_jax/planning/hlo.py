@@ -83,7 +83,7 @@ class Instruction(NamedTuple):
         return sum(shape.nbytes for shape in self.shapes)
 
     def attribute(self, pattern: str) -> str | None:
-        """Returns the first group of the pattern in the rest of the line, None if it is not there."""
+        """Returns the first group of the pattern in the rest of the line, or None."""
         found = re.search(pattern, self.attributes)
         return found and found.group(1)
 

@@ -52,8 +52,8 @@ def parse_target(text: str) -> Target:
     found = _TEXT.fullmatch(text)
     if not found or found[2] not in CHIPS:
         raise BadInput(
-            f"{text!r} is no machine: it is CHIP:SHAPE, as in v5e:8x8, v5p:4x4x4, h100:1x8 (nodes x "
-            f"GPUs) or 2*v5e:8x8 (two slices), with CHIP one of {', '.join(CHIPS)}."
+            f"{text!r} is no machine: it is CHIP:SHAPE, as in v5e:8x8, v5p:4x4x4, 2*v5e:8x8 (two "
+            f"slices) or h100:1x8 (nodes x GPUs), with CHIP one of {', '.join(CHIPS)}."
         )
     chip, slices = CHIPS[found[2]], int(found[1] or 1)
     shape = tuple(map(int, found[3].split("x")))
