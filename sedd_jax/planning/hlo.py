@@ -102,6 +102,8 @@ class Module(NamedTuple):
     def runs(self, dynamic_trips: Callable[[Instruction], float]) -> dict[str, float]:
         """Returns how often every computation outside of fusions runs, per run of the program.
 
+        All branches of a condition are counted as if each one ran.
+
         Args:
           dynamic_trips: trips of a loop whose count is not in the program.
 
@@ -155,17 +157,29 @@ def read(text: str) -> Module:
     Raises:
       BadInput: the text is not such a program.
     """
-    computations, entry, current = {}, "", None
-    for line in text.splitlines():
+    computations, entry, current = {}, "", {}
+    for line in _whole_lines(text):
         if found := _HEAD.match(line):
             current = computations.setdefault(found.group(1), {})
             entry = found.group(1) if line.startswith("ENTRY") else entry
-        elif current is not None and (found := _LINE.match(line)):
+        elif found := _LINE.match(line):
             instruction = _instruction(found.group(1), line[found.end() :])
             current[instruction.name] = instruction
     if not entry:
         raise BadInput("The compiler's text holds no entry computation; its format is unknown.")
     return Module(computations, entry)
+
+
+def _whole_lines(text):
+    """Joins what the metadata of kernels breaks into lines."""
+    whole = ""
+    for line in text.splitlines():
+        if not line or line == "}" or _HEAD.match(line) or _LINE.match(line):
+            yield whole
+            whole = line
+        else:
+            whole += line
+    yield whole
 
 
 def _instruction(name, rest):

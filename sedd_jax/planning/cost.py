@@ -1,0 +1,186 @@
+"""How long a compiled program will take: a prediction from its text, nothing is run.
+
+TPU: the compiler wrote how many cycles it thinks every fusion takes; kernels and collectives it
+left out are added here. GPU: every kernel takes as long as its FLOPs or its bytes at a share of the
+chip's peak, whichever is longer, and its launch.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from jax.sharding import Mesh
+
+from sedd_jax.planning.chips import Chip
+from sedd_jax.planning.collectives import Collective, collectives, is_collective
+from sedd_jax.planning.hlo import Instruction, Module
+from sedd_jax.planning.kernels import LANES, kernel_flops
+from sedd_jax.planning.products import product_flops
+from sedd_jax.planning.traffic import traffic
+
+PRODUCTS, KERNELS, MEMORY = "products", "kernels", "memory and elementwise"
+LAUNCHES, EXPOSED = "launches", "collectives not hidden"
+KERNEL_SHARE = 0.5  # of the peak that an attention kernel reaches on a TPU
+GPU_PRODUCT_SHARE = 0.7  # of the peak that a large product reaches
+GPU_KERNEL_SHARE = 0.5  # of the peak that cuDNN's attention reaches
+GPU_MEMORY_SHARE = 0.85  # of the bandwidth
+GPU_LAUNCH = 3e-6  # seconds from one kernel to the next
+
+# what takes no time: names, views, and what waits for or starts something in the background
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
+    "call", "after-all", "partition-id", "replica-id", "copy-start", "copy-done", "slice-start",
+    "slice-done", "async-start", "async-update", "async-done", "opt-barrier", "add-dependency",
+}  # fmt: skip
+
+
+class Line(NamedTuple):
+    """An instruction and its time.
+
+    Attributes:
+      computation: that it is in.
+      instruction: itself.
+      calls: per run of the program.
+      parts: seconds by class, per run of the program.
+      known: whether it is more than a guess from its bytes.
+    """
+
+    computation: str
+    instruction: Instruction
+    calls: float
+    parts: dict[str, float]
+    known: bool = True
+
+    @property
+    def seconds(self) -> float:
+        """All its seconds, per run of the program."""
+        return sum(self.parts.values())
+
+
+class Prediction(NamedTuple):
+    """How long a run of a program takes, on every chip at once.
+
+    Attributes:
+      seconds: in all.
+      parts: by class; they sum to `seconds`.
+      collectives: every one, also those that are hidden.
+      assumptions: what was assumed, a sentence each.
+      unknown: names of kernels of which only the bytes were counted.
+    """
+
+    seconds: float
+    parts: dict[str, float]
+    collectives: tuple[Collective, ...]
+    assumptions: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+def predict(
+    module: Module, chip: Chip, mesh: Mesh, dynamic_trips: Callable[[Instruction], float]
+) -> Prediction:
+    """Returns how long a run of a program takes on the chips that it was compiled for.
+
+    Args:
+      module: the program.
+      chip: what the mesh is made of.
+      mesh: that the program was compiled for.
+      dynamic_trips: trips of a loop whose count is not in the program.
+
+    Raises:
+      BadInput: the text says things in a way that is not known here.
+    """
+    runs = module.runs(dynamic_trips)
+    lines = list(_lines(module, chip, runs))
+    found = collectives(module, runs, chip, mesh)
+    parts: Counter[str] = Counter()
+    meanwhile: Counter[str] = Counter()  # what each computation does while it sends
+    for line in lines:
+        parts.update(line.parts)
+        meanwhile[line.computation] += line.seconds
+    parts[EXPOSED] = _exposed(found, meanwhile)
+    unknown = tuple(sorted({line.instruction.name for line in lines if not line.known}))
+    assumptions = (*_ASSUMPTIONS[chip.platform], *_OF_COLLECTIVES)
+    return Prediction(parts.total(), dict(parts), found, assumptions, unknown)
+
+
+def heaviest(
+    module: Module, chip: Chip, dynamic_trips: Callable[[Instruction], float], most: int = 20
+) -> list[Line]:
+    """Returns the instructions that take the most time, collectives left out, longest first."""
+    lines = _lines(module, chip, module.runs(dynamic_trips))
+    return sorted(lines, key=lambda line: -line.seconds)[:most]
+
+
+def _exposed(found, meanwhile):
+    """The seconds of collectives that nothing happens in: all, or what outlasts the computation."""
+    hidden: Counter[str] = Counter()
+    for each in found:
+        if each.hidden:
+            hidden[each.computation] += each.seconds
+    synchronous = sum(each.seconds for each in found if not each.hidden)
+    return synchronous + sum(max(0.0, hidden[name] - meanwhile[name]) for name in hidden)
+
+
+def _lines(module: Module, chip: Chip, runs: dict[str, float]) -> Iterator[Line]:
+    """Yields the instructions that take time, without the collectives."""
+    parts_of = {"tpu": _on_tpu, "gpu": _on_gpu}[chip.platform]
+    for name, calls in runs.items():
+        for instruction in module.computations[name].values():
+            if instruction.opcode in _FREE or is_collective(instruction, module):
+                continue
+            parts, known = parts_of(module, name, instruction, chip)
+            times = {kind: calls * seconds for kind, seconds in parts.items()}
+            yield Line(name, instruction, calls, times, known)
+
+
+def _on_tpu(module, computation, instruction, chip):
+    cycles = instruction.attribute(r'"estimated_cycles":"(\d+)"')
+    if cycles:
+        multiplies = product_flops(module, computation, instruction) > 0
+        return {PRODUCTS if multiplies else MEMORY: int(cycles) / chip.clock}, True
+    if instruction.opcode == "custom-call":
+        if "tpu_custom_call" not in instruction.attributes:
+            return {}, True  # the compiler's own: room for a result, parts side by side
+        return _kernel(module, computation, instruction, chip, KERNEL_SHARE, 1.0)
+    return {MEMORY: traffic(module, computation, instruction) / chip.bandwidth}, True
+
+
+def _on_gpu(module, computation, instruction, chip):
+    launch = {LAUNCHES: GPU_LAUNCH}
+    flops = product_flops(module, computation, instruction)
+    if instruction.opcode == "custom-call" and not flops:
+        share = GPU_KERNEL_SHARE, GPU_MEMORY_SHARE
+        parts, known = _kernel(module, computation, instruction, chip, *share)
+        return parts | launch, known
+    moving = traffic(module, computation, instruction) / (chip.bandwidth * GPU_MEMORY_SHARE)
+    computing = flops / (chip.peak * GPU_PRODUCT_SHARE)
+    return {PRODUCTS if computing > 0 else MEMORY: max(computing, moving)} | launch, True
+
+
+def _kernel(module, computation, instruction, chip, of_peak, of_bandwidth):
+    lines = module.computations[computation]
+    flops = kernel_flops(instruction, [lines[name] for name in instruction.operands])
+    moving = traffic(module, computation, instruction) / (chip.bandwidth * of_bandwidth)
+    computing = (flops or 0.0) / (chip.peak * of_peak)
+    return {KERNELS: max(computing, moving)}, flops is not None
+
+
+_OF_COLLECTIVES = (
+    "Collectives run as rings at the whole bandwidth of the wires; one that the program does not "
+    "wait for is hidden by all that the same computation does meanwhile.",
+    "A side of a TPU slice is a closed ring if it is a multiple of 16 chips (v5e, v6e) or of 4 "
+    "(v4, v5p).",
+)
+_ASSUMPTIONS = {
+    "tpu": (
+        "The compiler's cycles hold at the clock at which the chip reaches its peak; copies in the "
+        "background cost nothing.",
+        f"Attention kernels reach {KERNEL_SHARE:.0%} of the peak, with head dimensions filled up "
+        f"to {LANES}.",
+    ),
+    "gpu": (
+        f"Products reach {GPU_PRODUCT_SHARE:.0%} of the peak, attention kernels "
+        f"{GPU_KERNEL_SHARE:.0%}, everything else {GPU_MEMORY_SHARE:.0%} of the bandwidth; "
+        f"{GPU_LAUNCH * 1e6:.0f} us go by from one kernel to the next.",
+    ),
+}
