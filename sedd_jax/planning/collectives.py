@@ -6,6 +6,7 @@ for a sum that all keep, and S for a permutation. The time is these bytes over t
 wires; how long a message is under way is left out.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ def collectives(
 
 
 def totals(found: tuple[Collective, ...]) -> tuple[Collective, ...]:
-    """Returns the sums over calls of one kind, along the same axes, hidden or not: most bytes first."""
+    """Returns sums over what is alike in kind, axes and being hidden, most bytes first."""
     sums: dict[Any, Collective] = {}
     for each in found:
         key = (each.kind, each.axes, each.hidden)
@@ -84,7 +85,7 @@ def is_collective(instruction: hlo.Instruction, module: hlo.Module) -> bool:
     A fusion that computes something else, and sends a piece meanwhile, is not.
     """
     if instruction.opcode != "fusion":
-        return _kind(instruction).removesuffix("-done") in KINDS
+        return re.sub("-(start|done)$", "", instruction.opcode) in KINDS
     (name,) = instruction.called
     return name.startswith(_SCATTERED) or any(
         "AsyncCollective" in inner.attributes for inner in module.computations[name].values()
@@ -104,30 +105,31 @@ def _in_computation(module: hlo.Module, name: str) -> Iterator[_Found]:
     """Yields the collectives that a computation starts, also those within its fusions."""
     lines = module.computations[name]
     for line in lines.values():
-        if line.opcode == "fusion" and is_collective(line, module):
-            yield from _in_fusion(module.computations[line.called[0]], line.called[0])
-        elif _kind(line) in KINDS:
-            hidden = line.opcode.endswith("-start") and '"is_sync":true' not in line.attributes
-            yield _Found(_kind(line), line, _operands(line, lines), hidden)
+        kind = line.opcode.removesuffix("-start")
+        if kind in KINDS:
+            yield _found(kind, line, lines, hidden=kind != line.opcode)
+        elif line.opcode == "async-start" or (
+            line.opcode == "fusion" and is_collective(line, module)
+        ):
+            (called,) = line.called
+            yield from _in_called(called, module.computations[called])
 
 
-def _in_fusion(lines, name):
-    """The collective that a fusion starts; the one that ends it repeats its line."""
+def _in_called(name, lines):
+    """The collective that a fusion or an asynchronous call starts, not the one that it ends."""
     if any('"AsyncCollectiveDone"' in line.attributes for line in lines.values()):
         return
     for line in lines.values():
         if line.opcode in KINDS:
-            scattered = name.startswith(_SCATTERED)
-            kind = "reduce-scatter" if scattered else line.opcode
-            yield _Found(kind, line, _operands(line, lines), not scattered)
+            if name.startswith(_SCATTERED):
+                yield _found("reduce-scatter", line, lines, hidden=False)
+            else:
+                yield _found(line.opcode, line, lines, hidden=True)
 
 
-def _kind(line):
-    return line.opcode.removesuffix("-start")
-
-
-def _operands(line, lines):
-    return sum(lines[operand].nbytes for operand in line.operands)
+def _found(kind, line, lines, hidden):
+    nbytes = sum(lines[operand].nbytes for operand in line.operands)
+    return _Found(kind, line, nbytes, hidden and '"is_sync":true' not in line.attributes)
 
 
 def _collective(found, name, calls, chip, mesh):

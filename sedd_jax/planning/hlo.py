@@ -83,7 +83,7 @@ class Instruction(NamedTuple):
         return sum(shape.nbytes for shape in self.shapes)
 
     def attribute(self, pattern: str) -> str | None:
-        """Returns the first group of the pattern in the rest of the line, or None."""
+        """Returns the first group of a pattern in the rest of the line, None if it is not there."""
         found = re.search(pattern, self.attributes)
         return found and found.group(1)
 
@@ -102,7 +102,7 @@ class Module(NamedTuple):
     def runs(self, dynamic_trips: Callable[[Instruction], float]) -> dict[str, float]:
         """Returns how often every computation outside of fusions runs, per run of the program.
 
-        All branches of a condition are counted as if each one ran.
+        Branches of a condition are counted as if each one ran; what runs in the background is not.
 
         Args:
           dynamic_trips: trips of a loop whose count is not in the program.
@@ -117,7 +117,7 @@ class Module(NamedTuple):
                 raise BadInput(f"The compiled program calls {name} from within itself.")
             runs[name] += times
             for instruction in self.computations[name].values():
-                if instruction.opcode in ("while", "conditional", "call", "async-start"):
+                if instruction.opcode in ("while", "conditional", "call"):
                     again = 1.0
                     if instruction.opcode == "while":
                         trips = self.trips(instruction)

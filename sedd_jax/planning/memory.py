@@ -26,8 +26,9 @@ class Memory(NamedTuple):
 
     Attributes:
       capacity: bytes that a program may use.
-      parts: bytes by purpose: what is given to it; results that do not lie in place of what was
-        given; what it holds in between; its own instructions.
+      parts: bytes that are set aside, by purpose: what is given to it; results that do not lie in
+        place of what was given; what it holds in between.
+      peak: bytes that are in use at once, at the most; 0 if unknown.
       largest: arrays that it makes, bytes by type and shape, the largest first.
       refused: whether the compiler gave it up; then `parts` are what it said before it did, the
         least that is needed.
@@ -35,6 +36,7 @@ class Memory(NamedTuple):
 
     capacity: float
     parts: dict[str, float]
+    peak: float
     largest: dict[str, float]
     refused: bool = False
 
@@ -62,9 +64,8 @@ def memory_of(compiled: jax.stages.Compiled, module: Module, chip: Chip) -> Memo
         "arguments": found.argument_size_in_bytes,
         "results": found.output_size_in_bytes - found.alias_size_in_bytes,
         "in between": found.temp_size_in_bytes,
-        "program": found.generated_code_size_in_bytes,
     }
-    return Memory(chip.memory, parts, _largest(module))
+    return Memory(chip.memory, parts, found.peak_memory_in_bytes, _largest(module))
 
 
 def refusal(error: jax.errors.JaxRuntimeError, kept: float, chip: Chip) -> Memory:
@@ -84,7 +85,8 @@ def refusal(error: jax.errors.JaxRuntimeError, kept: float, chip: Chip) -> Memor
     elif found := _ALL.search(text):
         between = _bytes(*found.groups()[:2]) - kept
     largest = {shape: _bytes(size, unit) for size, unit, shape in _BUFFER.findall(text)[:3]}
-    return Memory(chip.memory, {"arguments": kept, "in between": between}, largest, refused=True)
+    parts = {"arguments": kept, "in between": between}
+    return Memory(chip.memory, parts, 0.0, largest, refused=True)
 
 
 def _bytes(size, unit):

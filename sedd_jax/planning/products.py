@@ -3,6 +3,8 @@
 import math
 import re
 
+import numpy as np
+
 from sedd_jax.planning import hlo
 
 _DOT = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
@@ -26,6 +28,20 @@ def product_flops(module: hlo.Module, computation: str, instruction: hlo.Instruc
         product_flops(module, name, inner)
         for name in instruction.called
         for inner in module.computations[name].values()
+    )
+
+
+def all_product_flops(module: hlo.Module, runs: dict[str, float]) -> float:
+    """Returns the FLOPs of all products that one chip makes in a run of a program.
+
+    Args:
+      module: the program.
+      runs: how often its computations run.
+    """
+    return sum(
+        calls * product_flops(module, name, instruction)
+        for name, calls in runs.items()
+        for instruction in module.computations[name].values()
     )
 
 
@@ -57,24 +73,17 @@ def _convolution(instruction, lines):
 def _window(instruction):
     """What a window says by axis: sizes, strides, padding before the first number, dilations."""
     found = _WINDOW.search(instruction.attributes)
-    said = dict(part.split("=") for part in found.group(1).split()) if found else {}
-    rank = len(said.get("size", "").split("x")) if said else 0
-    numbers = {
-        key: [int(value.split("_")[0]) for value in said[key].split("x")]
-        if key in said
-        else [1] * rank
-        for key in ("size", "stride", "lhs_dilate", "rhs_dilate")
-    }
-    pad = said.get("pad", "x".join(["0_0"] * rank))
-    return numbers | {"pad": [int(value.split("_")[0]) for value in pad.split("x") if value]}
+    said = dict(part.split("=") for part in found.group(1).split()) if found else {"size": ""}
+    axes = re.findall(r"\d+", said["size"])
+    window = {"size": axes, "pad": ["0"] * len(axes)}
+    window |= {key: ["1"] * len(axes) for key in ("stride", "lhs_dilate", "rhs_dilate")}
+    window |= {key: said[key].split("x") for key in window if said.get(key)}
+    return {key: [int(value.split("_")[0]) for value in window[key]] for key in window}
 
 
 def _pairs(inputs, outputs, taps):
     """How many pairs of an output and a tap of the window meet a number of the input."""
-    places = (
-        output * taps["stride"] + tap * taps["rhs_dilate"] - taps["pad"]
-        for output in range(outputs)
-        for tap in range(taps["size"])
-    )
-    dilation = taps["lhs_dilate"]
-    return sum(0 <= place < inputs * dilation and place % dilation == 0 for place in places)
+    starts = np.arange(outputs) * taps["stride"] - taps["pad"]
+    places = starts[:, None] + np.arange(taps["size"]) * taps["rhs_dilate"]
+    turns, off = np.divmod(places, taps["lhs_dilate"])
+    return int(((off == 0) & (turns >= 0) & (turns < inputs)).sum())

@@ -18,6 +18,7 @@ from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.layout import BATCH_AXES, shardings
+from sedd_jax.model.score_model import count_params
 from sedd_jax.model.tiles import tiling_for
 from sedd_jax.planning import head
 from sedd_jax.planning.hlo import Instruction
@@ -35,6 +36,7 @@ class Program(NamedTuple):
     Attributes:
       lowered: as traced for the devices of the mesh.
       mesh: the devices.
+      parameters: numbers that training changes.
       model_flops: what the model asks for, over all devices, per run of the program.
       tokens: of the sequences of a run, over all devices.
       kept: bytes per chip of what is kept between runs and given to them, by name.
@@ -43,6 +45,7 @@ class Program(NamedTuple):
 
     lowered: jax.stages.Lowered
     mesh: Mesh
+    parameters: int
     model_flops: float
     tokens: int
     kept: dict[str, int]
@@ -98,6 +101,7 @@ def train_program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
     return Program(
         lowered=programs.train_step.lower(state, programs.batch),
         mesh=mesh,
+        parameters=count_params(state.params),
         model_flops=step_flops(components, config),
         tokens=train.batch_size * length,
         kept={
@@ -132,6 +136,7 @@ def bound_program(config: Config, vocab_size: int, mesh: Mesh, rows: int) -> Pro
     return Program(
         lowered=sharding.program(loss, mesh).lower(params, *drawn, tokens),
         mesh=mesh,
+        parameters=count_params(params),
         model_flops=rows * sequence_flops(components, config, answered),
         tokens=rows * length,
         kept={"parameters": per_chip(params), "batch": per_chip((drawn, tokens))},
@@ -171,6 +176,7 @@ def sample_program(
     return Program(
         lowered=sharding.program(generator, mesh).lower(params, keys, prompt),
         mesh=mesh,
+        parameters=count_params(params),
         model_flops=rows * calls * sequence_flops(components, config, answered),
         tokens=rows * length,
         kept={"parameters": per_chip(params), "batch": per_chip((keys, prompt))},
