@@ -83,6 +83,12 @@ def parts(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def state_per_chip(config: Config, vocab_size: int, mesh: Mesh) -> int:
+    """Returns the bytes that a chip keeps of parameters, moments and average."""
+    components = build_components(config, vocab_size, sharding.placement(mesh))
+    return per_chip(build_programs(components, config, run_keys(config.seed), mesh).abstract)
+
+
 def train_program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
     """Returns the training step.
 

@@ -1,0 +1,203 @@
+"""What is foreseen of a program on a machine: memory, time and money, and how it is shown."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from sedd_jax.display.number import plain
+from sedd_jax.display.table import Table
+from sedd_jax.planning import hlo
+from sedd_jax.planning.collectives import totals
+from sedd_jax.planning.cost import Prediction, predict
+from sedd_jax.planning.memory import Memory, memory_of, refusal
+from sedd_jax.planning.programs import Program
+from sedd_jax.planning.target import Target
+
+_GIB = 2**30
+
+
+class Outlook(NamedTuple):
+    """A prediction: nothing was run.
+
+    Attributes:
+      program: what was compiled.
+      target: for which machine.
+      price: US dollars an hour of a chip.
+      memory: of a chip.
+      prediction: of the time of a run; None where the compiler refused.
+      text: what the compiler made of the program, empty where it refused.
+    """
+
+    program: Program
+    target: Target
+    price: float
+    memory: Memory
+    prediction: Prediction | None
+    text: str
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all chips."""
+        return self.program.tokens / self.prediction.seconds
+
+    @property
+    def utilization(self) -> float:
+        """The share of the chips' peak that the model's FLOPs come to, in [0, 1]."""
+        peak = self.target.devices_count * self.target.chip.peak
+        return self.program.model_flops / (self.prediction.seconds * peak)
+
+    @property
+    def dollars_per_billion_tokens(self) -> float:
+        """What the chips cost meanwhile, in US dollars."""
+        dollars_per_second = self.target.devices_count * self.price / 3600
+        return 1e9 / self.tokens_per_second * dollars_per_second
+
+
+def foresee(program: Program, target: Target, price: float | None = None) -> Outlook:
+    """Compiles a program and returns what is foreseen of it.
+
+    Args:
+      program: for the devices of the target.
+      target: the machine.
+      price: US dollars an hour of a chip; what is assumed of it by default.
+    """
+    price = target.chip.price if price is None else price
+    try:
+        compiled = program.lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        memory = refusal(error, sum(program.kept.values()), target.chip)
+        return Outlook(program, target, price, memory, None, "")
+    text = compiled.as_text()
+    module = hlo.read(text)
+    return Outlook(
+        program,
+        target,
+        price,
+        memory_of(compiled, module, target.chip),
+        predict(module, target.chip, program.mesh, program.dynamic_trips),
+        text,
+    )
+
+
+def tables(outlook: Outlook) -> list[Table]:
+    """Returns one screen of what is foreseen."""
+    rows = [("parameters", f"{outlook.program.parameters:,}", ""), *_memory(outlook)]
+    if outlook.prediction is None:
+        return [Table("", ("predicted", "", ""), rows)]
+    rows += [*_time(outlook)]
+    return [Table("", ("predicted", "", ""), rows), _collectives(outlook.prediction)]
+
+
+def _memory(outlook):
+    memory, kept = outlook.memory, outlook.program.kept
+    least = "at least " if memory.refused else ""
+    verdict = "does NOT fit" + (": the compiler refused" if memory.refused else "")
+    if memory.fits:
+        verdict = f"fits, {1 - memory.needed / memory.capacity:.0%} free"
+    yield (
+        "memory of a chip",
+        f"{least}{gib(memory.needed)} of {gib(memory.capacity)} GiB",
+        verdict + (f"; {gib(memory.peak)} in use at once" if memory.peak else ""),
+    )
+    yield "", _listed(memory.parts), f"kept: {_listed(kept)}"
+    if memory.largest:
+        yield "", "largest arrays", _listed(memory.largest)
+
+
+def _time(outlook):
+    program, prediction = outlook.program, outlook.prediction
+    parts = ", ".join(f"{name} {_ms(seconds)}" for name, seconds in _descending(prediction.parts))
+    yield "time", f"{_ms(prediction.seconds)} ms", f"{parts} ms"
+    yield (
+        "work of the model",
+        f"{program.model_flops / 1e12:,.4g} TFLOP",
+        f"{outlook.utilization:.1%} of the peak, {outlook.target.chip.peak / 1e12:.0f} TFLOP/s a chip",
+    )
+    yield (
+        "tokens a second",
+        plain(outlook.tokens_per_second),
+        f"{plain(outlook.tokens_per_second / outlook.target.devices_count)} a chip",
+    )
+    yield (
+        "a billion tokens",
+        f"${outlook.dollars_per_billion_tokens:,.2f}",
+        f"at ${outlook.price:.2f} an hour of a chip",
+    )
+
+
+def _collectives(prediction):
+    columns = ("collective", "axes", "calls", "sent by a chip, MB", "ms", "")
+    rows = [
+        (
+            each.kind,
+            " x ".join(each.axes),
+            plain(each.calls),
+            plain(each.nbytes / 1e6),
+            _ms(each.seconds),
+            "meanwhile" if each.hidden else "waited for",
+        )
+        for each in totals(prediction.collectives)
+    ]
+    return Table("", columns, rows)
+
+
+def as_json(outlook: Outlook, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all that is foreseen, with the facts of what was planned, for `display.table.to_json`.
+
+    Bytes, seconds, FLOPs and US dollars.
+    """
+    program, memory, target = outlook.program, outlook.memory, outlook.target
+    found = {
+        "prediction": "nothing was run",
+        **facts,
+        "topology": target.text,
+        "devices": target.devices_count,
+        "device_kind": target.chip.device_kind,
+        "mesh": dict(program.mesh.shape),
+        "parameters": program.parameters,
+        "tokens": program.tokens,
+        "model_flops": program.model_flops,
+        "memory": {
+            "fits": memory.fits,
+            "refused": memory.refused,
+            "capacity": memory.capacity,
+            "needed": memory.needed,
+            "peak": memory.peak,
+            "parts": memory.parts,
+            "kept": program.kept,
+            "largest": memory.largest,
+        },
+        "chip": target.chip._asdict() | {"price": outlook.price, "peak": target.chip.peak},
+    }
+    if outlook.prediction is None:
+        return found
+    prediction = outlook.prediction
+    return found | {
+        "seconds": prediction.seconds,
+        "seconds_by_part": prediction.parts,
+        "utilization": outlook.utilization,
+        "tokens_per_second": outlook.tokens_per_second,
+        "dollars_per_billion_tokens": outlook.dollars_per_billion_tokens,
+        "collectives": [each._asdict() for each in totals(prediction.collectives)],
+        "assumptions": prediction.assumptions,
+        "unknown": prediction.unknown,
+    }
+
+
+def gib(nbytes: float) -> str:
+    """Returns bytes in GiB, without the unit."""
+    return f"{nbytes / _GIB:,.2f}" if nbytes >= _GIB / 100 or not nbytes else f"{nbytes / _GIB:.1g}"
+
+
+def _listed(sizes):
+    shown = [f"{name} {gib(size)}" for name, size in sizes.items() if size >= _GIB / 200]
+    return (", ".join(shown) or "less than 0.01") + " GiB"
+
+
+def _descending(parts):
+    return sorted(parts.items(), key=lambda part: -part[1])
+
+
+def _ms(seconds):
+    return plain(seconds * 1e3)
