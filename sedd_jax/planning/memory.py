@@ -14,8 +14,7 @@ from sedd_jax.planning.hlo import Module, Shape
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
-_TEMPORARIES = re.compile(rf"required for HLO temporaries \({_SIZE}\)")
-_ALL = re.compile(rf"Used {_SIZE} of {_SIZE} hbm")
+_NEEDED = re.compile(rf"(?:HLO temporaries \(|Used ){_SIZE}")  # either way, arguments are in it
 _BUFFER = re.compile(rf"^ *\d+\. Size: {_SIZE}\n(?: *Operator:.*\n)? *Shape: (\w+\[[\d,]*\])", re.M)
 # what names arrays that are there already
 _NO_ARRAYS = {"parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
@@ -26,9 +25,8 @@ class Memory(NamedTuple):
 
     Attributes:
       capacity: bytes that a program may use.
-      parts: bytes that are set aside, by purpose: what is given to it; results that do not lie in
+      parts: bytes by purpose: what is given to it; results that do not lie in
         place of what was given; what it holds in between.
-      peak: bytes that are in use at once, at the most; 0 if unknown.
       largest: arrays that it makes, bytes by type and shape, the largest first.
       refused: whether the compiler gave it up; then `parts` are what it said before it did, the
         least that is needed.
@@ -36,7 +34,6 @@ class Memory(NamedTuple):
 
     capacity: float
     parts: dict[str, float]
-    peak: float
     largest: dict[str, float]
     refused: bool = False
 
@@ -60,12 +57,15 @@ def memory_of(compiled: jax.stages.Compiled, module: Module, chip: Chip) -> Memo
       chip: that it was compiled for.
     """
     found = compiled.memory_analysis()
-    parts = {
-        "arguments": found.argument_size_in_bytes,
-        "results": found.output_size_in_bytes - found.alias_size_in_bytes,
-        "in between": found.temp_size_in_bytes,
-    }
-    return Memory(chip.memory, parts, found.peak_memory_in_bytes, _largest(module))
+    arguments = found.argument_size_in_bytes
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    between = found.temp_size_in_bytes
+    if (
+        chip.platform == "tpu"
+    ):  # that has memory beside the chip's in it, and what lies in arguments
+        between = max(found.peak_memory_in_bytes - arguments - results, 0)
+    parts = {"arguments": arguments, "results": results, "in between": between}
+    return Memory(chip.memory, parts, _largest(module))
 
 
 def refusal(error: jax.errors.JaxRuntimeError, kept: float, chip: Chip) -> Memory:
@@ -79,14 +79,11 @@ def refusal(error: jax.errors.JaxRuntimeError, kept: float, chip: Chip) -> Memor
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text:
         raise error
-    between = 0.0
-    if found := _TEMPORARIES.search(text):
-        between = _bytes(*found.groups())
-    elif found := _ALL.search(text):
-        between = _bytes(*found.groups()[:2]) - kept
+    found = _NEEDED.search(text)
+    between = _bytes(*found.groups()) - kept if found else 0.0
     largest = {shape: _bytes(size, unit) for size, unit, shape in _BUFFER.findall(text)[:3]}
     parts = {"arguments": kept, "in between": between}
-    return Memory(chip.memory, parts, 0.0, largest, refused=True)
+    return Memory(chip.memory, parts, largest, refused=True)
 
 
 def _bytes(size, unit):

@@ -98,7 +98,7 @@ def _memory(outlook):
     yield (
         "memory of a chip",
         f"{least}{gib(memory.needed)} of {gib(memory.capacity)} GiB",
-        verdict + (f"; {gib(memory.peak)} in use at once" if memory.peak else ""),
+        verdict,
     )
     yield "", _listed(memory.parts), f"kept: {_listed(kept)}"
     if memory.largest:
@@ -107,17 +107,18 @@ def _memory(outlook):
 
 def _time(outlook):
     program, prediction = outlook.program, outlook.prediction
+    devices, peak = outlook.target.devices_count, outlook.target.chip.peak
     parts = ", ".join(f"{name} {_ms(seconds)}" for name, seconds in _descending(prediction.parts))
     yield "time", f"{_ms(prediction.seconds)} ms", f"{parts} ms"
     yield (
         "work of the model",
         f"{program.model_flops / 1e12:,.4g} TFLOP",
-        f"{outlook.utilization:.1%} of the peak, {outlook.target.chip.peak / 1e12:.0f} TFLOP/s a chip",
+        f"{outlook.utilization:.1%} of the peak, {peak / 1e12:,.0f} TFLOP/s a chip",
     )
     yield (
         "tokens a second",
         plain(outlook.tokens_per_second),
-        f"{plain(outlook.tokens_per_second / outlook.target.devices_count)} a chip",
+        f"{plain(outlook.tokens_per_second / devices)} a chip",
     )
     yield (
         "a billion tokens",
@@ -143,9 +144,9 @@ def _collectives(prediction):
 
 
 def as_json(outlook: Outlook, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns all that is foreseen, with the facts of what was planned, for `display.table.to_json`.
+    """Returns all that is foreseen and the facts of what was planned, for `table.to_json`.
 
-    Bytes, seconds, FLOPs and US dollars.
+    In bytes, seconds, FLOPs and US dollars.
     """
     program, memory, target = outlook.program, outlook.memory, outlook.target
     found = {
@@ -163,7 +164,6 @@ def as_json(outlook: Outlook, facts: Mapping[str, Any]) -> dict[str, Any]:
             "refused": memory.refused,
             "capacity": memory.capacity,
             "needed": memory.needed,
-            "peak": memory.peak,
             "parts": memory.parts,
             "kept": program.kept,
             "largest": memory.largest,
