@@ -171,9 +171,9 @@ def read(text: str) -> Module:
 
 
 def _whole_lines(text):
-    """Joins what the metadata of kernels breaks into lines."""
+    """Yields the lines of a program; the metadata of kernels is broken into several."""
     whole = ""
-    for line in text.splitlines():
+    for line in text.replace('": ', '":').splitlines():  # JSON has spaces in some versions
         if not line or line == "}" or _HEAD.match(line) or _LINE.match(line):
             yield whole
             whole = line

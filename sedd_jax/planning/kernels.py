@@ -48,7 +48,7 @@ def _splash(kernel, operands, phase):
 
 def _cudnn(kernel, operands, products):
     """The configuration holds the shape of the weights, [B, H, L, L]."""
-    said = kernel.attribute(r'"intermediate_tensor_shape":\{[^}]*"dimensions":\[([\d",]*)\]')
+    said = kernel.attribute(r'"intermediate_tensor_shape":\{[^}]*"dimensions":\[([\d", ]*)\]')
     batch, heads, length, keys = (int(size) for size in re.findall(r"\d+", said))
     width = operands[0].shapes[0].count / (batch * heads * length)
     return products * 2.0 * math.prod((batch, heads, length, keys)) * width

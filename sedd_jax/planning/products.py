@@ -8,7 +8,7 @@ import numpy as np
 from sedd_jax.planning import hlo
 
 _DOT = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
-_LIBRARY = re.compile(r'"lhs_contracting_dimensions":\[([\d",]*)\]')  # cuBLAS
+_LIBRARY = re.compile(r'"lhs_contracting_dimensions":\[([\d", ]*)\]')  # cuBLAS
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 

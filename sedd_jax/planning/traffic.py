@@ -13,7 +13,7 @@ _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is written
 def traffic(module: Module, computation: str, instruction: Instruction) -> int:
     """Returns the bytes that an instruction reads and writes each time."""
     lines = module.computations[computation]
-    if instruction.opcode != "fusion":
+    if instruction.opcode not in ("fusion", "fusion-start"):
         return sum(_taken(instruction, x, lines) for x in instruction.operands) + _written(
             instruction, lines
         )

@@ -85,7 +85,7 @@ ENTRY %main (a: f32[8]) -> f32[8] {
   %call = f32[4]{0} call(%a), to_apply=%command_buffer
   %rs-start = ((f32[8]{0}), f32[2]{0}) async-start(%a), calls=%async_computation
   ROOT %while = (s32[]) while(%a), condition=%c, body=%body, \
-backend_config={"known_trip_count":{"n":"12"},"known_init_step":{"init":"0","step":"1"}}
+backend_config={"known_trip_count": {"n": "12"}, "known_init_step": {"init": "0", "step": "1"}}
 }
 """
 
