@@ -10,9 +10,13 @@ The compiler for a machine needs no such device: `pip install "sedd_jax[tpu]"` o
 """
 
 import dataclasses
+import os
 import sys
 from importlib import metadata
 from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what compilers tell is read before jax starts
+# ruff: noqa: E402
 
 import jax
 from absl import flags

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sedd_jax.display.number import plain
 from sedd_jax.display.table import Table
 from sedd_jax.planning import hlo
 from sedd_jax.planning.collectives import totals
@@ -82,34 +81,33 @@ def foresee(program: Program, target: Target, price: float | None = None) -> Out
 
 def tables(outlook: Outlook) -> list[Table]:
     """Returns one screen of what is foreseen."""
+    columns = ("predicted", "", "")
     rows = [("parameters", f"{outlook.program.parameters:,}", ""), *_memory(outlook)]
     if outlook.prediction is None:
-        return [Table("", ("predicted", "", ""), rows)]
+        return [Table("", columns, rows)]
     rows += [*_time(outlook)]
-    return [Table("", ("predicted", "", ""), rows), _collectives(outlook.prediction)]
+    return [Table("", columns, rows), _collectives(outlook.prediction)]
 
 
 def _memory(outlook):
-    memory, kept = outlook.memory, outlook.program.kept
-    least = "at least " if memory.refused else ""
-    verdict = "does NOT fit" + (": the compiler refused" if memory.refused else "")
+    memory = outlook.memory
     if memory.fits:
         verdict = f"fits, {1 - memory.needed / memory.capacity:.0%} free"
-    yield (
-        "memory of a chip",
-        f"{least}{gib(memory.needed)} of {gib(memory.capacity)} GiB",
-        verdict,
-    )
-    yield "", _listed(memory.parts), f"kept: {_listed(kept)}"
-    if memory.largest:
-        yield "", "largest arrays", _listed(memory.largest)
+    else:
+        verdict = "does NOT fit" + (": the compiler refused" if memory.refused else "")
+    needed = f"{'at least ' if memory.refused else ''}{gib(memory.needed)}"
+    yield "memory of a chip", f"{needed} of {gib(memory.capacity)} GiB", verdict
+    notes = {"arguments": _listed(outlook.program.kept), "in between": _listed(memory.largest)}
+    for name, size in memory.parts.items():
+        yield f"- {name}", f"{gib(size)} GiB", notes.get(name, "")
 
 
 def _time(outlook):
     program, prediction = outlook.program, outlook.prediction
     devices, peak = outlook.target.devices_count, outlook.target.chip.peak
-    parts = ", ".join(f"{name} {_ms(seconds)}" for name, seconds in _descending(prediction.parts))
-    yield "time", f"{_ms(prediction.seconds)} ms", f"{parts} ms"
+    yield "time", f"{_ms(prediction.seconds)} ms", ""
+    for name, seconds in sorted(prediction.parts.items(), key=lambda part: -part[1]):
+        yield f"- {name}", f"{_ms(seconds)} ms", f"{seconds / prediction.seconds:.0%}"
     yield (
         "work of the model",
         f"{program.model_flops / 1e12:,.4g} TFLOP",
@@ -117,8 +115,8 @@ def _time(outlook):
     )
     yield (
         "tokens a second",
-        plain(outlook.tokens_per_second),
-        f"{plain(outlook.tokens_per_second / devices)} a chip",
+        f"{outlook.tokens_per_second:,.0f}",
+        f"{outlook.tokens_per_second / devices:,.0f} a chip",
     )
     yield (
         "a billion tokens",
@@ -128,14 +126,14 @@ def _time(outlook):
 
 
 def _collectives(prediction):
-    columns = ("collective", "axes", "calls", "sent by a chip, MB", "ms", "")
+    columns = ("collective", "axes", "calls", "sent by a chip", "time", "")
     rows = [
         (
             each.kind,
             " x ".join(each.axes),
-            plain(each.calls),
-            plain(each.nbytes / 1e6),
-            _ms(each.seconds),
+            f"{each.calls:,.4g}",
+            f"{each.nbytes / 1e6:,.1f} MB",
+            f"{_ms(each.seconds)} ms",
             "meanwhile" if each.hidden else "waited for",
         )
         for each in totals(prediction.collectives)
@@ -187,17 +185,13 @@ def as_json(outlook: Outlook, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def gib(nbytes: float) -> str:
     """Returns bytes in GiB, without the unit."""
-    return f"{nbytes / _GIB:,.2f}" if nbytes >= _GIB / 100 or not nbytes else f"{nbytes / _GIB:.1g}"
+    return f"{nbytes / _GIB:,.2f}"
 
 
 def _listed(sizes):
-    shown = [f"{name} {gib(size)}" for name, size in sizes.items() if size >= _GIB / 200]
-    return (", ".join(shown) or "less than 0.01") + " GiB"
-
-
-def _descending(parts):
-    return sorted(parts.items(), key=lambda part: -part[1])
+    """The sizes that show, by name."""
+    return ", ".join(f"{name} {gib(size)}" for name, size in sizes.items() if size >= _GIB / 200)
 
 
 def _ms(seconds):
-    return plain(seconds * 1e3)
+    return f"{seconds * 1e3:,.2f}"
