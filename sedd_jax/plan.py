@@ -16,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what compilers tell is read before jax starts
-# ruff: noqa: E402
 
 import jax
 from absl import flags
