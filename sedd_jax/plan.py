@@ -35,7 +35,7 @@ from sedd_jax.planning.programs import (
     vocab_size_of,
     with_batch,
 )
-from sedd_jax.planning.search import Search, flags_of, table
+from sedd_jax.planning.search import MOST_FSDP, Search, flags_of, table
 from sedd_jax.planning.target import Target, parse_target, target_devices
 from sedd_jax.runtime import cli
 from sedd_jax.runtime.config import Config
@@ -95,7 +95,7 @@ def main() -> None:
     facts = {"program": kind, "config": dataclasses.asdict(config), "versions": _versions()}
     _write(_OUTPUT.value, to_json(as_json(outlook, facts)))
     if not outlook.memory.fits:
-        raise Halted(f"It does not fit. {_advice(config, outlook)}")
+        raise Halted(f"It does not fit; what would help: {_advice(config, outlook)}")
 
 
 def _check_flags():
@@ -159,25 +159,24 @@ def _show(kind: str, config: Config, outlook: Outlook) -> None:
             print(f"- Only the bytes of these count: {', '.join(outlook.prediction.unknown)}.")
 
 
-def _advice(config, outlook):
-    """What would help."""
-    mesh, kept, ways = outlook.program.mesh, outlook.program.kept, []
-    copies = mesh.shape["slice"] * mesh.shape["data"]
-    state = sum(size for name, size in kept.items() if name != "batch")
-    if mesh.shape["data"] > 1:
+def _advice(config: Config, outlook: Outlook) -> str:
+    """Returns what would help."""
+    mesh, ways = outlook.program.mesh, []
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    more = max(n for n in range(1, data + 1) if data % n == 0 and n * fsdp <= max(fsdp, MOST_FSDP))
+    if more > 1:
+        kept = sum(size for name, size in outlook.program.kept.items() if name != "batch")
         ways.append(
-            f"--config.mesh.data=1 --config.mesh.fsdp={mesh.shape['data'] * mesh.shape['fsdp']} "
-            f"divides the {gib(state)} GiB that {copies} copies keep by {mesh.shape['data']}"
+            f"--config.mesh.data={data // more} --config.mesh.fsdp={fsdp * more} divides the "
+            f"{gib(kept)} GiB that a chip keeps by {more}"
         )
-    if not (_SAMPLE.value or _EVALUATE.value):
-        train = config.train
-        rows = train.batch_size // train.microbatches // parts(mesh)
-        if rows > 1:
-            ways.append("more config.train.microbatches hold fewer sequences at a time")
-        if config.model.remat != "blocks":
-            ways.append("--config.model.remat=blocks keeps less of a block")
-        ways.append("--search tries them")
-    return f"{'; '.join(ways) or 'Take fewer sequences (--per_chip) or more chips'}."
+    if _SAMPLE.value or _EVALUATE.value:
+        return "; ".join([*ways, "--per_chip takes fewer sequences."])
+    if config.train.batch_size // config.train.microbatches > parts(mesh):
+        ways.append("more config.train.microbatches hold fewer sequences at a time")
+    if config.model.remat != "blocks":
+        ways.append("--config.model.remat=blocks keeps less of a block")
+    return "; ".join([*ways, "--search tries them."])
 
 
 def _look_for_the_best(config: Config, target: Target, vocab_size: int) -> None:
@@ -194,7 +193,9 @@ def _look_for_the_best(config: Config, target: Target, vocab_size: int) -> None:
     print("\nThe best trains with\n")
     print(f"    python -m sedd_jax.train --config=FILE {flags_of(found[0].config, config)}")
     facts = {"program": "training step", "versions": _versions()}
-    plans = [as_json(each.outlook, facts | {"config": each.config}) for each in found]
+    plans = [
+        as_json(each.outlook, facts | {"config": dataclasses.asdict(each.config)}) for each in found
+    ]
     _write(_OUTPUT.value, to_json(plans))
 
 

@@ -25,8 +25,8 @@ from sedd_jax.runtime.sharding import build_mesh, check_divisions
 
 _ROWS = 8  # sequences of a chip at a time, with which meshes are compared
 _MOST_ROWS = 32  # that are tried
-# libtpu brings together what one axis splits over that many chips by sums, not by gathers
-_LONG_AXIS = 64
+# libtpu brings together what one axis splits over 64 chips by sums, not by gathers
+MOST_FSDP = 32
 
 
 class Found(NamedTuple):
@@ -112,7 +112,7 @@ class Search:
         """The config on every mesh that divides its batches and heads, and can keep its state."""
         target, chips = self._target, self._target.devices_count // self._target.slices
         for tensor, fsdp in itertools.product((1, 2), _divisors(chips)):
-            if chips % (tensor * fsdp) or (target.chip.platform == "tpu" and fsdp >= _LONG_AXIS):
+            if chips % (tensor * fsdp) or fsdp > MOST_FSDP:
                 continue
             sizes = MeshConfig(target.slices, chips // (tensor * fsdp), fsdp, tensor)
             config = _with(dataclasses.replace(self._config, mesh=sizes), "train", microbatches=1)
