@@ -122,6 +122,7 @@ def _program(config: Config, vocab_size: int, mesh: Mesh) -> tuple[str, Program]
     """What is planned, in words and as a program."""
     given = _PER_CHIP.value and _PER_CHIP.value * parts(mesh)
     if _SAMPLE.value:
+        cli.refuse_flags_of_others(config.family, {"diffusion": (_SAMPLER, _STEPS)})
         sampling = Sampling(steps=_STEPS.value, sampler=_SAMPLER.value)
         sampling.check()
         program = sample_program(config, vocab_size, mesh, sampling, given or _SAMPLES)
@@ -147,7 +148,7 @@ def _show(kind: str, config: Config, outlook: Outlook) -> None:
     target, mesh = outlook.target, outlook.program.mesh
     sizes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
     chips = f"{target.devices_count} {target.chip.device_kind}"
-    print(f"{target.text} ({chips}), {sizes or 'one chip'}: {kind}.")
+    print(f"{_file()} on {target.text} ({chips}), {sizes or 'one chip'}: {kind}.")
     print("A prediction: the program was compiled, and nothing was run.")
     for each in tables(outlook):
         print(f"\n{markdown(each)}")
@@ -187,16 +188,21 @@ def _look_for_the_best(config: Config, target: Target, vocab_size: int) -> None:
     found = search.run()
     if not found:
         raise Halted(f"Nothing that was tried fits {target.text}: take more chips.")
-    print(f"{target.text}, {config.train.batch_size} sequences of {config.model.length} a step.")
+    batch = f"{config.train.batch_size} sequences of {config.model.length} a step"
+    print(f"{_file()} on {target.text}, {batch}.")
     print("A prediction: the programs were compiled, and nothing was run.\n")
     print(markdown(table(found)))
-    print("\nThe best trains with\n")
-    print(f"    python -m sedd_jax.train --config=FILE {flags_of(found[0].config, config)}")
+    print("\nWith the settings given here, and a --workdir, the best trains by\n")
+    print(f"    python -m sedd_jax.train --config={_file()} {flags_of(found[0].config, config)}")
     facts = {"program": "training step", "versions": _versions()}
     plans = [
         as_json(each.outlook, facts | {"config": dataclasses.asdict(each.config)}) for each in found
     ]
     _write(_OUTPUT.value, to_json(plans))
+
+
+def _file():
+    return config_flags.get_config_filename(flags.FLAGS[_CONFIG.name])
 
 
 def _versions():

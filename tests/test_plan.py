@@ -52,7 +52,8 @@ def test_a_training_step_on_a_slice(plan, tmp_path):
     text, found = plan(
         SMOKE, "--topology=v5e:2x2", "--config.mesh.fsdp=2", "--per_chip=8", f"--keep_hlo={kept}"
     )
-    assert "data=2 fsdp=2: training step, 32 sequences of 32, 8 a chip" in text
+    title = "smoke.py on v5e:2x2 (4 TPU v5 lite), data=2 fsdp=2: training step, 32 sequences of 32"
+    assert title in text
     assert "nothing was run" in text
     assert found["memory"]["fits"]
     assert found["memory"]["capacity"] == 15.75 * 2**30
@@ -89,7 +90,7 @@ def test_what_cannot_fit_is_said_with_what_would_help(binary, tmp_path):
 @pytest.mark.skipif(not LIBTPU, reason="needs libtpu")
 def test_a_search_on_a_slice(plan):
     text, found = plan(SMOKE, "--topology=v5e:2x2", "--search", "--limit=4")
-    assert "python -m sedd_jax.train --config=FILE" in text
+    assert "python -m sedd_jax.train --config=configs/smoke.py --config." in text
     assert len(found) <= 4
     assert [each["seconds"] for each in found] == sorted(each["seconds"] for each in found)
 
