@@ -6,6 +6,7 @@ for a sum that all keep, and S for a permutation. The time is these bytes over t
 wires; how long a message is under way is left out.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 # A side of a slice is a ring, both of whose directions carry a share, if it is a multiple of this.
 _RING = {"v5e": 16, "v6e": 16, "v4": 4, "v5p": 4}
 _SCATTERED = "all-reduce-scatter"  # begins the name of a fusion that keeps a part of the sum
+# between slices of TPUs the hosts do it, and every chip sends them its part
+_BETWEEN_SLICES = r'_xla_megascale_transfer_type="(\w+)"'
+_MEETING = r'_xla_host_transfer_rendezvous="([^"]+)"'
 
 
 class Collective(NamedTuple):
@@ -35,6 +39,7 @@ class Collective(NamedTuple):
       seconds: per run of the program, if nothing else happens.
       hidden: whether the program goes on meanwhile.
       computation: that it runs in.
+      name: of the line there that starts it.
       source: what of the traced function it comes from.
     """
 
@@ -45,6 +50,7 @@ class Collective(NamedTuple):
     seconds: float
     hidden: bool
     computation: str
+    name: str
     source: str
 
 
@@ -63,9 +69,9 @@ def collectives(
       BadInput: the text names devices in a way that is not known.
     """
     return tuple(
-        _collective(found, name, calls, chip, mesh)
+        _collective(found, name, line, calls, chip, mesh)
         for name, calls in runs.items()
-        for found in _in_computation(module, name)
+        for line, found in _in_computation(module, name)
     )
 
 
@@ -87,9 +93,37 @@ def is_collective(instruction: hlo.Instruction, module: hlo.Module) -> bool:
     if instruction.opcode != "fusion":
         return re.sub("-(start|done)$", "", instruction.opcode) in KINDS
     (name,) = instruction.called
-    return name.startswith(_SCATTERED) or any(
-        "AsyncCollective" in inner.attributes for inner in module.computations[name].values()
-    )
+    return name.startswith(_SCATTERED) or _has(module.computations[name], "AsyncCollective")
+
+
+def awaited(module: hlo.Module, computation: str) -> dict[str, str]:
+    """Returns, of the lines of a computation that wait for what was started, the lines that did."""
+    lines = module.computations[computation]
+    starts, ends = {}, {}
+    for line in lines.values():
+        if line.opcode == "send":
+            starts[line.attribute(_MEETING)] = line.name
+        elif line.opcode == "recv-done":
+            ends[line.name] = starts.get(lines[line.operands[0]].attribute(_MEETING), "")
+        elif line.opcode.endswith("-done") and line.opcode != "send-done":
+            ends[line.name] = line.operands[0]
+        elif line.opcode == "fusion":
+            inside = module.computations[line.called[0]]
+            if _has(inside, "AsyncCollectiveStart"):
+                starts[_channel(inside)] = line.name
+            elif _has(inside, "AsyncCollectiveDone"):
+                ends[line.name] = starts.get(_channel(inside), "")
+    return ends
+
+
+def _has(lines, target):
+    return any(target in line.attributes for line in lines.values() if line.opcode == "custom-call")
+
+
+def _channel(lines):
+    """The number that the parts of a collective have in common."""
+    (one,) = [line for line in lines.values() if line.opcode in KINDS]
+    return one.attribute(r"channel_id=(\d+)")
 
 
 class _Found(NamedTuple):
@@ -101,23 +135,28 @@ class _Found(NamedTuple):
     hidden: bool
 
 
-def _in_computation(module: hlo.Module, name: str) -> Iterator[_Found]:
-    """Yields the collectives that a computation starts, also those within its fusions."""
+def _in_computation(module: hlo.Module, name: str) -> Iterator[tuple[str, _Found]]:
+    """Yields the collectives that a computation starts, also in its fusions, and in which line."""
     lines = module.computations[name]
     for line in lines.values():
         kind = line.opcode.removesuffix("-start")
         if kind in KINDS:
-            yield _found(kind, line, lines, hidden=kind != line.opcode)
+            yield line.name, _found(kind, line, lines, hidden=kind != line.opcode)
+        elif line.opcode == "send" and (said := line.attribute(_BETWEEN_SLICES)):
+            kind = said.lower().replace("_", "-")
+            kind = kind if kind in KINDS else "collective-permute"
+            yield line.name, _found(kind, line, lines, hidden=True)
         elif line.opcode == "async-start" or (
             line.opcode == "fusion" and is_collective(line, module)
         ):
             (called,) = line.called
-            yield from _in_called(called, module.computations[called])
+            for found in _in_called(called, module.computations[called]):
+                yield line.name, found
 
 
 def _in_called(name, lines):
     """The collective that a fusion or an asynchronous call starts, not the one that it ends."""
-    if any('"AsyncCollectiveDone"' in line.attributes for line in lines.values()):
+    if _has(lines, "AsyncCollectiveDone"):
         return
     for line in lines.values():
         if line.opcode in KINDS:
@@ -132,8 +171,12 @@ def _found(kind, line, lines, hidden):
     return _Found(kind, line, nbytes, hidden and '"is_sync":true' not in line.attributes)
 
 
-def _collective(found, name, calls, chip, mesh):
-    groups = groups_of(found.instruction, mesh.size)
+def _collective(found, computation, line, calls, chip, mesh):
+    if found.instruction.opcode == "send":
+        slices = len({_place(device) for device in mesh.devices.flat})
+        groups = np.arange(mesh.size).reshape(slices, -1).T
+    else:
+        groups = groups_of(found.instruction, mesh.size)
     times = [_seconds(found, mesh.devices.reshape(-1)[group], chip, mesh) for group in groups]
     return Collective(
         found.kind,
@@ -142,7 +185,8 @@ def _collective(found, name, calls, chip, mesh):
         calls * _sent(found.kind, found.nbytes, 2 if "permute" in found.kind else groups.shape[1]),
         calls * max(times),  # all wait for the slowest
         found.hidden,
-        name,
+        computation,
+        line,
         found.instruction.source,
     )
 
@@ -180,19 +224,20 @@ def _directions(devices, chip, mesh):
     """How many wires, each in one direction, a chip sends through at once.
 
     A line of chips is a ring that comes back on the other direction of its wires; a line that is
-    closed is two rings; a plane has those of both sides.
+    closed is two rings; a plane has those of both sides. Other groups count as a line.
     """
     if chip.platform != "tpu" or not hasattr(devices[0], "coords"):
         return 1
-    coords = np.array([device.coords for device in devices])
-    sides = np.array([device.coords for device in mesh.devices.flat]).max(axis=0) + 1
+    coords = np.unique([device.coords for device in devices], axis=0)
+    sides = np.max([device.coords for device in mesh.devices.flat], axis=0) + 1
     spans = [len(set(along)) for along in coords.T]
-    rings = [
-        2 if span == side and span % _RING[chip.name] == 0 else 1
+    if math.prod(spans) != len(coords):
+        return 1
+    closed = [
+        span == side and span % _RING[chip.name] == 0
         for span, side in zip(spans, sides, strict=True)
-        if span > 1
     ]
-    return sum(rings) or 1
+    return sum(1 + ring for ring, span in zip(closed, spans, strict=True) if span > 1) or 1
 
 
 def _sum(one, other):
@@ -201,5 +246,6 @@ def _sum(one, other):
         nbytes=one.nbytes + other.nbytes,
         seconds=one.seconds + other.seconds,
         computation="",
+        name="",
         source="",
     )

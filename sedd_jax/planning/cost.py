@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jax.sharding import Mesh
 
 from sedd_jax.planning.chips import Chip
-from sedd_jax.planning.collectives import Collective, collectives, is_collective
+from sedd_jax.planning.collectives import Collective, awaited, collectives, is_collective
 from sedd_jax.planning.hlo import Instruction, Module
 from sedd_jax.planning.kernels import LANES, kernel_flops
 from sedd_jax.planning.products import product_flops
@@ -22,8 +22,8 @@ PRODUCTS, KERNELS, MEMORY = "products", "kernels", "memory and elementwise"
 STARTS, EXPOSED = "starting kernels and waiting for the host", "collectives not hidden"
 TPU_KERNEL_SHARE = 0.5  # of the peak that an attention kernel reaches, not measured
 
-# Measured on one program on an H100: the training step of owt_small, 16 sequences, jax 0.11.2,
-# kernel by kernel. Other programs took between -N% and N% of what is then predicted.
+# From the kernels of one program on an H100: the training step of owt_small, 16 sequences, jax
+# 0.11.2. For 12 others, 2 of them compiled there, predictions were 0% to 13% longer than measured.
 GPU_PRODUCT_SHARE = 0.7  # of the peak, by cuBLAS and Triton
 GPU_KERNEL_SHARE = 0.37  # of the peak, by cuDNN's attention, forward 0.43, backward 0.34
 GPU_MEMORY_SHARE = 0.85  # of the bandwidth
@@ -34,7 +34,7 @@ GPU_WAIT = 36e-6  # seconds until the host has read whether a loop goes on
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "after-all", "partition-id", "replica-id", "copy-start", "slice-start", "async-start",
-    "opt-barrier", "add-dependency",
+    "send", "recv", "opt-barrier", "add-dependency",
 }  # fmt: skip
 
 
@@ -97,11 +97,9 @@ def predict(
     lines = list(_lines(module, chip, runs))
     found = collectives(module, runs, chip, mesh)
     parts: Counter[str] = Counter()
-    meanwhile: Counter[str] = Counter()  # what each computation does while it sends
     for line in lines:
         parts.update(line.parts)
-        meanwhile[line.computation] += line.seconds
-    parts[EXPOSED] = _exposed(found, meanwhile)
+    parts[EXPOSED] = _exposed(module, runs, found, lines)
     unknown = tuple(sorted({line.instruction.name for line in lines if not line.known}))
     assumptions = (*_ASSUMPTIONS[chip.platform], *_OF_COLLECTIVES)
     return Prediction(parts.total(), dict(parts), found, assumptions, unknown)
@@ -115,14 +113,50 @@ def heaviest(
     return sorted(lines, key=lambda line: -line.seconds)[:most]
 
 
-def _exposed(found, meanwhile):
-    """The seconds of collectives that nothing happens in: all, or what outlasts the computation."""
-    hidden: Counter[str] = Counter()
-    for each in found:
-        if each.hidden:
-            hidden[each.computation] += each.seconds
-    synchronous = sum(each.seconds for each in found if not each.hidden)
-    return synchronous + sum(max(0.0, hidden[name] - meanwhile[name]) for name in hidden)
+def _exposed(module, runs, found, lines):
+    """The seconds that a program waits for what is sent.
+
+    Line by line: what was started is sent while others run, first come first served; the line that
+    wants it waits for the rest.
+    """
+    seconds: Counter[tuple[str, str]] = Counter()
+    for line in lines:
+        seconds[line.computation, line.instruction.name] += line.seconds
+
+    def taken(computation, instruction):
+        return seconds[computation, instruction.name] + sum(
+            taken(name, inner)
+            for name in instruction.called
+            if name in runs  # not the inside of a fusion
+            for inner in module.computations[name].values()
+        )
+
+    waited = sum(each.seconds for each in found if not each.hidden)
+    for computation in {each.computation for each in found if each.hidden}:
+        sending = {x.name: x.seconds for x in found if x.computation == computation and x.hidden}
+        ends = awaited(module, computation)
+        wires: dict[str, float] = {}
+        for name, instruction in module.computations[computation].items():
+            if name in sending:
+                wires[name] = sending[name]
+            elif ends.get(name) in wires:
+                waited += _sent(wires, ends[name])
+            else:
+                _pass(wires, taken(computation, instruction))
+    return waited
+
+
+def _sent(wires, last):
+    """Takes off the wires what is before the last one, and it, and returns how long that takes."""
+    names = list(wires)
+    return sum(wires.pop(name) for name in names[: names.index(last) + 1])
+
+
+def _pass(wires, seconds):
+    """Sends for some time."""
+    for name, left in wires.items():
+        wires[name] = max(0.0, left - seconds)
+        seconds = max(0.0, seconds - left)
 
 
 def _lines(module: Module, chip: Chip, runs: dict[str, float]) -> Iterator[Line]:
@@ -179,8 +213,8 @@ def _kernel(module, computation, instruction, chip, of_peak, of_bandwidth):
 
 
 _OF_COLLECTIVES = (
-    "Collectives run as rings at the whole bandwidth of the wires; one that the program does not "
-    "wait for is hidden by all that the same computation does meanwhile.",
+    "Collectives run as rings at the whole bandwidth of the wires, one after the other; what a "
+    "program starts early is hidden by what it does until it needs it.",
     "A side of a TPU slice is a closed ring if it is a multiple of 16 chips (v5e, v6e) or of 4 "
     "(v4, v5p).",
 )
@@ -196,6 +230,8 @@ _ASSUMPTIONS = {
         f"{GPU_KERNEL_SHARE:.0%}, everything else {GPU_MEMORY_SHARE:.0%} of the bandwidth; "
         f"a kernel takes {GPU_START * 1e6:.0f} us more, and a turn of a loop whose end only the "
         f"program knows {GPU_WAIT * 1e6:.0f} us.",
-        "These figures are from one program on one H100.",
+        "These figures are from one training step on an H100: for 12 others the prediction was 0% "
+        "to 13% too long, for samplers 17% to 22%. Nothing was measured on several GPUs, nor on "
+        "other kinds.",
     ),
 }

@@ -8,7 +8,7 @@ import functools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 from sedd_jax.errors import BadInput
@@ -102,31 +102,31 @@ class Module(NamedTuple):
     def runs(self, dynamic_trips: Callable[[Instruction], float]) -> dict[str, float]:
         """Returns how often every computation outside of fusions runs, per run of the program.
 
-        Branches of a condition are counted as if each one ran; what runs in the background is not.
+        Of the branches of a condition the longest is the one that runs. What runs in the
+        background is not counted.
 
         Args:
           dynamic_trips: trips of a loop whose count is not in the program.
-
-        Raises:
-          BadInput: the program calls itself.
         """
         runs: dict[str, float] = defaultdict(float)
 
-        def visit(name, times, above):
-            if name in above:
-                raise BadInput(f"The compiled program calls {name} from within itself.")
+        def visit(name, times):
             runs[name] += times
             for instruction in self.computations[name].values():
-                if instruction.opcode in ("while", "conditional", "call"):
-                    again = 1.0
-                    if instruction.opcode == "while":
-                        trips = self.trips(instruction)
-                        again = dynamic_trips(instruction) if trips is None else trips
-                    for called in instruction.called:
-                        visit(called, times * again, (*above, name))
+                if instruction.opcode == "while":
+                    trips = self.trips(instruction)
+                    again = dynamic_trips(instruction) if trips is None else trips
+                    visit(instruction.called[0], times * again)
+                elif instruction.opcode in ("call", "conditional"):
+                    visit(max(instruction.called, key=self._length), times)
 
-        visit(self.entry, 1.0, ())
+        visit(self.entry, 1.0)
         return dict(runs)
+
+    def _length(self, computation):
+        """The instructions of a computation and of all that it calls."""
+        lines = self.computations[computation].values()
+        return len(lines) + sum(self._length(name) for line in lines for name in line.called)
 
     def trips(self, loop: Instruction) -> int | None:
         """Returns how often a loop's body runs, None if that is decided while it runs.
@@ -142,13 +142,6 @@ class Module(NamedTuple):
             return None
         bound = condition[last.operands[1]]
         return int(bound.attributes.split(")")[0]) if bound.opcode == "constant" else None
-
-    def within(self, instruction: Instruction) -> Iterator[Instruction]:
-        """Yields the instructions that a fusion or an asynchronous call stands for."""
-        for name in instruction.called:
-            for inner in self.computations[name].values():
-                yield inner
-                yield from self.within(inner)
 
 
 def read(text: str) -> Module:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from sedd_jax.planning import hlo
 from sedd_jax.planning.chips import CHIPS
-from sedd_jax.planning.collectives import collectives, is_collective, totals
+from sedd_jax.planning.collectives import awaited, collectives, is_collective, totals
 
 GATHER = """all-gather(%param_0), channel_id=7, \
 replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}, \
@@ -178,6 +178,11 @@ def test_a_ring_uses_the_wires_of_the_sides_it_runs_along(chip, sides, direction
     assert only(operation, chip, mesh).seconds == pytest.approx(expected)
 
 
+def test_chips_across_a_corner_are_a_line():
+    one = only("f32[8] all-reduce(%a), replica_groups={{0,3},{1,2}}", "v5e", tpu(1, 2, 2))
+    assert one.seconds == pytest.approx(32 / 45e9)
+
+
 def test_a_part_of_a_closed_side_is_a_line():
     one = only("f32[8] all-gather(%a), replica_groups=[2,8]<=[16]", "v5e", tpu(1, 16))
     assert one.seconds == pytest.approx(32 * 7 / 45e9)
@@ -197,6 +202,39 @@ def test_between_slices_what_must_goes_through_the_network(operation, across):
     chip = CHIPS["v5e"]
     assert one.axes == ("slice", "fsdp")
     assert one.seconds == pytest.approx((one.nbytes - across) / chip.link + across / chip.network)
+
+
+SLICES = """\
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %after-all = token[] after-all()
+  %recv = (f32[8]{0}, u32[], token[]) recv(%after-all), channel_id=37, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.74_0",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send = (f32[8]{0}, u32[], token[]) send(%a, %after-all), channel_id=38, \
+is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.74_0",\
+_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %send-done = token[] send-done(%send), channel_id=38, is_host_transfer=true
+  ROOT %recv-done = (f32[8]{0}, token[]) recv-done(%recv), channel_id=37, is_host_transfer=true
+}
+"""
+
+
+def test_hosts_send_between_slices_of_tpus():
+    (one,) = read(SLICES, "v5e", tpu(2, 2, slices=2))
+    assert one[:4] == ("all-reduce", ("slice",), 1, 2 * 32 / 2)
+    assert one.seconds == pytest.approx(32 / CHIPS["v5e"].network)
+    assert one.hidden
+    assert awaited(hlo.read(SLICES), "main") == {"recv-done": "send"}
+
+
+def test_lines_that_wait_know_what_was_started():
+    assert awaited(hlo.read(TPU), "body") == {"async-collective-done": "async-collective-start"}
+    assert awaited(hlo.read(GPU), "main") == {
+        "all-gather-done": "all-gather-start",
+        "all-reduce-done": "all-reduce-start",
+        "rs-done": "rs-start",
+    }
 
 
 def test_the_slowest_pair_of_a_permutation_counts():

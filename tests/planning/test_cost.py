@@ -99,6 +99,51 @@ def test_a_collective_in_the_background_costs_what_outlasts_the_computation():
     assert found.parts["collectives not hidden"] == pytest.approx(expected)
 
 
+WAITING = f"""\
+%inside (b: bf16[8,8]) -> bf16[8,8] {{
+  %b = bf16[8,8] parameter(0)
+  ROOT %fusion.9 = bf16[8,8] fusion(%b), kind=kLoop, calls=%sum, {CYCLES % 30}
+}}
+
+%sum (q: bf16[8,8]) -> bf16[8,8] {{
+  %q = bf16[8,8] parameter(0)
+  ROOT %add.1 = bf16[8,8] add(%q, %q)
+}}
+
+ENTRY %main (a: bf16[8,8]) -> bf16[8,8] {{
+  %a = bf16[8,8] parameter(0)
+  %gather = (bf16[8,8], bf16[64,8]) all-gather-start(%a), replica_groups={{}}
+  %permute = (bf16[8,8], bf16[8,8]) collective-permute-start(%a), source_target_pairs={{{{0,1}}}}
+  %reduce = bf16[8,8] all-reduce-start(%a), replica_groups={{}}
+  MIDDLE
+  %permuted = bf16[8,8] collective-permute-done(%permute)
+  %fusion.2 = bf16[8,8] fusion(%a), kind=kLoop, calls=%sum, {CYCLES % 3}
+  %reduced = bf16[8,8] all-reduce-done(%reduce)
+  ROOT %gathered = bf16[64,8] all-gather-done(%gather)
+}}
+"""
+LOOP = """%while = bf16[8,8] while(%a), condition=%until, body=%inside, \
+backend_config={"known_trip_count":{"n":"2"}}"""
+
+
+@pytest.mark.parametrize(
+    ("middle", "cycles"),
+    [
+        ("", 0),
+        (f"%fusion.1 = bf16[8,8] fusion(%a), kind=kLoop, calls=%sum, {CYCLES % 10}", 10),
+        (LOOP, 60),
+    ],
+)
+def test_what_was_started_first_is_sent_first(middle, cycles):
+    found = predict(hlo.read(WAITING.replace("MIDDLE", middle)), V5E, line_of(8), trips)
+    gather, permute, reduce = (size / V5E.link for size in (128 * 7, 128, 2 * 128 * 7 / 8))
+    # what waits for the permutation waits for the gather before it, the end of which then is free
+    first = max(0, gather + permute - cycles / V5E.clock)
+    spare = max(0, cycles / V5E.clock - gather - permute)
+    second = max(0, reduce - spare - 3 / V5E.clock)
+    assert found.parts["collectives not hidden"] == pytest.approx(first + second)
+
+
 def test_the_heaviest_instructions_come_first():
     lines = heaviest(hlo.read(TPU), V5E, trips, most=3)
     assert [x.instruction.name for x in lines] == ["mine.1", "reshape.1", "fusion.1"]

@@ -128,7 +128,6 @@ def test_lines_are_taken_apart():
     assert fusion.nbytes == 8 * 256 * 2
     assert fusion.attribute(r'"estimated_cycles":"(\d+)"') == "1234"
     assert fusion.attribute("no such (thing)") is None
-    assert [x.opcode for x in module.within(fusion)] == ["parameter", "parameter", "convolution"]
     assert list(module.computations["body.2"]) == [
         "arg",
         "get-tuple-element.7",
@@ -149,7 +148,7 @@ def test_a_condition_tells_how_often_a_loop_of_a_tpu_program_runs():
     assert module.trips(module.computations["main.8"]["while.1"]) is None
 
 
-def test_runs_multiply_through_nested_loops_and_branches_all_count():
+def test_runs_multiply_through_nested_loops_and_the_longest_branch_counts():
     asked = []
 
     def trips(loop):
@@ -158,7 +157,7 @@ def test_runs_multiply_through_nested_loops_and_branches_all_count():
 
     runs = hlo.read(TPU).runs(trips)
     # the outer loop 2.5 times, and once more as a branch
-    assert runs == {"main.8": 1, "outer.6": 3.5, "body.2": 3.5 * 24, "skip.7": 1}
+    assert runs == {"main.8": 1, "outer.6": 3.5, "body.2": 3.5 * 24}
     assert asked == ["jit(step)/blocks_of_4096/while"]
 
 
@@ -179,9 +178,3 @@ def test_a_text_without_an_entry_is_refused(text):
 def test_a_line_that_ends_too_early_is_refused():
     with pytest.raises(BadInput, match="within brackets"):
         hlo.read("ENTRY %main (a: f32[]) -> f32[] {\n  %a = f32[] add(%b, (%c)\n}\n")
-
-
-def test_a_program_that_calls_itself_is_refused():
-    text = "ENTRY %f (a: f32[]) -> f32[] {\n  ROOT %b = f32[] call(%a), to_apply=%f\n}\n"
-    with pytest.raises(BadInput, match="calls f from within itself"):
-        hlo.read(text).runs(never)

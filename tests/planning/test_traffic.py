@@ -20,6 +20,17 @@ FUSED = """\
   ROOT %tuple.1 = (f32[10], f32[24,10]) tuple(%add.1, %dynamic-update-slice.1)
 }
 
+%turned (r.0: bf16[30,8], r.1: f32[6]) -> (f32[10,8], f32[6], f32[6]) {
+  %r.0 = bf16[30,8] parameter(0)
+  %r.1 = f32[6] parameter(1)
+  %transpose.1 = bf16[8,30] transpose(%r.0), dimensions={1,0}
+  %convert.1 = f32[8,30] convert(%transpose.1)
+  %slice.1 = f32[8,10] slice(%convert.1), slice={[0:8], [0:10]}
+  %negate.1 = f32[8,10] negate(%slice.1)
+  %copy.1 = f32[6] copy(%r.1)
+  ROOT %tuple.2 = (f32[8,10], f32[6]) tuple(%negate.1, %copy.1)
+}
+
 ENTRY %main (a: f32[]) -> f32[] {
   %a = f32[24,10] parameter(0)
   %i = s32[] parameter(1)
@@ -29,6 +40,9 @@ ENTRY %main (a: f32[]) -> f32[] {
   %put = f32[24,10] dynamic-update-slice(%a, %cut, %i)
   %add = f32[24,10] add(%a, %put)
   %fusion = (f32[10], f32[24,10]) fusion(%a, %put, %i, %b, %c), kind=kLoop, calls=%fused
+  %d = bf16[30,8] parameter(4)
+  %e = f32[6] parameter(5)
+  %third = (f32[8,10], f32[6]) fusion(%d, %e), kind=kInput, calls=%turned
   ROOT %scatter = f32[24,10] scatter(%a, %i, %cut), to_apply=%sum
 }
 """
@@ -41,6 +55,7 @@ ENTRY %main (a: f32[]) -> f32[] {
         ("put", 10 + 1 + 10),  # in place
         ("add", 3 * 240),
         ("fusion", 10 + 1 + 10 + 10 + 10),  # the cut, where, p.3; the sum, and it again in p.1
+        ("third", 80 / 2 + 80 + 6 + 6),  # a third, of 2 bytes each, in another order
         ("scatter", 1 + 10 + 10),
     ],
 )
