@@ -25,7 +25,7 @@ from ml_collections import config_flags
 from sedd_jax.display.table import markdown, to_json
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.inference.sampling import SAMPLER_NAMES, Sampling
-from sedd_jax.planning.outlook import Outlook, as_json, foresee, gib, tables
+from sedd_jax.planning.outlook import Outlook, as_json, foresee, gib, in_words, tables
 from sedd_jax.planning.programs import (
     Program,
     bound_program,
@@ -90,7 +90,7 @@ def main() -> None:
         config = with_batch(config, mesh, _PER_CHIP.value)
     kind, program = _program(config, vocab_size, mesh)
     outlook = foresee(program, target, _PRICE.value)
-    _show(kind, config, outlook)
+    _show(kind, outlook)
     _write(_KEEP_HLO.value, outlook.text)
     facts = {"program": kind, "config": dataclasses.asdict(config), "versions": _versions()}
     _write(_OUTPUT.value, to_json(as_json(outlook, facts)))
@@ -143,18 +143,17 @@ def _rows(config, program, mesh):
     return f"{rows} sequences of {length}, {rows // parts(mesh)} a chip"
 
 
-def _show(kind: str, config: Config, outlook: Outlook) -> None:
+def _show(kind: str, outlook: Outlook) -> None:
     """Prints one screen."""
-    target, mesh = outlook.target, outlook.program.mesh
-    sizes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    target = outlook.target
     chips = f"{target.devices_count} {target.chip.device_kind}"
-    print(f"{_file()} on {target.text} ({chips}), {sizes or 'one chip'}: {kind}.")
+    print(f"{_file()} on {target.text} ({chips}), {in_words(outlook.program.mesh)}: {kind}.")
     print("A prediction: the program was compiled, and nothing was run.")
     for each in tables(outlook):
         print(f"\n{markdown(each)}")
     if outlook.prediction:
         print("\nAssumed:")
-        for line in outlook.prediction.assumptions:
+        for line in outlook.assumptions:
             print(f"- {line}")
         if outlook.prediction.unknown:
             print(f"- Only the bytes of these count: {', '.join(outlook.prediction.unknown)}.")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from sedd_jax.display.table import Table
 from sedd_jax.planning import hlo
@@ -14,6 +15,11 @@ from sedd_jax.planning.programs import Program
 from sedd_jax.planning.target import Target
 
 _GIB = 2**30
+_ASSUMED = (
+    "The vocabulary head passes over as many positions as count on average; data, checkpoints and "
+    "the host keep no chip waiting.",
+    "Peak, bandwidths and price of a chip are those that makers and hosts tell.",
+)
 
 
 class Outlook(NamedTuple):
@@ -34,6 +40,11 @@ class Outlook(NamedTuple):
     memory: Memory
     prediction: Prediction | None
     text: str
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What was assumed of the time, a sentence each."""
+        return _ASSUMED + self.prediction.assumptions
 
     @property
     def tokens_per_second(self) -> float:
@@ -178,9 +189,15 @@ def as_json(outlook: Outlook, facts: Mapping[str, Any]) -> dict[str, Any]:
         "tokens_per_second": outlook.tokens_per_second,
         "dollars_per_billion_tokens": outlook.dollars_per_billion_tokens,
         "collectives": [each._asdict() for each in totals(prediction.collectives)],
-        "assumptions": prediction.assumptions,
+        "assumptions": outlook.assumptions,
         "unknown": prediction.unknown,
     }
+
+
+def in_words(mesh: Mesh) -> str:
+    """Returns the axes of a mesh that split something, as in "data=8 fsdp=8"."""
+    sizes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    return sizes or "one chip"
 
 
 def gib(nbytes: float) -> str:

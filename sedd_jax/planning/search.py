@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from sedd_jax.display.table import Table
 from sedd_jax.errors import BadInput
 from sedd_jax.model.stack import REMAT
-from sedd_jax.planning.outlook import Outlook, foresee, gib
+from sedd_jax.planning.outlook import Outlook, foresee, gib, in_words
 from sedd_jax.planning.programs import parts, state_per_chip, train_program
 from sedd_jax.planning.target import Target, target_devices
 from sedd_jax.runtime.config import Config, MeshConfig, flatten
@@ -48,11 +48,10 @@ class Found(NamedTuple):
         return train.batch_size // train.microbatches // parts(self.mesh)
 
     def __str__(self) -> str:
-        sizes = " ".join(f"{axis}={size}" for axis, size in self.mesh.shape.items() if size > 1)
         memory, model = self.outlook.memory, self.config.model
         result = f"{self.seconds:.3g} s a step, {gib(memory.needed)} GiB"
         return (
-            f"{sizes or 'one chip'}, {self.rows} at a time, remat {model.remat}, attention "
+            f"{in_words(self.mesh)}, {self.rows} at a time, remat {model.remat}, attention "
             f"{model.attention}: {result if memory.fits else 'does not fit'}"
         )
 
@@ -174,10 +173,9 @@ def table(found: list[Found], most: int = 10) -> Table:
     rows = []
     for each in found[:most]:
         config, outlook = each.config, each.outlook
-        sizes = [f"{axis}={size}" for axis, size in each.mesh.shape.items() if size > 1]
         rows.append(
             (
-                " ".join(sizes) or "one chip",
+                in_words(each.mesh),
                 each.rows,
                 config.train.microbatches,
                 config.model.remat,

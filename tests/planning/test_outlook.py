@@ -7,7 +7,7 @@ import pytest
 
 from sedd_jax.display.table import markdown, to_json
 from sedd_jax.planning.memory import Memory
-from sedd_jax.planning.outlook import Outlook, as_json, foresee, tables
+from sedd_jax.planning.outlook import Outlook, as_json, foresee, in_words, tables
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -62,7 +62,13 @@ def test_json_holds_the_same(outlook):
     assert found["seconds"] == pytest.approx(sum(found["seconds_by_part"].values()))
     assert found["memory"]["needed"] == pytest.approx(sum(found["memory"]["parts"].values()))
     assert found["chip"]["price"] == 2.0
+    assert any("positions as count" in line for line in found["assumptions"])
     assert found["collectives"][0].keys() >= {"kind", "axes", "calls", "nbytes", "seconds"}
+
+
+def test_a_mesh_in_words(planned):
+    assert in_words(planned[1]) == "data=2 fsdp=4"
+    assert in_words(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])) == "one chip"
 
 
 def test_a_program_that_the_compiler_refuses_has_no_time(training, node):
