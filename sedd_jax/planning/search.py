@@ -1,9 +1,8 @@
 """The settings that train fastest on a machine, by prediction: one choice after the other, not all.
 
-First the mesh, then how many sequences a chip works on at a time together with what the backward
-pass makes again, then attention. The batch of a step stays what the config says. What can hardly be
-better is not compiled: a mesh whose chips cannot keep the state, fewer sequences at a time where
-more fit, and a policy that makes more again and lets no more sequences fit.
+First the mesh, then what the backward pass makes again, each with as many sequences at a time as
+fit and with a few, then attention. The batch of a step stays what the config says. A mesh whose
+chips cannot keep the state is not compiled for.
 """
 
 import dataclasses
@@ -124,16 +123,12 @@ class Search:
                 yield config
 
     def _rows_and_remat(self, config: Config) -> Iterator[Config]:
-        """For every policy the most sequences at a time that fit, those that make least first."""
-        most = 0
+        """For every policy the most sequences at a time that fit, and a few."""
         for remat in REMAT:
-            for rows in reversed(self._numbers_of_rows(config)):
-                if rows <= most:
-                    break
-                tried = self._with_rows(_with(config, "model", remat=remat), rows)
-                if self._fits(tried):
-                    most = rows
-                    yield tried
+            kept = _with(config, "model", remat=remat)
+            tried = (self._with_rows(kept, rows) for rows in reversed(self._numbers_of_rows(kept)))
+            yield from itertools.islice(filter(self._fits, tried), 1)
+            yield self._with_rows(kept, _ROWS)
 
     def _with_rows(self, config, most):
         """The config with so many sequences at a time, or the next fewer that divide the batch."""
