@@ -1,6 +1,7 @@
 """Machines by name, and what is said where there is no compiler for them."""
 
 import importlib.util
+import os
 
 import jax
 import pytest
@@ -109,8 +110,6 @@ def test_the_users_settings_stay_and_a_part_of_a_host_has_its_bounds(compiler, m
         return jax.experimental.topologies.TopologyDescription(jax.devices()[:1])
 
     compiler(answer)
-    import os
-
     target_devices(parse_target("v5e:1x1"))
     assert os.environ["TPU_ACCELERATOR_TYPE"] == "v5litepod-1"
     assert os.environ["TPU_WORKER_HOSTNAMES"] == "the user's"
