@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.mark.parametrize("module", ["convert", "report", "sample"])  # those started nowhere else
+@pytest.mark.parametrize("module", ["convert", "plan", "report", "sample"])  # started nowhere else
 def test_an_unknown_flag_is_one_line_and_a_failure(binary, module):
     process = binary.start(module, "--nonsense")
     out, err = process.communicate(timeout=300)

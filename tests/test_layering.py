@@ -16,7 +16,7 @@ FLOORS = [
     {"inference", "enumeration"},
     {"evaluation", "serving", "planning"},
     {"claims"},
-    {"train", "sample", "demo", "exact", "prepare", "convert", "evaluate", "report"},
+    {"train", "sample", "demo", "exact", "prepare", "convert", "evaluate", "report", "plan"},
 ]
 BINARIES = FLOORS[-1]
 MODULES = sorted(PACKAGE.rglob("*.py"))

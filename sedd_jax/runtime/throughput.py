@@ -102,24 +102,24 @@ def step_flops(components: Components | Baseline, config: Config) -> float:
     Three forward passes: the gradients by inputs and by weights cost one each. What the backward
     pass computes again to save memory is work of ours, not of the model's: it is not counted.
     """
-    forward = forward_flops(
+    answered = 1.0
+    if isinstance(components, Components):
+        graph, noise, _ = components
+        answered = share_with_loss(graph, noise, build_proposal(components, config))
+    return 3 * sequence_flops(components, config, answered) * config.train.batch_size
+
+
+def sequence_flops(components: Components | Baseline, config: Config, answered: float) -> float:
+    """Returns the FLOPs of a forward pass over one sequence, see `forward_flops`."""
+    causal = isinstance(components, Baseline)
+    return forward_flops(
         hidden_size=config.model.hidden_size,
+        cond_dim=0 if causal else config.model.cond_dim,
         num_blocks=config.model.num_blocks,
+        num_states=components.num_states,
         length=config.model.length,
-        **_of_family(components, config),
+        answered=answered,
     )
-    return 3 * forward * config.train.batch_size
-
-
-def _of_family(components, config):
-    if config.family == "autoregressive":
-        return {"cond_dim": 0, "num_states": components.num_tokens}
-    graph, noise, _ = components
-    return {
-        "cond_dim": config.model.cond_dim,
-        "num_states": graph.num_states,
-        "answered": share_with_loss(graph, noise, build_proposal(components, config)),
-    }
 
 
 def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:

@@ -1,0 +1,223 @@
+"""Foresees a run: `python -m sedd_jax.plan --config=configs/owt_medium.py --topology=v5e:8x8`.
+
+Compiles the training step for a machine that is not here, with --sample the sampler and with
+--evaluate a pass of the held-out bound, and tells whether it fits, how long it will take and what
+it will cost. All of it is a prediction: nothing is run. `--search` looks for the settings that
+train fastest. Exit code 1: it does not fit.
+
+The compiler for a machine needs no such device: `pip install "sedd_jax[tpu]"` or
+`"sedd_jax[cuda]"`.
+"""
+
+import dataclasses
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what compilers tell is read before jax starts
+
+import jax
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import config_flags
+
+from sedd_jax.display.table import markdown, to_json
+from sedd_jax.errors import BadInput, Halted
+from sedd_jax.inference.sampling import SAMPLER_NAMES, Sampling
+from sedd_jax.planning.outlook import Outlook, as_json, foresee, gib, in_words, tables
+from sedd_jax.planning.programs import (
+    Program,
+    bound_program,
+    parts,
+    sample_program,
+    train_program,
+    vocab_size_of,
+    with_batch,
+)
+from sedd_jax.planning.search import MOST_FSDP, Search, flags_of, table
+from sedd_jax.planning.target import Target, parse_target, target_devices
+from sedd_jax.runtime import cli
+from sedd_jax.runtime.config import Config
+from sedd_jax.runtime.files import write_whole
+from sedd_jax.runtime.sharding import build_mesh
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "The machine: v5e:8x8, 2*v5e:8x8 (two slices), h100:1x8 (nodes x GPUs)."
+)
+_SAMPLE = flags.DEFINE_bool("sample", False, "Plan the sampler instead.")
+_EVALUATE = flags.DEFINE_bool("evaluate", False, "Plan a pass of the held-out bound instead.")
+_PER_CHIP = flags.DEFINE_integer(
+    "per_chip",
+    None,
+    "Sequences of a chip, or group of `tensor` chips, in one part; by default as the config says, "
+    "and 32 samples in all.",
+    lower_bound=1,
+)
+_SAMPLER = flags.DEFINE_enum("sampler", "tweedie", SAMPLER_NAMES, "For --sample, as there.")
+_STEPS = flags.DEFINE_integer("steps", None, "For --sample, as there.")
+_SEARCH = flags.DEFINE_bool("search", False, "Look for the settings that train fastest.")
+_LIMIT = flags.DEFINE_integer(
+    "limit", 24, "Programs that --search compiles at most.", lower_bound=1
+)
+_PRICE = flags.DEFINE_float(
+    "price", None, "US dollars an hour of a chip; an assumption by default.", lower_bound=0.0
+)
+_VOCAB_SIZE = flags.DEFINE_integer(
+    "vocab_size", None, "Tokens of the tokenizer; by default as the config says.", lower_bound=1
+)
+_OUTPUT = flags.DEFINE_string("output", None, "File for all of it as JSON; must not exist.")
+_KEEP_HLO = flags.DEFINE_string(
+    "keep_hlo", None, "File for what the compiler made, as text; must not exist."
+)
+_SAMPLES = 32  # as many as `sample` draws at a time
+
+
+def main() -> None:
+    """Plans as the flags say."""
+    _check_flags()
+    # nothing runs, and compilers for devices that are not here read no program from the cache
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
+    config, target = cli.config_from(_CONFIG), parse_target(_TOPOLOGY.value)
+    vocab_size = _VOCAB_SIZE.value or vocab_size_of(config)
+    if _SEARCH.value:
+        _look_for_the_best(config, target, vocab_size)
+        return
+    mesh = build_mesh(config.mesh, target_devices(target))
+    if _PER_CHIP.value and not (_SAMPLE.value or _EVALUATE.value):
+        config = with_batch(config, mesh, _PER_CHIP.value)
+    kind, program = _program(config, vocab_size, mesh)
+    outlook = foresee(program, target, _PRICE.value)
+    _show(kind, outlook)
+    _write(_KEEP_HLO.value, outlook.text)
+    facts = {"program": kind, "config": dataclasses.asdict(config), "versions": _versions()}
+    _write(_OUTPUT.value, to_json(as_json(outlook, facts)))
+    if not outlook.memory.fits:
+        raise Halted(f"It does not fit; what would help: {_advice(config, outlook)}")
+
+
+def _check_flags():
+    if not _TOPOLOGY.value:
+        raise BadInput("--topology=MACHINE is needed, for example --topology=v5e:8x8.")
+    modes = [flag for flag in (_SAMPLE, _EVALUATE, _SEARCH) if flag.value]
+    if len(modes) > 1:
+        raise BadInput(f"--{modes[0].name} and --{modes[1].name} are different plans: take one.")
+    for mode, heeded in ((_SAMPLE, (_SAMPLER, _STEPS)), (_SEARCH, (_LIMIT,))):
+        for flag in heeded:
+            if flag.present and not mode.value:
+                raise BadInput(f"--{flag.name} is for --{mode.name}.")
+    if _SEARCH.value and (_PER_CHIP.value or _KEEP_HLO.value):
+        raise BadInput("--search keeps the batch of the config, and no program.")
+    for flag in (_OUTPUT, _KEEP_HLO):
+        path = Path(flag.value or ".")
+        if flag.value and path.exists():
+            raise BadInput(f"{path} exists already; give --{flag.name} another name.")
+        if not path.absolute().parent.is_dir():
+            raise BadInput(f"The folder of --{flag.name}={path} does not exist; make it.")
+
+
+def _program(config: Config, vocab_size: int, mesh: Mesh) -> tuple[str, Program]:
+    """What is planned, in words and as a program."""
+    given = _PER_CHIP.value and _PER_CHIP.value * parts(mesh)
+    if _SAMPLE.value:
+        cli.refuse_flags_of_others(config.family, {"diffusion": (_SAMPLER, _STEPS)})
+        sampling = Sampling(steps=_STEPS.value, sampler=_SAMPLER.value)
+        sampling.check()
+        program = sample_program(config, vocab_size, mesh, sampling, given or _SAMPLES)
+        calls = sampling.most_calls(config.model.length)
+        causal = config.family == "autoregressive"
+        how = "a token at a time" if causal else f"{sampling.sampler}, {calls} calls"
+        return f"sampler ({how}), {_rows(config, program, mesh)}", program
+    if _EVALUATE.value:
+        program = bound_program(config, vocab_size, mesh, given or config.eval.batch_size)
+        return f"held-out bound, {_rows(config, program, mesh)}", program
+    program = train_program(config, vocab_size, mesh)
+    part = f", {config.train.microbatches} parts" if config.train.microbatches > 1 else ""
+    return f"training step, {_rows(config, program, mesh)}{part}", program
+
+
+def _rows(config, program, mesh):
+    rows, length = program.tokens // config.model.length, config.model.length
+    return f"{rows} sequences of {length}, {rows // parts(mesh)} a chip"
+
+
+def _show(kind: str, outlook: Outlook) -> None:
+    """Prints one screen."""
+    target = outlook.target
+    chips = f"{target.devices_count} {target.chip.device_kind}"
+    print(f"{_file()} on {target.text} ({chips}), {in_words(outlook.program.mesh)}: {kind}.")
+    print("A prediction: the program was compiled, and nothing was run.")
+    for each in tables(outlook):
+        print(f"\n{markdown(each)}")
+    if outlook.prediction:
+        print("\nAssumed:")
+        for line in outlook.assumptions:
+            print(f"- {line}")
+        if outlook.prediction.unknown:
+            print(f"- Only the bytes of these count: {', '.join(outlook.prediction.unknown)}.")
+
+
+def _advice(config: Config, outlook: Outlook) -> str:
+    """Returns what would help."""
+    mesh, ways = outlook.program.mesh, []
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    more = max(n for n in range(1, data + 1) if data % n == 0 and n * fsdp <= max(fsdp, MOST_FSDP))
+    if more > 1:
+        kept = sum(size for name, size in outlook.program.kept.items() if name != "batch")
+        ways.append(
+            f"--config.mesh.data={data // more} --config.mesh.fsdp={fsdp * more} divides the "
+            f"{gib(kept)} GiB that a chip keeps by {more}"
+        )
+    if _SAMPLE.value or _EVALUATE.value:
+        return "; ".join([*ways, "--per_chip takes fewer sequences."])
+    if config.train.batch_size // config.train.microbatches > parts(mesh):
+        ways.append("more config.train.microbatches hold fewer sequences at a time")
+    if config.model.remat != "blocks":
+        ways.append("--config.model.remat=blocks keeps less of a block")
+    return "; ".join([*ways, "--search tries them."])
+
+
+def _look_for_the_best(config: Config, target: Target, vocab_size: int) -> None:
+    def tell(line):
+        print(line, file=sys.stderr, flush=True)
+
+    search = Search(config, target, vocab_size, price=_PRICE.value, limit=_LIMIT.value, tell=tell)
+    found = search.run()
+    if not found:
+        raise Halted(f"Nothing that was tried fits {target.text}: take more chips.")
+    batch = f"{config.train.batch_size} sequences of {config.model.length} a step"
+    print(f"{_file()} on {target.text}, {batch}.")
+    print("A prediction: the programs were compiled, and nothing was run.\n")
+    print(markdown(table(found)))
+    print("\nWith the settings given here, and a --workdir, the best trains by\n")
+    print(f"    python -m sedd_jax.train --config={_file()} {flags_of(found[0].config, config)}")
+    facts = {"program": "training step", "versions": _versions()}
+    plans = [
+        as_json(each.outlook, facts | {"config": dataclasses.asdict(each.config)}) for each in found
+    ]
+    _write(_OUTPUT.value, to_json(plans))
+
+
+def _file():
+    return config_flags.get_config_filename(flags.FLAGS[_CONFIG.name])
+
+
+def _versions():
+    found = {"jax": jax.__version__}
+    for name in ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _write(path, text):
+    if path:
+        write_whole(Path(path), text.encode())
+
+
+if __name__ == "__main__":
+    cli.run(main)

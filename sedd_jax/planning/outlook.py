@@ -1,0 +1,214 @@
+"""What is foreseen of a program on a machine: memory, time and money, and how it is shown."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from sedd_jax.display.table import Table
+from sedd_jax.planning import hlo
+from sedd_jax.planning.collectives import totals
+from sedd_jax.planning.cost import Prediction, predict
+from sedd_jax.planning.memory import Memory, memory_of, refusal
+from sedd_jax.planning.programs import Program
+from sedd_jax.planning.target import Target
+
+_GIB = 2**30
+_ASSUMED = (
+    "The vocabulary head passes over as many positions as count on average; data, checkpoints and "
+    "the host keep no chip waiting.",
+    "Peak, bandwidths and price of a chip are those that makers and hosts tell.",
+)
+
+
+class Outlook(NamedTuple):
+    """A prediction: nothing was run.
+
+    Attributes:
+      program: what was compiled.
+      target: for which machine.
+      price: US dollars an hour of a chip.
+      memory: of a chip.
+      prediction: of the time of a run; None where the compiler refused.
+      text: what the compiler made of the program, empty where it refused.
+    """
+
+    program: Program
+    target: Target
+    price: float
+    memory: Memory
+    prediction: Prediction | None
+    text: str
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What was assumed of the time, a sentence each."""
+        return _ASSUMED + self.prediction.assumptions
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over all chips."""
+        return self.program.tokens / self.prediction.seconds
+
+    @property
+    def utilization(self) -> float:
+        """The share of the chips' peak that the model's FLOPs come to, in [0, 1]."""
+        peak = self.target.devices_count * self.target.chip.peak
+        return self.program.model_flops / (self.prediction.seconds * peak)
+
+    @property
+    def dollars_per_billion_tokens(self) -> float:
+        """What the chips cost meanwhile, in US dollars."""
+        dollars_per_second = self.target.devices_count * self.price / 3600
+        return 1e9 / self.tokens_per_second * dollars_per_second
+
+
+def foresee(program: Program, target: Target, price: float | None = None) -> Outlook:
+    """Compiles a program and returns what is foreseen of it.
+
+    Args:
+      program: for the devices of the target.
+      target: the machine.
+      price: US dollars an hour of a chip; what is assumed of it by default.
+    """
+    price = target.chip.price if price is None else price
+    try:
+        compiled = program.lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        memory = refusal(error, sum(program.kept.values()), target.chip)
+        return Outlook(program, target, price, memory, None, "")
+    text = compiled.as_text()
+    module = hlo.read(text)
+    return Outlook(
+        program,
+        target,
+        price,
+        memory_of(compiled, module, target.chip),
+        predict(module, target.chip, program.mesh, program.dynamic_trips),
+        text,
+    )
+
+
+def tables(outlook: Outlook) -> list[Table]:
+    """Returns one screen of what is foreseen."""
+    columns = ("predicted", "", "")
+    rows = [("parameters", f"{outlook.program.parameters:,}", ""), *_memory(outlook)]
+    if outlook.prediction is None:
+        return [Table("", columns, rows)]
+    rows += [*_time(outlook)]
+    return [Table("", columns, rows), _collectives(outlook.prediction)]
+
+
+def _memory(outlook):
+    memory = outlook.memory
+    if memory.fits:
+        verdict = f"fits, {1 - memory.needed / memory.capacity:.0%} free"
+    else:
+        verdict = "does NOT fit" + (": the compiler refused" if memory.refused else "")
+    needed = f"{'at least ' if memory.refused else ''}{gib(memory.needed)}"
+    yield "memory of a chip", f"{needed} of {gib(memory.capacity)} GiB", verdict
+    notes = {"arguments": _listed(outlook.program.kept), "in between": _listed(memory.largest)}
+    for name, size in memory.parts.items():
+        yield f"- {name}", f"{gib(size)} GiB", notes.get(name, "")
+
+
+def _time(outlook):
+    program, prediction = outlook.program, outlook.prediction
+    devices, peak = outlook.target.devices_count, outlook.target.chip.peak
+    yield "time", f"{_ms(prediction.seconds)} ms", ""
+    for name, seconds in sorted(prediction.parts.items(), key=lambda part: -part[1]):
+        yield f"- {name}", f"{_ms(seconds)} ms", f"{seconds / prediction.seconds:.0%}"
+    yield (
+        "work of the model",
+        f"{program.model_flops / 1e12:,.4g} TFLOP",
+        f"{outlook.utilization:.1%} of the peak, {peak / 1e12:,.0f} TFLOP/s a chip",
+    )
+    yield (
+        "tokens a second",
+        f"{outlook.tokens_per_second:,.0f}",
+        f"{outlook.tokens_per_second / devices:,.0f} a chip",
+    )
+    yield (
+        "a billion tokens",
+        f"${outlook.dollars_per_billion_tokens:,.2f}",
+        f"at ${outlook.price:.2f} an hour of a chip",
+    )
+
+
+def _collectives(prediction):
+    columns = ("collective", "axes", "calls", "sent by a chip", "time", "")
+    rows = [
+        (
+            each.kind,
+            " x ".join(each.axes),
+            f"{each.calls:,.4g}",
+            f"{each.nbytes / 1e6:,.1f} MB",
+            f"{_ms(each.seconds)} ms",
+            "meanwhile" if each.hidden else "waited for",
+        )
+        for each in totals(prediction.collectives)
+    ]
+    return Table("", columns, rows)
+
+
+def as_json(outlook: Outlook, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns all that is foreseen and the facts of what was planned, for `table.to_json`.
+
+    In bytes, seconds, FLOPs and US dollars.
+    """
+    program, memory, target = outlook.program, outlook.memory, outlook.target
+    found = {
+        "prediction": "nothing was run",
+        **facts,
+        "topology": target.text,
+        "devices": target.devices_count,
+        "device_kind": target.chip.device_kind,
+        "mesh": dict(program.mesh.shape),
+        "parameters": program.parameters,
+        "tokens": program.tokens,
+        "model_flops": program.model_flops,
+        "memory": {
+            "fits": memory.fits,
+            "refused": memory.refused,
+            "capacity": memory.capacity,
+            "needed": memory.needed,
+            "parts": memory.parts,
+            "kept": program.kept,
+            "largest": memory.largest,
+        },
+        "chip": target.chip._asdict() | {"price": outlook.price, "peak": target.chip.peak},
+    }
+    if outlook.prediction is None:
+        return found
+    prediction = outlook.prediction
+    return found | {
+        "seconds": prediction.seconds,
+        "seconds_by_part": prediction.parts,
+        "utilization": outlook.utilization,
+        "tokens_per_second": outlook.tokens_per_second,
+        "dollars_per_billion_tokens": outlook.dollars_per_billion_tokens,
+        "collectives": [each._asdict() for each in totals(prediction.collectives)],
+        "assumptions": outlook.assumptions,
+        "unknown": prediction.unknown,
+    }
+
+
+def in_words(mesh: Mesh) -> str:
+    """Returns the axes of a mesh that split something, as in "data=8 fsdp=8"."""
+    sizes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1)
+    return sizes or "one chip"
+
+
+def gib(nbytes: float) -> str:
+    """Returns bytes in GiB, without the unit."""
+    return f"{nbytes / _GIB:,.2f}"
+
+
+def _listed(sizes):
+    """The sizes that show, by name."""
+    return ", ".join(f"{name} {gib(size)}" for name, size in sizes.items() if size >= _GIB / 200)
+
+
+def _ms(seconds):
+    return f"{seconds * 1e3:,.2f}"

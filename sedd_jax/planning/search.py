@@ -1,0 +1,203 @@
+"""The settings that train fastest on a machine, by prediction: one choice after the other, not all.
+
+First the mesh, then what the backward pass makes again, each with as many sequences at a time as
+fit and with a few, then attention. The batch of a step stays what the config says. A mesh whose
+chips cannot keep the state is not compiled for.
+"""
+
+import dataclasses
+import itertools
+import shlex
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from sedd_jax.display.table import Table
+from sedd_jax.errors import BadInput
+from sedd_jax.model.stack import REMAT
+from sedd_jax.planning.outlook import Outlook, foresee, gib, in_words
+from sedd_jax.planning.programs import parts, state_per_chip, train_program
+from sedd_jax.planning.target import Target, target_devices
+from sedd_jax.runtime.config import Config, MeshConfig, flatten
+from sedd_jax.runtime.sharding import build_mesh, check_divisions
+
+_ROWS = 8  # sequences of a chip at a time, with which meshes are compared
+_MOST_ROWS = 32  # that are tried
+# libtpu brings together what one axis splits over 64 chips by sums, not by gathers
+MOST_FSDP = 32
+
+
+class Found(NamedTuple):
+    """Settings, and what is foreseen of a step with them."""
+
+    config: Config
+    mesh: Mesh
+    outlook: Outlook
+
+    @property
+    def seconds(self) -> float:
+        """Of a step; infinite if it does not fit."""
+        return self.outlook.prediction.seconds if self.outlook.memory.fits else float("inf")
+
+    @property
+    def rows(self) -> int:
+        """Sequences that a chip, or group of `tensor` chips, works on at a time."""
+        train = self.config.train
+        return train.batch_size // train.microbatches // parts(self.mesh)
+
+    def __str__(self) -> str:
+        memory, model = self.outlook.memory, self.config.model
+        result = f"{self.seconds:.3g} s a step, {gib(memory.needed)} GiB"
+        return (
+            f"{in_words(self.mesh)}, {self.rows} at a time, remat {model.remat}, attention "
+            f"{model.attention}: {result if memory.fits else 'does not fit'}"
+        )
+
+
+class Search:
+    """A search; nothing is compiled twice."""
+
+    def __init__(
+        self,
+        config: Config,
+        target: Target,
+        vocab_size: int,
+        *,
+        price: float | None = None,
+        limit: int = 24,
+        tell: Callable[[str], None] = print,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          config: the settings to start from.
+          target: the machine.
+          vocab_size: tokens of the tokenizer.
+          price: US dollars an hour of a chip; what is assumed of it by default.
+          limit: programs that are compiled at most.
+          tell: called with a line about every program.
+        """
+        self._config, self._target, self._vocab_size = config, target, vocab_size
+        self._price, self._limit, self._tell = price, limit, tell
+        self._devices = target_devices(target)
+        self._found: dict[Config, Found] = {}
+
+    def run(self) -> list[Found]:
+        """Returns what was compiled and fits, the fastest step first.
+
+        Raises:
+          BadInput: there is no mesh to try.
+        """
+        configs = list(self._on_meshes())
+        if not configs:
+            raise BadInput(
+                f"No mesh of {self._target.text} both keeps the state of the model and divides "
+                "config.train.batch_size, config.eval.batch_size and the heads: take a larger "
+                "machine or another batch."
+            )
+        best = self._fastest(self._with_rows(config, _ROWS) for config in configs)
+        if best is None:  # the least that a step can hold
+            least = (_with(config, "model", remat="blocks") for config in configs)
+            best = self._fastest(self._with_rows(config, 1) for config in least)
+        if best is not None:
+            best = self._fastest([best, *self._rows_and_remat(best)])
+            self._fastest(_with(best, "model", attention=name) for name in ("auto", "xla"))
+        fitting = [found for found in self._found.values() if found.outlook.memory.fits]
+        return sorted(fitting, key=lambda found: found.seconds)
+
+    def _on_meshes(self) -> Iterator[Config]:
+        """The config on every mesh that divides its batches and heads, and can keep its state."""
+        target, chips = self._target, self._target.devices_count // self._target.slices
+        for tensor, fsdp in itertools.product((1, 2), _divisors(chips)):
+            if chips % (tensor * fsdp) or fsdp > MOST_FSDP:
+                continue
+            sizes = MeshConfig(target.slices, chips // (tensor * fsdp), fsdp, tensor)
+            config = _with(dataclasses.replace(self._config, mesh=sizes), "train", microbatches=1)
+            mesh = self._mesh(config)
+            try:
+                check_divisions(config, mesh)
+            except BadInput:
+                continue
+            if state_per_chip(config, self._vocab_size, mesh) < target.chip.memory:
+                yield config
+
+    def _rows_and_remat(self, config: Config) -> Iterator[Config]:
+        """For every policy the most sequences at a time that fit, and a few."""
+        for remat in REMAT:
+            kept = _with(config, "model", remat=remat)
+            tried = (self._with_rows(kept, rows) for rows in reversed(self._numbers_of_rows(kept)))
+            yield from itertools.islice(filter(self._fits, tried), 1)
+            yield self._with_rows(kept, _ROWS)
+
+    def _with_rows(self, config, most):
+        """The config with so many sequences at a time, or the next fewer that divide the batch."""
+        share = config.train.batch_size // parts(self._mesh(config))
+        rows = max(rows for rows in self._numbers_of_rows(config) if rows <= most)
+        return _with(config, "train", microbatches=share // rows)
+
+    def _numbers_of_rows(self, config):
+        share = config.train.batch_size // parts(self._mesh(config))
+        return [rows for rows in _divisors(share) if rows <= _MOST_ROWS]
+
+    def _fastest(self, configs: Iterable[Config]) -> Config | None:
+        """The config whose step is the fastest; None if none fits."""
+        fitting = [config for config in configs if self._fits(config)]
+        return min(fitting, key=lambda each: self._found[each].seconds, default=None)
+
+    def _fits(self, config: Config) -> bool:
+        """Whether it does, as far as more may be compiled."""
+        if config not in self._found and len(self._found) < self._limit:
+            mesh = self._mesh(config)
+            program = train_program(config, self._vocab_size, mesh)
+            outlook = foresee(program, self._target, self._price)
+            self._found[config] = Found(config, mesh, outlook._replace(text=""))
+            self._tell(f"{len(self._found)}/{self._limit}  {self._found[config]}")
+        return config in self._found and self._found[config].outlook.memory.fits
+
+    def _mesh(self, config):
+        return build_mesh(config.mesh, self._devices)
+
+
+def table(found: list[Found], most: int = 10) -> Table:
+    """Returns the best of what was found."""
+    columns = (
+        "mesh", "sequences at a time", "parts", "remat", "attention", "GiB a chip", "s a step",
+        "tokens a second", "of the peak", "$ a billion tokens",
+    )  # fmt: skip
+    rows = []
+    for each in found[:most]:
+        config, outlook = each.config, each.outlook
+        rows.append(
+            (
+                in_words(each.mesh),
+                each.rows,
+                config.train.microbatches,
+                config.model.remat,
+                config.model.attention,
+                gib(outlook.memory.needed),
+                each.seconds,
+                f"{outlook.tokens_per_second:,.0f}",
+                f"{outlook.utilization:.1%}",
+                f"{outlook.dollars_per_billion_tokens:.2f}",
+            )
+        )
+    return Table("", columns, rows)
+
+
+def flags_of(config: Config, start: Config) -> str:
+    """Returns the flags that turn one config into the other."""
+    new, old = (flatten(dataclasses.asdict(each)) for each in (config, start))
+    changed = [f"--config.{key}={value}" for key, value in new.items() if value != old[key]]
+    return shlex.join(changed)
+
+
+def _with(config: Config, group: str, **settings: Any) -> Config:
+    """The config with other settings of a group."""
+    return dataclasses.replace(
+        config, **{group: dataclasses.replace(getattr(config, group), **settings)}
+    )
+
+
+def _divisors(number):
+    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]

@@ -1,0 +1,147 @@
+"""The search, in a world whose steps are a formula: it finds the best that trying all would."""
+
+import dataclasses
+import itertools
+from types import SimpleNamespace
+
+import jax
+import pytest
+
+from sedd_jax.errors import BadInput
+from sedd_jax.planning import search as module
+from sedd_jax.planning.search import Search, flags_of, table
+from sedd_jax.planning.target import parse_target
+from sedd_jax.runtime.config import Config, MeshConfig, parse
+
+TARGET = parse_target("h100:1x8")
+AGAIN = {"none": 1.0, "products": 1.15, "blocks": 1.33}  # work, relative
+KEPT = {"none": 9.0, "products": 4.0, "blocks": 1.0}  # of a sequence
+
+
+def world(config, capacity):
+    """Seconds and memory of a step: fsdp divides the state and costs a little, so do parts."""
+    mesh, train = config.mesh, config.train
+    rows = train.batch_size // train.microbatches // (mesh.data * mesh.fsdp)
+    needed = 40 / (mesh.fsdp * mesh.tensor) + rows * KEPT[config.model.remat]
+    seconds = AGAIN[config.model.remat] * (1 + 0.1 * (mesh.tensor - 1))
+    seconds += 0.02 * train.microbatches + 0.01 * mesh.fsdp
+    seconds *= 1.5 if config.model.attention == "xla" else 1
+    return needed, seconds, needed <= capacity
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Puts the formula in place of compilers; the configs that were compiled."""
+    configs = []
+
+    def install(capacity):
+        def foresee(config, target, price):
+            configs.append(config)
+            needed, seconds, fits = world(config, capacity)
+            outlook = SimpleNamespace(
+                memory=SimpleNamespace(fits=fits, needed=needed),
+                prediction=SimpleNamespace(seconds=seconds),
+                tokens_per_second=1 / seconds,
+                utilization=0.5,
+                dollars_per_billion_tokens=seconds,
+            )
+            outlook._replace = lambda **_: outlook
+            return outlook
+
+        monkeypatch.setattr(module, "target_devices", lambda target: jax.devices())
+        monkeypatch.setattr(module, "train_program", lambda config, vocab_size, mesh: config)
+        monkeypatch.setattr(module, "state_per_chip", lambda *_: 0)
+        monkeypatch.setattr(module, "foresee", foresee)
+        return configs
+
+    return install
+
+
+def run(config=None, **options):
+    lines = []
+    options = {"tell": lines.append} | options
+    return Search(config or Config(), TARGET, 257, **options).run(), lines
+
+
+def best_of_all(capacity):
+    best = float("inf")
+    for tensor, fsdp, remat in itertools.product((1, 2), (1, 2, 4, 8), AGAIN):
+        if 8 % (tensor * fsdp):
+            continue
+        mesh = MeshConfig(data=8 // (tensor * fsdp), fsdp=fsdp, tensor=tensor)
+        share = 512 // (8 // tensor)
+        for rows in (rows for rows in range(1, 33) if share % rows == 0):
+            config = Config(mesh=mesh)
+            config = dataclasses.replace(
+                config,
+                model=dataclasses.replace(config.model, remat=remat),
+                train=dataclasses.replace(config.train, microbatches=share // rows),
+            )
+            _, seconds, fits = world(config, capacity)
+            best = min(best, seconds if fits else best)
+    return best
+
+
+@pytest.mark.parametrize("capacity", [1000, 80, 60, 45])
+def test_the_best_is_near_what_trying_all_finds(compiled, capacity):
+    configs = compiled(capacity)
+    found, lines = run()
+    assert found[0].seconds <= 1.1 * best_of_all(capacity)
+    assert [each.seconds for each in found] == sorted(each.seconds for each in found)
+    assert len(configs) == len(set(configs)) == len(lines) <= 24
+    assert all(each.config.train.batch_size == 512 for each in found)
+    assert "s a step" in lines[0] or "does not fit" in lines[0]
+
+
+def test_no_more_is_compiled_than_allowed(compiled):
+    configs = compiled(80)
+    run(limit=3)
+    assert len(configs) == 3
+
+
+def test_the_least_is_tried_before_giving_up(compiled):
+    configs = compiled(7)
+    found, _ = run()
+    assert found[0].config.mesh.fsdp == 8 and found[0].config.model.remat == "blocks"
+    compiled(1)
+    assert run()[0] == []
+    assert {1, 8} <= {config.mesh.fsdp for config in configs}
+
+
+def test_a_batch_that_no_mesh_divides_is_refused(compiled):
+    compiled(80)
+    config = Config()
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=9))
+    with pytest.raises(BadInput, match=r"No mesh of h100:1x8 .* config.train.batch_size"):
+        run(config)
+
+
+def test_meshes_that_cannot_keep_the_state_are_not_compiled(compiled, monkeypatch):
+    configs = compiled(1000)
+    monkeypatch.setattr(
+        module, "state_per_chip", lambda config, *_: 200e9 / config.mesh.fsdp / config.mesh.tensor
+    )
+    run()
+    assert {config.mesh.fsdp * config.mesh.tensor for config in configs} == {4, 8}
+
+
+def test_flags_give_the_config_that_was_found(compiled):
+    compiled(60)
+    found, _ = run()
+    best = found[0].config
+    assert best != Config()
+    values = dataclasses.asdict(Config())
+    for flag in flags_of(best, Config()).split():
+        key, value = flag.removeprefix("--config.").split("=")
+        group, name = key.split(".")
+        values[group][name] = type(values[group][name])(value)
+    assert parse(values) == best
+
+
+def test_a_table_of_the_best(compiled):
+    compiled(80)
+    found, _ = run()
+    shown = table(found, most=2)
+    assert len(shown.rows) == 2
+    assert len(shown.rows[0]) == len(shown.columns)
+    assert shown.rows[0][6] == found[0].seconds
