@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.model.attention import KEPT
+from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.rotary import RotaryAttention, Tables, xla_rotary_attention
 from sedd_jax.model.tiles import padded
 
@@ -233,6 +234,7 @@ class Block(nnx.Module):
         dropout_key: Key[Array, ""] | None,
         attention: RotaryAttention = xla_rotary_attention,
         lengths: Int[Array, "B"] | None = None,
+        placement: Placement = ANYWHERE,
     ) -> Float[Array, "B L D"]:
         dtype, rate = self.config.dtype, self.config.dropout
         per_head = self.attention_out.inputs
@@ -247,7 +249,7 @@ class Block(nnx.Module):
         qkv = self.qkv(h).reshape(*h.shape[:2], 3, -1)
         qkv = checkpoint_name(jnp.moveaxis(qkv, 2, 0), KEPT)
         h = attention(qkv, rotary, lengths).reshape(*h.shape[:2], *per_head)
-        x = x + gate_a * dropout(self.attention_out(h), rate, stay_a)
+        x = placement.in_rows(x) + gate_a * dropout(self.attention_out(h), rate, stay_a)
 
         h = self.mlp_norm(x, shift_m, scale_m).astype(dtype)
         h = self.mlp_out(nnx.gelu(self.mlp_in(h), approximate=True))
