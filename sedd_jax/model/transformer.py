@@ -128,6 +128,17 @@ class Dense(nnx.Module):
         )
 
 
+@jax.custom_vjp
+def _centred(x, mean):
+    """x less its mean over the last axis, which is given; its derivative takes x to give both."""
+    return x - mean
+
+
+_centred.defvjp(
+    lambda x, mean: (x - mean, None), lambda _, d: (d - d.mean(-1, keepdims=True), None)
+)
+
+
 class LayerNorm(nnx.Module):
     """A norm over the hidden axis, in float32. The backward pass keeps mean and variance."""
 
@@ -141,18 +152,23 @@ class LayerNorm(nnx.Module):
         x: Float[Array, "... D"],
         shift: Float[Array, "... D"] | None = None,
         scale: Float[Array, "... D"] | None = None,
+        mean: Float[Array, "... 1"] | None = None,
     ) -> Float[Array, "... D"]:
-        """Returns the norm of x, times 1 + `scale`, plus `shift`."""
-        mean = checkpoint_name(x.mean(-1, keepdims=True), KEPT)
-        # The deviations' sum is zero, hence the variance's derivative by the mean.
-        deviations = x - jax.lax.stop_gradient(mean)
+        """Returns the norm of x, times 1 + `scale`, plus `shift`; `mean`: if it is known."""
+        mean = self.mean(x) if mean is None else mean
+        # The deviations' sum is zero, and so is the variance's derivative by the mean.
+        deviations = x - mean
         variance = checkpoint_name(jnp.square(deviations).mean(-1, keepdims=True), KEPT)
         # One factor for both scales, so that the backward pass sums over positions once.
         factor = self._along(self.scale, x) * (1 if scale is None else 1 + scale)
-        y = (x - mean) * jax.lax.rsqrt(variance + 1e-5) * factor
+        y = _centred(x, mean) * jax.lax.rsqrt(variance + 1e-5) * factor
         if self.bias is not None:
             y = y + self._along(self.bias, x)
         return y if shift is None else y + shift
+
+    def mean(self, x: Float[Array, "... D"]) -> Float[Array, "... 1"]:
+        """Returns the mean of x over the hidden axis."""
+        return checkpoint_name(jax.lax.stop_gradient(x).mean(-1, keepdims=True), KEPT)
 
     def _along(self, parameter, x):
         return parameter[...].reshape((1,) * (x.ndim - 1) + (-1,))
@@ -245,11 +261,13 @@ class Block(nnx.Module):
         ]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.moveaxis(modulation, -2, 0)
 
-        h = self.attention_norm(x, shift_a, scale_a).astype(dtype)
+        mean = self.attention_norm.mean(x)  # before the barrier: made where x is made
+        x = jax.lax.optimization_barrier(placement.in_rows(x))
+        h = self.attention_norm(x, shift_a, scale_a, mean).astype(dtype)
         qkv = self.qkv(h).reshape(*h.shape[:2], 3, -1)
         qkv = checkpoint_name(jnp.moveaxis(qkv, 2, 0), KEPT)
         h = attention(qkv, rotary, lengths).reshape(*h.shape[:2], *per_head)
-        x = placement.in_rows(x) + gate_a * dropout(self.attention_out(h), rate, stay_a)
+        x = x + gate_a * dropout(self.attention_out(h), rate, stay_a)
 
         h = self.mlp_norm(x, shift_m, scale_m).astype(dtype)
         h = self.mlp_out(nnx.gelu(self.mlp_in(h), approximate=True))
