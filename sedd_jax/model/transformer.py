@@ -67,12 +67,12 @@ def _uniform_init(key, shape, *, fan_in):
 
 @jax.custom_vjp
 def _product(x, kernel):
-    """x [..., D] times kernel [D, ...]."""
+    """Returns x [..., D] times kernel [D, ...]."""
     return jnp.tensordot(x, kernel, axes=1)
 
 
 def _product_backward(residual, d_y):
-    """All leading axes as one: XLA:CPU makes the kernel's gradient from [B, L, D] at a third of the speed."""
+    """All leading axes as one: XLA:CPU is three times slower on the [B, L, D] of an activation."""
     x, kernel = residual
     d_x = jnp.tensordot(
         d_y, kernel, axes=(tuple(range(x.ndim - 1, d_y.ndim)), tuple(range(1, kernel.ndim)))
@@ -89,9 +89,8 @@ _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_b
 class Dense(nnx.Module):
     """A linear map over the last axes, one kernel axis for every axis in and out.
 
-    All leading axes are flattened into one: XLA:CPU multiplies the weight gradient of a [B, L, D]
-    activation three times slower than that of [B * L, D]. Heads and the numbers of a head are one
-    axis in the product: a TPU pads a last axis of 64 to 128.
+    Heads and the numbers of a head are one axis in the product: a TPU pads a last axis of 64 to
+    128. The backward pass may keep the result.
     """
 
     def __init__(self, inputs, outputs, config, *, rngs, use_bias=True, zero=False):
@@ -120,17 +119,13 @@ class Dense(nnx.Module):
 
     @property
     def _merged_outputs(self):
-        """The axes out with heads and their numbers as one, which a TPU then need not pad."""
-        return (
-            (*self.outputs[:-2], math.prod(self.outputs[-2:]))
-            if len(self.outputs) > 2
-            else self.outputs
-        )
+        first, *heads = self.outputs
+        return (first, math.prod(heads)) if heads else (first,)
 
 
 @jax.custom_vjp
 def _centred(x, mean):
-    """x less its mean over the last axis, which is given; its derivative takes x to give both."""
+    """Returns x less its mean over the last axis, given; the derivative is that of both by x."""
     return x - mean
 
 
@@ -255,11 +250,12 @@ class Block(nnx.Module):
         dtype, rate = self.config.dtype, self.config.dropout
         per_head = self.attention_out.inputs
         stay_a, stay_m = dropout_masks(dropout_key, rate, x.shape)
-        # [B, 1, 6, D]: one for all positions; float32, and so are the sums of its gradient
-        modulation = jax.lax.optimization_barrier(self.modulation(cond).astype(jnp.float32))[
-            :, None
+        # float32 up to here, and so are the sums over positions of its gradient
+        modulation = jax.lax.optimization_barrier(self.modulation(cond).astype(jnp.float32))
+        # [B, 1, D] each: one for all positions
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.moveaxis(modulation, 1, 0)[
+            :, :, None
         ]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.moveaxis(modulation, -2, 0)
 
         mean = self.attention_norm.mean(x)  # before the barrier: made where x is made
         x = jax.lax.optimization_barrier(placement.in_rows(x))
