@@ -9,6 +9,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
+from sedd_jax.model.attention import KEPT
 from sedd_jax.model.layout import gathered
 from sedd_jax.model.placement import Placement
 from sedd_jax.model.transformer import TransformerConfig
@@ -17,7 +18,8 @@ Params = dict[str, Any]
 GATHERED = "gathered"  # weights that lie in parts, brought together for use
 
 # What the backward pass of a block makes again instead of keeping: nothing, but for weights that it
-# gathers again; all but the matrix products with weights, so attention too; all but the input.
+# gathers again; all but what layers name `KEPT`, which is products with weights, masks of dropout
+# and the TPU's attention, not that of XLA and cuDNN; all but the input.
 REMAT: dict[str, Callable[[Callable], Callable]] = {
     "none": functools.partial(
         jax.checkpoint,
@@ -26,7 +28,7 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
     ),
     "products": functools.partial(
         jax.checkpoint,
-        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        policy=jax.checkpoint_policies.save_only_these_names(KEPT),
         prevent_cse=False,  # of use outside a scan only
     ),
     "blocks": functools.partial(jax.checkpoint, prevent_cse=False),

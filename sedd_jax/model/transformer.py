@@ -12,13 +12,15 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from sedd_jax.model.attention import Attention, xla_attention
+from sedd_jax.model.attention import KEPT
+from sedd_jax.model.placement import ANYWHERE, Placement
+from sedd_jax.model.rotary import RotaryAttention, Tables, xla_rotary_attention
 from sedd_jax.model.tiles import padded
 
 FREQUENCIES = 256  # width of the sinusoidal embedding of sigma
-ROTARY_BASE = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +65,32 @@ def _uniform_init(key, shape, *, fan_in):
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
+@jax.custom_vjp
+def _product(x, kernel):
+    """Returns x [..., D] times kernel [D, ...]."""
+    return jnp.tensordot(x, kernel, axes=1)
+
+
+def _product_backward(residual, d_y):
+    """All leading axes as one: XLA:CPU is three times slower on the [B, L, D] of an activation."""
+    x, kernel = residual
+    d_x = jnp.tensordot(
+        d_y, kernel, axes=(tuple(range(x.ndim - 1, d_y.ndim)), tuple(range(1, kernel.ndim)))
+    )
+    d_kernel = jnp.tensordot(
+        x.reshape(-1, x.shape[-1]), d_y.reshape(-1, *kernel.shape[1:]), axes=(0, 0)
+    )
+    return d_x, d_kernel
+
+
+_product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
+
+
 class Dense(nnx.Module):
     """A linear map over the last axes, one kernel axis for every axis in and out.
 
-    All leading axes are flattened into one: XLA:CPU multiplies the weight gradient of a [B, L, D]
-    activation three times slower than that of [B * L, D].
+    Heads and the numbers of a head are one axis in the product: a TPU pads a last axis of 64 to
+    128. The backward pass may keep the result.
     """
 
     def __init__(self, inputs, outputs, config, *, rngs, use_bias=True, zero=False):
@@ -84,25 +107,66 @@ class Dense(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         leading = x.shape[: x.ndim - len(self.inputs)]
-        rows = x.astype(self.dtype).reshape(-1, *self.inputs)
-        y = jnp.tensordot(rows, self.kernel[...].astype(self.dtype), axes=len(self.inputs))
+        inner, outer = math.prod(self.inputs), self._merged_outputs
+        kernel = self.kernel[...].astype(self.dtype)
+        if kernel.shape != (inner, *outer):
+            # the barrier keeps XLA from making the gradient in the shape of the parameter
+            kernel = jax.lax.optimization_barrier(kernel.reshape(inner, *outer))
+        y = _product(x.astype(self.dtype).reshape(*leading, inner), kernel)
         if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype)[None]
-        return y.reshape(*leading, *self.outputs)
+            y = y + self.bias[...].astype(self.dtype).reshape((1,) * len(leading) + outer)
+        return checkpoint_name(y.reshape(*leading, *self.outputs), KEPT)
+
+    @property
+    def _merged_outputs(self):
+        first, *heads = self.outputs
+        return (first, math.prod(heads)) if heads else (first,)
 
 
-def layer_norm(
-    config: TransformerConfig, rngs: nnx.Rngs, *, use_bias: bool = False
-) -> nnx.LayerNorm:
-    """Returns a norm over the hidden axis, in float32."""
-    return nnx.LayerNorm(
-        config.hidden_size,
-        epsilon=1e-5,
-        use_bias=use_bias,
-        use_fast_variance=False,
-        dtype=jnp.float32,
-        rngs=rngs,
-    )
+@jax.custom_vjp
+def _centred(x, mean):
+    """Returns x less its mean over the last axis, given; the derivative is that of both by x."""
+    return x - mean
+
+
+_centred.defvjp(
+    lambda x, mean: (x - mean, None), lambda _, d: (d - d.mean(-1, keepdims=True), None)
+)
+
+
+class LayerNorm(nnx.Module):
+    """A norm over the hidden axis, in float32. The backward pass keeps mean and variance."""
+
+    def __init__(self, config, *, rngs, use_bias=False):
+        del rngs  # nothing is random
+        self.scale = nnx.Param(jnp.ones(config.hidden_size))
+        self.bias = nnx.Param(jnp.zeros(config.hidden_size)) if use_bias else None
+
+    def __call__(
+        self,
+        x: Float[Array, "... D"],
+        shift: Float[Array, "... D"] | None = None,
+        scale: Float[Array, "... D"] | None = None,
+        mean: Float[Array, "... 1"] | None = None,
+    ) -> Float[Array, "... D"]:
+        """Returns the norm of x, times 1 + `scale`, plus `shift`; `mean`: if it is known."""
+        mean = self.mean(x) if mean is None else mean
+        # The deviations' sum is zero, and so is the variance's derivative by the mean.
+        deviations = x - mean
+        variance = checkpoint_name(jnp.square(deviations).mean(-1, keepdims=True), KEPT)
+        # One factor for both scales, so that the backward pass sums over positions once.
+        factor = self._along(self.scale, x) * (1 if scale is None else 1 + scale)
+        y = _centred(x, mean) * jax.lax.rsqrt(variance + 1e-5) * factor
+        if self.bias is not None:
+            y = y + self._along(self.bias, x)
+        return y if shift is None else y + shift
+
+    def mean(self, x: Float[Array, "... D"]) -> Float[Array, "... 1"]:
+        """Returns the mean of x over the hidden axis."""
+        return checkpoint_name(jax.lax.stop_gradient(x).mean(-1, keepdims=True), KEPT)
+
+    def _along(self, parameter, x):
+        return parameter[...].reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def sigma_features(sigma: Float[Array, "B"]) -> Float[Array, "B F"]:
@@ -113,33 +177,35 @@ def sigma_features(sigma: Float[Array, "B"]) -> Float[Array, "B F"]:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def rotary_tables(
-    length: int, head_dim: int
-) -> tuple[Float[Array, "1 L 1 R"], Float[Array, "1 L 1 R"]]:
-    """Returns cos and sin of position times inverse frequency, for `rotate`."""
-    inverse = ROTARY_BASE ** (-jnp.arange(0, head_dim, 2) / head_dim)
-    angles = (jnp.arange(length)[:, None] * inverse[None, :])[None, :, None, :]
-    return jnp.cos(angles), jnp.sin(angles)
+def dropout_masks(
+    key: Key[Array, ""] | None, rate: float, shape: tuple[int, ...]
+) -> tuple[Bool[Array, "..."], Bool[Array, "..."]] | tuple[None, None]:
+    """Returns which entries of a block's two branches stay; Nones without a key or a rate.
 
-
-def rotate(x, cos, sin):
-    """Rotates the pairs (i, i + K/2) of the last axis by their position's angle."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate(
-        [first * cos - second * sin, second * cos + first * sin], axis=-1
-    ).astype(x.dtype)
-
-
-def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
-    """Returns x with entries dropped at `rate` and the rest scaled up; x itself without a key."""
+    Each takes 16 of the 32 bits that are drawn for an entry. The backward pass keeps the masks, two
+    bits in a byte: to draw again takes a TPU longer than to read.
+    """
     if key is None or rate == 0:
+        return None, None
+    words, dropped = jax.random.bits(key, shape, jnp.uint32), _dropped(rate)
+    stay = ((words & 0xFFFF) >= dropped) | (((words >> 16) >= dropped).astype(jnp.uint8) << 1)
+    stay = checkpoint_name(jax.lax.optimization_barrier(stay), KEPT)  # or XLA draws for each use
+    return stay & 1 != 0, stay & 2 != 0
+
+
+def _dropped(rate):
+    """How many of 2^16 numbers drop an entry: the rate, to a multiple of 2^-16."""
+    return round(rate * 2**16)
+
+
+def dropout(
+    x: Float[Array, "..."], rate: float, stay: Bool[Array, "..."] | None
+) -> Float[Array, "..."]:
+    """Returns x, float32, with entries dropped and the rest scaled up; x itself without a mask."""
+    if stay is None:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0)
-
-
-def _modulate(x, shift, scale, dtype):
-    return (x * (1 + scale) + shift).astype(dtype)
+    # chosen first, in the type of x: the product that makes x then ends in it, not in float32
+    return jnp.where(stay, x, 0) * jnp.float32(1 / (1 - _dropped(rate) / 2**16))
 
 
 class SigmaEmbedding(nnx.Module):
@@ -163,10 +229,10 @@ class Block(nnx.Module):
         size, heads = config.hidden_size, config.num_heads
         per_head = (heads, size // heads)
         self.config = config
-        self.attention_norm = layer_norm(config, rngs)
+        self.attention_norm = LayerNorm(config, rngs=rngs)
         self.qkv = Dense((size,), (3, *per_head), config, rngs=rngs, use_bias=False)
         self.attention_out = Dense(per_head, (size,), config, rngs=rngs, use_bias=False)
-        self.mlp_norm = layer_norm(config, rngs)
+        self.mlp_norm = LayerNorm(config, rngs=rngs)
         self.mlp_in = Dense((size,), (4 * size,), config, rngs=rngs)
         self.mlp_out = Dense((4 * size,), (size,), config, rngs=rngs)
         self.modulation = Dense((config.cond_dim,), (6, size), config, rngs=rngs, zero=True)
@@ -175,26 +241,33 @@ class Block(nnx.Module):
         self,
         x: Float[Array, "B L D"],
         cond: Float[Array, "B C"],
-        rotary: tuple[Float[Array, "1 L 1 R"], Float[Array, "1 L 1 R"]],
+        rotary: Tables,
         dropout_key: Key[Array, ""] | None,
-        attention: Attention = xla_attention,
+        attention: RotaryAttention = xla_rotary_attention,
         lengths: Int[Array, "B"] | None = None,
+        placement: Placement = ANYWHERE,
     ) -> Float[Array, "B L D"]:
         dtype, rate = self.config.dtype, self.config.dropout
-        attention_key, mlp_key = (
-            (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        )
-        modulation = self.modulation(cond)[:, None]  # [B, 1, 6, D]: one for all positions
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.moveaxis(modulation, -2, 0)
+        per_head = self.attention_out.inputs
+        stay_a, stay_m = dropout_masks(dropout_key, rate, x.shape)
+        # float32 up to here, and so are the sums over positions of its gradient
+        modulation = jax.lax.optimization_barrier(self.modulation(cond).astype(jnp.float32))
+        # [B, 1, D] each: one for all positions
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.moveaxis(modulation, 1, 0)[
+            :, :, None
+        ]
 
-        h = _modulate(self.attention_norm(x), shift_a, scale_a, dtype)
-        query, key, value = jnp.moveaxis(self.qkv(h), -3, 0)
-        h = attention(rotate(query, *rotary), rotate(key, *rotary), value, lengths=lengths)
-        x = x + gate_a * dropout(self.attention_out(h), rate, attention_key)
+        mean = self.attention_norm.mean(x)  # before the barrier: made where x is made
+        x = jax.lax.optimization_barrier(placement.in_rows(x))
+        h = self.attention_norm(x, shift_a, scale_a, mean).astype(dtype)
+        qkv = self.qkv(h).reshape(*h.shape[:2], 3, -1)
+        qkv = checkpoint_name(jnp.moveaxis(qkv, 2, 0), KEPT)
+        h = attention(qkv, rotary, lengths).reshape(*h.shape[:2], *per_head)
+        x = x + gate_a * dropout(self.attention_out(h), rate, stay_a)
 
-        h = _modulate(self.mlp_norm(x), shift_m, scale_m, dtype)
+        h = self.mlp_norm(x, shift_m, scale_m).astype(dtype)
         h = self.mlp_out(nnx.gelu(self.mlp_in(h), approximate=True))
-        return x + gate_m * dropout(h, rate, mlp_key)
+        return x + gate_m * dropout(h, rate, stay_m)
 
 
 class Embedding(nnx.Module):
@@ -224,7 +297,7 @@ class Head(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.norm = layer_norm(config, rngs)
+        self.norm = LayerNorm(config, rngs=rngs)
         self.modulation = Dense(
             (config.cond_dim,), (2, config.hidden_size), config, rngs=rngs, zero=True
         )
@@ -246,4 +319,4 @@ class Head(nnx.Module):
     def hidden(self, x: Float[Array, "B L D"], cond: Float[Array, "B C"]) -> Float[Array, "B L D"]:
         """Returns what is projected to the vocabulary."""
         shift, scale = jnp.moveaxis(self.modulation(cond)[:, None], -2, 0)
-        return _modulate(self.norm(x), shift, scale, self.config.dtype)
+        return self.norm(x, shift, scale).astype(self.config.dtype)
