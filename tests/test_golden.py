@@ -28,7 +28,8 @@ from sedd_jax.diffusion.tweedie import denoise_probs, staggered_score, tweedie_p
 from sedd_jax.inference.export import save_published, save_run
 from sedd_jax.inference.load import load
 from sedd_jax.model import pretrained
-from sedd_jax.model.transformer import rotary_tables, sigma_features
+from sedd_jax.model.rotary import rotary_tables
+from sedd_jax.model.transformer import sigma_features
 from sedd_jax.runtime import objective
 from sedd_jax.runtime import step as training
 from sedd_jax.runtime.config import OptimConfig

@@ -19,6 +19,7 @@ Attention = Callable[..., Float[Array, "B L H K"]]
 
 SPLASH_BLOCKS = (1024, 512, 256, 128)  # 1024: 269 MB on TPU v5e, 512: 315 (B 16, L 1024, H 12)
 CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
+KEPT = "kept"  # what a backward pass should not make again, see `REMAT`
 
 
 def attention_for(implementation: str, placement: Placement, *, causal: bool = False) -> Attention:
@@ -178,6 +179,7 @@ def _splash_kernel(heads, length, causal, interpret):
         block_sizes=blocks,
         head_shards=1,  # the heads are this device's own
         q_seq_shards=1,
+        residual_checkpoint_name=KEPT,
         interpret=interpret,
     )
 

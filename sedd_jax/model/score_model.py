@@ -9,9 +9,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.diffusion.score import DenseScore, Score
-from sedd_jax.model.attention import attention_for
 from sedd_jax.model.layout import gathered, layout
 from sedd_jax.model.placement import ANYWHERE, Placement
+from sedd_jax.model.rotary import rotary_attention_for, rotary_tables
 from sedd_jax.model.stack import Params, build, structure, through_blocks
 from sedd_jax.model.tiles import Table, tiling_for
 from sedd_jax.model.transformer import (
@@ -20,7 +20,6 @@ from sedd_jax.model.transformer import (
     Head,
     SigmaEmbedding,
     TransformerConfig,
-    rotary_tables,
 )
 from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
 
@@ -67,7 +66,7 @@ def score_model(
     modules = {"embedding": Embedding, "sigma": SigmaEmbedding, "head": Head}
     structures = {name: structure(module, config) for name, module in modules.items()}
     block_structure = structure(Block, config)
-    attention = attention_for(config.attention, placement)
+    attention = rotary_attention_for(config.attention, placement)
 
     def init(key):
         outer_key, blocks_key = jax.random.split(key)

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
+from sedd_jax.model.attention import KEPT
 from sedd_jax.model.layout import gathered
 from sedd_jax.model.placement import Placement
 from sedd_jax.model.transformer import TransformerConfig
@@ -26,7 +27,10 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
     ),
     "products": functools.partial(
         jax.checkpoint,
-        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        policy=jax.checkpoint_policies.save_from_both_policies(
+            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            jax.checkpoint_policies.save_only_these_names(KEPT),
+        ),
         prevent_cse=False,  # of use outside a scan only
     ),
     "blocks": functools.partial(jax.checkpoint, prevent_cse=False),

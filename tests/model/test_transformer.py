@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sedd_jax.model.rotary import rotary_tables, rotate
 from sedd_jax.model.transformer import (
     Block,
     Dense,
@@ -15,8 +16,6 @@ from sedd_jax.model.transformer import (
     Head,
     SigmaEmbedding,
     TransformerConfig,
-    rotary_tables,
-    rotate,
     sigma_features,
 )
 
