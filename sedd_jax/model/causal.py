@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.model.attention import Attention
-from sedd_jax.model.transformer import Dense, TransformerConfig, dropout, layer_norm
+from sedd_jax.model.transformer import Dense, LayerNorm, TransformerConfig, dropout, dropout_masks
 
 # positions whose outputs exist at a time; two such arrays do, 0.4 GB for 50,257 tokens
 ROWS = 1024
@@ -26,10 +26,10 @@ class CausalBlock(nnx.Module):
         size, heads = config.hidden_size, config.num_heads
         per_head = (heads, size // heads)
         self.config = config
-        self.attention_norm = layer_norm(config, rngs, use_bias=True)
+        self.attention_norm = LayerNorm(config, rngs=rngs, use_bias=True)
         self.qkv = Dense((size,), (3, *per_head), config, rngs=rngs)
         self.attention_out = Dense(per_head, (size,), config, rngs=rngs)
-        self.mlp_norm = layer_norm(config, rngs, use_bias=True)
+        self.mlp_norm = LayerNorm(config, rngs=rngs, use_bias=True)
         self.mlp_in = Dense((size,), (4 * size,), config, rngs=rngs)
         self.mlp_out = Dense((4 * size,), (size,), config, rngs=rngs)
 
@@ -49,12 +49,10 @@ class CausalBlock(nnx.Module):
     ) -> Float[Array, "B L D"]:
         """Returns the block's answer, given what attention makes of its `heads`."""
         rate = self.config.dropout
-        attention_key, mlp_key = (
-            (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        )
-        x = x + dropout(self.attention_out(attended), rate, attention_key)
+        stay_a, stay_m = dropout_masks(dropout_key, rate, x.shape)
+        x = x + dropout(self.attention_out(attended), rate, stay_a)
         h = self.mlp_in(self.mlp_norm(x).astype(self.config.dtype))
-        return x + dropout(self.mlp_out(nnx.gelu(h, approximate=True)), rate, mlp_key)
+        return x + dropout(self.mlp_out(nnx.gelu(h, approximate=True)), rate, stay_m)
 
 
 class FinalNorm(nnx.Module):
@@ -62,7 +60,7 @@ class FinalNorm(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.dtype = config.dtype
-        self.norm = layer_norm(config, rngs, use_bias=True)
+        self.norm = LayerNorm(config, rngs=rngs, use_bias=True)
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         return self.norm(x).astype(self.dtype)

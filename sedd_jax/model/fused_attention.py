@@ -78,7 +78,7 @@ def _attend_forward(qkv, cos, sin, lengths, head_dim, interpret):
         blocks=FORWARD_BLOCKS,
         interpret=interpret,
     )
-    out, sums = checkpoint_name((out, sums), KEPT)
+    out, sums = _kept(out), _kept(sums)
     return out, (qkv, cos, sin, lengths, out, sums)
 
 
@@ -99,6 +99,12 @@ def _attend_backward(head_dim, interpret, residual, d_out):
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _kept(x):
+    """A result that the backward pass keeps: as bits, for JAX rounds kept floats in a pass of its own."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32)
+    return jax.lax.bitcast_convert_type(checkpoint_name(bits, KEPT), x.dtype)
 
 
 def _call(kernel, operands, lengths, shapes, written, *, head_dim, blocks, interpret, **options):

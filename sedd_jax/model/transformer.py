@@ -12,8 +12,10 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from sedd_jax.model.attention import KEPT
 from sedd_jax.model.rotary import RotaryAttention, Tables, xla_rotary_attention
 from sedd_jax.model.tiles import padded
 
@@ -85,11 +87,14 @@ class Dense(nnx.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         leading = x.shape[: x.ndim - len(self.inputs)]
         inner, outer = math.prod(self.inputs), self._merged_outputs
-        kernel = self.kernel[...].astype(self.dtype).reshape(inner, *outer)
+        kernel = self.kernel[...].astype(self.dtype)
+        if kernel.shape != (inner, *outer):
+            # the barrier keeps XLA from making the gradient in the shape of the parameter
+            kernel = jax.lax.optimization_barrier(kernel.reshape(inner, *outer))
         y = jnp.tensordot(x.astype(self.dtype).reshape(-1, inner), kernel, axes=1)
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype).reshape(1, *outer)
-        return y.reshape(*leading, *self.outputs)
+        return checkpoint_name(y.reshape(*leading, *self.outputs), KEPT)
 
     @property
     def _merged_outputs(self):
@@ -101,18 +106,21 @@ class Dense(nnx.Module):
         )
 
 
-def layer_norm(
-    config: TransformerConfig, rngs: nnx.Rngs, *, use_bias: bool = False
-) -> nnx.LayerNorm:
-    """Returns a norm over the hidden axis, in float32."""
-    return nnx.LayerNorm(
-        config.hidden_size,
-        epsilon=1e-5,
-        use_bias=use_bias,
-        use_fast_variance=False,
-        dtype=jnp.float32,
-        rngs=rngs,
-    )
+class LayerNorm(nnx.Module):
+    """A norm over the hidden axis, in float32. The backward pass keeps mean and variance."""
+
+    def __init__(self, config, *, rngs, use_bias=False):
+        del rngs  # nothing is random
+        self.scale = nnx.Param(jnp.ones(config.hidden_size))
+        self.bias = nnx.Param(jnp.zeros(config.hidden_size)) if use_bias else None
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        mean = checkpoint_name(x.mean(-1, keepdims=True), KEPT)
+        variance = checkpoint_name(jnp.square(x - mean).mean(-1, keepdims=True), KEPT)
+        ahead = (1,) * (x.ndim - 1)
+        scale = jax.lax.rsqrt(variance + 1e-5) * self.scale[...].reshape(*ahead, -1)
+        y = (x - mean) * scale
+        return y if self.bias is None else y + self.bias[...].reshape(*ahead, -1)
 
 
 def sigma_features(sigma: Float[Array, "B"]) -> Float[Array, "B F"]:
@@ -123,12 +131,35 @@ def sigma_features(sigma: Float[Array, "B"]) -> Float[Array, "B F"]:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
-    """Returns x with entries dropped at `rate` and the rest scaled up; x itself without a key."""
+def dropout_masks(
+    key: Key[Array, ""] | None, rate: float, shape: tuple[int, ...]
+) -> tuple[Bool[Array, "..."], Bool[Array, "..."]] | tuple[None, None]:
+    """Returns which entries of a block's two branches stay; Nones without a key or a rate.
+
+    Each takes 16 of the 32 bits that are drawn for an entry. The backward pass keeps the masks, two
+    bits in a byte: to draw again takes a TPU longer than to read.
+    """
     if key is None or rate == 0:
+        return None, None
+    words, dropped = jax.random.bits(key, shape, jnp.uint32), _dropped(rate)
+    stay = ((words & 0xFFFF) >= dropped) | (((words >> 16) >= dropped).astype(jnp.uint8) << 1)
+    stay = jax.lax.optimization_barrier(checkpoint_name(stay, KEPT))  # or XLA draws for each use
+    return stay & 1 != 0, stay & 2 != 0
+
+
+def _dropped(rate):
+    """How many of 2^16 numbers drop an entry: the rate, to a multiple of 2^-16."""
+    return round(rate * 2**16)
+
+
+def dropout(
+    x: Float[Array, "..."], rate: float, stay: Bool[Array, "..."] | None
+) -> Float[Array, "..."]:
+    """Returns x, float32, with entries dropped and the rest scaled up; x itself without a mask."""
+    if stay is None:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0)
+    # chosen first, in the type of x: the product that makes x then ends in it, not in float32
+    return jnp.where(stay, x, 0) * jnp.float32(1 / (1 - _dropped(rate) / 2**16))
 
 
 def _modulate(x, shift, scale, dtype):
@@ -156,10 +187,10 @@ class Block(nnx.Module):
         size, heads = config.hidden_size, config.num_heads
         per_head = (heads, size // heads)
         self.config = config
-        self.attention_norm = layer_norm(config, rngs)
+        self.attention_norm = LayerNorm(config, rngs=rngs)
         self.qkv = Dense((size,), (3, *per_head), config, rngs=rngs, use_bias=False)
         self.attention_out = Dense(per_head, (size,), config, rngs=rngs, use_bias=False)
-        self.mlp_norm = layer_norm(config, rngs)
+        self.mlp_norm = LayerNorm(config, rngs=rngs)
         self.mlp_in = Dense((size,), (4 * size,), config, rngs=rngs)
         self.mlp_out = Dense((4 * size,), (size,), config, rngs=rngs)
         self.modulation = Dense((config.cond_dim,), (6, size), config, rngs=rngs, zero=True)
@@ -175,20 +206,19 @@ class Block(nnx.Module):
     ) -> Float[Array, "B L D"]:
         dtype, rate = self.config.dtype, self.config.dropout
         per_head = self.attention_out.inputs
-        attention_key, mlp_key = (
-            (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        )
+        stay_a, stay_m = dropout_masks(dropout_key, rate, x.shape)
         modulation = self.modulation(cond)[:, None]  # [B, 1, 6, D]: one for all positions
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.moveaxis(modulation, -2, 0)
 
         h = _modulate(self.attention_norm(x), shift_a, scale_a, dtype)
         qkv = self.qkv(h).reshape(*h.shape[:2], 3, -1)
-        h = attention(jnp.moveaxis(qkv, 2, 0), rotary, lengths).reshape(*h.shape[:2], *per_head)
-        x = x + gate_a * dropout(self.attention_out(h), rate, attention_key)
+        qkv = checkpoint_name(jnp.moveaxis(qkv, 2, 0), KEPT)
+        h = attention(qkv, rotary, lengths).reshape(*h.shape[:2], *per_head)
+        x = x + gate_a * dropout(self.attention_out(h), rate, stay_a)
 
         h = _modulate(self.mlp_norm(x), shift_m, scale_m, dtype)
         h = self.mlp_out(nnx.gelu(self.mlp_in(h), approximate=True))
-        return x + gate_m * dropout(h, rate, mlp_key)
+        return x + gate_m * dropout(h, rate, stay_m)
 
 
 class Embedding(nnx.Module):
@@ -218,7 +248,7 @@ class Head(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.norm = layer_norm(config, rngs)
+        self.norm = LayerNorm(config, rngs=rngs)
         self.modulation = Dense(
             (config.cond_dim,), (2, config.hidden_size), config, rngs=rngs, zero=True
         )
