@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -53,6 +54,16 @@ class Placement(NamedTuple):
             return x
         spec = PartitionSpec(self.batch_axes(len(x)) or None)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+    def in_rows(self, x: Array) -> Array:
+        """Returns activations [B, L, D], to lie with the numbers of a position side by side.
+
+        Left to itself a TPU's compiler may put positions side by side on the way forward, and turn
+        everything around on the way back.
+        """
+        spec = PartitionSpec(self.batch_axes(len(x)) or None)
+        rows = Layout(tuple(range(x.ndim)))
+        return self.per_device(lambda x: with_layout_constraint(x, rows), (spec,), spec)(x)
 
     def per_device(self, f: Callable, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
         """Returns `f` to be run on every device's own part, or `f` itself where there is no mesh.

@@ -90,7 +90,7 @@ def score_model(
 
         def layer(block_params, x, block_key):
             block = nnx.merge(block_structure, block_params)
-            return block(x, cond, rotary, block_key, attention, lengths)
+            return block(x, cond, rotary, block_key, attention, lengths, placement)
 
         x = through_blocks(layer, embedding(xt), params["blocks"], key, config, placement)
         return head, x, cond
