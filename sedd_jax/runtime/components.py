@@ -13,7 +13,7 @@ from sedd_jax.model.causal_model import CausalModel, causal_model
 from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.score_model import ScoreModel, score_model
 from sedd_jax.model.transformer import TransformerConfig
-from sedd_jax.runtime.config import Config, NoiseConfig
+from sedd_jax.runtime.config import Config, ModelConfig, NoiseConfig
 
 
 class Components(NamedTuple):
@@ -77,7 +77,15 @@ def _sizes(config, num_states, placement):
         max_length=model.length if causal or model.learned_positions else None,
         attention=model.attention,
         remat=model.remat,
+        unroll=unrolled(model, placement.platform),
     )
+
+
+def unrolled(model: ModelConfig, platform: str) -> bool:
+    """Returns whether blocks are a program one after another; "auto": where a GPU gains by it."""
+    if model.unroll == "auto":
+        return platform == "gpu" and model.remat != "blocks"
+    return model.unroll == "yes"
 
 
 def build_proposal(components: Components, config: Config) -> Proposal:

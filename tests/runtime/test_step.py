@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sedd_jax.runtime import sharding
-from sedd_jax.runtime.components import build_components, compute_dtype
+from sedd_jax.runtime.components import build_components, compute_dtype, unrolled
+from sedd_jax.runtime.config import ModelConfig
 from sedd_jax.runtime.step import (
     build_train_step,
     init_state,
@@ -163,6 +164,16 @@ def test_compute_type():
     assert compute_dtype("auto", "cpu") == jnp.float32
     assert compute_dtype("auto", "tpu") == jnp.bfloat16
     assert compute_dtype("bfloat16", "cpu") == jnp.bfloat16
+
+
+def test_blocks_are_unrolled_where_a_gpu_gains_by_it():
+    products, blocks = ModelConfig(), ModelConfig(remat="blocks")
+    assert unrolled(products, "gpu")
+    assert not unrolled(blocks, "gpu")
+    assert not unrolled(products, "tpu")
+    assert not unrolled(products, "cpu")
+    assert unrolled(ModelConfig(remat="blocks", unroll="yes"), "cpu")
+    assert not unrolled(ModelConfig(unroll="no"), "gpu")
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(setup, after_one):
