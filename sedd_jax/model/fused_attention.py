@@ -102,7 +102,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _kept(x):
-    """A result that the backward pass keeps: as bits, for JAX rounds kept floats in a pass of its own."""
+    """A result that the backward pass keeps, as bits: JAX would round kept floats once more."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32)
     return jax.lax.bitcast_convert_type(checkpoint_name(bits, KEPT), x.dtype)
 
@@ -144,9 +144,7 @@ def _call(kernel, operands, lengths, shapes, written, *, head_dim, blocks, inter
     )(*operands)
 
 
-def _forward_kernel(
-    lengths, cos, sin, query, key, value, out, sums, *, head_dim, block
-):  # fmt: skip
+def _forward_kernel(lengths, cos, sin, query, key, value, out, sums, *, head_dim, block):
     """Rows of queries at a time, over all keys."""
     dtype = query.dtype
     keys = _rotated(key[...], cos[...], sin[...], head_dim).astype(dtype)
@@ -168,8 +166,22 @@ def _forward_kernel(
 
 
 def _backward_kernel(
-    lengths, cos, sin, query, key, value, out, d_out, sums, d_qkv, d_keys, d_values, *, head_dim, block
-):  # fmt: skip
+    lengths,
+    cos,
+    sin,
+    query,
+    key,
+    value,
+    out,
+    d_out,
+    sums,
+    d_qkv,
+    d_keys,
+    d_values,
+    *,
+    head_dim,
+    block,
+):
     """Rows of queries at a time, over all keys; keys along the first axis, queries along lanes."""
     dtype, scale = query.dtype, head_dim**-0.5
     keys = _rotated(key[...], cos[...], sin[...], head_dim).astype(dtype)

@@ -18,7 +18,8 @@ Params = dict[str, Any]
 GATHERED = "gathered"  # weights that lie in parts, brought together for use
 
 # What the backward pass of a block makes again instead of keeping: nothing, but for weights that it
-# gathers again; all but the matrix products with weights, so attention too; all but the input.
+# gathers again; all but what layers name `KEPT`, which is products with weights, masks of dropout
+# and the TPU's attention, not that of XLA and cuDNN; all but the input.
 REMAT: dict[str, Callable[[Callable], Callable]] = {
     "none": functools.partial(
         jax.checkpoint,
@@ -26,10 +27,7 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
     ),
     "products": functools.partial(
         jax.checkpoint,
-        policy=jax.checkpoint_policies.save_from_both_policies(
-            jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-            jax.checkpoint_policies.save_only_these_names(KEPT),
-        ),
+        policy=jax.checkpoint_policies.save_only_these_names(KEPT),
     ),
     "blocks": jax.checkpoint,
 }

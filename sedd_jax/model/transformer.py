@@ -69,12 +69,12 @@ def _uniform_init(key, shape, *, fan_in):
 
 @jax.custom_vjp
 def _product(x, kernel):
-    """x [..., D] times kernel [D, ...]."""
+    """Returns x [..., D] times kernel [D, ...]."""
     return jnp.tensordot(x, kernel, axes=1)
 
 
 def _product_backward(residual, d_y):
-    """All leading axes as one: XLA:CPU makes the kernel's gradient from [B, L, D] at a third of the speed."""
+    """All leading axes as one: XLA:CPU is three times slower on the [B, L, D] of an activation."""
     x, kernel = residual
     d_x = jnp.tensordot(
         d_y, kernel, axes=(tuple(range(x.ndim - 1, d_y.ndim)), tuple(range(1, kernel.ndim)))
@@ -105,9 +105,8 @@ _plus_bias.defvjp(lambda y, bias: (_plus_bias(y, bias), bias), _plus_bias_backwa
 class Dense(nnx.Module):
     """A linear map over the last axes, one kernel axis for every axis in and out.
 
-    All leading axes are flattened into one: XLA:CPU multiplies the weight gradient of a [B, L, D]
-    activation three times slower than that of [B * L, D]. Heads and the numbers of a head are one
-    axis in the product: a TPU pads a last axis of 64 to 128.
+    Heads and the numbers of a head are one axis in the product: a TPU pads a last axis of 64 to
+    128. The backward pass may keep the result.
     """
 
     def __init__(self, inputs, outputs, config, *, rngs, use_bias=True, zero=False):
@@ -136,12 +135,19 @@ class Dense(nnx.Module):
 
     @property
     def _merged_outputs(self):
-        """The axes out with heads and their numbers as one, which a TPU then need not pad."""
-        return (
-            (*self.outputs[:-2], math.prod(self.outputs[-2:]))
-            if len(self.outputs) > 2
-            else self.outputs
-        )
+        first, *heads = self.outputs
+        return (first, math.prod(heads)) if heads else (first,)
+
+
+@jax.custom_vjp
+def _centred(x, mean):
+    """Returns x less its mean over the last axis, given; the derivative is that of both by x."""
+    return x - mean
+
+
+_centred.defvjp(
+    lambda x, mean: (x - mean, None), lambda _, d: (d - d.mean(-1, keepdims=True), None)
+)
 
 
 @jax.checkpoint
@@ -163,18 +169,23 @@ class LayerNorm(nnx.Module):
         x: Float[Array, "... D"],
         shift: Float[Array, "... D"] | None = None,
         scale: Float[Array, "... D"] | None = None,
+        mean: Float[Array, "... 1"] | None = None,
     ) -> Float[Array, "... D"]:
-        """Returns the norm of x, times 1 + `scale`, plus `shift`."""
-        mean = checkpoint_name(x.mean(-1, keepdims=True), KEPT)
-        # The deviations' sum is zero, hence the variance's derivative by the mean.
-        deviations = x - jax.lax.stop_gradient(mean)
+        """Returns the norm of x, times 1 + `scale`, plus `shift`; `mean`: if it is known."""
+        mean = self.mean(x) if mean is None else mean
+        # The deviations' sum is zero, and so is the variance's derivative by the mean.
+        deviations = x - mean
         variance = checkpoint_name(jnp.square(deviations).mean(-1, keepdims=True), KEPT)
         # One factor for both scales, so that the backward pass sums over positions once.
         factor = self._along(self.scale, x) * (1 if scale is None else 1 + scale)
-        y = (x - mean) * jax.lax.rsqrt(variance + 1e-5) * factor
+        y = _centred(x, mean) * jax.lax.rsqrt(variance + 1e-5) * factor
         if self.bias is not None:
             y = y + self._along(self.bias, x)
         return y if shift is None else y + shift
+
+    def mean(self, x: Float[Array, "... D"]) -> Float[Array, "... 1"]:
+        """Returns the mean of x over the hidden axis."""
+        return checkpoint_name(jax.lax.stop_gradient(x).mean(-1, keepdims=True), KEPT)
 
     def _along(self, parameter, x):
         return parameter[...].reshape((1,) * (x.ndim - 1) + (-1,))
@@ -261,17 +272,20 @@ class Block(nnx.Module):
         dtype, rate = self.config.dtype, self.config.dropout
         per_head = self.attention_out.inputs
         stay_a, stay_m = dropout_masks(dropout_key, rate, x.shape)
-        # [B, 1, 6, D]: one for all positions; float32, and so are the sums of its gradient
-        modulation = jax.lax.optimization_barrier(self.modulation(cond).astype(jnp.float32))[
-            :, None
+        # float32 up to here, and so are the sums over positions of its gradient
+        modulation = jax.lax.optimization_barrier(self.modulation(cond).astype(jnp.float32))
+        # [B, 1, D] each: one for all positions
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.moveaxis(modulation, 1, 0)[
+            :, :, None
         ]
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.moveaxis(modulation, -2, 0)
 
-        h = self.attention_norm(x, shift_a, scale_a).astype(dtype)
+        mean = self.attention_norm.mean(x)  # before the barrier: made where x is made
+        x = jax.lax.optimization_barrier(placement.in_rows(x))
+        h = self.attention_norm(x, shift_a, scale_a, mean).astype(dtype)
         qkv = self.qkv(h).reshape(*h.shape[:2], 3, -1)
         qkv = checkpoint_name(jnp.moveaxis(qkv, 2, 0), KEPT)
         h = attention(qkv, rotary, lengths).reshape(*h.shape[:2], *per_head)
-        x = placement.in_rows(x) + gate_a * dropout(self.attention_out(h), rate, stay_a)
+        x = x + gate_a * dropout(self.attention_out(h), rate, stay_a)
 
         h = self.mlp_norm(x, shift_m, scale_m).astype(dtype)
         h = self.mlp_out(gelu(self.mlp_in(h)))

@@ -1,0 +1,76 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sedd_jax.model import score_model as score_model_module
+from sedd_jax.model.placement import Placement
+from sedd_jax.model.rotary import fused_rotary_attention
+from sedd_jax.model.score_model import score_model
+from sedd_jax.model.stack import REMAT
+from sedd_jax.model.transformer import TransformerConfig
+
+CONFIG = TransformerConfig(
+    num_states=11,
+    hidden_size=128,
+    cond_dim=8,
+    num_blocks=2,
+    num_heads=2,
+    dropout=0.3,
+    dtype=jnp.dtype("float32"),
+)
+
+
+def gradient(remat):
+    """Of a weighted sum of the log-scores, as a function of the parameters, with dropout."""
+    model = score_model(dataclasses.replace(CONFIG, remat=remat), scale_by_sigma=True)
+    xt = jnp.asarray(np.random.default_rng(1).integers(0, 11, (2, 128)))
+
+    def weighted(params):
+        out = model.apply(params, xt, jnp.array([0.3, 2.0]), jax.random.key(5))
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape))
+
+    return jax.grad(weighted)
+
+
+@functools.cache
+def params():
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(score_model(CONFIG, scale_by_sigma=True).init, jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.float32(0.1 * rng.standard_normal(x.shape)), shapes)
+
+
+@functools.cache
+def kept_all():
+    return jax.jit(gradient("none"))(params())
+
+
+def check_is_the_gradient(found):
+    def same(found, wanted):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * max(1, abs(wanted).max()))
+
+    jax.tree.map(same, found, kept_all())
+
+
+@pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])
+def test_what_is_made_again_is_the_same(remat):
+    check_is_the_gradient(jax.jit(gradient(remat))(params()))
+
+
+@pytest.mark.parametrize(("remat", "times"), [("none", 1), ("products", 1), ("blocks", 2)])
+def test_products_keep_the_results_of_the_fused_kernel(remat, times, monkeypatch):
+    """One forward kernel in the program of the gradient, or a second for the backward pass."""
+    fused = fused_rotary_attention(Placement())
+    monkeypatch.setattr(score_model_module, "rotary_attention_for", lambda *_: fused)
+    text = str(jax.make_jaxpr(gradient(remat))(params()))
+    assert text.count("name=rotary_attention\n") == times
+    assert text.count("name=rotary_attention_backward\n") == 1
+
+
+def test_the_gradient_is_that_of_the_fused_kernel(monkeypatch):
+    fused = fused_rotary_attention(Placement())
+    monkeypatch.setattr(score_model_module, "rotary_attention_for", lambda *_: fused)
+    check_is_the_gradient(jax.jit(gradient("products"))(params()))
