@@ -77,14 +77,19 @@ def _sizes(config, num_states, placement):
         max_length=model.length if causal or model.learned_positions else None,
         attention=model.attention,
         remat=model.remat,
-        unroll=unrolled(model, placement.platform),
+        unroll=unrolled(model, placement),
     )
 
 
-def unrolled(model: ModelConfig, platform: str) -> bool:
-    """Returns whether blocks are a program one after another; "auto": where a GPU gains by it."""
+def unrolled(model: ModelConfig, placement: Placement) -> bool:
+    """Returns whether blocks are a program one after another; "auto": where a GPU gains by it.
+
+    It gains nothing if all is made again. Weights that lie in parts would be kept whole from the
+    forward pass to the backward pass.
+    """
     if model.unroll == "auto":
-        return platform == "gpu" and model.remat != "blocks"
+        whole = placement.fsdp is None or placement.mesh.shape[placement.fsdp] == 1
+        return placement.platform == "gpu" and whole and model.remat != "blocks"
     return model.unroll == "yes"
 
 

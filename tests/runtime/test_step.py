@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import types
 
 import chex
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sedd_jax.model.placement import Placement
 from sedd_jax.runtime import sharding
 from sedd_jax.runtime.components import build_components, compute_dtype, unrolled
 from sedd_jax.runtime.config import ModelConfig
@@ -167,13 +169,19 @@ def test_compute_type():
 
 
 def test_blocks_are_unrolled_where_a_gpu_gains_by_it():
-    products, blocks = ModelConfig(), ModelConfig(remat="blocks")
-    assert unrolled(products, "gpu")
-    assert not unrolled(blocks, "gpu")
-    assert not unrolled(products, "tpu")
-    assert not unrolled(products, "cpu")
-    assert unrolled(ModelConfig(remat="blocks", unroll="yes"), "cpu")
-    assert not unrolled(ModelConfig(unroll="no"), "gpu")
+    def on(platform, fsdp=1):
+        device = types.SimpleNamespace(platform=platform)
+        mesh = types.SimpleNamespace(devices=np.array([device]), shape={"fsdp": fsdp})
+        return Placement(mesh, ("data",), fsdp="fsdp")
+
+    products = ModelConfig()
+    assert unrolled(products, on("gpu"))
+    assert not unrolled(ModelConfig(remat="blocks"), on("gpu"))
+    assert not unrolled(products, on("gpu", 2))
+    assert not unrolled(products, on("tpu"))
+    assert not unrolled(products, on("cpu"))
+    assert unrolled(ModelConfig(remat="blocks", unroll="yes"), on("cpu"))
+    assert not unrolled(ModelConfig(unroll="no"), on("gpu"))
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(setup, after_one):
