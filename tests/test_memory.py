@@ -20,7 +20,7 @@ from sedd_jax.runtime.step import build_train_step, init_state, run_keys
 
 # Two chunks of the CPU's tiling, the last of which reaches back. On each of 8 devices a bound of
 # 2 * 32 positions is twice the 32 hidden numbers of a column of the table and its optimizer state.
-VOCAB, BATCH, LENGTH, HIDDEN = 3000, 16, 32, 32
+VOCAB, BATCH, LENGTH, HIDDEN = 3100, 16, 32, 32
 OUTPUTS = BATCH * LENGTH * VOCAB
 
 

@@ -12,7 +12,14 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.model.attention import Attention
-from sedd_jax.model.transformer import Dense, LayerNorm, TransformerConfig, dropout, dropout_masks
+from sedd_jax.model.transformer import (
+    Dense,
+    LayerNorm,
+    TransformerConfig,
+    dropout,
+    dropout_masks,
+    gelu,
+)
 
 # positions whose outputs exist at a time; two such arrays do, 0.4 GB for 50,257 tokens
 ROWS = 1024
@@ -52,7 +59,7 @@ class CausalBlock(nnx.Module):
         stay_a, stay_m = dropout_masks(dropout_key, rate, x.shape)
         x = x + dropout(self.attention_out(attended), rate, stay_a)
         h = self.mlp_in(self.mlp_norm(x).astype(self.config.dtype))
-        return x + dropout(self.mlp_out(nnx.gelu(h, approximate=True)), rate, stay_m)
+        return x + dropout(self.mlp_out(gelu(h)), rate, stay_m)
 
 
 class FinalNorm(nnx.Module):

@@ -26,7 +26,7 @@ class Tiling(NamedTuple):
     """Sizes of tiles.
 
     Attributes:
-      columns: a multiple of 128.
+      columns: about as many, equal tiles of multiples of 128.
       rows: in decreasing order, the last one for the remainder, which divides all.
       jumps: positions whose own 128 columns are gathered at a time, 128 D numbers each.
     """
@@ -38,7 +38,7 @@ class Tiling(NamedTuple):
 
 # a tile should stay in the cache of a CPU; accelerators want large products
 CPU = Tiling(columns=2048, rows=(128, 32), jumps=32)
-ACCELERATOR = Tiling(columns=8192, rows=(4096, 512), jumps=256)
+ACCELERATOR = Tiling(columns=8192, rows=(4096, 2048, 1024, 512), jumps=256)
 
 
 def tiling_for(platform: str) -> Tiling:
@@ -208,13 +208,14 @@ class Span(NamedTuple):
         )
 
     def fold(self, table: Table, width: int, body: Callable[[Chunk, Any], Any], carry: Any) -> Any:
-        """Folds carry = body(chunk, carry) over the table, in chunks of `width` columns."""
+        """Folds carry = body(chunk, carry) over the table, in equal chunks of about `width`."""
         columns = table.bias.size
-        width = min(width, columns)
+        chunks = max(1, round(columns / width))
+        width = -(-columns // (chunks * GROUP)) * GROUP
 
         def step(carry, index):
             turn = index * width
             start = jnp.minimum(turn, columns - width)
             return body(self.chunk(table, start, width, turn), carry), None
 
-        return jax.lax.scan(step, carry, jnp.arange(-(-columns // width)))[0]
+        return jax.lax.scan(step, carry, jnp.arange(chunks))[0]

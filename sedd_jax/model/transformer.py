@@ -40,6 +40,7 @@ class TransformerConfig:
         sequence of equal tokens, of masks say, get the same answer.
       attention: which program computes attention, see `attention_for`.
       remat: what the backward pass computes again instead of keeping, a key of `REMAT`.
+      unroll: a program of all blocks one after another, not of a loop.
     """
 
     num_states: int
@@ -52,6 +53,7 @@ class TransformerConfig:
     max_length: int | None = None
     attention: str = "auto"
     remat: str = "none"
+    unroll: bool = False
 
     @property
     def padded_states(self) -> int:
@@ -86,6 +88,20 @@ def _product_backward(residual, d_y):
 _product.defvjp(lambda x, kernel: (_product(x, kernel), (x, kernel)), _product_backward)
 
 
+@jax.custom_vjp
+def _plus_bias(y, bias):
+    """Returns y [..., *D] + bias [*D] in the type of y; the bias's gradient is a float32 sum."""
+    return y + bias.astype(y.dtype).reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
+
+
+def _plus_bias_backward(bias, d_y):
+    leading = tuple(range(d_y.ndim - bias.ndim))
+    return d_y, d_y.astype(jnp.float32).sum(leading).astype(bias.dtype)
+
+
+_plus_bias.defvjp(lambda y, bias: (_plus_bias(y, bias), bias), _plus_bias_backward)
+
+
 class Dense(nnx.Module):
     """A linear map over the last axes, one kernel axis for every axis in and out.
 
@@ -114,7 +130,7 @@ class Dense(nnx.Module):
             kernel = jax.lax.optimization_barrier(kernel.reshape(inner, *outer))
         y = _product(x.astype(self.dtype).reshape(*leading, inner), kernel)
         if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype).reshape((1,) * len(leading) + outer)
+            y = _plus_bias(y, self.bias[...].reshape(outer))
         return checkpoint_name(y.reshape(*leading, *self.outputs), KEPT)
 
     @property
@@ -132,6 +148,12 @@ def _centred(x, mean):
 _centred.defvjp(
     lambda x, mean: (x - mean, None), lambda _, d: (d - d.mean(-1, keepdims=True), None)
 )
+
+
+@jax.checkpoint
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Returns GELU by tanh, in float32 inside; the backward pass keeps x alone."""
+    return nnx.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -266,7 +288,7 @@ class Block(nnx.Module):
         x = x + gate_a * dropout(self.attention_out(h), rate, stay_a)
 
         h = self.mlp_norm(x, shift_m, scale_m).astype(dtype)
-        h = self.mlp_out(nnx.gelu(self.mlp_in(h), approximate=True))
+        h = self.mlp_out(gelu(self.mlp_in(h)))
         return x + gate_m * dropout(h, rate, stay_m)
 
 

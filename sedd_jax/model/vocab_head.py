@@ -92,12 +92,14 @@ class Stream:
 
                 log_score = chunk.log_score(part.hidden, part.shift)
                 value, d_out = jax.value_and_grad(weighted)(log_score)
-                low = d_out.astype(dtype)
+                # read by all three sums, so that nothing of float32 is written
+                low = jax.lax.optimization_barrier(d_out.astype(dtype))
                 return (
                     total + value,
                     block.add(d_hidden, product(low, chunk.kernel.T)),
                     Table(
-                        d_chunk.kernel + product(part.hidden.T, low), d_chunk.bias + d_out.sum(0)
+                        d_chunk.kernel + product(part.hidden.T, low),
+                        d_chunk.bias + low.astype(jnp.float32).sum(0),
                     ),
                 )
 

@@ -13,7 +13,7 @@ from sedd_jax.model.causal_model import CausalModel, causal_model
 from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.score_model import ScoreModel, score_model
 from sedd_jax.model.transformer import TransformerConfig
-from sedd_jax.runtime.config import Config, NoiseConfig
+from sedd_jax.runtime.config import Config, ModelConfig, NoiseConfig
 
 
 class Components(NamedTuple):
@@ -77,7 +77,20 @@ def _sizes(config, num_states, placement):
         max_length=model.length if causal or model.learned_positions else None,
         attention=model.attention,
         remat=model.remat,
+        unroll=unrolled(model, placement),
     )
+
+
+def unrolled(model: ModelConfig, placement: Placement) -> bool:
+    """Returns whether blocks are a program one after another; "auto": where a GPU gains by it.
+
+    It gains nothing if all is made again. Weights that lie in parts would be kept whole from the
+    forward pass to the backward pass.
+    """
+    if model.unroll == "auto":
+        whole = placement.fsdp is None or placement.mesh.shape[placement.fsdp] == 1
+        return placement.platform == "gpu" and whole and model.remat != "blocks"
+    return model.unroll == "yes"
 
 
 def build_proposal(components: Components, config: Config) -> Proposal:

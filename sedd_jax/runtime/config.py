@@ -39,6 +39,7 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # auto: by device and shape
     remat: Literal["none", "products", "blocks"] = "products"  # what to keep of a block
+    unroll: Literal["auto", "yes", "no"] = "auto"  # a program without a loop over blocks; on GPUs
 
 
 @dataclasses.dataclass(frozen=True)

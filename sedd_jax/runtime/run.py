@@ -20,7 +20,7 @@ LOCK_FILE = "lock"
 # (those of the model and the mesh are other ways to the same numbers, but for rounding)
 _FREE = (
     "data.prepared", "train.steps", "train.log_every", "train.max_skipped", "train.stall_minutes",
-    "eval.", "checkpoint.", "model.attention", "model.remat", "mesh.",
+    "eval.", "checkpoint.", "model.attention", "model.remat", "model.unroll", "mesh.",
 )  # fmt: skip
 
 

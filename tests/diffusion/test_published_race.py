@@ -63,4 +63,5 @@ def test_common_states_have_the_law_of_the_weights():
     assert (token == 2).all()  # has nowhere to go
     weights = law(drawn.total).weights(xt, jnp.exp(log_score))[0, 0]
     counts = np.bincount(masked, minlength=5)
-    assert chisquare(counts, copies * np.float64(jump_law(weights))).pvalue > 1e-4
+    expected = np.float64(jump_law(weights))  # the float32 numbers add up to 1 but for rounding
+    assert chisquare(counts, copies * expected / expected.sum()).pvalue > 1e-4

@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -229,6 +230,26 @@ def test_program_does_not_grow_with_depth(with_key):
         sizes[num_blocks] = len(lowered.as_text())
     assert sizes[3] > 5_000
     assert abs(sizes[12] - sizes[3]) < 0.01 * sizes[3]
+
+
+def test_unrolled_blocks_are_the_same_and_still_made_again():
+    products, gradients = {}, {}
+    for remat, unroll in (("blocks", False), ("products", True), ("blocks", True)):
+        model = score_model(
+            dataclasses.replace(CONFIG, remat=remat, unroll=unroll), scale_by_sigma=True
+        )
+
+        def mean(params, model=model):
+            sigma = jnp.asarray(SIGMA)
+            return model.apply(params, tokens(), sigma, key=jax.random.key(3)).mean()
+
+        program = jit(jax.grad(mean)).lower(random_params()).compile()
+        products[remat, unroll] = program.as_text().count(" dot(")
+        gradients[remat, unroll] = program(random_params())
+    once, again = products["products", True], products["blocks", True]
+    assert again >= once + 3 * CONFIG.num_blocks  # or XLA keeps what "blocks" is there to save
+    for found in gradients.values():
+        chex.assert_trees_all_close(found, gradients["blocks", False], rtol=1e-4, atol=1e-6)
 
 
 def test_only_learned_positions_tell_equal_tokens_apart():

@@ -19,6 +19,7 @@ from sedd_jax.model.transformer import (
     TransformerConfig,
     dropout,
     dropout_masks,
+    gelu,
     sigma_features,
 )
 
@@ -271,6 +272,30 @@ def test_layer_norm_has_the_published_epsilon():
     wanted = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
     for norm in (block.attention_norm, block.mlp_norm, built(Head, CONFIG).norm):
         np.testing.assert_allclose(norm(jnp.asarray(x)), wanted, rtol=1e-4)
+
+
+def test_the_gradient_of_a_bias_is_a_float32_sum():
+    layer = filled(Dense, (16,), (16,), BFLOAT16, scale=1.0)
+    structure, state = nnx.split(layer)
+    x = jnp.asarray(normal(1, 4, 4096, 16))
+    d_y = jnp.asarray(normal(2, 4, 4096, 16) + 0.5, jnp.bfloat16)
+
+    def output(state):
+        return nnx.merge(structure, state)(x)
+
+    got = jit(lambda state: jax.vjp(output, state)[1](d_y)[0])(state)["bias"][...]
+    expected = np.asarray(d_y, np.float64).sum((0, 1))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_gelu_is_rounded_once():
+    x = jnp.linspace(-4, 4, 1001).astype(jnp.bfloat16)
+    y = np.asarray(x, np.float64)
+    inner = np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)
+    expected = (y / (1 + np.exp(-2 * inner))).astype(jnp.bfloat16)
+    far = np.asarray(gelu(x), np.float64) - np.asarray(expected, np.float64)
+    assert np.abs(far).max() < 1e-2
+    assert (far == 0).mean() > 0.99
 
 
 def test_layer_norm_has_the_gradient_of_its_formula():

@@ -25,7 +25,7 @@ from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
 V, PADDED = 600, 640  # five groups of columns, the last with padding
 # Chunks of 256 columns: the third and last reaches back over half of the second. Blocks of 8 rows
 # and of 2 for the remainder; 24 positions fit no block of the default tiling but one.
-SMALL = Tiling(256, (8, 2), 3)
+SMALL = Tiling(192, (8, 2), 3)  # 640 columns in three equal chunks
 DEFAULT = tiles.CPU
 GRAPHS = {"absorb": sedd.graph.absorbing(V - 1), "uniform": sedd.graph.uniform(V)}
 B, L, D = 4, 6, 8

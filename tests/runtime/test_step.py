@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import types
 
 import chex
 import jax
@@ -7,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sedd_jax.model.placement import Placement
 from sedd_jax.runtime import sharding
-from sedd_jax.runtime.components import build_components, compute_dtype
+from sedd_jax.runtime.components import build_components, compute_dtype, unrolled
+from sedd_jax.runtime.config import ModelConfig
 from sedd_jax.runtime.step import (
     build_train_step,
     init_state,
@@ -163,6 +166,22 @@ def test_compute_type():
     assert compute_dtype("auto", "cpu") == jnp.float32
     assert compute_dtype("auto", "tpu") == jnp.bfloat16
     assert compute_dtype("bfloat16", "cpu") == jnp.bfloat16
+
+
+def test_blocks_are_unrolled_where_a_gpu_gains_by_it():
+    def on(platform, fsdp=1):
+        device = types.SimpleNamespace(platform=platform)
+        mesh = types.SimpleNamespace(devices=np.array([device]), shape={"fsdp": fsdp})
+        return Placement(mesh, ("data",), fsdp="fsdp")
+
+    products = ModelConfig()
+    assert unrolled(products, on("gpu"))
+    assert not unrolled(ModelConfig(remat="blocks"), on("gpu"))
+    assert not unrolled(products, on("gpu", 2))
+    assert not unrolled(products, on("tpu"))
+    assert not unrolled(products, on("cpu"))
+    assert unrolled(ModelConfig(remat="blocks", unroll="yes"), on("cpu"))
+    assert not unrolled(ModelConfig(unroll="no"), on("gpu"))
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(setup, after_one):
