@@ -13,16 +13,20 @@ other, and end when one of them does. From a login node, or in a script of sbatc
 must be on storage that all nodes see.
 
   --nodes=N          nodes; those of the allocation by default, or 1
-  --gpus-per-node=N  GPUs of each, 8 by default
+  --gpus-per-node=N  GPUs of each; those of the allocation by default, or 8
   --python=FILE      the Python there, python3 by default
   --env=NAME=VALUE   a variable there, any number of times
   --dry-run          print the command and do nothing
-  any other          goes to srun: --partition=NAME, --time=HOURS:MINUTES:SECONDS, --cpus-per-task=N,
-                     --signal=TERM@300 (training saves and ends 300 s before the time is over), ...
+  any other          goes to srun: --partition=NAME, --time=HOURS:MINUTES:SECONDS, --cpus-per-task=N
+                     (srun takes one core otherwise, whatever sbatch was told), ...
+
+A task takes the GPU of its number among those it sees, so it must see all of its node: give no
+--gpus-per-task and no --gpu-bind. With --signal=TERM@300, here or, in a script, of sbatch itself,
+training saves and ends 300 s before the time is over.
 USAGE
 }
 
-nodes=${SLURM_NNODES:-1} gpus=8 options=()
+nodes=${SLURM_NNODES:-1} gpus=${SLURM_GPUS_ON_NODE:-8} options=()
 option() {
   case $1 in
     --nodes=*) whole_number "$1" && nodes=${1#*=} ;;

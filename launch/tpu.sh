@@ -14,8 +14,8 @@ hosts find each other. What FLAGS name must be on storage that all of them see.
   --tpu=NAME        the slice, or
   --queued=NAME     the queued resource, with all of its slices (at most 64 hosts in all: gcloud
                     starts no more at a time); give training --config.mesh.slice=SLICES
-  --folder=FOLDER   of this project on every host, sedd_jax by default
-  --python=FILE     the Python there, python3 by default
+  --folder=FOLDER   of this project on every host, from the home folder there; sedd_jax by default
+  --python=FILE     the Python there, from that folder, such as .venv/bin/python; python3 by default
   --env=NAME=VALUE  a variable there, any number of times
   --dry-run         print the command and do nothing
   any other         goes to gcloud's ssh: --zone=ZONE, --project=NAME, --tunnel-through-iap, ...

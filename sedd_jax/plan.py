@@ -1,4 +1,4 @@
-"""Foresees a run: `python -m sedd_jax.plan --config=configs/owt_medium.py --topology=v5e:8x8`.
+"""Foresees a run: `python -m sedd_jax.plan --config=configs/owt_medium.py --topology=v5e:2x4`.
 
 Compiles the training step for a machine that is not here, with --sample the sampler and with
 --evaluate a pass of the held-out bound, and tells whether it fits, how long it will take and what
@@ -100,7 +100,7 @@ def main() -> None:
 
 def _check_flags():
     if not _TOPOLOGY.value:
-        raise BadInput("--topology=MACHINE is needed, for example --topology=v5e:8x8.")
+        raise BadInput("--topology=MACHINE is needed, for example --topology=v5e:2x4.")
     modes = [flag for flag in (_SAMPLE, _EVALUATE, _SEARCH) if flag.value]
     if len(modes) > 1:
         raise BadInput(f"--{modes[0].name} and --{modes[1].name} are different plans: take one.")

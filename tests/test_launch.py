@@ -76,9 +76,11 @@ def test_slurm_runs_a_task_for_each_gpu(job):
     ]
 
 
-def test_slurm_takes_the_nodes_of_the_allocation():
+def test_slurm_takes_the_nodes_and_gpus_of_the_allocation():
     given = ["sample", "--dry-run", "--", "--input=x"]
     assert "--nodes=3 --ntasks=24 " in launch("slurm.sh", *given, SLURM_NNODES="3").stdout
+    both = launch("slurm.sh", *given, SLURM_NNODES="3", SLURM_GPUS_ON_NODE="4").stdout
+    assert "--nodes=3 --ntasks=12 --ntasks-per-node=4 --gpus-per-node=4 " in both
     assert "--nodes=1 --ntasks=8 " in launch("slurm.sh", *given).stdout
 
 

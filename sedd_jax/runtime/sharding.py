@@ -128,7 +128,7 @@ def check_divisions(config: Config, mesh: Mesh) -> None:
         if size % parts:
             raise BadInput(
                 f"{name} is {size}, which {parts} parts of the mesh (slice x data x fsdp) do not "
-                "divide evenly."
+                f"divide evenly; make it a multiple of {parts}."
             )
 
 
