@@ -110,6 +110,8 @@ def _check_flags():
                 raise BadInput(f"--{flag.name} is for --{mode.name}.")
     if _SEARCH.value and (_PER_CHIP.value or _KEEP_HLO.value):
         raise BadInput("--search keeps the batch of the config, and no program.")
+    if _OUTPUT.value and _OUTPUT.value == _KEEP_HLO.value:
+        raise BadInput(f"--output and --keep_hlo are both {_OUTPUT.value}: give one another name.")
     for flag in (_OUTPUT, _KEEP_HLO):
         path = Path(flag.value or ".")
         if flag.value and path.exists():

@@ -22,6 +22,7 @@ SMOKE = "--config=configs/smoke.py"
         ((SMOKE, "--topology=v5e:2x2", "--search", "--per_chip=2"), "keeps the batch"),
         ((SMOKE, "--topology=v5e:2x2", "--output=setup.py"), "setup.py exists already"),
         ((SMOKE, "--topology=v5e:2x2", "--keep_hlo=no/such/file"), "folder of --keep_hlo"),
+        ((SMOKE, "--topology=v5e:2x2", "--output=a", "--keep_hlo=a"), "are both a"),
         (("--config=configs/shakespeare.py", "--topology=v5e:2x2"), "--vocab_size=N"),
         pytest.param(
             (SMOKE, "--topology=v5e:2x2"),

@@ -101,7 +101,7 @@ def predict(
         parts.update(line.parts)
     parts[EXPOSED] = _exposed(module, runs, found, lines)
     unknown = tuple(sorted({line.instruction.name for line in lines if not line.known}))
-    assumptions = (*_ASSUMPTIONS[chip.platform], *_OF_COLLECTIVES)
+    assumptions = (*_ASSUMPTIONS[chip.platform], _OF_COLLECTIVES)
     return Prediction(parts.total(), dict(parts), found, assumptions, unknown)
 
 
@@ -133,7 +133,10 @@ def _exposed(module, runs, found, lines):
 
     waited = sum(each.seconds for each in found if not each.hidden)
     for computation in {each.computation for each in found if each.hidden}:
-        sending = {x.name: x.seconds for x in found if x.computation == computation and x.hidden}
+        sending: Counter[str] = Counter()  # a line may start several
+        for each in found:
+            if each.computation == computation and each.hidden:
+                sending[each.name] += each.seconds
         ends = awaited(module, computation)
         wires: dict[str, float] = {}
         for name, instruction in module.computations[computation].items():
@@ -214,9 +217,7 @@ def _kernel(module, computation, instruction, chip, of_peak, of_bandwidth):
 
 _OF_COLLECTIVES = (
     "Collectives run as rings at the whole bandwidth of the wires, one after the other; what a "
-    "program starts early is hidden by what it does until it needs it.",
-    "A side of a TPU slice is a closed ring if it is a multiple of 16 chips (v5e, v6e) or of 4 "
-    "(v4, v5p).",
+    "program starts early is hidden by what it does until it needs it."
 )
 _ASSUMPTIONS = {
     "tpu": (
@@ -224,6 +225,8 @@ _ASSUMPTIONS = {
         "background cost nothing.",
         f"Attention kernels reach {TPU_KERNEL_SHARE:.0%} of the peak, with head dimensions filled "
         f"up to {LANES}.",
+        "A side of a slice is a closed ring if it is a multiple of 16 chips (v5e, v6e) or of 4 "
+        "(v4, v5p).",
     ),
     "gpu": (
         f"Products reach {GPU_PRODUCT_SHARE:.0%} of the peak, attention kernels "

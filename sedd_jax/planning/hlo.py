@@ -158,8 +158,8 @@ def read(text: str) -> Module:
         elif found := _LINE.match(line):
             instruction = _instruction(found.group(1), line[found.end() :])
             current[instruction.name] = instruction
-    if not entry:
-        raise BadInput("The compiler's text holds no entry computation; its format is unknown.")
+    if not computations.get(entry):
+        raise _unknown("it holds no entry computation")
     return Module(computations, entry)
 
 
@@ -180,6 +180,8 @@ def _instruction(name, rest):
     end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
     kind, rest = rest[:end], rest[end:]
     opcode = _CALL.match(rest)
+    if not opcode:
+        raise _unknown(f"the line of {name}")
     close = _closing(rest, opcode.end() - 1)
     inside = rest[opcode.end() : close - 1]
     # a constant's "operands" are its value
@@ -196,7 +198,14 @@ def _closing(text, start):
         depth += {"(": 1, ")": -1}.get(text[position], 0)
         if depth == 0:
             return position + 1
-    raise BadInput("The compiler's text ends within brackets.")
+    raise _unknown("it ends within brackets")
+
+
+def _unknown(what):
+    return BadInput(
+        f"The compiler's text is not understood ({what}): the compiler is newer than this reader. "
+        "Use the versions that setup.py names."
+    )
 
 
 @functools.lru_cache(maxsize=65536)

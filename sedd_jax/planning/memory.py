@@ -16,6 +16,9 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _SIZE = r"([\d.]+)([KMGT]?)"
 _NEEDED = re.compile(rf"(?:HLO temporaries \(|Used ){_SIZE}")  # either way, arguments are in it
 _BUFFER = re.compile(rf"^ *\d+\. Size: {_SIZE}\n(?: *Operator:.*\n)? *Shape: (\w+\[[\d,]*\])", re.M)
+# of what was traced: what loops hand on, which no fusion keeps out of memory
+_CARRIED = re.compile(r"stablehlo\.while\(.*\) : (.*)$", re.M)
+_TENSOR = re.compile(r"tensor<((?:\d+x)+)([a-z]+\d+)>")
 # what names arrays that are there already
 _NO_ARRAYS = {"parameter", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
 
@@ -27,7 +30,7 @@ class Memory(NamedTuple):
       capacity: bytes that a program may use.
       parts: bytes by purpose: what is given to it; results that do not lie in
         place of what was given; what it holds in between.
-      largest: arrays that it makes, bytes by type and shape, the largest first.
+      largest: arrays that it makes, bytes of a chip by type and shape, the largest first.
       refused: whether the compiler gave it up; then `parts` are what it said before it did, the
         least that is needed.
     """
@@ -60,9 +63,7 @@ def memory_of(compiled: jax.stages.Compiled, module: Module, chip: Chip) -> Memo
     arguments = found.argument_size_in_bytes
     results = found.output_size_in_bytes - found.alias_size_in_bytes
     between = found.temp_size_in_bytes
-    if (
-        chip.platform == "tpu"
-    ):  # that has memory beside the chip's in it, and what lies in arguments
+    if chip.platform == "tpu":  # there it counts on-chip memory too, and what lies in arguments
         between = max(found.peak_memory_in_bytes - arguments - results, 0)
     parts = {"arguments": arguments, "results": results, "in between": between}
     return Memory(chip.memory, parts, _largest(module))
@@ -86,6 +87,22 @@ def refusal(error: jax.errors.JaxRuntimeError, kept: float, chip: Chip) -> Memor
     return Memory(chip.memory, parts, largest, refused=True)
 
 
+def largest_carried(text: str, devices: int, most: int = 3) -> dict[str, float]:
+    """Returns the largest arrays that loops hand on, by type and shape: what blocks keep, mostly.
+
+    The least bytes of a chip: of an array that all chips hold in equal parts.
+
+    Args:
+      text: of `jax.stages.Lowered`: shapes are those before anything is split.
+      devices: of the program.
+      most: arrays that are wanted.
+    """
+    arrays = {tensor for types in _CARRIED.findall(text) for tensor in _TENSOR.findall(types)}
+    shapes = [Shape(dtype, tuple(map(int, sizes[:-1].split("x")))) for sizes, dtype in arrays]
+    shapes.sort(key=lambda shape: (-shape.nbytes, shape))
+    return {f"{_name(each)} over {devices} chips": each.nbytes / devices for each in shapes[:most]}
+
+
 def _bytes(size, unit):
     return float(size) * _UNITS[unit]
 
@@ -98,4 +115,8 @@ def _largest(module: Module, most: int = 3) -> dict[str, float]:
             if instruction.opcode not in _NO_ARRAYS:
                 found |= {shape: shape.nbytes for shape in instruction.shapes}
     names = sorted(found, key=found.__getitem__, reverse=True)[:most]
-    return {f"{each.dtype}[{','.join(map(str, each.sizes))}]": float(found[each]) for each in names}
+    return {_name(each): float(found[each]) for each in names}
+
+
+def _name(shape):
+    return f"{shape.dtype}[{','.join(map(str, shape.sizes))}]"

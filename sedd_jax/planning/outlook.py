@@ -10,7 +10,7 @@ from sedd_jax.display.table import Table
 from sedd_jax.planning import hlo
 from sedd_jax.planning.collectives import totals
 from sedd_jax.planning.cost import Prediction, predict
-from sedd_jax.planning.memory import Memory, memory_of, refusal
+from sedd_jax.planning.memory import Memory, largest_carried, memory_of, refusal
 from sedd_jax.planning.programs import Program
 from sedd_jax.planning.target import Target
 
@@ -77,6 +77,9 @@ def foresee(program: Program, target: Target, price: float | None = None) -> Out
         compiled = program.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         memory = refusal(error, sum(program.kept.values()), target.chip)
+        if not memory.largest:  # the compiler names them only where it has tried to place them
+            carried = largest_carried(program.lowered.as_text(), program.mesh.size)
+            memory = memory._replace(largest=carried)
         return Outlook(program, target, price, memory, None, "")
     text = compiled.as_text()
     module = hlo.read(text)

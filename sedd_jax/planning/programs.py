@@ -16,7 +16,7 @@ from sedd_jax.inference import autoregressive
 from sedd_jax.inference.estimate import sequence_loss
 from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.prompt import Prompt
-from sedd_jax.inference.sampling import Sampling
+from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
 from sedd_jax.model.layout import BATCH_AXES, shardings
 from sedd_jax.model.score_model import count_params
 from sedd_jax.model.tiles import tiling_for
@@ -164,7 +164,7 @@ def sample_program(
     length = config.model.length
     if isinstance(components, Baseline):
         generator = autoregressive.build_generator(components.model, sampling.sharpness)
-        calls, answered, trips = 1, 1.0, {}  # every position is computed once
+        calls, answered, trips, otherwise = 1, 1.0, {}, None  # every position is computed once
     else:
         sampling.check(components.graph)
         graph, noise, _ = components
@@ -172,6 +172,8 @@ def sample_program(
         generator = build_generator(components, sampling, t_min=t_min)
         active, jumps = head.shares_by_call(graph, noise, sampling, t_min, length)
         calls, answered = sampling.particles * len(active), active.mean()
+        # calls that are made while needed are a loop; others are counted in the program
+        otherwise = calls if sampling.sampler == FIRST_HITTING else None
         positions = rows // parts(mesh) * sampling.particles * length
         trips = {
             **head.block_trips(jumps * positions, positions, (tiling.jumps,)),
@@ -186,7 +188,7 @@ def sample_program(
         model_flops=rows * calls * sequence_flops(components, config, answered),
         tokens=rows * length,
         kept={"parameters": per_chip(params), "batch": per_chip((keys, prompt))},
-        dynamic_trips=head.dynamic_trips(trips, otherwise=calls),
+        dynamic_trips=head.dynamic_trips(trips, otherwise),
     )
 
 

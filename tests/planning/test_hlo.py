@@ -169,12 +169,22 @@ def test_runs_of_a_gpu_program():
     }
 
 
-@pytest.mark.parametrize("text", ["", "HloModule x\n\n%f (a: f32[]) -> f32[] {\n}\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "HloModule x\n\n%f (a: f32[]) -> f32[] {\n}\n",
+        "ENTRY main (a: f32[]) -> f32[] {\n  a = f32[] parameter(0)\n}\n",  # names without %
+    ],
+)
 def test_a_text_without_an_entry_is_refused(text):
     with pytest.raises(BadInput, match="no entry computation"):
         hlo.read(text)
 
 
-def test_a_line_that_ends_too_early_is_refused():
-    with pytest.raises(BadInput, match="within brackets"):
-        hlo.read("ENTRY %main (a: f32[]) -> f32[] {\n  %a = f32[] add(%b, (%c)\n}\n")
+@pytest.mark.parametrize(
+    ("line", "said"), [("add(%b, (%c)", "within brackets"), ("", "the line of a")]
+)
+def test_a_line_that_ends_too_early_is_refused(line, said):
+    with pytest.raises(BadInput, match=said):
+        hlo.read(f"ENTRY %main (a: f32[]) -> f32[] {{\n  %a = f32[] {line}\n}}\n")

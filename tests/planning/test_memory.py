@@ -6,7 +6,7 @@ import pytest
 
 from sedd_jax.planning import hlo
 from sedd_jax.planning.chips import CHIPS
-from sedd_jax.planning.memory import Memory, memory_of, refusal
+from sedd_jax.planning.memory import Memory, largest_carried, memory_of, refusal
 
 GIB = 2**30
 SHORT = (
@@ -64,6 +64,22 @@ def test_results_in_place_of_arguments_take_nothing(donated, results):
     assert memory.parts["results"] == results
     assert memory.largest["f32[1024]"] == 4096
     assert memory.fits
+
+
+def test_what_loops_hand_on_is_known_before_compiling():
+    def block(x, scale):  # keeps cos(x) for the backward pass; no loop hands the matrix on
+        matrix = jax.lax.stop_gradient(jnp.outer(x, x))
+        return jnp.sin(x) * scale + matrix.sum(0), None
+
+    def loss(x, scales):
+        return jax.lax.scan(block, x, scales)[0].sum()
+
+    lowered = jax.jit(jax.grad(loss)).lower(jnp.zeros(1024), jnp.zeros(6))
+    found = largest_carried(lowered.as_text(), devices=2)
+    name, size = next(iter(found.items()))
+    assert name == "f32[6,1024] over 2 chips"
+    assert size == 6 * 1024 * 4 / 2
+    assert not any("1024,1024" in name for name in found)
 
 
 def test_what_a_chip_holds_is_its_limit():

@@ -77,12 +77,14 @@ def test_a_program_that_the_compiler_refuses_has_no_time(training, node):
             "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (16.37G) exceeds"
         )
 
-    lowered = type("Lowered", (), {"compile": refuse})()
+    traced = "%1 = stablehlo.while(%a = %0) : tensor<4x2x1024x1024x512xf32>, tensor<i32>"
+    lowered = type("Lowered", (), {"compile": refuse, "as_text": lambda self: traced})()
     outlook = foresee(training._replace(lowered=lowered), node)
     assert outlook.prediction is None
     (table,) = tables(outlook)
     assert "at least 16.37 of 79.10 GiB" in markdown(table)
     assert "does NOT fit: the compiler refused" in markdown(table)
+    assert "f32[4,2,1024,1024,512] over 8 chips 2.00" in markdown(table)
     assert "seconds" not in as_json(outlook, {})
 
 

@@ -8,6 +8,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.flops import forward_flops
 from sedd_jax.planning import hlo
+from sedd_jax.planning.hlo import Instruction
 from sedd_jax.planning.programs import (
     bound_program,
     sample_program,
@@ -74,6 +75,15 @@ def test_a_sampler_is_given_parameters_and_a_prompt(planned, sampling, calls, an
     assert program.tokens == 8 * 32
     expected = 8 * calls * answered_in_full(config, answered)
     assert program.model_flops == pytest.approx(expected, rel=1e-2)
+
+
+def test_only_first_hitting_has_a_loop_that_is_not_counted_in_the_program(planned):
+    config, mesh = planned
+    loop = Instruction("while.1", "while", (), (), 'metadata={op_name="jit(f)/while"}')
+    hitting = sample_program(config, 257, mesh, Sampling(4, "first_hitting"), rows=8)
+    assert hitting.dynamic_trips(loop) == 5
+    with pytest.raises(BadInput, match="trips are not known"):
+        sample_program(config, 257, mesh, Sampling(4), rows=8).dynamic_trips(loop)
 
 
 def test_the_baseline_computes_every_position_once(planned):
