@@ -7,6 +7,7 @@ Shapes: B batch, L length, D hidden, C condition, H heads, K head dimension, R =
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -150,7 +151,7 @@ _centred.defvjp(
 )
 
 
-@jax.checkpoint
+@functools.partial(jax.checkpoint, prevent_cse=False)  # what it would prevent does no harm here
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Returns GELU by tanh, in float32 inside; the backward pass keeps x alone."""
     return nnx.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)

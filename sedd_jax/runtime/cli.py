@@ -15,6 +15,7 @@ from sedd_jax.runtime.config import Config, MeshConfig, parse
 # what a disk or its owner answers, whatever the program does right
 _OF_THE_MACHINE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+    errno.ENOTDIR,
 )  # fmt: skip
 
 
