@@ -119,6 +119,8 @@ def _call(kernel, operands, lengths, shapes, written, *, head_dim, blocks, inter
         "sums": pl.BlockSpec((None, None, LANES // head_dim, length), lambda b, t: (b, t, 0, 0)),
         "d_qkv": pl.BlockSpec((3, None, length, LANES), lambda b, t: (0, b, 0, t)),
     }
+    # forward: logits and values; backward: logits again, and a gradient by each of four operands
+    products, pairs = 5 if written == "d_qkv" else 2, batch * (features // head_dim) * length**2
     read = ("table", "table", "query", "key", "value", "out", "out", "sums")[: len(operands)]
     in_specs = [specs[name] for name in read]
     kernel = functools.partial(
@@ -138,6 +140,14 @@ def _call(kernel, operands, lengths, shapes, written, *, head_dim, blocks, inter
         out_specs=jax.tree.map(lambda name: specs[name], written),
         out_shape=shapes,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        cost_estimate=pl.CostEstimate(
+            # the matrix unit multiplies whole tiles, however few of their lanes are a head's
+            flops=2 * products * pairs * LANES,
+            transcendentals=pairs,
+            bytes_accessed=sum(
+                x.size * x.dtype.itemsize for x in jax.tree.leaves((operands, shapes))
+            ),
+        ),
         name=f"rotary_attention{'_backward' if written == 'd_qkv' else ''}",
         interpret=interpret,
         **options,

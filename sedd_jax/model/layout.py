@@ -130,6 +130,14 @@ def _gather_forward(whole, split, array):
 
 def _gather_backward(whole, split, _, cotangent):
     # a constraint's own gradient is whole too: a sum over all devices where a scattered one will do
+    if "fsdp" in split.spec[1:]:
+        # the last axis: as the first one of a matrix, since of others a TPU's compiler sums all
+        # parts on every chip and then cuts, which sends twice as much
+        tensor, *_, fsdp = split.spec
+        parts = NamedSharding(split.mesh, PartitionSpec(fsdp, tensor))
+        matrix = cotangent.reshape(-1, cotangent.shape[-1]).T
+        matrix = jax.lax.with_sharding_constraint(matrix, parts)
+        cotangent = matrix.T.reshape(cotangent.shape)
     return (jax.lax.with_sharding_constraint(cotangent, split),)
 
 
