@@ -59,7 +59,7 @@ class CausalBlock(nnx.Module):
         stay_a, stay_m = dropout_masks(dropout_key, rate, x.shape)
         x = x + dropout(self.attention_out(attended), rate, stay_a)
         h = self.mlp_in(self.mlp_norm(x).astype(self.config.dtype))
-        return x + dropout(self.mlp_out(gelu(h)), rate, stay_m)
+        return x + dropout(self.mlp_out(gelu(h, unrolled=self.config.unroll)), rate, stay_m)
 
 
 class FinalNorm(nnx.Module):

@@ -7,7 +7,6 @@ Shapes: B batch, L length, D hidden, C condition, H heads, K head dimension, R =
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -151,10 +150,19 @@ _centred.defvjp(
 )
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)  # what it would prevent does no harm here
-def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Returns GELU by tanh, in float32 inside; the backward pass keeps x alone."""
-    return nnx.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+def gelu(x: Float[Array, "..."], *, unrolled: bool = False) -> Float[Array, "..."]:
+    """Returns GELU by tanh, in float32 inside; the backward pass keeps x alone.
+
+    Args:
+      x: what goes in.
+      unrolled: that blocks are no loop's body. Then the compiler must be kept from keeping more;
+        within a loop it cannot, and what keeps it would hinder a TPU from fusing.
+    """
+
+    def exact(x):
+        return nnx.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
+
+    return jax.checkpoint(exact, prevent_cse=unrolled)(x)
 
 
 class LayerNorm(nnx.Module):
@@ -289,7 +297,7 @@ class Block(nnx.Module):
         x = x + gate_a * dropout(self.attention_out(h), rate, stay_a)
 
         h = self.mlp_norm(x, shift_m, scale_m).astype(dtype)
-        h = self.mlp_out(gelu(self.mlp_in(h)))
+        h = self.mlp_out(gelu(self.mlp_in(h), unrolled=self.config.unroll))
         return x + gate_m * dropout(h, rate, stay_m)
 
 
