@@ -14,6 +14,7 @@ LANES = 128  # of a TPU: a shorter K is filled up
 # makes the weights again, then has one for each gradient and one for that of the weights
 _SPLASH = {"fwd": 2, "dkv": 4, "dq": 3}
 _SPLASH_FUSED = 5  # dkv and dq in one kernel
+_FUSED = {"rotary_attention": 2, "rotary_attention_backward": 5}  # `model.fused_attention`
 _CUDNN = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 5}
 _TOLD = re.compile(r'"cost_estimate":\{[^}]*"flops":"?(\d+)')
 
@@ -32,6 +33,9 @@ def kernel_flops(kernel: Instruction, operands: list[Instruction]) -> float | No
     target = kernel.attribute(r'custom_call_target="([^"]*)"')
     if target in _CUDNN:
         return _cudnn(kernel, operands, _CUDNN[target])
+    fused = re.match(r"rotary_attention(?:_backward)?", kernel.name)
+    if fused:
+        return _fused(kernel, operands, _FUSED[fused.group()])
     phase = re.match(r"splash_m[hq]a_(fwd|dkv|dq)", kernel.name)
     return _splash(kernel, operands, phase.group(1)) if phase else None
 
@@ -44,6 +48,12 @@ def _splash(kernel, operands, phase):
     products = _SPLASH_FUSED if fused else _SPLASH[phase]
     batch, heads, length, width = query
     return products * 2.0 * batch * heads * length * key[2] * max(width, LANES)
+
+
+def _fused(kernel, operands, products):
+    """Sums [B, tiles, heads of a tile, L] are the last result, or the last of what is taken."""
+    sums = kernel.shapes[-1] if products == 2 else operands[-1].shapes[0]
+    return products * 2.0 * sums.count * sums.sizes[-1] * LANES
 
 
 def _cudnn(kernel, operands, products):

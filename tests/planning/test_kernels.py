@@ -35,6 +35,24 @@ def test_splash_attention(name, result, products):
     assert flops(name, result, [*MASK, *[HEADS] * 3], target) == products * ONE * 128
 
 
+@pytest.mark.parametrize(
+    ("name", "result", "more", "products"),
+    [
+        ("rotary_attention.1", "(bf16[8,1024,1024], f32[8,8,2,1024])", [], 2),
+        (
+            "rotary_attention_backward.3",
+            "bf16[3,8,1024,1024]",
+            ["bf16[8,1024,1024]", "bf16[8,1024,1024]", "f32[8,8,2,1024]"],
+            5,
+        ),
+    ],
+)
+def test_rotary_attention(name, result, more, products):
+    given = ["f32[1024,128]", "f32[1024,128]", *["bf16[3,8,1024,1024]"] * 3, *more]
+    target = 'custom_call_target="tpu_custom_call"'
+    assert flops(name, result, given, target) == products * ONE * 128
+
+
 @pytest.mark.parametrize("space", ["", " "])  # JSON of two versions of the compiler
 @pytest.mark.parametrize(
     ("target", "products"), [("__cudnn$fmhaSoftmax", 2), ("__cudnn$fmhaSoftmaxBackward", 5)]

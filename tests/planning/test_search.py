@@ -9,7 +9,7 @@ import pytest
 
 from sedd_jax.errors import BadInput
 from sedd_jax.planning import search as module
-from sedd_jax.planning.search import Search, flags_of, table
+from sedd_jax.planning.search import Search, table
 from sedd_jax.planning.target import parse_target
 from sedd_jax.runtime.config import Config, MeshConfig, parse
 
@@ -42,7 +42,7 @@ def compiled(monkeypatch):
                 memory=SimpleNamespace(fits=fits, needed=needed),
                 prediction=SimpleNamespace(seconds=seconds),
                 tokens_per_second=1 / seconds,
-                utilization=0.5,
+                mfu=0.5,
                 dollars_per_billion_tokens=seconds,
             )
             outlook._replace = lambda **_: outlook
