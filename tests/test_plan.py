@@ -57,8 +57,8 @@ def test_a_training_step_on_a_slice(plan, tmp_path):
     assert title in text
     assert "nothing was run" in text
     assert found["memory"]["fits"]
-    assert found["memory"]["capacity"] == 15.75 * 2**30
-    assert 0 < found["utilization"] < 1
+    assert found["memory"]["hbm_bytes"] == 15.75 * 2**30
+    assert 0 < found["mfu"] < 1
     axes = {(each["kind"], tuple(each["axes"])) for each in found["collectives"]}
     assert ("all-gather", ("fsdp",)) in axes
     assert "ENTRY" in kept.read_text()

@@ -59,6 +59,8 @@ def collectives(
 ) -> tuple[Collective, ...]:
     """Returns every collective of a program once, in the order of its text.
 
+    Not those of each chip with itself, over an axis of one.
+
     Args:
       module: the program.
       runs: how often its computations run.
@@ -68,11 +70,12 @@ def collectives(
     Raises:
       BadInput: the text names devices in a way that is not known.
     """
-    return tuple(
+    everyone = (
         _collective(found, name, line, calls, chip, mesh)
         for name, calls in runs.items()
         for line, found in _in_computation(module, name)
     )
+    return tuple(each for each in everyone if each.axes)
 
 
 def totals(found: tuple[Collective, ...]) -> tuple[Collective, ...]:
