@@ -77,6 +77,17 @@ def test_a_sampler_is_given_parameters_and_a_prompt(planned, sampling, calls, an
     assert program.model_flops == pytest.approx(expected, rel=1e-2)
 
 
+def test_attention_of_a_trained_model_is_chosen_where_it_is_loaded(planned):
+    config, mesh = planned
+    model = dataclasses.replace(config.model, attention="xla", length=16)
+    auto = dataclasses.replace(config.model, attention="auto", length=16)
+    texts = {
+        bound_program(dataclasses.replace(config, model=each), 257, mesh, 8).lowered.as_text()
+        for each in (model, auto)
+    }
+    assert len(texts) == 1
+
+
 def test_only_first_hitting_has_a_loop_that_is_not_counted_in_the_program(planned):
     config, mesh = planned
     loop = Instruction("while.1", "while", (), (), 'metadata={op_name="jit(f)/while"}')
