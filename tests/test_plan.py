@@ -61,10 +61,8 @@ def test_a_training_step_on_a_slice(plan, tmp_path):
     assert title in text
     assert "nothing is run" in text
     assert "the run, 40 steps" in text
-    command = (
-        "--config=configs/smoke.py --config.train.batch_size=32 --config.mesh.fsdp=2 --workdir"
-    )
-    assert f"python -m sedd_jax.train {command}" in text
+    command = "--config=configs/smoke.py --config.train.batch_size=32 --config.mesh.fsdp=2"
+    assert f"python -m sedd_jax.train {command} --workdir" in text
     assert found["memory"]["fits"]
     assert found["memory"]["hbm_bytes"] == 15.75 * 2**30
     assert 0 < found["mfu"] < 1
