@@ -86,9 +86,15 @@ def main() -> None:
     vocab_size = _VOCAB_SIZE.value or vocab_size_of(config)
     if _SEARCH.value:
         _look_for_the_best(config, target, vocab_size)
-        return
+    else:
+        _foresee(config, target, vocab_size)
+
+
+def _foresee(config, target, vocab_size):
+    """Plans with the settings that are given."""
     mesh = build_mesh(config.mesh, target_devices(target))
-    if _PER_CHIP.value and not (_SAMPLE.value or _EVALUATE.value):
+    training = not (_SAMPLE.value or _EVALUATE.value)
+    if _PER_CHIP.value and training:
         config = with_batch(config, mesh, _PER_CHIP.value)
     kind, program = _program(config, vocab_size, mesh)
     chips = f"{target.devices_count} {target.chip.device_kind}"
@@ -100,15 +106,13 @@ def main() -> None:
     _write(_KEEP_HLO.value, outlook.text)
     facts = {"program": kind, "config": dataclasses.asdict(config), "versions": _versions()}
     _write(_OUTPUT.value, to_json(as_json(outlook, facts)))
-    training = program.steps is not None
     if not outlook.memory.fits:
-        raise Halted(
-            f"It does not fit; what would help: {to_fit(config, outlook, training=training)}"
-        )
+        ways = to_fit(config, outlook, training=training)
+        raise Halted(f"It does not fit; what would help: {ways}")
     if training:
         if idle := for_idle_memory(config, outlook):
             print(f"\n{idle}")
-        print(f"\nIt trains by\n\n    {_train_command(config)}")
+        print(f"\nThe command that trains so:\n\n    {_train_command(config)}")
 
 
 def _check_flags():
@@ -183,13 +187,14 @@ def _look_for_the_best(config: Config, target: Target, vocab_size: int) -> None:
     search = Search(config, target, vocab_size, price=_PRICE.value, limit=_LIMIT.value, tell=_tell)
     found = search.run()
     if not found:
-        until = f" until {search.ended}" if search.ended else ""
-        gave_up = f"; the compiler gave up {search.skipped}, see above" * bool(search.skipped)
-        raise Halted(f"Nothing that was tried{until} fits {target.text}{gave_up}: take more chips.")
+        gave_up = f"; the compiler gave up {search.skipped}, see above" if search.skipped else ""
+        if search.ended:
+            raise Halted(f"Nothing was found that fits, until {search.ended}{gave_up}.")
+        raise Halted(f"Nothing that was tried fits {target.text}{gave_up}: take more chips.")
     print(markdown(table(found)))
     if search.ended:
         print(f"\nEnded by {search.ended}: not all was tried.")
-    print(f"\nThe best trains by\n\n    {_train_command(found[0].config)}")
+    print(f"\nThe command that trains with the best:\n\n    {_train_command(found[0].config)}")
     facts = {"program": "training step", "versions": _versions()}
     plans = [
         as_json(each.outlook, facts | {"config": dataclasses.asdict(each.config)}) for each in found
