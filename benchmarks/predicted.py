@@ -60,10 +60,10 @@ def main() -> None:
         "waited for, ms": 1e3 * waited,
         "queued, ms": 1e3 * queued,
         "tokens a second": program.tokens / queued,
-        "of the peak": program.model_flops / queued / peak if peak else "",
+        "MFU": program.model_flops / queued / peak if peak else "",
         "predicted, ms": _predicted(compiled, program),
         "arguments, GiB": memory.argument_size_in_bytes / _GIB,
-        "in between, GiB": memory.temp_size_in_bytes / _GIB,
+        "temporaries, GiB": memory.temp_size_in_bytes / _GIB,
         "held more than before, GiB": _held_gib() - before,
         "compiled, s": compile_seconds,
     }

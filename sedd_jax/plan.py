@@ -10,6 +10,7 @@ The compiler for a machine needs no such device: `pip install "sedd_jax[tpu]"` o
 """
 
 import dataclasses
+import math
 import os
 import sys
 from importlib import metadata
@@ -24,8 +25,9 @@ from ml_collections import config_flags
 
 from sedd_jax.display.table import markdown, to_json
 from sedd_jax.errors import BadInput, Halted
-from sedd_jax.inference.sampling import SAMPLER_NAMES, Sampling
-from sedd_jax.planning.outlook import Outlook, as_json, foresee, gib, in_words, tables
+from sedd_jax.inference.sampling import FIRST_HITTING, SAMPLER_NAMES, Sampling
+from sedd_jax.planning.advice import for_idle_memory, to_fit, train_command
+from sedd_jax.planning.outlook import Outlook, as_json, foresee, in_words, tables
 from sedd_jax.planning.programs import (
     Program,
     bound_program,
@@ -35,10 +37,10 @@ from sedd_jax.planning.programs import (
     vocab_size_of,
     with_batch,
 )
-from sedd_jax.planning.search import MOST_FSDP, Search, flags_of, table
+from sedd_jax.planning.search import Search, table
 from sedd_jax.planning.target import Target, parse_target, target_devices
 from sedd_jax.runtime import cli
-from sedd_jax.runtime.config import Config
+from sedd_jax.runtime.config import Config, flatten
 from sedd_jax.runtime.files import write_whole
 from sedd_jax.runtime.sharding import build_mesh
 
@@ -51,7 +53,7 @@ _EVALUATE = flags.DEFINE_bool("evaluate", False, "Plan a pass of the held-out bo
 _PER_CHIP = flags.DEFINE_integer(
     "per_chip",
     None,
-    "Sequences of a chip, or group of `tensor` chips, in one part; by default as the config says, "
+    "Sequences of a chip, or group of `tensor` chips, at a time; by default as the config says, "
     "and 32 samples in all.",
     lower_bound=1,
 )
@@ -84,18 +86,33 @@ def main() -> None:
     vocab_size = _VOCAB_SIZE.value or vocab_size_of(config)
     if _SEARCH.value:
         _look_for_the_best(config, target, vocab_size)
-        return
+    else:
+        _foresee(config, target, vocab_size)
+
+
+def _foresee(config, target, vocab_size):
+    """Plans with the settings that are given."""
     mesh = build_mesh(config.mesh, target_devices(target))
-    if _PER_CHIP.value and not (_SAMPLE.value or _EVALUATE.value):
+    training = not (_SAMPLE.value or _EVALUATE.value)
+    if _PER_CHIP.value and training:
         config = with_batch(config, mesh, _PER_CHIP.value)
     kind, program = _program(config, vocab_size, mesh)
+    chips = f"{target.devices_count} {target.chip.device_kind}"
+    print(f"{_file()} on {target.text} ({chips}), {in_words(mesh)}: {kind}.")
+    print("A prediction: the program is compiled, and nothing is run.", flush=True)
+    _tell("Compiling, which takes minutes for a large model ...")
     outlook = foresee(program, target, _PRICE.value)
-    _show(kind, outlook)
+    _show(outlook)
     _write(_KEEP_HLO.value, outlook.text)
     facts = {"program": kind, "config": dataclasses.asdict(config), "versions": _versions()}
     _write(_OUTPUT.value, to_json(as_json(outlook, facts)))
     if not outlook.memory.fits:
-        raise Halted(f"It does not fit; what would help: {_advice(config, outlook)}")
+        ways = to_fit(config, outlook, training=training)
+        raise Halted(f"It does not fit; what would help: {ways}")
+    if training:
+        if idle := for_idle_memory(config, outlook):
+            print(f"\n{idle}")
+        print(f"\nThe command that trains so:\n\n    {_train_command(config)}")
 
 
 def _check_flags():
@@ -110,6 +127,8 @@ def _check_flags():
                 raise BadInput(f"--{flag.name} is for --{mode.name}.")
     if _SEARCH.value and (_PER_CHIP.value or _KEEP_HLO.value):
         raise BadInput("--search keeps the batch of the config, and no program.")
+    if _PRICE.value is not None and not math.isfinite(_PRICE.value):
+        raise BadInput(f"--price={_PRICE.value} is no price: give US dollars an hour of a chip.")
     if _OUTPUT.value and _OUTPUT.value == _KEEP_HLO.value:
         raise BadInput(f"--output and --keep_hlo are both {_OUTPUT.value}: give one another name.")
     for flag in (_OUTPUT, _KEEP_HLO):
@@ -130,27 +149,26 @@ def _program(config: Config, vocab_size: int, mesh: Mesh) -> tuple[str, Program]
         program = sample_program(config, vocab_size, mesh, sampling, given or _SAMPLES)
         calls = sampling.most_calls(config.model.length)
         causal = config.family == "autoregressive"
-        how = "a token at a time" if causal else f"{sampling.sampler}, {calls} calls"
+        most = "at most " if sampling.sampler == FIRST_HITTING else ""
+        how = "a token at a time" if causal else f"{sampling.sampler}, {most}{calls} calls"
         return f"sampler ({how}), {_rows(config, program, mesh)}", program
     if _EVALUATE.value:
         program = bound_program(config, vocab_size, mesh, given or config.eval.batch_size)
-        return f"held-out bound, {_rows(config, program, mesh)}", program
+        causal = config.family == "autoregressive"
+        what = "held-out likelihood" if causal else "held-out bound, one draw"
+        return f"{what}, {_rows(config, program, mesh)}", program
     program = train_program(config, vocab_size, mesh)
-    part = f", {config.train.microbatches} parts" if config.train.microbatches > 1 else ""
-    return f"training step, {_rows(config, program, mesh)}{part}", program
+    return f"training step, {_rows(config, program, mesh, config.train.microbatches)}", program
 
 
-def _rows(config, program, mesh):
+def _rows(config, program, mesh, microbatches=1):
     rows, length = program.tokens // config.model.length, config.model.length
-    return f"{rows} sequences of {length}, {rows // parts(mesh)} a chip"
+    times = f"{microbatches} microbatches of " if microbatches > 1 else ""
+    return f"{rows} sequences of {length}, {times}{rows // parts(mesh) // microbatches} a chip"
 
 
-def _show(kind: str, outlook: Outlook) -> None:
+def _show(outlook: Outlook) -> None:
     """Prints one screen."""
-    target = outlook.target
-    chips = f"{target.devices_count} {target.chip.device_kind}"
-    print(f"{_file()} on {target.text} ({chips}), {in_words(outlook.program.mesh)}: {kind}.")
-    print("A prediction: the program was compiled, and nothing was run.")
     for each in tables(outlook):
         print(f"\n{markdown(each)}")
     if outlook.prediction:
@@ -161,40 +179,22 @@ def _show(kind: str, outlook: Outlook) -> None:
             print(f"- Only the bytes of these count: {', '.join(outlook.prediction.unknown)}.")
 
 
-def _advice(config: Config, outlook: Outlook) -> str:
-    """Returns what would help."""
-    mesh, ways = outlook.program.mesh, []
-    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
-    more = max(n for n in range(1, data + 1) if data % n == 0 and n * fsdp <= max(fsdp, MOST_FSDP))
-    if more > 1:
-        kept = sum(size for name, size in outlook.program.kept.items() if name != "batch")
-        ways.append(
-            f"--config.mesh.data={data // more} --config.mesh.fsdp={fsdp * more} divides the "
-            f"{gib(kept)} GiB that a chip keeps by {more}"
-        )
-    if _SAMPLE.value or _EVALUATE.value:
-        return "; ".join([*ways, "--per_chip takes fewer sequences."])
-    if config.train.batch_size // config.train.microbatches > parts(mesh):
-        ways.append("more config.train.microbatches hold fewer sequences at a time")
-    if config.model.remat != "blocks":
-        ways.append("--config.model.remat=blocks keeps less of a block")
-    return "; ".join([*ways, "--search tries them."])
-
-
 def _look_for_the_best(config: Config, target: Target, vocab_size: int) -> None:
-    def tell(line):
-        print(line, file=sys.stderr, flush=True)
-
-    search = Search(config, target, vocab_size, price=_PRICE.value, limit=_LIMIT.value, tell=tell)
-    found = search.run()
-    if not found:
-        raise Halted(f"Nothing that was tried fits {target.text}: take more chips.")
     batch = f"{config.train.batch_size} sequences of {config.model.length} a step"
     print(f"{_file()} on {target.text}, {batch}.")
-    print("A prediction: the programs were compiled, and nothing was run.\n")
+    print("A prediction: the programs are compiled, and nothing is run.\n", flush=True)
+    _tell("Compiling, minutes each for a large model; after Ctrl-C it shows what was found ...")
+    search = Search(config, target, vocab_size, price=_PRICE.value, limit=_LIMIT.value, tell=_tell)
+    found = search.run()
+    if not found:
+        gave_up = f"; the compiler gave up {search.skipped}, see above" if search.skipped else ""
+        if search.ended:
+            raise Halted(f"Nothing was found that fits, until {search.ended}{gave_up}.")
+        raise Halted(f"Nothing that was tried fits {target.text}{gave_up}: take more chips.")
     print(markdown(table(found)))
-    print("\nWith the settings given here, and a --workdir, the best trains by\n")
-    print(f"    python -m sedd_jax.train --config={_file()} {flags_of(found[0].config, config)}")
+    if search.ended:
+        print(f"\nEnded by {search.ended}: not all was tried.")
+    print(f"\nThe command that trains with the best:\n\n    {_train_command(found[0].config)}")
     facts = {"program": "training step", "versions": _versions()}
     plans = [
         as_json(each.outlook, facts | {"config": dataclasses.asdict(each.config)}) for each in found
@@ -202,8 +202,17 @@ def _look_for_the_best(config: Config, target: Target, vocab_size: int) -> None:
     _write(_OUTPUT.value, to_json(plans))
 
 
+def _train_command(config):
+    own = flags.FLAGS[_CONFIG.name].parser.parse(_file())  # without what was given on the way
+    return train_command(_file(), config, flatten(own.to_dict()))
+
+
 def _file():
     return config_flags.get_config_filename(flags.FLAGS[_CONFIG.name])
+
+
+def _tell(line):
+    print(line, file=sys.stderr, flush=True)
 
 
 def _versions():

@@ -16,6 +16,10 @@ SMOKE = "--config=configs/smoke.py"
         ((SMOKE,), "--topology=MACHINE is needed"),
         (("--topology=v5e:2x2",), "--config=FILE is needed"),
         ((SMOKE, "--topology=v5e:2"), "v5e takes 2 sizes"),
+        ((SMOKE, "--topology=v5e:2x2", "--price=nan"), "--price=nan is no price"),
+        ((SMOKE, "--config.modle.remat=none"), "'modle' is no setting of the config: 'model' is."),
+        ((SMOKE, "--config.model.remt=none"), "'remt' is no setting of the config: 'remat' is."),
+        ((SMOKE, "--config.nosuch=1"), "'nosuch' is no setting of the config."),
         ((SMOKE, "--topology=v5e:2x2", "--sample", "--search"), "--sample and --search"),
         ((SMOKE, "--topology=v5e:2x2", "--steps=3"), "--steps is for --sample"),
         ((SMOKE, "--topology=v5e:2x2", "--limit=3"), "--limit is for --search"),
@@ -55,10 +59,13 @@ def test_a_training_step_on_a_slice(plan, tmp_path):
     )
     title = "smoke.py on v5e:2x2 (4 TPU v5 lite), data=2 fsdp=2: training step, 32 sequences of 32"
     assert title in text
-    assert "nothing was run" in text
+    assert "nothing is run" in text
+    assert "the run, 40 steps" in text
+    command = "--config=configs/smoke.py --config.train.batch_size=32 --config.mesh.fsdp=2"
+    assert f"python -m sedd_jax.train {command} --workdir" in text
     assert found["memory"]["fits"]
-    assert found["memory"]["capacity"] == 15.75 * 2**30
-    assert 0 < found["utilization"] < 1
+    assert found["memory"]["hbm_bytes"] == 15.75 * 2**30
+    assert 0 < found["mfu"] < 1
     axes = {(each["kind"], tuple(each["axes"])) for each in found["collectives"]}
     assert ("all-gather", ("fsdp",)) in axes
     assert "ENTRY" in kept.read_text()
@@ -69,6 +76,7 @@ def test_a_training_step_on_a_slice(plan, tmp_path):
 def test_a_sampler_and_a_bound_on_a_slice(plan, mode):
     text, found = plan(SMOKE, "--topology=v5e:2x2", mode, "--per_chip=1")
     assert "4 sequences of 32, 1 a chip" in text
+    assert "the run" not in text and "sedd_jax.train" not in text
     assert found["memory"]["fits"]
 
 
@@ -90,8 +98,10 @@ def test_what_cannot_fit_is_said_with_what_would_help(binary, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not LIBTPU, reason="needs libtpu")
 def test_a_search_on_a_slice(plan):
-    text, found = plan(SMOKE, "--topology=v5e:2x2", "--search", "--limit=4")
-    assert "python -m sedd_jax.train --config=configs/smoke.py --config." in text
+    flags = "--search", "--limit=4", "--config.seed=7"
+    text, found = plan(SMOKE, "--topology=v5e:2x2", *flags)
+    assert "python -m sedd_jax.train --config=configs/smoke.py --config.seed=7 --config." in text
+    assert "Ended by --limit=4" in text
     assert len(found) <= 4
     assert [each["seconds"] for each in found] == sorted(each["seconds"] for each in found)
 

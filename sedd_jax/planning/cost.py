@@ -18,7 +18,8 @@ from sedd_jax.planning.kernels import LANES, kernel_flops
 from sedd_jax.planning.products import product_flops
 from sedd_jax.planning.traffic import traffic
 
-PRODUCTS, KERNELS, MEMORY = "products", "kernels", "memory and elementwise"
+PRODUCTS, MEMORY = "matrix products", "memory and elementwise"
+ATTENTION, OTHERS = "attention kernels", "other kernels"
 STARTS, EXPOSED = "starting kernels and waiting for the host", "collectives not hidden"
 # Of the peak that an attention kernel reaches, forward and backward; not measured. The compiler's
 # schedules come to 0.99 (rotation and attention in one) and 0.86 (splash) on v5e, without stalls.
@@ -46,14 +47,12 @@ class Line(NamedTuple):
     Attributes:
       computation: that it is in.
       instruction: itself.
-      calls: per run of the program.
       parts: seconds by class, per run of the program.
       known: whether it is more than a guess from its bytes.
     """
 
     computation: str
     instruction: Instruction
-    calls: float
     parts: dict[str, float]
     known: bool = True
 
@@ -105,14 +104,6 @@ def predict(
     unknown = tuple(sorted({line.instruction.name for line in lines if not line.known}))
     assumptions = (*_ASSUMPTIONS[chip.platform], _OF_COLLECTIVES)
     return Prediction(parts.total(), dict(parts), found, assumptions, unknown)
-
-
-def heaviest(
-    module: Module, chip: Chip, dynamic_trips: Callable[[Instruction], float], most: int = 20
-) -> list[Line]:
-    """Returns the instructions that take the most time, collectives left out, longest first."""
-    lines = _lines(module, chip, module.runs(dynamic_trips))
-    return sorted(lines, key=lambda line: -line.seconds)[:most]
 
 
 def _exposed(module, runs, found, lines):
@@ -176,7 +167,7 @@ def _lines(module: Module, chip: Chip, runs: dict[str, float]) -> Iterator[Line]
                 continue
             parts, known = parts_of(module, name, instruction, chip)
             times = {kind: calls * seconds for kind, seconds in parts.items()}
-            yield Line(name, instruction, calls, times, known)
+            yield Line(name, instruction, times, known)
 
 
 def _on_tpu(module, computation, instruction, chip):
@@ -206,7 +197,7 @@ def _on_gpu(module, computation, instruction, chip):
 def _waiting(module, computation, loop, runs):
     """A GPU stands still while the host reads whether a loop goes on, if that is not known."""
     turns = runs[loop.called[0]] if module.trips(loop) is None else 0.0
-    return Line(computation, loop, runs[computation], {STARTS: turns * GPU_WAIT})
+    return Line(computation, loop, {STARTS: turns * GPU_WAIT})
 
 
 def _kernel(module, computation, instruction, chip, of_peak, of_bandwidth):
@@ -214,7 +205,8 @@ def _kernel(module, computation, instruction, chip, of_peak, of_bandwidth):
     flops = kernel_flops(instruction, [lines[name] for name in instruction.operands])
     moving = traffic(module, computation, instruction) / (chip.bandwidth * of_bandwidth)
     computing = (flops or 0.0) / (chip.peak * of_peak)
-    return {KERNELS: max(computing, moving)}, flops is not None
+    known = flops is not None
+    return {ATTENTION if known else OTHERS: max(computing, moving)}, known
 
 
 _OF_COLLECTIVES = (
@@ -231,7 +223,7 @@ _ASSUMPTIONS = {
         "(v4, v5p).",
     ),
     "gpu": (
-        f"Products reach {GPU_PRODUCT_SHARE:.0%} of the peak, attention kernels "
+        f"Matrix products reach {GPU_PRODUCT_SHARE:.0%} of the peak, attention kernels "
         f"{GPU_KERNEL_SHARE:.0%}, everything else {GPU_MEMORY_SHARE:.0%} of the bandwidth; "
         f"a kernel takes {GPU_START * 1e6:.0f} us more, and a turn of a loop whose end only the "
         f"program knows {GPU_WAIT * 1e6:.0f} us.",

@@ -8,7 +8,6 @@ import re
 import numpy as np
 from jax.sharding import Mesh
 
-from sedd_jax.errors import BadInput
 from sedd_jax.planning import hlo
 
 _BRACES = r"=\{((?:\{[\d,]*\},?)*)\}"
@@ -39,10 +38,7 @@ def groups_of(collective: hlo.Instruction, devices: int) -> np.ndarray:
         return _iota(found.group(2), found.group(3)).reshape(_numbers(found.group(1)))
     if found := _MESH.search(text):
         return _along_axes(*found.groups(), devices)
-    raise BadInput(
-        f"The compiled program's {collective.name} names its devices in a way that is not known: "
-        "the compiler is newer than this reader. Use the versions that setup.py names."
-    )
+    raise hlo.not_understood(f"which devices {collective.name} names")
 
 
 def axes_of(groups: np.ndarray, mesh: Mesh) -> tuple[str, ...]:

@@ -159,7 +159,7 @@ def read(text: str) -> Module:
             instruction = _instruction(found.group(1), line[found.end() :])
             current[instruction.name] = instruction
     if not computations.get(entry):
-        raise _unknown("it holds no entry computation")
+        raise not_understood("it holds no entry computation")
     return Module(computations, entry)
 
 
@@ -181,7 +181,7 @@ def _instruction(name, rest):
     kind, rest = rest[:end], rest[end:]
     opcode = _CALL.match(rest)
     if not opcode:
-        raise _unknown(f"the line of {name}")
+        raise not_understood(f"the line of {name}")
     close = _closing(rest, opcode.end() - 1)
     inside = rest[opcode.end() : close - 1]
     # a constant's "operands" are its value
@@ -198,10 +198,11 @@ def _closing(text, start):
         depth += {"(": 1, ")": -1}.get(text[position], 0)
         if depth == 0:
             return position + 1
-    raise _unknown("it ends within brackets")
+    raise not_understood("it ends within brackets")
 
 
-def _unknown(what):
+def not_understood(what: str) -> BadInput:
+    """Returns what is raised for a text that is written in a way that is not known here."""
     return BadInput(
         f"The compiler's text is not understood ({what}): the compiler is newer than this reader. "
         "Use the versions that setup.py names."

@@ -29,7 +29,7 @@ class Memory(NamedTuple):
     Attributes:
       capacity: bytes that a program may use.
       parts: bytes by purpose: what is given to it; results that do not lie in
-        place of what was given; what it holds in between.
+        place of what was given; what it holds meanwhile.
       largest: arrays that it makes, bytes of a chip by type and shape, the largest first.
       refused: whether the compiler gave it up; then `parts` are what it said before it did, the
         least that is needed.
@@ -62,10 +62,10 @@ def memory_of(compiled: jax.stages.Compiled, module: Module, chip: Chip) -> Memo
     found = compiled.memory_analysis()
     arguments = found.argument_size_in_bytes
     results = found.output_size_in_bytes - found.alias_size_in_bytes
-    between = found.temp_size_in_bytes
+    temporaries = found.temp_size_in_bytes
     if chip.platform == "tpu":  # there it counts on-chip memory too, and what lies in arguments
-        between = max(found.peak_memory_in_bytes - arguments - results, 0)
-    parts = {"arguments": arguments, "results": results, "in between": between}
+        temporaries = max(found.peak_memory_in_bytes - arguments - results, 0)
+    parts = {"arguments": arguments, "results": results, "temporaries": temporaries}
     return Memory(chip.memory, parts, _largest(module))
 
 
@@ -81,13 +81,13 @@ def refusal(error: jax.errors.JaxRuntimeError, kept: float, chip: Chip) -> Memor
     if "RESOURCE_EXHAUSTED" not in text:
         raise error
     found = _NEEDED.search(text)
-    between = _bytes(*found.groups()) - kept if found else 0.0
-    largest = {shape: _bytes(size, unit) for size, unit, shape in _BUFFER.findall(text)[:3]}
-    parts = {"arguments": kept, "in between": between}
+    temporaries = _bytes(*found.groups()) - kept if found else 0.0
+    largest = {shape: _bytes(size, unit) for size, unit, shape in _BUFFER.findall(text)[:2]}
+    parts = {"arguments": kept, "temporaries": temporaries}
     return Memory(chip.memory, parts, largest, refused=True)
 
 
-def largest_carried(text: str, devices: int, most: int = 3) -> dict[str, float]:
+def largest_carried(text: str, devices: int, most: int = 2) -> dict[str, float]:
     """Returns the largest arrays that loops hand on, by type and shape: what blocks keep, mostly.
 
     The least bytes of a chip: of an array that all chips hold in equal parts.

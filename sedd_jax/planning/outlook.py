@@ -52,16 +52,29 @@ class Outlook(NamedTuple):
         return self.program.tokens / self.prediction.seconds
 
     @property
-    def utilization(self) -> float:
-        """The share of the chips' peak that the model's FLOPs come to, in [0, 1]."""
+    def mfu(self) -> float:
+        """Model FLOPs utilization: the share of the chips' peak that they come to, in [0, 1]."""
         peak = self.target.devices_count * self.target.chip.peak
         return self.program.model_flops / (self.prediction.seconds * peak)
 
     @property
     def dollars_per_billion_tokens(self) -> float:
         """What the chips cost meanwhile, in US dollars."""
-        dollars_per_second = self.target.devices_count * self.price / 3600
-        return 1e9 / self.tokens_per_second * dollars_per_second
+        return 1e9 / self.tokens_per_second * self._dollars_per_second
+
+    @property
+    def run_seconds(self) -> float:
+        """Of all steps of a training run."""
+        return self.program.steps * self.prediction.seconds
+
+    @property
+    def run_dollars(self) -> float:
+        """What the chips cost meanwhile, in US dollars."""
+        return self.run_seconds * self._dollars_per_second
+
+    @property
+    def _dollars_per_second(self):
+        return self.target.devices_count * self.price / 3600
 
 
 def foresee(program: Program, target: Target, price: float | None = None) -> Outlook:
@@ -110,8 +123,8 @@ def _memory(outlook):
     else:
         verdict = "does NOT fit" + (": the compiler refused" if memory.refused else "")
     needed = f"{'at least ' if memory.refused else ''}{gib(memory.needed)}"
-    yield "memory of a chip", f"{needed} of {gib(memory.capacity)} GiB", verdict
-    notes = {"arguments": _listed(outlook.program.kept), "in between": _listed(memory.largest)}
+    yield "HBM of a chip", f"{needed} of {gib(memory.capacity)} GiB", verdict
+    notes = {"arguments": _listed(outlook.program.kept), "temporaries": _listed(memory.largest)}
     for name, size in memory.parts.items():
         yield f"- {name}", f"{gib(size)} GiB", notes.get(name, "")
 
@@ -123,9 +136,9 @@ def _time(outlook):
     for name, seconds in sorted(prediction.parts.items(), key=lambda part: -part[1]):
         yield f"- {name}", f"{_ms(seconds)} ms", f"{seconds / prediction.seconds:.0%}"
     yield (
-        "work of the model",
+        "model FLOPs",
         f"{program.model_flops / 1e12:,.4g} TFLOP",
-        f"{outlook.utilization:.1%} of the peak, {peak / 1e12:,.0f} TFLOP/s a chip",
+        f"MFU {outlook.mfu:.1%} of {peak / 1e12:,.0f} TFLOP/s a chip",
     )
     yield (
         "tokens a second",
@@ -137,6 +150,12 @@ def _time(outlook):
         f"${outlook.dollars_per_billion_tokens:,.2f}",
         f"at ${outlook.price:.2f} an hour of a chip",
     )
+    if program.steps:
+        yield (
+            f"the run, {program.steps:,} steps",
+            _duration(outlook.run_seconds),
+            f"${outlook.run_dollars:,.2f}, without evaluations",
+        )
 
 
 def _collectives(prediction):
@@ -158,7 +177,7 @@ def _collectives(prediction):
 def as_json(outlook: Outlook, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Returns all that is foreseen and the facts of what was planned, for `table.to_json`.
 
-    In bytes, seconds, FLOPs and US dollars.
+    Of the program, unless a name says otherwise; bytes are those of a chip.
     """
     program, memory, target = outlook.program, outlook.memory, outlook.target
     found = {
@@ -174,24 +193,47 @@ def as_json(outlook: Outlook, facts: Mapping[str, Any]) -> dict[str, Any]:
         "memory": {
             "fits": memory.fits,
             "refused": memory.refused,
-            "capacity": memory.capacity,
-            "needed": memory.needed,
-            "parts": memory.parts,
-            "kept": program.kept,
-            "largest": memory.largest,
+            "hbm_bytes": memory.capacity,
+            "needed_bytes": memory.needed,
+            "bytes_by_part": memory.parts,
+            "argument_bytes": program.kept,
+            "largest_temporaries_bytes": memory.largest,
         },
-        "chip": target.chip._asdict() | {"price": outlook.price, "peak": target.chip.peak},
+        "chip": {
+            "name": target.chip.name,
+            "flops_per_second": target.chip.peak,
+            "hbm_bytes_per_second": target.chip.bandwidth,
+            "link_bytes_per_second": target.chip.link,
+            "network_bytes_per_second": target.chip.network,
+            "dollars_per_hour": outlook.price,
+        },
     }
     if outlook.prediction is None:
         return found
     prediction = outlook.prediction
+    if program.steps:
+        found |= {
+            "run_steps": program.steps,
+            "run_seconds": outlook.run_seconds,
+            "run_dollars": outlook.run_dollars,
+        }
     return found | {
         "seconds": prediction.seconds,
         "seconds_by_part": prediction.parts,
-        "utilization": outlook.utilization,
+        "mfu": outlook.mfu,
         "tokens_per_second": outlook.tokens_per_second,
         "dollars_per_billion_tokens": outlook.dollars_per_billion_tokens,
-        "collectives": [each._asdict() for each in totals(prediction.collectives)],
+        "collectives": [
+            {
+                "kind": each.kind,
+                "axes": each.axes,
+                "calls": each.calls,
+                "bytes_sent": each.nbytes,
+                "seconds": each.seconds,
+                "hidden": each.hidden,
+            }
+            for each in totals(prediction.collectives)
+        ],
         "assumptions": outlook.assumptions,
         "unknown": prediction.unknown,
     }
@@ -211,6 +253,14 @@ def gib(nbytes: float) -> str:
 def _listed(sizes):
     """The sizes that show, by name."""
     return ", ".join(f"{name} {gib(size)}" for name, size in sizes.items() if size >= _GIB / 200)
+
+
+def _duration(seconds):
+    """In the largest unit of which there are two."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} seconds"
 
 
 def _ms(seconds):

@@ -41,6 +41,7 @@ class Program(NamedTuple):
       tokens: of the sequences of a run, over all devices.
       kept: bytes per chip of what is kept between runs and given to them, by name.
       dynamic_trips: mean trips of a loop whose count is known only while it runs.
+      steps: of the run, each a run of the program; None if it is no training step.
     """
 
     lowered: jax.stages.Lowered
@@ -50,6 +51,7 @@ class Program(NamedTuple):
     tokens: int
     kept: dict[str, int]
     dynamic_trips: Callable[[Instruction], float]
+    steps: int | None = None
 
 
 def vocab_size_of(config: Config) -> int:
@@ -118,6 +120,7 @@ def train_program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
             "batch": per_chip(programs.batch),
         },
         dynamic_trips=head.dynamic_trips(trips),
+        steps=train.steps,
     )
 
 
@@ -201,6 +204,9 @@ def per_chip(tree: Any) -> int:
 
 def _trained(config, vocab_size, mesh, rows):
     """The components, the placed shapes of their parameters, and the rows that fill the devices."""
+    # as a trained model is loaded, see `inference.load`
+    model = dataclasses.replace(config.model, attention="auto")
+    config = dataclasses.replace(config, model=model)
     sharding.check_heads(config, mesh)
     components = build_components(config, vocab_size, sharding.placement(mesh))
     shapes = jax.eval_shape(components.model.init, jax.random.key(0))

@@ -7,10 +7,10 @@ chips cannot keep the state is not compiled for.
 
 import dataclasses
 import itertools
-import shlex
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 from jax.sharding import Mesh
 
 from sedd_jax.display.table import Table
@@ -19,7 +19,7 @@ from sedd_jax.model.stack import REMAT
 from sedd_jax.planning.outlook import Outlook, foresee, gib, in_words
 from sedd_jax.planning.programs import parts, state_per_chip, train_program
 from sedd_jax.planning.target import Target, target_devices
-from sedd_jax.runtime.config import Config, MeshConfig, flatten
+from sedd_jax.runtime.config import Config, MeshConfig
 from sedd_jax.runtime.sharding import build_mesh, check_divisions
 
 _ROWS = 8  # sequences of a chip at a time, with which meshes are compared
@@ -43,20 +43,22 @@ class Found(NamedTuple):
     @property
     def rows(self) -> int:
         """Sequences that a chip, or group of `tensor` chips, works on at a time."""
-        train = self.config.train
-        return train.batch_size // train.microbatches // parts(self.mesh)
+        return _rows(self.config, self.mesh)
 
     def __str__(self) -> str:
-        memory, model = self.outlook.memory, self.config.model
+        memory = self.outlook.memory
         result = f"{self.seconds:.3g} s a step, {gib(memory.needed)} GiB"
-        return (
-            f"{in_words(self.mesh)}, {self.rows} at a time, remat {model.remat}, attention "
-            f"{model.attention}: {result if memory.fits else 'does not fit'}"
-        )
+        settings = _settings(self.config, self.mesh)
+        return f"{settings}: {result if memory.fits else 'does not fit'}"
 
 
 class Search:
-    """A search; nothing is compiled twice."""
+    """A search; nothing is compiled twice.
+
+    Attributes:
+      ended: what ended it before all was tried, None if nothing did.
+      skipped: programs that the compiler gave up for another reason than their size.
+    """
 
     def __init__(
         self,
@@ -81,10 +83,15 @@ class Search:
         self._config, self._target, self._vocab_size = config, target, vocab_size
         self._price, self._limit, self._tell = price, limit, tell
         self._devices = target_devices(target)
-        self._found: dict[Config, Found] = {}
+        self._found: dict[Config, Found | None] = {}
+        self._programs: dict[tuple[MeshConfig, str], Found] = {}  # by their text
+        self.ended: str | None = None
+        self.skipped = 0
 
     def run(self) -> list[Found]:
         """Returns what was compiled and fits, the fastest step first.
+
+        An interrupt from the keyboard ends it, as soon as the compiler is done.
 
         Raises:
           BadInput: there is no mesh to try.
@@ -96,6 +103,15 @@ class Search:
                 "config.train.batch_size, config.eval.batch_size and the heads: take a larger "
                 "machine or another batch."
             )
+        try:
+            self._choose(configs)
+        except KeyboardInterrupt:
+            self.ended = "Ctrl-C"
+        fitting = [found for found in self._programs.values() if found.outlook.memory.fits]
+        return sorted(fitting, key=lambda found: found.seconds)
+
+    def _choose(self, configs):
+        """Compiles one choice after the other."""
         best = self._fastest(self._with_rows(config, _ROWS) for config in configs)
         if best is None:  # the least that a step can hold
             least = (_with(config, "model", remat="blocks") for config in configs)
@@ -103,8 +119,6 @@ class Search:
         if best is not None:
             best = self._fastest([best, *self._rows_and_remat(best)])
             self._fastest(_with(best, "model", attention=name) for name in ("auto", "xla"))
-        fitting = [found for found in self._found.values() if found.outlook.memory.fits]
-        return sorted(fitting, key=lambda found: found.seconds)
 
     def _on_meshes(self) -> Iterator[Config]:
         """The config on every mesh that divides its batches and heads, and can keep its state."""
@@ -147,13 +161,31 @@ class Search:
 
     def _fits(self, config: Config) -> bool:
         """Whether it does, as far as more may be compiled."""
-        if config not in self._found and len(self._found) < self._limit:
-            mesh = self._mesh(config)
+        if config not in self._found:
+            if len(self._programs) + self.skipped == self._limit:
+                self.ended = f"--limit={self._limit}"
+                return False
+            self._found[config] = self._foreseen(config)
+        found = self._found[config]
+        return found is not None and found.outlook.memory.fits
+
+    def _foreseen(self, config):
+        """What is foreseen of a config, or was of another that makes the same program."""
+        mesh = self._mesh(config)
+        number = f"{len(self._programs) + self.skipped + 1}/{self._limit}"
+        try:
             program = train_program(config, self._vocab_size, mesh)
-            outlook = foresee(program, self._target, self._price)
-            self._found[config] = Found(config, mesh, outlook._replace(text=""))
-            self._tell(f"{len(self._found)}/{self._limit}  {self._found[config]}")
-        return config in self._found and self._found[config].outlook.memory.fits
+            key = config.mesh, program.lowered.as_text()
+            if key not in self._programs:
+                outlook = foresee(program, self._target, self._price)
+                self._programs[key] = Found(config, mesh, outlook._replace(text=""))
+                self._tell(f"{number}  {self._programs[key]}")
+            return self._programs[key]
+        except (BadInput, jax.errors.JaxRuntimeError) as error:  # of this program alone
+            self.skipped += 1
+            why = str(error).splitlines()[0]
+            self._tell(f"{number}  {_settings(config, mesh)}: skipped, {why}")
+            return None
 
     def _mesh(self, config):
         return build_mesh(config.mesh, self._devices)
@@ -162,8 +194,8 @@ class Search:
 def table(found: list[Found], most: int = 10) -> Table:
     """Returns the best of what was found."""
     columns = (
-        "mesh", "sequences at a time", "parts", "remat", "attention", "GiB a chip", "s a step",
-        "tokens a second", "of the peak", "$ a billion tokens",
+        "mesh", "microbatches", "sequences a chip", "remat", "attention", "HBM, GiB", "s a step",
+        "tokens a second", "MFU", "$ a billion tokens",
     )  # fmt: skip
     rows = []
     for each in found[:most]:
@@ -171,25 +203,27 @@ def table(found: list[Found], most: int = 10) -> Table:
         rows.append(
             (
                 in_words(each.mesh),
-                each.rows,
                 config.train.microbatches,
+                each.rows,
                 config.model.remat,
                 config.model.attention,
                 gib(outlook.memory.needed),
                 each.seconds,
                 f"{outlook.tokens_per_second:,.0f}",
-                f"{outlook.utilization:.1%}",
+                f"{outlook.mfu:.1%}",
                 f"{outlook.dollars_per_billion_tokens:.2f}",
             )
         )
     return Table("", columns, rows)
 
 
-def flags_of(config: Config, start: Config) -> str:
-    """Returns the flags that turn one config into the other."""
-    new, old = (flatten(dataclasses.asdict(each)) for each in (config, start))
-    changed = [f"--config.{key}={value}" for key, value in new.items() if value != old[key]]
-    return shlex.join(changed)
+def _rows(config, mesh):
+    return config.train.batch_size // config.train.microbatches // parts(mesh)
+
+
+def _settings(config, mesh):
+    model, rows = config.model, _rows(config, mesh)
+    return f"{in_words(mesh)}, {rows} at a time, remat {model.remat}, attention {model.attention}"
 
 
 def _with(config: Config, group: str, **settings: Any) -> Config:

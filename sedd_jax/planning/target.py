@@ -12,7 +12,9 @@ from sedd_jax.errors import BadInput
 from sedd_jax.planning.chips import CHIPS, Chip
 from sedd_jax.planning.gpus import target_config
 
+_COUNTED = re.compile(r"([a-z]\w*)([-:])0*([1-9]\d{0,5})")  # v5litepod-64, v5p-128, h100:8
 _TEXT = re.compile(r"(?:(\d+)\*)?([a-z]\w*):(\d+(?:x\d+)*)")
+_NODE = 8  # GPUs, mostly
 # by name of a TPU: the axes of its wiring, what its machines are called, and cores of a chip
 _TPUS = {
     "v4": (3, "v4", 2),
@@ -46,9 +48,14 @@ class Target(NamedTuple):
 def parse_target(text: str) -> Target:
     """Returns the machine that is meant: v5e:8x8, two such slices 2*v5e:8x8, nodes x GPUs h100:1x8.
 
+    Capitals make no difference.
+
     Raises:
       BadInput: no such chip, or not that many axes.
     """
+    text = text.lower()
+    if found := _COUNTED.fullmatch(text):
+        _refuse_count(text, found[1], int(found[3]))
     found = _TEXT.fullmatch(text)
     if not found or found[2] not in CHIPS:
         raise BadInput(
@@ -67,6 +74,33 @@ def parse_target(text: str) -> Target:
     if slices > 1 and chip.platform == "gpu":
         raise BadInput(f"{text!r}: GPUs come in nodes, not slices: give nodes x GPUs of a node.")
     return Target(text, chip, shape, slices)
+
+
+def _refuse_count(text, name, count):
+    """Raises BadInput for a known chip that comes with a number, with the shape that is meant."""
+    for chip, (axes, machine, cores) in _TPUS.items():
+        if name in (chip, machine):
+            chips = max(1, count // cores) if "-" in text else count  # as Google counts them
+            shape = _near_cube(chips, axes)
+            raise BadInput(
+                f"{text!r} is no machine: {chip} takes {axes} sizes, those of the slice: {chips} "
+                f"chips are {chip}:{shape} as a rule."
+            )
+    if name in CHIPS:
+        shape = f"{count // _NODE}x{_NODE}" if count % _NODE == 0 else f"1x{count}"
+        raise BadInput(f"{text!r} is no machine: it is nodes x GPUs of a node: {name}:{shape}.")
+
+
+def _near_cube(count, axes):
+    """So many chips along axes as alike as can be; the sides of 1 come last."""
+    sizes = []
+    for left in range(axes, 0, -1):
+        fitting = [n for n in range(1, count + 1) if count % n == 0 and n**left <= count]
+        sizes.append(count if left == 1 else max(fitting))
+        count //= sizes[-1]
+    if axes == 3:
+        sizes.sort(key=lambda size: size == 1)
+    return "x".join(map(str, sizes))
 
 
 def target_devices(target: Target) -> list[jax.Device]:

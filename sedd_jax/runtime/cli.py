@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -123,6 +124,16 @@ def run(main: Callable[..., None], *, takes_names: bool = False) -> None:
 
 
 def _fail(reason, exit_code=2):
-    text = " ".join(str(reason.args[0] if isinstance(reason, KeyError) else reason).split())
+    if isinstance(reason, AttributeError):  # which may hold the KeyError that it comes from
+        reason = next(iter(reason.args), "")
+    text = _setting(reason) if isinstance(reason, KeyError) else " ".join(str(reason).split())
     print(f"error: {text}", file=sys.stderr)
     sys.exit(exit_code)
+
+
+def _setting(error):
+    """Says which setting there is not; a ConfigDict's own words are in quotes, some twice."""
+    text = str(error)
+    near = re.search(r'Did you mean "([^"]+)" instead of "([^"]+)"', text)
+    name = near[2] if near else text.strip("'\"\\")
+    return f"{name!r} is no setting of the config" + (f": {near[1]!r} is." if near else ".")

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from sedd_jax.planning.outlook import foresee
 from sedd_jax.planning.programs import train_program
 from sedd_jax.planning.target import parse_target
 from sedd_jax.runtime.config import MeshConfig
@@ -18,10 +19,32 @@ def node():
 @pytest.fixture(scope="package")
 def planned(smoke_config):
     """The config on a mesh of two axes, and the mesh."""
-    config = dataclasses.replace(smoke_config, mesh=MeshConfig(data=2, fsdp=4))
+    # no product is made twice, and every chip has whole blocks of rows
+    sizes = dict(remat="none", dropout=0.0, hidden_size=128, cond_dim=64, num_heads=4, length=128)
+    config = dataclasses.replace(
+        smoke_config,
+        mesh=MeshConfig(data=2, fsdp=4),
+        model=dataclasses.replace(smoke_config.model, **sizes),
+        train=dataclasses.replace(smoke_config.train, batch_size=32),
+    )
     return config, build_mesh(config.mesh)
 
 
 @pytest.fixture(scope="package")
 def training(planned):
     return train_program(planned[0], 257, planned[1])
+
+
+@pytest.fixture(scope="package")
+def compiled(training):
+    # only the text counts: not optimising what comes after it takes a third of the time
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return training.lowered.compile(compiler_options=quick)
+
+
+@pytest.fixture(scope="package")
+def outlook(compiled, training, node):
+    """What is foreseen of it, at 2 dollars an hour of a chip."""
+    lowered = type("Lowered", (), {"compile": lambda self: compiled})()
+    outlook = foresee(training._replace(lowered=lowered), node, price=2.0)
+    return outlook._replace(program=training)

@@ -45,7 +45,7 @@ def test_a_permutation_has_pairs():
 
 
 def test_other_ways_are_refused():
-    with pytest.raises(BadInput, match=r"x\.1 names its devices in a way that is not known"):
+    with pytest.raises(BadInput, match=r"not understood \(which devices x\.1 names\)"):
         groups(", replica_groups=by_some_other_rule")
 
 

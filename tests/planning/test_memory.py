@@ -83,7 +83,7 @@ def test_what_loops_hand_on_is_known_before_compiling():
 
 
 def test_what_a_chip_holds_is_its_limit():
-    parts = {"arguments": 10.0, "in between": 5.0}
+    parts = {"arguments": 10.0, "temporaries": 5.0}
     assert Memory(15.0, parts, {}).fits
     assert not Memory(14.9, parts, {}).fits
     assert not Memory(15.0, parts, {}, refused=True).fits

@@ -9,27 +9,38 @@ from sedd_jax.display.table import markdown, to_json
 from sedd_jax.planning.memory import Memory
 from sedd_jax.planning.outlook import Outlook, as_json, foresee, in_words, tables
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-@pytest.fixture(scope="module")
-def outlook(training, node):
-    return foresee(training, node, price=2.0)
-
 
 def test_time_gives_speed_share_and_cost(outlook):
     seconds = outlook.prediction.seconds
-    assert outlook.tokens_per_second == pytest.approx(16 * 32 / seconds)
-    assert outlook.utilization == pytest.approx(
-        outlook.program.model_flops / (seconds * 8 * 989e12)
-    )
+    assert outlook.tokens_per_second == pytest.approx(32 * 128 / seconds)
+    assert outlook.mfu == pytest.approx(outlook.program.model_flops / (seconds * 8 * 989e12))
     # 8 GPUs at 2 dollars an hour
-    expected = 1e9 / (16 * 32) * seconds * 8 * 2 / 3600
+    expected = 1e9 / (32 * 128) * seconds * 8 * 2 / 3600
     assert outlook.dollars_per_billion_tokens == pytest.approx(expected)
+    # the 20 steps of the run
+    assert outlook.run_seconds == pytest.approx(20 * seconds)
+    assert outlook.run_dollars == pytest.approx(20 * seconds / 3600 * 8 * 2)
 
 
-def test_the_price_of_the_chip_is_the_default(training, node):
-    compiled = training.lowered.compile()
+@pytest.mark.parametrize(
+    ("steps", "said"), [(10**6, "11.6 days"), (20_000, "5.6 hours"), (100, "100.0 seconds")]
+)
+def test_a_run_takes_its_steps(outlook, steps, said):
+    second = outlook.prediction._replace(seconds=1.0)
+    program = outlook.program._replace(steps=steps)
+    text = markdown(tables(outlook._replace(program=program, prediction=second))[0])
+    assert f"the run, {steps:,} steps" in text
+    assert said in text
+    assert f"${steps / 3600 * 16:,.2f}" in text
+
+
+def test_what_is_no_training_has_no_run(outlook):
+    other = outlook._replace(program=outlook.program._replace(steps=None))
+    assert "the run" not in markdown(tables(other)[0])
+    assert "run_seconds" not in as_json(other, {})
+
+
+def test_the_price_of_the_chip_is_the_default(compiled, training, node):
     lowered = type("Lowered", (), {"compile": lambda self: compiled})()
     assert foresee(training._replace(lowered=lowered), node).price == node.chip.price
 
@@ -47,7 +58,9 @@ def test_one_screen_says_all(outlook):
         "tokens a second",
         "at $2.00 an hour",
         "all-gather",
-        "in between",
+        "temporaries",
+        "MFU",
+        "the run, 20 steps",
     ):
         assert word in text
     assert len(text.splitlines()) < 40
@@ -60,10 +73,12 @@ def test_json_holds_the_same(outlook):
     assert found["topology"] == "h100:1x8"
     assert found["mesh"] == {"slice": 1, "data": 2, "fsdp": 4, "tensor": 1}
     assert found["seconds"] == pytest.approx(sum(found["seconds_by_part"].values()))
-    assert found["memory"]["needed"] == pytest.approx(sum(found["memory"]["parts"].values()))
-    assert found["chip"]["price"] == 2.0
+    memory = found["memory"]
+    assert memory["needed_bytes"] == pytest.approx(sum(memory["bytes_by_part"].values()))
+    assert found["chip"]["dollars_per_hour"] == 2.0
+    assert found["run_dollars"] == pytest.approx(found["run_seconds"] / 3600 * 16)
     assert any("positions as count" in line for line in found["assumptions"])
-    assert found["collectives"][0].keys() >= {"kind", "axes", "calls", "nbytes", "seconds"}
+    assert found["collectives"][0].keys() >= {"kind", "axes", "calls", "bytes_sent", "seconds"}
 
 
 def test_a_mesh_in_words(planned):

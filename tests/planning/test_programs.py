@@ -34,21 +34,21 @@ def answered_in_full(config, answered):
     )
 
 
-def given(program):
+def given(program, compiled=None):
     """The bytes that the compiled program takes on each device, every loop of it counted."""
-    compiled = program.lowered.compile()
+    compiled = compiled or program.lowered.compile()
     hlo.read(compiled.as_text()).runs(program.dynamic_trips)
     return compiled.memory_analysis().argument_size_in_bytes
 
 
-def test_a_training_step_is_given_the_state_and_the_batch(planned, training):
+def test_a_training_step_is_given_the_state_and_the_batch(planned, training, compiled):
     config, mesh = planned
     state = sum(size for name, size in training.kept.items() if name != "batch")
-    assert given(training) == state + training.kept["batch"]
-    assert training.kept["batch"] == 2 * 32 * 4  # 2 of 16 rows, int32
+    assert given(training, compiled) == state + training.kept["batch"]
+    assert training.kept["batch"] == 4 * 128 * 4  # 4 of 32 rows, int32
     assert state == state_per_chip(config, 257, mesh)
-    assert training.tokens == 16 * 32
-    expected = 3 * 16 * answered_in_full(config, 0.5)
+    assert training.tokens == 32 * 128
+    expected = 3 * 32 * answered_in_full(config, 0.5)
     assert training.model_flops == pytest.approx(expected, rel=1e-3)
 
 
@@ -56,7 +56,7 @@ def test_a_pass_of_the_bound_is_given_parameters_and_a_batch(planned, training):
     config, mesh = planned
     program = bound_program(config, 257, mesh, rows=9)
     assert given(program) == sum(program.kept.values())
-    assert program.tokens == 16 * 32  # filled up
+    assert program.tokens == 16 * 128  # filled up
     assert program.parameters == training.parameters
     assert program.kept["parameters"] == training.kept["parameters"]
 
@@ -65,16 +65,26 @@ def test_a_pass_of_the_bound_is_given_parameters_and_a_batch(planned, training):
     ("sampling", "calls", "answered"),
     [
         (Sampling(steps=3), 4, (1 + 2 / 3 + 1 / 3) / 4),
-        (Sampling(sampler="first_hitting"), 32, 1 / 32),
+        (Sampling(sampler="first_hitting"), 128, 1 / 128),
     ],
 )
 def test_a_sampler_is_given_parameters_and_a_prompt(planned, sampling, calls, answered):
     config, mesh = planned
     program = sample_program(config, 257, mesh, sampling, rows=8)
     assert given(program) == sum(program.kept.values())
-    assert program.tokens == 8 * 32
+    assert program.tokens == 8 * 128
     expected = 8 * calls * answered_in_full(config, answered)
     assert program.model_flops == pytest.approx(expected, rel=1e-2)
+
+
+def test_attention_of_a_trained_model_is_chosen_where_it_is_loaded(planned):
+    config, mesh = planned
+    splash = dataclasses.replace(config.model, attention="splash")
+    texts = {
+        bound_program(dataclasses.replace(config, model=model), 257, mesh, 8).lowered.as_text()
+        for model in (config.model, splash)
+    }
+    assert len(texts) == 1
 
 
 def test_only_first_hitting_has_a_loop_that_is_not_counted_in_the_program(planned):

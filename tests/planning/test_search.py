@@ -9,9 +9,9 @@ import pytest
 
 from sedd_jax.errors import BadInput
 from sedd_jax.planning import search as module
-from sedd_jax.planning.search import Search, flags_of, table
+from sedd_jax.planning.search import Search, _with, table
 from sedd_jax.planning.target import parse_target
-from sedd_jax.runtime.config import Config, MeshConfig, parse
+from sedd_jax.runtime.config import Config, MeshConfig
 
 TARGET = parse_target("h100:1x8")
 AGAIN = {"none": 1.0, "products": 1.15, "blocks": 1.33}  # work, relative
@@ -34,22 +34,33 @@ def compiled(monkeypatch):
     """Puts the formula in place of compilers; the configs that were compiled."""
     configs = []
 
-    def install(capacity):
-        def foresee(config, target, price):
+    def lower(config, vocab_size, mesh):
+        attention = same.get(config.model.attention, config.model.attention)
+        text = str(_with(config, "model", attention=attention))
+        return SimpleNamespace(config=config, lowered=SimpleNamespace(as_text=lambda: text))
+
+    same = {}
+
+    def install(capacity, fails=lambda config: None, alike=None):
+        same.update(alike or {})
+
+        def foresee(program, target, price):
+            config = program.config
             configs.append(config)
+            fails(config)
             needed, seconds, fits = world(config, capacity)
             outlook = SimpleNamespace(
                 memory=SimpleNamespace(fits=fits, needed=needed),
                 prediction=SimpleNamespace(seconds=seconds),
                 tokens_per_second=1 / seconds,
-                utilization=0.5,
+                mfu=0.5,
                 dollars_per_billion_tokens=seconds,
             )
             outlook._replace = lambda **_: outlook
             return outlook
 
         monkeypatch.setattr(module, "target_devices", lambda target: jax.devices())
-        monkeypatch.setattr(module, "train_program", lambda config, vocab_size, mesh: config)
+        monkeypatch.setattr(module, "train_program", lower)
         monkeypatch.setattr(module, "state_per_chip", lambda *_: 0)
         monkeypatch.setattr(module, "foresee", foresee)
         return configs
@@ -125,17 +136,51 @@ def test_meshes_that_cannot_keep_the_state_are_not_compiled(compiled, monkeypatc
     assert {config.mesh.fsdp * config.mesh.tensor for config in configs} == {4, 8}
 
 
-def test_flags_give_the_config_that_was_found(compiled):
-    compiled(60)
-    found, _ = run()
-    best = found[0].config
-    assert best != Config()
-    values = dataclasses.asdict(Config())
-    for flag in flags_of(best, Config()).split():
-        key, value = flag.removeprefix("--config.").split("=")
-        group, name = key.split(".")
-        values[group][name] = type(values[group][name])(value)
-    assert parse(values) == best
+def test_attention_that_makes_the_same_program_is_compiled_once(compiled):
+    configs = compiled(80, alike={"auto": "xla"})
+    found, lines = run()
+    assert {config.model.attention for config in configs} == {"auto"}
+    assert len(configs) == len(set(configs)) == len(lines)
+    assert len(found) == len({each.config for each in found})
+
+
+def searched(**options):
+    lines = []
+    return Search(Config(), TARGET, 257, tell=lines.append, **options), lines
+
+
+def test_what_ended_it_is_said(compiled):
+    compiled(80)
+    short, _ = searched(limit=3)
+    short.run()
+    whole, _ = searched(limit=100)
+    whole.run()
+    assert (short.ended, whole.ended) == ("--limit=3", None)
+
+
+def test_an_interrupt_keeps_what_was_found(compiled):
+    def interrupt(config):
+        if len(configs) == 3:
+            raise KeyboardInterrupt
+
+    configs = compiled(1000, interrupt)
+    search, _ = searched()
+    assert {each.config for each in search.run()} == set(configs[:2])
+    assert search.ended == "Ctrl-C"
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError, BadInput])
+def test_a_program_that_the_compiler_gives_up_is_skipped(compiled, error):
+    def fail(config):
+        if config.mesh.fsdp == 1:
+            raise error("INTERNAL: a bug\nand a long tale")
+
+    compiled(1000, fail)
+    search, lines = searched()
+    found = search.run()
+    assert found and all(each.config.mesh.fsdp > 1 for each in found)
+    assert search.skipped == sum("skipped, INTERNAL: a bug" in line for line in lines) == 2
+    assert not any("tale" in line for line in lines)
 
 
 def test_a_table_of_the_best(compiled):

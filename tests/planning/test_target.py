@@ -22,11 +22,12 @@ CUDA = importlib.util.find_spec("jax_plugins")
         ("2*v5e:4x4", "v5e", (4, 4), 2, 32),
         ("v5p:2x2x4", "v5p", (2, 2, 4), 1, 16),
         ("h100:4x8", "h100", (4, 8), 1, 32),
+        ("2*V5E:4X4", "v5e", (4, 4), 2, 32),
     ],
 )
 def test_a_machine_has_a_name(text, chip, shape, slices, devices):
     target = parse_target(text)
-    assert target == (text, CHIPS[chip], shape, slices)
+    assert target == (text.lower(), CHIPS[chip], shape, slices)
     assert target.devices_count == devices
 
 
@@ -41,7 +42,15 @@ def test_a_machine_has_a_name(text, chip, shape, slices, devices):
         ("v5p:4x4", "as in v5p:2x2x2"),
         ("v5e:0x8", "at least 1"),
         ("0*v5e:2x2", "at least 1"),
-        ("h100:8", "nodes x GPUs"),
+        ("h100:8", "nodes x GPUs of a node: h100:1x8"),
+        ("h100-64", "h100:8x8"),
+        ("v5litepod-64", "64 chips are v5e:8x8"),
+        ("v5e-32", "v5e:4x8"),
+        ("V5E:2", "v5e takes 2 sizes.* v5e:1x2"),
+        ("v5p-128", "64 chips are v5p:4x4x4"),  # counts cores
+        ("v4-8", "4 chips are v4:2x2x1"),
+        ("v4:16", "v4:2x2x4"),
+        ("v9-64", "CHIP:SHAPE"),
         ("2*h100:1x8", "not slices"),
     ],
 )
