@@ -13,7 +13,7 @@ from configs import owt_small
 
 def get_config():
     config = owt_small.get_config()
-    config.train.microbatches = 16  # 4 sequences at a time on each of 8 accelerators; 8 fit a v5e
+    config.train.microbatches = 8  # 8 sequences at a time on each of 8 accelerators
     config.model.hidden_size = 1024
     config.model.num_blocks = 24
     config.model.num_heads = 16

@@ -20,7 +20,7 @@ from sedd_jax.runtime.config import default_config
 
 def get_config():
     config = default_config()  # the default is the small model and its published training
-    config.train.microbatches = 8  # 8 sequences at a time on each of 8 accelerators
+    config.train.microbatches = 4  # 16 sequences at a time on each of 8 accelerators
     config.data.corpus = "hf:Skylion007/openwebtext"
     config.data.heldout_fraction = 0.01
     config.data.tokenizer = "gpt2"

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -46,9 +47,11 @@ def build_mesh(
             f"{found}."
         )
     axis_types = (AxisType.Auto,) * len(AXES)
-    # make_mesh knows the wiring inside a slice
+    # This knows the wiring inside a slice; an axis that no sides of a slice make up, such as 8 of
+    # 4 x 4 x 4, takes parts of them.
     meshes = [
-        jax.make_mesh(inner, AXES[1:], axis_types[1:], devices=list(part)).devices for part in parts
+        mesh_utils.create_device_mesh(inner, list(part), allow_split_physical_axes=True)
+        for part in parts
     ]
     return Mesh(np.stack(meshes), AXES, axis_types=axis_types)
 

@@ -1,6 +1,7 @@
 """Machines by name, and what is said where there is no compiler for them."""
 
 import importlib.util
+import itertools
 import os
 
 import jax
@@ -10,6 +11,8 @@ from sedd_jax.errors import BadInput
 from sedd_jax.planning.chips import CHIPS
 from sedd_jax.planning.gpus import target_config
 from sedd_jax.planning.target import parse_target, target_devices
+from sedd_jax.runtime.config import MeshConfig
+from sedd_jax.runtime.sharding import build_mesh
 
 LIBTPU = importlib.util.find_spec("libtpu")
 CUDA = importlib.util.find_spec("jax_plugins")
@@ -145,9 +148,21 @@ def test_gpus_can_be_compiled_for(text):
 
 
 @pytest.mark.skipif(not LIBTPU, reason="needs libtpu")
-@pytest.mark.parametrize("text", ["v5e:1x1", "v5e:8x8", "2*v5e:2x2", "v5p:2x2x2", "v6e:4x4"])
+@pytest.mark.parametrize(
+    "text", ["v4:2x2x1", "v5e:1x1", "v5e:8x8", "2*v5e:2x2", "v5p:2x2x2", "v6e:4x4"]
+)
 def test_tpus_can_be_compiled_for(text):
     target = parse_target(text)
     devices = target_devices(target)
     assert {device.device_kind for device in devices} == {target.chip.device_kind}
     assert len({getattr(device, "slice_index", 0) for device in devices}) == target.slices
+
+
+@pytest.mark.skipif(not LIBTPU, reason="needs libtpu")
+def test_an_axis_may_take_a_part_of_a_side_of_the_slice():
+    devices = target_devices(parse_target("v5p:4x4x4"))
+    mesh = build_mesh(MeshConfig(data=8, fsdp=8), devices)
+    assert sorted(mesh.devices.flat, key=id) == sorted(devices, key=id)
+    for row in mesh.devices.reshape(8, 8):
+        for here, there in itertools.pairwise(row):  # next to each other, or one corner away
+            assert sum(abs(a - b) for a, b in zip(here.coords, there.coords, strict=True)) <= 2
