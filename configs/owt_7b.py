@@ -1,12 +1,13 @@
 """SEDD with 6.95 billion parameters on OpenWebText, absorbing graph: beyond the paper's sizes.
 
 Paper row: none. Hardware it is laid out for, on which it has not run: 64 accelerators of 80 GB or
-more that share the parameters, 8 hosts of H100 or a v5p-128 slice. A parameter takes 16 bytes of
-state (weight, two moments, average), 111 GB in all and 1.7 GB a device; the gradient and the sum
-over microbatches add 8 while a step runs, 0.9 GB a device. Of a block only its input is kept,
-4.3 GB for 8 sequences in float32; the rest is for gathered weights and one block's activations.
-Moments in bfloat16 (`optim.first_moment`, `optim.second_moment`) would save 0.4 GB a device. Batch
-and learning rate are choices, untested and not tuned. Data as in owt_small.py.
+more, 8 hosts of H100 or a v5p-128 slice, where each 8 share the parameters, over the fast network
+of a host. A parameter takes 16 bytes of state (weight, two moments, average), 111 GB in all and
+13.9 GB a device; the gradient and the sum over microbatches add 8 while a step runs, 7.0 GB a
+device. Of a block only its input is kept, 4.3 GB for 8 sequences in float32; the rest is for
+gathered weights and one block's activations. Moments in bfloat16 (`optim.first_moment`,
+`optim.second_moment`) would save 3.5 GB a device. Batch and learning rate are choices, untested and
+not tuned. Data as in owt_small.py.
 
     python -m sedd_jax.train --config=configs/owt_7b.py --workdir=runs/owt_7b \
         --config.data.prepared=data/owt
@@ -25,6 +26,6 @@ def get_config():
     config.model.num_heads = 32
     config.model.remat = "blocks"
     config.optim.learning_rate = 1.5e-4
-    config.mesh.data = -1  # one copy of the network on 64 accelerators, two on 128
-    config.mesh.fsdp = 64
+    config.mesh.data = -1  # eight copies of the network on 64 accelerators
+    config.mesh.fsdp = 8
     return config

@@ -64,15 +64,16 @@ def test_published_sizes(name):
     assert count == pytest.approx(SIZES[name], rel=0.01)
 
 
-@pytest.mark.parametrize(("name", "stated"), [("owt_1_5b", (2.9, 1.5)), ("owt_7b", (1.7, 0.9))])
-def test_sharded_state_fits_its_hardware(name, stated):
+@pytest.mark.parametrize(
+    ("name", "devices", "stated"), [("owt_1_5b", 8, (2.9, 1.5)), ("owt_7b", 64, (13.9, 7.0))]
+)
+def test_sharded_state_fits_its_hardware(name, devices, stated):
     """The header's gigabytes a device: of state, and of gradient and sum while a step runs."""
     module = load(name)
     config = parse(module.get_config())
     state = state_of(config)
-    devices = config.mesh.fsdp
-    resident = bytes_of(state) / devices
-    gradients = 2 * bytes_of(state.params) / devices
+    resident = bytes_of(state) / config.mesh.fsdp
+    gradients = 2 * bytes_of(state.params) / config.mesh.fsdp
     assert (resident / 1e9, gradients / 1e9) == pytest.approx(stated, abs=0.05)
     for size in stated:
         assert f"{size} GB a device" in " ".join(module.__doc__.split())
