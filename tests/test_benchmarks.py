@@ -41,6 +41,12 @@ def run(name, *flags):
             2,
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            "predicted",
+            ("--config=configs/smoke.py", "--per_chip=1", "--steps=2"),
+            1,
+            marks=pytest.mark.slow,
+        ),
         pytest.param("data_pipeline", ("--blocks=100", "--batches=5"), 2, marks=pytest.mark.slow),
     ],
 )
@@ -56,6 +62,7 @@ def test_a_benchmark_measures_and_writes_what_it_found(name, flags, rows, smoke_
     assert numbers and min(numbers) > 0
 
 
+@pytest.mark.slow
 def test_results_are_not_overwritten_and_a_missing_python_is_named(tmp_path):
     output = tmp_path / "result.json"
     output.write_text("kept")

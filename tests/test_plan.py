@@ -71,6 +71,7 @@ def test_a_training_step_on_a_slice(plan, tmp_path):
     assert "ENTRY" in kept.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LIBTPU, reason="needs libtpu")
 @pytest.mark.parametrize("mode", ["--sample", "--evaluate"])
 def test_a_sampler_and_a_bound_on_a_slice(plan, mode):
@@ -80,6 +81,7 @@ def test_a_sampler_and_a_bound_on_a_slice(plan, mode):
     assert found["memory"]["fits"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LIBTPU, reason="needs libtpu")
 def test_what_cannot_fit_is_said_with_what_would_help(binary, tmp_path):
     flags = (
