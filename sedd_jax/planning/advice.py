@@ -7,7 +7,7 @@ from typing import Any
 
 from sedd_jax.planning.outlook import Outlook, gib
 from sedd_jax.planning.programs import parts
-from sedd_jax.planning.search import MOST_FSDP
+from sedd_jax.planning.search import MOST_FSDP, divisors
 from sedd_jax.runtime.config import Config, flatten
 
 _FILLED = 0.9  # of the HBM, at most, by what is recommended
@@ -44,7 +44,7 @@ def to_fit(config: Config, outlook: Outlook, *, training: bool) -> str:
 def _of_state(outlook, kept):
     mesh = outlook.program.mesh
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
-    more = max(n for n in range(1, data + 1) if data % n == 0 and n * fsdp <= max(fsdp, MOST_FSDP))
+    more = max(n for n in divisors(data) if n * fsdp <= max(fsdp, MOST_FSDP))
     if more > 1:
         yield (
             f"--config.mesh.data={data // more} --config.mesh.fsdp={fsdp * more} divides the "
@@ -79,8 +79,7 @@ def _fewest_microbatches(config, outlook):
     made = memory.parts["temporaries"] * train.microbatches
     spare = _FILLED * memory.capacity - (memory.needed - memory.parts["temporaries"])
     share = train.batch_size // parts(outlook.program.mesh)
-    numbers = [number for number in range(1, share + 1) if share % number == 0]
-    return next((number for number in numbers if made / number <= spare), share)
+    return next((number for number in divisors(share) if made / number <= spare), share)
 
 
 def _held_by(microbatches, config, outlook):

@@ -123,7 +123,7 @@ class Search:
     def _on_meshes(self) -> Iterator[Config]:
         """The config on every mesh that divides its batches and heads, and can keep its state."""
         target, chips = self._target, self._target.devices_count // self._target.slices
-        for tensor, fsdp in itertools.product((1, 2), _divisors(chips)):
+        for tensor, fsdp in itertools.product((1, 2), divisors(chips)):
             if chips % (tensor * fsdp) or fsdp > MOST_FSDP:
                 continue
             sizes = MeshConfig(target.slices, chips // (tensor * fsdp), fsdp, tensor)
@@ -152,7 +152,7 @@ class Search:
 
     def _numbers_of_rows(self, config):
         share = config.train.batch_size // parts(self._mesh(config))
-        return [rows for rows in _divisors(share) if rows <= _MOST_ROWS]
+        return [rows for rows in divisors(share) if rows <= _MOST_ROWS]
 
     def _fastest(self, configs: Iterable[Config]) -> Config | None:
         """The config whose step is the fastest; None if none fits."""
@@ -233,5 +233,6 @@ def _with(config: Config, group: str, **settings: Any) -> Config:
     )
 
 
-def _divisors(number):
+def divisors(number: int) -> list[int]:
+    """Returns what divides a number evenly, smallest first."""
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
