@@ -49,7 +49,7 @@ if __name__ == "__main__":
         license="MIT",
         python_requires=">=3.11",
         packages=find_packages(include=["sedd_jax", "sedd_jax.*"]),
-        package_data={"sedd_jax.serving": ["assets/*"]},
+        package_data={"sedd_jax.jobs": ["assets/*"], "sedd_jax.demo": ["assets/*"]},
         install_requires=REQUIREMENTS,
         extras_require={
             "tpu": ["jax[tpu]"],

@@ -13,17 +13,17 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from benchmarks.measure import check_output, in_turn, report, timed
+from benchmarks.measure import alternate, check_output, report, timed
 from benchmarks.step import Step
 from configs import ar_tiny, tiny
 from sedd_jax.diffusion import categorical
+from sedd_jax.experiment import cli
+from sedd_jax.experiment.build import build_components
+from sedd_jax.experiment.config import parse
 from sedd_jax.inference.autoregressive import build_generator
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.prompt import free
-from sedd_jax.model.causal_model import CausalModel
-from sedd_jax.runtime import cli
-from sedd_jax.runtime.components import build_components
-from sedd_jax.runtime.config import parse
+from sedd_jax.model.autoregressive import CausalModel
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds that count.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Sequences sampled at a time.")
@@ -77,7 +77,7 @@ def _without_cache(model: CausalModel) -> Callable:
 
 
 def _rows(what, programs, last):
-    seconds = in_turn(programs, _ROUNDS.value)
+    seconds = alternate(programs, _ROUNDS.value)
     return [
         {
             "what": what,

@@ -18,11 +18,12 @@ from benchmarks.measure import check_output, report
 from configs import tiny
 from sedd_jax.data.pipeline import CROPS, train_batches
 from sedd_jax.data.token_blocks import TokenBlocks
-from sedd_jax.runtime import cli, sharding
-from sedd_jax.runtime.components import build_components
-from sedd_jax.runtime.config import parse
-from sedd_jax.runtime.programs import build_programs
-from sedd_jax.runtime.step import run_keys
+from sedd_jax.experiment import cli
+from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment.build import build_components
+from sedd_jax.experiment.config import parse
+from sedd_jax.experiment.state import run_keys
+from sedd_jax.training.compile import build_programs
 
 _BLOCKS = flags.DEFINE_integer("blocks", 20_000, "Blocks in all files.")
 _FILES = flags.DEFINE_integer("files", 8, "Files, as of so many pieces of a corpus.")

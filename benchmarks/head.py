@@ -13,10 +13,17 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from benchmarks.measure import check_output, in_turn, product_rate, report, temporaries, timed
+from benchmarks.measure import (
+    alternate,
+    check_output,
+    product_rate,
+    report,
+    temporaries,
+    timed,
+)
 from benchmarks.shapes import SHAPES, compiled_head
+from sedd_jax.experiment import cli
 from sedd_jax.model.tiles import Table, padded
-from sedd_jax.runtime import cli
 
 _SHAPE = flags.DEFINE_enum("shape", "head_heavy", list(SHAPES), "Sizes, as in training_step.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Calls of each that count.")
@@ -42,7 +49,7 @@ def main() -> None:
         return timed(heads[head], hidden, table, jnp.ones(shape.batch), xt, x0)
 
     cases = [("dense", 1 / 2), ("streamed", 1.0), ("streamed", 1 / 2), ("streamed", 1 / 8)]
-    seconds = in_turn({case: program(*case) for case in cases}, _ROUNDS.value)
+    seconds = alternate({case: program(*case) for case in cases}, _ROUNDS.value)
     operations = 6 * shape.batch * shape.length * shape.hidden * shape.tokens
     rate = product_rate()
     rows = [

@@ -21,14 +21,15 @@ from absl import flags
 from ml_collections import config_flags
 
 from sedd_jax.data.tokenizer import build_tokenizer
-from sedd_jax.diffusion.proposal import plain_proposal
+from sedd_jax.diffusion.importance import plain_proposal
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment import cli
+from sedd_jax.experiment.build import build_components
+from sedd_jax.experiment.metrics import PendingLosses
+from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.estimate import sequence_loss
-from sedd_jax.runtime import cli
-from sedd_jax.runtime.components import build_components
-from sedd_jax.runtime.metrics import PendingLosses
-from sedd_jax.runtime.step import build_train_step, init_state, run_keys
+from sedd_jax.training.step import build_train_step, init_state
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config file.")
 _DATA_SEED = flags.DEFINE_integer("data_seed", 0, "Seed of the order of the training crops.")

@@ -14,7 +14,7 @@ import sedd_jax
 from sedd_jax.errors import BadInput
 
 
-def in_turn(programs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def alternate(programs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Returns the seconds that each program says it took, over `rounds` rounds of all of them.
 
     One round before those is not counted. Taking turns spreads over all what else the machine does.
@@ -29,7 +29,7 @@ def in_turn(programs: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def timed(f: Callable, *args) -> Callable[[], float]:
-    """Returns a program for `in_turn`: f of fixed arguments, until its result is there."""
+    """Returns a program for `alternate`: f of fixed arguments, until its result is there."""
 
     def program():
         began = time.perf_counter()
@@ -48,7 +48,7 @@ def product_rate() -> float:
     """Returns operations a second of a matrix product as transformers have it, at its best."""
     x, y = jnp.ones((4096, 256)), jnp.ones((256, 1024))
     product = jax.jit(jnp.dot).lower(x, y).compile()
-    taken = in_turn({"product": timed(product, x, y)}, 200)["product"]
+    taken = alternate({"product": timed(product, x, y)}, 200)["product"]
     return 2 * 4096 * 256 * 1024 / min(taken)
 
 

@@ -20,16 +20,16 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks.measure import check_output, report
-from sedd_jax.planning import hlo
-from sedd_jax.planning.chips import CHIPS
-from sedd_jax.planning.cost import predict
-from sedd_jax.planning.programs import train_program, vocab_size_of, with_batch
-from sedd_jax.runtime import cli
-from sedd_jax.runtime.components import build_components
-from sedd_jax.runtime.programs import build_programs
-from sedd_jax.runtime.sharding import build_mesh, global_batch, placement, rows_here
-from sedd_jax.runtime.step import run_keys
-from sedd_jax.runtime.throughput import peak_flops, peak_memory_gib
+from sedd_jax.experiment import cli
+from sedd_jax.experiment.build import build_components
+from sedd_jax.experiment.mesh import build_mesh, global_batch, placement, rows_here
+from sedd_jax.experiment.state import run_keys
+from sedd_jax.planning.hlo_cost import hlo
+from sedd_jax.planning.hlo_cost.chips import CHIPS
+from sedd_jax.planning.hlo_cost.cost import predict
+from sedd_jax.planning.lower import train_program, vocab_size_of, with_batch
+from sedd_jax.training.compile import build_programs
+from sedd_jax.training.throughput import peak_flops, peak_memory_gib
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _PER_CHIP = flags.DEFINE_integer("per_chip", None, "As for plan.", lower_bound=1)

@@ -24,7 +24,7 @@ from absl import flags
 from benchmarks.measure import check_output, report
 from sedd_jax.data.blocks import open_blocks
 from sedd_jax.errors import BadInput
-from sedd_jax.runtime import cli
+from sedd_jax.experiment import cli
 
 _SIZES = flags.DEFINE_list("sizes", ["2", "20", "80"], "Megabytes of text.")
 _GPT2 = flags.DEFINE_string("gpt2", None, "A folder with encoder.json and vocab.bpe.")

@@ -12,14 +12,14 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from benchmarks.measure import check_output, in_turn, report, timed
+from benchmarks.measure import alternate, check_output, report, timed
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment import cli
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.load import load
 from sedd_jax.inference.prompt import free
 from sedd_jax.inference.sampling import Sampling
-from sedd_jax.runtime import cli
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of a diffusion model.")
 _WAYS = flags.DEFINE_list(
@@ -71,7 +71,7 @@ def _measured(checkpoint, ways, batch_size):
         return timed(sample)
 
     programs = {way: of_way(way, sampling) for way, sampling in ways.items()}
-    seconds = in_turn(programs, _ROUNDS.value)
+    seconds = alternate(programs, _ROUNDS.value)
     first = next(iter(seconds.values()))
     return [
         {

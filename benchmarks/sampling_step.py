@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from benchmarks.measure import check_output, in_turn, report, temporaries, timed
+from benchmarks.measure import alternate, check_output, report, temporaries, timed
 from benchmarks.published import Published
 from benchmarks.shapes import Shape, components_of
+from sedd_jax.experiment import cli
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.prompt import free
 from sedd_jax.inference.sampling import Sampling
-from sedd_jax.runtime import cli
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences.")
 _LENGTH = flags.DEFINE_integer("length", 1024, "Tokens per sequence.")
@@ -93,7 +93,7 @@ def main() -> None:
                 "t": 0.5,
             }
             programs["published"] = lambda: worker.seconds("sample_step", **spec)
-        seconds = in_turn(programs, _ROUNDS.value)
+        seconds = alternate(programs, _ROUNDS.value)
     seconds["parts"] = [
         sum(pair) for pair in zip(seconds["blocks"], seconds["product"], strict=True)
     ]

@@ -4,9 +4,10 @@ import time
 
 import jax
 
-from sedd_jax.runtime.components import Baseline, Components
-from sedd_jax.runtime.config import Config
-from sedd_jax.runtime.step import build_train_step, init_state, run_keys
+from sedd_jax.experiment.build import Baseline, Components
+from sedd_jax.experiment.config import Config
+from sedd_jax.experiment.state import run_keys
+from sedd_jax.training.step import build_train_step, init_state
 
 
 class Step:

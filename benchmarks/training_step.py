@@ -19,13 +19,13 @@ import statistics
 import jax
 from absl import flags
 
-from benchmarks.measure import check_output, in_turn, product_rate, report, temporaries
+from benchmarks.measure import alternate, check_output, product_rate, report, temporaries
 from benchmarks.published import Published
 from benchmarks.shapes import HEADS, SHAPES, compiled_head, components_of, config_of
 from benchmarks.step import Step
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment import cli
 from sedd_jax.model.stack import REMAT
-from sedd_jax.runtime import cli
 
 _SHAPE = flags.DEFINE_enum("shape", "head_heavy", list(SHAPES), "Sizes of the step.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Sequences, if not those of the shape.")
@@ -57,7 +57,7 @@ def main() -> None:
             for name, (head, remat) in variants.items()
         }
         programs = steps | published
-        seconds = in_turn(programs, _ROUNDS.value) if _ROUNDS.value else {}
+        seconds = alternate(programs, _ROUNDS.value) if _ROUNDS.value else {}
     floor = sum(shape.product_operations()) / product_rate() if seconds else 0.0
     last = list(programs)[-1]
     rows = []

@@ -6,7 +6,7 @@ Paper row: none. Hardware: 2 CPU cores. Metric: held-out bits per byte, exact.
 """
 
 from configs import tiny
-from sedd_jax.runtime.config import ModelConfig
+from sedd_jax.experiment.config import ModelConfig
 
 
 def get_config():

@@ -11,7 +11,7 @@ cut there. Shorter ones, and those with other letters than A, C, G and T, are le
         --config.data.corpus=sequences.fa.gz --config.model.length=100
 """
 
-from sedd_jax.runtime.config import default_config
+from sedd_jax.experiment.config import default_config
 
 
 def get_config():

@@ -5,8 +5,8 @@ Paper row: none. Hardware: 2 CPU cores, under 3 minutes. Metric: every claim of 
     python -m sedd_jax.exact --config=configs/exact_absorb.py
 """
 
-from sedd_jax.claims.settings import ExactConfig
-from sedd_jax.runtime.config import default_config
+from sedd_jax.experiment.config import default_config
+from sedd_jax.verification.settings import ExactConfig
 
 
 def get_config():

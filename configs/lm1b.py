@@ -13,7 +13,7 @@ The data set comes from tensorflow-datasets. From the files of the benchmark its
 line: `--config.data.corpus=training-monolingual --config.data.heldout_corpus=heldout-monolingual`.
 """
 
-from sedd_jax.runtime.config import default_config
+from sedd_jax.experiment.config import default_config
 
 
 def get_config():

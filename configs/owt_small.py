@@ -15,7 +15,7 @@ OpenWebText configs share what is prepared once.
         --config.data.prepared=data/owt
 """
 
-from sedd_jax.runtime.config import default_config
+from sedd_jax.experiment.config import default_config
 
 
 def get_config():

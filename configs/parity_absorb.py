@@ -6,7 +6,7 @@ Hardware: 2 CPU cores, about 7 minutes. Metric: held-out bits per byte, docs/lea
     python -m benchmarks.learning_parity --config=configs/parity_absorb.py
 """
 
-from sedd_jax.runtime.config import default_config
+from sedd_jax.experiment.config import default_config
 
 
 def get_config():

@@ -5,7 +5,7 @@ Paper row: none. Hardware: any. Metric: none, 40 steps learn nothing but letter 
     python -m sedd_jax.train --config=configs/smoke.py --workdir=runs/smoke
 """
 
-from sedd_jax.runtime.config import default_config
+from sedd_jax.experiment.config import default_config
 
 
 def get_config():

@@ -11,7 +11,7 @@ per character here.
         --config.data.corpus=text8
 """
 
-from sedd_jax.runtime.config import default_config
+from sedd_jax.experiment.config import default_config
 
 
 def get_config():

@@ -5,7 +5,7 @@ Paper row: none. Hardware: 2 CPU cores. Metric: held-out bits per byte, docs/lea
     python -m sedd_jax.train --config=configs/tiny.py --workdir=runs/tiny
 """
 
-from sedd_jax.runtime.config import default_config
+from sedd_jax.experiment.config import default_config
 
 
 def get_config():

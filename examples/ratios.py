@@ -27,13 +27,13 @@ from absl import flags
 
 from examples import new_file
 from sedd_jax.diffusion import graph
-from sedd_jax.enumeration.objectives import (
+from sedd_jax.experiment import cli
+from sedd_jax.verification.exact.objectives import (
     concrete_score_matching,
     exact_ratios,
     explicit_score_entropy,
 )
-from sedd_jax.enumeration.space import Space
-from sedd_jax.runtime import cli
+from sedd_jax.verification.exact.space import Space
 
 PROBS = np.array([0.05, 0.15, 0.30, 0.50])
 SPACE = Space(graph.uniform(4), length=1)

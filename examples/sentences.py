@@ -25,15 +25,16 @@ from scipy.stats import chisquare
 from examples import new_file
 from sedd_jax.diffusion.graph import absorbing
 from sedd_jax.diffusion.tweedie import denoise_probs
+from sedd_jax.experiment import cli
+from sedd_jax.experiment.build import Components, build_components
+from sedd_jax.experiment.config import Config, default_config, parse
+from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.prompt import free
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.score_model import Params
-from sedd_jax.runtime import cli
-from sedd_jax.runtime.components import Components, build_components
-from sedd_jax.runtime.config import Config, default_config, parse
-from sedd_jax.runtime.step import build_train_step, init_state, run_keys
+from sedd_jax.training.step import build_train_step, init_state
 
 WORDS = ["I", "You", "We", "love", "AI", "NLP", ".", "[MASK]"]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from absl import flags
 
-from sedd_jax import hub
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment import cli
 from sedd_jax.inference.export import LAYOUTS, check_new, export
 from sedd_jax.inference.load import load
-from sedd_jax.runtime import cli
+from sedd_jax.system import hub
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder, or OWNER/NAME on the hub.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to make; must not exist yet.")

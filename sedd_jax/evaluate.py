@@ -13,7 +13,6 @@ from pathlib import Path
 from absl import flags
 from jax.sharding import Mesh
 
-from sedd_jax.data.draft import check_local
 from sedd_jax.display.plot import check_plots
 from sedd_jax.display.table import markdown
 from sedd_jax.errors import BadInput
@@ -21,13 +20,16 @@ from sedd_jax.evaluation import likelihood, quality, summary
 from sedd_jax.evaluation.protocol import CONVENTIONS, Choices
 from sedd_jax.evaluation.record import FOLDER, Record
 from sedd_jax.evaluation.texts import Library
+from sedd_jax.experiment import checkpoint as checkpoints
+from sedd_jax.experiment import cli
+from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.bound import TIMES
-from sedd_jax.inference.load import Checkpoint, load
+from sedd_jax.inference.load import TrainedModel, load
 from sedd_jax.inference.sampling import PRECISIONS, SAMPLER_NAMES
-from sedd_jax.runtime import checkpoint as checkpoints
-from sedd_jax.runtime import cli, processes, sharding
-from sedd_jax.runtime.config import MeshConfig
-from sedd_jax.runtime.lead import is_lead, say
+from sedd_jax.system import processes
+from sedd_jax.system.lead import is_primary, print_on_primary
+from sedd_jax.system.staging import check_local
 
 _MODEL = cli.define_model_flags()
 _MESH = flags.DEFINE_list(
@@ -95,14 +97,14 @@ def main() -> None:
     scored = [suite for suite in _SUITE.value if suite != _QUALITY]
     _check_flags(scored)
     check_plots()
-    processes.join()
+    processes.initialize_distributed()
     choices = _choices()
 
     def look():
         library = Library(_DATA.value and Path(_DATA.value), _sources(), _DOWNLOAD.value)
         return library, *likelihood.names_of(scored, library, _PROTOCOL.value)
 
-    library, names, lacking = processes.in_turn(look, look)
+    library, names, lacking = processes.run_primary_first(look, look)
     settings = _sampling() if _QUALITY in _SUITE.value else None
     folder = _folder()
     mesh = sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
@@ -112,9 +114,9 @@ def main() -> None:
     planned = settings and _planned(checkpoint, settings, mesh)
     records = _likelihoods(checkpoint, names, library, choices, folder)
     records += quality.run(planned, folder) if planned else []
-    processes.on_lead(lambda: _show(records))
-    processes.on_lead(lambda: summary.write(folder))
-    say(f"\nRecords, summary and plots: {folder}")
+    processes.on_primary(lambda: _show(records))
+    processes.on_primary(lambda: summary.write(folder))
+    print_on_primary(f"\nRecords, summary and plots: {folder}")
 
 
 def _check_flags(scored):
@@ -148,7 +150,7 @@ def _choices():
 
 
 def _likelihoods(
-    checkpoint: Checkpoint, names: list[str], library: Library, choices: Choices, folder: Path
+    checkpoint: TrainedModel, names: list[str], library: Library, choices: Choices, folder: Path
 ) -> list[Record]:
     """The records of data sets."""
 
@@ -160,7 +162,7 @@ def _likelihoods(
         _open(folder)
         return subjects
 
-    subjects = processes.in_turn(gather_first, gather)
+    subjects = processes.run_primary_first(gather_first, gather)
     return likelihood.measure(
         checkpoint,
         subjects,
@@ -195,7 +197,7 @@ def _sampling():
     return settings
 
 
-def _planned(checkpoint: Checkpoint, settings: quality.Settings, mesh: Mesh) -> quality.Plan:
+def _planned(checkpoint: TrainedModel, settings: quality.Settings, mesh: Mesh) -> quality.Plan:
     cli.refuse_flags_of_others(
         checkpoint.config.family,
         {"diffusion": (_STEPS, _SAMPLERS, _PRECISIONS)},
@@ -250,7 +252,7 @@ def _open(folder):
 
 
 def _tell(*lines):
-    if is_lead():
+    if is_primary():
         print("\n  ".join(lines), file=sys.stderr, flush=True)
 
 

@@ -15,20 +15,20 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from sedd_jax.claims.bound import check_bound
-from sedd_jax.claims.conditioning import check_conditioning
-from sedd_jax.claims.rare import check_rare_tokens
-from sedd_jax.claims.report import Section, render, write
-from sedd_jax.claims.samplers import check_samplers
-from sedd_jax.claims.scores import check_scores
-from sedd_jax.claims.settings import ExactConfig, check_settings
-from sedd_jax.claims.training import check_training
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.display.plot import check_plots
-from sedd_jax.enumeration.space import Space
 from sedd_jax.errors import BadInput
-from sedd_jax.runtime import cli
-from sedd_jax.runtime.components import build_components
+from sedd_jax.experiment import cli
+from sedd_jax.experiment.build import build_components
+from sedd_jax.verification.bound import check_bound
+from sedd_jax.verification.conditioning import check_conditioning
+from sedd_jax.verification.exact.space import Space
+from sedd_jax.verification.rare import check_rare_tokens
+from sedd_jax.verification.report import Section, render, write
+from sedd_jax.verification.samplers import check_samplers
+from sedd_jax.verification.scores import check_scores
+from sedd_jax.verification.settings import ExactConfig, check_settings
+from sedd_jax.verification.training import check_training
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/exact_*.py.")
 _WORKDIR = flags.DEFINE_string(

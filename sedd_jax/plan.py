@@ -25,10 +25,14 @@ from ml_collections import config_flags
 
 from sedd_jax.display.table import markdown, to_json
 from sedd_jax.errors import BadInput, Halted
+from sedd_jax.experiment import cli
+from sedd_jax.experiment.config import Config, flatten
+from sedd_jax.experiment.mesh import build_mesh
 from sedd_jax.inference.sampling import FIRST_HITTING, SAMPLER_NAMES, Sampling
 from sedd_jax.planning.advice import for_idle_memory, to_fit, train_command
-from sedd_jax.planning.outlook import Outlook, as_json, foresee, in_words, tables
-from sedd_jax.planning.programs import (
+from sedd_jax.planning.estimate import Outlook, as_json, foresee, in_words, tables
+from sedd_jax.planning.hlo_cost.target import Target, parse_target, target_devices
+from sedd_jax.planning.lower import (
     Program,
     bound_program,
     parts,
@@ -38,11 +42,7 @@ from sedd_jax.planning.programs import (
     with_batch,
 )
 from sedd_jax.planning.search import Search, table
-from sedd_jax.planning.target import Target, parse_target, target_devices
-from sedd_jax.runtime import cli
-from sedd_jax.runtime.config import Config, flatten
-from sedd_jax.runtime.files import write_whole
-from sedd_jax.runtime.sharding import build_mesh
+from sedd_jax.system.files import write_whole
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _TOPOLOGY = flags.DEFINE_string(

@@ -24,7 +24,7 @@ _WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes.", lower_b
 
 def main() -> None:
     """Prepares as the flags say."""
-    from sedd_jax.runtime import cli
+    from sedd_jax.experiment import cli
 
     config = cli.config_from(_CONFIG)
     if not _OUTPUT.value:
@@ -64,6 +64,6 @@ def _config_flags(arguments: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    from sedd_jax.runtime import cli
+    from sedd_jax.experiment import cli
 
     cli.run(main)

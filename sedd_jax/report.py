@@ -13,7 +13,7 @@ from absl import flags
 from sedd_jax.display.plot import check_plots
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.dashboard import dashboard, read_runs
-from sedd_jax.runtime import cli
+from sedd_jax.experiment import cli
 
 _OUTPUT = flags.DEFINE_string("output", "report.html", "The page; one made before is made anew.")
 _MADE = "<!-- Made by sedd_jax.report; without this line it is not made anew. -->\n"

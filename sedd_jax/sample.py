@@ -19,21 +19,23 @@ import jax
 import numpy as np
 from absl import flags
 
-from sedd_jax.diffusion.sharpness import Sharpness
+from sedd_jax.diffusion.temperature import TokenFilter
 from sedd_jax.errors import BadInput, check_positive
+from sedd_jax.experiment import cli
+from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.generate import generate
-from sedd_jax.inference.live import live
 from sedd_jax.inference.load import load
 from sedd_jax.inference.sampling import CONDITIONINGS, SAMPLER_NAMES, Sampling
 from sedd_jax.inference.sliding import overlap_of
-from sedd_jax.runtime import cli, processes, sharding
-from sedd_jax.runtime.config import MeshConfig
-from sedd_jax.runtime.files import write_whole
-from sedd_jax.runtime.stop import ends_at_once
-from sedd_jax.serving import job
-from sedd_jax.serving.ledger import check_output
-from sedd_jax.serving.play import check_page, write_page
-from sedd_jax.serving.template import between, fill, most_tokens, pad
+from sedd_jax.inference.stream import live
+from sedd_jax.inference.template import between, fill, most_tokens, pad
+from sedd_jax.jobs import job
+from sedd_jax.jobs.output import check_output
+from sedd_jax.jobs.page import check_page, write_page
+from sedd_jax.system import processes
+from sedd_jax.system.files import write_whole
+from sedd_jax.system.signals import ends_at_once
 
 _MODEL = cli.define_model_flags()
 _MESH = flags.DEFINE_list(
@@ -131,11 +133,11 @@ def _run_job():
                 f"--input={source} is no file, or empty: it must hold a JSON line for a row."
             )
 
-    processes.join()  # before anything that may fail on one host alone
-    processes.on_lead(lambda: check_output(output))
-    processes.in_turn(look, look)
+    processes.initialize_distributed()  # before anything that may fail on one host alone
+    processes.on_primary(lambda: check_output(output))
+    processes.run_primary_first(look, look)
     goes_on = f"the same command goes on with the rows not in {output}."
-    with ends_at_once(f"stopped; {goes_on}"), processes.ends_with_others(goes_on):
+    with ends_at_once(f"stopped; {goes_on}"), processes.abort_with_peers(goes_on):
         checkpoint = load(
             **_MODEL(), mesh=sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
         )
@@ -193,17 +195,17 @@ def _settings(checkpoint):
     """How to draw from a model: what `generate`, or its counterpart, takes."""
     family = checkpoint.config.family
     cli.refuse_flags_of_others(family, {"diffusion": _OF_DIFFUSION})
-    sharpness = Sharpness(_TEMPERATURE.value, _TOP_P.value)
-    sharpness.check()
+    token_filter = TokenFilter(_TEMPERATURE.value, _TOP_P.value)
+    token_filter.check()
     if family == "autoregressive":
-        return sharpness._asdict()
+        return token_filter._asdict()
     sampling = Sampling(
         steps=_STEPS.value,
         sampler=_SAMPLER.value,
         conditioning=_CONDITIONING.value,
         particles=_PARTICLES.value,
         overlap=_OVERLAP.value,
-        **sharpness._asdict(),
+        **token_filter._asdict(),
     )
     sampling.check(checkpoint.graph)
     if sampling.overlap is not None:

@@ -16,24 +16,27 @@ from ml_collections import config_flags
 from sedd_jax.data.pipeline import batch_blocks, train_batches
 from sedd_jax.data.token_blocks import Mixture
 from sedd_jax.errors import BadInput, Halted
-from sedd_jax.inference.evaluator import Evaluator
-from sedd_jax.inference.initial import load_initial, with_weights_of
+from sedd_jax.experiment import cli
+from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment.build import build_components
+from sedd_jax.experiment.card import Story, find_records, read_history, write_card
+from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints
+from sedd_jax.experiment.config import Config
+from sedd_jax.experiment.lock import locked
+from sedd_jax.experiment.metrics import MetricWriter, NotFinite, PendingLosses, metric_writer
+from sedd_jax.experiment.run import open_run, read_run
+from sedd_jax.experiment.state import TrainState, run_keys
 from sedd_jax.model.score_model import count_params
-from sedd_jax.runtime import cli, processes, sharding
-from sedd_jax.runtime.card import Story, find_records, read_history, write_card
-from sedd_jax.runtime.checkpoint import FOLDER, Checkpoints
-from sedd_jax.runtime.components import build_components
-from sedd_jax.runtime.config import Config
-from sedd_jax.runtime.lead import is_lead, say
-from sedd_jax.runtime.lock import locked
-from sedd_jax.runtime.metrics import MetricWriter, NotFinite, PendingLosses, metric_writer
-from sedd_jax.runtime.profile import Profile
-from sedd_jax.runtime.programs import build_programs
-from sedd_jax.runtime.run import open_run, read_run
-from sedd_jax.runtime.step import Metrics, TrainState, run_keys
-from sedd_jax.runtime.stop import StopSignal
-from sedd_jax.runtime.throughput import Progress, duration, step_flops
-from sedd_jax.runtime.watch import Stall
+from sedd_jax.system import processes
+from sedd_jax.system.lead import is_primary, print_on_primary
+from sedd_jax.system.signals import StopSignal
+from sedd_jax.training.compile import build_programs
+from sedd_jax.training.evaluator import Evaluator
+from sedd_jax.training.initial import load_initial, with_weights_of
+from sedd_jax.training.profile import Profile
+from sedd_jax.training.stall import Stall
+from sedd_jax.training.step import Metrics
+from sedd_jax.training.throughput import Progress, duration, step_flops
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder: made, or continued.")
@@ -45,7 +48,7 @@ def main() -> None:
     config = cli.config_from(_CONFIG)
     if not _WORKDIR.value:
         raise BadInput("--workdir=FOLDER is needed: where the run is kept.")
-    processes.join()
+    processes.initialize_distributed()
     train(config, Path(_WORKDIR.value), _PROFILE.value)
 
 
@@ -65,7 +68,7 @@ def train(config: Config, run: Path, profile_steps: int = 0) -> None:
             until_end.enter_context(locked(run))
             return open_run(run, config)
 
-        dataset = processes.in_turn(open_first, lambda: read_run(run, config))
+        dataset = processes.run_primary_first(open_first, lambda: read_run(run, config))
         _train(config, run, dataset, mesh, initial, profile_steps)
 
 
@@ -84,7 +87,7 @@ def _train(config, run, dataset, mesh, initial, profile_steps):
         start = int(state.step)
         _announce(config, components, dataset, state, mesh)
         train_step = programs.train_step.lower(programs.abstract, programs.batch).compile()
-        processes.meet("training step compiled")
+        processes.barrier("training step compiled")
         batches = train_batches(
             dataset.train,
             batch_size=config.train.batch_size,
@@ -102,7 +105,7 @@ def _train(config, run, dataset, mesh, initial, profile_steps):
 
         def save(state):
             checkpoints.save(state, config)
-            if is_lead():
+            if is_primary():
                 _write_card(config, run, dataset.tokenizer, state)
 
         with (
@@ -180,7 +183,7 @@ class Journal:
             if due(self._config.eval.every):
                 self.bound = self._evaluator.bound(state.ema_params)
                 self._writer.scalars(step, self.bound)
-                say(f"  held-out {_bound_text(self.bound)}")
+                print_on_primary(f"  held-out {_bound_text(self.bound)}")
             if due(self._config.eval.sample_every):
                 self.samples = self._evaluator.samples(state.ema_params)
                 for number, text in enumerate(self.samples):
@@ -195,20 +198,20 @@ class Journal:
         self._writer.scalars(step, row)
         loss = f"{row['loss']:.4f} nats/token" if "loss" in row else "not finite"
         pace = f"  {row['tokens_per_second']:,.0f} tokens/s  {left} left" if speed else ""
-        say(f"step {step}/{self._total}  loss {loss}{pace}")
+        print_on_primary(f"step {step}/{self._total}  loss {loss}{pace}")
 
 
 def _announce(config, components, dataset, state, mesh):
     train_split = dataset.manifest["splits"]["train"]
-    say(
+    print_on_primary(
         f"{count_params(state.params):,} parameters, {_family(components, config)}, "
         f"{len(dataset.train):,} blocks of {config.model.length} "
         f"{config.data.tokenizer} tokens from {train_split['utf8_bytes']:,} bytes, on "
         f"{jax.device_count()} {jax.devices()[0].platform} device(s)."
     )
-    say(sharding.describe({"params": state.params}, mesh))
+    print_on_primary(sharding.describe({"params": state.params}, mesh))
     if state.step:
-        say(f"Continuing after step {state.step}.")
+        print_on_primary(f"Continuing after step {state.step}.")
 
 
 def _write_card(config, run, tokenizer, state):
@@ -252,13 +255,13 @@ def _abridged(names, most=16):
 
 def _conclude(run, config, journal, seconds):
     step = config.train.steps
-    say(f"\nDone: step {step}, after {duration(seconds)}.")
-    say(f"Held-out {_bound_text(journal.bound)}")
+    print_on_primary(f"\nDone: step {step}, after {duration(seconds)}.")
+    print_on_primary(f"Held-out {_bound_text(journal.bound)}")
     for text in journal.samples:
-        say(f"\n--- sample ---\n{text}")
-    say(f"\nCheckpoint: {run / FOLDER / str(step)}")
+        print_on_primary(f"\n--- sample ---\n{text}")
+    print_on_primary(f"\nCheckpoint: {run / FOLDER / str(step)}")
     trace = " --trace" if config.family == "diffusion" else ""
-    say(f"Next:       python -m sedd_jax.sample --checkpoint={run}{trace}")
+    print_on_primary(f"Next:       python -m sedd_jax.sample --checkpoint={run}{trace}")
 
 
 def _bound_text(row):

@@ -16,14 +16,15 @@ import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: a TPU or GPU would change the numbers
 # the binaries and the workers of pytest-xdist compile the same programs again and again
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+CACHE = "JAX_COMPILATION_CACHE_DIR"
+if CACHE not in os.environ:
+    os.environ[CACHE] = TEMPORARY_CACHE = tempfile.mkdtemp()
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
-import jax
+import jax  # noqa: E402 - after its environment
 
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+if "TEMPORARY_CACHE" in globals():
+    atexit.register(shutil.rmtree, TEMPORARY_CACHE, ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -37,7 +38,7 @@ def pytest_collection_modifyitems(items):
 def smoke_config():
     """The smoke config, shortened to 20 steps."""
     from configs import smoke
-    from sedd_jax.runtime.config import parse
+    from sedd_jax.experiment.config import parse
 
     config = parse(smoke.get_config())
     return dataclasses.replace(
@@ -90,7 +91,7 @@ class Binary:
         """Keeps what calls print in `folder`."""
         self._folder = folder
         self._forks = multiprocessing.get_context("forkserver")
-        self._forks.set_forkserver_preload(["sedd_jax.inference.evaluator", "ml_collections"])
+        self._forks.set_forkserver_preload(["sedd_jax.training.evaluator", "ml_collections"])
 
     def start(self, module, *flags, devices=1, **options):
         """Starts `python -m sedd_jax.MODULE FLAGS` on CPU devices and returns the process."""

@@ -11,12 +11,13 @@ from absl import flags
 from absl.testing import flagsaver
 
 import sedd_jax as sedd
-from sedd_jax import convert, hub
+from sedd_jax import convert
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment.config import Config, from_json
 from sedd_jax.inference import export as exports
 from sedd_jax.inference.export import export
 from sedd_jax.model.pretrained import read_tensors
-from sedd_jax.runtime.config import Config, from_json
+from sedd_jax.system import hub
 
 GPT2 = Path(__file__).parent / "golden" / "gpt2"
 

@@ -14,8 +14,8 @@ import portpicker
 import pytest
 
 import sedd_jax as sedd
-from sedd_jax.runtime.checkpoint import FOLDER
-from sedd_jax.runtime.metrics import FILE
+from sedd_jax.experiment.checkpoint import FOLDER
+from sedd_jax.experiment.metrics import FILE
 
 FLAGS = (
     "--config=configs/smoke.py",

@@ -18,22 +18,22 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sedd_jax.diffusion.graph import GRAPHS
+from sedd_jax.diffusion.importance import Draw
 from sedd_jax.diffusion.loss import dwdse_loss, mean_dwdse_loss
 from sedd_jax.diffusion.noise import geometric, loglinear
-from sedd_jax.diffusion.proposal import Draw
 from sedd_jax.diffusion.reverse import euler_probs, reverse_rate
 from sedd_jax.diffusion.score import DenseScore
 from sedd_jax.diffusion.score_entropy import score_entropy
 from sedd_jax.diffusion.tweedie import denoise_probs, staggered_score, tweedie_probs
+from sedd_jax.experiment.config import OptimConfig
 from sedd_jax.inference.export import save_published, save_run
 from sedd_jax.inference.load import load
 from sedd_jax.model import pretrained
 from sedd_jax.model.rotary import rotary_tables
 from sedd_jax.model.transformer import sigma_features
-from sedd_jax.runtime import objective
-from sedd_jax.runtime import step as training
-from sedd_jax.runtime.config import OptimConfig
-from sedd_jax.runtime.optim import learning_rate, optimizer
+from sedd_jax.training import objective
+from sedd_jax.training import step as training
+from sedd_jax.training.optim import learning_rate, optimizer
 
 REDUCED = pathlib.Path(__file__).parent / "golden"
 FULL = pathlib.Path(__file__).parents[1].parent / "shared" / "golden"

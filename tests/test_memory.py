@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment.build import build_components, build_proposal
+from sedd_jax.experiment.config import MeshConfig
+from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.estimate import reconstruction_loss, sequence_loss
 from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.prompt import free
 from sedd_jax.inference.sampling import Sampling
-from sedd_jax.model.layout import shardings
-from sedd_jax.runtime import sharding
-from sedd_jax.runtime.components import build_components, build_proposal
-from sedd_jax.runtime.config import MeshConfig
-from sedd_jax.runtime.step import build_train_step, init_state, run_keys
+from sedd_jax.model.sharding import shardings
+from sedd_jax.training.step import build_train_step, init_state
 
 # Two chunks of the CPU's tiling, the last of which reaches back. On each of 8 devices a bound of
 # 2 * 32 positions is twice the 32 hidden numbers of a column of the table and its optimizer state.

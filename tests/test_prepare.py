@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sedd_jax.data.blocks import open_blocks
-from sedd_jax.runtime.run import open_run
+from sedd_jax.experiment.run import open_run
 
 SMOKE = "--config=configs/smoke.py"
 

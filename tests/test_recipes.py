@@ -15,7 +15,7 @@ import pytest
 
 from sedd_jax.data.pipeline import train_batches
 from sedd_jax.data.preparation import prepare_blocks
-from sedd_jax.runtime.config import parse
+from sedd_jax.experiment.config import parse
 
 GPT2 = Path(__file__).parents[2] / "shared" / "data" / "gpt2_bpe"
 WORDS = ["the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was", "with", "be"]

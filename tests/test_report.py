@@ -10,7 +10,7 @@ import pytest
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.dashboard import dashboard, read_runs, training_plots
 from sedd_jax.evaluation.record import FOLDER, Record, save
-from sedd_jax.runtime.config import to_json
+from sedd_jax.experiment.config import to_json
 
 NASTY = '<b>bold</b> & "quoted" <script>\x00'
 

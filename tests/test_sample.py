@@ -227,6 +227,11 @@ def test_a_host_joins_the_others_before_anything_that_may_fail_on_it_alone(binar
     """One that refused alone, before that, would leave the others waiting."""
     _, job = (binary.root / "sedd_jax" / "sample.py").read_text().split("def _run_job")
     job, _ = job.split("\n\n\ndef ", 1)
-    calls = ("processes.join()", "on_lead(lambda: check_output", "in_turn(look, look)", " load(")
+    calls = (
+        "processes.initialize_distributed()",
+        "on_primary(lambda: check_output",
+        "run_primary_first(look, look)",
+        " load(",
+    )
     places = [job.index(call) for call in calls]
     assert places == sorted(places)

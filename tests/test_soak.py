@@ -11,8 +11,8 @@ import chex
 import pytest
 
 import sedd_jax as sedd
-from sedd_jax.runtime.checkpoint import FOLDER
-from sedd_jax.runtime.metrics import FILE
+from sedd_jax.experiment.checkpoint import FOLDER
+from sedd_jax.experiment.metrics import FILE
 
 KILLS = 25
 COMMAND = (

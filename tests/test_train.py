@@ -14,15 +14,16 @@ from sedd_jax.data.blocks import open_blocks
 from sedd_jax.data.characters import Characters
 from sedd_jax.data.pipeline import batch_blocks
 from sedd_jax.errors import BadInput, Halted
-from sedd_jax.inference.initial import load_initial, with_weights_of
-from sedd_jax.runtime import sharding
-from sedd_jax.runtime.checkpoint import FOLDER, Checkpoints
-from sedd_jax.runtime.components import build_components
-from sedd_jax.runtime.config import from_saved
-from sedd_jax.runtime.lock import locked
-from sedd_jax.runtime.metrics import FILE
-from sedd_jax.runtime.step import init_state, run_keys
+from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment.build import build_components
+from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints
+from sedd_jax.experiment.config import from_saved
+from sedd_jax.experiment.lock import locked
+from sedd_jax.experiment.metrics import FILE
+from sedd_jax.experiment.state import run_keys
 from sedd_jax.train import train
+from sedd_jax.training.initial import load_initial, with_weights_of
+from sedd_jax.training.step import init_state
 
 SMOKE = "--config=configs/smoke.py"
 # what the fixture of that name changes

@@ -13,19 +13,11 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.data.blocks import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest
-from sedd_jax.data.draft import (
-    check_local,
-    check_target,
-    differences,
-    draft_of,
-    drafted,
-    write_json,
-)
+from sedd_jax.data.corpus_statistics import Survey, Surveyor
+from sedd_jax.data.heldout import BINS, heldout_bins
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.shards import SPLITS, Shards, Split, id_dtype
 from sedd_jax.data.sources import pieces
-from sedd_jax.data.split import BINS, heldout_bins
-from sedd_jax.data.survey import Survey, Surveyor
 from sedd_jax.data.tokenizer import (
     FITTED_TOKENIZERS,
     SIZED_TOKENIZERS,
@@ -35,6 +27,14 @@ from sedd_jax.data.tokenizer import (
 )
 from sedd_jax.data.workers import Task, results
 from sedd_jax.errors import BadInput
+from sedd_jax.system.staging import (
+    check_local,
+    check_target,
+    differences,
+    draft_of,
+    drafted,
+    write_json,
+)
 
 # A tokenizer is fitted on about so much text, spread over the corpus: more takes memory in
 # proportion, and no better pieces come of it.

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data.blocks import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest
-from sedd_jax.data.draft import drafted, write_json
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.shards import SPLITS
 from sedd_jax.data.token_blocks import Mixture
 from sedd_jax.data.tokenizer import build_tokenizer, load_tokenizer
 from sedd_jax.errors import BadInput
+from sedd_jax.system.staging import drafted, write_json
 
 _COMMAND = "python -m sedd_jax.prepare --config=CONFIG --output={}, with the --config of this run"
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from sedd_jax.data.corpus_statistics import size_of
 from sedd_jax.data.documents import Fault
-from sedd_jax.data.draft import write_json
+from sedd_jax.data.heldout import Content, bin_of, content_bytes, cut
 from sedd_jax.data.recipe import Recipe
-from sedd_jax.data.split import Content, bin_of, content_bytes, cut
-from sedd_jax.data.survey import size_of
 from sedd_jax.data.tokenizer import load_tokenizer
 from sedd_jax.data.workers import Task
 from sedd_jax.errors import BadInput
+from sedd_jax.system.staging import write_json
 
 SPLITS = ("train", "heldout")
 _COUNTS = ("documents", "characters", "utf8_bytes", "tokens", "filling", "cut_off")

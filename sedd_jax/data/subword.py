@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.data.characters import END_OF_DOCUMENT, Tokenizer
-from sedd_jax.data.packages import package
 from sedd_jax.errors import BadInput
+from sedd_jax.system.packages import package
 
 # SentencePiece skips a whole training line above max_sentence_length (in bytes, four a character at
 # most) without a word, so longer lines are cut.

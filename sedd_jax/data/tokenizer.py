@@ -10,11 +10,11 @@ import json
 import pathlib
 from collections.abc import Callable, Iterable
 
-from sedd_jax import hub
 from sedd_jax.data.characters import SETTINGS_FILE, Bytes, Characters, Integers, Tokenizer
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.subword import GPT2, GPT2_FILES, SentencePiece
 from sedd_jax.errors import BadInput
+from sedd_jax.system import hub
 
 __all__ = [
     "FITTED_TOKENIZERS",

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
+from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 
 _BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
 
@@ -68,7 +68,7 @@ def categorical_from_uniform(
     return jnp.argmax(jnp.log(weights) + noise, axis=-1).astype(jnp.int32)
 
 
-def jump_law(probs: Float[Array, "*s V"]) -> Float[Array, "*s V"]:
+def jump_probs(probs: Float[Array, "*s V"]) -> Float[Array, "*s V"]:
     """Returns the law that `jump` draws from: negative weights count as zero, rows sum to 1.
 
     Args:
@@ -82,7 +82,7 @@ def jump(
     key: Key[Array, ""],
     xt: Int[Array, "*s"],
     probs: Float[Array, "*s V"],
-    sharpness: Sharpness = MODEL_LAW,
+    token_filter: TokenFilter = NO_FILTER,
 ) -> Int[Array, "*s"]:
     """Draws the next state of every position: first whether it leaves xt, then for which state.
 
@@ -94,7 +94,7 @@ def jump(
       xt: current states. A state outside [0, V) has no weight to stay, so it always leaves:
         this is how the mask goes in the final denoising step, whose V excludes it.
       probs: weights of the next state, need not be normalised.
-      sharpness: how the state is drawn for which xt is left; whether it is left heeds it not.
+      token_filter: how the state is drawn for which xt is left; whether it is left heeds it not.
     """
     jump_key, target_key = jax.random.split(key)
     return jump_from_uniforms(
@@ -102,7 +102,7 @@ def jump(
         uniform_by_position(target_key, probs.shape),
         xt,
         probs,
-        sharpness,
+        token_filter,
     )
 
 
@@ -111,7 +111,7 @@ def jump_from_uniforms(
     u_target: Float[Array, "*s V"],
     xt: Int[Array, "*s"],
     probs: Float[Array, "*s V"],
-    sharpness: Sharpness = MODEL_LAW,
+    token_filter: TokenFilter = NO_FILTER,
 ) -> Int[Array, "*s"]:
     """Returns what `jump` draws where `uniform` gives u_jump and u_target."""
     weights = jnp.maximum(probs, 0)
@@ -119,8 +119,8 @@ def jump_from_uniforms(
     away = jnp.where(at_xt, 0, weights)
     leave = away.sum(-1)
     stay = jnp.where(at_xt, weights, 0).sum(-1)
-    if sharpness != MODEL_LAW:
-        away = sharpness(jnp.log(away))
+    if token_filter != NO_FILTER:
+        away = token_filter(jnp.log(away))
     return jnp.where(leaves(u_jump, leave, stay), categorical_from_uniform(u_target, away), xt)
 
 

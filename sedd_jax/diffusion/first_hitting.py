@@ -27,8 +27,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.reverse import Clamp, Kernel, SamplerInfo, SamplerState
-from sedd_jax.diffusion.score import ScoreFn, StepLaw
-from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
+from sedd_jax.diffusion.score import ScoreFn, StepWeights
+from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 
 
 class Hits(NamedTuple):
@@ -91,7 +91,7 @@ def hits_from_uniforms(
 
 
 def build_kernel(
-    score_fn: ScoreFn, hits: Hits, clamp: Clamp, sharpness: Sharpness = MODEL_LAW
+    score_fn: ScoreFn, hits: Hits, clamp: Clamp, token_filter: TokenFilter = NO_FILTER
 ) -> Kernel:
     """Returns the kernel of one call, which draws the positions of that number of every row.
 
@@ -102,17 +102,17 @@ def build_kernel(
       score_fn: maps (x_t, sigma) to a `Score`.
       hits: when positions leave the mask, drawn before.
       clamp: the positions to hold, those of which `hits.call` is -1.
-      sharpness: how the token is drawn.
+      token_filter: how the token is drawn.
     """
 
     def law(total):
-        return StepLaw(scale=jnp.ones_like(total), cut=None, stay=jnp.zeros_like(total))
+        return StepWeights(scale=jnp.ones_like(total), cut=None, stay=jnp.zeros_like(total))
 
     def reveal(keys, state):
         called = state.step < hits.calls
         at = hits.call == jnp.minimum(state.step, hits.calls - 1)[:, None]
         sigma = jnp.where(at, hits.sigma, 0).max(-1)  # one that is done stays at its last
-        draw = score_fn(state.xt, sigma).draw(keys, law, at & called[:, None], sharpness)
+        draw = score_fn(state.xt, sigma).draw(keys, law, at & called[:, None], token_filter)
         xt = clamp(draw.xt)
         info = SamplerInfo(
             changed=jnp.sum(xt != state.xt, axis=-1),

@@ -4,9 +4,9 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.importance import Draw
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.padding import zero_padding
-from sedd_jax.diffusion.proposal import Draw
 from sedd_jax.diffusion.score import ScoreFn
 from sedd_jax.diffusion.score_entropy import target
 

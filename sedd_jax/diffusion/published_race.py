@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sedd_jax.diffusion.score import DenseScore, Drawn, LawOfTotal
-from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
+from sedd_jax.diffusion.score import DenseScore, Drawn, StepWeightsFn
+from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 
 GRID = 2.0**-24  # of torch.rand in float32
 _TINY = 1e-10
@@ -46,11 +46,11 @@ class RacedScore(DenseScore):
     def draw(
         self,
         keys: Key[Array, "B"],
-        law: LawOfTotal,
+        law: StepWeightsFn,
         active: Bool[Array, "B L"],
-        sharpness: Sharpness = MODEL_LAW,
+        token_filter: TokenFilter = NO_FILTER,
     ) -> Drawn:
-        if sharpness != MODEL_LAW:
+        if token_filter != NO_FILTER:
             raise ValueError("The published race draws by the model's law alone.")
         total, weights = self._weigh(law, active)
         u = jax.vmap(lambda key: grid_uniform(key, weights.shape[1:]))(keys)

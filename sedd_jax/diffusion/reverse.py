@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion.graph import Graph, align
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.diffusion.score import ScoreFn, StepLaw
-from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
+from sedd_jax.diffusion.score import ScoreFn, StepWeights
+from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 
 
 def reverse_rate(
@@ -46,55 +46,55 @@ def euler_probs(
     return stay + align(rate_times_step, 3) * reverse_rate(graph, xt, score)
 
 
-def euler_law(
+def euler_weights(
     graph: Graph,
     xt: Int[Array, "B L"],
     total: Float[Array, "B L"],
     rate_times_step: Float[Array, "B"],
-) -> StepLaw:
+) -> StepWeights:
     """Returns the law of `euler_probs`, given the sum of the ratios over y != x_t."""
     rate = align(rate_times_step, 2) * graph.limit[xt]
-    return StepLaw(scale=rate, cut=None, stay=1 - rate * total)
+    return StepWeights(scale=rate, cut=None, stay=1 - rate * total)
 
 
-def tweedie_law(
+def tweedie_weights(
     graph: Graph,
     xt: Int[Array, "B L"],
     total: Float[Array, "B L"],
     delta_sigma: Float[Array, "B"],
-) -> StepLaw:
+) -> StepWeights:
     """Returns the law of `tweedie_probs`, given the sum of the ratios over y != x_t."""
     delta = align(delta_sigma, 2)
     limit, moved, growth = graph.limit[xt], -jnp.expm1(-delta), jnp.expm1(delta)
     cut = moved * graph.limit_of_token * (1 + total) if graph.limit_of_token else None
     staggered = 1 + growth * (1 - limit - limit * total)  # of x_t, whose score is 1
     likelihood = jnp.exp(-delta) + moved * limit
-    return StepLaw(scale=growth * limit, cut=cut, stay=staggered * likelihood)
+    return StepWeights(scale=growth * limit, cut=cut, stay=staggered * likelihood)
 
 
-def denoise_law(
+def denoise_weights(
     graph: Graph,
     xt: Int[Array, "B L"],
     total: Float[Array, "B L"],
     sigma: Float[Array, "B"],
-) -> StepLaw:
+) -> StepWeights:
     """Returns the law of `denoise_probs`, given the sum of the ratios: the mask must leave."""
-    law = tweedie_law(graph, xt, total, sigma)
+    law = tweedie_weights(graph, xt, total, sigma)
     return law._replace(stay=jnp.where(xt < graph.num_tokens, law.stay, 0))
 
 
 def _euler(graph, noise, xt, total, t, t_next):
-    return euler_law(graph, xt, total, noise.dsigma(t) * (t - t_next))
+    return euler_weights(graph, xt, total, noise.dsigma(t) * (t - t_next))
 
 
 def _tweedie(graph, noise, xt, total, t, t_next):
-    return tweedie_law(graph, xt, total, noise.sigma(t) - noise.sigma(t_next))
+    return tweedie_weights(graph, xt, total, noise.sigma(t) - noise.sigma(t_next))
 
 
 # what a clamped weight rules out counts as this improbable, so that any two rows can be compared
 LEAST_LOG_PROB = -30.0
 
-StepRule = Callable[..., StepLaw]  # (graph, noise, xt, total, t [B], t_next [B])
+StepRule = Callable[..., StepWeights]  # (graph, noise, xt, total, t [B], t_next [B])
 SAMPLERS: dict[str, StepRule] = {"euler": _euler, "tweedie": _tweedie}
 
 
@@ -148,7 +148,7 @@ def build_kernels(
     times: Float[Array, "T"],
     sampler: str,
     clamp: Clamp,
-    sharpness: Sharpness = MODEL_LAW,
+    token_filter: TokenFilter = NO_FILTER,
     weighed: Bool[Array, "B L"] | None = None,
 ) -> tuple[Kernel, Kernel]:
     """Returns the kernels of one reverse step and of the final denoising step (Algorithm 2).
@@ -165,7 +165,7 @@ def build_kernels(
         the noise left at times[-1].
       sampler: a key of SAMPLERS.
       clamp: the positions to hold.
-      sharpness: how a token is drawn where a position changes.
+      token_filter: how a token is drawn where a position changes.
       weighed: the held positions of which the probability is asked.
     """
     rule = SAMPLERS[sampler]
@@ -175,7 +175,7 @@ def build_kernels(
         # what cannot move, or is held anyway, needs no scores
         active = (graph.limit[state.xt] > 0) & ~clamp.held
         score = score_fn(state.xt, sigma)
-        draw = score.draw(keys, law, active, sharpness)
+        draw = score.draw(keys, law, active, token_filter)
         xt = clamp(draw.xt)
         info = SamplerInfo(
             changed=jnp.sum(xt != state.xt, axis=-1),
@@ -205,7 +205,7 @@ def build_kernels(
     def denoise_step(keys, state):
         def law(total):
             sigma = noise.sigma(jnp.broadcast_to(times[-1], len(total)))
-            return denoise_law(graph, state.xt, total, sigma)
+            return denoise_weights(graph, state.xt, total, sigma)
 
         return advance(keys, state, times[-1], law)
 

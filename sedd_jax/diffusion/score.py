@@ -18,10 +18,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
-from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
+from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 
 
-class StepLaw(NamedTuple):
+class StepWeights(NamedTuple):
     """The weights of the next state of every position, as functions of the ratio estimates.
 
     Any state y != x_t has weight scale * max(0, score_y - cut), x_t itself max(0, stay).
@@ -49,7 +49,7 @@ class StepLaw(NamedTuple):
 
 
 # of the sum of the ratios over y != x_t, which is meaningless where nothing can move
-LawOfTotal = Callable[[Float[Array, "B L"]], StepLaw]
+StepWeightsFn = Callable[[Float[Array, "B L"]], StepWeights]
 
 
 class Drawn(NamedTuple):
@@ -81,9 +81,9 @@ class Score(abc.ABC):
     def draw(
         self,
         keys: Key[Array, "B"],
-        law: LawOfTotal,
+        law: StepWeightsFn,
         active: Bool[Array, "B L"],
-        sharpness: Sharpness = MODEL_LAW,
+        token_filter: TokenFilter = NO_FILTER,
     ) -> Drawn:
         """Draws the next state of every position: first whether it leaves x_t, then for which.
 
@@ -91,12 +91,12 @@ class Score(abc.ABC):
           keys: one for each row, used once.
           law: weights of the next state.
           active: positions to draw for; others stay, and their total is 0.
-          sharpness: how the state is drawn for which x_t is left; not whether it is.
+          token_filter: how the state is drawn for which x_t is left; not whether it is.
         """
 
     @abc.abstractmethod
     def log_prob(
-        self, law: LawOfTotal, active: Bool[Array, "B L"], states: Int[Array, "B L"]
+        self, law: StepWeightsFn, active: Bool[Array, "B L"], states: Int[Array, "B L"]
     ) -> Float[Array, "B L"]:
         """Returns the log-probability, per position, that `draw` gives these states."""
 
@@ -127,21 +127,21 @@ class DenseScore(Score):
     def draw(
         self,
         keys: Key[Array, "B"],
-        law: LawOfTotal,
+        law: StepWeightsFn,
         active: Bool[Array, "B L"],
-        sharpness: Sharpness = MODEL_LAW,
+        token_filter: TokenFilter = NO_FILTER,
     ) -> Drawn:
         total, weights = self._weigh(law, active)
-        xt = jax.vmap(functools.partial(categorical.jump, sharpness=sharpness))(
+        xt = jax.vmap(functools.partial(categorical.jump, token_filter=token_filter))(
             keys, self.xt, weights
         )
         return Drawn(jnp.where(active, xt, self.xt), total)
 
     def log_prob(
-        self, law: LawOfTotal, active: Bool[Array, "B L"], states: Int[Array, "B L"]
+        self, law: StepWeightsFn, active: Bool[Array, "B L"], states: Int[Array, "B L"]
     ) -> Float[Array, "B L"]:
         _, weights = self._weigh(law, active)
-        probs = categorical.jump_law(weights)
+        probs = categorical.jump_probs(weights)
         prob = jnp.take_along_axis(probs, states[..., None], axis=-1)[..., 0]
         return jnp.log(jnp.where(active, prob, states == self.xt))
 

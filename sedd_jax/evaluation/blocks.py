@@ -13,7 +13,7 @@ from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.protocol import Frame
 from sedd_jax.evaluation.texts import Text
-from sedd_jax.runtime.run import DATA_FOLDER
+from sedd_jax.experiment.run import DATA_FOLDER
 
 
 class Blocks(NamedTuple):

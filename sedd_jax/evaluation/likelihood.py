@@ -19,13 +19,13 @@ from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
 from sedd_jax.evaluation.protocol import BOUNDS, CONVENTIONS, EXACT, Choices, Frame, Protocol
 from sedd_jax.evaluation.record import Record, answered, identity, save
 from sedd_jax.evaluation.texts import Library
+from sedd_jax.experiment.run import DATA_FOLDER
 from sedd_jax.inference.bound import nll_bound
 from sedd_jax.inference.likelihood import Bound
-from sedd_jax.inference.load import Checkpoint
-from sedd_jax.runtime import processes
-from sedd_jax.runtime.lead import is_lead
-from sedd_jax.runtime.progress import progress
-from sedd_jax.runtime.run import DATA_FOLDER
+from sedd_jax.inference.load import TrainedModel
+from sedd_jax.system import processes
+from sedd_jax.system.lead import is_primary
+from sedd_jax.system.progress import progress
 
 HELDOUT = "heldout"
 GROUPS = {"zeroshot": ZEROSHOT}
@@ -66,7 +66,7 @@ def names_of(
 
 
 def gather(
-    checkpoint: Checkpoint, names: Sequence[str], library: Library, choices: Choices
+    checkpoint: TrainedModel, names: Sequence[str], library: Library, choices: Choices
 ) -> list[Subject]:
     """Reads and encodes the data sets.
 
@@ -122,7 +122,7 @@ def _blocks_of(checkpoint, name, library, protocol, frame_for):
 
 
 def measure(
-    checkpoint: Checkpoint,
+    checkpoint: TrainedModel,
     subjects: Sequence[Subject],
     choices: Choices,
     folder: Path,
@@ -148,7 +148,7 @@ def measure(
     """
     # each process computes the rows that fall to it from its own copy
     facts = [*map(_facts, subjects), choices, averaged, batch_size]
-    processes.check_same(repr(facts), "data or settings")
+    processes.assert_equal_across_processes(repr(facts), "data or settings")
     model = identity(checkpoint, averaged=averaged) if subjects else {}
     return [
         _measure(checkpoint, model, subject, choices, folder, batch_size) for subject in subjects
@@ -164,9 +164,9 @@ def _facts(subject):
 def _measure(checkpoint, model, subject, choices, folder, batch_size):
     protocol = dataclasses.asdict(subject.protocol)
     question = Record("likelihood", subject.name, model, protocol)
-    known = processes.on_lead(lambda: answered(folder, question))
-    if processes.lead_says(known is not None):
-        if is_lead():
+    known = processes.on_primary(lambda: answered(folder, question))
+    if processes.broadcast_from_primary(known is not None):
+        if is_primary():
             print(f"{subject.name}: known from {question.file}", file=sys.stderr, flush=True)
         return known or question
     started = time.monotonic()
@@ -184,8 +184,8 @@ def _measure(checkpoint, model, subject, choices, folder, batch_size):
         )
     figures = _figures(subject, bound) | {"seconds": time.monotonic() - started}
     record = dataclasses.replace(question, figures=figures)
-    processes.on_lead(lambda: save(folder, record))
-    if math.isnan(bound.stderr) and math.isfinite(bound.nats_per_token) and is_lead():
+    processes.on_primary(lambda: save(folder, record))
+    if math.isnan(bound.stderr) and math.isfinite(bound.nats_per_token) and is_primary():
         print(
             f"{subject.name}: the error of one block cannot be told from one draw or by quadrature:"
             " raise --draws, --times=low-discrepancy.",

@@ -9,8 +9,8 @@ import importlib.metadata
 
 import numpy as np
 
-from sedd_jax.data.packages import package
 from sedd_jax.errors import BadInput
+from sedd_jax.system.packages import package
 
 FEWEST = 20  # two clusters
 FEW = 1000

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation.judge import Judge
 from sedd_jax.evaluation.mauve import FEW, check_counts, load_mauve, mauve
 from sedd_jax.evaluation.record import identity
 from sedd_jax.evaluation.reference import Reference
+from sedd_jax.evaluation.scoring_model import Judge
 from sedd_jax.evaluation.statistics import distinct, entropy, self_repetition
-from sedd_jax.inference.load import Checkpoint
+from sedd_jax.inference.load import TrainedModel
 
 TEXTS = 4  # samples that a record shows
 
@@ -33,7 +33,7 @@ class Measures:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: TrainedModel,
         num_samples: int,
         judge: Judge | None,
         reference: Reference | None,

@@ -18,20 +18,24 @@ import numpy as np
 
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.errors import BadInput, check_positive
-from sedd_jax.evaluation.judge import Judge
 from sedd_jax.evaluation.measures import Measures
 from sedd_jax.evaluation.record import Record, answered, identity, save
 from sedd_jax.evaluation.reference import read_reference
+from sedd_jax.evaluation.scoring_model import Judge
+from sedd_jax.experiment.build import Baseline
 from sedd_jax.inference.autoregressive import generate_autoregressive
 from sedd_jax.inference.batches import check_rows
 from sedd_jax.inference.generate import generate
-from sedd_jax.inference.load import Checkpoint
+from sedd_jax.inference.load import TrainedModel
 from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
-from sedd_jax.runtime.components import Baseline
-from sedd_jax.runtime.lead import is_lead
-from sedd_jax.runtime.processes import check_same, in_turn, lead_says
-from sedd_jax.runtime.progress import progress
-from sedd_jax.runtime.throughput import duration
+from sedd_jax.system.lead import is_primary
+from sedd_jax.system.processes import (
+    assert_equal_across_processes,
+    broadcast_from_primary,
+    run_primary_first,
+)
+from sedd_jax.system.progress import progress
+from sedd_jax.training.throughput import duration
 
 REAL = "real text"  # stands where other rows have a sampler
 _TITLES = {
@@ -112,11 +116,11 @@ class Plan(NamedTuple):
 
 
 def plan(
-    checkpoint: Checkpoint,
+    checkpoint: TrainedModel,
     settings: Settings,
     *,
     averaged: bool = True,
-    judge: Checkpoint | None = None,
+    judge: TrainedModel | None = None,
     reference: str | None = None,
 ) -> Plan:
     """Returns the plan to measure every way to sample, and the real text if there is any.
@@ -165,15 +169,15 @@ def run(planned: Plan, folder: Path) -> list[Record]:
       FloatingPointError: a network gave what is not finite.
     """
     ways, questions, measures = planned
-    check_same(repr(questions), "data or settings")
+    assert_equal_across_processes(repr(questions), "data or settings")
 
     def look():
         return [answered(folder, question) for question in questions]
 
     # on the lead alone: others may see no such folder, or a file that was just written
-    known = in_turn(look, lambda: [None] * len(questions))
+    known = run_primary_first(look, lambda: [None] * len(questions))
     known = [
-        (record or question) if lead_says(record is not None) else None
+        (record or question) if broadcast_from_primary(record is not None) else None
         for record, question in zip(known, questions, strict=True)
     ]
     asked = [way.evaluations for way, record in zip(ways, known, strict=True) if record is None]
@@ -186,7 +190,7 @@ def run(planned: Plan, folder: Path) -> list[Record]:
             sampled = {"evaluations": evaluations, "seconds": time.monotonic() - began}
             figures = {"samples": len(tokens)} | sampled | measures(tokens)
             record = dataclasses.replace(question, figures=figures)
-            in_turn(functools.partial(save, folder, record), lambda: None)
+            run_primary_first(functools.partial(save, folder, record), lambda: None)
             told.count(way.evaluations)
         records.append(record)
         told.say(record)
@@ -204,16 +208,16 @@ def _ways(checkpoint, settings, length):
     key, count = jax.random.key(settings.seed), settings.num_samples
     rows = {"num_samples": count, "length": length, "batch_size": settings.batch_size}
     if isinstance(checkpoint.components, Baseline):
-        sharpness = {"temperature": settings.temperature, "top_p": settings.top_p}
+        token_filter = {"temperature": settings.temperature, "top_p": settings.top_p}
         protocol = {"sampler": "autoregressive", "precision": "exact", "final_step": "none"}
         name = "autoregressive"
 
         def continued():
             with progress(name) as advance:
-                options = rows | sharpness | {"progress": advance}
+                options = rows | token_filter | {"progress": advance}
                 return generate_autoregressive(key, checkpoint, **options), length
 
-        return [_Way(name, length, protocol | sharpness, continued)]
+        return [_Way(name, length, protocol | token_filter, continued)]
     final = (
         f"one draw that removes all noise left at t = {checkpoint.config.train.t_min:g}, "
         "never the mask"
@@ -258,7 +262,7 @@ class _Told:
     def say(self, record: Record) -> None:
         """Prints a line for a record."""
         self._said += 1
-        if not is_lead():
+        if not is_primary():
             return
         figures = record.figures
         found = [

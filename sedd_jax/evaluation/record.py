@@ -15,12 +15,12 @@ import jax
 
 from sedd_jax.display.table import to_json
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.load import Checkpoint
+from sedd_jax.experiment.build import compute_dtype
+from sedd_jax.experiment.card import noise_in_words
+from sedd_jax.experiment.checksum import fingerprint, not_finite
+from sedd_jax.inference.load import TrainedModel
 from sedd_jax.model.score_model import count_params
-from sedd_jax.runtime.card import noise_in_words
-from sedd_jax.runtime.checksum import fingerprint, not_finite
-from sedd_jax.runtime.components import compute_dtype
-from sedd_jax.runtime.files import write_whole
+from sedd_jax.system.files import write_whole
 
 FOLDER = "evaluations"  # in the folder of a run
 
@@ -51,7 +51,7 @@ class Record:
         return f"{self.kind}-{self.name}-{digest[:8]}.json"
 
 
-def identity(checkpoint: Checkpoint, *, averaged: bool) -> dict[str, Any]:
+def identity(checkpoint: TrainedModel, *, averaged: bool) -> dict[str, Any]:
     """Returns what tells a model from others: name, step, size and a checksum of the weights.
 
     Raises:

@@ -8,8 +8,8 @@ import numpy as np
 
 from sedd_jax.data.prepared import open_data
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.load import Checkpoint
-from sedd_jax.runtime.run import DATA_FOLDER
+from sedd_jax.experiment.run import DATA_FOLDER
+from sedd_jax.inference.load import TrainedModel
 
 
 class Reference(NamedTuple):
@@ -31,7 +31,7 @@ class Reference(NamedTuple):
         return {"name": self.name, "sha256": self.sha256, "texts": len(self.rows)}
 
 
-def read_reference(source: str, checkpoint: Checkpoint, length: int, count: int) -> Reference:
+def read_reference(source: str, checkpoint: TrainedModel, length: int, count: int) -> Reference:
     """Returns at most `count` blocks of `length` tokens, evenly spaced over a text.
 
     Args:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from sedd_jax.display.plot import Plot, image
 from sedd_jax.display.table import Table, markdown, to_json
-from sedd_jax.evaluation.anchors import published
 from sedd_jax.evaluation.curves import over_t, quality_plot
 from sedd_jax.evaluation.naming import Label, is_real, labels, settings
+from sedd_jax.evaluation.published_results import published
 from sedd_jax.evaluation.record import Record, read_records
 from sedd_jax.evaluation.tables import likelihood_tables, models_table, quality_tables
-from sedd_jax.runtime.files import write_whole
+from sedd_jax.system.files import write_whole
 
 
 def write(folder: Path) -> None:

@@ -9,19 +9,19 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from sedd_jax.diffusion import categorical
-from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
+from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment.mesh import program
 from sedd_jax.inference.batches import check_rows, in_batches, row_numbers
-from sedd_jax.inference.load import Checkpoint
+from sedd_jax.inference.load import TrainedModel
 from sedd_jax.inference.prompt import Prompt, check_prompt, free
-from sedd_jax.model.causal_model import CausalModel
+from sedd_jax.model.autoregressive import CausalModel
 from sedd_jax.model.score_model import Params
-from sedd_jax.runtime.sharding import program
 
 Generator = Callable[[Params, Key[Array, "B"], Prompt], tuple[Int[Array, "B L"], Bool[Array, "B"]]]
 
 
-def build_generator(model: CausalModel, sharpness: Sharpness = MODEL_LAW) -> Generator:
+def build_generator(model: CausalModel, token_filter: TokenFilter = NO_FILTER) -> Generator:
     """Returns generate(params, keys, prompt) -> (tokens, finite), one program when jitted.
 
     `finite` says of a row whether all its logits were. Positions of the prompt that are held must
@@ -29,14 +29,14 @@ def build_generator(model: CausalModel, sharpness: Sharpness = MODEL_LAW) -> Gen
 
     Args:
       model: the network.
-      sharpness: how tokens are drawn.
+      token_filter: how tokens are drawn.
     """
 
     def generator(params, keys, prompt):
         def step(state, position):
             cache, token, finite = state
             logits, cache = model.decode(params, cache, token, position)
-            weights = sharpness(logits)  # float32 from the logits on
+            weights = token_filter(logits)  # float32 from the logits on
             position_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
             drawn = jax.vmap(categorical.categorical)(position_keys, weights)
             token = jnp.where(prompt.held[:, position], prompt.tokens[:, position], drawn)
@@ -53,7 +53,7 @@ def build_generator(model: CausalModel, sharpness: Sharpness = MODEL_LAW) -> Gen
 
 def generate_autoregressive(
     key: Key[Array, ""],
-    checkpoint: Checkpoint,
+    checkpoint: TrainedModel,
     num_samples: int,
     length: int | None = None,
     *,
@@ -93,12 +93,12 @@ def generate_autoregressive(
     length = config.model.length if length is None else length
     check_rows(config, num_samples, length, batch_size)
     numbers = row_numbers(rows, num_samples)
-    sharpness = Sharpness(temperature, top_p)
-    sharpness.check()
+    token_filter = TokenFilter(temperature, top_p)
+    token_filter.check()
     prompt = free(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), baseline.num_tokens)
     check_prefixes(np.asarray(prompt.held))
-    generator = _compiled(baseline.model, checkpoint.mesh, sharpness)
+    generator = _compiled(baseline.model, checkpoint.mesh, token_filter)
     parts = in_batches(
         generator,
         checkpoint,
@@ -122,6 +122,6 @@ def check_prefixes(held: Bool[np.ndarray, "N L"]) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _compiled(model, mesh, sharpness):
+def _compiled(model, mesh, token_filter):
     """The generator as one program, kept so that the next call does not compile it again."""
-    return program(build_generator(model, sharpness), mesh)
+    return program(build_generator(model, token_filter), mesh)

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Integer, Key, UInt32
 
 from sedd_jax.errors import BadInput, check_positive
-from sedd_jax.inference.load import Checkpoint
+from sedd_jax.experiment.config import Config
+from sedd_jax.inference.load import TrainedModel
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.model.score_model import Params
-from sedd_jax.runtime.config import Config
 
 
 @jax.jit
@@ -27,7 +27,7 @@ def _keys_of_window(keys, number):
 
 def in_batches(
     generator: Callable[[Params, Key[Array, "B"], Prompt], tuple[Int[Array, "B L"], Any]],
-    checkpoint: Checkpoint,
+    checkpoint: TrainedModel,
     key: Key[Array, ""],
     prompt: Prompt,
     rows: Integer[np.ndarray, "N"],

@@ -12,21 +12,21 @@ import numpy as np
 from jaxtyping import Array, Key
 from numpy.typing import ArrayLike
 
-from sedd_jax.diffusion.proposal import guess_proposal, plain_proposal
+from sedd_jax.diffusion.importance import guess_proposal, plain_proposal
 from sedd_jax.diffusion.score_entropy import prior_kl, quadrature_quantiles, sample_quantiles
 from sedd_jax.errors import BadInput, check_positive
+from sedd_jax.experiment.build import Baseline
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.estimate import reconstruction_loss, sequence_loss
 from sedd_jax.inference.likelihood import Bound, split_by_t
-from sedd_jax.inference.load import Checkpoint
-from sedd_jax.runtime.components import Baseline
+from sedd_jax.inference.load import TrainedModel
 
 TIMES = ("low-discrepancy", "quadrature")
 
 
 def nll_bound(
     key: Key[Array, ""],
-    checkpoint: Checkpoint,
+    checkpoint: TrainedModel,
     tokens: ArrayLike,
     *,
     lengths: ArrayLike | None = None,

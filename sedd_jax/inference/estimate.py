@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from sedd_jax.diffusion.importance import Proposal, propose
 from sedd_jax.diffusion.loss import dwdse_loss
 from sedd_jax.diffusion.padding import zero_padding
-from sedd_jax.diffusion.proposal import Proposal, propose
-from sedd_jax.diffusion.reverse import denoise_law
+from sedd_jax.diffusion.reverse import denoise_weights
 from sedd_jax.diffusion.score_entropy import sample_quantiles
+from sedd_jax.experiment.build import Components
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.model.score_model import Params
-from sedd_jax.runtime.components import Components
 
 Batches = Sequence[Int[Array | np.ndarray, "_ L"]]  # the last may be smaller
 RowLoss = Callable[..., Float[Array, "B"]]  # (params, ..., x0 [B, L], lengths=None) -> nats
@@ -53,7 +53,7 @@ def reconstruction_loss(components: Components, t_min: float) -> RowLoss:
         sigma = jnp.broadcast_to(noise.sigma(t_min), x0.shape[:1])
         xt = jax.vmap(graph.sample_transition)(keys, x0, sigma)
         score = model.score(params, xt, sigma, lengths=lengths)
-        law = functools.partial(denoise_law, graph, xt, sigma=sigma)
+        law = functools.partial(denoise_weights, graph, xt, sigma=sigma)
         active = zero_padding(graph.limit[xt] > 0, lengths)
         return -zero_padding(score.log_prob(law, active, x0), lengths).sum(-1)
 

@@ -6,12 +6,8 @@ import os
 import shutil
 from pathlib import Path
 
-from sedd_jax.data.draft import drafted
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.load import TOKENIZER_FOLDER, Checkpoint
-from sedd_jax.model import pretrained
-from sedd_jax.model.score_model import count_params
-from sedd_jax.runtime.card import (
+from sedd_jax.experiment.card import (
     RECORDS,
     Story,
     find_records,
@@ -19,12 +15,16 @@ from sedd_jax.runtime.card import (
     read_history,
     write_card,
 )
-from sedd_jax.runtime.checkpoint import Checkpoints
-from sedd_jax.runtime.published import to_published
-from sedd_jax.runtime.run import CONFIG_FILE, DATA_FOLDER
+from sedd_jax.experiment.checkpoint import Checkpoints
+from sedd_jax.experiment.published_config import to_published
+from sedd_jax.experiment.run import CONFIG_FILE, DATA_FOLDER
+from sedd_jax.inference.load import TOKENIZER_FOLDER, TrainedModel
+from sedd_jax.model import pretrained
+from sedd_jax.model.score_model import count_params
+from sedd_jax.system.staging import drafted
 
 
-def save_published(checkpoint: Checkpoint, folder: Path) -> None:
+def save_published(checkpoint: TrainedModel, folder: Path) -> None:
     """Writes config.json, model.safetensors and tokenizer/ of the published layout.
 
     Raises:
@@ -38,7 +38,7 @@ def save_published(checkpoint: Checkpoint, folder: Path) -> None:
         checkpoint.tokenizer.save(folder / TOKENIZER_FOLDER)
 
 
-def save_run(checkpoint: Checkpoint, folder: Path) -> None:
+def save_run(checkpoint: TrainedModel, folder: Path) -> None:
     """Writes config.json, data/tokenizer/ and the one checkpoint of a run folder to load from."""
     config, place = checkpoint.config, f"{DATA_FOLDER}/{TOKENIZER_FOLDER}"
     # of what was not trained here only some settings are known
@@ -64,7 +64,7 @@ def _known(checkpoint, place):
 LAYOUTS = {"published": save_published, "run": save_run}
 
 
-def export(checkpoint: Checkpoint, output: Path, layout: str, *, weights: str, name: str) -> None:
+def export(checkpoint: TrainedModel, output: Path, layout: str, *, weights: str, name: str) -> None:
     """Writes a model to a new folder, whole or not at all, with what is known of it and its card.
 
     Args:

@@ -11,19 +11,19 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment.build import Components
+from sedd_jax.experiment.mesh import program
 from sedd_jax.inference.batches import check_rows, in_batches, row_batches, row_numbers
 from sedd_jax.inference.generator import Diagnostics, Generator, build_generator
-from sedd_jax.inference.load import Checkpoint
+from sedd_jax.inference.load import TrainedModel
 from sedd_jax.inference.prompt import Prompt, check_prompt, free
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.sliding import overlap_of, slide, windows
-from sedd_jax.runtime.components import Components
-from sedd_jax.runtime.sharding import program
 
 
 def generate(
     key: Key[Array, ""],
-    checkpoint: Checkpoint,
+    checkpoint: TrainedModel,
     num_samples: int | None = None,
     length: int | None = None,
     *,

@@ -10,11 +10,11 @@ from jaxtyping import Array, Bool, Int, Key
 
 from sedd_jax.diffusion import first_hitting
 from sedd_jax.diffusion.reverse import SamplerInfo, SamplerState, build_kernels
+from sedd_jax.experiment.build import Components
 from sedd_jax.inference.conditioning import HeldPath, condition
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import FIRST_HITTING, MOST_STEPS, PRECISIONS, Sampling
 from sedd_jax.model.score_model import Params
-from sedd_jax.runtime.components import Components
 
 
 class Diagnostics(NamedTuple):
@@ -93,7 +93,7 @@ def build_chain(components: Components, sampling: Sampling, *, t_min: float) -> 
         if sampling.sampler == FIRST_HITTING:  # the limit takes no key
             start = SamplerState(clamp(limit), jnp.zeros((), jnp.int32))
             hits = first_hitting.draw_hits(first_key, noise, ~clamp.held, t_min, steps)
-            kernel = first_hitting.build_kernel(score_fn, hits, clamp, sampling.sharpness)
+            kernel = first_hitting.build_kernel(score_fn, hits, clamp, sampling.token_filter)
             return Chain(start, hits.calls, call(kernel), call(kernel), hits.call)
         times = jnp.linspace(1.0, t_min, steps + 1)
         start, reverse_step, denoise_step = condition(
@@ -105,7 +105,7 @@ def build_chain(components: Components, sampling: Sampling, *, t_min: float) -> 
                 score_fn,
                 times,
                 sampling.sampler,
-                sharpness=sampling.sharpness,
+                token_filter=sampling.token_filter,
             ),
             HeldPath(graph, noise, times, clamp, prompt.given),
             particles,

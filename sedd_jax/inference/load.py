@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 from jaxtyping import Array, Float, Int
 
-from sedd_jax import hub
 from sedd_jax.data.characters import SETTINGS_FILE
 from sedd_jax.data.tokenizer import (
     GPT2,
@@ -26,17 +25,19 @@ from sedd_jax.data.tokenizer import (
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment import card
+from sedd_jax.experiment import checkpoint as checkpoints
+from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment.build import Baseline, Components, build_components
+from sedd_jax.experiment.config import Config, MeshConfig
+from sedd_jax.experiment.published_config import from_published
+from sedd_jax.experiment.run import DATA_FOLDER
 from sedd_jax.model import gpt2, pretrained
-from sedd_jax.model.causal_model import CausalModel
-from sedd_jax.model.layout import AXES, BATCH_AXES, shardings
+from sedd_jax.model.autoregressive import CausalModel
 from sedd_jax.model.placement import ANYWHERE
 from sedd_jax.model.score_model import Params, ScoreModel
-from sedd_jax.runtime import card, sharding
-from sedd_jax.runtime import checkpoint as checkpoints
-from sedd_jax.runtime.components import Baseline, Components, build_components
-from sedd_jax.runtime.config import Config, MeshConfig
-from sedd_jax.runtime.published import from_published
-from sedd_jax.runtime.run import DATA_FOLDER
+from sedd_jax.model.sharding import AXES, BATCH_AXES, shardings
+from sedd_jax.system import hub
 
 TOKENIZER_FOLDER = "tokenizer"
 _TOKENIZER_FILES = (SETTINGS_FILE, *(name for names in GPT2_FILES for name in names), "*.model")
@@ -52,7 +53,7 @@ _WEIGHTS = ((pretrained.WEIGHTS[0], *gpt2.PARTS), pretrained.WEIGHTS[1:])
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class TrainedModel:
     """A trained model and what is needed to use it.
 
     Attributes:
@@ -144,7 +145,7 @@ def load(
     ema: bool = True,
     mesh: MeshConfig | Mesh | None = None,
     tokenizer: str | Path | None = None,
-) -> Checkpoint:
+) -> TrainedModel:
     """Loads a model.
 
     Args:
@@ -157,7 +158,7 @@ def load(
       step: the step of a run folder to load; the latest by default.
       ema: load the averaged weights of a run folder, as evaluation and sampling do.
       mesh: the devices that are to hold the weights in parts, and to compute: the sizes of a mesh
-        of all devices, or what `runtime.sharding.build_mesh` returns; by default one device. It
+        of all devices, or what `experiment.mesh.build_mesh` returns; by default one device. It
         need not be that of the training.
       tokenizer: a folder that `Tokenizer.save` wrote or one with GPT-2's files, here or on the
         hub; by default what lies beside the weights.
@@ -220,7 +221,7 @@ def _load_run(folder, wish):
             )
         components, abstract = _build(config, tokens, wish.mesh)
         params = saved.restore_weights(step, abstract, ema=wish.ema)
-    return Checkpoint(components, params, config, tokenizer, step, folder, wish.mesh)
+    return TrainedModel(components, params, config, tokenizer, step, folder, wish.mesh)
 
 
 def _load_state_dict(layout, folder, wish):
@@ -239,7 +240,7 @@ def _load_state_dict(layout, folder, wish):
     components, abstract = _build(config, found.tokens, wish.mesh)
     read = layout.read_params(folder, abstract, components.num_states)
     params = jax.tree.map(_put, read, abstract)
-    return Checkpoint(components, params, config, tokenizer, None, folder, wish.mesh)
+    return TrainedModel(components, params, config, tokenizer, None, folder, wish.mesh)
 
 
 # what a folder can be, and how it is then loaded; the first that fits counts

@@ -7,7 +7,7 @@ from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.published_race import RacedScore
 from sedd_jax.diffusion.reverse import SAMPLERS
 from sedd_jax.diffusion.score import Score
-from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
+from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.model.score_model import ScoreModel
 
@@ -69,9 +69,9 @@ class Sampling:
             object.__setattr__(self, "steps", DEFAULT_STEPS)
 
     @property
-    def sharpness(self) -> Sharpness:
+    def token_filter(self) -> TokenFilter:
         """How sharply a token is drawn."""
-        return Sharpness(self.temperature, self.top_p)
+        return TokenFilter(self.temperature, self.top_p)
 
     def most_calls(self, length: int) -> int:
         """Returns the most network evaluations that a row of `length` tokens can take."""
@@ -93,8 +93,8 @@ class Sampling:
             value = getattr(self, name)
             if value not in choices:
                 raise BadInput(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-        self.sharpness.check()
-        if self.precision == "published" and self.sharpness != MODEL_LAW:
+        self.token_filter.check()
+        if self.precision == "published" and self.token_filter != NO_FILTER:
             raise BadInput(
                 "precision='published' draws by the model's law alone: leave temperature and top_p "
                 "at 1."

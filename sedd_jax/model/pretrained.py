@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.errors import BadInput
-from sedd_jax.model.layout import leaves_by_path
 from sedd_jax.model.score_model import Params
+from sedd_jax.model.sharding import leaves_by_path
 from sedd_jax.model.torch_file import load_torch_file
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

@@ -9,9 +9,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.diffusion.score import DenseScore, Score
-from sedd_jax.model.layout import gathered, layout
 from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.rotary import rotary_attention_for, rotary_tables
+from sedd_jax.model.sharding import gathered, layout
 from sedd_jax.model.stack import Params, build, structure, through_blocks
 from sedd_jax.model.tiles import Table, tiling_for
 from sedd_jax.model.transformer import (

@@ -10,8 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from sedd_jax.model.attention import KEPT
-from sedd_jax.model.layout import gathered
 from sedd_jax.model.placement import Placement
+from sedd_jax.model.sharding import gathered
 from sedd_jax.model.transformer import TransformerConfig
 
 Params = dict[str, Any]

@@ -16,9 +16,9 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
-from sedd_jax.diffusion.score import Drawn, LawOfTotal, Score
+from sedd_jax.diffusion.score import Drawn, Score, StepWeightsFn
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
-from sedd_jax.diffusion.sharpness import MODEL_LAW, Sharpness
+from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 from sedd_jax.model.placement import Placement
 from sedd_jax.model.tiles import GROUP, Front, Span, Table, Tiling, padded
 
@@ -177,9 +177,9 @@ class Stream:
         states = front.fold(block_step, jnp.zeros(front.order.shape, jnp.int32))
         return self._over_table(front.put_back(states, jumps.shape))
 
-    def pick_sharply(
+    def pick_filtered(
         self,
-        sharpness: Sharpness,
+        token_filter: TokenFilter,
         table: Table,
         rows: Rows,
         keys: Key[Array, "B"],
@@ -204,7 +204,7 @@ class Stream:
             if self.placement.tensor:
                 weights = jax.lax.all_gather(weights, self.placement.tensor, axis=1, tiled=True)
             position_keys = _position_keys(keys, block.take(front.order), length)
-            state = jax.vmap(categorical.categorical)(position_keys, sharpness(jnp.log(weights)))
+            state = jax.vmap(categorical.categorical)(position_keys, token_filter(jnp.log(weights)))
             return block.write(states, jnp.where(weights.sum(-1) > 0, state, part.xt))
 
         states = front.fold(block_step, jnp.zeros(front.order.shape, jnp.int32))
@@ -345,9 +345,9 @@ class StreamedScore(Score):
     def draw(
         self,
         keys: Key[Array, "B"],
-        law: LawOfTotal,
+        law: StepWeightsFn,
         active: Bool[Array, "B L"],
-        sharpness: Sharpness = MODEL_LAW,
+        token_filter: TokenFilter = NO_FILTER,
     ) -> Drawn:
         total, step, masses = self._weigh(law, active)
         jump_keys, target_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
@@ -356,16 +356,16 @@ class StreamedScore(Score):
         jumps = active & categorical.leaves(u, step.scale * masses.sum(-1), step.stay)
         of_jumps = (self.table, self.rows, target_keys, jumps, step.cut)
         axes = ("table", *["rows"] * 4)
-        if sharpness == MODEL_LAW:
+        if token_filter == NO_FILTER:
             pick = _on_devices(self.stream, "pick", (*axes, "rows"), "rows")
             drawn = pick(*of_jumps, masses)
         else:
-            pick = _on_devices(self.stream, "pick_sharply", axes, "rows", sharpness)
+            pick = _on_devices(self.stream, "pick_filtered", axes, "rows", token_filter)
             drawn = pick(*of_jumps)
         return Drawn(jnp.where(jumps, drawn, self.rows.xt), total)
 
     def log_prob(
-        self, law: LawOfTotal, active: Bool[Array, "B L"], states: Int[Array, "B L"]
+        self, law: StepWeightsFn, active: Bool[Array, "B L"], states: Int[Array, "B L"]
     ) -> Float[Array, "B L"]:
         _, step, masses = self._weigh(law, active)
         at = _on_devices(self.stream, "log_score_at", ("table", "rows", "rows"), "rows")

@@ -5,10 +5,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from sedd_jax.planning.outlook import Outlook, gib
-from sedd_jax.planning.programs import parts
+from sedd_jax.experiment.config import Config, flatten
+from sedd_jax.planning.estimate import Outlook, gib
+from sedd_jax.planning.lower import parts
 from sedd_jax.planning.search import MOST_FSDP, divisors
-from sedd_jax.runtime.config import Config, flatten
 
 _FILLED = 0.9  # of the HBM, at most, by what is recommended
 _IDLE = 0.5  # of the HBM, from which on more is recommended

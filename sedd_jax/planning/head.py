@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Float
 
 from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.importance import Proposal
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.diffusion.proposal import Proposal
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
 from sedd_jax.model.tiles import BLOCKS_OF
-from sedd_jax.planning.hlo import Instruction
+from sedd_jax.planning.hlo_cost.hlo import Instruction
 
 _DRAWS = 4096  # of the times of a device's sequences
 

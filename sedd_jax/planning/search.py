@@ -15,12 +15,12 @@ from jax.sharding import Mesh
 
 from sedd_jax.display.table import Table
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment.config import Config, MeshConfig
+from sedd_jax.experiment.mesh import build_mesh, check_divisions
 from sedd_jax.model.stack import REMAT
-from sedd_jax.planning.outlook import Outlook, foresee, gib, in_words
-from sedd_jax.planning.programs import parts, state_per_chip, train_program
-from sedd_jax.planning.target import Target, target_devices
-from sedd_jax.runtime.config import Config, MeshConfig
-from sedd_jax.runtime.sharding import build_mesh, check_divisions
+from sedd_jax.planning.estimate import Outlook, foresee, gib, in_words
+from sedd_jax.planning.hlo_cost.target import Target, target_devices
+from sedd_jax.planning.lower import parts, state_per_chip, train_program
 
 _ROWS = 8  # sequences of a chip at a time, with which meshes are compared
 _MOST_ROWS = 32  # that are tried

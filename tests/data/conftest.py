@@ -5,9 +5,9 @@ import hashlib
 import pytest
 
 from sedd_jax.data.documents import Fault
+from sedd_jax.data.heldout import cut
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.sources import pieces
-from sedd_jax.data.split import cut
 
 
 @pytest.fixture(scope="session")

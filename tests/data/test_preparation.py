@@ -13,11 +13,11 @@ import pytest
 from sedd_jax.data import blocks as blocks_module
 from sedd_jax.data import preparation, shards
 from sedd_jax.data.blocks import open_blocks
-from sedd_jax.data.draft import draft_of, drafted
 from sedd_jax.data.preparation import prepare_blocks
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.tokenizer import SentencePiece, Tokenizer
 from sedd_jax.errors import BadInput, Halted
+from sedd_jax.system.staging import draft_of, drafted
 
 RECIPE = Recipe(separator="---\n", heldout_fraction=0.2, vocab_size=0)
 

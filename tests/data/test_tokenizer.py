@@ -9,7 +9,6 @@ import typing
 import numpy as np
 import pytest
 
-from sedd_jax import hub
 from sedd_jax.data import characters
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.sources import pieces
@@ -26,6 +25,7 @@ from sedd_jax.data.tokenizer import (
     load_tokenizer,
 )
 from sedd_jax.errors import BadInput
+from sedd_jax.system import hub
 
 SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "data"
 GPT2_FOLDER = SHARED / "gpt2_bpe"

@@ -7,8 +7,8 @@ import pytest
 
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
+from sedd_jax.diffusion.importance import guess_proposal, propose
 from sedd_jax.diffusion.loss import dwdse_loss
-from sedd_jax.diffusion.proposal import guess_proposal, propose
 from sedd_jax.diffusion.reverse import euler_probs
 from sedd_jax.diffusion.score import DenseScore
 from sedd_jax.diffusion.score_entropy import prior_kl, score_entropy

@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import chisquare
 
 import sedd_jax as sedd
-from sedd_jax.diffusion.categorical import jump_from_uniforms, jump_law
+from sedd_jax.diffusion.categorical import jump_from_uniforms, jump_probs
 from sedd_jax.diffusion.published_race import GRID, RacedScore, grid_uniform, race
-from sedd_jax.diffusion.reverse import tweedie_law
+from sedd_jax.diffusion.reverse import tweedie_weights
 
 KEY = jax.random.key(0)
 RARE, STAY = 0, 1
@@ -53,7 +53,7 @@ def test_common_states_have_the_law_of_the_weights():
     active = jnp.tile(jnp.array([[True, False, True]]), copies)
 
     def law(total):
-        return tweedie_law(graph, xt, total, jnp.array([0.7]))
+        return tweedie_weights(graph, xt, total, jnp.array([0.7]))
 
     keys = jax.random.split(KEY, 1)
     drawn = RacedScore(xt, log_score).draw(keys, law, active)
@@ -63,5 +63,5 @@ def test_common_states_have_the_law_of_the_weights():
     assert (token == 2).all()  # has nowhere to go
     weights = law(drawn.total).weights(xt, jnp.exp(log_score))[0, 0]
     counts = np.bincount(masked, minlength=5)
-    expected = np.float64(jump_law(weights))  # the float32 numbers add up to 1 but for rounding
+    expected = np.float64(jump_probs(weights))  # the float32 numbers add up to 1 but for rounding
     assert chisquare(counts, copies * expected / expected.sum()).pvalue > 1e-4

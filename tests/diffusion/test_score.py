@@ -7,11 +7,11 @@ import pytest
 from scipy.stats import chisquare
 
 import sedd_jax as sedd
-from sedd_jax.diffusion.categorical import jump_law
+from sedd_jax.diffusion.categorical import jump_probs
+from sedd_jax.diffusion.importance import Draw
 from sedd_jax.diffusion.loss import dwdse_loss, mean_dwdse_loss
-from sedd_jax.diffusion.proposal import Draw
-from sedd_jax.diffusion.reverse import denoise_law, euler_law, euler_probs, tweedie_law
-from sedd_jax.diffusion.score import DenseScore, StepLaw
+from sedd_jax.diffusion.reverse import denoise_weights, euler_probs, euler_weights, tweedie_weights
+from sedd_jax.diffusion.score import DenseScore, StepWeights
 from sedd_jax.diffusion.score_entropy import entropy_terms, score_entropy, target
 from sedd_jax.diffusion.tweedie import denoise_probs, tweedie_probs
 
@@ -151,9 +151,9 @@ def test_a_law_has_the_weights_of_the_dense_rule(name, rule):
     total = jnp.where(at_xt, 0, score).sum(-1)
     step = jnp.asarray(STEP)
     law_of, probs_of = {
-        "euler": (euler_law, euler_probs),
-        "tweedie": (tweedie_law, tweedie_probs),
-        "denoise": (denoise_law, denoise_probs),
+        "euler": (euler_weights, euler_probs),
+        "tweedie": (tweedie_weights, tweedie_probs),
+        "denoise": (denoise_weights, denoise_probs),
     }[rule]
     law = law_of(graph, xt, total, step)
     # the entry at x_t is whatever a network says there
@@ -171,7 +171,7 @@ def test_a_law_has_the_weights_of_the_dense_rule(name, rule):
 
 
 def test_weights_are_a_line_in_the_score_and_stay_at_xt():
-    law = StepLaw(scale=jnp.array([[2.0]]), cut=jnp.array([[0.5]]), stay=jnp.array([[-3.0]]))
+    law = StepWeights(scale=jnp.array([[2.0]]), cut=jnp.array([[0.5]]), stay=jnp.array([[-3.0]]))
     score = jnp.array([[[1.0, 9.0, 0.25]]])
     weights = law.weights(jnp.array([[1]]), score)
     np.testing.assert_array_equal(weights, [[[1.0, -3.0, -0.5]]])
@@ -189,7 +189,7 @@ def drawn(graph, law_of, keys, xt, log_score, step, active):
     return score.draw(keys, lambda total: law_of(graph, xt, total, step), active)
 
 
-@pytest.mark.parametrize("law_of", [tweedie_law, denoise_law])
+@pytest.mark.parametrize("law_of", [tweedie_weights, denoise_weights])
 def test_dense_draws_follow_the_law_where_active(name, law_of):
     graph = GRAPHS[name]
     states = graph.num_states
@@ -209,7 +209,7 @@ def test_dense_draws_follow_the_law_where_active(name, law_of):
     np.testing.assert_allclose(draw.total[0, :2], total[:2], rtol=1e-6)
     assert (np.asarray(draw.total)[:, 2] == 0).all() and (np.asarray(draw.xt)[:, 2] == xt[2]).all()
     law = law_of(graph, jnp.array(xt[None]), jnp.array(total[None]), jnp.full(1, 0.7))
-    probs = jump_law(law.weights(jnp.array(xt[None]), jnp.array(score[None])))[0]
+    probs = jump_probs(law.weights(jnp.array(xt[None]), jnp.array(score[None])))[0]
     for position in range(2):
         counts = np.bincount(draw.xt[:, position], minlength=states)
         expected = np.float64(probs[position]) * ROWS

@@ -9,9 +9,9 @@ import pytest
 
 from sedd_jax.data.tokenizer import Bytes
 from sedd_jax.evaluation.record import Record
-from sedd_jax.inference.load import Checkpoint
-from sedd_jax.runtime.components import build_components
-from sedd_jax.runtime.config import Config
+from sedd_jax.experiment.build import build_components
+from sedd_jax.experiment.config import Config
+from sedd_jax.inference.load import TrainedModel
 
 POSITIONS = 16
 
@@ -108,4 +108,4 @@ def causal():
         lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape), jnp.float32),
         jax.eval_shape(components.model.init, jax.random.key(0)),
     )
-    return Checkpoint(components, params, config, Bytes(), None)
+    return TrainedModel(components, params, config, Bytes(), None)

@@ -16,12 +16,12 @@ from sedd_jax.evaluation.likelihood import gather, measure
 from sedd_jax.evaluation.protocol import Choices
 from sedd_jax.evaluation.record import read_records
 from sedd_jax.evaluation.texts import Library
+from sedd_jax.experiment.build import build_components
+from sedd_jax.experiment.config import Config, ModelConfig
 from sedd_jax.inference.bound import nll_bound
 from sedd_jax.inference.likelihood import Bound
-from sedd_jax.inference.load import Checkpoint, load
-from sedd_jax.runtime import processes
-from sedd_jax.runtime.components import build_components
-from sedd_jax.runtime.config import Config, ModelConfig
+from sedd_jax.inference.load import TrainedModel, load
+from sedd_jax.system import processes
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -48,7 +48,7 @@ def causal():
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(components.model.init, jax.random.key(0))
     params = jax.tree.map(lambda x: jnp.float32(0.4 * rng.standard_normal(x.shape)), shapes)
-    return Checkpoint(components, params, config, Bytes(), step=3)
+    return TrainedModel(components, params, config, Bytes(), step=3)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,9 @@ def test_processes_with_other_data_or_settings_are_told(
 ):
     """The facts that processes compare tell texts, cuts and settings apart."""
     told = []
-    monkeypatch.setattr(processes, "check_same", lambda facts, words: told.append(facts))
+    monkeypatch.setattr(
+        processes, "assert_equal_across_processes", lambda facts, words: told.append(facts)
+    )
 
     def facts(names=("ptb",), choices=CHOICES, **options):
         subjects = gather(diffusion, names, library, choices)

@@ -10,9 +10,9 @@ import sedd_jax as sedd
 from sedd_jax.data.tokenizer import Characters, Integers
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation import measures, quality
-from sedd_jax.evaluation.judge import Judge
 from sedd_jax.evaluation.quality import REAL, Settings
 from sedd_jax.evaluation.record import read_records
+from sedd_jax.evaluation.scoring_model import Judge
 from sedd_jax.evaluation.statistics import distinct, entropy, self_repetition
 from sedd_jax.inference.generator import Diagnostics
 
@@ -106,9 +106,9 @@ def test_what_the_lead_has_is_not_asked_by_others(checkpoint, causal, tmp_path, 
     """Else they wait for a lead that does not compute: by chance, or if it alone sees the files."""
     told = iter([True, False])
     asked = []
-    monkeypatch.setattr(quality, "in_turn", lambda first, others: others())
-    monkeypatch.setattr(quality, "lead_says", lambda mine: next(told))
-    monkeypatch.setattr(quality, "is_lead", lambda: False)
+    monkeypatch.setattr(quality, "run_primary_first", lambda first, others: others())
+    monkeypatch.setattr(quality, "broadcast_from_primary", lambda mine: next(told))
+    monkeypatch.setattr(quality, "is_primary", lambda: False)
 
     def generate(*_, precision, **options):
         asked.append(precision)

@@ -9,10 +9,10 @@ import pytest
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.padding import real_positions
-from sedd_jax.inference.load import Checkpoint
+from sedd_jax.experiment.build import Components
+from sedd_jax.experiment.config import Config, ModelConfig
+from sedd_jax.inference.load import TrainedModel
 from sedd_jax.model.score_model import dense_model
-from sedd_jax.runtime.components import Components
-from sedd_jax.runtime.config import Config, ModelConfig
 
 NUM_TOKENS, TRAINED = 50, 16
 
@@ -46,6 +46,6 @@ def toy():
         model = dense_model(init, _log_score)
         config = Config(graph=name, model=ModelConfig(length=TRAINED))
         components = Components(graph, noises.loglinear(), model)
-        return Checkpoint(components, init(jax.random.key(1)), config, tokenizer=None, step=None)
+        return TrainedModel(components, init(jax.random.key(1)), config, tokenizer=None, step=None)
 
     return checkpoint

@@ -11,15 +11,15 @@ import pytest
 from scipy.stats import chi2
 
 import sedd_jax as sedd
-from sedd_jax.diffusion.sharpness import Sharpness
+from sedd_jax.diffusion.temperature import TokenFilter
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment.build import build_components
+from sedd_jax.experiment.config import Config
 from sedd_jax.inference.autoregressive import build_generator
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.prompt import free
-from sedd_jax.model.causal_model import causal_model
+from sedd_jax.model.autoregressive import causal_model
 from sedd_jax.model.transformer import TransformerConfig
-from sedd_jax.runtime.components import build_components
-from sedd_jax.runtime.config import Config
 from sedd_jax.train import train
 
 KEY = jax.random.key(0)
@@ -74,7 +74,7 @@ def test_sequences_have_the_law_of_their_conditionals(params, temperature, top_p
         np.testing.assert_allclose(np.exp(-MODEL.nll(params, jnp.asarray(sequences))), probs, 1e-5)
     else:
         assert (probs == 0).any()
-    generator = jax.jit(build_generator(MODEL, Sharpness(temperature, top_p)))
+    generator = jax.jit(build_generator(MODEL, TokenFilter(temperature, top_p)))
     tokens, finite = generator(params, row_keys(KEY, jnp.arange(DRAWS)), free(DRAWS, LENGTH))
     assert finite.all()
     numbers = np.asarray(tokens) @ STATES ** np.arange(LENGTH)[::-1]

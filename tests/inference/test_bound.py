@@ -10,18 +10,18 @@ from scipy.linalg import expm
 from scipy.special import xlogy
 
 import sedd_jax as sedd
-from sedd_jax.diffusion.proposal import guess_proposal
+from sedd_jax.diffusion.importance import guess_proposal
 from sedd_jax.diffusion.score_entropy import prior_kl
-from sedd_jax.enumeration.likelihood import base_law, exact_bound
-from sedd_jax.enumeration.space import Space
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment.build import Components
+from sedd_jax.experiment.config import Config
 from sedd_jax.inference.estimate import estimate_bound, sequence_loss
 from sedd_jax.inference.likelihood import Bound, split_by_t
-from sedd_jax.inference.load import Checkpoint
+from sedd_jax.inference.load import TrainedModel
 from sedd_jax.model.score_model import dense_model, score_model
 from sedd_jax.model.transformer import TransformerConfig
-from sedd_jax.runtime.components import Components
-from sedd_jax.runtime.config import Config
+from sedd_jax.verification.exact.likelihood import base_law, exact_bound
+from sedd_jax.verification.exact.space import Space
 
 VOCAB_SIZE, LENGTH = 5, 4
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -143,7 +143,7 @@ def small(graph):
     train = dataclasses.replace(config.train, t_min=0.02)
     model_config = dataclasses.replace(config.model, length=5, learned_positions=True)
     config = dataclasses.replace(config, train=train, model=model_config)
-    return Checkpoint(Components(graph, NOISE, model), params, config, None, None)
+    return TrainedModel(Components(graph, NOISE, model), params, config, None, None)
 
 
 @functools.cache

@@ -8,16 +8,16 @@ from scipy.stats import chisquare
 
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
-from sedd_jax.enumeration.law import sampler_law
-from sedd_jax.enumeration.scores import exact_model, exact_params, tabulated
-from sedd_jax.enumeration.space import Space, float64, total_variation
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment.build import Components
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.conditioning import systematic
 from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
-from sedd_jax.runtime.components import Components
+from sedd_jax.verification.exact.law import sampler_law
+from sedd_jax.verification.exact.scores import exact_model, exact_params, tabulated
+from sedd_jax.verification.exact.space import Space, float64, total_variation
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 LEVEL = 1e-4  # of a chi-square test; keys are fixed, so a pass stays a pass

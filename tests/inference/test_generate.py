@@ -7,9 +7,9 @@ import pytest
 
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment.build import build_components
+from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.prompt import Prompt
-from sedd_jax.runtime.components import build_components
-from sedd_jax.runtime.config import MeshConfig
 
 KEY = jax.random.key(0)
 STEPS = 6

@@ -10,12 +10,12 @@ import pytest
 import sedd_jax as sedd
 from sedd_jax.data.characters import Bytes, Characters
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment.build import build_components
+from sedd_jax.experiment.config import Config, DataConfig, MeshConfig, ModelConfig
+from sedd_jax.experiment.mesh import build_mesh
 from sedd_jax.inference.export import save_published, save_run
-from sedd_jax.inference.load import Checkpoint
-from sedd_jax.model.layout import shardings
-from sedd_jax.runtime.components import build_components
-from sedd_jax.runtime.config import Config, DataConfig, MeshConfig, ModelConfig
-from sedd_jax.runtime.sharding import build_mesh
+from sedd_jax.inference.load import TrainedModel
+from sedd_jax.model.sharding import shardings
 
 GPT2 = Path(__file__).parents[1] / "golden" / "gpt2"
 
@@ -85,7 +85,7 @@ def network(tmp_path_factory):
         jax.eval_shape(components.model.init, jax.random.key(0)),
     )
     folder = tmp_path_factory.mktemp("published")
-    save_published(Checkpoint(components, params, config, None, None), folder)
+    save_published(TrainedModel(components, params, config, None, None), folder)
     return folder
 
 

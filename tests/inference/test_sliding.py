@@ -10,9 +10,9 @@ import pytest
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.generator import Diagnostics
-from sedd_jax.inference.live import live
 from sedd_jax.inference.prompt import Prompt, free
 from sedd_jax.inference.sliding import slide, windows
+from sedd_jax.inference.stream import live
 from sedd_jax.model.score_model import dense_model
 
 KEY = jax.random.key(0)

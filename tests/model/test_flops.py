@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sedd_jax.model.causal_model import causal_model
+from sedd_jax.model.autoregressive import causal_model
 from sedd_jax.model.flops import forward_flops
 from sedd_jax.model.score_model import score_model
 from sedd_jax.model.transformer import TransformerConfig

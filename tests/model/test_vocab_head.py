@@ -12,11 +12,11 @@ from scipy.stats import chisquare
 
 import sedd_jax as sedd
 from sedd_jax.diffusion import categorical
-from sedd_jax.diffusion.categorical import jump_law
-from sedd_jax.diffusion.reverse import denoise_law, euler_law, tweedie_law
-from sedd_jax.diffusion.score import DenseScore, StepLaw
+from sedd_jax.diffusion.categorical import jump_probs
+from sedd_jax.diffusion.reverse import denoise_weights, euler_weights, tweedie_weights
+from sedd_jax.diffusion.score import DenseScore, StepWeights
 from sedd_jax.diffusion.score_entropy import target
-from sedd_jax.diffusion.sharpness import Sharpness
+from sedd_jax.diffusion.temperature import TokenFilter
 from sedd_jax.model import tiles
 from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.tiles import GROUP, Table, Tiling
@@ -223,7 +223,7 @@ def test_bfloat16_is_near_float32_and_only_its_own_gradient_is_bfloat16():
     jax.tree.map(functools.partial(assert_near, rtol=0.03), d_table, exact[2][1][1])
 
 
-RULES = {"tweedie": tweedie_law, "euler": euler_law, "denoise": denoise_law}
+RULES = {"tweedie": tweedie_weights, "euler": euler_weights, "denoise": denoise_weights}
 ON_MESH = 768  # columns: two shards of three groups each
 
 
@@ -338,9 +338,9 @@ def log_probs(case, form, hidden, table, shift, xt, active, step, states):
     return [
         score.log_prob(functools.partial(law, case.graph, xt, **{name: step}), active, states)
         for law, name in (
-            (tweedie_law, "delta_sigma"),
-            (euler_law, "rate_times_step"),
-            (denoise_law, "sigma"),
+            (tweedie_weights, "delta_sigma"),
+            (euler_weights, "rate_times_step"),
+            (denoise_weights, "sigma"),
         )
     ]
 
@@ -373,7 +373,7 @@ def test_where_rounding_leaves_nothing_to_leave_for_a_position_stays(form):
     @jit()
     def drawn(keys):
         score = form(case, jnp.zeros((*places, D)), table, jnp.zeros(places), xt)
-        law = functools.partial(tweedie_law, case.graph, xt, delta_sigma=jnp.array([15.6]))
+        law = functools.partial(tweedie_weights, case.graph, xt, delta_sigma=jnp.array([15.6]))
         return score.draw(keys, law, jnp.ones(places, bool)).xt
 
     states = np.asarray(drawn(jax.random.split(jax.random.key(0), 1)))
@@ -410,7 +410,7 @@ def test_draws_follow_the_law_of_the_dense_scores(name, rule):
     score = jnp.exp(written_out(case, one[0], table, one[1], one[2]).log_score)
     total = jnp.where(np.asarray(xt)[:, None] == np.arange(FEW), 0, score).sum(-1)
     law = RULES[rule](graph, one[2], total, jnp.full(1, step))
-    probs = np.float64(jump_law(law.weights(one[2], score)))[0]
+    probs = np.float64(jump_probs(law.weights(one[2], score)))[0]
     for place in range(PLACES):
         counts, expected = np.bincount(draw.xt[:, place], minlength=FEW), ROWS * probs[place]
         assert len(counts) == FEW and not counts[expected == 0].any()
@@ -430,18 +430,18 @@ def test_draws_follow_the_law_of_the_dense_scores(name, rule):
 
 
 @jit(static_argnums=(0, 1, 2))
-def sharp_draws(case, form, sharpness, keys, hidden, table, shift, xt, active, step):
+def sharp_draws(case, form, token_filter, keys, hidden, table, shift, xt, active, step):
     score = form(case, hidden, table, shift, xt)
-    law = functools.partial(tweedie_law, case.graph, xt, delta_sigma=step)
-    return score.draw(keys, lambda total: law(total=total), active, sharpness)
+    law = functools.partial(tweedie_weights, case.graph, xt, delta_sigma=step)
+    return score.draw(keys, lambda total: law(total=total), active, token_filter)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_likeliest_token_is_the_same_written_out(name):
     arrays = drawing_problem(name)
     case = Case(GRAPHS[name], placement=on_mesh() if name == "uniform" else ANYWHERE)
-    got = sharp_draws(case, streamed, Sharpness(0.0), *arrays)
-    wanted = sharp_draws(Case(GRAPHS[name]), written_out, Sharpness(0.0), *arrays)
+    got = sharp_draws(case, streamed, TokenFilter(0.0), *arrays)
+    wanted = sharp_draws(Case(GRAPHS[name]), written_out, TokenFilter(0.0), *arrays)
     np.testing.assert_array_equal(got.xt, wanted.xt)
     xt, active = np.asarray(arrays[4]), np.asarray(arrays[5])
     log_score = np.array(written_out(Case(GRAPHS[name]), *arrays[1:5]).log_score)
@@ -455,10 +455,10 @@ def test_the_likeliest_token_is_the_same_written_out(name):
 
 
 @pytest.mark.parametrize(
-    ("form", "on_devices", "sharpness"),
-    [("streamed", True, Sharpness(0.7, 0.8)), ("written out", False, Sharpness(0.6, 0.9))],
+    ("form", "on_devices", "token_filter"),
+    [("streamed", True, TokenFilter(0.7, 0.8)), ("written out", False, TokenFilter(0.6, 0.9))],
 )
-def test_sharper_draws_follow_the_nucleus_of_the_tempered_law(form, on_devices, sharpness):
+def test_sharper_draws_follow_the_nucleus_of_the_tempered_law(form, on_devices, token_filter):
     graph, rng = sedd.graph.uniform(FEW), np.random.default_rng(6)
     hidden = jnp.array(rng.normal(0, 0.3, (1, 1, D)), jnp.float32)
     table = Table(jnp.array(rng.normal(0, 1, (D, 384)), jnp.float32), jnp.full(384, 0.1))
@@ -469,17 +469,17 @@ def test_sharper_draws_follow_the_nucleus_of_the_tempered_law(form, on_devices, 
     keys = jax.random.split(jax.random.key(8), ROWS)
     rest = (table, shift_of, xt_of, np.ones((ROWS, 1), bool), jnp.full(ROWS, step))
     form = streamed if form == "streamed" else written_out
-    drawn = np.asarray(sharp_draws(case, form, sharpness, keys, hidden_of, *rest).xt)[:, 0]
+    drawn = np.asarray(sharp_draws(case, form, token_filter, keys, hidden_of, *rest).xt)[:, 0]
 
     score = jnp.exp(written_out(case, hidden, table, shift, xt).log_score)
     total = score.sum(-1) - score[..., 140]
-    law = tweedie_law(graph, xt, total, jnp.full(1, step))
-    probs = np.float64(jump_law(law.weights(xt, score)))[0, 0]
+    law = tweedie_weights(graph, xt, total, jnp.full(1, step))
+    probs = np.float64(jump_probs(law.weights(xt, score)))[0, 0]
     stays, probs[140] = probs[140], 0
-    tempered = probs ** (1 / sharpness.temperature)
+    tempered = probs ** (1 / token_filter.temperature)
     tempered /= tempered.sum()
     largest = np.argsort(-tempered)
-    count = 1 + np.searchsorted(np.cumsum(tempered[largest]), sharpness.top_p)
+    count = 1 + np.searchsorted(np.cumsum(tempered[largest]), token_filter.top_p)
     tempered[largest[count:]] = 0
     expected = ROWS * (1 - stays) * tempered / tempered.sum()
     expected[140] = ROWS * stays
@@ -522,7 +522,7 @@ def at_uniforms(of_groups, of_states, hidden, table, shift, xt, cut):
         return uniforms[shape[0]] if shape[0] in uniforms else jnp.full(shape, 1e-12)
 
     everywhere = jnp.ones(xt.shape, bool)
-    law = StepLaw(scale=jnp.ones(xt.shape), cut=cut, stay=jnp.zeros(xt.shape))
+    law = StepWeights(scale=jnp.ones(xt.shape), cut=cut, stay=jnp.zeros(xt.shape))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(categorical, "uniform", uniform)
         keys = jax.random.split(jax.random.key(0), len(xt))

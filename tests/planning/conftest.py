@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 
-from sedd_jax.planning.outlook import foresee
-from sedd_jax.planning.programs import train_program
-from sedd_jax.planning.target import parse_target
-from sedd_jax.runtime.config import MeshConfig
-from sedd_jax.runtime.sharding import build_mesh
+from sedd_jax.experiment.config import MeshConfig
+from sedd_jax.experiment.mesh import build_mesh
+from sedd_jax.planning.estimate import foresee
+from sedd_jax.planning.hlo_cost.target import parse_target
+from sedd_jax.planning.lower import train_program
 
 
 @pytest.fixture(scope="package")

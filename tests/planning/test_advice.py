@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from sedd_jax.experiment.config import Config, flatten, parse
 from sedd_jax.planning.advice import for_idle_memory, to_fit, train_command
-from sedd_jax.planning.memory import Memory
-from sedd_jax.runtime.config import Config, flatten, parse
+from sedd_jax.planning.hlo_cost.memory import Memory
 
 OWN = flatten(dataclasses.asdict(Config()))
 

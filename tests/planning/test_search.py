@@ -8,10 +8,10 @@ import jax
 import pytest
 
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment.config import Config, MeshConfig
 from sedd_jax.planning import search as module
+from sedd_jax.planning.hlo_cost.target import parse_target
 from sedd_jax.planning.search import Search, _with, table
-from sedd_jax.planning.target import parse_target
-from sedd_jax.runtime.config import Config, MeshConfig
 
 TARGET = parse_target("h100:1x8")
 AGAIN = {"none": 1.0, "products": 1.15, "blocks": 1.33}  # work, relative

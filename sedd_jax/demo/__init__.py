@@ -1,0 +1,1 @@
+"""A page that fills in holes while one looks on."""

@@ -1,0 +1,74 @@
+"""Departures from the law of a model: how sharply a token is drawn, never when.
+
+With both settings at 1 tokens follow the model's law. Any other value samples another law, whose
+likelihood is not the one that is reported of the model.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from sedd_jax.errors import BadInput
+
+MIN_TEMPERATURE = 1e-6  # float32 log-weights divided by much less are not numbers
+
+
+class TokenFilter(NamedTuple):
+    """Which token is drawn: one of the nucleus of the weights ** (1 / temperature).
+
+    Attributes:
+      temperature: 1 for the model's law, 0 for the likeliest token (greedy).
+      top_p: draw from the fewest tokens that have this mass (nucleus); 1 for all.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def check(self) -> None:
+        """Raises BadInput for what cannot be drawn with."""
+        if not 0 <= self.temperature < float("inf"):
+            raise BadInput(
+                f"temperature must be 0 (greedy) or more, and finite, got {self.temperature}."
+            )
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise BadInput(
+                f"temperature must be at least {MIN_TEMPERATURE}, or 0 for greedy, got "
+                f"{self.temperature}."
+            )
+        if not 0 < self.top_p <= 1:
+            raise BadInput(f"top_p must be in (0, 1], got {self.top_p}.")
+
+    def __call__(self, log_weights: Float[Array, "*s V"]) -> Float[Array, "*s V"]:
+        """Returns the weights that are drawn by, the largest of them 1.
+
+        Args:
+          log_weights: of the model's law, need not be normalised; -inf for no weight.
+        """
+        if self.temperature == 0:
+            return jax.nn.one_hot(log_weights.argmax(-1), log_weights.shape[-1])
+        scaled = (log_weights - log_weights.max(-1, keepdims=True)) / self.temperature
+        return nucleus(jnp.exp(scaled), self.top_p)
+
+
+NO_FILTER = TokenFilter()
+
+
+def nucleus(weights: Float[Array, "*s V"], top_p: float) -> Float[Array, "*s V"]:
+    """Returns the weights of the fewest tokens whose share of the sum reaches `top_p`, 0 elsewhere.
+
+    Of equal weights the first tokens are taken. At 1 all are kept, whatever the rounding of sums.
+
+    Args:
+      weights: non-negative, not all zero along the last axis.
+      top_p: in (0, 1].
+    """
+    if top_p == 1:
+        return weights
+    order = jnp.argsort(weights, axis=-1, descending=True, stable=True)
+    mass = jnp.cumsum(jnp.take_along_axis(weights, order, -1), axis=-1)
+    before = jnp.concatenate([jnp.zeros_like(mass[..., :1]), mass[..., :-1]], axis=-1)
+    rank = jnp.argsort(order, axis=-1)  # where in that order every token is
+    kept = jnp.take_along_axis(before < top_p * mass[..., -1:], rank, -1)
+    return jnp.where(kept | (rank == 0), weights, 0)  # one at least, if top_p rounds to 0

@@ -1,1 +1,0 @@
-"""Diffusion on spaces small enough to write down: every law is a vector, every claim a number."""

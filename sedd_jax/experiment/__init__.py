@@ -1,0 +1,1 @@
+"""What a run is: settings, pieces, mesh, checkpoints, folder, metrics, card."""

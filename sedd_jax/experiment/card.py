@@ -1,0 +1,281 @@
+"""The model card: what a model is and how it was made, as the files of its run tell it.
+
+README.md as the Hugging Face hub reads it. It holds facts only, and the same files give the same
+card.
+"""
+
+import importlib.metadata
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import sedd_jax
+from sedd_jax.data.tokenizer import Tokenizer
+from sedd_jax.experiment import metrics
+from sedd_jax.experiment.config import Config, NoiseConfig
+from sedd_jax.experiment.run import DATA_FOLDER
+from sedd_jax.model.pretrained import read_json
+from sedd_jax.system.lead import print_on_primary
+
+FILE = "README.md"
+RECORDS = ("manifest.json", metrics.FILE)  # what a copy of a model takes along, in its root
+_MADE = (
+    "<!-- Made by sedd_jax from the files of the run; without this line it is not made anew. -->"
+)
+_COUNTS = ("documents", "characters", "utf8_bytes", "tokens")
+_SHOWN = 5  # files of a corpus
+_CORPORA = {"corpus": "Source", "heldout_corpus": "Source of what is held out"}
+_PLACE = re.compile(r"(^|[:,])[/.~][^:,\[]*/")  # the folders of a path, also of tfds:/a/b
+_EXPLAINED = {
+    "bound": "The bound is on the negative log-likelihood, in nats per token, by Monte Carlo over "
+    "the noise, of the averaged weights; beside it its standard error.",
+    "nll": "The negative log-likelihood is in nats per token, of the averaged weights; beside it "
+    "its standard error over sequences.",
+}
+
+Fact = tuple[str, str]
+
+
+class Story(NamedTuple):
+    """What is known of a model.
+
+    Attributes:
+      config: its settings.
+      parameters: how many numbers, the padding of the vocabulary included.
+      tokenizer: that of its text, if it is known.
+      step: the last one of training.
+      manifest: of the data, or those of several folders; none if it is not known.
+      rows: of the metrics up to `step`; none if the training is not known.
+      weights: which of the training these are, in words.
+    """
+
+    config: Config
+    parameters: int
+    tokenizer: Tokenizer | None
+    step: int | None
+    manifest: Any
+    rows: list[dict[str, Any]]
+    weights: str
+
+
+def write_card(folder: Path, story: Story, name: str) -> None:
+    """Writes the card into `folder`, in place of one made before; another README.md stays.
+
+    Args:
+      folder: of the model.
+      story: what is known of it.
+      name: by which it can be loaded, a folder or a repository of the hub.
+    """
+    path = folder / FILE
+    if path.exists() and _MADE not in path.read_text():
+        print_on_primary(f"{path} is not one that was made here, and is left as it is.")
+    else:
+        path.write_text(card(story, name))
+
+
+def find_records(folder: Path) -> dict[str, Path]:
+    """Returns those of `RECORDS` that a run folder has, or what was made of one, by their names."""
+    places = [(name, place / name) for place in (folder, folder / DATA_FOLDER) for name in RECORDS]
+    return {name: path for name, path in places if path.is_file()}
+
+
+def read_history(records: Mapping[str, Path], step: int | None) -> dict[str, Any]:
+    """Returns the fields `step`, `manifest` and `rows` of a `Story`, from those files.
+
+    Raises:
+      BadInput: the manifest is not JSON.
+    """
+    manifest, rows = map(records.get, RECORDS)
+    return {
+        "step": step,
+        "manifest": read_json(manifest) if manifest else None,
+        "rows": metrics.read_rows(rows, step) if rows and step is not None else [],
+    }
+
+
+def card(story: Story, name: str) -> str:
+    """Returns the text of the card; arguments as in `write_card`."""
+    sections = [
+        _front_matter(story.config),
+        _MADE,
+        f"# {PurePath(name).name}",
+        _table("Model", model_facts(story)),
+        _table("Data", data_facts(story.manifest)),
+        _table("Training", training_facts(story)),
+        _figures(story.rows),
+        _usage(name, story.config.family),
+        f"This card was written by sedd_jax {sedd_jax.__version__} with "
+        + " and ".join(f"{it} {importlib.metadata.version(it)}" for it in ("jax", "flax"))
+        + ".",
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def model_facts(story: Story) -> list[Fact]:
+    """Returns what the model is."""
+    config, model, tokenizer = story.config, story.config.model, story.tokenizer
+    if config.family == "diffusion":
+        kind = f"score entropy discrete diffusion (SEDD), graph {config.graph}"
+        noise = [("Noise", noise_in_words(config.noise))]
+    else:
+        kind, noise = f"{config.family} transformer", []
+    return [
+        ("Kind", kind),
+        *noise,
+        ("Parameters", f"{story.parameters:,}, the padding of the vocabulary included"),
+        *([("Weights", story.weights)] if story.rows else []),
+        ("Length", f"{model.length:,} tokens"),
+        (
+            "Network",
+            f"{model.num_blocks} blocks of {model.num_heads} heads, hidden size "
+            f"{model.hidden_size}, dropout {model.dropout:g}",
+        ),
+        *(
+            [("Tokenizer", f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens")]
+            if tokenizer
+            else []
+        ),
+    ]
+
+
+def data_facts(manifest: Any) -> list[Fact]:
+    """Returns what a manifest tells of the data, or of those that were prepared apart."""
+    manifest = placeless(manifest or {})
+    if "prepared" in manifest:
+        return [
+            fact
+            for entry in manifest["prepared"]
+            for fact in [
+                ("Prepared data", f"{entry['folder']}, weight {entry['weight']:g}"),
+                *data_facts(entry["manifest"]),
+            ]
+        ]
+    corpora: dict[str, list[dict[str, Any]]] = {}
+    for piece in manifest.get("sources", []):
+        corpora.setdefault(piece["corpus"], []).append(piece)
+    recipe = manifest.get("recipe", {})
+    skipped = manifest.get("skipped", {})
+    return [
+        *((_CORPORA[corpus], _source(pieces)) for corpus, pieces in corpora.items()),
+        *(
+            [("Held out", f"{recipe['heldout_fraction']:g} of the text, whole documents")]
+            if "heldout_fraction" in recipe
+            else []
+        ),
+        *(
+            [("Blocks", "documents in a row" if recipe["wrap"] else "a document each")]
+            if "wrap" in recipe
+            else []
+        ),
+        *(("Left out", f"{count:,}: each {why}") for why, count in skipped.items()),
+        *(
+            (f"Split {split}", ", ".join(_told(counts)))
+            for split, counts in manifest.get("splits", {}).items()
+        ),
+    ]
+
+
+def _source(pieces):
+    # a large file is several pieces, which are named by their range
+    files = list(dict.fromkeys(re.sub(r"\[.*\]$", "", piece["name"]) for piece in pieces))
+    shown = ", ".join(files[:_SHOWN])
+    more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
+    return shown + more
+
+
+def _told(counts):
+    return [f"{counts[it]:,} {it.replace('_', ' ')}" for it in _COUNTS if it in counts]
+
+
+def placeless(value: Any) -> Any:
+    """Returns settings or a manifest with the files of this machine by their last names alone."""
+    if isinstance(value, dict):
+        return {key: placeless(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [placeless(each) for each in value]
+    return _PLACE.sub(r"\1", value) if isinstance(value, str) else value
+
+
+def training_facts(story: Story) -> list[Fact]:
+    """Returns how the model was trained; nothing where that is not known."""
+    train, optim = story.config.train, story.config.optim
+    if not story.rows or story.step is None:
+        return []
+    tokens = story.step * train.batch_size * story.config.model.length
+    began = [("Started from", placeless(train.initial))] if train.initial else []
+    return [
+        *began,
+        ("Steps", f"{story.step:,} of {train.batch_size} sequences, {tokens:,} tokens in all"),
+        (
+            "Optimizer",
+            f"AdamW, beta {optim.beta1:g} and {optim.beta2:g}, eps {optim.eps:g}, weight decay "
+            f"{optim.weight_decay:g}, gradient clipped to {optim.clip_norm:g}",
+        ),
+        (
+            "Learning rate",
+            f"{optim.learning_rate:g}, {optim.decay} after {optim.warmup_steps:,} steps of warm-up",
+        ),
+        ("Average of the weights", f"decay {optim.ema_decay:g}"),
+        ("Seed", str(story.config.seed)),
+    ]
+
+
+def _front_matter(config):
+    kind = "discrete-diffusion" if config.family == "diffusion" else config.family
+    text = [] if config.data.tokenizer in ("dna", "integers") else ["text-generation"]
+    tags = "".join(f"\n- {tag}" for tag in (*text, "jax", "sedd", kind))
+    return f"---\nlibrary_name: sedd_jax\n# license: yours to choose\ntags:{tags}\n---"
+
+
+def noise_in_words(noise: NoiseConfig) -> str:
+    """Returns the schedule and its settings."""
+    if noise.schedule == "loglinear":
+        return f"loglinear, eps {noise.eps:g}"
+    return f"geometric, sigma from {noise.sigma_min:g} to {noise.sigma_max:g}"
+
+
+def _figures(rows: list[dict[str, Any]]):
+    kind = next((kind for kind in _EXPLAINED if any(kind in row for row in rows)), None)
+    if kind is None:
+        return ""
+    measured = [row for row in rows if kind in row]
+    names = (kind, f"{kind}_stderr", "perplexity", "bits_per_byte")
+    best = min(measured, key=lambda row: row[kind])
+    lines = [
+        "## Held-out figures\n",
+        f"{_EXPLAINED[kind]}\n",
+        f"| | step | {kind} | standard error | perplexity | bits per byte |",
+        "|---|---|---|---|---|---|",
+    ]
+    for which, row in (("last", measured[-1]), ("best", best)):
+        figures = " | ".join(f"{row[it]:.4f}" if it in row else "" for it in names)
+        lines.append(f"| {which} | {row['step']} | {figures} |")
+    return "\n".join(lines)
+
+
+def _table(title, facts):
+    if not facts:
+        return ""
+    rows = ["| {} | {} |".format(*(it.replace("|", r"\|") for it in fact)) for fact in facts]
+    return "\n".join([f"## {title}\n", "| | |", "|---|---|", *rows])
+
+
+def _usage(name, family):
+    sample = {
+        "diffusion": "tokens, _ = sedd.generate(jax.random.key(0), checkpoint, num_samples=4)",
+        "autoregressive": "tokens = sedd.generate_autoregressive(jax.random.key(0), checkpoint, 4)",
+    }[family]
+    return f"""## Use
+
+```
+python -m sedd_jax.sample --checkpoint={name}
+```
+
+```python
+import jax
+import sedd_jax as sedd
+
+checkpoint = sedd.load("{name}")
+{sample}
+```"""

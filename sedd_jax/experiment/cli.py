@@ -1,0 +1,139 @@
+"""How a binary starts and fails: one line for bad input, a traceback for our own faults."""
+
+import dataclasses
+import errno
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+
+from sedd_jax.errors import BadInput, Halted
+from sedd_jax.experiment.compilation import keep_programs
+from sedd_jax.experiment.config import Config, MeshConfig, parse
+
+# what a disk or its owner answers, whatever the program does right
+_OF_THE_MACHINE = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+    errno.ENOTDIR,
+)  # fmt: skip
+
+
+# flags that are defined here are those of the binary that asks for them
+flags.disclaim_key_flags()
+
+
+def define_model_flags() -> Callable[[], dict[str, Any]]:
+    """Defines the flags that name a model; what it returns gives them to `inference.load.load`.
+
+    That one raises BadInput if no model is named.
+    """
+    checkpoint = flags.DEFINE_string(
+        "checkpoint", None, "Run folder or folder of published weights, or OWNER/NAME on the hub."
+    )
+    step = flags.DEFINE_integer("checkpoint_step", None, "Step to load; the latest by default.")
+    ema = flags.DEFINE_bool("ema", True, "Use the averaged weights.")
+    tokenizer = flags.DEFINE_string(
+        "tokenizer", None, "Folder, or OWNER/NAME, of the tokenizer; that of the model by default."
+    )
+
+    def named():
+        if not checkpoint.value:
+            raise BadInput("--checkpoint=FOLDER is needed.")
+        given = {"step": step, "ema": ema, "tokenizer": tokenizer}
+        return {"path": checkpoint.value} | {name: flag.value for name, flag in given.items()}
+
+    return named
+
+
+def config_from(flag: flags.FlagHolder, kind: type[Config] = Config) -> Config:
+    """Returns the settings, of the given kind, that a `--config` flag names.
+
+    Raises:
+      BadInput: no such file, or settings that `parse` refuses.
+    """
+    if flag.value is None:
+        raise BadInput("--config=FILE is needed, for example --config=configs/tiny.py.")
+    try:
+        return parse(flag.value, kind)
+    except OSError as error:
+        raise BadInput(f"--config names a file that cannot be read: {error}") from error
+
+
+def mesh_from(flag: flags.FlagHolder) -> MeshConfig | None:
+    """Returns the mesh that a list flag names, AXIS:SIZE,...; "data" has the devices left over."""
+    if flag.value is None:
+        return None
+    try:
+        sizes = [(axis, int(size)) for axis, size in (each.split(":") for each in flag.value)]
+        if len(dict(sizes)) < len(sizes):
+            raise ValueError("an axis is given twice")
+        return MeshConfig(**dict(sizes))
+    except (TypeError, ValueError) as error:
+        names = ", ".join(field.name for field in dataclasses.fields(MeshConfig))
+        raise BadInput(
+            f"--{flag.name}={','.join(flag.value)} must be AXIS:SIZE,... with different axes among "
+            f"{names}."
+        ) from error
+
+
+def refuse_flags_of_others(family: str, flags_of: Mapping[str, Sequence[flags.FlagHolder]]) -> None:
+    """Raises BadInput for a flag that was given and means nothing to models of this family."""
+    for other in flags_of.keys() - {family}:
+        for flag in flags_of[other]:
+            if flag.present:
+                raise BadInput(f"--{flag.name} is for {other} models; this one is {family}.")
+
+
+def run(main: Callable[..., None], *, takes_names: bool = False) -> None:
+    """Parses the flags and calls `main`; bad input prints one line and exits with code 2.
+
+    Args:
+      main: what the binary does; with takes_names, of the list of arguments that are no flags.
+      takes_names: whether there may be such arguments.
+    """
+
+    def parse_flags(argv):
+        try:
+            rest = flags.FLAGS(argv)
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            _fail(error)
+        if len(rest) > 1 and not takes_names:
+            _fail(f"unexpected argument {rest[1]!r}; settings are given as --name=value.")
+        return rest
+
+    def guarded(argv):
+        keep_programs()
+        try:
+            main(argv[1:]) if takes_names else main()
+        except BadInput as error:
+            _fail(error)
+        except Halted as error:
+            _fail(error, error.exit_code)
+        except FloatingPointError as error:
+            _fail(error, 1)
+        except OSError as error:
+            if error.errno not in _OF_THE_MACHINE:
+                raise
+            _fail(f"{error.filename or 'a file'}: {error.strerror}.", 1)
+
+    # Orbax tells of every file it opens, and prints pages before what it raises
+    logging.set_verbosity(logging.FATAL)
+    app.run(guarded, flags_parser=parse_flags)
+
+
+def _fail(reason, exit_code=2):
+    if isinstance(reason, AttributeError):  # which may hold the KeyError that it comes from
+        reason = next(iter(reason.args), "")
+    text = _setting(reason) if isinstance(reason, KeyError) else " ".join(str(reason).split())
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _setting(error):
+    """Says which setting there is not; a ConfigDict's own words are in quotes, some twice."""
+    text = str(error)
+    near = re.search(r'Did you mean "([^"]+)" instead of "([^"]+)"', text)
+    name = near[2] if near else text.strip("'\"\\")
+    return f"{name!r} is no setting of the config" + (f": {near[1]!r} is." if near else ".")

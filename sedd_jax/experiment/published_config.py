@@ -1,0 +1,53 @@
+"""The settings of a run and those in a published config.json, each from the other."""
+
+import dataclasses
+from operator import attrgetter
+
+from sedd_jax.errors import BadInput
+from sedd_jax.experiment.config import Config, parse
+from sedd_jax.model.gpt2 import GPT2Config
+from sedd_jax.model.pretrained import PublishedConfig
+
+_KEYS = {field.name: f"model.{field.name}" for field in dataclasses.fields(PublishedConfig)} | {
+    "tokens": "data.vocab_size",
+    "graph": "graph",
+    "noise": "noise.schedule",
+    "sigma_min": "noise.sigma_min",
+    "sigma_max": "noise.sigma_max",
+}
+# what the published code has no setting for, and always does in one way
+_FIXED = {"family": "diffusion", "model.learned_positions": False, "train.t_min": 1e-3}
+_FIXED_LOGLINEAR = {"noise.eps": 1e-3}
+
+
+def from_published(published: PublishedConfig | GPT2Config) -> Config:
+    """Returns the settings of a published model; what it does not tell has its default.
+
+    Raises:
+      BadInput: settings that make no model.
+    """
+    settings = dataclasses.asdict(Config())
+    if isinstance(published, GPT2Config):
+        settings["family"] = "autoregressive"
+        settings["model"]["dtype"] = "float32"  # a judge of texts: the same one on every device
+    for field, value in dataclasses.asdict(published).items():
+        group, _, key = _KEYS[field].rpartition(".")
+        (settings[group] if group else settings)[key] = value
+    settings["data"]["tokenizer"] = "integers"  # until one is found
+    return parse(settings)
+
+
+def to_published(config: Config) -> PublishedConfig:
+    """Returns what the published code needs to know of a model with `data.vocab_size` tokens.
+
+    Raises:
+      BadInput: a model that the published code does not have.
+    """
+    fixed = _FIXED | (_FIXED_LOGLINEAR if config.noise.schedule == "loglinear" else {})
+    for key, value in fixed.items():
+        if (ours := attrgetter(key)(config)) != value:
+            raise BadInput(
+                f"The published layout has only models with config.{key}={value}, and this one has "
+                f"{ours}; keep it as a run folder (--to=run)."
+            )
+    return PublishedConfig(**{field: attrgetter(key)(config) for field, key in _KEYS.items()})

@@ -1,0 +1,131 @@
+"""The run folder: its data and its settings, made once, checked ever after."""
+
+import os
+import shutil
+from pathlib import Path
+
+from sedd_jax.data.blocks import Dataset
+from sedd_jax.data.preparation import check_vocab_size, prepare_blocks
+from sedd_jax.data.prepared import link_prepared, open_data
+from sedd_jax.errors import BadInput
+from sedd_jax.experiment import config as configs
+from sedd_jax.experiment.config import Config
+from sedd_jax.system.staging import check_local, draft_of
+
+CONFIG_FILE = "config.json"
+DATA_FOLDER = "data"
+LOCK_FILE = "lock"
+
+# settings that may change between the parts of a run: they do not alter what was trained so far
+# (those of the model and the mesh are other ways to the same numbers, but for rounding)
+_FREE = (
+    "data.prepared", "train.steps", "train.log_every", "train.max_skipped", "train.stall_minutes",
+    "eval.", "checkpoint.", "model.attention", "model.remat", "model.unroll", "mesh.",
+)  # fmt: skip
+
+
+def open_run(run: Path, config: Config) -> Dataset:
+    """Makes the folder of a new run, or checks that it holds this run, and returns its data.
+
+    The data are prepared once, here or before, and stay what they were: to continue, the corpus is
+    not needed. Those prepared before may have moved, if `config.data.prepared` tells where to. A
+    preparation that was killed goes on. Of several processes one alone does this, under the lock of
+    the folder; the others `read_run`.
+
+    Raises:
+      BadInput: the folder holds something else or a run with other settings, the text cannot be
+        used, or the data do not fit the settings. Nothing that exists is overwritten.
+    """
+    check_folder(run)
+    settings, data = run / CONFIG_FILE, run / DATA_FOLDER
+    old = configs.from_json(settings.read_text()) if settings.exists() else None
+    if old:
+        _check_settings(run, old, config)
+    is_new = not data.exists()
+    if config.data.prepared and (not old or old.data.prepared != config.data.prepared):
+        link_prepared(data, config.data.prepared, config.data, config.model.length)
+    elif not old:
+        prepare_blocks(data, config.data, config.model.length)
+    try:
+        dataset = open_data(data, config.model.length)
+        _check_data(dataset, config)
+    except BadInput:
+        if is_new and config.data.prepared:
+            shutil.rmtree(data)  # it only says where they are
+        raise
+    temporary = settings.with_suffix(".tmp")
+    temporary.write_text(configs.to_json(config) + "\n")
+    os.replace(temporary, settings)
+    return dataset
+
+
+def read_run(run: Path, config: Config) -> Dataset:
+    """Returns the data of a run that another process has opened; changes nothing.
+
+    Raises:
+      BadInput: no such run is to be seen from here, it has other settings than `config`, or its
+        data are damaged.
+    """
+    check_folder(run)
+    settings = run / CONFIG_FILE
+    if not settings.is_file():
+        raise BadInput(
+            f"This process finds no run in {run}, which another process has opened: --workdir must "
+            "be on a file system that all processes share."
+        )
+    differing = configs.differences(configs.from_json(settings.read_text()), config)
+    if differing:
+        raise BadInput(
+            f"This process and the one that opened {run} have different settings "
+            f"({'; '.join(differing)}); start every process with the same flags."
+        )
+    dataset = open_data(run / DATA_FOLDER, config.model.length)
+    _check_data(dataset, config)
+    return dataset
+
+
+def check_folder(run: Path) -> None:
+    """Raises BadInput unless `run` is a run folder, an empty one or one to be made; only looks."""
+    check_local(run, "--workdir")
+    if not run.exists():
+        return
+    if run.is_dir():
+        if (run / CONFIG_FILE).is_file() or (run / DATA_FOLDER).is_dir():
+            return
+        # what a run killed early on leaves, and one that has just begun has
+        if set(run.iterdir()) <= {run / LOCK_FILE, run / draft_of(run / DATA_FOLDER).name}:
+            return
+    raise BadInput(f"{run} exists and is not a run folder; choose another --workdir.")
+
+
+def _check_settings(run, old, new):
+    changes = [line for line in configs.differences(old, new) if not _is_free(line, old, new)]
+    if changes:
+        raise BadInput(
+            f"{run} holds a run with other settings ({'; '.join(changes)}); choose another "
+            "--workdir or go back to those settings."
+        )
+
+
+def _is_free(line, old, config):
+    # data may be moved, but those of the run itself are never others
+    if line.startswith("data.prepared"):
+        return bool(old.data.prepared and config.data.prepared)
+    # a cosine schedule is laid out over train.steps, so there the number is part of the past too
+    if line.startswith("train.steps") and config.optim.decay != "constant":
+        return False
+    return line.startswith(_FREE)
+
+
+def _check_data(dataset, config):
+    check_vocab_size(dataset.tokenizer, config.data)
+    if len(dataset.heldout) < config.eval.batch_size:
+        raise BadInput(
+            f"config.eval.batch_size is {config.eval.batch_size}, but there are only "
+            f"{len(dataset.heldout)} held-out blocks of {config.model.length} tokens; lower it, or "
+            + (
+                "name other data in config.data.prepared."
+                if config.data.prepared
+                else "raise config.data.heldout_fraction in another --workdir."
+            )
+        )

@@ -1,0 +1,1 @@
+"""Batch sampling jobs, and the pages that replay them."""

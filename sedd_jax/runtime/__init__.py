@@ -1,1 +1,0 @@
-"""The training system: configuration, devices, optimiser, step, checkpoints, metrics."""

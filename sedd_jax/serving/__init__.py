@@ -1,1 +1,0 @@
-"""Samples for others: prompts as text, batch jobs, pages that show how a text came about."""

@@ -1,0 +1,1 @@
+"""One training step, compiled for a mesh, and what is done between steps."""

@@ -1,0 +1,66 @@
+"""Training that starts from the weights of another model."""
+
+from operator import attrgetter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from sedd_jax.data.tokenizer import Tokenizer
+from sedd_jax.errors import BadInput
+from sedd_jax.experiment.checkpoint import has_checkpoints
+from sedd_jax.experiment.config import Config
+from sedd_jax.experiment.state import TrainState
+from sedd_jax.inference.load import TrainedModel, load
+
+# what weights mean something by; the noise too: a network knows it by its total alone, but another
+# schedule asks it about noise that it has not seen
+_MEANING = (
+    "family", "graph", "noise", "model.hidden_size", "model.cond_dim", "model.num_blocks",
+    "model.num_heads", "model.scale_by_sigma", "model.learned_positions",
+)  # fmt: skip
+
+
+def load_initial(config: Config, run: Path, mesh: Mesh) -> TrainedModel | None:
+    """Returns the model that a new run starts from, None if there is none or the run has begun.
+
+    Raises:
+      BadInput: it cannot be loaded, or its weights are no weights of this run.
+    """
+    if not config.train.initial or has_checkpoints(run):
+        return None
+    initial = load(config.train.initial, mesh=mesh)
+    positions = config.model.learned_positions or config.family == "autoregressive"
+    differing = [
+        f"config.{key} is {theirs} there and {ours} here"
+        for key in (*_MEANING, *(["model.length"] if positions else []))
+        for theirs, ours in [(attrgetter(key)(initial.config), attrgetter(key)(config))]
+        if theirs != ours
+    ]
+    if differing:
+        raise BadInput(
+            f"config.train.initial={config.train.initial} is another model: {'; '.join(differing)}."
+        )
+    return initial
+
+
+def with_weights_of(
+    initial: TrainedModel, state: TrainState, config: Config, tokenizer: Tokenizer
+) -> TrainState:
+    """Returns the first state with the weights of another model in place of random ones.
+
+    Raises:
+      BadInput: the other model was trained on other tokens.
+    """
+    same = initial.components.num_tokens == tokenizer.vocab_size and (
+        initial.tokenizer is None or initial.tokenizer.fingerprint() == tokenizer.fingerprint()
+    )
+    if not same:
+        raise BadInput(
+            f"config.train.initial={config.train.initial} is a model of other tokens: prepare the "
+            "data with its tokenizer (config.data.tokenizer_path)."
+        )
+    # not the same buffers: the state is donated
+    ema_params = jax.tree.map(jnp.copy, initial.params)
+    return state._replace(params=initial.params, ema_params=ema_params)

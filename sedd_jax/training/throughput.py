@@ -1,0 +1,159 @@
+"""How fast a run is, what it waits for, and how much of its devices it uses."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.importance import Proposal
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.experiment.build import Baseline, Components, build_proposal
+from sedd_jax.experiment.config import Config
+from sedd_jax.model.flops import forward_flops
+
+# FLOP/s of dense bfloat16 products at best, from the data sheets, by the whole of `device_kind`:
+# a part of a card, or a card with another limit of power, has another name and another peak.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+class Progress:
+    """Speed and time left of a loop over steps, leaving out pauses."""
+
+    def __init__(self, start: int, total: int, *, tokens_per_step: int, flops_per_step: float):
+        """Counts from step `start`, of `total`; tokens and FLOPs are those of all devices."""
+        self._total, self._tokens, self._flops = total, tokens_per_step, flops_per_step
+        self._pauses = 0.0
+        self.begin(start)
+
+    def begin(self, step: int) -> None:
+        """Counts from here: `step` is done."""
+        self._first = self._mark = (step, self._clock())
+        self._waited = 0.0
+
+    def advance(self, step: int) -> tuple[dict[str, float], str]:
+        """Returns a row on the steps since the last call, and the time left at the mean speed.
+
+        The row: tokens_per_second; step_seconds, the mean; waiting_for_data, the share of the time
+        spent inside `waiting`; flops_utilization, the share of the devices' peak that the FLOPs of
+        `step_flops` come to, where the peak is known; peak_memory_gib, the most that a device of
+        this process has held since it started, where devices tell. Empty if there were no steps.
+        """
+        (last, last_time), (first, first_time) = self._mark, self._first
+        if step == last:
+            return {}, ""
+        self._mark = (step, now) = (step, self._clock())
+        seconds = max(now - last_time, 1e-9)
+        steps_per_second = (step - last) / seconds
+        row = {
+            "tokens_per_second": steps_per_second * self._tokens,
+            "step_seconds": seconds / (step - last),
+            "waiting_for_data": min(self._waited / seconds, 1.0),
+        }
+        self._waited = 0.0
+        peak = peak_flops()
+        if peak is not None:
+            row["flops_utilization"] = steps_per_second * self._flops / peak
+        memory = peak_memory_gib()
+        if memory is not None:
+            row["peak_memory_gib"] = memory
+        left = (self._total - step) * (now - first_time) / (step - first)
+        return row, duration(left)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves what happens inside out of the speed."""
+        began = time.monotonic()
+        yield
+        self._pauses += time.monotonic() - began
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts what happens inside as waiting for data; not inside `paused`."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    def _clock(self):
+        return time.monotonic() - self._pauses
+
+
+def step_flops(components: Components | Baseline, config: Config) -> float:
+    """Returns the FLOPs of a training step, over all devices, that the model asks for.
+
+    Three forward passes: the gradients by inputs and by weights cost one each. What the backward
+    pass computes again to save memory is work of ours, not of the model's: it is not counted.
+    """
+    answered = 1.0
+    if isinstance(components, Components):
+        graph, noise, _ = components
+        answered = share_with_loss(graph, noise, build_proposal(components, config))
+    return 3 * sequence_flops(components, config, answered) * config.train.batch_size
+
+
+def sequence_flops(components: Components | Baseline, config: Config, answered: float) -> float:
+    """Returns the FLOPs of a forward pass over one sequence, see `forward_flops`."""
+    causal = isinstance(components, Baseline)
+    return forward_flops(
+        hidden_size=config.model.hidden_size,
+        cond_dim=0 if causal else config.model.cond_dim,
+        num_blocks=config.model.num_blocks,
+        num_states=components.num_states,
+        length=config.model.length,
+        answered=answered,
+    )
+
+
+def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:
+    """Returns the mean share of positions that have a loss, for which alone the head computes.
+
+    Under the uniform graph all have. Under the absorbing graph the masked ones: the mean of
+    1 - exp(-sigma(t)) over the law of t, by the midpoint rule. With `config.train.importance` the
+    number of masks of a sequence is weighted too, which adds at most 1/L: left out.
+    """
+    if graph.mask_id is None:
+        return 1.0
+    t = np.linspace(proposal.edges[0], proposal.edges[-1], 2 * 4096 + 1)[1::2]
+    density = proposal.density[np.searchsorted(proposal.edges[1:-1], t)]
+    masked = -np.expm1(-np.asarray(noise.sigma(t)))
+    return float(np.average(masked, weights=density))
+
+
+def peak_flops() -> float | None:
+    """Returns the peak FLOP/s of all devices together, None if that of one is not known."""
+    peaks = [PEAK_FLOPS.get(device.device_kind) for device in jax.devices()]
+    return None if None in peaks else sum(peaks)
+
+
+def peak_memory_gib() -> float | None:
+    """Returns the most that a device of this process has held, in GiB; None if one cannot tell."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [each.get("peak_bytes_in_use") for each in stats]
+    return None if None in peaks else max(peaks) / 2**30
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as "42 s", "3 min 05 s" or "7 h 12 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes_left:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,1 @@
+"""Exact distributions, objectives and likelihoods by enumeration."""

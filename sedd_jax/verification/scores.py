@@ -1,0 +1,215 @@
+"""Section 3 and Theorems 4.1 and 4.2: kernels, objectives and reverse steps, given the truth.
+
+Everything is computed twice: by the formulas that training and sampling use, and from the law
+of all sequences, p_t = expm(sigma Q) p_0, by Bayes' rule. In float64, so that limits can be tight.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.linalg import expm
+from scipy.special import xlogy
+
+from sedd_jax.diffusion.categorical import jump_probs
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.reverse import euler_probs
+from sedd_jax.diffusion.tweedie import denoise_probs, tweedie_probs
+from sedd_jax.display.table import Table
+from sedd_jax.verification.exact.objectives import (
+    concrete_score_matching,
+    denoising_score_entropy,
+    exact_ratios,
+    explicit_score_entropy,
+    implicit_score_entropy,
+)
+from sedd_jax.verification.exact.scores import exact_model, exact_params
+from sedd_jax.verification.exact.space import Law, Space, float64, product_law
+from sedd_jax.verification.report import Claim, Section
+
+SIGMAS = (0.05, 0.7, 3.0)
+ROUNDING = 1e-10  # of sums of some thousand float64 terms of order 1
+
+
+def check_scores(space: Space, schedules: dict[str, Noise], data: Law, seed: int = 0) -> Section:
+    """Returns the claims on kernels, scores, objectives and single reverse steps.
+
+    Args:
+      space: all sequences.
+      schedules: noise schedules by name, "loglinear" and "geometric".
+      data: law of the data.
+      seed: of the random scores and rules that the true ones are compared with.
+    """
+    rng = np.random.default_rng(seed)
+    with float64():
+        claims, tables = [*_kernels(space, data), *_objectives(space, data, rng)], []
+        for name, noise in schedules.items():
+            # there the two rules are one
+            tied = space.graph.mask_id is not None and name == "loglinear"
+            table, step_claims = _steps(name, space, noise, data, rng, tied)
+            tables.append(table)
+            claims += step_claims
+    return Section("True scores, objectives and single steps", claims, tables)
+
+
+def _kernels(space, data):
+    generator = space.forward_generator()
+    model, params = exact_model(space), exact_params(data)
+    kernel_errors, score_errors = [], []
+    for sigma in SIGMAS:
+        dense = expm(sigma * generator)  # [to, from]
+        kernel_errors.append(np.abs(space.transition(sigma) - dense.T).max())
+        marginal = dense @ data
+        reached = marginal > 0
+        got = np.exp(model.apply(params, space.states, np.full(len(data), sigma)))
+        error = (got - exact_ratios(space, marginal)) * marginal[:, None, None]
+        score_errors.append(np.abs(error[reached]).max())
+    return [
+        Claim(
+            "Eq. 14: product of token kernels - expm of sequence Q",
+            np.max(kernel_errors),
+            "<=",
+            1e-12,
+        ),
+        Claim(
+            "p_t(x) (exact score model - ratio of p_t from expm)", np.max(score_errors), "<=", 1e-12
+        ),
+    ]
+
+
+def _objectives(space, data, rng):
+    """That all objectives have the truth as their minimum and differ by constants only."""
+    gradients, elsewhere, spread = [], [], []
+    for sigma in SIGMAS:
+        marginal = data @ space.transition(sigma)
+        truth = np.log(np.maximum(exact_ratios(space, marginal), 1e-30))
+        tables = [truth + rng.normal(0, 0.5, truth.shape) for _ in range(3)]
+
+        def denoising(log_score, sigma=sigma):
+            return denoising_score_entropy(space, log_score, data, sigma)
+
+        def objectives(log_score, marginal=marginal, denoising=denoising):
+            return [
+                denoising(log_score),
+                explicit_score_entropy(space, log_score, marginal),
+                implicit_score_entropy(space, log_score, marginal),
+                concrete_score_matching(space, jnp.exp(log_score), marginal),
+            ]
+
+        gradient = jax.jit(jax.jacrev(objectives))
+        gradients += [np.abs(g).max() for g in gradient(truth)]
+        elsewhere += [np.abs(g).max() for g in gradient(tables[0])]
+        values = np.array([jax.jit(objectives)(table)[:3] for table in tables])
+        differences = values - values[:, :1]  # each a constant, whatever the scores
+        spread.append(np.ptp(differences, axis=0).max())
+    return [
+        Claim(
+            "gradient at the true score of Eqs. 4, 5, 6 and the loss, Eq. 10",
+            np.max(gradients),
+            "<=",
+            ROUNDING,
+        ),
+        Claim("... and at scores that are off by half a nat", np.min(elsewhere), ">=", 1e-4),
+        Claim(
+            "explicit, implicit and denoising score entropy: change of their differences "
+            "between random scores",
+            np.max(spread),
+            "<=",
+            ROUNDING,
+        ),
+    ]
+
+
+def _steps(name, space, noise, data, rng, tied):
+    """Theorems 4.1 and 4.2 on steps of several sizes from the middle of the schedule."""
+    t, rows = 0.5, []
+    errors = {"denoiser": [], "step": [], "optimum": []}
+    over_tweedie = {"euler": [], "disturbed": []}
+    for s in (0.0, 0.25, 0.4, 0.45, 0.475):
+        sigma_t, sigma_s = float(noise.sigma(t)), float(noise.sigma(s)) if s > 0 else 0.0
+        marginal = data @ space.transition(sigma_t)
+        reached = np.flatnonzero(marginal > 1e-12)
+        weight = marginal[reached]
+        posterior = _posterior(space, data, sigma_t, sigma_s)[reached]
+        marginals = _position_marginals(space, posterior)
+        probs = _probs(space, noise, data, t, s, sigma_t - sigma_s)
+        probs = {rule: np.asarray(table)[reached] for rule, table in probs.items()}
+        errors["step"].append(np.abs(probs["tweedie"] - marginals).max())
+        if s == 0:
+            clean = _probs_denoise(space, data, sigma_t)[reached]
+            errors["denoiser"].append(np.abs(clean - marginals[..., : clean.shape[-1]]).max())
+            continue
+        loss = {rule: _mean_kl(weight, posterior, table) for rule, table in probs.items()}
+        # the least that independent positions can lose is what they share: total correlation
+        shared = weight @ (_entropy(marginals).sum(-1) - _entropy(posterior))
+        errors["optimum"].append(abs(loss["tweedie"] - shared))
+        over_tweedie["euler"].append(loss["euler"] - loss["tweedie"])
+        for _ in range(5):
+            other = probs["tweedie"] * np.exp(rng.normal(0, 1e-3, probs["tweedie"].shape))
+            over_tweedie["disturbed"].append(_mean_kl(weight, posterior, other) - loss["tweedie"])
+        rows.append((t - s, loss["tweedie"], loss["euler"]))
+    title = f"Mean KL of the true reverse step from t = 0.5 to each rule, nats, {name} noise"
+    table = Table(title, ("step dt", "Tweedie", "Euler"), rows)
+    euler = np.min(over_tweedie["euler"])
+    optimum, disturbed = np.max(errors["optimum"]), np.min(over_tweedie["disturbed"])
+    return table, [
+        _rounding(f"{name}: Thm. 4.1, Eq. 18: denoiser - posterior of x_0", errors["denoiser"]),
+        _rounding(f"{name}: Eq. 19: Tweedie step - posterior of x_s per token", errors["step"]),
+        Claim(f"{name}: Thm. 4.2: |KL of Tweedie - least possible|", optimum, "<=", ROUNDING),
+        Claim(f"{name}: ... KL of rules 1e-3 off - KL of Tweedie", disturbed, ">=", 1e-12),
+        Claim(f"{name}: |KL of Euler - KL of Tweedie|, one rule", abs(euler), "<=", ROUNDING)
+        if tied
+        else Claim(f"{name}: Thm. 4.2: KL of Euler - KL of Tweedie", euler, ">=", 1e-5),
+    ]
+
+
+def _rounding(statement, errors):
+    return Claim(statement, np.max(errors), "<=", ROUNDING)
+
+
+def _entropy(law):
+    """Entropy of the laws along the last axis, nats."""
+    return -xlogy(law, law).sum(-1)
+
+
+def _probs(space, noise, data, t, s, delta_sigma):
+    """The laws of every position after one step, by both rules."""
+    count = len(space.states)
+    graph, xt = space.graph, jnp.asarray(space.states)
+    score = _true_scores(space, data, float(noise.sigma(t)))
+    rate_times_step = jnp.full(count, float(noise.dsigma(t)) * (t - s))
+    return {
+        "tweedie": jump_probs(tweedie_probs(graph, xt, score, jnp.full(count, delta_sigma))),
+        "euler": jump_probs(euler_probs(graph, xt, score, rate_times_step)),
+    }
+
+
+def _probs_denoise(space, data, sigma):
+    xt, score = jnp.asarray(space.states), _true_scores(space, data, sigma)
+    return np.asarray(denoise_probs(space.graph, xt, score, jnp.full(len(xt), sigma)))
+
+
+def _true_scores(space, data, sigma):
+    """The ratios p_t(y) / p_t(x) of every sequence, [S, L, V]."""
+    xt = jnp.asarray(space.states)
+    return jnp.exp(exact_model(space).apply(exact_params(data), xt, jnp.full(len(xt), sigma)))
+
+
+def _posterior(space, data, sigma_t, sigma_s):
+    """p(x_s | x_t) by Bayes' rule, [x_t, x_s]; rows of impossible x_t are 0."""
+    joint = (data @ space.transition(sigma_s))[:, None] * space.transition(sigma_t - sigma_s)
+    total = joint.sum(0)
+    return (joint / np.where(total > 0, total, 1)).T
+
+
+def _position_marginals(space, laws):
+    """The law of every position under laws of sequences: [M, S] to [M, L, V]."""
+    one_hot = space.states[..., None] == np.arange(space.graph.num_states)
+    return np.einsum("ms,siv->miv", laws, np.float64(one_hot))
+
+
+def _mean_kl(weight, posterior, probs):
+    """E over x_t of KL(posterior | product of the rule's laws)."""
+    product = product_law(probs / probs.sum(-1, keepdims=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(posterior > 0, posterior * np.log(posterior / product), 0)
+    return float(weight @ terms.sum(-1))

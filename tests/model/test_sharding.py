@@ -1,0 +1,98 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec
+
+from sedd_jax.experiment.build import build_components
+from sedd_jax.experiment.config import MeshConfig
+from sedd_jax.experiment.mesh import build_mesh
+from sedd_jax.experiment.state import run_keys
+from sedd_jax.model.placement import ANYWHERE, Placement
+from sedd_jax.model.sharding import bytes_per_device, gathered, layout, layouts, shardings
+from sedd_jax.training.step import init_state
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return build_mesh(MeshConfig(fsdp=2, tensor=4))
+
+
+def state_of(config):
+    components = build_components(config, 257)
+    return jax.eval_shape(lambda: init_state(run_keys(0).init, components, config))
+
+
+@pytest.fixture(scope="module")
+def state(smoke_config):
+    return state_of(smoke_config)
+
+
+def test_every_array_of_the_state_has_a_rule(state, mesh):
+    found = layouts(state, mesh)
+    assert len(found) == len(jax.tree.leaves(state))
+    for part in ("opt_state/1/0/mu", "opt_state/1/0/nu", "ema_params"):
+        for path in layouts(state.params, mesh, "params/"):
+            there = path.replace("params", part, 1)
+            assert found[there].spec == found[path].spec, there
+
+
+def test_what_the_table_says(state, mesh):
+    found = layouts(state.params, mesh)
+    assert found["embedding/table"].spec == PartitionSpec("tensor", "fsdp")
+    assert found["head/kernel"].spec == PartitionSpec("fsdp", "tensor")
+    assert found["blocks/mlp_in/kernel"].spec == PartitionSpec(None, "fsdp", "tensor")
+    assert found["blocks/mlp_out/kernel"].spec == PartitionSpec(None, "tensor", "fsdp")
+    assert found["blocks/mlp_norm/scale"].spec == PartitionSpec(None, None)
+    # two heads over four devices: the axis stays whole, and the reason names it
+    assert found["blocks/qkv/kernel"].spec == PartitionSpec(None, "fsdp", None, None, None)
+    assert found["blocks/qkv/kernel"].whole == ("its axis of 2 is no multiple of tensor=4",)
+    assert found["blocks/mlp_in/kernel"].whole == ()
+
+
+def test_biases_of_the_baseline_lie_with_what_they_are_added_to(smoke_config):
+    mesh = build_mesh(MeshConfig(fsdp=4, tensor=2))
+    config = dataclasses.replace(smoke_config, family="autoregressive")
+    found = layouts(state_of(config).params, mesh)
+    assert found["blocks/qkv/kernel"].spec == PartitionSpec(None, "fsdp", None, "tensor", None)
+    assert found["blocks/qkv/bias"].spec == PartitionSpec(None, None, "tensor", None)
+    assert found["embedding/positions"].spec == PartitionSpec(None, "fsdp")
+    assert not any(found["blocks/attention_out/bias"].spec)
+    assert not any(found["head/norm/bias"].spec)
+
+
+def test_a_slice_of_a_stack_lies_like_the_stack(mesh):
+    stack = layout("blocks/mlp_in/kernel", (7, 32, 128), mesh)
+    one = layout("blocks/mlp_in/kernel", (32, 128), mesh)
+    assert stack.spec == PartitionSpec(None, *one.spec)
+
+
+def test_an_unknown_parameter_is_an_error(mesh):
+    with pytest.raises(KeyError, match="no rule for params/blocks/gate/kernel"):
+        layout("params/blocks/gate/kernel", (4, 4), mesh)
+    with pytest.raises(KeyError):  # an end of a path, not of a name
+        layout("params/overhead/kernel", (4, 4), mesh)
+
+
+def test_bytes_of_a_device(mesh):
+    tree = {
+        "embedding": {"table": jnp.zeros((128, 6))},  # in eight parts
+        "head": {"norm": {"scale": jnp.zeros(6)}},  # whole
+        "blocks": {"mlp_out": {"kernel": jnp.zeros((2, 4, 3), jnp.bfloat16)}},  # 3: tensor only
+    }
+    assert bytes_per_device(tree, mesh) == 128 * 6 * 4 // 8 + 6 * 4 + 2 * 4 * 3 * 2 // 4
+    for leaf, sharding in zip(
+        jax.tree.leaves(tree), jax.tree.leaves(shardings(tree, mesh)), strict=True
+    ):
+        jax.device_put(leaf, sharding)  # as laid out, it can be
+
+
+def test_gathered_is_whole_along_fsdp_alone(mesh):
+    kernel = jnp.arange(32 * 128.0).reshape(32, 128)
+    place = Placement(mesh, batch=("data", "fsdp"), tensor="tensor")
+    use = jax.jit(lambda x: gathered({"mlp_in": {"kernel": x}}, place, "blocks/"))
+    out = use(kernel)["mlp_in"]["kernel"]
+    assert out.sharding.shard_shape(out.shape) == (32, 32)
+    assert (out == kernel).all()
+    assert gathered(kernel, ANYWHERE, "blocks/mlp_in/kernel") is kernel

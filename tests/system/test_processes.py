@@ -1,0 +1,187 @@
+import hashlib
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from jax.experimental import multihost_utils
+
+from sedd_jax.errors import BadInput, Halted
+from sedd_jax.system import processes
+
+
+@pytest.fixture(autouse=True)
+def parsed(monkeypatch):
+    flags.FLAGS.mark_as_parsed()
+    for name in (
+        "SLURM_NTASKS",
+        "SLURM_STEP_NODELIST",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What JAX was asked to join; nothing is joined."""
+    calls = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args, **_: calls.append(args))
+    return calls
+
+
+def test_alone_there_is_nothing_to_join(joined):
+    processes.initialize_distributed()
+    assert not joined
+
+
+def test_the_processes_that_the_flags_name(joined):
+    with flagsaver.flagsaver(coordinator="host:1", num_processes=2, process_id=0):
+        processes.initialize_distributed()
+    assert joined == [("host:1", 2, 0)]
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_NTASKS": "2", "SLURM_STEP_NODELIST": "host[1-2]"},
+        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"},
+    ],
+)
+def test_the_processes_that_the_environment_names(monkeypatch, joined, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    processes.initialize_distributed()
+    assert joined == [(None, None, None)]
+    with flagsaver.flagsaver(distributed="no"):
+        processes.initialize_distributed()
+    assert len(joined) == 1
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"SLURM_NTASKS": "8", "SLURM_PROCID": "0"},  # a batch script, not in a step
+        {"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "host1"},
+    ],
+)
+def test_a_script_or_a_single_task_is_no_job_of_several(monkeypatch, joined, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    processes.initialize_distributed()
+    assert not joined
+
+
+def test_a_tpu_host_without_a_cluster_goes_on_alone(monkeypatch, capsys):
+    def initialize(*_, **__):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    monkeypatch.setattr(processes, "_on_tpu_host", lambda: True)
+    processes.initialize_distributed()
+    assert "goes on alone" in capsys.readouterr().out
+    with flagsaver.flagsaver(distributed="yes"), pytest.raises(BadInput, match="do not find"):
+        processes.initialize_distributed()
+
+
+def test_when_asked_the_cluster_is_looked_for(joined):
+    with flagsaver.flagsaver(distributed="yes"):
+        processes.initialize_distributed()
+    assert joined == [(None, None, None)]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"coordinator": "host:1"}, "go together"),
+        (
+            {"coordinator": "host:1", "num_processes": 2, "process_id": 0, "distributed": "no"},
+            "--distributed=no contradicts",
+        ),
+        # JAX itself refuses, before it waits for anybody
+        ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "do not find each other"),
+    ],
+)
+def test_flags_that_cannot_be(given, message):
+    with flagsaver.flagsaver(**given), pytest.raises(BadInput, match=message):
+        processes.initialize_distributed()
+
+
+def test_alone_the_first_turn_is_the_only_one():
+    assert processes.run_primary_first(lambda: 1, lambda: 2) == 1
+    with pytest.raises(BadInput, match="broken"):
+        processes.run_primary_first(refuse, lambda: 2)
+
+
+def test_alone_all_facts_are_the_same():
+    processes.assert_equal_across_processes("mine", "data")
+    assert processes.on_primary(lambda: 1) == 1
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_facts_that_differ_end_all_processes(monkeypatch, number):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+
+    def check(mine, other):
+        def gathered(digest):
+            others = np.frombuffer(hashlib.sha256(other.encode()).digest(), np.uint8)
+            return np.stack([digest, others] if number == 0 else [others, digest])
+
+        monkeypatch.setattr(multihost_utils, "process_allgather", gathered)
+        processes.assert_equal_across_processes(mine, "data")
+
+    check("same", "same")
+    with pytest.raises(BadInput, match="Process 1 of the job has other data than process 0"):
+        check("same", "other")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_where_the_lead_fails_at_its_work_all_end(monkeypatch, number):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("jax.process_index", lambda: number)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda _: np.array([True, False]))
+    monkeypatch.setattr(processes, "meet", lambda _: None)
+    with pytest.raises(
+        (BadInput, Halted)[number], match=("broken", "Process 0 of the job")[number]
+    ):
+        processes.on_primary(refuse)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_where_another_process_has_ended_this_one_ends_too(monkeypatch, capsys, count):
+    monkeypatch.setattr("jax.process_count", lambda: count)
+    codes = []
+    monkeypatch.setattr("os._exit", codes.append)
+    gone = jax.errors.JaxRuntimeError("Gloo: closed\nand 90 more lines")
+    if count == 1:  # nobody else
+        with pytest.raises(jax.errors.JaxRuntimeError), processes.abort_with_peers("go on."):
+            raise gone
+        return
+    with processes.abort_with_peers("go on."):
+        raise gone
+    assert codes == [1]
+    (_, line) = capsys.readouterr().err.splitlines()
+    assert line == "error: another process of the job has ended, it seems (Gloo: closed); go on."
+
+
+def refuse():
+    raise BadInput("broken")
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_where_one_process_fails_all_end(monkeypatch, number):
+    """What one of two processes sees, when process 0 fails and when process 1 does."""
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("jax.process_index", lambda: number)
+    for failing in (0, 1):
+        heard = iter([np.array([failing == 0, False]), np.array([False, failing == 1])])
+        monkeypatch.setattr(multihost_utils, "process_allgather", lambda _, h=heard: next(h))
+        monkeypatch.setattr(processes, "meet", lambda _: None)
+        turns = [lambda: "done", lambda: "done"]
+        turns[failing] = refuse
+        wanted = (
+            (BadInput, "broken") if number == failing else (Halted, f"Process {failing} of the job")
+        )
+        with pytest.raises(wanted[0], match=wanted[1]):
+            processes.run_primary_first(*turns)

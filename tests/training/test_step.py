@@ -1,0 +1,204 @@
+import dataclasses
+import functools
+import types
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment.build import build_components, compute_dtype, unrolled
+from sedd_jax.experiment.config import ModelConfig
+from sedd_jax.experiment.state import run_keys
+from sedd_jax.model.placement import Placement
+from sedd_jax.training.step import build_train_step, init_state, mean_over_microbatches
+
+VOCAB_SIZE = 257
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def setup(smoke_config):
+    config = dataclasses.replace(
+        smoke_config, model=dataclasses.replace(smoke_config.model, dropout=0.0)
+    )
+    components = build_components(config, VOCAB_SIZE)
+    state = init_state(run_keys(0).init, components, config)
+    tokens = jax.random.randint(jax.random.key(7), (16, 32), 0, VOCAB_SIZE)
+    return config, state, tokens
+
+
+@functools.cache
+def compiled(config):
+    components = build_components(config, VOCAB_SIZE)
+    return jax.jit(
+        lambda key, state, tokens: build_train_step(components, config, key)(state, tokens)
+    )
+
+
+def run(config, state, tokens, steps=1, seed=0):
+    step = functools.partial(compiled(config), run_keys(seed).train)
+    for _ in range(steps):
+        state, metrics = step(state, tokens)
+    return state, metrics
+
+
+@pytest.fixture(scope="module")
+def after_one(setup):
+    return run(*setup)
+
+
+def test_a_step_is_a_function_of_state_and_seed(setup, after_one):
+    again = run(*setup)
+    chex.assert_trees_all_equal(after_one, again)
+    other_seed = run(*setup, seed=1)
+    assert float(other_seed[1]["loss"]) != float(after_one[1]["loss"])
+
+
+def test_the_same_tokens_are_noised_anew_at_every_step(setup, after_one):
+    config, state, tokens = setup
+    later, metrics = run(config, state._replace(step=jnp.int32(5)), tokens)
+    assert int(later.step) == 6
+    assert float(metrics["loss"]) != float(after_one[1]["loss"])
+
+
+def test_microbatches_give_the_whole_batch_s_step(setup, after_one):
+    config, state, tokens = setup
+    split = dataclasses.replace(config, train=dataclasses.replace(config.train, microbatches=4))
+    parts, metrics = run(split, state, tokens)
+    np.testing.assert_allclose(metrics["loss"], after_one[1]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], after_one[1]["grad_norm"], rtol=1e-5)
+    chex.assert_trees_all_close(
+        parts.opt_state[1][0].mu, after_one[0].opt_state[1][0].mu, atol=1e-6
+    )
+
+
+def test_microbatches_have_their_own_keys():
+    def value_and_grad(params, x, key):
+        return jax.random.uniform(key), params
+
+    keys = []
+
+    def record(params, x, key):
+        keys.append(key)
+        return value_and_grad(params, x, key)
+
+    total = mean_over_microbatches(record, 2)(jnp.ones(1), (jnp.ones(4),), jax.random.key(0))[0]
+    single = [jax.random.uniform(k) for k in jax.random.split(jax.random.key(0), 2)]
+    np.testing.assert_allclose(total, np.mean(single), rtol=1e-6)
+    assert single[0] != single[1]
+
+
+def test_microbatches_are_summed_in_float32():
+    def loss(params, x, key):
+        product = x.astype(jnp.bfloat16) @ params["kernel"].astype(jnp.bfloat16)
+        return jnp.sum(product.astype(jnp.float32))
+
+    params, x = {"kernel": jnp.zeros((3, 2))}, jnp.ones((512, 3))
+    mean = mean_over_microbatches(jax.value_and_grad(loss), 512)
+    _, grads = mean(params, (x,), jax.random.key(0))
+    # all 512 gradients are 1; a sum in bfloat16 would stay at 256, and this mean be 0.5
+    chex.assert_trees_all_equal(grads, {"kernel": jnp.ones((3, 2))})
+
+
+def test_eight_devices_give_the_step_of_one(setup, after_one):
+    config, state, tokens = setup
+    mesh = sharding.build_mesh()
+    assert mesh.size == 8
+    everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    step = jax.jit(
+        build_train_step(build_components(config, VOCAB_SIZE), config, run_keys(0).train),
+        in_shardings=(everywhere, rows),
+        out_shardings=(everywhere, everywhere),
+    )
+    state, metrics = step(jax.device_put(state, everywhere), jax.device_put(tokens, rows))
+    np.testing.assert_allclose(metrics["loss"], after_one[1]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], after_one[1]["grad_norm"], rtol=1e-5)
+    assert state.params["head"]["kernel"].sharding.is_equivalent_to(everywhere, 2)
+
+
+def test_dropout_is_on_and_new_at_every_step(setup, after_one):
+    config, state, tokens = setup
+    noisy = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.5))
+    # gates and head start at zero and hide the branches that drop: open them
+    params = jax.tree.map(jnp.copy, state.params)
+    params["blocks"]["modulation"]["bias"] += 0.5
+    params["head"]["kernel"] += 0.1 * jax.random.normal(
+        jax.random.key(1), params["head"]["kernel"].shape
+    )
+    opened = state._replace(params=params)
+    off, on = (run(c, opened, tokens) for c in (config, noisy))
+    assert abs(float(on[1]["loss"]) - float(off[1]["loss"])) > 1e-4
+
+
+def test_training_on_one_batch_lowers_its_loss(setup):
+    config, state, tokens = setup
+    constant = jnp.full_like(tokens, 3)  # a text of one letter is learnt in a few steps
+    first = run(config, state, constant)[1]["loss"]
+    last = run(config, state, constant, steps=40)[1]["loss"]
+    assert float(last) < 0.5 * float(first)
+
+
+def test_moments_stay_in_the_type_they_are_kept_in(setup):
+    config, _, tokens = setup
+    optim = dataclasses.replace(config.optim, first_moment="bfloat16", second_moment="bfloat16")
+    narrow = dataclasses.replace(config, optim=optim)
+    components, keys = build_components(narrow, VOCAB_SIZE), run_keys(0)
+    state = jax.eval_shape(lambda: init_state(keys.init, components, narrow))
+    after, _ = jax.eval_shape(build_train_step(components, narrow, keys.train), state, tokens)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    moments = (state.opt_state[1][0].mu, state.opt_state[1][0].nu)
+    assert {leaf.dtype for leaf in jax.tree.leaves(moments)} == {jnp.dtype("bfloat16")}
+
+
+def test_the_four_keys_of_a_run_differ():
+    data = [tuple(np.asarray(jax.random.key_data(key))) for key in run_keys(3)]
+    assert len(set(data)) == 4
+
+
+def test_compute_type():
+    assert compute_dtype("auto", "cpu") == jnp.float32
+    assert compute_dtype("auto", "tpu") == jnp.bfloat16
+    assert compute_dtype("bfloat16", "cpu") == jnp.bfloat16
+
+
+def test_blocks_are_unrolled_where_a_gpu_gains_by_it():
+    def on(platform, fsdp=1):
+        device = types.SimpleNamespace(platform=platform)
+        mesh = types.SimpleNamespace(devices=np.array([device]), shape={"fsdp": fsdp})
+        return Placement(mesh, ("data",), fsdp="fsdp")
+
+    products = ModelConfig()
+    assert unrolled(products, on("gpu"))
+    assert not unrolled(ModelConfig(remat="blocks"), on("gpu"))
+    assert not unrolled(products, on("gpu", 2))
+    assert not unrolled(products, on("tpu"))
+    assert not unrolled(products, on("cpu"))
+    assert unrolled(ModelConfig(remat="blocks", unroll="yes"), on("cpu"))
+    assert not unrolled(ModelConfig(unroll="no"), on("gpu"))
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(setup, after_one):
+    config, state, tokens = setup
+    broken = jax.tree.map(jnp.copy, state.params)
+    broken["head"]["bias"] = broken["head"]["bias"].at[3].set(jnp.nan)
+    state = state._replace(params=broken)
+    after, metrics = run(config, state, tokens, steps=2)
+    assert not np.isfinite(metrics["loss"])
+    assert (int(after.step), int(after.skipped.total), int(after.skipped.in_row)) == (2, 2, 2)
+    for name in ("params", "opt_state", "ema_params"):
+        chex.assert_trees_all_equal(getattr(after, name), getattr(state, name))
+    # mended, the next step is the first update, but for its data and noise
+    mended = after._replace(params=after_one[0].params, ema_params=after_one[0].params)
+    again, metrics = run(config, mended, tokens)
+    assert int(again.skipped.total) == int(metrics["skipped"]) == 2
+    assert int(again.skipped.in_row) == int(metrics["skipped_in_row"]) == 0
+    assert float(metrics["learning_rate"]) == float(after_one[1]["learning_rate"])
+    decay = 2 / 11  # of the average at its first update
+    chex.assert_trees_all_close(
+        again.ema_params,
+        jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, mended.params, again.params),
+        atol=1e-6,
+    )

@@ -1,0 +1,264 @@
+"""Every claim of `sedd_jax.exact`, on smaller spaces; and that claims fail when they should."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs import exact_absorb, exact_uniform
+from sedd_jax.diffusion import graph as graphs
+from sedd_jax.diffusion import noise as noises
+from sedd_jax.diffusion import reverse, tweedie
+from sedd_jax.errors import BadInput
+from sedd_jax.experiment.build import build_components
+from sedd_jax.experiment.config import parse
+from sedd_jax.verification import conditioning, samplers
+from sedd_jax.verification.bound import check_bound
+from sedd_jax.verification.conditioning import check_conditioning
+from sedd_jax.verification.exact import law
+from sedd_jax.verification.exact.space import Space
+from sedd_jax.verification.rare import check_rare_tokens
+from sedd_jax.verification.samplers import check_samplers, goodness_of_fit
+from sedd_jax.verification.scores import check_scores
+from sedd_jax.verification.settings import ExactConfig, check_settings
+from sedd_jax.verification.training import check_training
+
+SCHEDULES = {"loglinear": noises.loglinear(), "geometric": noises.geometric(1e-4, 20.0)}
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+GRAPHS = pytest.mark.parametrize("graph", ["absorb", "uniform"])
+
+
+def space_of(graph, length=2):
+    return Space(graphs.GRAPHS[graph](3), length)
+
+
+def failed(section):
+    return [(claim.statement, claim.figure) for claim in section.claims if not claim.holds]
+
+
+@pytest.mark.parametrize(
+    ("graph", "support"),
+    [
+        pytest.param("absorb", 1.0, marks=pytest.mark.slow),
+        ("absorb", 0.3),
+        ("uniform", 1.0),
+        pytest.param("uniform", 0.3, marks=pytest.mark.slow),
+    ],
+)
+def test_claims_on_scores(graph, support):
+    space = space_of(graph)
+    section = check_scores(space, SCHEDULES, space.random_data(0, support))
+    assert failed(section) == []
+    assert len(section.claims) == 15
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    """The section on samplers, for both graphs."""
+
+    def section(graph):
+        space = space_of(graph)
+        return check_samplers(
+            space,
+            SCHEDULES,
+            space.random_data(1),
+            t_min=1e-3,
+            max_steps=64,
+            drawn_steps=(16,),
+            num_samples=16_384,
+            num_laws=2,
+        )
+
+    return {graph: section(graph) for graph in graphs.GRAPHS}
+
+
+@GRAPHS
+def test_claims_on_samplers(sampled, graph):
+    assert failed(sampled[graph]) == []
+
+
+def test_tweedie_and_euler_under_uniform_geometric_noise(sampled):
+    """The order that was found with 3 tokens and length 2: Tweedie ahead from 4 steps on."""
+    table = sampled["uniform"].tables[2]
+    assert "geometric" in table.title
+    column = {name: i for i, name in enumerate(table.columns)}
+    for row in table.rows[2:]:
+        assert row[column["TV, tweedie"]] < row[column["TV, euler"]]
+
+
+def test_claims_on_samplers_fail_for_a_sampler_that_is_off(monkeypatch):
+    """Delta sigma in place of the schedule's rate is right, half of it is not."""
+
+    def slow_tweedie(graph, noise, xt, total, t, t_next):
+        return reverse._tweedie(graph, noise, xt, total, t, (t + t_next) / 2)
+
+    monkeypatch.setitem(samplers.RULES, "tweedie", slow_tweedie)
+    space = space_of("uniform")
+    section = check_samplers(
+        space,
+        {"loglinear": SCHEDULES["loglinear"]},
+        space.random_data(0),
+        t_min=1e-3,
+        max_steps=64,
+        drawn_steps=(),
+        num_samples=0,
+        num_laws=1,
+    )
+    assert failed(section)
+
+
+def conditioned(graph, max_steps=32, **schedules):
+    space = space_of(graph, length=3)
+    return check_conditioning(
+        space, schedules, space.random_data(1), t_min=1e-3, max_steps=max_steps
+    )
+
+
+def test_claims_on_given_tokens(monkeypatch):
+    section = conditioned("absorb", loglinear=SCHEDULES["loglinear"])
+    assert failed(section) == [] and len(section.claims) == 2
+    # what is drawn for a free position when held tokens are not seen is not Bayes'
+    monkeypatch.setattr(law, "_clean", lambda probs, given, *_: probs)
+    assert len(failed(conditioned("absorb", loglinear=SCHEDULES["loglinear"]))) == 2
+
+
+@pytest.mark.slow
+def test_clamping_is_an_approximation_under_the_uniform_graph_and_copies_mend_it(monkeypatch):
+    monkeypatch.setattr(conditioning, "NUM_DRAWN", 512)
+    section = conditioned("uniform", 16, loglinear=SCHEDULES["loglinear"])
+    assert failed(section) == [] and len(section.claims) == 3
+    column = section.tables[1].columns.index("TV, tweedie, clamp")
+    coarse, fine = (row[column] for row in section.tables[1].rows[-2:])
+    assert fine > 0.02 and fine > 0.7 * coarse  # more steps do not mend it
+
+
+@pytest.mark.slow
+def test_copies_that_are_not_weighed_fail_the_claims(monkeypatch):
+    monkeypatch.setattr(law, "_agreeing", law._clean)
+    monkeypatch.setattr(conditioning, "NUM_COPIES", 1)
+    assert len(failed(conditioned("uniform", 16, loglinear=SCHEDULES["loglinear"]))) == 3
+
+
+def test_claims_on_rare_tokens():
+    section = check_rare_tokens((1e-5, 1e-7), (1, 1024), num_draws=2**17)
+    assert failed(section) == []
+
+
+def test_goodness_of_fit():
+    law = np.array([0.5, 0.3, 0.2 - 1e-5, 1e-5, 0.0])
+    counts = np.random.default_rng(0).multinomial(10_000, law)
+    assert goodness_of_fit(counts / 10_000, law, 10_000) > 1e-3
+    other = np.array([0.47, 0.33, 0.2, 0, 0])
+    assert goodness_of_fit(other, law, 10_000) < 1e-6
+    assert goodness_of_fit(np.array([0.5, 0.3, 0.19, 0, 0.01]), law, 10_000) == 0  # impossible
+
+
+def short(config, **train):
+    """The config on two positions, with a shorter training."""
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, length=2),
+        train=dataclasses.replace(config.train, **train),
+    )
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(module, marks=pytest.mark.slow) for module in (exact_absorb, exact_uniform)
+    ],
+    ids=["absorb", "uniform"],
+)
+def trained(request):
+    """A shortened config, its pieces and data, and what its training gave."""
+    config = short(parse(request.param.get_config(), ExactConfig), steps=400, batch_size=128)
+    components = build_components(config, config.data.vocab_size)
+    space = Space(components.graph, 2)
+    data = space.random_data(2)
+    result = check_training(
+        config,
+        components,
+        space,
+        data,
+        set_sizes=(16, 65_536),
+        sampler_steps=32,
+        num_samples=16_384,
+    )
+    return config, components, space, data, result
+
+
+def test_training_recovers_the_data(trained):
+    *_, result = trained
+    few, many = result.section.tables[0].rows
+    assert many[2] < 0.05 < few[2]  # TV of the samples to the data
+    assert few[3] < 0.05  # ... to the 16 sequences that were shown
+    of_law, of_samples, p_value = result.section.claims
+    assert of_law.figure == many[2] and abs(of_samples.figure - many[2]) < 0.02
+    assert p_value.holds
+
+
+@pytest.mark.slow
+def test_the_bound_of_an_untrained_uniform_network_holds_and_is_no_entropy():
+    config = short(parse(exact_uniform.get_config(), ExactConfig))
+    components = build_components(config, 3)
+    space = Space(components.graph, 2)
+    params = components.model.init(jax.random.key(0))
+    data = space.random_data(2)
+    section = check_bound(config, components, params, space, data, repeats=16)
+    assert failed(section) == []
+    terms = dict(section.tables[0].rows)
+    assert terms["bound"] > terms["entropy of the data"] + 0.1
+
+
+@pytest.mark.parametrize("graph", ["uniform"])
+def test_a_score_that_is_no_number_fails_the_claims(monkeypatch, graph):
+    def broken(*args):
+        return np.nan * tweedie.tweedie_probs(*args)
+
+    monkeypatch.setattr("sedd_jax.verification.scores.tweedie_probs", broken)
+    space = space_of(graph)
+    section = check_scores(space, {"loglinear": SCHEDULES["loglinear"]}, space.random_data(0))
+    broken_claims = [statement for statement, _ in failed(section)]
+    assert any("Eq. 19" in statement for statement in broken_claims)
+    assert (
+        sum("Thm. 4.2" in statement or "1e-3 off" in statement for statement in broken_claims) >= 2
+    )
+
+
+def test_claims_on_the_bound(trained):
+    config, components, space, data, result = trained
+    section = check_bound(config, components, result.params, space, data, repeats=32)
+    assert failed(section) == []
+    terms = dict(section.tables[0].rows)
+    assert terms["entropy of the data"] < terms["exact -log p"] < terms["bound"]
+
+
+def settings(**changes):
+    config = parse(exact_absorb.get_config(), ExactConfig)
+    data = dataclasses.replace(config.data, vocab_size=changes.pop("vocab_size", 3))
+    model = dataclasses.replace(config.model, length=changes.pop("length", 3))
+    exact = dataclasses.replace(config.exact, **changes)
+    return dataclasses.replace(config, data=data, model=model, exact=exact)
+
+
+def test_the_configs_can_be_enumerated():
+    check_settings(settings())
+    check_settings(parse(exact_uniform.get_config(), ExactConfig))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 1}, "config.data.vocab_size must be at least 2"),
+        ({"vocab_size": 8, "length": 4}, r"make 9\^4 sequences; at most 4096"),
+        ({"length": 1}, "config.model.length must be at least 2"),
+        ({"support": 0.0}, "config.exact.support=0.0 leaves less than 2"),
+        ({"support": 1.5}, "config.exact.support must be in"),
+        ({"max_steps": 100}, "config.exact.max_steps must be a power of 2"),
+        ({"repeats": 1}, "at least 16"),
+    ],
+)
+def test_settings_that_cannot_be_enumerated_are_refused(changes, message):
+    with pytest.raises(BadInput, match=message):
+        check_settings(settings(**changes))
