@@ -12,6 +12,7 @@ REQUIREMENTS = [
     "importlib_resources>=7.1.0",  # tensorflow-datasets needs it, and forgets to say so
     "jax>=0.10.2",
     "jaxtyping>=0.3.11",
+    "jinja2>=3.1.6",
     "ml-collections>=1.1.0",
     "ml-dtypes>=0.5.4",
     "numpy>=2.4.6",
@@ -49,7 +50,9 @@ if __name__ == "__main__":
         license="MIT",
         python_requires=">=3.11",
         packages=find_packages(include=["sedd_jax", "sedd_jax.*"]),
-        package_data={"sedd_jax.jobs": ["assets/*"], "sedd_jax.demo": ["assets/*"]},
+        package_data={
+            f"sedd_jax.{room}": ["assets/*"] for room in ("demo", "display", "evaluation", "jobs")
+        },
         install_requires=REQUIREMENTS,
         extras_require={
             "tpu": ["jax[tpu]"],

@@ -1,49 +1,100 @@
-"""Pages of HTML that hold all they show. Text is escaped where it enters an element."""
+"""HTML pages that hold all they show, rendered from Jinja2 templates."""
 
 import base64
+import functools
 import hashlib
 import html
+import importlib.resources
 import json
 import re
 from collections.abc import Iterable
 from typing import Any
 
+import jinja2
+from markupsafe import Markup
+
 from sedd_jax.display.plot import Plot, inline_svg
 from sedd_jax.display.table import Cell, Table, shown
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --faint: #777; --accent: #1f77b4 }
-@media (prefers-color-scheme: dark) { :root { --faint: #999; --accent: #6cb4e8 } }
-* { box-sizing: border-box }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 82rem; margin: 0 auto; padding: 1rem }
-h1 { font-size: 1.6rem; margin: .5rem 0; overflow-wrap: anywhere }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; border-bottom: 2px solid var(--accent) }
-h3 { font-size: 1rem; margin: 1.25rem 0 .5rem; overflow-wrap: anywhere }
-p, footer { color: var(--faint) }
-nav a { margin-right: 1rem; white-space: nowrap; display: inline-block; color: var(--accent) }
-.grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)) }
-.card { border: 1px solid var(--line); border-radius: .5rem; padding: .25rem 1rem 1rem; min-width: 0 }
-.wide { overflow-x: auto; margin-bottom: 1rem }
-table { border-collapse: collapse; font-size: .8125rem }
-th, td { text-align: left; vertical-align: top; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line) }
-thead th { vertical-align: bottom; color: var(--faint); font-weight: 600; line-height: 1.25 }
-.figures td { white-space: nowrap; font-variant-numeric: tabular-nums }
-.figures td.long { white-space: normal; min-width: 18rem }
-.figures .number { text-align: right }
-.facts { width: 100% }
-.facts th { width: 1%; color: var(--faint); font-weight: 400; white-space: nowrap }
-.facts td { overflow-wrap: anywhere }
-figure { margin: 0; min-width: 0 }
-figure svg { width: 100%; height: auto; max-width: 34rem; display: block }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); border-radius: .4rem; padding: .75rem; font-size: .8rem; max-height: 24rem; overflow-y: auto }
-summary { cursor: pointer; color: var(--accent); margin: .5rem 0 }
-"""  # noqa: E501
 # a sample may hold any character: those that a page cannot hold are shown by their pictures
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
-_VOID = {"input"}  # elements that have no end
-_LONG = 40  # signs of a cell that is broken into lines
 _NUMBER = re.compile(r"((<=|=) )?(-?[\d,.]+(e[+-]\d+)?|-?inf|nan)( \+- \S+)?")
 _SIGNS = {"+-": "±", "<=": "≤", ">=": "≥"}
+
+
+def render(package: str, template: str, **values: Any) -> str:
+    """Returns the page of a template in `assets/` of a package, which every value enters escaped.
+
+    Templates extend `sedd_jax.display:document.html`, which inlines the styles and scripts they
+    name. A name without a package means an asset of `package`; of another, it is
+    "PACKAGE:NAME". A value that is not defined is an error.
+
+    Args:
+      package: the dotted name of the package, `__package__` of the caller.
+      template: the name of the template.
+      **values: what the template shows.
+    """
+    return _environment(package).get_template(template).render(values)
+
+
+@functools.cache
+def _environment(package):
+    asset = functools.partial(_asset, package)
+
+    def inlined(names: Iterable[str]) -> Markup:
+        return Markup("".join(map(asset, names)))
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_drawable,
+        trim_blocks=True,
+    )
+    environment.globals |= {"inlined": inlined, "svg": lambda plot: Markup(inline_svg(plot))}
+    environment.filters |= {
+        "numeric_columns": _numeric_columns,
+        "sha256": _sha256,
+        "shown": shown,
+        "typeset": _typeset,
+    }
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    return environment
+
+
+def _asset(package, name):
+    owner, _, file = name.rpartition(":")
+    return (importlib.resources.files(owner or package) / "assets" / file).read_text("utf-8")
+
+
+def _drawable(value):
+    return value.translate(_CONTROLS) if type(value) is str else value
+
+
+def _sha256(text):
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _typeset(text):
+    for plain, sign in _SIGNS.items():
+        text = text.replace(plain, sign)
+    return text
+
+
+def _numeric_columns(table: Table) -> list[bool]:
+    """Says of each column whether it holds numbers, perhaps with their errors or missing."""
+
+    def is_number(value):
+        return not isinstance(value, str) or bool(_NUMBER.fullmatch(value))
+
+    return [
+        all(map(is_number, column)) and any(it is not None for it in column)
+        for column in zip(*table.rows, strict=True)
+    ]
+
+
+_VOID = {"input"}  # elements that have no end
+_LONG = 40  # signs of a cell that is broken into lines
 
 
 class Html(str):
@@ -83,7 +134,7 @@ def document(title: str, *body: Html, style: str = "", script: str = "") -> str:
 
     A page with a program runs no other, and asks nobody but the server it came from.
     """
-    styles = _STYLE + style
+    styles = _asset(__package__, "page.css") + style
     programs = [element("script", Html(script))] if script else []
     head = element(
         "head",
@@ -168,12 +219,6 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Html:
 
 def _wide(table):
     return element("div", table, class_="wide")
-
-
-def _typeset(text):
-    for plain, sign in _SIGNS.items():
-        text = text.replace(plain, sign)
-    return text
 
 
 def drawing(plot: Plot) -> Html:
