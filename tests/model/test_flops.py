@@ -13,6 +13,12 @@ STATES, LENGTH = 128, 24  # as many states as columns: no padding to count
 SIZES = {"hidden_size": 48, "num_blocks": 3, "num_states": STATES}
 
 
+def jaxprs_in(eqn):
+    """The jaxprs among the parameters of an equation, as of a scan or a jitted function."""
+    leaves = jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns"))
+    return [leaf for leaf in leaves if hasattr(leaf, "eqns")]
+
+
 def product_flops(jaxpr):
     """FLOPs of the matrix products of a jaxpr, those of a scan's body once for every turn."""
     total = 0
@@ -22,7 +28,7 @@ def product_flops(jaxpr):
             depth = math.prod(eqn.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * depth * eqn.outvars[0].aval.size
         assert eqn.primitive.name != "while", "the number of turns is not known"
-        inner = sum(product_flops(each) for each in jax.core.jaxprs_in_params(eqn.params))
+        inner = sum(map(product_flops, jaxprs_in(eqn)))
         total += inner * eqn.params.get("length", 1) if eqn.primitive.name == "scan" else inner
     return total
 

@@ -1,0 +1,388 @@
+"""Does the quick test suite notice a mistake in the maths? One textual mutation at a time.
+
+Every mutation turns a right formula into a wrong one, in a copy of the tree, and runs the tests of
+the quick suite that should fail. A mutation that survives is a claim that nothing proves.
+
+    python -m benchmarks.mutations                # all of them: 10 to 20 minutes on 2 cores
+    python -m benchmarks.mutations --list
+    python -m benchmarks.mutations --only=12 --only=34
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parents[1]
+COPIED = ("sedd_jax", "configs", "tests", "examples", "launch", "docs", "benchmarks")
+FILES = ("pyproject.toml", "setup.py", "README.md", "CHANGELOG.md")
+
+
+class Mutation(NamedTuple):
+    """A mistake in one line.
+
+    Attributes:
+      path: of the module, from `sedd_jax/` on.
+      old: text that occurs exactly once in it.
+      new: what replaces it.
+      tests: paths of the tests that should fail, from `tests/` on.
+    """
+
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def mutations_of(path: str, tests: str, *pairs: tuple[str, str]) -> list[Mutation]:
+    """Returns the mutations of one module: (old, new) pairs, caught by the same tests.
+
+    Args:
+      path: of the module, from `sedd_jax/` on.
+      tests: paths from `tests/` on, separated by blanks.
+      pairs: right and wrong texts.
+    """
+    return [Mutation(path, old, new, tuple(tests.split())) for old, new in pairs]
+
+
+MUTATIONS = [
+    *mutations_of(
+        "diffusion/noise.py",
+        "diffusion/test_noise.py",
+        ("-jnp.log1p(-moved * t)", "-jnp.log1p(-(1 - eps / 2) * t)"),
+        ("return moved / (1 - moved * t)", "return 1 / (1 - moved * t)"),
+        ("(1 - t) * log_min + t * log_max", "t * log_min + (1 - t) * log_max"),
+        ("sigma(t) * (log_max - log_min)", "sigma(t) * log_max"),
+    ),
+    *mutations_of(
+        "diffusion/graph.py",
+        "diffusion/test_graph.py diffusion/test_tweedie.py",
+        ("self._limit_per_row(x) - self._one_hot(x)", "self._limit_per_row(x)"),
+        ("return self.limit[x][..., None] -", "return self._limit_per_row(x) -"),
+        ("+ moved * self._limit_per_row(x)", "+ sigma * self._limit_per_row(x)"),
+        ("+ moved * self.limit[x][..., None]", "+ moved * self._limit_per_row(x)"),
+        ("* score - jnp.expm1(sigma) * redrawn", "* score + jnp.expm1(-sigma) * redrawn"),
+        ("-jnp.expm1(-align(sigma, x0.ndim))", "-jnp.expm1(-align(sigma / 2, x0.ndim))"),
+        ("* token / self.num_tokens", "* token / self.num_states"),
+        ("return 1 / self.num_states", "return 1 / (self.num_states - 1)"),
+    ),
+    *mutations_of(
+        "diffusion/score_entropy.py",
+        "diffusion/test_score_entropy.py diffusion/test_score.py diffusion/test_conversions.py",
+        ("stayed, 0) + moved * graph.limit[xt]", "stayed, 0) + graph.limit[xt]"),
+        ("(stayed + moved * graph.limit_of_token) / likelihood", "stayed / likelihood"),
+        ("xlogy(r, r) - r for r", "xlogy(r, r) for r"),
+        ("ratio * log_score + constant", "ratio * jnp.exp(log_score) + constant"),
+        ("(states != target.xt[..., None]) & (", "(states >= 0) & ("),
+        ("+ xlogy(ratio, ratio) - ratio", "+ xlogy(ratio, ratio)"),
+        ("graph.noised_guess(sigma)", "graph.noised_guess(2 * sigma)"),
+        ("(order_key, grid % 1)", "(order_key, jnp.minimum(grid, 1))"),
+        ("t_min + (1 - t_min) * sample_quantiles", "t_min + sample_quantiles"),
+        ("return v**2 * (3 - 2 * v)", "return v**3 * (3 - 2 * v)"),
+    ),
+    *mutations_of(
+        "diffusion/importance.py",
+        "diffusion/test_importance.py",
+        ("* mean / mean.mean() + FLOOR", "* mean / mean.mean()"),
+        ("bernoulli(chance_key, p * a / mean)", "bernoulli(chance_key, p)"),
+        ("(count * a + (length - count) * b)", "(count * a)"),
+        ("1 / (density * jnp.where(tilt > 0, tilt, 1))", "1 / jnp.where(tilt > 0, tilt, 1)"),
+        ("mean = p * moved + (1 - p) * other", "mean = moved + other"),
+    ),
+    *mutations_of(
+        "diffusion/categorical.py",
+        "diffusion/test_categorical.py",
+        ("(low.astype(jnp.float32) + 0.5) * 2.0**-32", "(low.astype(jnp.float32) * 0 + 0.5)"),
+        ("-jnp.log(-jnp.log1p(-u))", "-jnp.log(-jnp.log(u))"),
+        ("weights / weights.sum(-1, keepdims=True)", "weights / weights.max(-1, keepdims=True)"),
+        ("away = jnp.where(at_xt, 0, weights)", "away = weights"),
+        ("leave / (leave + stay)", "leave"),
+    ),
+    *mutations_of(
+        "diffusion/score.py",
+        "diffusion/test_score.py",
+        ("* (score - cut))", "* score)"),
+        ("dtype=bool), 0, score).sum(-1)", "dtype=bool), 1, score).sum(-1)"),
+        ("return target.weight * terms.sum(-1)", "return terms.sum(-1)"),
+    ),
+    *mutations_of(
+        "diffusion/reverse.py",
+        "diffusion/test_reverse.py diffusion/test_score.py diffusion/test_tweedie.py",
+        ("graph.transposed_rate(xt) * score", "graph.rate(xt) * score"),
+        ("stay=1 - rate * total", "stay=1 - rate"),
+        ("(1 - limit - limit * total)", "(1 - limit * total)"),
+        ("graph.limit_of_token * (1 + total)", "graph.limit_of_token * total"),
+        ("jnp.exp(-delta) + moved * limit", "jnp.exp(-delta)"),
+        ("scale=growth * limit", "scale=moved * limit"),
+        ("xt < graph.num_tokens", "xt <= graph.num_tokens"),
+        ("noise.dsigma(t) * (t - t_next)", "noise.dsigma(t_next) * (t - t_next)"),
+        ("noise.sigma(t) - noise.sigma(t_next)", "noise.dsigma(t) * (t - t_next)"),
+        ("state.xt] > 0) & ~clamp.held", "state.xt] > 0) & clamp.held"),
+    ),
+    *mutations_of(
+        "diffusion/tweedie.py",
+        "diffusion/test_tweedie.py",
+        ("staggered_score(graph, score, delta_sigma) * likelihood", "score * likelihood"),
+        ("tweedie_probs(graph, xt, score, sigma)[", "tweedie_probs(graph, xt, score, sigma / 2)["),
+    ),
+    *mutations_of(
+        "diffusion/first_hitting.py",
+        "diffusion/test_first_hitting.py",
+        ("hit = u * masked[0]", "hit = u"),
+        ("jnp.maximum(-jnp.log1p(-hit), sigmas[-1])", "jnp.maximum(hit, sigmas[-1])"),
+        ("stay=jnp.zeros_like(total)", "stay=jnp.ones_like(total)"),
+        ("jnp.searchsorted(-masked[1:], -hit)", "jnp.searchsorted(-masked, -hit)"),
+    ),
+    *mutations_of(
+        "diffusion/temperature.py",
+        "diffusion/test_temperature.py",
+        ("keepdims=True)) / self.temperature", "keepdims=True)) * self.temperature"),
+        ("before < top_p * mass[..., -1:]", "mass < top_p * mass[..., -1:]"),
+    ),
+    *mutations_of(
+        "diffusion/loss.py",
+        "test_golden.py diffusion/test_conversions.py diffusion/test_importance.py",
+        ("return noise.dsigma(t) * entropy.sum(-1)", "return entropy.sum(-1)"),
+        ("draw.weight * noise.dsigma(draw.t) / len(x0)", "noise.dsigma(draw.t) / len(x0)"),
+    ),
+    *mutations_of(
+        "model/vocab_head.py",
+        "model/test_vocab_head.py",
+        ("jnp.where(chunk.fresh[None], terms, 0)", "jnp.where(chunk.real[None], terms, 0)"),
+        ("+ low.astype(jnp.float32).sum(0)", "+ 2 * low.astype(jnp.float32).sum(0)"),
+        ("span.first_state + start + column", "span.first_state + column"),
+        ("out + table.bias[column]", "out"),
+        ("jnp.log(stay + step.scale * masses.sum(-1))", "jnp.log(step.scale * masses.sum(-1))"),
+        ("(chunk.states[None] != rows.xt[:, None])", "(chunk.states[None] >= 0)"),
+        ("jnp.maximum(score - cut[:, None], 0)", "score"),
+        ("step.scale * masses.sum(-1), step.stay", "masses.sum(-1), step.stay"),
+        ("(jax.random.fold_in)(keys[row], position)", "(jax.random.fold_in)(keys[row], row)"),
+        ("return x if axis is None else jax.lax.psum(x, axis)", "return x"),
+    ),
+    *mutations_of(
+        "model/tiles.py",
+        "model/test_vocab_head.py",
+        ("self.bias[None] - shift[:, None]", "self.bias[None] + shift[:, None]"),
+        ("(states < self.num_states) & (column < self.columns)", "(column < self.columns)"),
+    ),
+    *mutations_of(
+        "model/attention.py",
+        "model/test_attention.py",
+        ("logits * width**-0.5", "logits * width**-0.25"),
+        ("jnp.tri(length, dtype=bool)", "jnp.tri(length, k=1, dtype=bool)"),
+        ("jnp.where(seen[:, None], logits, -jnp.inf)", "jnp.where(seen[:, None], logits, 0)"),
+    ),
+    *mutations_of(
+        "model/rotary.py",
+        "model/test_rotary.py test_golden.py",
+        ("second * cos + first * sin", "second * cos - first * sin"),
+        ("jnp.arange(0, head_dim, 2) / head_dim", "jnp.arange(0, head_dim, 2) / (head_dim - 2)"),
+    ),
+    *mutations_of(
+        "model/transformer.py",
+        "model/test_transformer.py test_golden.py",
+        ("(1 if scale is None else 1 + scale)", "(1 if scale is None else scale)"),
+        ("jax.lax.rsqrt(variance + 1e-5)", "jax.lax.rsqrt(variance + 1e-3)"),
+        ("x + gate_a * dropout(", "x + dropout("),
+        ("shift_m, scale_m, gate_m = jnp", "scale_m, shift_m, gate_m = jnp"),
+        ("jnp.float32(1 / (1 - _dropped(rate) / 2**16))", "jnp.float32(1)"),
+        ("[jnp.cos(angles), jnp.sin(angles)]", "[jnp.sin(angles), jnp.cos(angles)]"),
+        ("d - d.mean(-1, keepdims=True)", "d"),
+        ("nnx.silu(self.outer(", "(self.outer("),
+        ("approximate=True", "approximate=False"),
+        (
+            "(self.modulation(cond)[:, None], -2, 0)",
+            "(self.modulation(cond)[:, None], -2, 0)[::-1]",
+        ),
+    ),
+    *mutations_of(
+        "model/score_model.py",
+        "model/test_score_model.py test_golden.py",
+        ("jnp.log(config.num_states - 1.0)", "jnp.log(config.num_states * 1.0)"),
+        ("jnp.where(at_xt, 0, log_score)", "log_score"),
+        ("shift = jnp.broadcast_to(log_norm", "shift = -jnp.broadcast_to(log_norm"),
+    ),
+    *mutations_of(
+        "model/causal.py",
+        "model/test_autoregressive.py inference/test_autoregressive.py",
+        ("jnp.arange(keys.shape[1]) <= position", "jnp.arange(keys.shape[1]) <= position + 1"),
+        ("return jnp.log(total) + top - wanted", "return jnp.log(total) - wanted"),
+    ),
+    *mutations_of(
+        "inference/likelihood.py",
+        "inference/test_bound.py verification/exact/test_likelihood.py",
+        ("freedom = (draws - 1) / draws", "freedom = draws"),
+        ("self.nats.mean(0).sum() / self.", "self.nats.sum() / self."),
+    ),
+    *mutations_of(
+        "inference/bound.py",
+        "inference/test_bound.py verification/exact/test_likelihood.py",
+        ("nats *= 1 - t_min", "nats *= 1 + t_min"),
+        ("nats + prior * count + np.stack(final)", "nats + np.stack(final)"),
+        ("rows, axis=1)), draws * weight", "rows, axis=1)), np.ones(draws)"),
+        ("jax.random.fold_in(noise_key, draw), unit[draw]", "noise_key, unit[draw]"),
+    ),
+    *mutations_of(
+        "inference/estimate.py",
+        "inference/test_bound.py verification/exact/test_likelihood.py",
+        ("return draw.weight * dwdse_loss(", "return dwdse_loss("),
+        ("jnp.broadcast_to(noise.sigma(t_min), x0", "jnp.broadcast_to(noise.sigma(4 * t_min), x0"),
+    ),
+    *mutations_of(
+        "inference/batches.py",
+        "inference/test_generate.py inference/test_sliding.py inference/test_bound.py",
+        ("fold_in, (None, 0))(key, rows)", "fold_in, (None, 0))(key, rows // 2)"),
+        ("fold_in, (0, None))(keys, number)", "fold_in, (0, None))(keys, 0 * number)"),
+    ),
+    *mutations_of(
+        "inference/generator.py",
+        "inference/test_generate.py verification/exact/test_scores.py",
+        ("jax.vmap(jax.random.fold_in, (0, None))(keys, index)", "keys"),
+        ("jnp.linspace(1.0, t_min, steps + 1)", "jnp.linspace(1.0, 0.5, steps + 1)"),
+    ),
+    *mutations_of(
+        "inference/conditioning.py",
+        "inference/test_conditioning.py",
+        ("state.log_weight + of_rows.log_prob", "state.log_weight"),
+        ("jnp.arange(count) + categorical.uniform(key, ())", "jnp.arange(count) + 0.5"),
+        ("jnp.where(poor, 0, log_weight)", "log_weight"),
+    ),
+    *mutations_of(
+        "training/step.py",
+        "training/test_step.py",
+        ("jax.random.fold_in(key, state.step)", "key"),
+        ("in_row=jnp.where(finite, 0,", "in_row=jnp.where(finite, state.skipped.in_row,"),
+        ("jnp.isfinite(loss) & jnp.isfinite(grad_norm)", "jnp.isfinite(loss)"),
+        ("count = step - skipped.total", "count = step"),
+        ("jax.tree.map(lambda x: x / count, total)", "total"),
+    ),
+    *mutations_of(
+        "training/optim.py",
+        "training/test_optim.py test_golden.py",
+        ("(count + 1) / config.warmup_steps", "count / config.warmup_steps"),
+        ("jnp.minimum(decay, (1 + count) / (10 + count))", "decay"),
+        ("optax.clip_by_global_norm(config.clip_norm)", "optax.clip(config.clip_norm)"),
+        ('in ("kernel", "table")', 'in ("kernel", "table", "bias")'),
+        ("jnp.minimum(size + noise, 0x7F7FFFFF)", "jnp.minimum(size + 0x8000, 0x7F7FFFFF)"),
+        ("b1=config.beta1, b2=config.beta2", "b1=config.beta2, b2=config.beta1"),
+        ("0.5 * (1 + jnp.cos(jnp.pi * progress))", "(1 - progress)"),
+    ),
+    *mutations_of(
+        "data/pipeline.py",
+        "data/test_pipeline.py",
+        ("stream.places(step * batch_size + rows)", "stream.places(step + rows)"),
+        ("numbers, positions // len(self.blocks)", "numbers, positions // (len(self.blocks) + 1)"),
+        ("np.arange(count) * len(blocks) // count", "np.arange(count)"),
+        ("[seed, epoch]).generate_state", "[seed, 0]).generate_state"),
+    ),
+    *mutations_of(
+        "data/token_blocks.py",
+        "data/test_blocks.py data/test_pipeline.py",
+        ("row[before_end:], 0)", "row[before_end:], start)"),
+        ("(numbers[own] - first) * len(part) // (stop - first)", "numbers[own] - first"),
+    ),
+]
+
+
+class Workplace:
+    """A copy of the tree in which one module at a time is wrong."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._root = folder / "tree"
+        self._root.mkdir()
+        for name in COPIED:
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, self._root / name, ignore=ignored)
+        for name in FILES:
+            shutil.copy(ROOT / name, self._root / name)
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+        path = {"PYTHONPATH": str(self._root), "PYTHONDONTWRITEBYTECODE": "1"}
+        self._environment = os.environ | cache | path
+
+    def fails(self, tests: tuple[str, ...]) -> bool:
+        """Returns whether one of the tests fails.
+
+        Raises:
+          RuntimeError: pytest ends otherwise, as where the tests cannot be collected.
+        """
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
+        paths = [f"tests/{path}" for path in tests]
+        process = subprocess.run(
+            [*command, *paths],
+            cwd=self._root,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+        )
+        if process.returncode not in (0, 1):
+            raise RuntimeError(f"pytest ended with {process.returncode}:\n{process.stdout[-2000:]}")
+        return process.returncode == 1
+
+    def check(self, tests: set[str]) -> None:
+        """Raises RuntimeError unless the tests pass without a mutation."""
+        if self.fails(tuple(sorted(tests))):
+            raise RuntimeError("The tests fail without a mutation: mend them first.")
+
+    def catches(self, mutation: Mutation) -> bool:
+        """Returns whether the tests of a mutation fail under it."""
+        module = self._root / "sedd_jax" / mutation.path
+        right = module.read_text()
+        module.write_text(right.replace(mutation.old, mutation.new))
+        try:
+            return self.fails(mutation.tests)
+        finally:
+            module.write_text(right)
+
+
+def faults(mutations: list[Mutation]) -> list[str]:
+    """Returns what is wrong with the list itself: texts that are not there once, missing tests."""
+    found = []
+    for number, mutation in enumerate(mutations):
+        module = ROOT / "sedd_jax" / mutation.path
+        times = module.read_text().count(mutation.old) if module.is_file() else 0
+        if times != 1:
+            found.append(f"{number}: {mutation.old!r} occurs {times} times in {mutation.path}")
+        missing = [path for path in mutation.tests if not (ROOT / "tests" / path).exists()]
+        found += [f"{number}: tests/{path} is not there" for path in missing]
+    return found
+
+
+def main() -> int:
+    """Runs the mutations and prints which of them are caught."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", type=int, action="append", help="number of a mutation to run")
+    parser.add_argument("--list", action="store_true", help="print the mutations and run none")
+    arguments = parser.parse_args()
+    wrong = faults(MUTATIONS)
+    if wrong:
+        print(*wrong, sep="\n", file=sys.stderr)
+        return 2
+    chosen = range(len(MUTATIONS)) if arguments.only is None else arguments.only
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        workplace = Workplace(pathlib.Path(folder))
+        if not arguments.list:
+            workplace.check({test for number in chosen for test in MUTATIONS[number].tests})
+        for number in chosen:
+            mutation = MUTATIONS[number]
+            line = f"{number:3} {mutation.path}: {mutation.old}  ->  {mutation.new}"
+            if arguments.list:
+                print(line)
+                continue
+            start = time.perf_counter()
+            caught = workplace.catches(mutation)
+            survivors += [] if caught else [number]
+            seconds = time.perf_counter() - start
+            print(f"{'caught  ' if caught else 'SURVIVED'} {seconds:4.0f} s {line}", flush=True)
+    if not arguments.list:
+        print(f"{len(chosen) - len(survivors)} of {len(chosen)} caught; survivors: {survivors}")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
