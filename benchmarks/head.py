@@ -23,7 +23,8 @@ from benchmarks.measure import (
 )
 from benchmarks.shapes import SHAPES, compiled_head
 from sedd_jax.experiment import cli
-from sedd_jax.model.tiles import Table, padded
+from sedd_jax.model.config import padded
+from sedd_jax.model.tiles import Table
 
 _SHAPE = flags.DEFINE_enum("shape", "head_heavy", list(SHAPES), "Sizes, as in training_step.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Calls of each that count.")

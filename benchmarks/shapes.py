@@ -9,9 +9,10 @@ from sedd_jax.diffusion.score import DenseScore
 from sedd_jax.diffusion.score_entropy import target
 from sedd_jax.experiment.build import Components, build_components
 from sedd_jax.experiment.config import Config, ModelConfig, TrainConfig
+from sedd_jax.model.config import padded
 from sedd_jax.model.placement import ANYWHERE
 from sedd_jax.model.score_model import dense_model
-from sedd_jax.model.tiles import Table, padded, tiling_for
+from sedd_jax.model.tiles import Table, tiling_for
 from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
 
 

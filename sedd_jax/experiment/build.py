@@ -11,9 +11,9 @@ from sedd_jax.diffusion.importance import Proposal, guess_proposal, plain_propos
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.experiment.config import Config, ModelConfig, NoiseConfig
 from sedd_jax.model.autoregressive import CausalModel, causal_model
+from sedd_jax.model.config import TransformerConfig
 from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.score_model import ScoreModel, score_model
-from sedd_jax.model.transformer import TransformerConfig
 
 
 class Components(NamedTuple):
@@ -60,23 +60,16 @@ def build_components(
         return Baseline(vocab_size, causal_model(_sizes(config, vocab_size, placement), placement))
     graph = graphs.GRAPHS[config.graph](vocab_size)
     sizes = _sizes(config, graph.num_states, placement)
-    model = score_model(sizes, scale_by_sigma=config.model.scale_by_sigma, placement=placement)
-    return Components(graph, build_noise(config.noise), model)
+    return Components(graph, build_noise(config.noise), score_model(sizes, placement))
 
 
 def _sizes(config, num_states, placement):
     model, causal = config.model, config.family == "autoregressive"
     return TransformerConfig(
+        model,
         num_states=num_states,
-        hidden_size=model.hidden_size,
-        cond_dim=0 if causal else model.cond_dim,
-        num_blocks=model.num_blocks,
-        num_heads=model.num_heads,
-        dropout=model.dropout,
         dtype=compute_dtype(model.dtype, placement.platform),
         max_length=model.length if causal or model.learned_positions else None,
-        attention=model.attention,
-        remat=model.remat,
         unroll=unrolled(model, placement),
     )
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.errors import BadInput
+from sedd_jax.model.config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,24 +23,6 @@ class NoiseConfig:
     eps: float = 1e-3  # loglinear: probability that a token is unmoved at t = 1
     sigma_min: float = 1e-4  # geometric: total noise at t = 0 ...
     sigma_max: float = 20.0  # ... and at t = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """The network; the default is SEDD small."""
-
-    hidden_size: int = 768
-    cond_dim: int = 128
-    num_blocks: int = 12
-    num_heads: int = 12
-    length: int = 1024  # tokens per sequence
-    dropout: float = 0.1
-    scale_by_sigma: bool = True  # absorb only: output relative to a uniform guess
-    learned_positions: bool = False  # absolute positions beside the rotary ones; published: no
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # auto: by device and shape
-    remat: Literal["none", "products", "blocks"] = "products"  # what to keep of a block
-    unroll: Literal["auto", "yes", "no"] = "auto"  # a program without a loop over blocks; on GPUs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +105,7 @@ class Config:
     family: Literal["diffusion", "autoregressive"] = "diffusion"
     graph: Literal["absorb", "uniform"] = "absorb"
     noise: NoiseConfig = NoiseConfig()
-    model: ModelConfig = ModelConfig()
+    model: ModelConfig = ModelConfig()  # noqa: RUF009 - frozen
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()

@@ -14,10 +14,11 @@ from jaxtyping import Array, Float, Int, Key
 from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.model.attention import attention_for
 from sedd_jax.model.causal import CausalBlock, FinalNorm, attend_to_cache, outputs, token_nll
+from sedd_jax.model.config import TransformerConfig
 from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.sharding import gathered, layout
 from sedd_jax.model.stack import Params, build, structure, through_blocks, used
-from sedd_jax.model.transformer import Embedding, TransformerConfig
+from sedd_jax.model.transformer import Embedding
 
 INIT_STD = 0.02  # of GPT-2
 
@@ -72,20 +73,20 @@ def causal_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> 
     states, start = config.num_states, config.num_states - 1
     modules = {"embedding": Embedding, "blocks": CausalBlock, "head": FinalNorm}
     structures = {name: structure(module, config) for name, module in modules.items()}
-    attention = attention_for(config.attention, placement, causal=True)
+    attention = attention_for(config.model.attention, placement, causal=True)
 
     def merged(name, params):
         return nnx.merge(structures[name], params)
 
     def shapes(key):
         params = {name: build(modules[name], config, key) for name in ("embedding", "head")}
-        keys = jax.random.split(key, config.num_blocks)
+        keys = jax.random.split(key, config.model.num_blocks)
         return params | {"blocks": jax.vmap(lambda k: build(CausalBlock, config, k))(keys)}
 
     def init(key):
         leaves, tree = jax.tree.flatten(jax.eval_shape(shapes, key))
         keys = jax.random.split(key, len(leaves))
-        starts = functools.partial(_start, num_blocks=config.num_blocks)
+        starts = functools.partial(_start, num_blocks=config.model.num_blocks)
         return jax.tree.map_with_path(starts, tree.unflatten(leaves), tree.unflatten(keys))
 
     def outer(params):
@@ -149,8 +150,8 @@ def causal_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> 
             raise ValueError(
                 f"The network has learned {config.max_length} positions, got {length}."
             )
-        heads = config.num_heads, config.hidden_size // config.num_heads
-        empty = jnp.zeros((config.num_blocks, batch, length, *heads), config.dtype)
+        heads = config.model.num_heads, config.model.hidden_size // config.model.num_heads
+        empty = jnp.zeros((config.model.num_blocks, batch, length, *heads), config.dtype)
         return Cache(empty, empty)
 
     def decode(

@@ -12,10 +12,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.model.attention import Attention
+from sedd_jax.model.config import TransformerConfig
 from sedd_jax.model.transformer import (
     Dense,
     LayerNorm,
-    TransformerConfig,
     dropout,
     dropout_masks,
     gelu,
@@ -30,7 +30,7 @@ class CausalBlock(nnx.Module):
     """Pre-norm attention and MLP."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        size, heads = config.hidden_size, config.num_heads
+        size, heads = config.model.hidden_size, config.model.num_heads
         per_head = (heads, size // heads)
         self.config = config
         self.attention_norm = LayerNorm(config, rngs=rngs, use_bias=True)
@@ -55,7 +55,7 @@ class CausalBlock(nnx.Module):
         self, x: Float[Array, "B L D"], attended: Heads, dropout_key: Key[Array, ""] | None
     ) -> Float[Array, "B L D"]:
         """Returns the block's answer, given what attention makes of its `heads`."""
-        rate = self.config.dropout
+        rate = self.config.model.dropout
         stay_a, stay_m = dropout_masks(dropout_key, rate, x.shape)
         x = x + dropout(self.attention_out(attended), rate, stay_a)
         h = self.mlp_in(self.mlp_norm(x).astype(self.config.dtype))

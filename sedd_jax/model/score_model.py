@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.diffusion.score import DenseScore, Score
+from sedd_jax.model.config import TransformerConfig
 from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.rotary import rotary_attention_for, rotary_tables
 from sedd_jax.model.sharding import gathered, layout
@@ -19,7 +20,6 @@ from sedd_jax.model.transformer import (
     Embedding,
     Head,
     SigmaEmbedding,
-    TransformerConfig,
 )
 from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
 
@@ -52,21 +52,19 @@ def dense_model(init: Callable, apply: Callable) -> ScoreModel:
     return ScoreModel(init, apply, score)
 
 
-def score_model(
-    config: TransformerConfig, *, scale_by_sigma: bool, placement: Placement = ANYWHERE
-) -> ScoreModel:
+def score_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> ScoreModel:
     """Builds the score network of the paper.
 
     Args:
-      config: sizes; `config.num_states` is that of the graph.
-      scale_by_sigma: subtract log expm1(sigma) + log(V - 1) from the output, so that a zero output
-        is the ratio of a uniform guess under the absorbing graph (Appendix C.1).
+      config: settings; `num_states` is that of the graph. With `scale_by_sigma` the output less
+        log expm1(sigma) + log(V - 1) is the log-score, so that a zero output is the ratio of a
+        uniform guess under the absorbing graph (Appendix C.1).
       placement: how activations lie on the devices.
     """
     modules = {"embedding": Embedding, "sigma": SigmaEmbedding, "head": Head}
     structures = {name: structure(module, config) for name, module in modules.items()}
     block_structure = structure(Block, config)
-    attention = rotary_attention_for(config.attention, placement)
+    attention = rotary_attention_for(config.model.attention, placement)
 
     def init(key):
         outer_key, blocks_key = jax.random.split(key)
@@ -75,7 +73,7 @@ def score_model(
             name: build(module, config, k)
             for (name, module), k in zip(modules.items(), keys, strict=True)
         }
-        block_keys = jax.random.split(blocks_key, config.num_blocks)
+        block_keys = jax.random.split(blocks_key, config.model.num_blocks)
         params["blocks"] = jax.vmap(lambda k: build(Block, config, k))(block_keys)
         return params
 
@@ -85,7 +83,7 @@ def score_model(
         embedding, sigma_embedding, head = (
             nnx.merge(structures[name], outer[name]) for name in modules
         )
-        rotary = rotary_tables(xt.shape[1], config.hidden_size // config.num_heads)
+        rotary = rotary_tables(xt.shape[1], config.model.hidden_size // config.model.num_heads)
         cond = sigma_embedding(sigma)
 
         def layer(block_params, x, block_key):
@@ -96,7 +94,7 @@ def score_model(
         return head, x, cond
 
     def log_normaliser(sigma):
-        if not scale_by_sigma:
+        if not config.model.scale_by_sigma:
             return jnp.zeros_like(sigma)
         return jnp.log(jnp.expm1(sigma)) + jnp.log(config.num_states - 1.0)
 

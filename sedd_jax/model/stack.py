@@ -10,9 +10,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from sedd_jax.model.attention import KEPT
+from sedd_jax.model.config import TransformerConfig
 from sedd_jax.model.placement import Placement
 from sedd_jax.model.sharding import gathered
-from sedd_jax.model.transformer import TransformerConfig
 
 Params = dict[str, Any]
 GATHERED = "gathered"  # weights that lie in parts, brought together for use
@@ -77,11 +77,11 @@ def through_blocks(
         x = layer(used(block_params, config, placement), x, block_key)
         return placement.over_batch(x), None
 
-    keys = None if key is None else jax.random.split(key, config.num_blocks)
+    keys = None if key is None else jax.random.split(key, config.model.num_blocks)
     # Without a loop XLA would find that what is made again was made before, and keep it: what the
     # products are followed by is cheaper kept than made (small, H100: 42 ms a step, 46 without),
     # while all of a block is what "blocks" is there to save.
-    remat = REMAT[config.remat]
-    step = remat(step, prevent_cse=config.unroll and config.remat == "blocks")
-    turns = config.num_blocks if config.unroll else 1
+    remat = REMAT[config.model.remat]
+    step = remat(step, prevent_cse=config.unroll and config.model.remat == "blocks")
+    turns = config.model.num_blocks if config.unroll else 1
     return jax.lax.scan(step, placement.over_batch(x), (blocks, keys), unroll=turns)[0]

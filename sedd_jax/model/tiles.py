@@ -13,13 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-GROUP = 128  # columns whose masses are summed; a table is padded to a multiple of it
+from sedd_jax.model.config import COLUMN_GROUP, padded
+
 BLOCKS_OF = "blocks_of_"  # begins the names of loops over blocks of rows, in compiled programs
-
-
-def padded(num_states: int) -> int:
-    """Returns the columns of a table of `num_states` states."""
-    return -(-num_states // GROUP) * GROUP
 
 
 class Tiling(NamedTuple):
@@ -211,7 +207,7 @@ class Span(NamedTuple):
         """Folds carry = body(chunk, carry) over the table, in equal chunks of about `width`."""
         columns = table.bias.size
         chunks = max(1, round(columns / width))
-        width = -(-columns // (chunks * GROUP)) * GROUP
+        width = -(-columns // (chunks * COLUMN_GROUP)) * COLUMN_GROUP
 
         def step(carry, index):
             turn = index * width

@@ -16,49 +16,11 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.model.attention import KEPT
+from sedd_jax.model.config import TransformerConfig
 from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.rotary import RotaryAttention, Tables, xla_rotary_attention
-from sedd_jax.model.tiles import padded
 
 FREQUENCIES = 256  # width of the sinusoidal embedding of sigma
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes of the network.
-
-    Attributes:
-      num_states: V, rows of the token table and columns of the head, before padding.
-      hidden_size: D, divisible by 2 * num_heads.
-      cond_dim: width of the conditioning vector; 0 for the causal network, which has none.
-      num_blocks: number of transformer blocks.
-      num_heads: attention heads.
-      dropout: rate on the residual branches, used only where a dropout key is given.
-      dtype: type of the matrix products; parameters, norms and log-scores stay float32.
-      max_length: learn an embedding of that many absolute positions, None for none, as published.
-        Rotary attention sees only differences of positions, so without it all positions of a
-        sequence of equal tokens, of masks say, get the same answer.
-      attention: which program computes attention, see `attention_for`.
-      remat: what the backward pass computes again instead of keeping, a key of `REMAT`.
-      unroll: a program of all blocks one after another, not of a loop.
-    """
-
-    num_states: int
-    hidden_size: int
-    cond_dim: int
-    num_blocks: int
-    num_heads: int
-    dropout: float
-    dtype: jnp.dtype
-    max_length: int | None = None
-    attention: str = "auto"
-    remat: str = "none"
-    unroll: bool = False
-
-    @property
-    def padded_states(self) -> int:
-        """V rounded up to a multiple of 128."""
-        return padded(self.num_states)
 
 
 def _uniform_init(key, shape, *, fan_in):
@@ -170,8 +132,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, config, *, rngs, use_bias=False):
         del rngs  # nothing is random
-        self.scale = nnx.Param(jnp.ones(config.hidden_size))
-        self.bias = nnx.Param(jnp.zeros(config.hidden_size)) if use_bias else None
+        self.scale = nnx.Param(jnp.ones(config.model.hidden_size))
+        self.bias = nnx.Param(jnp.zeros(config.model.hidden_size)) if use_bias else None
 
     def __call__(
         self,
@@ -246,8 +208,8 @@ class SigmaEmbedding(nnx.Module):
         config = dataclasses.replace(
             config, dtype=jnp.dtype("float32")
         )  # tiny, and sigma spans decades
-        self.inner = Dense((FREQUENCIES,), (config.cond_dim,), config, rngs=rngs)
-        self.outer = Dense((config.cond_dim,), (config.cond_dim,), config, rngs=rngs)
+        self.inner = Dense((FREQUENCIES,), (config.model.cond_dim,), config, rngs=rngs)
+        self.outer = Dense((config.model.cond_dim,), (config.model.cond_dim,), config, rngs=rngs)
 
     def __call__(self, sigma: Float[Array, "B"]) -> Float[Array, "B C"]:
         return nnx.silu(self.outer(nnx.silu(self.inner(sigma_features(sigma)))))
@@ -257,7 +219,7 @@ class Block(nnx.Module):
     """Pre-norm attention and MLP, each shifted, scaled and gated by the noise (adaLN-zero)."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        size, heads = config.hidden_size, config.num_heads
+        size, heads = config.model.hidden_size, config.model.num_heads
         per_head = (heads, size // heads)
         self.config = config
         self.attention_norm = LayerNorm(config, rngs=rngs)
@@ -266,7 +228,7 @@ class Block(nnx.Module):
         self.mlp_norm = LayerNorm(config, rngs=rngs)
         self.mlp_in = Dense((size,), (4 * size,), config, rngs=rngs)
         self.mlp_out = Dense((4 * size,), (size,), config, rngs=rngs)
-        self.modulation = Dense((config.cond_dim,), (6, size), config, rngs=rngs, zero=True)
+        self.modulation = Dense((config.model.cond_dim,), (6, size), config, rngs=rngs, zero=True)
 
     def __call__(
         self,
@@ -278,7 +240,7 @@ class Block(nnx.Module):
         lengths: Int[Array, "B"] | None = None,
         placement: Placement = ANYWHERE,
     ) -> Float[Array, "B L D"]:
-        dtype, rate = self.config.dtype, self.config.dropout
+        dtype, rate = self.config.dtype, self.config.model.dropout
         per_head = self.attention_out.inputs
         stay_a, stay_m = dropout_masks(dropout_key, rate, x.shape)
         # float32 up to here, and so are the sums over positions of its gradient
@@ -305,13 +267,13 @@ class Embedding(nnx.Module):
     """The token table, padded to a multiple of 128 rows, and positions; float32 throughout."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        shape = (config.padded_states, config.hidden_size)
-        self.table = nnx.Param(_uniform_init(rngs.params(), shape, fan_in=config.hidden_size))
+        shape = (config.padded_states, config.model.hidden_size)
+        self.table = nnx.Param(_uniform_init(rngs.params(), shape, fan_in=config.model.hidden_size))
         if config.max_length is None:
             self.positions = None
         else:
-            shape = (config.max_length, config.hidden_size)
-            start = _uniform_init(rngs.params(), shape, fan_in=config.hidden_size)
+            shape = (config.max_length, config.model.hidden_size)
+            start = _uniform_init(rngs.params(), shape, fan_in=config.model.hidden_size)
             self.positions = nnx.Param(start)
 
     def __call__(self, xt: Int[Array, "B L"]) -> Float[Array, "B L D"]:
@@ -330,9 +292,9 @@ class Head(nnx.Module):
         self.config = config
         self.norm = LayerNorm(config, rngs=rngs)
         self.modulation = Dense(
-            (config.cond_dim,), (2, config.hidden_size), config, rngs=rngs, zero=True
+            (config.model.cond_dim,), (2, config.model.hidden_size), config, rngs=rngs, zero=True
         )
-        self.kernel = nnx.Param(jnp.zeros((config.hidden_size, config.padded_states)))
+        self.kernel = nnx.Param(jnp.zeros((config.model.hidden_size, config.padded_states)))
         self.bias = nnx.Param(jnp.zeros(config.padded_states))
 
     def __call__(

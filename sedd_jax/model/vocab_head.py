@@ -19,8 +19,9 @@ from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.score import Drawn, Score, StepWeightsFn
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
+from sedd_jax.model.config import COLUMN_GROUP, padded
 from sedd_jax.model.placement import Placement
-from sedd_jax.model.tiles import GROUP, Front, Span, Table, Tiling, padded
+from sedd_jax.model.tiles import Front, Span, Table, Tiling
 
 
 class Rows(NamedTuple):
@@ -127,12 +128,12 @@ class Stream:
         def chunk_step(chunk, masses):
             def block_step(block, masses):
                 weights = _weights(chunk, *block.take((rows, cut)))
-                grouped = weights.reshape(block.size, -1, GROUP).sum(-1)
-                return block.write(masses, grouped, chunk.start // GROUP)
+                grouped = weights.reshape(block.size, -1, COLUMN_GROUP).sum(-1)
+                return block.write(masses, grouped, chunk.start // COLUMN_GROUP)
 
             return front.fold(block_step, masses)
 
-        zero = jnp.zeros((front.order.size, padded(table.bias.size) // GROUP))
+        zero = jnp.zeros((front.order.size, padded(table.bias.size) // COLUMN_GROUP))
         return front.put_back(self._scan(chunk_step, zero, table, rows), active.shape)
 
     def pick(
@@ -151,12 +152,12 @@ class Stream:
         front = Front.of(jumps, (self.tiling.jumps,))
         length = jumps.shape[1]
         span, table = self._span(table, rows.hidden.dtype), table.filled()
-        groups = table.bias.size // GROUP  # of this device
+        groups = table.bias.size // COLUMN_GROUP  # of this device
         first_group = self._number_in_table() * groups
         rows, cut, masses = front.take((rows, cut, masses))
 
         def group_weights(start, row, cut):
-            chunk = span.chunk(table, start, GROUP)
+            chunk = span.chunk(table, start, COLUMN_GROUP)
             return _weights(chunk, *jax.tree.map(lambda x: x[None], (row, cut)))[0]
 
         def block_step(block, states):
@@ -166,7 +167,7 @@ class Stream:
             group = jax.vmap(categorical.categorical)(group_keys, part_masses)
             # the table may be another device's: then what is made here is dropped
             mine = (group >= first_group) & (group < first_group + groups)
-            start = jnp.where(mine, group - first_group, 0) * GROUP
+            start = jnp.where(mine, group - first_group, 0) * COLUMN_GROUP
             weights = jax.vmap(group_weights)(start, part, part_cut)
             column = jax.vmap(categorical.categorical)(state_keys, weights)
             # made anew by another product, a weight next to the cut may round to none: then stay

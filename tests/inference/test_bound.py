@@ -18,8 +18,8 @@ from sedd_jax.experiment.config import Config
 from sedd_jax.inference.estimate import estimate_bound, sequence_loss
 from sedd_jax.inference.likelihood import Bound, split_by_t
 from sedd_jax.inference.load import TrainedModel
+from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.score_model import dense_model, score_model
-from sedd_jax.model.transformer import TransformerConfig
 from sedd_jax.verification.exact.likelihood import base_law, exact_bound
 from sedd_jax.verification.exact.space import Space
 
@@ -117,15 +117,8 @@ def test_parts_of_t():
 
 
 NOISE = sedd.noise.geometric(1e-2, 6.0)
-SIZES = TransformerConfig(
-    num_states=4,
-    hidden_size=16,
-    cond_dim=8,
-    num_blocks=1,
-    num_heads=2,
-    dropout=0.0,
-    dtype=jnp.dtype("float32"),
-    max_length=5,
+SIZES = ModelConfig(
+    hidden_size=16, cond_dim=8, num_blocks=1, num_heads=2, dropout=0.0, remat="none"
 )
 
 
@@ -133,7 +126,8 @@ SIZES = TransformerConfig(
 def small(graph):
     """A network with random weights over so few sequences that its bound can be summed up."""
     graph = sedd.graph.GRAPHS[graph](3 if graph == "absorb" else 4)
-    model = score_model(SIZES, scale_by_sigma=graph.mask_id is not None)
+    sizes = dataclasses.replace(SIZES, scale_by_sigma=graph.mask_id is not None)
+    model = score_model(TransformerConfig(sizes, 4, jnp.dtype("float32"), max_length=5))
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: jnp.asarray(0.15 * rng.standard_normal(x.shape), jnp.float32),

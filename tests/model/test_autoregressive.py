@@ -13,23 +13,22 @@ from sedd_jax.experiment import mesh as sharding
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.model import causal
 from sedd_jax.model.autoregressive import causal_model
+from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.sharding import shardings
-from sedd_jax.model.transformer import TransformerConfig
 
 STATES, POSITIONS = 131, 12  # more than 128: the table has padding, and parts all of padding
 CONFIG = TransformerConfig(
+    ModelConfig(hidden_size=16, num_blocks=2, num_heads=4, dropout=0.3, remat="none"),
     num_states=STATES,
-    hidden_size=16,
-    cond_dim=0,
-    num_blocks=2,
-    num_heads=4,
-    dropout=0.3,
     dtype=jnp.dtype("float32"),
     max_length=POSITIONS,
-    attention="xla",
 )
 MODEL = causal_model(CONFIG)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def changed(**settings):
+    return dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **settings))
 
 
 @functools.cache
@@ -64,7 +63,7 @@ def written_out(params, row):
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     table = params["embedding"]["table"][:STATES]
     x = table[row] + params["embedding"]["positions"][: len(row)]
-    for i in range(CONFIG.num_blocks):
+    for i in range(CONFIG.model.num_blocks):
         block = jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"])
         h = norm(x, block["attention_norm"])
         qkv = np.einsum("ld,dchk->clhk", h, block["qkv"]["kernel"]) + block["qkv"]["bias"][:, None]
@@ -162,7 +161,7 @@ def test_likelihood_and_gradients_are_those_of_the_dense_formula(dense, monkeypa
 def test_likelihood_and_gradients_do_not_depend_on_the_mesh(dense, sizes, monkeypatch):
     monkeypatch.setattr(causal, "ROWS", 4)
     mesh = sharding.build_mesh(sizes)
-    model = causal_model(dataclasses.replace(CONFIG, remat="blocks"), sharding.placement(mesh))
+    model = causal_model(changed(remat="blocks"), sharding.placement(mesh))
     layout = shardings(random_params(), mesh)
     rows = sharding.over_batch(mesh)
     params = jax.device_put(random_params(), layout)
@@ -190,8 +189,8 @@ def test_the_cache_gives_what_the_whole_sequence_gives():
 
 
 def test_no_position_sees_a_later_one():
-    changed = tokens().at[:, 4].add(1) % STATES
-    one, other = (jax.jit(MODEL.apply)(random_params(), x) for x in (tokens(), changed))
+    other = tokens().at[:, 4].add(1) % STATES
+    one, other = (jax.jit(MODEL.apply)(random_params(), x) for x in (tokens(), other))
     np.testing.assert_array_equal(one[:, :4], other[:, :4])
     assert (np.abs(one - other)[:, 4:].max(-1) > 1e-4).all()
 
@@ -203,14 +202,14 @@ def test_dropout_is_a_function_of_the_key():
     np.testing.assert_array_equal(first, nll(params, x, key=jax.random.split(jax.random.key(0))[0]))
     assert np.abs(first - second).min() > 1e-2
     # none where no key is given: then it is the dense formula, as above
-    still = causal_model(dataclasses.replace(CONFIG, dropout=0.0))
+    still = causal_model(changed(dropout=0.0))
     np.testing.assert_array_equal(
         jax.jit(still.nll)(params, x, key=jax.random.key(0)), jax.jit(MODEL.nll)(params, x)
     )
 
 
 def test_the_start_is_gpt_2_s():
-    wide = dataclasses.replace(CONFIG, hidden_size=64, num_blocks=8)
+    wide = changed(hidden_size=64, num_blocks=8)
     params = jax.jit(causal_model(wide).init)(jax.random.key(0))
     assert not any(np.any(params["blocks"][name]["bias"]) for name in ("qkv", "mlp_in", "mlp_out"))
     assert (params["blocks"]["mlp_norm"]["scale"] == 1).all()

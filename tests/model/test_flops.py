@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -5,12 +6,13 @@ import jax.numpy as jnp
 import pytest
 
 from sedd_jax.model.autoregressive import causal_model
+from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.flops import forward_flops
 from sedd_jax.model.score_model import score_model
-from sedd_jax.model.transformer import TransformerConfig
 
 STATES, LENGTH = 128, 24  # as many states as columns: no padding to count
-SIZES = {"hidden_size": 48, "num_blocks": 3, "num_states": STATES}
+SIZES = {"hidden_size": 48, "num_blocks": 3}
+FLOPS = functools.partial(forward_flops, **SIZES, num_states=STATES, length=LENGTH)
 
 
 def jaxprs_in(eqn):
@@ -33,20 +35,19 @@ def product_flops(jaxpr):
     return total
 
 
-def sizes(**options):
-    return TransformerConfig(
-        **SIZES, num_heads=4, dropout=0.1, dtype=jnp.dtype("float32"), attention="xla", **options
-    )
+def sizes(max_length=None):
+    model = ModelConfig(**SIZES, cond_dim=16, num_heads=4, remat="none")
+    return TransformerConfig(model, STATES, jnp.dtype("float32"), max_length)
 
 
 @pytest.fixture(scope="module")
 def network():
-    model = score_model(sizes(cond_dim=16), scale_by_sigma=True)
+    model = score_model(sizes())
     return model, jax.eval_shape(model.init, jax.random.key(0))
 
 
 def counted(answered):
-    return forward_flops(**SIZES, cond_dim=16, length=LENGTH, answered=answered)
+    return FLOPS(cond_dim=16, answered=answered)
 
 
 def batch(rows):
@@ -76,7 +77,7 @@ def test_the_head_costs_what_it_answers():
 
 
 def test_the_causal_network_is_one_without_a_condition():
-    model = causal_model(sizes(cond_dim=0, max_length=LENGTH))
+    model = causal_model(sizes(LENGTH))
     params = jax.eval_shape(model.init, jax.random.key(0))
     program = jax.make_jaxpr(model.apply)(params, batch(2)[0])
-    assert product_flops(program.jaxpr) == 2 * forward_flops(**SIZES, cond_dim=0, length=LENGTH)
+    assert product_flops(program.jaxpr) == 2 * FLOPS(cond_dim=0)

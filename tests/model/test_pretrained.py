@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import load
 from sedd_jax.model import pretrained
+from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.score_model import score_model
-from sedd_jax.model.transformer import TransformerConfig
 
 TOKENS, HIDDEN, COND, BLOCKS, HEADS = 5, 8, 4, 3, 2
 V = TOKENS + 1
@@ -76,8 +76,8 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def abstract():
-    sizes = TransformerConfig(V, HIDDEN, COND, BLOCKS, HEADS, 0.1, jnp.dtype("float32"))
-    return jax.eval_shape(score_model(sizes, scale_by_sigma=True).init, jax.random.key(0))
+    sizes = TransformerConfig(ModelConfig(HIDDEN, COND, BLOCKS, HEADS), V, jnp.dtype("float32"))
+    return jax.eval_shape(score_model(sizes).init, jax.random.key(0))
 
 
 def test_every_tensor_arrives_in_its_place(folder, abstract):

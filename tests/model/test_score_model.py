@@ -7,22 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.score_model import count_params, score_model
-from sedd_jax.model.transformer import TransformerConfig
 
 STATES = 131  # not a multiple of 128, and more than one
 CONFIG = TransformerConfig(
+    ModelConfig(hidden_size=16, cond_dim=8, num_blocks=2, num_heads=2, dropout=0.3, remat="none"),
     num_states=STATES,
-    hidden_size=16,
-    cond_dim=8,
-    num_blocks=2,
-    num_heads=2,
-    dropout=0.3,
     dtype=jnp.dtype("float32"),
 )
+
+
+def changed(**settings):
+    return dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **settings))
+
+
 LOW = dataclasses.replace(CONFIG, dtype=jnp.dtype("bfloat16"))
 SIGMA = np.array([1e-3, 0.7, 6.9], np.float32)
-MODEL = score_model(CONFIG, scale_by_sigma=True)
+MODEL = score_model(CONFIG)
 # Most of the time goes into compiling, so little of it goes into fast code.
 jit = functools.partial(
     jax.jit,
@@ -32,7 +34,7 @@ jit = functools.partial(
     },
 )
 init, apply = jit(MODEL.init), jit(MODEL.apply)
-apply_unscaled = jit(score_model(CONFIG, scale_by_sigma=False).apply)
+apply_unscaled = jit(score_model(changed(scale_by_sigma=False)).apply)
 
 
 @functools.cache
@@ -66,7 +68,7 @@ def test_parameters_are_float32_and_blocks_are_stacked():
     assert params["blocks"]["qkv"]["kernel"].shape == (2, 16, 3, 2, 8)
     assert params["embedding"]["table"].shape == (256, 16)
     assert params["head"]["kernel"].shape == (16, 256)
-    low = jax.eval_shape(score_model(LOW, scale_by_sigma=True).init, jax.random.key(0))
+    low = jax.eval_shape(score_model(LOW).init, jax.random.key(0))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(low))
     assert count_params(params) == sum(np.size(leaf) for leaf in jax.tree.leaves(params))
 
@@ -183,15 +185,14 @@ def test_dropout_is_a_function_of_the_key():
     assert np.abs(apply(params, xt, SIGMA, key=second) - dropped).max() > 1e-2
     assert np.abs(without - dropped).max() > 1e-2
     np.testing.assert_array_equal(apply(params, xt, SIGMA), without)
-    rate_zero = score_model(dataclasses.replace(CONFIG, dropout=0.0), scale_by_sigma=True)
+    rate_zero = score_model(changed(dropout=0.0))
     np.testing.assert_array_equal(jit(rate_zero.apply)(params, xt, SIGMA), without)
 
 
 @pytest.mark.parametrize(("num_blocks", "branches"), [(1, 1), (1, 2), (2, 1)])
 def test_dropout_differs_between_blocks_and_branches(num_blocks, branches):
     """Every branch adds 1 everywhere to a stream that starts at 0: the sum counts survivors."""
-    config = dataclasses.replace(CONFIG, num_blocks=num_blocks, dropout=0.5)
-    model = score_model(config, scale_by_sigma=False)
+    model = score_model(changed(num_blocks=num_blocks, dropout=0.5, scale_by_sigma=False))
     abstract = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract)
     blocks, head = params["blocks"], params["head"]
@@ -211,7 +212,7 @@ def test_dropout_differs_between_blocks_and_branches(num_blocks, branches):
 
 def test_bfloat16_stays_near_float32():
     params = jax.tree.map(lambda x: x / 2, random_params())  # entries of order 1
-    low = jit(score_model(LOW, scale_by_sigma=True).apply)(params, tokens(), SIGMA)
+    low = jit(score_model(LOW).apply)(params, tokens(), SIGMA)
     exact = apply(params, tokens(), SIGMA)
     assert low.dtype == jnp.float32 and np.isfinite(low).all()
     error = np.abs(low - exact).max()
@@ -222,8 +223,7 @@ def test_bfloat16_stays_near_float32():
 def test_program_does_not_grow_with_depth(with_key):
     sizes = {}
     for num_blocks in (3, 12):  # not 2: its split of the key is shared with that within a block
-        config = dataclasses.replace(CONFIG, num_blocks=num_blocks)
-        model = score_model(config, scale_by_sigma=True)
+        model = score_model(changed(num_blocks=num_blocks))
         params = jax.eval_shape(model.init, jax.random.key(0))
         key = jax.random.key(0) if with_key else None
         lowered = jax.jit(model.apply).lower(params, tokens(), jnp.asarray(SIGMA), key=key)
@@ -235,9 +235,7 @@ def test_program_does_not_grow_with_depth(with_key):
 def test_unrolled_blocks_are_the_same_and_still_made_again():
     products, gradients = {}, {}
     for remat, unroll in (("blocks", False), ("products", True), ("blocks", True)):
-        model = score_model(
-            dataclasses.replace(CONFIG, remat=remat, unroll=unroll), scale_by_sigma=True
-        )
+        model = score_model(dataclasses.replace(changed(remat=remat), unroll=unroll))
 
         def mean(params, model=model):
             sigma = jnp.asarray(SIGMA)
@@ -247,7 +245,9 @@ def test_unrolled_blocks_are_the_same_and_still_made_again():
         products[remat, unroll] = program.as_text().count(" dot(")
         gradients[remat, unroll] = program(random_params())
     once, again = products["products", True], products["blocks", True]
-    assert again >= once + 3 * CONFIG.num_blocks  # or XLA keeps what "blocks" is there to save
+    assert (
+        again >= once + 3 * CONFIG.model.num_blocks
+    )  # or XLA keeps what "blocks" is there to save
     for found in gradients.values():
         chex.assert_trees_all_close(found, gradients["blocks", False], rtol=1e-4, atol=1e-6)
 
@@ -257,12 +257,13 @@ def test_only_learned_positions_tell_equal_tokens_apart():
 
     def spread(config):
         """How far the answers at four masks are apart, with a head that is not zero."""
-        model = score_model(config, scale_by_sigma=False)
+        model = score_model(config)
         params = jit(model.init)(jax.random.key(0))
         kernel = params["head"]["kernel"]
         params["head"]["kernel"] = jax.random.normal(jax.random.key(1), kernel.shape)
         answers = jit(model.apply)(params, masks, sigma)[0]
         return float(jnp.abs(answers - answers[:1]).max())
 
-    assert spread(CONFIG) < 1e-5
-    assert spread(dataclasses.replace(CONFIG, max_length=4)) > 0.1
+    unscaled = changed(scale_by_sigma=False)
+    assert spread(unscaled) < 1e-5
+    assert spread(dataclasses.replace(unscaled, max_length=4)) > 0.1

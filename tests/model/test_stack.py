@@ -7,33 +7,30 @@ import numpy as np
 import pytest
 
 from sedd_jax.model import score_model as score_model_module
+from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.placement import Placement
 from sedd_jax.model.rotary import fused_rotary_attention
 from sedd_jax.model.score_model import score_model
 from sedd_jax.model.stack import REMAT
-from sedd_jax.model.transformer import TransformerConfig
 
-CONFIG = TransformerConfig(
-    num_states=11,
-    hidden_size=128,
-    cond_dim=8,
-    num_blocks=1,
-    num_heads=2,
-    dropout=0.3,
-    dtype=jnp.dtype("float32"),
-)
+SIZES = ModelConfig(hidden_size=128, cond_dim=8, num_blocks=1, num_heads=2, dropout=0.3)
+
+
+def network(remat="none"):
+    sizes = dataclasses.replace(SIZES, remat=remat)
+    return score_model(TransformerConfig(sizes, 11, jnp.dtype("float32")))
 
 
 @functools.cache
 def params():
     rng = np.random.default_rng(0)
-    shapes = jax.eval_shape(score_model(CONFIG, scale_by_sigma=True).init, jax.random.key(0))
+    shapes = jax.eval_shape(network().init, jax.random.key(0))
     return jax.tree.map(lambda x: jnp.float32(0.1 * rng.standard_normal(x.shape)), shapes)
 
 
 def compiled(remat):
     """The gradient by the parameters of a weighted sum of the log-scores, with dropout."""
-    model = score_model(dataclasses.replace(CONFIG, remat=remat), scale_by_sigma=True)
+    model = network(remat)
     xt = jnp.asarray(np.random.default_rng(1).integers(0, 11, (2, 128)))
 
     def weighted(params):

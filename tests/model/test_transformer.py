@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.rotary import rotary_tables, rotate
 from sedd_jax.model.transformer import (
     Block,
@@ -16,7 +17,6 @@ from sedd_jax.model.transformer import (
     Head,
     LayerNorm,
     SigmaEmbedding,
-    TransformerConfig,
     dropout,
     dropout_masks,
     gelu,
@@ -24,12 +24,8 @@ from sedd_jax.model.transformer import (
 )
 
 CONFIG = TransformerConfig(
+    ModelConfig(hidden_size=16, cond_dim=8, num_blocks=1, num_heads=2, dropout=0.0),
     num_states=11,
-    hidden_size=16,
-    cond_dim=8,
-    num_blocks=1,
-    num_heads=2,
-    dropout=0.0,
     dtype=jnp.dtype("float32"),
 )
 BFLOAT16 = dataclasses.replace(CONFIG, dtype=jnp.dtype("bfloat16"))
@@ -182,7 +178,7 @@ def test_head_sums_bfloat16_products_in_float32():
 
 @functools.partial(jit, static_argnums=0)
 def run_structure(structure, state, x, cond, key):
-    width = CONFIG.hidden_size // CONFIG.num_heads
+    width = CONFIG.model.hidden_size // CONFIG.model.num_heads
     return nnx.merge(structure, state)(x, cond, rotary_tables(x.shape[1], width), key)
 
 
@@ -197,7 +193,8 @@ def test_block_starts_as_the_identity():
 
 def attention_only(rate):
     """A block whose modulation is fixed: the attention branch at gate 1, the other branch shut."""
-    structure, state = nnx.split(built(Block, dataclasses.replace(CONFIG, dropout=rate)))
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, dropout=rate))
+    structure, state = nnx.split(built(Block, config))
     block = nnx.merge(structure, state)
     block.modulation.bias[...] = jnp.asarray(np.arange(6) == 2, jnp.float32)[:, None] * jnp.ones(
         (1, 16)

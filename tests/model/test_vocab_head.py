@@ -18,8 +18,9 @@ from sedd_jax.diffusion.score import DenseScore, StepWeights
 from sedd_jax.diffusion.score_entropy import target
 from sedd_jax.diffusion.temperature import TokenFilter
 from sedd_jax.model import tiles
+from sedd_jax.model.config import COLUMN_GROUP, padded
 from sedd_jax.model.placement import ANYWHERE, Placement
-from sedd_jax.model.tiles import GROUP, Table, Tiling
+from sedd_jax.model.tiles import Table, Tiling
 from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
 
 V, PADDED = 600, 640  # five groups of columns, the last with padding
@@ -238,7 +239,7 @@ def on_mesh(tensor="tensor"):
 @pytest.mark.parametrize(("name", "tensor"), [("absorb", None), ("uniform", "tensor")])
 def test_a_mesh_gives_the_answers_of_one_device(name, tensor):
     arrays, graph = problem(name), GRAPHS[name]
-    assert PADDED // 2 % tiles.GROUP != 0  # a device's part of the table is no multiple of 128
+    assert PADDED // 2 % COLUMN_GROUP != 0  # a device's part of the table is no multiple of 128
     case = Case(graph, placement=on_mesh(tensor))
     got = jax.device_get(entropies(case, streamed, *arrays))
     d_table = got[2][1][1]
@@ -365,7 +366,7 @@ def test_log_probabilities_are_the_dense_ones(name):
 def test_where_rounding_leaves_nothing_to_leave_for_a_position_stays(form):
     """The first of 8 steps from sigma 20 at scores of 1: the cut is within rounding of them."""
     states, places = 5000, (1, 64)
-    columns = tiles.padded(states)
+    columns = padded(states)
     case = Case(sedd.graph.uniform(states), DEFAULT)
     table = Table(jnp.zeros((D, columns)), jnp.zeros(columns))
     xt = jnp.arange(64)[None] + 100
@@ -504,19 +505,19 @@ def test_equal_positions_draw_apart():
     draw = draws(Case(graph), streamed, "denoise", keys, hidden, table, shift, xt, active, step)
     # 24 draws of about 600 are nearly all different, also within a group and in the choice of it
     assert len(np.unique(draw.xt)) > 18
-    assert len(np.unique(np.asarray(draw.xt) % GROUP)) > 12
-    assert set(np.asarray(draw.xt).ravel() // GROUP) == set(range(5))
+    assert len(np.unique(np.asarray(draw.xt) % COLUMN_GROUP)) > 12
+    assert set(np.asarray(draw.xt).ravel() // COLUMN_GROUP) == set(range(5))
 
 
 MANY, MANY_PADDED = 50257, 50304
 LARGE = Case(sedd.graph.uniform(MANY), DEFAULT)
-NUM_GROUPS = MANY_PADDED // GROUP
+NUM_GROUPS = MANY_PADDED // COLUMN_GROUP
 
 
 @jit()
 def at_uniforms(of_groups, of_states, hidden, table, shift, xt, cut):
     """The draws where all positions get these uniforms and leaving is certain; log-masses."""
-    uniforms = {NUM_GROUPS: of_groups, GROUP: of_states}
+    uniforms = {NUM_GROUPS: of_groups, COLUMN_GROUP: of_states}
 
     def uniform(key, shape):
         return uniforms[shape[0]] if shape[0] in uniforms else jnp.full(shape, 1e-12)
@@ -542,11 +543,11 @@ def test_tokens_of_a_large_vocabulary_have_the_probabilities_of_the_dense_scores
     score = np.zeros((2, 3, MANY_PADDED))
     score[..., :MANY] = np.exp(written_out(LARGE, hidden, table, shift, xt).log_score)
     np.put_along_axis(score, np.asarray(xt)[..., None], 0, axis=-1)
-    of_groups, of_states = np.float32(rng.random(NUM_GROUPS)), np.float32(rng.random(GROUP))
+    of_groups, of_states = np.float32(rng.random(NUM_GROUPS)), np.float32(rng.random(COLUMN_GROUP))
     gumbel = -np.log(-np.log1p(-np.float64(of_states)))
-    last = MANY // GROUP  # with padding
+    last = MANY // COLUMN_GROUP  # with padding
     for cut, group in [(0.0, 0), (0.3, last), (0.3, 200)]:
-        weights = np.maximum(score - cut, 0).reshape(2, 3, NUM_GROUPS, GROUP)
+        weights = np.maximum(score - cut, 0).reshape(2, 3, NUM_GROUPS, COLUMN_GROUP)
         forced = of_groups.copy()
         forced[group] = 1e-18
         draw, masses = at_uniforms(
@@ -555,7 +556,7 @@ def test_tokens_of_a_large_vocabulary_have_the_probabilities_of_the_dense_scores
         np.testing.assert_allclose(masses, weights.sum(-1), rtol=1e-5)
         with np.errstate(divide="ignore"):
             state = np.argmax(np.log(weights[:, :, group]) + gumbel, axis=-1)
-        np.testing.assert_array_equal(draw.xt, group * GROUP + state)
+        np.testing.assert_array_equal(draw.xt, group * COLUMN_GROUP + state)
         np.testing.assert_allclose(draw.total, score.sum(-1), rtol=1e-5)
 
 
@@ -564,14 +565,14 @@ def test_a_rare_token_of_a_heavy_group_keeps_its_rate(share):
     """A group of two tokens: the rare one wins where its uniform is low enough, at its share."""
     group, heavy, rare = 211, 5, 77
     bias = np.full(MANY_PADDED, -200.0, np.float32)
-    bias[group * GROUP + heavy], bias[group * GROUP + rare] = 0, np.log(share)
+    bias[group * COLUMN_GROUP + heavy], bias[group * COLUMN_GROUP + rare] = 0, np.log(share)
     table = Table(jnp.zeros((D, MANY_PADDED)), jnp.array(bias))
     rows = jnp.zeros((2, 3, D)), table, jnp.zeros((2, 3)), jnp.zeros((2, 3), jnp.int32)
     half = np.full(NUM_GROUPS, 0.5, np.float32)
     # with 1/2 for the heavy one, ln 2 * share is where the rare one's exponential wins the race
     edge = -np.expm1(-share * np.log(2))
     for factor, winner in [(0.999, rare), (1.001, heavy)]:
-        u = np.full(GROUP, 0.5, np.float32)
+        u = np.full(COLUMN_GROUP, 0.5, np.float32)
         u[rare] = factor * edge
         draw, _ = at_uniforms(half, u, *rows, jnp.zeros((2, 3)))
-        assert (draw.xt == group * GROUP + winner).all()
+        assert (draw.xt == group * COLUMN_GROUP + winner).all()

@@ -8,8 +8,9 @@ from jax.sharding import Mesh
 from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.mesh import placement
 from sedd_jax.experiment.state import run_keys
+from sedd_jax.model.config import padded
 from sedd_jax.model.flops import forward_flops
-from sedd_jax.model.tiles import BLOCKS_OF, CPU, padded
+from sedd_jax.model.tiles import BLOCKS_OF, CPU
 from sedd_jax.planning.hlo_cost import cost, hlo
 from sedd_jax.planning.hlo_cost.chips import CHIPS
 from sedd_jax.planning.hlo_cost.collectives import collectives, totals
