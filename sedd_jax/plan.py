@@ -29,13 +29,13 @@ from sedd_jax.experiment import cli
 from sedd_jax.experiment.config import Config, flatten
 from sedd_jax.experiment.mesh import build_mesh
 from sedd_jax.inference.sampling import FIRST_HITTING, SAMPLER_NAMES, Sampling
+from sedd_jax.model.sharding import num_batch_shards
 from sedd_jax.planning.advice import for_idle_memory, to_fit, train_command
 from sedd_jax.planning.estimate import Outlook, as_json, foresee, in_words, tables
 from sedd_jax.planning.hlo_cost.target import Target, parse_target, target_devices
 from sedd_jax.planning.lower import (
     Program,
     bound_program,
-    parts,
     sample_program,
     train_program,
     vocab_size_of,
@@ -141,7 +141,7 @@ def _check_flags():
 
 def _program(config: Config, vocab_size: int, mesh: Mesh) -> tuple[str, Program]:
     """What is planned, in words and as a program."""
-    given = _PER_CHIP.value and _PER_CHIP.value * parts(mesh)
+    given = _PER_CHIP.value and _PER_CHIP.value * num_batch_shards(mesh)
     if _SAMPLE.value:
         cli.refuse_flags_of_others(config.family, {"diffusion": (_SAMPLER, _STEPS)})
         sampling = Sampling(steps=_STEPS.value, sampler=_SAMPLER.value)
@@ -164,7 +164,8 @@ def _program(config: Config, vocab_size: int, mesh: Mesh) -> tuple[str, Program]
 def _rows(config, program, mesh, microbatches=1):
     rows, length = program.tokens // config.model.length, config.model.length
     times = f"{microbatches} microbatches of " if microbatches > 1 else ""
-    return f"{rows} sequences of {length}, {times}{rows // parts(mesh) // microbatches} a chip"
+    per_chip = rows // num_batch_shards(mesh) // microbatches
+    return f"{rows} sequences of {length}, {times}{per_chip} a chip"
 
 
 def _show(outlook: Outlook) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Array
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import Config, MeshConfig, parse
 from sedd_jax.model.placement import Placement
-from sedd_jax.model.sharding import AXES, BATCH_AXES, layouts
+from sedd_jax.model.sharding import AXES, BATCH_AXES, layouts, num_batch_shards
 
 SMALL = ", no larger than an activation of one token"  # why the table splits some not at all
 
@@ -122,7 +122,7 @@ def check_heads(config: Config, mesh: Mesh) -> None:
 def check_divisions(config: Config, mesh: Mesh) -> None:
     """Raises BadInput unless batches and heads of `config` divide over the devices."""
     check_heads(config, mesh)
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    parts = num_batch_shards(mesh)
     part = config.train.batch_size // config.train.microbatches
     for name, size in (
         ("config.train.batch_size / config.train.microbatches", part),

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +35,7 @@ from sedd_jax.model import gpt2, pretrained
 from sedd_jax.model.autoregressive import CausalModel
 from sedd_jax.model.placement import ANYWHERE
 from sedd_jax.model.score_model import Params, ScoreModel
-from sedd_jax.model.sharding import AXES, BATCH_AXES, shardings
+from sedd_jax.model.sharding import AXES, num_batch_shards, shardings
 from sedd_jax.system import hub
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -121,7 +120,7 @@ class TrainedModel:
     @property
     def parts(self) -> int:
         """Into how many parts the rows of a batch are split."""
-        return math.prod(self.mesh.shape[axis] for axis in BATCH_AXES) if self.mesh else 1
+        return num_batch_shards(self.mesh) if self.mesh else 1
 
     def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Returns a function of weights and spread rows, jitted; every process has all results."""

@@ -96,13 +96,9 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.structure(tree).unflatten(found)
 
 
-def bytes_per_device(tree: Any, mesh: Mesh) -> int:
-    """Returns the bytes of a tree of arrays, or of their shapes, that one device holds."""
-
-    def size(leaf, sharding):
-        return math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-    return sum(jax.tree.leaves(jax.tree.map(size, tree, shardings(tree, mesh))))
+def num_batch_shards(mesh: Mesh) -> int:
+    """Returns into how many shards the devices split a batch."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def gathered(params: Any, placement: Placement, prefix: str) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sedd_jax.experiment.config import Config, flatten
+from sedd_jax.model.sharding import num_batch_shards
 from sedd_jax.planning.estimate import Outlook, gib
-from sedd_jax.planning.lower import parts
 from sedd_jax.planning.search import MOST_FSDP, divisors
 
 _FILLED = 0.9  # of the HBM, at most, by what is recommended
@@ -78,11 +78,11 @@ def _fewest_microbatches(config, outlook):
     memory, train = outlook.memory, config.train
     made = memory.parts["temporaries"] * train.microbatches
     spare = _FILLED * memory.capacity - (memory.needed - memory.parts["temporaries"])
-    share = train.batch_size // parts(outlook.program.mesh)
+    share = train.batch_size // num_batch_shards(outlook.program.mesh)
     return next((number for number in divisors(share) if made / number <= spare), share)
 
 
 def _held_by(microbatches, config, outlook):
-    rows = config.train.batch_size // microbatches // parts(outlook.program.mesh)
+    rows = config.train.batch_size // microbatches // num_batch_shards(outlook.program.mesh)
     held = "1 sequence" if rows == 1 else f"{rows} sequences"
     return f"--config.train.microbatches={microbatches} would hold {held} of a chip at a time"

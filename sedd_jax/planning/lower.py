@@ -22,7 +22,7 @@ from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
 from sedd_jax.model.score_model import count_params
-from sedd_jax.model.sharding import BATCH_AXES, shardings
+from sedd_jax.model.sharding import num_batch_shards, shardings
 from sedd_jax.model.tiles import tiling_for
 from sedd_jax.planning import head
 from sedd_jax.planning.hlo_cost.hlo import Instruction
@@ -76,13 +76,10 @@ def with_batch(config: Config, mesh: Mesh, per_chip: int) -> Config:
 
     Or per group of `tensor` chips, which work on the same ones.
     """
-    train = dataclasses.replace(config.train, batch_size=per_chip * parts(mesh), microbatches=1)
+    train = dataclasses.replace(
+        config.train, batch_size=per_chip * num_batch_shards(mesh), microbatches=1
+    )
     return dataclasses.replace(config, train=train)
-
-
-def parts(mesh: Mesh) -> int:
-    """Returns into how many parts the devices split a batch."""
-    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def state_per_chip(config: Config, vocab_size: int, mesh: Mesh) -> int:
@@ -104,7 +101,7 @@ def train_program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
     trips = {}
     if isinstance(components, Components):
         proposal = build_proposal(components, config)
-        rows = train.batch_size // train.microbatches // parts(mesh)
+        rows = train.batch_size // train.microbatches // num_batch_shards(mesh)
         trips = _loss_trips(components, proposal, rows, length, mesh)
     return Program(
         lowered=programs.train_step.lower(state, programs.batch),
@@ -141,7 +138,7 @@ def bound_program(config: Config, vocab_size: int, mesh: Mesh, rows: int) -> Pro
         loss = sequence_loss(components, proposal)
         drawn = _keys(mesh, rows), _over_batch(mesh, (rows,), jnp.float32)
         answered = share_with_loss(graph, noise, proposal)
-        trips = _loss_trips(components, proposal, rows // parts(mesh), length, mesh)
+        trips = _loss_trips(components, proposal, rows // num_batch_shards(mesh), length, mesh)
     return Program(
         lowered=sharding.program(loss, mesh).lower(params, *drawn, tokens),
         mesh=mesh,
@@ -177,7 +174,7 @@ def sample_program(
         calls, answered = sampling.particles * len(active), active.mean()
         # calls that are made while needed are a loop; others are counted in the program
         otherwise = calls if sampling.sampler == FIRST_HITTING else None
-        positions = rows // parts(mesh) * sampling.particles * length
+        positions = rows // num_batch_shards(mesh) * sampling.particles * length
         trips = {
             **head.block_trips(jumps * positions, positions, (tiling.jumps,)),
             **head.block_trips(active * positions, positions, tiling.rows),
@@ -211,7 +208,7 @@ def _trained(config, vocab_size, mesh, rows):
     components = build_components(config, vocab_size, sharding.placement(mesh))
     shapes = jax.eval_shape(components.model.init, jax.random.key(0))
     params = sharding.placed(shapes, shardings(shapes, mesh))
-    return components, params, -(-rows // parts(mesh)) * parts(mesh)
+    return components, params, -(-rows // num_batch_shards(mesh)) * num_batch_shards(mesh)
 
 
 def _loss_trips(components, proposal, rows, length, mesh):

@@ -17,10 +17,11 @@ from sedd_jax.display.table import Table
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import Config, MeshConfig
 from sedd_jax.experiment.mesh import build_mesh, check_divisions
+from sedd_jax.model.sharding import num_batch_shards
 from sedd_jax.model.stack import REMAT
 from sedd_jax.planning.estimate import Outlook, foresee, gib, in_words
 from sedd_jax.planning.hlo_cost.target import Target, target_devices
-from sedd_jax.planning.lower import parts, state_per_chip, train_program
+from sedd_jax.planning.lower import state_per_chip, train_program
 
 _ROWS = 8  # sequences of a chip at a time, with which meshes are compared
 _MOST_ROWS = 32  # that are tried
@@ -146,12 +147,12 @@ class Search:
 
     def _with_rows(self, config, most):
         """The config with so many sequences at a time, or the next fewer that divide the batch."""
-        share = config.train.batch_size // parts(self._mesh(config))
+        share = config.train.batch_size // num_batch_shards(self._mesh(config))
         rows = max(rows for rows in self._numbers_of_rows(config) if rows <= most)
         return _with(config, "train", microbatches=share // rows)
 
     def _numbers_of_rows(self, config):
-        share = config.train.batch_size // parts(self._mesh(config))
+        share = config.train.batch_size // num_batch_shards(self._mesh(config))
         return [rows for rows in divisors(share) if rows <= _MOST_ROWS]
 
     def _fastest(self, configs: Iterable[Config]) -> Config | None:
@@ -218,7 +219,7 @@ def table(found: list[Found], most: int = 10) -> Table:
 
 
 def _rows(config, mesh):
-    return config.train.batch_size // config.train.microbatches // parts(mesh)
+    return config.train.batch_size // config.train.microbatches // num_batch_shards(mesh)
 
 
 def _settings(config, mesh):

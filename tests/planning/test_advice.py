@@ -4,9 +4,11 @@ import dataclasses
 import shlex
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from sedd_jax.experiment.config import Config, flatten, parse
+from sedd_jax.experiment.config import Config, MeshConfig, flatten, parse
+from sedd_jax.experiment.mesh import build_mesh
 from sedd_jax.planning.advice import for_idle_memory, to_fit, train_command
 from sedd_jax.planning.hlo_cost.memory import Memory
 
@@ -23,7 +25,7 @@ def config_of(microbatches, remat="products"):
 
 
 def outlook_of(arguments, temporaries):
-    mesh = SimpleNamespace(shape={"slice": 1, "data": 4, "fsdp": 1, "tensor": 1})
+    mesh = build_mesh(MeshConfig(data=4), jax.devices()[:4])
     kept = {"parameters": arguments, "batch": 0}
     return SimpleNamespace(
         program=SimpleNamespace(mesh=mesh, kept=kept),
