@@ -26,7 +26,7 @@ from ml_collections import config_flags
 from sedd_jax.display.table import markdown, to_json
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment import cli
-from sedd_jax.experiment.config import Config, flatten
+from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.mesh import build_mesh
 from sedd_jax.inference.sampling import FIRST_HITTING, SAMPLER_NAMES, Sampling
 from sedd_jax.model.sharding import num_batch_shards
@@ -43,6 +43,7 @@ from sedd_jax.planning.lower import (
 )
 from sedd_jax.planning.search import Search, table
 from sedd_jax.system.files import write_whole
+from sedd_jax.system.settings import flatten
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _TOPOLOGY = flags.DEFINE_string(

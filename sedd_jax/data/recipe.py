@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from sedd_jax.system.settings import setting
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -17,13 +19,14 @@ class Recipe:
     field: str = "text"  # of a JSON line or a row of a table
     separator: str = ""  # splits a text file into documents; empty: the file is one document
     heldout_corpus: str = ""  # documents never trained on; empty: a part of `corpus` is held out
-    heldout_fraction: float = 0.1  # of the text of `corpus`, whole documents
+    heldout_fraction: float = setting(0.1, above=0, below=1)  # of `corpus`, in whole documents
     bad_documents: Literal["refuse", "skip"] = "refuse"  # skip: leave them out, and count them
     # a larger document is a bad one: a worker needs up to ten times its size in memory
-    max_document_mb: int = 512
+    max_document_mb: int = setting(512, above=0)
     tokenizer: Literal[
         "bytes", "characters", "text8", "dna", "sentencepiece", "gpt2", "integers"
     ] = "bytes"
     tokenizer_path: str = ""  # a saved one to use again; gpt2: folder or hub id with its files
-    vocab_size: int = 257  # tokens the tokenizer must have; 0: whatever the corpus gives
+    # tokens the tokenizer must have; 0: whatever the corpus gives
+    vocab_size: int = setting(257, at_least=0)
     wrap: bool = True  # documents run on over the borders of blocks; False: one document a block

@@ -23,9 +23,10 @@ from sedd_jax.evaluation.naming import labels, sample_titles
 from sedd_jax.evaluation.record import FOLDER, Record, read_records
 from sedd_jax.experiment import card
 from sedd_jax.experiment.build import build_components
-from sedd_jax.experiment.config import Config, flatten, from_json
+from sedd_jax.experiment.config import Config, from_json
 from sedd_jax.experiment.run import CONFIG_FILE, DATA_FOLDER
 from sedd_jax.model.score_model import count_params
+from sedd_jax.system.settings import flatten
 
 _POINTS = 500  # of a curve: more are not seen
 _SETS = 10  # of samples in training that are shown beside the last one

@@ -1,18 +1,20 @@
 """Every setting of a run: what it is, its default and its limits.
 
 A config file builds a `ConfigDict` from `default_config()` and overrides what differs; `parse`
-turns it into the frozen `Config` below before anything expensive starts. Past that point settings
-are plain attributes, known to exist and to be of their type.
+turns it into the frozen `Config` below before anything expensive starts. After that, settings are
+plain attributes that exist and have their type. `may_change` marks those that a resumed run may
+have other values of: they do not alter what was trained so far (those of the model and the mesh
+compute the same numbers up to rounding); `family`, those that one family of models alone has.
 """
 
 import dataclasses
 import json
-import typing
 from typing import Any, Literal
 
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.errors import BadInput
 from sedd_jax.model.config import ModelConfig
+from sedd_jax.system.settings import flatten, marked, parse_settings, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +22,18 @@ class NoiseConfig:
     """The noise schedule (paper: log-linear for absorb, geometric for uniform)."""
 
     schedule: Literal["loglinear", "geometric"] = "loglinear"
-    eps: float = 1e-3  # loglinear: probability that a token is unmoved at t = 1
-    sigma_min: float = 1e-4  # geometric: total noise at t = 0 ...
+    # loglinear: probability that a token is unmoved at t = 1
+    eps: float = setting(1e-3, above=0, below=1)
+    sigma_min: float = setting(1e-4, above=0)  # geometric: total noise at t = 0 ...
     sigma_max: float = 20.0  # ... and at t = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Recipe):
-    """The text and its tokens: prepared before, or by the recipe when the run begins."""
+    """The text and its tokens: prepared in advance, or by the recipe when the run starts."""
 
-    prepared: str = ""  # folders of `prepare`, FOLDER or FOLDER:WEIGHT,...; empty: by the recipe
+    # folders made by `prepare`, FOLDER or FOLDER:WEIGHT,...; empty: prepare by the recipe
+    prepared: str = setting("", may_change=True)
     crop: Literal["blocks", "random"] = "random"  # random: block borders shift every epoch
 
 
@@ -37,15 +41,20 @@ class DataConfig(Recipe):
 class TrainConfig:
     """The training loop."""
 
-    steps: int = 1_300_000
-    batch_size: int = 512  # sequences per step, over all devices
-    microbatches: int = 1  # parts the batch is split into, gradients averaged
-    t_min: float = 1e-3  # times are drawn from [t_min, 1]
-    low_discrepancy: bool = True  # spread the times of a batch evenly over their law
-    importance: bool = False  # draw noise in proportion to a guess's loss, and reweight
-    log_every: int = 100
-    max_skipped: int = 10  # steps in a row whose loss or gradient is not finite; then stop
-    stall_minutes: float = 30.0  # without a step: report the stack of every thread
+    steps: int = setting(1_300_000, above=0, may_change=True)
+    batch_size: int = setting(512, above=0)  # sequences per step, over all devices
+    microbatches: int = setting(1, above=0)  # parts the batch is split into, gradients averaged
+    # times are drawn from [t_min, 1]
+    t_min: float = setting(1e-3, above=0, below=1, family="diffusion")
+    # stratified: the times of a batch are spread evenly over their distribution
+    low_discrepancy: bool = setting(True, family="diffusion")
+    # importance sampling: noise in proportion to the loss of the uniform predictor, reweighted
+    importance: bool = setting(False, family="diffusion")
+    log_every: int = setting(100, above=0, may_change=True)
+    # stop after this many steps in a row whose loss or gradient is not finite
+    max_skipped: int = setting(10, above=0, may_change=True)
+    # minutes without a step after which the stacks of all threads are printed
+    stall_minutes: float = setting(30.0, above=0, may_change=True)
     initial: str = ""  # folder, or OWNER/NAME on the hub, of weights to start from; empty: random
 
 
@@ -53,16 +62,17 @@ class TrainConfig:
 class OptimConfig:
     """AdamW, clipping, the learning-rate schedule and the average of the weights."""
 
-    learning_rate: float = 3e-4
-    warmup_steps: int = 2500  # linear, from learning_rate / warmup_steps
+    learning_rate: float = setting(3e-4, above=0)
+    warmup_steps: int = setting(2500, above=0)  # linear, from learning_rate / warmup_steps
     decay: Literal["constant", "cosine"] = "constant"  # cosine: to 0 at train.steps
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip_norm: float = 1.0
-    ema_decay: float = 0.9999  # warmed up: min(ema_decay, (1 + n) / (10 + n)) at update n
-    first_moment: Literal["float32", "bfloat16"] = "float32"  # how AdamW's averages are kept:
+    beta1: float = setting(0.9, at_least=0, below=1)
+    beta2: float = setting(0.999, at_least=0, below=1)
+    eps: float = setting(1e-8, above=0)
+    weight_decay: float = setting(0.0, at_least=0)
+    clip_norm: float = setting(1.0, above=0)
+    # warmed up: min(ema_decay, (1 + n) / (10 + n)) at update n
+    ema_decay: float = setting(0.9999, at_least=0, below=1)
+    first_moment: Literal["float32", "bfloat16"] = "float32"  # type of AdamW's moments:
     second_moment: Literal["float32", "bfloat16"] = "float32"  # bfloat16 halves their memory
 
 
@@ -70,48 +80,58 @@ class OptimConfig:
 class EvalConfig:
     """The held-out bound and the samples shown while training; both use the averaged weights."""
 
-    every: int = 10_000
-    batch_size: int = 512
-    max_blocks: int = 4096  # held-out blocks per evaluation, evenly spaced if there are more
-    sample_every: int = 50_000
-    num_samples: int = 2
-    sample_steps: int = 128
+    every: int = setting(10_000, above=0)
+    batch_size: int = setting(512, above=0)
+    # held-out blocks per evaluation, evenly spaced if there are more
+    max_blocks: int = setting(4096, above=0)
+    sample_every: int = setting(50_000, above=0)
+    num_samples: int = setting(2, at_least=0)
+    sample_steps: int = setting(128, above=0, family="diffusion")
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """When to save, and how many of the latest to keep."""
 
-    every: int = 10_000
-    keep: int = 2
+    every: int = setting(10_000, above=0)
+    keep: int = setting(2, above=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along the axes of the mesh; one size may be -1: all that are left."""
+    """Devices along the axes of the mesh; one size may be -1: all remaining devices."""
 
     slice: int = 1  # TPU slices, or groups of GPU nodes: copies joined by a slower network
     data: int = -1  # copies of the network
     fsdp: int = 1  # parts of the parameters, which are gathered for use; also splits the batch
     tensor: int = 1  # parts of heads, MLP and vocabulary, which work on the same sequences
 
+    def check(self) -> None:
+        """Raises BadInput unless every size is positive, but for one that may be -1."""
+        sizes = dataclasses.asdict(self)
+        given = [size for size in sizes.values() if size != -1]
+        if min(given, default=0) <= 0 or len(given) < len(sizes) - 1:
+            raise BadInput(
+                f"config.mesh holds {sizes}: sizes must be positive, and one of them may be -1."
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A run."""
 
-    seed: int = 0
-    # autoregressive: the baseline, which knows of no graph and no noise
+    seed: int = setting(0, at_least=0, below=2**32)
+    # autoregressive: the baseline, which has no graph and no noise
     family: Literal["diffusion", "autoregressive"] = "diffusion"
-    graph: Literal["absorb", "uniform"] = "absorb"
-    noise: NoiseConfig = NoiseConfig()
+    graph: Literal["absorb", "uniform"] = setting("absorb", family="diffusion")
+    noise: NoiseConfig = setting(NoiseConfig(), family="diffusion")
     model: ModelConfig = ModelConfig()  # noqa: RUF009 - frozen
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     optim: OptimConfig = OptimConfig()
-    eval: EvalConfig = EvalConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    mesh: MeshConfig = MeshConfig()
+    eval: EvalConfig = setting(EvalConfig(), may_change=True)
+    checkpoint: CheckpointConfig = setting(CheckpointConfig(), may_change=True)
+    mesh: MeshConfig = setting(MeshConfig(), may_change=True)
 
 
 def default_config(kind: type[Config] = Config):
@@ -130,8 +150,9 @@ def parse(values: Any, kind: type[Config] = Config) -> Config:
     """
     if hasattr(values, "to_dict"):
         values = values.to_dict()
-    config = _parse_fields(kind, values, "")
-    _check_ranges(config)
+    config = parse_settings(kind, values)
+    config.mesh.check()
+    _check_rules(config)
     return config
 
 
@@ -173,97 +194,21 @@ def _completed(defaults, values):
     return defaults | values | groups
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the settings of nested groups by their dotted keys."""
-    flat = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def _parse_fields(cls, values, path):
-    if not isinstance(values, dict):
-        raise BadInput(f"config.{path.rstrip('.')} must be a group of settings, got {values!r}.")
-    fields = {field.name: field.type for field in dataclasses.fields(cls)}
-    for name in values:
-        if name not in fields:
-            raise BadInput(f"config.{path}{name} is not a setting; there are: {', '.join(fields)}.")
-    parsed = {}
-    for name, kind in fields.items():
-        if name not in values:
-            raise BadInput(f"config.{path}{name} is missing.")
-        parse_value = _parse_fields if dataclasses.is_dataclass(kind) else _parse_leaf
-        suffix = "." if dataclasses.is_dataclass(kind) else ""
-        parsed[name] = parse_value(kind, values[name], f"{path}{name}{suffix}")
-    return cls(**parsed)
-
-
-def _parse_leaf(kind, value, path):
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        if value not in choices:
-            raise BadInput(f"config.{path} must be one of {', '.join(choices)}, got {value!r}.")
-        return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        raise BadInput(f"config.{path} must be of type {kind.__name__}, got {value!r}.")
-    return value
-
-
-_POSITIVE = (
-    "noise.eps", "noise.sigma_min", "model.hidden_size", "model.cond_dim", "model.num_blocks",
-    "model.num_heads", "model.length", "train.steps", "train.batch_size", "train.microbatches",
-    "train.t_min", "train.log_every", "optim.learning_rate", "optim.warmup_steps", "optim.eps",
-    "optim.clip_norm", "eval.every", "eval.batch_size", "eval.max_blocks", "eval.sample_every",
-    "eval.sample_steps", "checkpoint.every", "checkpoint.keep", "train.max_skipped",
-    "train.stall_minutes", "data.max_document_mb",
-)  # fmt: skip
-_NOT_NEGATIVE = ("seed", "data.vocab_size", "optim.weight_decay", "eval.num_samples")
-_BELOW_ONE = (
-    "noise.eps", "model.dropout", "data.heldout_fraction", "train.t_min", "optim.beta1",
-    "optim.beta2", "optim.ema_decay",
-)  # fmt: skip
-
-
-# what means nothing to the autoregressive baseline
-_DIFFUSION_ONLY = (
-    "graph", "noise.", "model.cond_dim", "model.scale_by_sigma", "model.learned_positions",
-    "train.t_min", "train.low_discrepancy", "train.importance", "eval.sample_steps",
-)  # fmt: skip
-
-
-def _check_ranges(config):
-    flat = flatten(dataclasses.asdict(config))
-    for key in (*_POSITIVE, "data.heldout_fraction"):
-        if not flat[key] > 0:
-            raise BadInput(f"config.{key} must be positive, got {flat[key]}.")
-    for key in _NOT_NEGATIVE + _BELOW_ONE:
-        if not flat[key] >= 0:
-            raise BadInput(f"config.{key} must not be negative, got {flat[key]}.")
-    for key in _BELOW_ONE:
-        if not flat[key] < 1:
-            raise BadInput(f"config.{key} must be below 1, got {flat[key]}.")
-
+def _check_rules(config):
     noise, model, train = config.noise, config.model, config.train
-    mesh = dataclasses.asdict(config.mesh)
     causal = config.family == "autoregressive"
-    foreign = [line for line in differences(Config(), config) if line.startswith(_DIFFUSION_ONLY)]
+    family_of = marked(type(config), "family")
+    foreign = [
+        line
+        for line in differences(Config(), config)
+        if family_of.get(line.partition(":")[0], config.family) != config.family
+    ]
     rules = (
         (
-            not (causal and foreign),
-            f"config.family=autoregressive knows nothing of this setting, leave it at its default: "
+            not foreign,
+            f"config.family={config.family} has no such setting, leave it at its default: "
             f"config.{'; config.'.join(foreign)}.",
         ),
-        (
-            all(size == -1 or size > 0 for size in mesh.values())
-            and list(mesh.values()).count(-1) <= 1,
-            f"config.mesh holds {mesh}: sizes must be positive, and one of them may be -1.",
-        ),
-        (config.seed < 2**32, f"config.seed must be below 2^32, got {config.seed}."),
         (
             noise.sigma_min < noise.sigma_max,
             f"config.noise.sigma_min ({noise.sigma_min}) must be below config.noise.sigma_max "

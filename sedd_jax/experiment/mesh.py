@@ -1,6 +1,5 @@
 """Devices: the mesh, and where the state and the batch lie on it."""
 
-import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.config import Config, MeshConfig, parse
+from sedd_jax.experiment.config import Config, MeshConfig
 from sedd_jax.model.placement import Placement
 from sedd_jax.model.sharding import AXES, BATCH_AXES, layouts, num_batch_shards
 
@@ -157,7 +156,7 @@ def describe(params: Any, mesh: Mesh) -> str:
 
 def _sizes(config, devices):
     """The sizes of the axes, what is left filled in."""
-    parse(dataclasses.asdict(Config(mesh=config)))  # knows which sizes there can be
+    config.check()
     sizes = [getattr(config, axis) for axis in AXES]
     given = math.prod(size for size in sizes if size != -1)
     named = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))

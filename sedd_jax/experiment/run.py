@@ -10,18 +10,12 @@ from sedd_jax.data.prepared import link_prepared, open_data
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import config as configs
 from sedd_jax.experiment.config import Config
+from sedd_jax.system.settings import marked
 from sedd_jax.system.staging import check_local, draft_of
 
 CONFIG_FILE = "config.json"
 DATA_FOLDER = "data"
 LOCK_FILE = "lock"
-
-# settings that may change between the parts of a run: they do not alter what was trained so far
-# (those of the model and the mesh are other ways to the same numbers, but for rounding)
-_FREE = (
-    "data.prepared", "train.steps", "train.log_every", "train.max_skipped", "train.stall_minutes",
-    "eval.", "checkpoint.", "model.attention", "model.remat", "model.unroll", "mesh.",
-)  # fmt: skip
 
 
 def open_run(run: Path, config: Config) -> Dataset:
@@ -99,7 +93,7 @@ def check_folder(run: Path) -> None:
 
 
 def _check_settings(run, old, new):
-    changes = [line for line in configs.differences(old, new) if not _is_free(line, old, new)]
+    changes = [line for line in configs.differences(old, new) if not _may_change(line, old, new)]
     if changes:
         raise BadInput(
             f"{run} holds a run with other settings ({'; '.join(changes)}); choose another "
@@ -107,14 +101,15 @@ def _check_settings(run, old, new):
         )
 
 
-def _is_free(line, old, config):
+def _may_change(line, old, new):
+    key = line.partition(":")[0]
     # data may be moved, but those of the run itself are never others
-    if line.startswith("data.prepared"):
-        return bool(old.data.prepared and config.data.prepared)
+    if key == "data.prepared":
+        return bool(old.data.prepared and new.data.prepared)
     # a cosine schedule is laid out over train.steps, so there the number is part of the past too
-    if line.startswith("train.steps") and config.optim.decay != "constant":
+    if key == "train.steps" and new.optim.decay != "constant":
         return False
-    return line.startswith(_FREE)
+    return key in marked(Config, "may_change")
 
 
 def _check_data(dataset, config):

@@ -5,6 +5,8 @@ from typing import Literal
 
 import numpy as np
 
+from sedd_jax.system.settings import setting
+
 COLUMN_GROUP = 128  # the vocabulary axis of a table is padded to a multiple of it
 
 
@@ -17,18 +19,23 @@ def padded(num_states: int) -> int:
 class ModelConfig:
     """The network; the default is SEDD small."""
 
-    hidden_size: int = 768
-    cond_dim: int = 128
-    num_blocks: int = 12
-    num_heads: int = 12
-    length: int = 1024  # tokens per sequence
-    dropout: float = 0.1
-    scale_by_sigma: bool = True  # absorb only: output relative to a uniform guess
-    learned_positions: bool = False  # absolute positions beside the rotary ones; published: no
+    hidden_size: int = setting(768, above=0)
+    cond_dim: int = setting(128, above=0, family="diffusion")
+    num_blocks: int = setting(12, above=0)
+    num_heads: int = setting(12, above=0)
+    length: int = setting(1024, above=0)  # tokens per sequence
+    dropout: float = setting(0.1, at_least=0, below=1)
+    # absorb only: output relative to a uniform guess
+    scale_by_sigma: bool = setting(True, family="diffusion")
+    # absolute positions beside the rotary ones; published: no
+    learned_positions: bool = setting(False, family="diffusion")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"  # auto: by device and shape
-    remat: Literal["none", "products", "blocks"] = "products"  # what to keep of a block
-    unroll: Literal["auto", "yes", "no"] = "auto"  # a program without a loop over blocks; on GPUs
+    # auto: by device and shape
+    attention: Literal["auto", "xla", "cudnn", "splash"] = setting("auto", may_change=True)
+    # what the forward pass keeps of a block for the backward pass
+    remat: Literal["none", "products", "blocks"] = setting("products", may_change=True)
+    # a program without a loop over blocks; auto: on GPUs
+    unroll: Literal["auto", "yes", "no"] = setting("auto", may_change=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,10 +5,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from sedd_jax.experiment.config import Config, flatten
+from sedd_jax.experiment.config import Config
 from sedd_jax.model.sharding import num_batch_shards
 from sedd_jax.planning.estimate import Outlook, gib
 from sedd_jax.planning.search import MOST_FSDP, divisors
+from sedd_jax.system.settings import flatten
 
 _FILLED = 0.9  # of the HBM, at most, by what is recommended
 _IDLE = 0.5  # of the HBM, from which on more is recommended

@@ -64,7 +64,7 @@ def test_an_int_serves_as_a_float_but_not_the_reverse():
         ("model.dropout", 1.0, "config.model.dropout must be below 1"),
         ("noise.eps", float("nan"), "config.noise.eps must be positive"),
         ("noise.sigma_min", 30.0, "sigma_min .30.0. must be below config.noise.sigma_max"),
-        ("seed", 2**32, "config.seed must be below 2.32"),
+        ("seed", 2**32, "config.seed must be below 4294967296"),
         ("model.num_heads", 5, "hidden_size .768. must be a multiple of twice"),
         ("graph", "uniform", "scale_by_sigma is only defined for config.graph=absorb"),
         ("train.microbatches", 3, "batch_size .512. must be a multiple of .*microbatches .3."),

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import jax
 import pytest
 
-from sedd_jax.experiment.config import Config, MeshConfig, flatten, parse
+from sedd_jax.experiment.config import Config, MeshConfig, parse
 from sedd_jax.experiment.mesh import build_mesh
 from sedd_jax.planning.advice import for_idle_memory, to_fit, train_command
 from sedd_jax.planning.hlo_cost.memory import Memory
+from sedd_jax.system.settings import flatten
 
 OWN = flatten(dataclasses.asdict(Config()))
 
