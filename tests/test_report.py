@@ -1,11 +1,11 @@
 """The page about runs: it stands alone, shows every figure, and takes runs as they are."""
 
 import dataclasses
-import html
 import json
 from html.parser import HTMLParser
 
 import pytest
+from markupsafe import escape
 
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.dashboard import dashboard, read_runs, training_plots
@@ -77,7 +77,7 @@ def test_the_page_shows_all_and_needs_nothing(folders):
     assert names.count("svg") == 4  # loss, bound, learning rate, entropy
     assert "script" not in names and "http" not in text and "src=" not in text
     for shown in (
-        html.escape(NASTY.replace("\x00", "␀")), "&lt;i&gt;of an evaluation",
+        escape(NASTY.replace("\x00", "␀")), "&lt;i&gt;of an evaluation",
         "Step 20 of 20 · held-out bound 3.305 ± 0.050 nats/token · perplexity ≤ 27.25",
         '<td>seed</td><td class="number">0</td><td class="number">7</td>',
         '<td class="number">5.432 ± 0.012</td>', "<td>a/run, step 20</td>",
@@ -114,12 +114,18 @@ def test_bounds_and_likelihoods_stand_in_one_plot(tmp_path, smoke_config):
     assert plot.curves == {"bound, bound": ([4.0], [3.5]), "nll, nll": ([4.0], [3.1])}
 
 
+def test_a_folder_of_evaluations_alone_is_shown(folders):
+    (folders[0] / "config.json").unlink()
+    text = dashboard(read_runs(folders[:1]))
+    assert "Evaluations only: not a run of train." in text and "distinct-1" in text
+
+
 def test_what_is_torn_or_no_record_is_left_out(folders, capsys):
     with (folders[0] / "metrics.jsonl").open("ab") as file:
         file.write(b"\xff\n")
     (folders[0] / FOLDER / "quality-odd-01234567.json").write_text("{}")
     (run,) = read_runs(folders[:1])
-    assert run.story.step == 20 and len(run.records) == 1
+    assert run.facts.step == 20 and len(run.records) == 1
     assert "quality-odd-01234567.json is not a record" in capsys.readouterr().err
 
 

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -14,7 +14,6 @@ import sedd_jax
 from sedd_jax.data.tokenizer import find_tokenizer
 from sedd_jax.display import page
 from sedd_jax.display.number import plain, with_error
-from sedd_jax.display.page import Html
 from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Table
 from sedd_jax.errors import BadInput
@@ -46,12 +45,12 @@ class Run(NamedTuple):
 
     Attributes:
       label: its name, unlike that of the others.
-      story: its settings and training; None where there are only evaluations.
+      facts: its settings and training; None where there are only evaluations.
       records: its evaluations, under its label.
     """
 
     label: str
-    story: card.Story | None
+    facts: card.Story | None
     records: list[Record]
 
 
@@ -83,19 +82,19 @@ def _labels(folders):
 def _read(folder, label):
     if not folder.is_dir():
         raise BadInput(f"There is no folder {folder}; name the folders of runs.")
-    story = _story(folder)
+    facts = _facts(folder)
     records = [
         dataclasses.replace(record, model=record.model | {"name": label})
         for record in read_records(folder / FOLDER)
     ]
-    if story is None and not records:
+    if facts is None and not records:
         raise BadInput(
             f"{folder} is no run: it holds neither {CONFIG_FILE} of a training nor {FOLDER}/."
         )
-    return Run(label, story, records)
+    return Run(label, facts, records)
 
 
-def _story(folder):
+def _facts(folder):
     settings, tokens = folder / CONFIG_FILE, folder / DATA_FOLDER
     if not settings.is_file() or not tokens.exists():
         return None  # a published model has settings too, of another kind
@@ -124,62 +123,58 @@ def _parameters(config, vocab_size):
 def dashboard(runs: Sequence[Run]) -> str:
     """Returns the page, the runs in their order: it depends on their files alone."""
     records = [record for run in runs for record in run.records]
-    measured = [
-        *map(page.figures, summary.tables(records)),
-        page.grid(*map(page.drawing, summary.plots(records))),
-    ]
-    sections = {
-        "Runs": page.grid(*map(_portrait, runs)),
-        "What differs": _differences(runs),
-        "Training": page.grid(*map(page.drawing, training_plots(runs))),
-        "Evaluations": page.joined(measured),
-        "Samples": page.grid(*filter(None, map(_samples, runs))),
-    }
-    foot = f"Made by sedd_jax {sedd_jax.__version__} from the files of the runs."
-    return page.page(", ".join(run.label for run in runs), sections, foot)
-
-
-def _portrait(run):
-    if run.story is None:
-        return page.card(run.label, page.paragraph("Evaluations alone: no run of train."))
-    story = run.story
-    return page.card(
-        run.label,
-        _latest(story),
-        page.facts(card.model_facts(story)),
-        page.unfolding("Training", page.facts(card.training_facts(story))),
-        page.unfolding("Data", page.facts(card.data_facts(story.manifest))),
+    return page.render(
+        __package__,
+        "report.html",
+        title=", ".join(run.label for run in runs),
+        runs=list(map(_overview, runs)),
+        differences=_differences(runs),
+        training_plots=list(training_plots(runs)),
+        tables=summary.tables(records),
+        plots=summary.plots(records),
+        samples=list(filter(None, map(_samples, runs))),
+        version=sedd_jax.__version__,
     )
 
 
-def _latest(story):
-    """How far the run is, and how good."""
-    if story.step is None:
-        return page.paragraph("No step is logged yet.")
-    steps = story.config.train.steps
-    said = [f"Step {story.step:,} of {steps:,}"]
+def _overview(run):
+    facts = run.facts
+    return {
+        "label": run.label,
+        "latest": _latest(facts) if facts else "Evaluations only: not a run of train.",
+        "model": facts and card.model_facts(facts),
+        "training": facts and card.training_facts(facts),
+        "data": facts and card.data_facts(facts.manifest),
+    }
+
+
+def _latest(facts):
+    """The last logged step and the last held-out figures."""
+    if facts.step is None:
+        return "No step is logged yet."
+    parts = [f"Step {facts.step:,} of {facts.config.train.steps:,}"]
     for name in _BOUNDS:
-        if measured := [row for row in story.rows if name in row]:
+        if measured := [row for row in facts.rows if name in row]:
             row = measured[-1]
             figure = with_error(row[name], row.get(f"{name}_stderr", 0.0))
-            said.append(f"held-out {name} {figure} nats/token")
             relation = "<=" if name == "bound" else "="
-            said.append(f"perplexity {relation} {plain(row['perplexity'])}")
-    return page.paragraph(" · ".join(said))
+            parts.append(f"held-out {name} {figure} nats/token")
+            parts.append(f"perplexity {relation} {plain(row['perplexity'])}")
+    return " · ".join(parts)
 
 
 def _differences(runs):
-    """Settings in which the runs differ; of a single one, those that are not the default."""
-    trained = [run for run in runs if run.story]
-    each = [_settings(run.story.config) for run in trained]
+    """The settings in which the runs differ; of a single run, those that are not the default."""
+    trained = [run for run in runs if run.facts]
+    each = [_settings(run.facts.config) for run in trained]
     columns = [run.label for run in trained]
     if len(trained) < 2:
         each, columns = [*each, _settings(Config())], [*columns, "default"]
     keys = [key for key in each[0] if len({settings[key] for settings in each}) > 1]
     if not trained or not keys:
-        return Html()
+        return None
     rows = [(key, *(settings[key] for settings in each)) for key in keys]
-    return page.figures(Table("", ("setting", *columns), rows))
+    return Table("", ("setting", *columns), rows)
 
 
 def _settings(config):
@@ -191,17 +186,17 @@ def _settings(config):
 
 def training_plots(runs: Sequence[Run]) -> Iterator[Plot]:
     """Yields a plot of every metric that a run has logged, with a curve for each run."""
-    trained = [run for run in runs if run.story]
-    sizes = [it.story.config.train.batch_size * it.story.config.model.length for it in trained]
+    trained = [run for run in runs if run.facts]
+    sizes = [it.facts.config.train.batch_size * it.facts.config.model.length for it in trained]
     # a step is not the same to runs with other batches
     by_tokens = len(set(sizes)) > 1
     for names, label, log_y in _CURVES:
         logged = [
-            name for name in names if any(name in row for it in trained for row in it.story.rows)
+            name for name in names if any(name in row for it in trained for row in it.facts.rows)
         ]
         curves = {}
         for run, size in zip(trained, sizes, strict=True):
-            rows = run.story.rows
+            rows = run.facts.rows
             name = next((name for name in logged if any(name in row for row in rows)), names[0])
             title = run.label if len(logged) < 2 else f"{run.label}, {name}"
             curves[title] = _curve(rows, name, size if by_tokens else 1, log_y)
@@ -228,46 +223,31 @@ def _curve(rows, name, scale, log_y):
 
 def _samples(run):
     """The texts of a run: those of its training, the last ones first, and of its evaluations."""
-    drawn = _of_training(run.story.rows) if run.story else {}
-    last, *earlier = [*reversed(drawn.items())] or [("", [])]
-    kept = _spread(earlier)
-    title = "Earlier in training"
-    if len(kept) < len(earlier):
-        title += f": {len(kept)} of {len(earlier):,} steps, {len(earlier) - len(kept):,} left out"
-    parts = [
-        *_texts(*last),
-        page.unfolding(title, *(part for it in kept for part in _texts(*it))),
-        *_of_evaluations(run.records),
-    ]
-    return page.card(run.label, *parts) if any(parts) else Html()
-
-
-def _spread(entries):
-    """At most _SETS of them, evenly spaced, the first and the last among them."""
-    if len(entries) <= _SETS:
-        return entries
-    return [entries[i * (len(entries) - 1) // (_SETS - 1)] for i in range(_SETS)]
-
-
-def _of_training(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     drawn: dict[str, list[str]] = {}
-    for row in rows:
-        texts = [row[key] for key in row if key.startswith("sample_")]
-        if texts:
+    for row in run.facts.rows if run.facts else []:
+        if texts := [row[key] for key in row if key.startswith("sample_")]:
             drawn.setdefault(f"Step {row['step']:,}", []).extend(texts)
-    return drawn
-
-
-def _texts(title, texts):
-    return [page.paragraph(title), *map(page.verbatim, texts)] if texts else []
-
-
-def _of_evaluations(records: list[Record]) -> list[Html]:
-    """Texts that evaluations drew, under all that tells them apart, and real text."""
-    label = labels(records)
-    shown = summary.qualities([it for it in records if it.figures.get("texts")], label)
-    titles = sample_titles(shown, label)
-    return [
-        page.unfolding(title, *map(page.verbatim, record.figures["texts"]))
-        for title, record in zip(titles, shown, strict=True)
+    newest_first = [*reversed(drawn.items())]
+    last, earlier = newest_first[:1], newest_first[1:]
+    # at most _SETS of the earlier ones, evenly spaced, with the first and the last
+    count = min(len(earlier), _SETS)
+    kept = [earlier[i * (len(earlier) - 1) // max(count - 1, 1)] for i in range(count)]
+    title = "Earlier in training"
+    if count < len(earlier):
+        title += f": {count} of {len(earlier):,} steps, {len(earlier) - count:,} left out"
+    # texts that evaluations drew, under all that distinguishes them, and real text
+    label = labels(run.records)
+    shown = summary.qualities([it for it in run.records if it.figures.get("texts")], label)
+    evaluated = [
+        (title, record.figures["texts"])
+        for title, record in zip(sample_titles(shown, label), shown, strict=True)
     ]
+    if not (last or evaluated):
+        return None
+    return {
+        "label": run.label,
+        "last": last[0] if last else None,
+        "earlier_title": title,
+        "earlier": kept,
+        "evaluated": evaluated,
+    }
