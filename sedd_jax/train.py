@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from sedd_jax.data.pipeline import batch_blocks, train_batches
 from sedd_jax.data.token_blocks import Mixture
+from sedd_jax.display.table import duration
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as sharding
@@ -36,7 +37,7 @@ from sedd_jax.training.initial import load_initial, with_weights_of
 from sedd_jax.training.profile import Profile
 from sedd_jax.training.stall import Stall
 from sedd_jax.training.step import Metrics
-from sedd_jax.training.throughput import Progress, duration, step_flops
+from sedd_jax.training.throughput import Progress, step_flops
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder: made, or continued.")

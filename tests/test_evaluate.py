@@ -2,7 +2,7 @@
 
 import pytest
 
-from sedd_jax.display.number import with_error
+from sedd_jax.display.table import with_error
 from sedd_jax.evaluation.record import read_records
 
 TEXT = "one line of text\n\nand another one , which is longer than a block of the model\n"

@@ -1,4 +1,4 @@
-"""Tables, in Markdown and in JSON."""
+"""Tables in Markdown, JSON, and numbers and durations as text."""
 
 import json
 import math
@@ -11,7 +11,7 @@ Cell = float | int | str | None
 
 
 class Table(NamedTuple):
-    """Rows of cells under named columns; None where there is nothing to say."""
+    """Rows of cells under named columns; None marks an empty cell."""
 
     title: str
     columns: tuple[str, ...]
@@ -19,12 +19,12 @@ class Table(NamedTuple):
 
 
 def markdown(table: Table) -> str:
-    """Returns the table without its title; floats with three digits, give others as text."""
+    """Returns the table in Markdown without its title, floats with three digits."""
     return "\n".join(markdown_lines(table.columns, table.rows))
 
 
 def markdown_lines(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> list[str]:
-    """Returns the lines of a table."""
+    """Returns the lines of a table in Markdown."""
     cells = [[cell(value) for value in row] for row in (columns, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in cells]
@@ -32,8 +32,8 @@ def markdown_lines(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> li
 
 
 def cell(value: Cell) -> str:
-    """Returns a value as it stands in a table of Markdown."""
-    return shown(value).replace("|", r"\|")  # a bar would end the cell
+    """Returns the text of a value in a table of Markdown."""
+    return shown(value).replace("|", r"\|")  # an unescaped bar ends the cell
 
 
 def shown(value: Cell) -> str:
@@ -56,3 +56,35 @@ def _strict(value):
     if isinstance(value, np.generic):
         value = value.item()
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plain(value: float) -> str:
+    """Returns a number with four significant digits, or more where its integer part has more."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    exponent = _exponent(value, 3)
+    return f"{value:,.{max(0, 3 - exponent)}f}" if exponent >= -4 else f"{value:.3e}"
+
+
+def with_error(value: float, error: float) -> str:
+    """Returns "value +- error" to two digits of the error; the value alone if the error is zero."""
+    if error == 0 or not math.isfinite(value):
+        return plain(value)
+    if not math.isfinite(error):
+        return f"{plain(value)} +- {error:g}"
+    decimals = max(0, 1 - _exponent(error, 1))
+    return f"{value:,.{decimals}f} +- {error:,.{decimals}f}"
+
+
+def _exponent(value, digits):
+    # of the rounded number: 0.0996 is shown as 0.10
+    return int(f"{value:.{digits}e}".split("e")[1])
+
+
+def duration(seconds: float) -> str:
+    """Returns seconds as "42 s", "3 min 05 s" or "7 h 12 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes_left:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

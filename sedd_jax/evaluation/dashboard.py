@@ -13,9 +13,8 @@ import jax
 import sedd_jax
 from sedd_jax.data.tokenizer import find_tokenizer
 from sedd_jax.display import page
-from sedd_jax.display.number import plain, with_error
 from sedd_jax.display.plot import Plot
-from sedd_jax.display.table import Table
+from sedd_jax.display.table import Table, plain, with_error
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation import summary
 from sedd_jax.evaluation.naming import labels, sample_titles

@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sedd_jax.display.number import with_error
-from sedd_jax.display.table import Cell, Table
+from sedd_jax.display.table import Cell, Table, with_error
 from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
 from sedd_jax.evaluation.naming import labels
 from sedd_jax.evaluation.protocol import BOUNDS, EXACT

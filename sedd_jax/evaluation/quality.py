@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from sedd_jax.diffusion.graph import Graph
+from sedd_jax.display.table import duration
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.evaluation.measures import Measures
 from sedd_jax.evaluation.record import Record, answered, identity, save
@@ -35,7 +36,6 @@ from sedd_jax.system.processes import (
     run_primary_first,
 )
 from sedd_jax.system.progress import progress
-from sedd_jax.training.throughput import duration
 
 REAL = "real text"  # stands where other rows have a sampler
 _TITLES = {

@@ -7,8 +7,7 @@ said row by row, so that it can be seen which numbers may be compared.
 from collections.abc import Sequence
 from typing import Any
 
-from sedd_jax.display.number import with_error
-from sedd_jax.display.table import Cell, Table
+from sedd_jax.display.table import Cell, Table, with_error
 from sedd_jax.evaluation.naming import (
     Label,
     differing_keys,

@@ -7,7 +7,7 @@ import threading
 import time
 from typing import TextIO
 
-from sedd_jax.training.throughput import duration
+from sedd_jax.display.table import duration
 
 
 class Stall:

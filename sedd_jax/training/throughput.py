@@ -10,6 +10,7 @@ import numpy as np
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.importance import Proposal
 from sedd_jax.diffusion.noise import Noise
+from sedd_jax.display.table import duration
 from sedd_jax.experiment.build import Baseline, Components, build_proposal
 from sedd_jax.experiment.config import Config
 from sedd_jax.model.flops import forward_flops
@@ -148,12 +149,3 @@ def peak_memory_gib() -> float | None:
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [each.get("peak_bytes_in_use") for each in stats]
     return None if None in peaks else max(peaks) / 2**30
-
-
-def duration(seconds: float) -> str:
-    """Returns seconds as "42 s", "3 min 05 s" or "7 h 12 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes_left:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

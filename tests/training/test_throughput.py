@@ -9,7 +9,7 @@ from sedd_jax.diffusion.graph import absorbing, uniform
 from sedd_jax.diffusion.importance import Proposal, plain_proposal
 from sedd_jax.diffusion.noise import loglinear
 from sedd_jax.experiment.build import build_components
-from sedd_jax.training.throughput import Progress, duration, share_with_loss, step_flops
+from sedd_jax.training.throughput import Progress, share_with_loss, step_flops
 
 
 class Clock:
@@ -127,11 +127,3 @@ def test_a_step_of_the_baseline_answers_at_all_positions(smoke_config):
     d, length = model.hidden_size, model.length
     forward = model.num_blocks * (24 * length * d**2 + 4 * length**2 * d) + 127 * 2 * length * d
     assert step_flops(components, config) == 3 * config.train.batch_size * forward
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.4, "0 s"), (59.6, "1 min 00 s"), (185.0, "3 min 05 s"), (7 * 3600 + 725.0, "7 h 12 min")],
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text
