@@ -1,4 +1,4 @@
-"""Proof on all 4^3 = 64 sequences of 3 tokens and a mask: scores, samplers, bound, training.
+"""Verification on all 4^3 = 64 sequences of 3 tokens and a mask.
 
 Paper row: none. Hardware: 2 CPU cores, under 3 minutes. Metric: every claim of the report holds.
 
@@ -6,7 +6,7 @@ Paper row: none. Hardware: 2 CPU cores, under 3 minutes. Metric: every claim of 
 """
 
 from sedd_jax.experiment.config import default_config
-from sedd_jax.verification.settings import ExactConfig
+from sedd_jax.verification.report import ExactConfig
 
 
 def get_config():
@@ -19,7 +19,7 @@ def get_config():
     config.model.num_heads = 2
     config.model.dropout = 0.0
     config.model.dtype = "float32"  # the limits are for it
-    config.model.learned_positions = True  # the law of a token depends on where it stands
+    config.model.learned_positions = True  # the distribution of a token depends on its position
     config.train.steps = 2000
     config.train.batch_size = 256
     config.train.importance = True

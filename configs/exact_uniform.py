@@ -1,4 +1,4 @@
-"""Proof on all 3^3 = 27 sequences of 3 tokens, uniform graph: scores, samplers, bound, training.
+"""Verification on all 3^3 = 27 sequences of 3 tokens under the uniform graph.
 
 Paper row: none. Hardware: 2 CPU cores, under 3 minutes. Metric: every claim of the report holds.
 

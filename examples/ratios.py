@@ -28,7 +28,7 @@ from absl import flags
 from examples import new_file
 from sedd_jax.diffusion import graph
 from sedd_jax.experiment import cli
-from sedd_jax.verification.exact.objectives import (
+from sedd_jax.verification.exact.scores import (
     concrete_score_matching,
     exact_ratios,
     explicit_score_entropy,

@@ -1,7 +1,8 @@
 """Proves the maths on a small space: `python -m sedd_jax.exact --config=configs/exact_absorb.py`.
 
-Every sequence is written down, so laws, bounds and samplers are computed and not estimated. Prints
-tables and claims, writes report.md, report.json and plots, and exits with code 1 if a claim fails.
+Every sequence is enumerated, so distributions, bounds and samplers are computed and not estimated.
+Prints tables and claims, writes report.md, report.json and plots, and exits with code 1 if a claim
+fails.
 """
 
 import dataclasses
@@ -20,15 +21,13 @@ from sedd_jax.display.plot import check_plots
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
 from sedd_jax.experiment.build import build_components
-from sedd_jax.verification.bound import check_bound
 from sedd_jax.verification.conditioning import check_conditioning
 from sedd_jax.verification.exact.space import Space
 from sedd_jax.verification.rare import check_rare_tokens
-from sedd_jax.verification.report import Section, render, write
+from sedd_jax.verification.report import ExactConfig, Section, check_settings, render, write
 from sedd_jax.verification.samplers import check_samplers
 from sedd_jax.verification.scores import check_scores
-from sedd_jax.verification.settings import ExactConfig, check_settings
-from sedd_jax.verification.training import check_training
+from sedd_jax.verification.training import check_bound, check_training
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/exact_*.py.")
 _WORKDIR = flags.DEFINE_string(
@@ -37,7 +36,7 @@ _WORKDIR = flags.DEFINE_string(
 
 
 def main() -> None:
-    """Checks as the flags say."""
+    """Checks every claim, as the flags say."""
     config = cli.config_from(_CONFIG, ExactConfig)
     check_settings(config)
     folder = _new_folder()
@@ -46,7 +45,7 @@ def main() -> None:
         for section in sections_of(config):
             sections.append(section)
             print(render(section), flush=True)
-    finally:  # what was found so far is kept
+    finally:  # an interrupted run keeps the finished sections
         write(sections, folder, _about(config))
     claims = [claim for section in sections for claim in section.claims]
     failed = [claim.statement for claim in claims if not claim.holds]
@@ -72,8 +71,8 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
         "geometric": noises.geometric(config.noise.sigma_min, config.noise.sigma_max),
     }
     sparse = space.random_data(config.seed, 0.3)
-    for name, law in (("full support", data), ("sparse support", sparse)):
-        section = check_scores(space, schedules, law, config.seed)
+    for name, distribution in (("full support", data), ("sparse support", sparse)):
+        section = check_scores(space, schedules, distribution, config.seed)
         yield section._replace(title=f"{section.title}, {name}")
     yield check_samplers(
         space,
@@ -100,7 +99,7 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
 
 
 def _new_folder():
-    """Makes the folder of the report; a report is never overwritten."""
+    """Creates the folder of the report; a report is never overwritten."""
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     folder = Path(_WORKDIR.value or f"runs/{name}")
     if (folder / "report.json").exists():

@@ -12,7 +12,7 @@ from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import Config, parse
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.training.step import build_train_step, init_state
-from sedd_jax.verification.settings import ExactConfig
+from sedd_jax.verification.report import ExactConfig
 
 FOLDER = Path(__file__).parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")

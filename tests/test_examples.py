@@ -13,7 +13,7 @@ import pytest
 
 from examples import new_file, ratios, sentences
 from sedd_jax.errors import BadInput
-from sedd_jax.verification.exact.objectives import implicit_score_entropy
+from sedd_jax.verification.exact.scores import implicit_score_entropy
 
 RELATIVE, ABSOLUTE = ratios.MEASURES.values()
 OUTPUT_OF = {"squared error": lambda ratio: ratio, "score entropy": np.log}

@@ -1,49 +1,53 @@
 """Section 3 and Theorems 4.1 and 4.2: kernels, objectives and reverse steps, given the truth.
 
-Everything is computed twice: by the formulas that training and sampling use, and from the law
-of all sequences, p_t = expm(sigma Q) p_0, by Bayes' rule. In float64, so that limits can be tight.
+Everything is computed twice: by the formulas that training and sampling use, and from the
+distribution of all sequences, p_t = expm(sigma Q) p_0, by Bayes' rule. In float64, so that limits
+can be tight.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.linalg import expm
-from scipy.special import xlogy
+from scipy.special import rel_entr, xlogy
 
 from sedd_jax.diffusion.categorical import jump_probs
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.reverse import euler_probs
 from sedd_jax.diffusion.tweedie import denoise_probs, tweedie_probs
 from sedd_jax.display.table import Table
-from sedd_jax.verification.exact.objectives import (
+from sedd_jax.verification.exact.scores import (
     concrete_score_matching,
     denoising_score_entropy,
+    exact_model,
+    exact_params,
     exact_ratios,
     explicit_score_entropy,
     implicit_score_entropy,
 )
-from sedd_jax.verification.exact.scores import exact_model, exact_params
-from sedd_jax.verification.exact.space import Law, Space, float64, product_law
+from sedd_jax.verification.exact.space import Distribution, Space, float64, product_distribution
 from sedd_jax.verification.report import Claim, Section
 
 SIGMAS = (0.05, 0.7, 3.0)
 ROUNDING = 1e-10  # of sums of some thousand float64 terms of order 1
 
 
-def check_scores(space: Space, schedules: dict[str, Noise], data: Law, seed: int = 0) -> Section:
+def check_scores(
+    space: Space, schedules: dict[str, Noise], data: Distribution, seed: int = 0
+) -> Section:
     """Returns the claims on kernels, scores, objectives and single reverse steps.
 
     Args:
       space: all sequences.
       schedules: noise schedules by name, "loglinear" and "geometric".
-      data: law of the data.
-      seed: of the random scores and rules that the true ones are compared with.
+      data: distribution of the data.
+      seed: random seed of the scores and rules that the true ones are compared with.
     """
     rng = np.random.default_rng(seed)
     with float64():
         claims, tables = [*_kernels(space, data), *_objectives(space, data, rng)], []
         for name, noise in schedules.items():
-            # there the two rules are one
+            # Euler and Tweedie are one rule here
             tied = space.graph.mask_id is not None and name == "loglinear"
             table, step_claims = _steps(name, space, noise, data, rng, tied)
             tables.append(table)
@@ -77,7 +81,7 @@ def _kernels(space, data):
 
 
 def _objectives(space, data, rng):
-    """That all objectives have the truth as their minimum and differ by constants only."""
+    """All objectives have the truth as their minimum, and they differ by constants only."""
     gradients, elsewhere, spread = [], [], []
     for sigma in SIGMAS:
         marginal = data @ space.transition(sigma)
@@ -99,8 +103,8 @@ def _objectives(space, data, rng):
         gradients += [np.abs(g).max() for g in gradient(truth)]
         elsewhere += [np.abs(g).max() for g in gradient(tables[0])]
         values = np.array([jax.jit(objectives)(table)[:3] for table in tables])
-        differences = values - values[:, :1]  # each a constant, whatever the scores
-        spread.append(np.ptp(differences, axis=0).max())
+        # each minus the first is a constant, whatever the scores
+        spread.append(np.ptp(values - values[:, :1], axis=0).max())
     return [
         Claim(
             "gradient at the true score of Eqs. 4, 5, 6 and the loss, Eq. 10",
@@ -139,9 +143,9 @@ def _steps(name, space, noise, data, rng, tied):
             errors["denoiser"].append(np.abs(clean - marginals[..., : clean.shape[-1]]).max())
             continue
         loss = {rule: _mean_kl(weight, posterior, table) for rule, table in probs.items()}
-        # the least that independent positions can lose is what they share: total correlation
-        shared = weight @ (_entropy(marginals).sum(-1) - _entropy(posterior))
-        errors["optimum"].append(abs(loss["tweedie"] - shared))
+        # the least KL of independent positions is the total correlation of the posterior
+        correlation = weight @ (_entropy(marginals).sum(-1) - _entropy(posterior))
+        errors["optimum"].append(abs(loss["tweedie"] - correlation))
         over_tweedie["euler"].append(loss["euler"] - loss["tweedie"])
         for _ in range(5):
             other = probs["tweedie"] * np.exp(rng.normal(0, 1e-3, probs["tweedie"].shape))
@@ -166,13 +170,13 @@ def _rounding(statement, errors):
     return Claim(statement, np.max(errors), "<=", ROUNDING)
 
 
-def _entropy(law):
-    """Entropy of the laws along the last axis, nats."""
-    return -xlogy(law, law).sum(-1)
+def _entropy(probs):
+    """Entropy of the distributions along the last axis, nats."""
+    return -xlogy(probs, probs).sum(-1)
 
 
 def _probs(space, noise, data, t, s, delta_sigma):
-    """The laws of every position after one step, by both rules."""
+    """The distributions of every position after one step, by both rules."""
     count = len(space.states)
     graph, xt = space.graph, jnp.asarray(space.states)
     score = _true_scores(space, data, float(noise.sigma(t)))
@@ -201,15 +205,13 @@ def _posterior(space, data, sigma_t, sigma_s):
     return (joint / np.where(total > 0, total, 1)).T
 
 
-def _position_marginals(space, laws):
-    """The law of every position under laws of sequences: [M, S] to [M, L, V]."""
+def _position_marginals(space, joint):
+    """The marginals of every position of distributions over sequences: [M, S] to [M, L, V]."""
     one_hot = space.states[..., None] == np.arange(space.graph.num_states)
-    return np.einsum("ms,siv->miv", laws, np.float64(one_hot))
+    return np.einsum("ms,siv->miv", joint, np.float64(one_hot))
 
 
 def _mean_kl(weight, posterior, probs):
-    """E over x_t of KL(posterior | product of the rule's laws)."""
-    product = product_law(probs / probs.sum(-1, keepdims=True))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(posterior > 0, posterior * np.log(posterior / product), 0)
-    return float(weight @ terms.sum(-1))
+    """E over x_t of KL(posterior | product of the rule's distributions)."""
+    product = product_distribution(probs / probs.sum(-1, keepdims=True))
+    return float(weight @ rel_entr(posterior, product).sum(-1))

@@ -20,7 +20,7 @@ from sedd_jax.inference.likelihood import Bound, split_by_t
 from sedd_jax.inference.load import TrainedModel
 from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.score_model import dense_model, score_model
-from sedd_jax.verification.exact.likelihood import base_law, exact_bound
+from sedd_jax.verification.exact.reverse_process import base_distribution, exact_bound
 from sedd_jax.verification.exact.space import Space
 
 VOCAB_SIZE, LENGTH = 5, 4
@@ -148,7 +148,7 @@ def text(graph):
     for length in (2, 3):
         space = Space(checkpoint.graph, length)
         chosen = rng.choice(len(space.clean), 8, replace=False)
-        base = base_law(space, NOISE, space.guess())
+        base = base_distribution(space, NOISE, space.uniform_data())
         terms = exact_bound(checkpoint.components, checkpoint.params, space, base, 0.02, 20)
         states = np.pad(space.states[space.clean[chosen]], ((0, 0), (0, 3 - length)))
         rows = (states, np.full(8, length), terms.diffusion[chosen] / 0.98, terms.total[chosen])

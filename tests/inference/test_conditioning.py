@@ -15,7 +15,7 @@ from sedd_jax.inference.conditioning import systematic
 from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
-from sedd_jax.verification.exact.law import sampler_law
+from sedd_jax.verification.exact.reverse_process import sampler_distribution
 from sedd_jax.verification.exact.scores import exact_model, exact_params, tabulated
 from sedd_jax.verification.exact.space import Space, float64, total_variation
 
@@ -53,7 +53,7 @@ def fits(frequencies, law, rows=ROWS):
 
 def exact_law(given, conditioning, steps=8):
     options = {"steps": steps, "sampler": "tweedie", "t_min": T_MIN}
-    return sampler_law(
+    return sampler_distribution(
         COMPONENTS._replace(model=exact_model(SPACE)),
         exact_params(DATA),
         SPACE,
@@ -117,7 +117,7 @@ def test_laws_of_other_ways_are_of_the_uniform_graph():
     components = Components(space.graph, noises.loglinear(), exact_model(space))
     options = {"steps": 1, "sampler": "tweedie", "t_min": T_MIN, "given": {0: 1}}
     with pytest.raises(ValueError, match="'resample' is for the uniform graph"):
-        sampler_law(components, None, space, conditioning="resample", **options)
+        sampler_distribution(components, None, space, conditioning="resample", **options)
 
 
 def test_systematic_draws_every_index_as_often_as_its_weight_says():

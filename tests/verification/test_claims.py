@@ -14,15 +14,14 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import parse
 from sedd_jax.verification import conditioning, samplers
-from sedd_jax.verification.bound import check_bound
 from sedd_jax.verification.conditioning import check_conditioning
-from sedd_jax.verification.exact import law
-from sedd_jax.verification.exact.space import Space
+from sedd_jax.verification.exact import reverse_process
+from sedd_jax.verification.exact.space import Space, goodness_of_fit
 from sedd_jax.verification.rare import check_rare_tokens
-from sedd_jax.verification.samplers import check_samplers, goodness_of_fit
+from sedd_jax.verification.report import ExactConfig, check_settings
+from sedd_jax.verification.samplers import check_samplers
 from sedd_jax.verification.scores import check_scores
-from sedd_jax.verification.settings import ExactConfig, check_settings
-from sedd_jax.verification.training import check_training
+from sedd_jax.verification.training import check_bound, check_training
 
 SCHEDULES = {"loglinear": noises.loglinear(), "geometric": noises.geometric(1e-4, 20.0)}
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -67,7 +66,7 @@ def sampled():
             max_steps=64,
             drawn_steps=(16,),
             num_samples=16_384,
-            num_laws=2,
+            num_distributions=2,
         )
 
     return {graph: section(graph) for graph in graphs.GRAPHS}
@@ -103,7 +102,7 @@ def test_claims_on_samplers_fail_for_a_sampler_that_is_off(monkeypatch):
         max_steps=64,
         drawn_steps=(),
         num_samples=0,
-        num_laws=1,
+        num_distributions=1,
     )
     assert failed(section)
 
@@ -119,24 +118,24 @@ def test_claims_on_given_tokens(monkeypatch):
     section = conditioned("absorb", loglinear=SCHEDULES["loglinear"])
     assert failed(section) == [] and len(section.claims) == 2
     # what is drawn for a free position when held tokens are not seen is not Bayes'
-    monkeypatch.setattr(law, "_clean", lambda probs, given, *_: probs)
+    monkeypatch.setattr(reverse_process, "_clamped", lambda probs, given, *_: probs)
     assert len(failed(conditioned("absorb", loglinear=SCHEDULES["loglinear"]))) == 2
 
 
 @pytest.mark.slow
 def test_clamping_is_an_approximation_under_the_uniform_graph_and_copies_mend_it(monkeypatch):
-    monkeypatch.setattr(conditioning, "NUM_DRAWN", 512)
+    monkeypatch.setattr(conditioning, "NUM_SAMPLES", 512)
     section = conditioned("uniform", 16, loglinear=SCHEDULES["loglinear"])
     assert failed(section) == [] and len(section.claims) == 3
-    column = section.tables[1].columns.index("TV, tweedie, clamp")
+    column = section.tables[1].columns.index("TV, tweedie")
     coarse, fine = (row[column] for row in section.tables[1].rows[-2:])
     assert fine > 0.02 and fine > 0.7 * coarse  # more steps do not mend it
 
 
 @pytest.mark.slow
 def test_copies_that_are_not_weighed_fail_the_claims(monkeypatch):
-    monkeypatch.setattr(law, "_agreeing", law._clean)
-    monkeypatch.setattr(conditioning, "NUM_COPIES", 1)
+    monkeypatch.setattr(reverse_process, "_weighted", reverse_process._clamped)
+    monkeypatch.setattr(conditioning, "NUM_PARTICLES", 1)
     assert len(failed(conditioned("uniform", 16, loglinear=SCHEDULES["loglinear"]))) == 3
 
 

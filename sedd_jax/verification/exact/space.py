@@ -1,7 +1,8 @@
-"""All sequences of V^L, and laws over them as vectors.
+"""All sequences of V^L, and distributions over them as vectors.
 
-A law is a float64 vector [S] over the S = V^L sequences in lexicographic order; a law of data has
-nothing on sequences with a mask. Kernels are [S, S], [from, to]; generators, like Q, [to, from].
+A distribution is a float64 vector [S] over the S = V^L sequences in lexicographic order; a data
+distribution is 0 at sequences with a mask. Kernels are [S, S], [from, to]; generators, like Q, are
+[to, from].
 """
 
 import contextlib
@@ -13,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from scipy.special import rel_entr
+from scipy.stats import chisquare
 
 from sedd_jax.diffusion.graph import Graph
 
-Law = Float[np.ndarray, "S"]
+Distribution = Float[np.ndarray, "S"]
 
 
 @contextlib.contextmanager
@@ -48,14 +51,14 @@ class Space:
         """Rows of `states` that hold sequences of real tokens."""
         return np.flatnonzero((self.states < self.graph.num_tokens).all(-1))
 
-    def index(self, xt: Int[np.ndarray, "*s L"]) -> Int[np.ndarray, "*s"]:
+    def index(self, xt: Int[Array | np.ndarray, "*s L"]) -> Int[Array | np.ndarray, "*s"]:
         """Returns the row of `states` that holds each sequence."""
         return xt @ self._place_values
 
     @functools.cached_property
     def neighbours(self) -> Int[np.ndarray, "S L V"]:
         """Rows of the sequences that differ from row s by token y at position i."""
-        change = np.arange(self.graph.num_states) - self.states[..., None]
+        change = np.arange(self.graph.num_states, dtype=np.int32) - self.states[..., None]
         return self.index(self.states)[:, None, None] + change * self._place_values[:, None]
 
     def generator(self, rates: Float[np.ndarray, "S L V"]) -> Float[np.ndarray, "S S"]:
@@ -77,63 +80,98 @@ class Space:
         """Returns exp(sigma Q) of sequences, [from, to]: the product over positions (Eq. 14)."""
         with float64():
             states = jnp.asarray(self.states)
-            return product_law(np.asarray(self.graph.transition(states, jnp.float64(sigma))))
+            probs = np.asarray(self.graph.transition(states, jnp.float64(sigma)))
+        return product_distribution(probs)
 
-    def embedded(self, law: Float[np.ndarray, "C"]) -> Law:
-        """Returns a law over the clean sequences alone as one over all."""
-        whole = np.zeros(len(self.states))
-        whole[self.clean] = law
-        return whole
+    def extend(self, clean: Float[np.ndarray, "C"]) -> Distribution:
+        """Returns a distribution over the clean sequences as one over all sequences."""
+        extended = np.zeros(len(self.states))
+        extended[self.clean] = clean
+        return extended
 
-    def limit(self) -> Law:
-        """Returns the law that samplers start from: pi at every position."""
+    def limit(self) -> Distribution:
+        """Returns the distribution that samplers start from: pi at every position."""
         with float64():
             probs = np.tile(np.asarray(self.graph.limit), (1, self.length, 1))
-        return product_law(probs)[0]
+        return product_distribution(probs)[0]
 
-    def guess(self) -> Law:
-        """Returns the law of uniformly drawn real tokens."""
-        return self.embedded(np.full(len(self.clean), 1 / len(self.clean)))
+    def uniform_data(self) -> Distribution:
+        """Returns the distribution of uniformly drawn real tokens."""
+        return self.extend(np.full(len(self.clean), 1 / len(self.clean)))
 
-    def conditional(self, law: Law, given: Mapping[int, int]) -> Law:
-        """Returns the law given tokens by position: Bayes' rule. They must be possible."""
-        agrees = np.all([self.states[:, i] == token for i, token in given.items()], axis=0)
-        return law * agrees / (law * agrees).sum()
-
-    def random_data(self, seed: int, support: float = 1.0) -> Law:
-        """Returns a random law of data, drawn uniformly from those on a random support.
+    def conditional(self, distribution: Distribution, given: Mapping[int, int]) -> Distribution:
+        """Returns the distribution given tokens by position, by Bayes' rule.
 
         Args:
-          seed: of the draw.
+          distribution: over all sequences.
+          given: tokens by position; at least one sequence with these tokens must be possible.
+        """
+        agrees = np.all([self.states[:, i] == token for i, token in given.items()], axis=0)
+        return distribution * agrees / (distribution * agrees).sum()
+
+    def random_data(self, seed: int, support: float = 1.0) -> Distribution:
+        """Returns a random data distribution, uniform on the simplex over a random support.
+
+        Args:
+          seed: random seed.
           support: the share of the clean sequences that have a probability above 0.
         """
         rng = np.random.default_rng(seed)
         count = max(1, round(support * len(self.clean)))
-        law = np.zeros(len(self.states))
-        law[rng.choice(self.clean, count, replace=False)] = rng.dirichlet(np.ones(count))
-        return law
+        data = np.zeros(len(self.states))
+        data[rng.choice(self.clean, count, replace=False)] = rng.dirichlet(np.ones(count))
+        return data
 
     @functools.cached_property
     def _place_values(self):
-        return self.graph.num_states ** np.arange(self.length)[::-1]
+        return np.int32(self.graph.num_states) ** np.arange(self.length, dtype=np.int32)[::-1]
 
 
-def product_law(probs: Float[Array | np.ndarray, "S L N"]) -> Float[Array | np.ndarray, "S M"]:
-    """Returns the law of N^L sequences with position i drawn from probs[s, i], independently."""
-    law = probs[:, 0]
+def product_distribution(
+    probs: Float[Array | np.ndarray, "S L N"],
+) -> Float[Array | np.ndarray, "S M"]:
+    """Returns the distribution of N^L sequences whose positions are independent.
+
+    Args:
+      probs: distribution of position i in row s.
+    """
+    joint = probs[:, 0]
     for position in range(1, probs.shape[1]):
-        law = (law[:, :, None] * probs[:, None, position]).reshape(len(probs), -1)
-    return law
+        joint = (joint[:, :, None] * probs[:, None, position]).reshape(len(probs), -1)
+    return joint
 
 
-def total_variation(p: Law, q: Law) -> float:
+def total_variation(p: Distribution, q: Distribution) -> float:
     """Returns half the sum of |p - q|: the largest difference of the probability of any event."""
     return float(np.abs(p - q).sum() / 2)
 
 
-def kl_divergence(p: Law, q: Law) -> float:
-    """Returns KL(p | q) in nats; infinite where q lacks what p has."""
-    held = p > 0
-    if np.any(q[held] <= 0):
-        return float("inf")
-    return float(np.sum(p[held] * np.log(p[held] / q[held])))
+def kl_divergence(p: Distribution, q: Distribution) -> float:
+    """Returns KL(p | q) in nats; infinite where p is positive and q is 0."""
+    return float(rel_entr(p, q).sum())
+
+
+def goodness_of_fit(
+    frequencies: Distribution, distribution: Distribution, num_samples: int
+) -> float:
+    """Returns the p-value of Pearson's chi-square test.
+
+    States with fewer than 5 expected samples are pooled; a sample of an impossible state gives 0.
+
+    Args:
+      frequencies: shares of the samples.
+      distribution: what they are tested against; sums to 1 up to the rounding of float32 steps,
+        else the result is NaN.
+      num_samples: the number of samples.
+    """
+    if not abs(distribution.sum() - 1) < 1e-3:
+        return float("nan")
+    counts, expected = frequencies * num_samples, distribution * num_samples
+    if counts[expected == 0].sum() > 0:
+        return 0.0
+    rare = (expected < 5) & (expected > 0)
+    counts = np.append(counts[expected >= 5], counts[rare].sum())
+    expected = np.append(expected[expected >= 5], expected[rare].sum())
+    if expected[-1] == 0:
+        counts, expected = counts[:-1], expected[:-1]
+    return float(chisquare(counts, expected * counts.sum() / expected.sum()).pvalue)

@@ -11,7 +11,12 @@ from sedd_jax.diffusion.importance import plain_proposal
 from sedd_jax.experiment.build import Components
 from sedd_jax.inference.estimate import sequence_loss
 from sedd_jax.model.score_model import dense_model
-from sedd_jax.verification.exact.likelihood import base_law, exact_bound, exact_nll, loss_at
+from sedd_jax.verification.exact.reverse_process import (
+    base_distribution,
+    exact_bound,
+    exact_nll,
+    loss_at,
+)
 from sedd_jax.verification.exact.scores import exact_model, exact_params
 from sedd_jax.verification.exact.space import float64
 
@@ -44,7 +49,8 @@ def _sigma(t):
 @SMALL
 def test_nll_is_that_of_many_small_steps(brute):
     """The master equation by 4000 explicit steps of matrices built entry by entry."""
-    components, base = _rough_components(brute), base_law(brute.space, NOISE, brute.space.guess())
+    components = _rough_components(brute)
+    base = base_distribution(brute.space, NOISE, brute.space.uniform_data())
     with float64():
         nll = exact_nll(components, {}, brute.space, base, T_MIN)
         states = jnp.asarray(brute.space.states)
@@ -93,7 +99,8 @@ def test_the_loss_at_a_time_is_the_mean_of_the_training_loss(brute):
 
 @SMALL
 def test_the_bound_is_above_the_likelihood_and_its_quadrature_has_converged(brute):
-    components, base = _rough_components(brute), base_law(brute.space, NOISE, brute.space.guess())
+    components = _rough_components(brute)
+    base = base_distribution(brute.space, NOISE, brute.space.uniform_data())
     nll = exact_nll(components, {}, brute.space, base, T_MIN)
     coarse, fine = (
         exact_bound(components, {}, brute.space, base, T_MIN, nodes) for nodes in (48, 96)
@@ -112,7 +119,7 @@ def test_with_true_scores_the_mean_bound_is_the_entropy(brute, support):
     entropy = -np.sum(clean[clean > 0] * np.log(clean[clean > 0]))
     with float64():
         components = Components(space.graph, NOISE, exact_model(space))
-        params, base = exact_params(data), base_law(space, NOISE, data)
+        params, base = exact_params(data), base_distribution(space, NOISE, data)
         bound = exact_bound(components, params, space, base, t_min, 96).total
         nll = exact_nll(components, params, space, base, t_min)
     held = clean > 0
@@ -127,4 +134,4 @@ def test_base_law_is_the_noised_law(brute):
     data = brute.space.random_data(0)
     sigma = float(NOISE.sigma(jnp.float32(1.0)))
     expected = brute.marginal(data, sigma)
-    np.testing.assert_allclose(base_law(brute.space, NOISE, data), expected, rtol=1e-5)
+    np.testing.assert_allclose(base_distribution(brute.space, NOISE, data), expected, rtol=1e-5)

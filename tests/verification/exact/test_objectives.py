@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sedd_jax.verification.exact.objectives import (
+from sedd_jax.verification.exact.scores import (
     concrete_score_matching,
     denoising_score_entropy,
     exact_ratios,

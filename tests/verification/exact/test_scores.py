@@ -63,7 +63,7 @@ def test_scores_of_possible_sequences_are_ratios_of_the_law(brute, support, prec
 def test_scores_among_impossible_sequences_are_those_of_the_guess(brute, precision, index):
     sigma = float(SIGMAS[index])
     marginal = brute.marginal(brute.space.random_data(0, SPARSE), sigma)
-    guess = brute.ratios(brute.marginal(brute.space.guess(), sigma))
+    guess = brute.ratios(brute.marginal(brute.space.uniform_data(), sigma))
     got = _answers(brute, SPARSE, precision)[index]
     assert not np.any(np.isnan(got[marginal == 0]))
     checked = 0
@@ -94,7 +94,7 @@ def test_params_have_the_present_precision_and_init_is_the_guess(brute):
         rtol = float(np.finfo(precision).eps)
         np.testing.assert_allclose(params[data > 0], data[data > 0], rtol=rtol)
         assert np.all(params[data == 0] < 1e-25)
-        np.testing.assert_allclose(initial, brute.space.guess(), rtol=rtol, atol=1e-25)
+        np.testing.assert_allclose(initial, brute.space.uniform_data(), rtol=rtol, atol=1e-25)
 
 
 def test_tabulated_equals_the_model_where_rows_share_sigma(brute):

@@ -8,7 +8,7 @@ from sedd_jax.diffusion import graph as graphs
 from sedd_jax.verification.exact.space import (
     Space,
     kl_divergence,
-    product_law,
+    product_distribution,
     sequences,
     total_variation,
 )
@@ -80,19 +80,19 @@ def test_transition_without_noise_is_the_identity(brute):
 def test_limit_is_where_the_forward_process_ends(brute):
     limit = brute.space.limit()
     assert limit.dtype == np.float64
-    guess = brute.space.guess()
+    guess = brute.space.uniform_data()
     np.testing.assert_allclose(limit, brute.transition(40) @ guess, atol=1e-14)
     np.testing.assert_allclose(brute.generator @ limit, 0, atol=1e-15)
 
 
 def test_guess_is_uniform_over_clean_sequences(brute):
     expected = [(s in brute.clean) / len(brute.clean) for s in range(len(brute.states))]
-    np.testing.assert_allclose(brute.space.guess(), expected, rtol=1e-15)
+    np.testing.assert_allclose(brute.space.uniform_data(), expected, rtol=1e-15)
 
 
 def test_embedded_puts_a_law_of_clean_sequences_among_all(brute):
     law = np.random.default_rng(0).dirichlet(np.ones(len(brute.clean)))
-    got = brute.space.embedded(law)
+    got = brute.space.extend(law)
     expected = dict(zip(brute.clean, law, strict=True))
     assert list(got) == [expected.get(s, 0.0) for s in range(len(brute.states))]
 
@@ -124,7 +124,7 @@ def test_random_data_is_uniform_on_the_simplex():
 
 def test_product_law_multiplies_the_laws_of_the_positions():
     probs = np.random.default_rng(0).dirichlet(np.ones(4), (5, 3))  # [S, L, N]
-    got = product_law(probs)
+    got = product_distribution(probs)
     assert got.shape == (5, 64)
     for s in range(5):
         for row, state in enumerate(itertools.product(range(4), repeat=3)):

@@ -18,7 +18,11 @@ from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.prompt import Prompt, free
 from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
 from sedd_jax.model.score_model import dense_model
-from sedd_jax.verification.exact.law import first_hitting_law, reverse_law, sampler_law
+from sedd_jax.verification.exact.reverse_process import (
+    first_hitting_distribution,
+    reverse_distribution,
+    sampler_distribution,
+)
 from sedd_jax.verification.exact.scores import exact_model, exact_params
 from sedd_jax.verification.exact.space import total_variation
 
@@ -131,8 +135,8 @@ def test_sampler_law_is_the_sum_over_all_paths(brute, sampler, steps):
         assert min(negative) < -0.01  # so that clamping matters
     arguments = {"steps": steps, "sampler": sampler, "t_min": T_MIN}
     with jax.enable_x64(True):
-        noised = sampler_law(components, params, brute.space, denoise=False, **arguments)
-        clean = sampler_law(components, params, brute.space, **arguments)
+        noised = sampler_distribution(components, params, brute.space, denoise=False, **arguments)
+        clean = sampler_distribution(components, params, brute.space, **arguments)
     np.testing.assert_allclose(noised, expected, rtol=1e-9, atol=1e-14)
     expected, _ = _pushed(brute, expected, "tweedie", T_MIN, None)
     np.testing.assert_allclose(clean, expected, rtol=1e-9, atol=1e-14)
@@ -144,8 +148,8 @@ def test_sampler_law_is_computed_in_the_present_precision(brute):
     components, params = _rough(brute)
     arguments = {"steps": 3, "sampler": "tweedie", "t_min": T_MIN}
     with jax.enable_x64(True):
-        exact = sampler_law(components, params, brute.space, **arguments)
-    rounded = sampler_law(components, params, brute.space, **arguments)
+        exact = sampler_distribution(components, params, brute.space, **arguments)
+    rounded = sampler_distribution(components, params, brute.space, **arguments)
     assert 1e-9 < total_variation(rounded, exact) < 1e-4
 
 
@@ -159,7 +163,9 @@ def test_sampler_law_is_that_of_what_the_generator_draws(brute, sampler):
     generate = _fast_jit(build_generator(components, Sampling(3, sampler), t_min=T_MIN))
     keys = row_keys(jax.random.key(0), jnp.arange(rows))
     tokens, _ = generate(params, keys, free(rows, brute.length))
-    law = sampler_law(components, params, brute.space, steps=3, sampler=sampler, t_min=T_MIN)
+    law = sampler_distribution(
+        components, params, brute.space, steps=3, sampler=sampler, t_min=T_MIN
+    )
     _assert_drawn_from(law, tokens, brute)
 
 
@@ -195,7 +201,7 @@ def test_first_hitting_on_a_grid_is_the_chain_of_calibrated_steps(brute):
     generate = _fast_jit(build_generator(components, sampling, t_min=T_MIN))
     keys = row_keys(jax.random.key(0), jnp.arange(rows))
     tokens, diagnostics = generate(params, keys, free(rows, brute.length))
-    law = sampler_law(
+    law = sampler_distribution(
         components, params, brute.space, steps=steps, sampler=_calibrated, t_min=T_MIN
     )
     _assert_drawn_from(law, tokens, brute)
@@ -217,8 +223,8 @@ def test_first_hitting_has_the_law_of_the_data_and_of_bayes(brute):
     start[brute.states.index((mask, held, mask))] = 1
     with jax.enable_x64(True):
         params = exact_params(data)
-        law = first_hitting_law(components, params, brute.space)
-        given = first_hitting_law(components, params, brute.space, start)
+        law = first_hitting_distribution(components, params, brute.space)
+        given = first_hitting_distribution(components, params, brute.space, start)
     np.testing.assert_allclose(law, data, atol=1e-12)
     np.testing.assert_allclose(given, posterior, atol=1e-12)
 
@@ -256,7 +262,7 @@ def test_reverse_law_is_the_product_of_bayes_kernels(brute, support, t):
     sigmas = [sigma_at(1.0), sigma_at(0.7), sigma_at(0.4), sigma_at(t) if t > 0 else 0.0]
     for late, early in itertools.pairwise(sigmas):
         expected = expected @ _bayes(brute, data, late, early)
-    got = reverse_law(brute.space, noise, data, t)
+    got = reverse_distribution(brute.space, noise, data, t)
     np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-14)
     if t > 0:  # it starts elsewhere than the data's own process, and that shows
         assert total_variation(got, brute.marginal(data, sigmas[-1])) > 1e-5
@@ -264,7 +270,7 @@ def test_reverse_law_is_the_product_of_bayes_kernels(brute, support, t):
 
 def test_reverse_law_starts_at_the_limit(brute):
     data = brute.space.random_data(0)
-    got = reverse_law(brute.space, SCHEDULES[brute.name][0], data, 1.0)
+    got = reverse_distribution(brute.space, SCHEDULES[brute.name][0], data, 1.0)
     np.testing.assert_allclose(got, brute.space.limit(), rtol=1e-12, atol=1e-15)
 
 
@@ -276,10 +282,14 @@ def test_tweedie_with_exact_scores_is_exact_for_a_single_token(brute):
     with jax.enable_x64(True):
         params = exact_params(data)
         arguments = {"steps": 2, "sampler": "tweedie", "t_min": T_MIN}
-        noised = sampler_law(components, params, brute.space, denoise=False, **arguments)
-        clean = sampler_law(components, params, brute.space, **arguments)
-    np.testing.assert_allclose(noised, reverse_law(brute.space, noise, data, T_MIN), atol=1e-12)
-    np.testing.assert_allclose(clean, reverse_law(brute.space, noise, data, 0.0), atol=1e-12)
+        noised = sampler_distribution(components, params, brute.space, denoise=False, **arguments)
+        clean = sampler_distribution(components, params, brute.space, **arguments)
+    np.testing.assert_allclose(
+        noised, reverse_distribution(brute.space, noise, data, T_MIN), atol=1e-12
+    )
+    np.testing.assert_allclose(
+        clean, reverse_distribution(brute.space, noise, data, 0.0), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -291,12 +301,12 @@ def test_twice_the_steps_halve_the_error_of_exact_scores(brute, sampler):
     noise = SCHEDULES[brute.name][0]
     components = Components(brute.space.graph, noise, _exact(brute))
     data = brute.space.random_data(0)
-    truth = reverse_law(brute.space, noise, data, T_MIN)
+    truth = reverse_distribution(brute.space, noise, data, T_MIN)
     with jax.enable_x64(True):
         params = exact_params(data)
         errors = [
             total_variation(
-                sampler_law(
+                sampler_distribution(
                     components,
                     params,
                     brute.space,

@@ -1,0 +1,323 @@
+"""The learned reverse process without sampling: what samplers draw, the likelihood, the bound.
+
+Distributions over all sequences are propagated through the steps of a sampler, or through the
+master equation; the bound is a sum over all x_t and a quadrature over t.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from scipy.integrate import solve_ivp
+from scipy.special import xlogy
+
+from sedd_jax.diffusion.categorical import jump_probs
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.reverse import SAMPLERS, StepRule, denoise_weights, reverse_rate
+from sedd_jax.diffusion.score import total_away
+from sedd_jax.diffusion.score_entropy import quadrature_quantiles
+from sedd_jax.experiment.build import Components
+from sedd_jax.model.score_model import Params
+from sedd_jax.verification.exact.scores import denoising_losses
+from sedd_jax.verification.exact.space import Distribution, Space, float64, product_distribution
+
+PerClean = Float[np.ndarray, "C"]
+TINY = 1e-300  # replaces a probability that the solver has made negative
+
+
+def sampler_distribution(
+    components: Components,
+    params: Params,
+    space: Space,
+    *,
+    steps: int,
+    sampler: StepRule | str,
+    t_min: float,
+    denoise: bool = True,
+    given: Mapping[int, int] = MappingProxyType({}),
+    conditioning: str = "clamp",
+) -> Distribution:
+    """Returns the distribution of the sequences that `build_generator` with these settings draws.
+
+    Exact: the distribution at t = 1 is multiplied by every step as a matrix, with the weights that
+    the sampler itself computes, in JAX's default precision.
+
+    Args:
+      components: graph, noise and score model.
+      params: of the score model.
+      space: all sequences.
+      steps: reverse steps before the final one.
+      sampler: a key of SAMPLERS, or another rule.
+      t_min: the time at which the steps end.
+      denoise: take the final denoising step.
+      given: tokens that are clamped, by position.
+      conditioning: see `inference.conditioning`; "resample" is the limit of infinitely many
+        particles: only sequences that agree with `given`, each step weighted by its probability of
+        keeping them.
+    """
+    graph = components.graph
+    if conditioning != "clamp" and graph.mask_id is not None:
+        raise ValueError(f"{conditioning!r} is for the uniform graph.")
+    condition = {"clamp": _clamped, "renoise": _noised, "resample": _weighted}[conditioning]
+    rule = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
+    programs, times = _compiled(components, space), jnp.linspace(1.0, t_min, steps + 1)
+    start = np.tile(np.float64(graph.limit), (1, space.length, 1))
+    sigma = components.noise.sigma
+    current = product_distribution(condition(start, given, graph, space, sigma(times[0])))[0]
+    for t, t_next in itertools.pairwise(times):
+        probs = np.float64(programs.step(params, t, t_next, rule))
+        probs = condition(probs, given, graph, space, sigma(t), sigma(t_next))
+        current = current @ product_distribution(probs)
+    if denoise:
+        probs = np.float64(programs.final_step(params, t_min))
+        last = _clamped if condition is _noised else condition
+        current = space.extend(current @ product_distribution(last(probs, given)))
+    return current / current.sum() if condition is _weighted else current
+
+
+def _clamped(probs, given, *_):
+    """The distributions of positions [S, L, N] with given tokens clamped."""
+    probs = probs.copy()
+    for position, token in given.items():
+        probs[:, position] = np.eye(probs.shape[-1])[token]
+    return probs
+
+
+def _noised(probs, given, graph, space, sigma, sigma_next=None):
+    """The same with given tokens noised, to sigma at the start, or from sigma to sigma_next."""
+    probs = probs.copy()
+    for position, token in given.items():
+        if sigma_next is None:
+            probs[:, position] = graph.transition(jnp.array(token), sigma)
+        else:
+            xt = jnp.asarray(space.states[:, position])
+            x0 = jnp.full_like(xt, token)
+            probs[:, position] = graph.bridge(xt, x0, sigma, sigma_next)
+    return probs
+
+
+def _weighted(probs, given, *_):
+    """The same with nothing but given tokens, each with the probability that it had."""
+    return probs * _clamped(np.ones_like(probs), given)
+
+
+def denoising_kernel(
+    components: Components, params: Params, space: Space, t: float
+) -> Float[np.ndarray, "S C"]:
+    """Returns the kernel of the final denoising step: [from, to a clean sequence].
+
+    Args:
+      components: graph, noise and score model.
+      params: of the score model.
+      space: all sequences.
+      t: the time from which the step removes all noise.
+    """
+    return product_distribution(np.float64(_compiled(components, space).final_step(params, t)))
+
+
+def reverse_distribution(space: Space, noise: Noise, data: Distribution, t: float) -> Distribution:
+    """Returns the distribution at time t of the exact reverse process, started like the samplers.
+
+    It differs from p_t only as far as the limit differs from p_1; a sampler with exact scores
+    differs from it by its discretisation alone.
+
+    Args:
+      space: all sequences.
+      noise: the schedule.
+      data: distribution of the data.
+      t: time, in [0, 1]; at 0, the data.
+    """
+    sigma_1, sigma_t = _sigma(noise, 1.0), _sigma(noise, t) if t > 0 else 0.0
+    p_1 = data @ space.transition(sigma_1)
+    weight = np.where(p_1 > 0, space.limit() / np.where(p_1 > 0, p_1, 1), 0)
+    return (data @ space.transition(sigma_t)) * (space.transition(sigma_1 - sigma_t) @ weight)
+
+
+def first_hitting_distribution(
+    components: Components, params: Params, space: Space, start: Distribution | None = None
+) -> Distribution:
+    """Returns the distribution of the sequences that first hitting draws, one position a call.
+
+    Exact for scores whose normalised ratios are the same at all noise, as the true ones are: they
+    are evaluated at t = 1. All orders in which masked positions can be revealed are equally likely.
+
+    Args:
+      components: graph, which must be the absorbing one, noise and score model.
+      params: of the score model.
+      space: all sequences.
+      start: distribution of the sequences before the first call; all masked by default.
+    """
+    graph = components.graph
+    masked = space.states == graph.mask_id
+    score = jnp.exp(_compiled(components, space).log_scores(params, 1.0))[..., : graph.num_tokens]
+    token = np.float64(score / score.sum(-1, keepdims=True))
+    position = masked / np.maximum(masked.sum(-1, keepdims=True), 1)
+    current = space.limit() if start is None else start
+    for _ in range(space.length):
+        after = np.where(masked.any(-1), 0, current)  # sequences without a mask stay
+        flow = (current[:, None] * position)[..., None] * token
+        np.add.at(after, space.neighbours[..., : graph.num_tokens], flow)
+        current = after
+    return current
+
+
+class BoundTerms(NamedTuple):
+    """The bound on -log p(x_0) for every clean sequence x_0, in nats, by parts.
+
+    Attributes:
+      prior: KL of p(x_1 | x_0) to the distribution that the reverse process starts from.
+      diffusion: integral of the DWDSE loss over t in [t_min, 1].
+      reconstruction: -log of the final denoising step, E over x_t at t_min.
+    """
+
+    prior: PerClean
+    diffusion: PerClean
+    reconstruction: PerClean
+
+    @property
+    def total(self) -> PerClean:
+        """The bound."""
+        return self.prior + self.diffusion + self.reconstruction
+
+
+def base_distribution(space: Space, noise: Noise, data: Distribution) -> Distribution:
+    """Returns the distribution of the data noised to t = 1.
+
+    That of `space.uniform_data()` is what a likelihood starts from. It differs from the limit by
+    the share exp(-sigma(1)) of tokens that are not noised, without which the prior term would be
+    infinite under the absorbing graph.
+
+    Args:
+      space: all sequences.
+      noise: the schedule.
+      data: distribution of the data.
+    """
+    return data @ space.transition(_sigma(noise, 1.0))
+
+
+def exact_nll(
+    components: Components, params: Params, space: Space, base: Distribution, t_min: float
+) -> PerClean:
+    """Returns -log p(x_0) of the learned reverse process in nats, for every clean x_0.
+
+    Solves the master equation d p / d t = -R p of the continuous-time reverse process (Eq. 3) from
+    t = 1 to t_min, then takes the denoising step.
+
+    Args:
+      components: graph, noise and score model.
+      params: of the score model.
+      space: all sequences.
+      base: the distribution at t = 1.
+      t_min: the time at which the denoising step is taken.
+    """
+    rates = _compiled(components, space).rates
+
+    def generator(time, probs=None):
+        del probs
+        return -space.generator(np.float64(rates(params, time)))
+
+    def change(time, probs):
+        return generator(time) @ probs
+
+    solution = solve_ivp(
+        change, (1.0, t_min), base, method="BDF", jac=generator, rtol=1e-7, atol=1e-11
+    )
+    if not solution.success:
+        raise FloatingPointError(f"The master equation could not be solved: {solution.message}")
+    probs = solution.y[:, -1] @ denoising_kernel(components, params, space, t_min)
+    return -np.log(np.maximum(probs, TINY))
+
+
+def exact_bound(
+    components: Components,
+    params: Params,
+    space: Space,
+    base: Distribution,
+    t_min: float,
+    num_nodes: int = 128,
+) -> BoundTerms:
+    """Returns the bound for every clean x_0: sums over all x_t, Gauss-Legendre quadrature over t.
+
+    Args:
+      components: graph, noise and score model.
+      params: of the score model.
+      space: all sequences.
+      base: the distribution at t = 1 that the likelihood starts from.
+      t_min: the time at which the denoising step is taken.
+      num_nodes: times at which the loss is evaluated, more densely near both ends.
+    """
+    noise = components.noise
+    forward = space.transition(_sigma(noise, 1.0))[space.clean]
+    prior = (xlogy(forward, forward) - xlogy(forward, base)).sum(-1)
+    unit, weights = quadrature_quantiles(num_nodes)
+    times = t_min + (1 - t_min) * unit
+    losses = np.stack([loss_at(components, params, space, t) for t in times])
+    kernel = denoising_kernel(components, params, space, t_min)
+    forward = space.transition(_sigma(noise, t_min))[space.clean]
+    return BoundTerms(prior, (1 - t_min) * weights @ losses, -xlogy(forward, kernel.T).sum(-1))
+
+
+def loss_at(components: Components, params: Params, space: Space, t: float) -> PerClean:
+    """Returns the DWDSE loss at time t, expected over x_t, for every clean x_0.
+
+    Args:
+      components: graph, noise and score model.
+      params: of the score model.
+      space: all sequences.
+      t: time.
+    """
+    programs = _compiled(components, space)
+    log_score = np.float64(programs.log_scores(params, t))
+    with float64():
+        dsigma = float(components.noise.dsigma(jnp.float64(t)))
+        return dsigma * np.asarray(programs.losses(log_score, _sigma(components.noise, t)))
+
+
+def _sigma(noise, t):
+    with float64():
+        return float(noise.sigma(jnp.float64(t)))
+
+
+class _Programs(NamedTuple):
+    """Compiled functions of all sequences of a space."""
+
+    log_scores: Callable  # (params, t) -> [S, L, V]
+    rates: Callable  # (params, t) -> reverse rates [S, L, V]
+    losses: Callable  # (log_score, sigma) -> expected loss of every clean x_0 [C]
+    step: Callable  # (params, t, t_next, rule) -> distributions of positions [S, L, V]
+    final_step: Callable  # (params, t) -> the same after the denoising step [S, L, N]
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(components, space) -> _Programs:
+    graph, noise, model = components
+    xt = jnp.asarray(space.states)
+
+    def log_scores(params, t):
+        return model.apply(params, xt, noise.sigma(jnp.broadcast_to(t, len(xt))))
+
+    def rates(params, t):
+        return noise.dsigma(t) * reverse_rate(graph, xt, jnp.exp(log_scores(params, t)))
+
+    def losses(log_score, sigma):
+        return denoising_losses(space, log_score, space.clean, sigma)
+
+    def step(params, t, t_next, rule):
+        score = jnp.exp(log_scores(params, t))
+        t, t_next = (jnp.broadcast_to(time, len(xt)) for time in (t, t_next))
+        weights = rule(graph, noise, xt, total_away(xt, score), t, t_next)
+        return jump_probs(weights.weights(xt, score))
+
+    def final_step(params, t):
+        score, sigma = jnp.exp(log_scores(params, t)), noise.sigma(jnp.broadcast_to(t, len(xt)))
+        weights = denoise_weights(graph, xt, total_away(xt, score), sigma)
+        return jump_probs(weights.weights(xt, score)[..., : graph.num_tokens])
+
+    step = jax.jit(step, static_argnums=3)
+    return _Programs(*map(jax.jit, (log_scores, rates, losses)), step, jax.jit(final_step))
