@@ -10,7 +10,6 @@ from configs import exact_absorb, exact_uniform
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion import reverse, tweedie
-from sedd_jax.errors import BadInput
 from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import parse
 from sedd_jax.verification import conditioning, samplers
@@ -18,7 +17,7 @@ from sedd_jax.verification.conditioning import check_conditioning
 from sedd_jax.verification.exact import reverse_process
 from sedd_jax.verification.exact.space import Space, goodness_of_fit
 from sedd_jax.verification.rare import check_rare_tokens
-from sedd_jax.verification.report import ExactConfig, check_settings
+from sedd_jax.verification.report import ExactConfig
 from sedd_jax.verification.samplers import check_samplers
 from sedd_jax.verification.scores import check_scores
 from sedd_jax.verification.training import check_bound, check_training
@@ -231,33 +230,3 @@ def test_claims_on_the_bound(trained):
     assert failed(section) == []
     terms = dict(section.tables[0].rows)
     assert terms["entropy of the data"] < terms["exact -log p"] < terms["bound"]
-
-
-def settings(**changes):
-    config = parse(exact_absorb.get_config(), ExactConfig)
-    data = dataclasses.replace(config.data, vocab_size=changes.pop("vocab_size", 3))
-    model = dataclasses.replace(config.model, length=changes.pop("length", 3))
-    exact = dataclasses.replace(config.exact, **changes)
-    return dataclasses.replace(config, data=data, model=model, exact=exact)
-
-
-def test_the_configs_can_be_enumerated():
-    check_settings(settings())
-    check_settings(parse(exact_uniform.get_config(), ExactConfig))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"vocab_size": 1}, "config.data.vocab_size must be at least 2"),
-        ({"vocab_size": 8, "length": 4}, r"make 9\^4 sequences; at most 4096"),
-        ({"length": 1}, "config.model.length must be at least 2"),
-        ({"support": 0.0}, "config.exact.support=0.0 leaves less than 2"),
-        ({"support": 1.5}, "config.exact.support must be in"),
-        ({"max_steps": 100}, "config.exact.max_steps must be a power of 2"),
-        ({"repeats": 1}, "at least 16"),
-    ],
-)
-def test_settings_that_cannot_be_enumerated_are_refused(changes, message):
-    with pytest.raises(BadInput, match=message):
-        check_settings(settings(**changes))

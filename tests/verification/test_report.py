@@ -4,9 +4,19 @@ import struct
 import numpy as np
 import pytest
 
+from configs import exact_absorb, exact_uniform
 from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Table
-from sedd_jax.verification.report import Claim, Section, render, write
+from sedd_jax.errors import BadInput
+from sedd_jax.experiment.config import parse
+from sedd_jax.verification.report import (
+    Claim,
+    ExactConfig,
+    Section,
+    check_settings,
+    render,
+    write,
+)
 
 
 @pytest.mark.parametrize(
@@ -109,3 +119,31 @@ def test_write_draws_every_plot(tmp_path):
     images = [tmp_path / "steps.png", tmp_path / "linear.png"]
     assert all(min(png_size(image)) > 300 for image in images)
     assert images[0].read_bytes() != images[1].read_bytes()
+
+
+@pytest.mark.parametrize("module", [exact_absorb, exact_uniform])
+def test_the_configs_can_be_enumerated(module):
+    check_settings(parse(module.get_config(), ExactConfig))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.vocab_size": 1}, "config.data.vocab_size must be at least 2"),
+        ({"data.vocab_size": 8, "model.length": 4}, r"make 9\^4 sequences; at most 4096"),
+        ({"model.length": 1}, "config.model.length must be at least 2"),
+        ({"exact.support": 0.0}, "config.exact.support must be positive"),
+        ({"exact.support": 0.05}, "config.exact.support=0.05 leaves less than 2"),
+        ({"exact.support": 1.5}, "config.exact.support must be at most 1"),
+        ({"exact.max_steps": 32}, "config.exact.max_steps must be at least 64"),
+        ({"exact.max_steps": 100}, "config.exact.max_steps must be a power of 2"),
+        ({"exact.num_samples": 4095}, "config.exact.num_samples must be at least 4096"),
+        ({"exact.num_draws": 2**17}, "config.exact.num_draws must be at least 262144"),
+        ({"exact.repeats": 1}, "config.exact.repeats must be at least 16"),
+    ],
+)
+def test_settings_that_cannot_be_enumerated_are_refused(changes, message):
+    config = exact_absorb.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(BadInput, match=message):
+        check_settings(parse(config, ExactConfig))
