@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 REQUIREMENTS = [
     "absl-py>=2.5.1",
     "chex>=0.1.92",
+    "filelock>=4.3.1",
     "flax>=0.12.8",
     "grain>=0.2.18",
     "importlib_resources>=7.1.0",  # tensorflow-datasets needs it, and forgets to say so

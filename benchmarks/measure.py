@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import sedd_jax
-from sedd_jax.errors import BadInput
+from sedd_jax.system.files import check_output_path
 
 
 def alternate(programs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -91,9 +91,9 @@ def report(rows: list[dict], output: str | None) -> None:
 
 
 def check_output(output: str | None) -> None:
-    """Raises BadInput if the file for the results exists, before anything is measured."""
-    if output and Path(output).exists():
-        raise BadInput(f"{output} exists already; give --output another name.")
+    """Raises BadInput if the file for the results cannot be made, before anything is measured."""
+    if output:
+        check_output_path(Path(output))
 
 
 def _text(value):

@@ -11,9 +11,10 @@ from absl import flags
 
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
-from sedd_jax.inference.export import LAYOUTS, check_new, export
+from sedd_jax.inference.export import LAYOUTS, export
 from sedd_jax.inference.load import load
 from sedd_jax.system import hub
+from sedd_jax.system.files import check_output_path
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder, or OWNER/NAME on the hub.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to make; must not exist yet.")
@@ -31,7 +32,7 @@ def main() -> None:
         if not flag.value:
             raise BadInput(f"--{flag.name}=FOLDER is needed.")
     output, push = Path(_OUTPUT.value), _PUSH.value
-    check_new(output)
+    check_output_path(output)
     if push:
         hub.check_upload(push)
     elif _PUBLIC.value:

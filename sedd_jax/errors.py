@@ -1,4 +1,8 @@
-"""The exceptions that end a program with a sentence: what a user can mend, what stops a run."""
+"""The exceptions that end a program with a sentence, and errors of libraries as a part of one."""
+
+import os
+import re
+import textwrap
 
 
 class BadInput(ValueError):
@@ -26,3 +30,30 @@ def check_positive(**settings: int) -> None:
     for name, value in settings.items():
         if value < 1:
             raise BadInput(f"{name} must be at least 1, got {value}.")
+
+
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, without a full stop, or the error's type."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0].rstrip(".")
+
+
+def errno_of(error: BaseException | None) -> int | None:
+    """Returns the errno behind an error, None if it has none.
+
+    TensorStore raises ValueError, with the number in the message.
+    """
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(number[1]) if number else getattr(error, "errno", None)
+
+
+def reason(error: BaseException) -> str:
+    """Returns why an operation failed: by its errno, as TensorStore says, or its first line."""
+    if number := errno_of(error):
+        return os.strerror(number)
+    # OUT_OF_RANGE: ..., after a long prefix or in the error that this one came from
+    everything = f"{error}\n{error.__cause__}\n{error.__context__}"
+    code = re.search(r"\b[A-Z_]{6,}: .*", everything)
+    line = code[0] if code else first_line(error) if str(error).strip() else repr(error)
+    line = line.split(" [tensorstore_spec")[0]
+    return textwrap.shorten(line.rstrip("."), 240, placeholder=" ...")

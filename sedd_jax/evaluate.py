@@ -28,10 +28,11 @@ from sedd_jax.inference.bound import TIMES
 from sedd_jax.inference.load import TrainedModel, load
 from sedd_jax.inference.sampling import PRECISIONS, SAMPLER_NAMES
 from sedd_jax.system import processes
-from sedd_jax.system.lead import is_primary, print_on_primary
-from sedd_jax.system.staging import check_local
+from sedd_jax.system.files import check_local
+from sedd_jax.system.processes import is_primary, print_on_primary
 
 _MODEL = cli.define_model_flags()
+_PROCESSES = cli.define_process_flags()
 _MESH = flags.DEFINE_list(
     "mesh", None, "Axes of devices, as in fsdp:4,tensor:2; by default a copy on every device."
 )
@@ -97,7 +98,7 @@ def main() -> None:
     scored = [suite for suite in _SUITE.value if suite != _QUALITY]
     _check_flags(scored)
     check_plots()
-    processes.initialize_distributed()
+    processes.initialize_distributed(*(flag.value for flag in _PROCESSES))
     choices = _choices()
 
     def look():

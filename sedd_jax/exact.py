@@ -21,6 +21,7 @@ from sedd_jax.display.plot import check_plots
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
 from sedd_jax.experiment.build import build_components
+from sedd_jax.system.files import check_output_path
 from sedd_jax.verification.conditioning import check_conditioning
 from sedd_jax.verification.exact.space import Space
 from sedd_jax.verification.rare import check_rare_tokens
@@ -102,13 +103,12 @@ def _new_folder():
     """Creates the folder of the report; a report is never overwritten."""
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     folder = Path(_WORKDIR.value or f"runs/{name}")
-    if (folder / "report.json").exists():
-        raise BadInput(f"{folder} holds a report already; choose another --workdir.")
     check_plots()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadInput(f"--workdir={folder} cannot be made: {error}") from error
+    check_output_path(folder / "report.json", "--workdir")
     return folder
 
 

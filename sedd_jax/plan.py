@@ -42,7 +42,7 @@ from sedd_jax.planning.lower import (
     with_batch,
 )
 from sedd_jax.planning.search import Search, table
-from sedd_jax.system.files import write_whole
+from sedd_jax.system.files import atomic_write, check_output_path
 from sedd_jax.system.settings import flatten
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
@@ -133,11 +133,8 @@ def _check_flags():
     if _OUTPUT.value and _OUTPUT.value == _KEEP_HLO.value:
         raise BadInput(f"--output and --keep_hlo are both {_OUTPUT.value}: give one another name.")
     for flag in (_OUTPUT, _KEEP_HLO):
-        path = Path(flag.value or ".")
-        if flag.value and path.exists():
-            raise BadInput(f"{path} exists already; give --{flag.name} another name.")
-        if not path.absolute().parent.is_dir():
-            raise BadInput(f"The folder of --{flag.name}={path} does not exist; make it.")
+        if flag.value:
+            check_output_path(Path(flag.value), f"--{flag.name}")
 
 
 def _program(config: Config, vocab_size: int, mesh: Mesh) -> tuple[str, Program]:
@@ -229,7 +226,7 @@ def _versions():
 
 def _write(path, text):
     if path:
-        write_whole(Path(path), text.encode())
+        atomic_write(Path(path), text)
 
 
 if __name__ == "__main__":

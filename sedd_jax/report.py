@@ -4,7 +4,6 @@ One page that needs nothing else, neither the network nor a program in it: how t
 trained, what they write and how good they are. Runs may still be in training.
 """
 
-import os
 from pathlib import Path
 
 import jax
@@ -14,6 +13,7 @@ from sedd_jax.display.plot import check_plots
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.dashboard import dashboard, read_runs
 from sedd_jax.experiment import cli
+from sedd_jax.system.files import atomic_write, check_output_path
 
 _OUTPUT = flags.DEFINE_string("output", "report.html", "The page; one made before is made anew.")
 _MADE = "<!-- Made by sedd_jax.report; without this line it is not made anew. -->\n"
@@ -34,18 +34,15 @@ def main(folders: list[str]) -> None:
 
 def check_output(path: Path) -> None:
     """Raises BadInput unless a page can be written there, and nothing else is lost by it."""
-    if not path.parent.is_dir():
-        raise BadInput(f"The folder of --output={path} does not exist; make it.")
-    if path.exists() and not (path.is_file() and path.read_bytes().endswith(_MADE.encode())):
+    check_output_path(path, must_be_new=False)
+    if path.exists() and not path.read_bytes().endswith(_MADE.encode()):
         raise BadInput(f"{path} exists and was not made by report; choose another --output.")
 
 
 def write(path: Path, text: str) -> None:
     """Writes the page at once or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
     # half a pair of UTF-16, which JSON can hold and a file cannot
-    temporary.write_bytes((text + _MADE).encode("utf-8", "replace"))
-    os.replace(temporary, path)
+    atomic_write(path, (text + _MADE).encode("utf-8", "replace"))
 
 
 if __name__ == "__main__":

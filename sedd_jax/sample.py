@@ -31,11 +31,9 @@ from sedd_jax.inference.sliding import overlap_of
 from sedd_jax.inference.stream import live
 from sedd_jax.inference.template import between, fill, most_tokens, pad
 from sedd_jax.jobs import job
-from sedd_jax.jobs.output import check_output
-from sedd_jax.jobs.page import check_page, write_page
+from sedd_jax.jobs.page import write_page
 from sedd_jax.system import processes
-from sedd_jax.system.files import write_whole
-from sedd_jax.system.signals import ends_at_once
+from sedd_jax.system.files import atomic_write, check_output_path
 
 _MODEL = cli.define_model_flags()
 _MESH = flags.DEFINE_list(
@@ -86,10 +84,11 @@ _TRACE = flags.DEFINE_bool(
 )
 _FRAMES = flags.DEFINE_integer("frames", 8, "Moments shown by --trace.")
 _HTML = flags.DEFINE_string("html", None, "Page that plays how the samples came about; a new file.")
+_PROCESSES = cli.define_process_flags()
 _PLAIN = "plain samples"
 # which ways to show samples heed a flag, where not all do
 _HEEDED = {
-    ("--input",): processes.FLAGS,
+    ("--input",): _PROCESSES,
     ("--trace",): (_FRAMES,),
     (_PLAIN, "--input"): (_OUTPUT, _BATCH_SIZE),
     (_PLAIN, "--html"): (_NUM_SAMPLES,),
@@ -133,21 +132,24 @@ def _run_job():
                 f"--input={source} is no file, or empty: it must hold a JSON line for a row."
             )
 
-    processes.initialize_distributed()  # before anything that may fail on one host alone
-    processes.on_primary(lambda: check_output(output))
+    # before anything that may fail on one host alone
+    processes.initialize_distributed(*(flag.value for flag in _PROCESSES))
+    processes.on_primary(lambda: check_output_path(output, must_be_new=False))
     processes.run_primary_first(look, look)
-    goes_on = f"the same command goes on with the rows not in {output}."
-    with ends_at_once(f"stopped; {goes_on}"), processes.abort_with_peers(goes_on):
+    goes_on = f"the same command continues with the rows not in {output}."
+    with processes.end_on_signal(), processes.abort_with_peers(goes_on):
         checkpoint = load(
             **_MODEL(), mesh=sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
         )
+        settings = _settings(checkpoint)
+        processes.print_on_primary(f"A signal ends the job at once; {goes_on}")
         job.run(
             checkpoint,
             source,
             output,
             seed=_SEED.value,
             batch_size=_BATCH_SIZE.value,
-            settings=_settings(checkpoint),
+            settings=settings,
         )
 
 
@@ -155,11 +157,9 @@ def _draw_samples():
     """Draws --num_samples that hold the same text."""
     output = None if _OUTPUT.value is None else Path(_OUTPUT.value)
     if output:
-        check_output(output)
-        if output.exists():
-            raise BadInput(f"{output} exists already; give --output another name.")
+        check_output_path(output)
     if _HTML.value is not None:
-        check_page(Path(_HTML.value))
+        check_output_path(Path(_HTML.value), "--html")
     checkpoint = load(**_MODEL(), mesh=cli.mesh_from(_MESH))
     settings = _settings(checkpoint)
     key, prompt = jax.random.key(_SEED.value), _prompt(checkpoint)
@@ -251,7 +251,7 @@ def _write(tokenizer, rows, settings, path):
         for index, (calls, held, tokens) in enumerate(rows)
     )
     written = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    write_whole(written, b"".join(json.dumps(record).encode() + b"\n" for record in records))
+    atomic_write(written, b"".join(json.dumps(record).encode() + b"\n" for record in records))
     try:
         os.link(written, path)  # takes no name that is taken
     except OSError as error:

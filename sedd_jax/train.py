@@ -23,14 +23,12 @@ from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.card import Story, find_records, read_history, write_card
 from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints
 from sedd_jax.experiment.config import Config
-from sedd_jax.experiment.lock import locked
 from sedd_jax.experiment.metrics import MetricWriter, NotFinite, PendingLosses, metric_writer
-from sedd_jax.experiment.run import open_run, read_run
+from sedd_jax.experiment.run import locked, open_run, read_run
 from sedd_jax.experiment.state import TrainState, run_keys
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system import processes
-from sedd_jax.system.lead import is_primary, print_on_primary
-from sedd_jax.system.signals import StopSignal
+from sedd_jax.system.processes import StopSignal, is_primary, print_on_primary
 from sedd_jax.training.compile import build_programs
 from sedd_jax.training.evaluator import Evaluator
 from sedd_jax.training.initial import load_initial, with_weights_of
@@ -42,6 +40,7 @@ from sedd_jax.training.throughput import Progress, step_flops
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder: made, or continued.")
 _PROFILE = flags.DEFINE_integer("profile", 0, "Steps to trace, from the third on.", lower_bound=0)
+_PROCESSES = cli.define_process_flags()
 
 
 def main() -> None:
@@ -49,7 +48,7 @@ def main() -> None:
     config = cli.config_from(_CONFIG)
     if not _WORKDIR.value:
         raise BadInput("--workdir=FOLDER is needed: where the run is kept.")
-    processes.initialize_distributed()
+    processes.initialize_distributed(*(flag.value for flag in _PROCESSES))
     train(config, Path(_WORKDIR.value), _PROFILE.value)
 
 

@@ -160,9 +160,9 @@ def test_nothing_is_overwritten_or_left_half_written(published, tmp_path, monkey
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(exports, "write_card", stop)
         write()
-    assert [path.name for path in tmp_path.iterdir()] == [".out.draft"]
-    assert "model/model.safetensors" in names(tmp_path / ".out.draft")
-    (tmp_path / ".out.draft" / "model" / "left").touch()
+    assert [path.name for path in tmp_path.iterdir()] == [".out.staging"]
+    assert "model/model.safetensors" in names(tmp_path / ".out.staging")
+    (tmp_path / ".out.staging" / "model" / "left").touch()
     write()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert not (out / "left").exists()

@@ -62,21 +62,21 @@ def test_killed_at_any_time_the_same_command_goes_on_to_the_same_bytes(
     tmp_path, corpus, binary, workers
 ):
     straight, output = tmp_path / "straight", tmp_path / "data"
-    draft = tmp_path / ".data.draft"
+    staging = tmp_path / ".data.staging"
     binary.run("prepare", *_flags(corpus, straight, "--workers=1"))
     # in the survey, in the middle of tokenising, and when all that is left is the manifest
     for place in ("survey/00003.json", "shards/00005.json", "shards/00011.json"):
         process = binary.start("prepare", *_flags(corpus, output, f"--workers={workers}"))
-        while not (draft / place).exists() and process.poll() is None:
+        while not (staging / place).exists() and process.poll() is None:
             time.sleep(0.0005)
         process.kill()
         process.communicate()
         assert process.returncode in (0, -signal.SIGKILL)
         # it may have been quick enough to come to its end, but never from the first place
-        assert draft.exists() or (output.exists() and place != "survey/00003.json")
+        assert staging.exists() or (output.exists() and place != "survey/00003.json")
     binary.run("prepare", *_flags(corpus, output, f"--workers={workers}"))
     assert _contents(output) == _contents(straight)
-    assert not draft.exists()
+    assert not staging.exists()
 
 
 def _status(pid):
@@ -110,7 +110,7 @@ def test_no_worker_outlives_a_killed_parent(tmp_path, binary):
         (tmp_path / f"{i:02}.txt").write_text("some words to be read " * 20_000)
     flags = (SMOKE, f"--config.data.corpus={tmp_path}/*.txt", f"--output={tmp_path}/data")
     process = binary.start("prepare", *flags, "--workers=2")
-    while not (tmp_path / ".data.draft" / "survey" / "00001.json").exists():
+    while not (tmp_path / ".data.staging" / "survey" / "00001.json").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
     workers = _children(process.pid)
@@ -131,7 +131,7 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(tmp_path, corpus, bin
     ours = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = binary.start("prepare", *flags, f"--workers={workers}")
     signal.signal(signal.SIGINT, ours)
-    while not (tmp_path / ".data.draft" / "survey" / "00011.json").exists():
+    while not (tmp_path / ".data.staging" / "survey" / "00011.json").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
     workers = _children(process.pid)
@@ -141,7 +141,7 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(tmp_path, corpus, bin
     assert err.splitlines()[-1] == "error: Stopped; the same command goes on from there."
     assert "Traceback" not in err
     _await_end(workers)
-    surveyed = {path.name for path in (tmp_path / ".data.draft" / "survey").iterdir()}
+    surveyed = {path.name for path in (tmp_path / ".data.staging" / "survey").iterdir()}
     assert "00011.json" in surveyed and "00012.json" not in surveyed  # it was not waited for
 
 

@@ -15,8 +15,8 @@ _RUN = "--checkpoint=RUN"
 REFUSED = {
     (_RUN, "--output=absent/out.jsonl"): "The folder of --output=absent/out",
     (_RUN, "--output=taken"): "taken exists already",
-    (_RUN, "--output=/dev/null"): "is no file that rows can be kept in",
-    (_RUN, "--output="): "--output=. is no file",
+    (_RUN, "--output=/dev/null"): "exists already; give --output another name",
+    (_RUN, "--output="): ". exists already",
     (_RUN, "--html="): ". exists already",
     (_RUN, "--template="): "no hole to fill",
     (_RUN, "--output=out.jsonl", "--trace"): "--output is for plain samples or --input, and not",
@@ -30,7 +30,7 @@ REFUSED = {
     (_RUN, "--input=in.jsonl"): "--input needs --output=FILE",
     (_RUN, "--input=absent", "--output=x"): "--input=absent is no file, or empty",
     (_RUN, "--input=in", "--output=x/y"): "The folder of --output=x/y does not exist",
-    (_RUN, "--input=in", "--output=folder"): "--output=folder is no file",
+    (_RUN, "--input=in", "--output=folder"): "--output=folder is not a file",
     (_RUN, "--input=in", "--output=x", "--steps=0"): "steps must be at least 1, got 0",
     (_RUN, "--mesh=data:1,x:2"): "--mesh=data:1,x:2 must be AXIS:SIZE,... with",
     (_RUN, "--top_p=7"): "top_p must be in (0, 1], got 7.0",
@@ -228,7 +228,7 @@ def test_a_host_joins_the_others_before_anything_that_may_fail_on_it_alone(binar
     _, job = (binary.root / "sedd_jax" / "sample.py").read_text().split("def _run_job")
     job, _ = job.split("\n\n\ndef ", 1)
     calls = (
-        "processes.initialize_distributed()",
+        "processes.initialize_distributed(",
         "on_primary(lambda: check_output",
         "run_primary_first(look, look)",
         " load(",

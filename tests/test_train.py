@@ -18,8 +18,8 @@ from sedd_jax.experiment import mesh as sharding
 from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints
 from sedd_jax.experiment.config import from_saved
-from sedd_jax.experiment.lock import locked
 from sedd_jax.experiment.metrics import FILE
+from sedd_jax.experiment.run import locked
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.train import train
 from sedd_jax.training.initial import load_initial, with_weights_of

@@ -13,7 +13,7 @@ from sedd_jax.data.documents import Fault, Piece
 from sedd_jax.data.heldout import BINS, bin_of, content_bytes
 from sedd_jax.data.workers import Task
 from sedd_jax.errors import BadInput
-from sedd_jax.system.staging import write_json
+from sedd_jax.system.files import atomic_write_json
 
 _COUNTS = ("documents", "characters", "utf8_bytes")
 
@@ -37,7 +37,7 @@ class Surveyor:
     def __call__(self, task: Task) -> Path:
         path = self.folder / f"{task.number:05d}.json"
         if not path.exists():
-            write_json(path, self._survey(task.piece))
+            atomic_write_json(path, self._survey(task.piece))
         return path
 
     def _survey(self, piece: Piece) -> dict[str, Any]:

@@ -27,14 +27,8 @@ from sedd_jax.data.tokenizer import (
 )
 from sedd_jax.data.workers import Task, results
 from sedd_jax.errors import BadInput
-from sedd_jax.system.staging import (
-    check_local,
-    check_target,
-    differences,
-    draft_of,
-    drafted,
-    write_json,
-)
+from sedd_jax.system.files import atomic_move, atomic_write_json, check_local
+from sedd_jax.system.staging import check_target, differences, staged, staging_folder
 
 # A tokenizer is fitted on about so much text, spread over the corpus: more takes memory in
 # proportion, and no better pieces come of it.
@@ -74,11 +68,11 @@ def prepare_blocks(
     settings = _settings(recipe, length, tasks)
     if _is_occupied(folder):
         _check_settings(folder, settings)
-    if not _is_occupied(folder) or draft_of(folder).exists():
-        with drafted(folder, settings) as draft:
+    if not _is_occupied(folder) or staging_folder(folder).exists():
+        with staged(folder, settings) as staging:
             if not _is_occupied(folder):  # else it was done just now, or killed at the last moment
-                _Preparation(draft, recipe, length, tasks, workers).run(settings)
-                os.replace(draft / "data", folder)
+                _Preparation(staging, recipe, length, tasks, workers).run(settings)
+                atomic_move(staging / "data", folder)
         _check_settings(folder, settings)
     return open_blocks(folder, length)
 
@@ -167,11 +161,11 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
 class _Preparation:
     """Makes the folder `data` in a draft, from as much as there is of it and beside it."""
 
-    def __init__(self, draft: Path, recipe: Recipe, length: int, tasks: list[Task], workers: int):
-        self._draft, self._recipe, self._length = draft, recipe, length
+    def __init__(self, staging: Path, recipe: Recipe, length: int, tasks: list[Task], workers: int):
+        self._staging, self._recipe, self._length = staging, recipe, length
         self._tasks, self._workers = tasks, workers
         for name in ("data", "survey", "shards"):
-            (draft / name).mkdir(exist_ok=True)
+            (staging / name).mkdir(exist_ok=True)
 
     def run(self, settings: dict[str, Any]) -> None:
         """Leaves the folder complete; `settings` go into its manifest."""
@@ -187,11 +181,11 @@ class _Preparation:
             letters = set().union(*(survey.letters for survey in surveys.values()))
             texts = functools.partial(self._fitting_texts, split, surveys["corpus"])
             self._keep_tokenizer(lambda: build_tokenizer(recipe, texts, "".join(sorted(letters))))
-        build = functools.partial(Shards, self._draft, recipe, split, self._length)
+        build = functools.partial(Shards, self._staging, recipe, split, self._length)
         done = results(build, self._tasks, self._workers, "tokenising")
         if _settings(recipe, self._length, self._tasks) != settings:
             raise BadInput("The corpus has changed while it was read; prepare it again.")
-        tokenizer = load_tokenizer(self._draft / "data" / "tokenizer")
+        tokenizer = load_tokenizer(self._staging / "data" / "tokenizer")
         skipped = _sum([*(s.skipped for s in surveys.values()), *(d["skipped"] for d in done)])
         manifest = {
             **settings,
@@ -209,7 +203,9 @@ class _Preparation:
                 for name in SPLITS
             },
         }
-        write_json(self._draft / "data" / MANIFEST, manifest, indent=1)
+        # written beside "data", where a kill may leave a part of it
+        atomic_write_json(self._staging / MANIFEST, manifest, indent=1)
+        atomic_move(self._staging / MANIFEST, self._staging / "data" / MANIFEST)
 
     def _check_is_text(self) -> None:
         """Raises BadInput for a corpus of integers, as its beginning tells."""
@@ -222,19 +218,19 @@ class _Preparation:
 
     def _keep_tokenizer(self, build: Callable[[], Tokenizer]) -> None:
         """Saves the tokenizer in one step, unless it is there already."""
-        folder = self._draft / "data" / "tokenizer"
+        folder = self._staging / "data" / "tokenizer"
         if not folder.exists():
             tokenizer = build()
             check_vocab_size(tokenizer, self._recipe)
-            tokenizer.save(self._draft / "tokenizer")
-            os.replace(self._draft / "tokenizer", folder)
+            tokenizer.save(self._staging / "tokenizer")
+            atomic_move(self._staging / "tokenizer", folder)
 
     def _survey(self) -> dict[str, Survey]:
         """The survey of each corpus."""
         recipe = self._recipe
         build = functools.partial(
             Surveyor,
-            self._draft / "survey",
+            self._staging / "survey",
             refuse=recipe.bad_documents == "refuse",
             letters=recipe.tokenizer == "characters",
         )

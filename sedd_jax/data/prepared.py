@@ -12,7 +12,8 @@ from sedd_jax.data.shards import SPLITS
 from sedd_jax.data.token_blocks import Mixture
 from sedd_jax.data.tokenizer import build_tokenizer, load_tokenizer
 from sedd_jax.errors import BadInput
-from sedd_jax.system.staging import drafted, write_json
+from sedd_jax.system.files import atomic_move, atomic_write_json
+from sedd_jax.system.staging import staged
 
 _COMMAND = "python -m sedd_jax.prepare --config=CONFIG --output={}, with the --config of this run"
 
@@ -48,12 +49,13 @@ def link_prepared(
                 f"{folder} stands for other data than {prepared}, or with other weights; they may "
                 "be moved, but not changed: go back to those, or choose another folder."
             )
-        write_json(folder / MANIFEST, manifest, indent=1)
+        atomic_write_json(folder / MANIFEST, manifest, indent=1)
         return
-    with drafted(folder, manifest) as draft:
-        load_tokenizer(Path(first) / "tokenizer").save(draft / "data" / "tokenizer")
-        write_json(draft / "data" / MANIFEST, manifest, indent=1)
-        os.replace(draft / "data", folder)
+    with staged(folder, manifest) as staging:
+        load_tokenizer(Path(first) / "tokenizer").save(staging / "data" / "tokenizer")
+        atomic_write_json(staging / MANIFEST, manifest, indent=1)
+        atomic_move(staging / MANIFEST, staging / "data" / MANIFEST)
+        atomic_move(staging / "data", folder)
 
 
 def open_data(folder: str | os.PathLike[str], length: int) -> Dataset:

@@ -22,8 +22,8 @@ from sedd_jax.data.documents import (
     ranges,
     too_large,
 )
-from sedd_jax.errors import BadInput
-from sedd_jax.system.packages import first_line, package
+from sedd_jax.errors import BadInput, first_line
+from sedd_jax.system.packages import package
 
 _RAW = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _RUN = 2**20

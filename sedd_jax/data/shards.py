@@ -18,7 +18,7 @@ from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.tokenizer import load_tokenizer
 from sedd_jax.data.workers import Task
 from sedd_jax.errors import BadInput
-from sedd_jax.system.staging import write_json
+from sedd_jax.system.files import atomic_move, atomic_write_json
 
 SPLITS = ("train", "heldout")
 _COUNTS = ("documents", "characters", "utf8_bytes", "tokens", "filling", "cut_off")
@@ -56,8 +56,8 @@ class Shards:
     document that the tokenizer refuses, unless the recipe skips those.
     """
 
-    def __init__(self, draft: Path, recipe: Recipe, split: Split, length: int):
-        self._data, self._work = draft / "data", draft / "shards"
+    def __init__(self, staging: Path, recipe: Recipe, split: Split, length: int):
+        self._data, self._work = staging / "data", staging / "shards"
         self._recipe, self._split, self._length = recipe, split, length
         self._tokenizer = load_tokenizer(self._data / "tokenizer")
         self._dtype = id_dtype(self._tokenizer.vocab_size)
@@ -65,7 +65,7 @@ class Shards:
     def __call__(self, task: Task) -> dict[str, Any]:
         done = self._work / f"{task.number:05d}.json"
         if not done.exists():
-            write_json(done, self._write(task))
+            atomic_write_json(done, self._write(task))
         return json.loads(done.read_text(encoding="utf-8"))
 
     def _write(self, task: Task) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Shards:
                 os.fsync(file.fileno())
         for split, name in names.items():
             if counts[split]["tokens"]:
-                os.replace(self._work / name, self._data / name)
+                atomic_move(self._work / name, self._data / name)
         return {
             "splits": {split: {"file": names[split], **counts[split]} for split in SPLITS},
             "skipped": skipped,

@@ -16,8 +16,8 @@ from sedd_jax.data.documents import (
     file_version,
     ranges,
 )
-from sedd_jax.errors import BadInput
-from sedd_jax.system.packages import first_line, package
+from sedd_jax.errors import BadInput, first_line
+from sedd_jax.system.packages import package
 
 TFDS = "tfds:"
 HUGGING_FACE = "hf:"

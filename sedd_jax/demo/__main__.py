@@ -16,7 +16,7 @@ from sedd_jax.demo.server import Limits, Server
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
 from sedd_jax.inference.load import load
-from sedd_jax.system.signals import ends_at_once
+from sedd_jax.system.processes import end_on_signal
 
 _MODEL = cli.define_model_flags()
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "Address or name to listen on.")
@@ -40,7 +40,7 @@ def main() -> None:
             "others, --port=0 takes any free one."
         ) from error
     with server:
-        with ends_at_once("nothing was served yet."):
+        with end_on_signal():
             studio.warm_up()
         for number in (signal.SIGINT, signal.SIGTERM):
             # shutdown waits for the loop, which is this very thread

@@ -1,6 +1,5 @@
 """Plots of curves; they need matplotlib."""
 
-import importlib.util
 import io
 import math
 import re
@@ -8,7 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from sedd_jax.errors import BadInput
+from sedd_jax.system.packages import package
 
 _INK = "#010203"  # becomes the colour of the text around an inline image
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
@@ -38,9 +37,8 @@ class Plot(NamedTuple):
 
 
 def check_plots() -> None:
-    """Raises BadInput unless plots can be made: they come last, and it is said first."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise BadInput('The plots need matplotlib: pip install -e ".[plots]".')
+    """Raises BadInput unless matplotlib is installed: plots come last, the message comes first."""
+    package("matplotlib", '"sedd_jax[plots]"', "A plot")
 
 
 def image(plot: Plot, form: str = "png") -> bytes:

@@ -24,7 +24,7 @@ from sedd_jax.inference.bound import nll_bound
 from sedd_jax.inference.likelihood import Bound
 from sedd_jax.inference.load import TrainedModel
 from sedd_jax.system import processes
-from sedd_jax.system.lead import is_primary
+from sedd_jax.system.processes import is_primary
 from sedd_jax.system.progress import progress
 
 HELDOUT = "heldout"

@@ -29,10 +29,10 @@ from sedd_jax.inference.batches import check_rows
 from sedd_jax.inference.generate import generate
 from sedd_jax.inference.load import TrainedModel
 from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
-from sedd_jax.system.lead import is_primary
 from sedd_jax.system.processes import (
     assert_equal_across_processes,
     broadcast_from_primary,
+    is_primary,
     run_primary_first,
 )
 from sedd_jax.system.progress import progress

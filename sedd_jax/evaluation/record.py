@@ -20,7 +20,7 @@ from sedd_jax.experiment.card import noise_in_words
 from sedd_jax.experiment.checksum import fingerprint, not_finite
 from sedd_jax.inference.load import TrainedModel
 from sedd_jax.model.score_model import count_params
-from sedd_jax.system.files import write_whole
+from sedd_jax.system.files import atomic_write
 
 FOLDER = "evaluations"  # in the folder of a run
 
@@ -109,7 +109,7 @@ def save(folder: Path, record: Record) -> Path:
     """Writes the record into `folder`, at once or not at all, and returns where."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / record.file
-    write_whole(path, to_json(dataclasses.asdict(record)).encode())
+    atomic_write(path, to_json(dataclasses.asdict(record)))
     return path
 
 

@@ -12,7 +12,7 @@ from sedd_jax.evaluation.naming import Label, is_real, labels, settings
 from sedd_jax.evaluation.published_results import published
 from sedd_jax.evaluation.record import Record, read_records
 from sedd_jax.evaluation.tables import likelihood_tables, models_table, quality_tables
-from sedd_jax.system.files import write_whole
+from sedd_jax.system.files import atomic_write
 
 
 def write(folder: Path) -> None:
@@ -34,7 +34,7 @@ def write(folder: Path) -> None:
     files = {"summary.md": text.encode(), "summary.json": to_json(report).encode()}
     files |= {f"{plot.name}.png": image(plot) for plot in drawn}
     for name, content in files.items():
-        write_whole(folder / name, content)
+        atomic_write(folder / name, content)
 
 
 def tables(records: Sequence[Record], *, all_published: bool = False) -> list[Table]:

@@ -16,7 +16,8 @@ from sedd_jax.experiment import metrics
 from sedd_jax.experiment.config import Config, NoiseConfig
 from sedd_jax.experiment.run import DATA_FOLDER
 from sedd_jax.model.pretrained import read_json
-from sedd_jax.system.lead import print_on_primary
+from sedd_jax.system.files import atomic_write
+from sedd_jax.system.processes import print_on_primary
 
 FILE = "README.md"
 RECORDS = ("manifest.json", metrics.FILE)  # what a copy of a model takes along, in its root
@@ -71,7 +72,7 @@ def write_card(folder: Path, story: Story, name: str) -> None:
     if path.exists() and _MADE not in path.read_text():
         print_on_primary(f"{path} is not one that was made here, and is left as it is.")
     else:
-        path.write_text(card(story, name))
+        atomic_write(path, card(story, name))
 
 
 def find_records(folder: Path) -> dict[str, Path]:

@@ -19,14 +19,13 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from sedd_jax.errors import BadInput, Halted
+from sedd_jax.errors import BadInput, Halted, errno_of, reason
 from sedd_jax.experiment.checksum import checksums
 from sedd_jax.experiment.config import CheckpointConfig, Config, from_saved
 from sedd_jax.experiment.state import Skipped, TrainState
 from sedd_jax.model.score_model import Params
 from sedd_jax.model.sharding import leaves_by_path
-from sedd_jax.system.faults import errno_of, of_any_process, reason
-from sedd_jax.system.lead import is_primary, print_on_primary
+from sedd_jax.system.processes import failure_of_any_process, is_primary, print_on_primary
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged"
@@ -267,7 +266,7 @@ class Checkpoints:
         finally:
             reader.close()
         trouble = damage if errno_of(cause) not in _OF_A_FILE else None
-        if trouble := of_any_process(trouble):
+        if trouble := failure_of_any_process(trouble):
             raise Halted(
                 f"The checkpoint {self._folder / str(step)} may be whole, but {trouble}. Mend the "
                 "cause and run the same command again."
@@ -277,7 +276,7 @@ class Checkpoints:
 
     def _agree(self, step, damage, cause=None):
         """Raises _Damaged in all processes if there is damage in the eyes of one."""
-        if damage := of_any_process(damage):
+        if damage := failure_of_any_process(damage):
             message = f"The checkpoint {self._folder / str(step)} is damaged: {damage}."
             raise _Damaged(message) from cause
 
@@ -307,7 +306,7 @@ class Checkpoints:
                 (self._folder / str(step)).rename(target)
             except OSError as error:
                 failure = f"{damage} It could not be moved to {target}: {reason(error)}."
-        if failure := of_any_process(failure):
+        if failure := failure_of_any_process(failure):
             raise Halted(failure)
         self._manager.reload()
         if is_primary():

@@ -47,6 +47,24 @@ def define_model_flags() -> Callable[[], dict[str, Any]]:
     return named
 
 
+def define_process_flags() -> tuple[flags.FlagHolder, ...]:
+    """Defines the flags that say how the processes of a job find each other.
+
+    Returns:
+      The flags, in the order of the arguments of `processes.initialize_distributed`.
+    """
+    return (
+        flags.DEFINE_enum(
+            "distributed", "auto", ["auto", "yes", "no"],
+            "Join the other processes of the job: as --coordinator or the environment says (auto), "
+            "by JAX's own detection of the cluster (yes), or not at all (no).",
+        ),
+        flags.DEFINE_string("coordinator", None, "host:port of process 0 of the job."),
+        flags.DEFINE_integer("num_processes", None, "Processes of the job."),
+        flags.DEFINE_integer("process_id", None, "The number of this process, from 0."),
+    )  # fmt: skip
+
+
 def config_from(flag: flags.FlagHolder, kind: type[Config] = Config) -> Config:
     """Returns the settings, of the given kind, that a `--config` flag names.
 

@@ -3,14 +3,14 @@
 import contextlib
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from sedd_jax.errors import Halted
-from sedd_jax.system.lead import is_primary, print_on_primary
+from sedd_jax.system.files import atomic_write
+from sedd_jax.system.processes import is_primary, print_on_primary
 
 FILE = "metrics.jsonl"
 
@@ -34,9 +34,7 @@ class MetricWriter:
             print_on_primary(
                 f"{path}: {len(lines) - len(kept)} rows after step {last_step} will be made again."
             )
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        os.replace(temporary, path)
+        atomic_write(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._board = _tensorboard(run, last_step)
 

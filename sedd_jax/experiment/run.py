@@ -1,7 +1,8 @@
 """The run folder: its data and its settings, made once, checked ever after."""
 
-import os
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from sedd_jax.data.blocks import Dataset
@@ -10,8 +11,10 @@ from sedd_jax.data.prepared import link_prepared, open_data
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import config as configs
 from sedd_jax.experiment.config import Config
+from sedd_jax.system.files import atomic_write, check_local
+from sedd_jax.system.lock import exclusive
 from sedd_jax.system.settings import marked
-from sedd_jax.system.staging import check_local, draft_of
+from sedd_jax.system.staging import staging_folder
 
 CONFIG_FILE = "config.json"
 DATA_FOLDER = "data"
@@ -47,9 +50,7 @@ def open_run(run: Path, config: Config) -> Dataset:
         if is_new and config.data.prepared:
             shutil.rmtree(data)  # it only says where they are
         raise
-    temporary = settings.with_suffix(".tmp")
-    temporary.write_text(configs.to_json(config) + "\n")
-    os.replace(temporary, settings)
+    atomic_write(settings, configs.to_json(config) + "\n")
     return dataset
 
 
@@ -78,6 +79,18 @@ def read_run(run: Path, config: Config) -> Dataset:
     return dataset
 
 
+@contextlib.contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keeps every other process out of the run folder, which is created if it does not exist.
+
+    Raises:
+      BadInput: another process has the folder, or it is something else than a run folder.
+    """
+    check_folder(run)
+    with exclusive(run / LOCK_FILE, "choose another --workdir"):
+        yield
+
+
 def check_folder(run: Path) -> None:
     """Raises BadInput unless `run` is a run folder, an empty one or one to be made; only looks."""
     check_local(run, "--workdir")
@@ -87,7 +100,7 @@ def check_folder(run: Path) -> None:
         if (run / CONFIG_FILE).is_file() or (run / DATA_FOLDER).is_dir():
             return
         # what a run killed early on leaves, and one that has just begun has
-        if set(run.iterdir()) <= {run / LOCK_FILE, run / draft_of(run / DATA_FOLDER).name}:
+        if set(run.iterdir()) <= {run / LOCK_FILE, run / staging_folder(run / DATA_FOLDER).name}:
             return
     raise BadInput(f"{run} exists and is not a run folder; choose another --workdir.")
 

@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 
-from sedd_jax.errors import BadInput
 from sedd_jax.experiment.card import (
     RECORDS,
     Story,
@@ -21,7 +19,8 @@ from sedd_jax.experiment.run import CONFIG_FILE, DATA_FOLDER
 from sedd_jax.inference.load import TOKENIZER_FOLDER, TrainedModel
 from sedd_jax.model import pretrained
 from sedd_jax.model.score_model import count_params
-from sedd_jax.system.staging import drafted
+from sedd_jax.system.files import atomic_move, check_output_path
+from sedd_jax.system.staging import staged
 
 
 def save_published(checkpoint: TrainedModel, folder: Path) -> None:
@@ -91,9 +90,9 @@ def export(checkpoint: TrainedModel, output: Path, layout: str, *, weights: str,
         weights=weights,
         **read_history(records, checkpoint.step),
     )
-    with drafted(output, {}) as draft:
-        check_new(output)
-        folder = draft / "model"
+    with staged(output, {}) as staging:
+        check_output_path(output)
+        folder = staging / "model"
         shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
         folder.mkdir()
         LAYOUTS[layout](checkpoint, folder)
@@ -104,12 +103,4 @@ def export(checkpoint: TrainedModel, output: Path, layout: str, *, weights: str,
         if rows in records:
             shutil.copyfile(records[rows], folder / rows)
         write_card(folder, story, name)
-        os.replace(folder, output)
-
-
-def check_new(folder: Path) -> None:
-    """Raises BadInput if `folder` exists, or what it would be in does not."""
-    if folder.exists():
-        raise BadInput(f"{folder} exists already; give --output another name.")
-    if not folder.absolute().parent.is_dir():
-        raise BadInput(f"The folder of --output={folder} does not exist; make it first.")
+        atomic_move(folder, output)

@@ -30,7 +30,7 @@ from sedd_jax.inference.template import pad, width_of
 from sedd_jax.jobs.input import Line, read_lines
 from sedd_jax.jobs.output import open_ledger
 from sedd_jax.system import processes
-from sedd_jax.system.lead import print_on_primary
+from sedd_jax.system.processes import print_on_primary
 from sedd_jax.system.progress import progress
 
 

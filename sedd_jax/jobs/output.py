@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from sedd_jax.errors import BadInput
 from sedd_jax.jobs.input import Line
-from sedd_jax.system.files import write_whole
+from sedd_jax.system.files import atomic_write, check_output_path
 from sedd_jax.system.lock import exclusive
 
 _BEGIN = b'{"index": '
@@ -40,14 +40,6 @@ class Ledger:
         os.fsync(self._file.fileno())
 
 
-def check_output(path: Path) -> None:
-    """Raises BadInput unless the output of a job is there, or can be made."""
-    if not path.absolute().parent.is_dir():
-        raise BadInput(f"The folder of --output={path} does not exist; make it first.")
-    if path.exists() and not path.is_file():
-        raise BadInput(f"--output={path} is no file that rows can be kept in: give another.")
-
-
 @contextlib.contextmanager
 def open_ledger(path: Path, lines: list[Line], facts: Mapping[str, Any]) -> Iterator[Ledger]:
     """Opens the output of a job, which holds nothing yet or some of its rows, for this job alone.
@@ -63,13 +55,13 @@ def open_ledger(path: Path, lines: list[Line], facts: Mapping[str, Any]) -> Iter
       BadInput: another job has the file, or wrote it; or one of its rows is made from another line
         than the input has. The file is left as it is.
     """
-    check_output(path)
+    check_output_path(path, must_be_new=False)
     path = path.resolve()  # a link stays one
     with exclusive(path.with_name(f"{path.name}.lock"), "give another --output", path):
         content = path.read_bytes() if path.exists() else b""
         kept, done = _own(content, path, lines, facts)
         if kept != content:
-            write_whole(path, kept)
+            atomic_write(path, kept)
         with path.open("ab") as file:
             yield Ledger(file, done)
 

@@ -9,26 +9,17 @@ import numpy as np
 import sedd_jax
 from sedd_jax.display import page
 from sedd_jax.display.page import Html, element
-from sedd_jax.errors import BadInput
 from sedd_jax.inference.load import TrainedModel
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.stream import Moment
 from sedd_jax.jobs.frames import frames, keep, lengths
-from sedd_jax.system.files import write_whole
+from sedd_jax.system.files import atomic_write, check_output_path
 from sedd_jax.system.progress import progress
 
 _LEAD = (
     "Every text begins as masks, or as noise, and is filled in wherever the model pleases. Play, "
     "step, or point at a position that is still open to see what the model expects there."
 )
-
-
-def check_page(path: Path) -> None:
-    """Raises BadInput unless a page can be written there, and nothing is lost by it."""
-    if path.exists():
-        raise BadInput(f"{path} exists already; give the page another name.")
-    if not path.absolute().parent.is_dir():
-        raise BadInput(f"The folder of {path} does not exist; make it first.")
 
 
 def write_page(
@@ -50,9 +41,9 @@ def write_page(
       most: moments that are kept, at least 2; each costs an evaluation of every row.
 
     Raises:
-      BadInput: see `check_page` and `keep`; before anything is drawn.
+      BadInput: see `check_output_path` and `keep`; before anything is drawn.
     """
-    check_page(path)
+    check_output_path(path, "--html")
     kept = keep(moments, most)
     last, shown = kept[-1].moment, []
     with progress("page", unit="moment") as advance:
@@ -71,7 +62,7 @@ def write_page(
         style=asset("show.css"),
         script=asset("player.js") + asset("play.js"),
     )
-    write_whole(path, text.encode())
+    atomic_write(path, text)
     return last
 
 

@@ -1,15 +1,15 @@
-"""Folders by name: local ones, and those of the Hugging Face hub, from its cache or the network."""
+"""Folders by name: local ones, and repositories of the Hugging Face hub, cached or downloaded."""
 
 import contextlib
-import importlib
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, first_line
+from sedd_jax.system.packages import package
 
-REACH_SECONDS = 3.0  # the hub's own client tries for 20 seconds before it says it is offline
+REACH_SECONDS = 3.0  # the hub's own client tries for 20 seconds before it reports being offline
 
 _ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 
@@ -17,22 +17,26 @@ _ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
 def folder(
     name: str | pathlib.Path,
     patterns: Sequence[str],
-    whole: Callable[[pathlib.Path], bool],
-    either: Sequence[Sequence[str]] = ((),),
+    is_complete: Callable[[pathlib.Path], bool],
+    alternatives: Sequence[Sequence[str]] = ((),),
 ) -> pathlib.Path:
-    """Returns the folder `name`: a local one as it is, else a repository of the hub, downloaded.
+    """Returns a local folder as it is, and otherwise downloads a repository of the hub.
 
-    What the cache of the hub holds whole is taken from there, without asking for a newer one.
+    A complete copy in the hub's cache is used without asking for a newer revision.
 
     Args:
       name: a local folder, or OWNER/NAME or OWNER/NAME@REVISION on the hub.
-      patterns: the files wanted of a repository, as in "*.json".
-      whole: says whether a cached folder will do; the hub itself does not know of one that was
-        filled file by file.
-      either: more patterns, in groups; only the first group that the repository has is wanted.
+      patterns: the files to download, as in "*.json".
+      is_complete: returns whether a cached folder has all that is needed; the hub's client cannot
+        tell for a folder that was filled file by file.
+      alternatives: more patterns, in groups; only the first group that the repository has is
+        downloaded.
+
+    Returns:
+      The local folder.
 
     Raises:
-      BadInput: neither a folder nor a repository that is cached or can be reached.
+      BadInput: `name` is no folder, and no repository that is cached or can be reached.
     """
     local = pathlib.Path(name)
     if local.is_dir():
@@ -42,11 +46,11 @@ def folder(
         raise BadInput(f"There is no folder {name}.")
     repository, revision = match.groups()
     here = f"There is no folder {name}"
-    client = hub(f"{here}; for a repository of the hub")
+    client = _client(f"{here}; a repository of the hub")
     from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
 
     def snapshot(**options):
-        for group in either:
+        for group in alternatives:
             wanted = {"revision": revision, "allow_patterns": [*patterns, *group]}
             found = pathlib.Path(client.snapshot_download(repository, **wanted, **options))
             if any(any(found.glob(pattern)) for pattern in group):
@@ -55,7 +59,7 @@ def folder(
 
     try:
         part = snapshot(local_files_only=True)
-        if whole(part):
+        if is_complete(part):
             return part
     except IncompleteSnapshotError as error:
         part = error.snapshot_path
@@ -66,22 +70,16 @@ def folder(
         return snapshot()
 
 
-def hub(purpose: str) -> ModuleType:
-    """Returns the package `huggingface_hub`; BadInput, which begins with `purpose`, without it."""
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise BadInput(
-            f'{purpose} the package huggingface_hub is needed: pip install "sedd_jax[hub]"'
-        ) from error
+def _client(user: str) -> ModuleType:
+    return package("huggingface_hub", '"sedd_jax[hub]"', user)
 
 
 @contextlib.contextmanager
 def answering(otherwise: str) -> Iterator[None]:
-    """Runs the body if the hub can be reached, and turns what it answers into a sentence.
+    """Runs the body if the hub can be reached, and turns the hub's errors into a sentence.
 
     Args:
-      otherwise: what the sentence begins with.
+      otherwise: the beginning of that sentence.
 
     Raises:
       BadInput: the hub cannot be reached, or refuses.
@@ -94,7 +92,7 @@ def answering(otherwise: str) -> Iterator[None]:
         yield
     except (httpx2.TransportError, errors.OfflineModeIsEnabled) as error:
         raise BadInput(
-            f"{otherwise}, and {constants.ENDPOINT} cannot be reached ({_line(error)})."
+            f"{otherwise}, and {constants.ENDPOINT} cannot be reached ({first_line(error)})."
         ) from error
     except (errors.LocalTokenNotFoundError, errors.GatedRepoError) as error:
         raise BadInput(
@@ -104,37 +102,36 @@ def answering(otherwise: str) -> Iterator[None]:
         status = getattr(getattr(error, "response", None), "status_code", None)
         advice = "; is the name right, and are you logged in (hf auth login)?"
         raise BadInput(
-            f"{otherwise}, and the hub refuses: {_line(error)}"
+            f"{otherwise}, and the hub refuses: {first_line(error)}"
             f"{advice if status in (401, 403, 404) else ''}"
         ) from error
 
 
-def _line(error):
-    return next((line for line in str(error).splitlines() if line), type(error).__name__).strip()
-
-
 def check_upload(name: str) -> None:
-    """Raises BadInput unless the hub can be reached and knows who would upload to OWNER/NAME."""
+    """Raises BadInput unless the hub can be reached and somebody is logged in to upload."""
     match = _ID.fullmatch(name)
     if not match or match.group(2):
         raise BadInput(f"A repository of the hub is called OWNER/NAME, not {name!r}.")
-    client = hub("To upload")
+    client = _client("An upload")
     with answering(f"Nothing can be uploaded to {name}"):
         client.HfApi().whoami()
 
 
 def upload(folder: pathlib.Path, name: str, *, private: bool) -> str:
-    """Uploads a folder to the repository OWNER/NAME, made if there is none; returns its address.
+    """Uploads a folder to a repository of the hub, which is created if there is none.
 
     Args:
       folder: what to upload; files of the same names are replaced in a new revision.
-      name: of the repository.
-      private: whether a new repository is for its owner only.
+      name: OWNER/NAME of the repository.
+      private: whether only the owner can see a new repository.
+
+    Returns:
+      The URL of the repository.
 
     Raises:
       BadInput: the hub cannot be reached, or refuses.
     """
-    api = hub("To upload").HfApi()
+    api = _client("An upload").HfApi()
     with answering(f"{folder} is complete, but not uploaded to {name}"):
         address = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Model of sedd_jax")

@@ -1,85 +1,81 @@
-"""A file that one process at a time holds, to have a folder to itself."""
+"""A lock file that keeps a folder or a file to one process."""
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+
+import filelock
 
 from sedd_jax.errors import BadInput
 
-# What file systems without locks answer: FUSE and network mounts, as they are set up.
+# what file systems without locks answer: FUSE and network mounts, depending on their options
 _UNSUPPORTED = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
+# a holder removes its lock file last; a lock that fails on a removed file is tried again
+_RETRY_SECONDS = 0.2
 
 
 @contextlib.contextmanager
-def exclusive(path: Path, otherwise: str, subject: Path | None = None) -> Iterator[None]:
-    """Keeps every other process out of the folder of `path`, which is made if it does not exist.
+def exclusive(path: Path, advice: str, subject: Path | None = None) -> Iterator[None]:
+    """Holds a lock, so that no other process runs the body at the same time.
 
-    Or, where a `subject` is named, out of that, which is all that this lock is for.
+    The kernel frees the lock however the process ends. The lock file is removed at the end, and so
+    are folders created here that are still empty. On a file system without locks a printed line
+    says so and the body runs unlocked.
 
-    The lock belongs to the process: the kernel frees it however the process ends. Folders made here
-    that are still empty in the end are removed. Where the file system knows no locks, a printed
-    line says so, and nobody is kept out. Raises BadInput when another process has the folder;
-    `otherwise` is what its user may do instead of waiting.
+    Args:
+      path: the lock file; missing folders above it are created.
+      advice: what the user may do instead of waiting, for the message.
+      subject: what the lock protects, for the message; by default the folder of `path`.
+
+    Raises:
+      BadInput: another process holds the lock; the message names the process and its host.
     """
-    made = [folder for folder in path.parents if not folder.exists()]
+    subject = subject or path.parent
+    created = [folder for folder in path.parents if not folder.exists()]
     with contextlib.ExitStack() as stack:
-        stack.callback(_remove_empty, made)
-        file = stack.enter_context(_open_locked(path, otherwise, subject or path.parent))
-        stack.callback(_remove_own, path, file)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-def _open_locked(path: Path, otherwise: str, subject: Path) -> TextIO:
-    while True:
+        stack.callback(_remove_empty, created)
         path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(
+            path, timeout=_RETRY_SECONDS, fallback_to_soft=False, on_acquired=_write_holder
+        )
         try:
-            file = path.open("a+", encoding="utf-8")
-        except FileNotFoundError:
-            continue  # the one before removed the folder
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with file:
-                file.seek(0)
-                holder = file.read() or "another process"
+            stack.enter_context(lock)
+        except (filelock.Timeout, FileNotFoundError) as error:
             raise BadInput(
-                f"{subject} is in use by {holder}; wait until that has ended, stop it, or "
-                f"{otherwise}."
-            ) from None
+                f"{subject} is in use by {_holder(path)}; wait until it has ended, stop it, or "
+                f"{advice}."
+            ) from error
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
-                file.close()
                 raise
             print(
                 f"{subject} cannot be locked ({error.strerror}): make sure that no other run "
                 "writes there.",
                 flush=True,
             )
-            return file
-        if _lies_at(path, file):
-            return file
-        file.close()  # the one that had the lock removed the file after we had opened it
+        stack.callback(_remove, path, path.stat())
+        yield
 
 
-def _lies_at(path: Path, file: TextIO) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
+def _write_holder(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
-def _remove_own(path: Path, file: TextIO) -> None:
-    """Removes the lock that is still held, unless it is gone: then another's may lie there."""
-    if _lies_at(path, file):
-        path.unlink()
+def _holder(path: Path) -> str:
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text(encoding="utf-8") or "another process"
+    return "another process"
+
+
+def _remove(path: Path, held: os.stat_result) -> None:
+    """Removes the lock file while it is held, unless another process has replaced it."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(path.stat(), held):
+            path.unlink()
 
 
 def _remove_empty(folders: list[Path]) -> None:

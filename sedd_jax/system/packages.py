@@ -1,4 +1,4 @@
-"""Packages that are heavy or optional: imported where they are used, their errors in one line."""
+"""Optional and heavy packages, imported where they are used."""
 
 import importlib
 from types import ModuleType
@@ -7,15 +7,22 @@ from sedd_jax.errors import BadInput
 
 
 def package(name: str, requirement: str, user: str) -> ModuleType:
-    """Imports the package `name` for `user`; BadInput says how to install it."""
+    """Imports a package that may not be installed.
+
+    Args:
+      name: the module, dotted where it lies inside a package.
+      requirement: what pip is given to install it.
+      user: who needs it, as the subject of the message: "The tokenizer 'gpt2'".
+
+    Returns:
+      The module.
+
+    Raises:
+      BadInput: the package cannot be imported; the message says how to install it.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise BadInput(
             f"{user} needs the package {name.partition('.')[0]}: pip install {requirement}"
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """What a package says is wrong, as a part of a sentence."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,78 +1,82 @@
-"""The processes of a job: how they find each other, take turns, and fail together."""
+"""The processes of a job: how they find each other, take turns, stop and fail together."""
 
 import contextlib
 import hashlib
 import importlib.util
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import TypeVar
 
 import jax
 import numpy as np
-from absl import flags, logging
+from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from sedd_jax.errors import BadInput, Halted
-from sedd_jax.system.lead import is_primary
+from sedd_jax.errors import BadInput, Halted, first_line
 
 T = TypeVar("T")
-PATIENCE = 24 * 3600  # seconds that processes wait for one that prepares the data
-GOODBYE = 60  # seconds that a process waits at its end for the others, which may hang
-
-_DISTRIBUTED = flags.DEFINE_enum(
-    "distributed", "auto", ["auto", "yes", "no"],
-    "Join the other processes of the job: as --coordinator or the environment says (auto), by "
-    "JAX's own detection of the cluster (yes), or not at all (no).",
-)  # fmt: skip
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0 of the job.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the job.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
-FLAGS = (_DISTRIBUTED, _COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)
+BARRIER_SECONDS = 24 * 3600  # one process may prepare the data while the others wait
+SHUTDOWN_SECONDS = 60  # a process that ends waits this long for the others, which may hang
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def initialize_distributed() -> None:
-    """Joins the processes of the job, if there are others; before any other use of JAX.
+def initialize_distributed(
+    mode: str = "auto",
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Connects this process to the others of its job, if there are any.
 
-    They are looked for where `--coordinator`, `--num_processes` and `--process_id` are given, in a
-    SLURM or Open MPI step of several tasks, and on TPU hosts.
+    To be called before any other use of JAX. With "auto" there are others if the three settings
+    below are given, in a SLURM or Open MPI step of several tasks, and on TPU hosts.
+
+    Args:
+      mode: "auto"; "yes", which always uses JAX's own detection of the cluster; or "no".
+      coordinator: host:port of process 0.
+      num_processes: the number of processes in the job.
+      process_id: the number of this process, from 0.
 
     Raises:
-      BadInput: flags that contradict each other, or processes that do not find each other.
+      BadInput: settings that contradict each other, or processes that do not find each other.
     """
-    explicit = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    explicit = (coordinator, num_processes, process_id)
     given = [value is not None for value in explicit]
     if any(given) and not all(given):
         raise BadInput("--coordinator, --num_processes and --process_id go together.")
-    if any(given) and _DISTRIBUTED.value == "no":
+    if any(given) and mode == "no":
         raise BadInput("--distributed=no contradicts --coordinator.")
-    if _DISTRIBUTED.value == "no":
+    if mode == "no":
         return
-    if any(given) or _DISTRIBUTED.value == "yes" or _several_tasks():
+    if any(given) or mode == "yes" or _has_several_tasks():
         _initialize(*explicit)
-    elif _on_tpu_host():
+    elif _is_tpu_host():
         try:
             _initialize(*explicit)
         except BadInput as error:  # a single host may know nothing of a cluster
-            print(f"This TPU host goes on alone. {error}", flush=True)
+            print(f"This TPU host continues alone. {error}", flush=True)
 
 
 def _initialize(*explicit):
     try:
-        jax.distributed.initialize(*explicit, shutdown_timeout_seconds=GOODBYE)
+        jax.distributed.initialize(*explicit, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
     except (ValueError, RuntimeError) as error:
         raise BadInput(
-            f"The processes of the job do not find each other ({str(error).splitlines()[0]}); check"
-            " --coordinator, --num_processes and --process_id, or give --distributed=no."
+            f"The processes of the job do not find each other ({first_line(error)}); check "
+            "--coordinator, --num_processes and --process_id, or give --distributed=no."
         ) from error
-    # a process whose part of a checkpoint fails waits for the others before it can say so itself
+    # a process whose part of a checkpoint fails waits for the others before it can report it
     logging.set_verbosity(logging.ERROR)
 
 
-def _several_tasks():
-    """Whether this is one of several tasks; a SLURM script outside srun is in no step."""
+def _has_several_tasks():
+    """Returns whether this is one of several tasks; a SLURM script outside srun is in no step."""
     return any(
         int(os.environ.get(tasks, 1)) > 1 and number in os.environ
         for tasks, number in (
@@ -82,18 +86,36 @@ def _several_tasks():
     )
 
 
-def _on_tpu_host():
+def _is_tpu_host():
     if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
         return False
     devices = ("/dev/accel0", "/dev/vfio/0")
     return importlib.util.find_spec("libtpu") and any(Path(path).exists() for path in devices)
 
 
+def is_primary() -> bool:
+    """Returns whether this is process 0, which prints and writes for the whole job."""
+    return jax.process_index() == 0
+
+
+def print_on_primary(text: str) -> None:
+    """Prints a line on process 0, without buffering."""
+    if is_primary():
+        print(text, flush=True)
+
+
 def run_primary_first(first: Callable[[], T], others: Callable[[], T]) -> T:
-    """Returns first() on process 0, and after that others() on the others.
+    """Runs one function on process 0 and, once it has returned, another on the other processes.
+
+    Args:
+      first: what process 0 runs.
+      others: what each of the others runs.
+
+    Returns:
+      What this process's function returns.
 
     Raises:
-      Halted: another process failed; so no process waits for one that has ended.
+      Halted: another process failed; every process raises, so that none waits for one that ended.
     """
     turns = [first] if jax.process_count() == 1 else [first, others]
     for turn, work in enumerate(turns):
@@ -110,42 +132,46 @@ def run_primary_first(first: Callable[[], T], others: Callable[[], T]) -> T:
 
 
 def on_primary(work: Callable[[], T]) -> T | None:
-    """Returns work() on the lead, and None on the others once it is done.
+    """Returns work() on process 0, and None on the others once it has returned.
 
     Raises:
-      Halted: it failed, on the lead.
+      Halted: it failed on process 0.
     """
     return run_primary_first(work, lambda: None)
 
 
 @contextlib.contextmanager
 def abort_with_peers(goodbye: str) -> Iterator[None]:
-    """Ends this process at once, after one line, where the devices of another answer no more.
+    """Ends this process at once, after one line, when another process no longer answers.
 
-    For work whose every part is safe on disk as soon as it is done; alone, errors pass.
+    For work whose finished parts are all safe on disk. A single process lets errors pass.
 
     Args:
-      goodbye: what the line says at its end.
+      goodbye: the end of that line.
     """
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        reason = str(error).partition("\n")[0]
         print(
-            f"\nerror: another process of the job has ended, it seems ({reason:.200}); {goodbye}",
+            "\nerror: another process of the job seems to have ended "
+            f"({first_line(error):.200}); {goodbye}",
             file=sys.stderr,
             flush=True,
         )
-        os._exit(1)  # an exit in good order would wait for the others
+        os._exit(1)  # an orderly exit would wait for the others
 
 
 def assert_equal_across_processes(facts: str, words: str) -> None:
-    """Checks that all processes have the same facts, called so in words.
+    """Checks that all processes were started with the same facts.
+
+    Args:
+      facts: text that has to be equal on all of them.
+      words: what it describes, for the message: "data or settings".
 
     Raises:
-      BadInput: they do not; on every process, so that none waits for one that has ended.
+      BadInput: it differs; on every process, so that none waits for one that ended.
     """
     if jax.process_count() == 1:
         return
@@ -160,22 +186,35 @@ def assert_equal_across_processes(facts: str, words: str) -> None:
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes are here, for hours if need be.
+    """Waits until all processes call this, for hours if need be.
 
-    Sums between devices give up after half a minute, on CPUs, if a process comes late to the first
-    one: it may be preparing the data, or still compiling.
+    A collective between devices gives up after half a minute, on CPUs, when a process comes late to
+    the first one: it may still be preparing the data, or compiling.
     """
     if jax.process_count() > 1:
         everyone = set(range(jax.process_count()))
-        multihost.sync_global_processes(name, timeout=PATIENCE, processes=everyone)
+        multihost.sync_global_processes(name, timeout=BARRIER_SECONDS, processes=everyone)
 
 
 def broadcast_from_primary(value: bool | np.ndarray) -> bool | np.ndarray:
-    """Returns, on every process, what the lead gives here: one value, or an array of one shape."""
+    """Returns process 0's value on every process: a bool, or an array of the same shape on all."""
     if jax.process_count() == 1:
         return value
     said = multihost_utils.process_allgather(np.array(value))[0]
     return said if said.ndim else bool(said)
+
+
+def failure_of_any_process(failure: str | None) -> str | None:
+    """Returns this process's failure or, if it has none, a sentence about another's; None if none.
+
+    With several processes all must call this.
+    """
+    if jax.process_count() == 1:
+        return failure
+    if failure and not is_primary():
+        print(f"Process {jax.process_index()}: {failure}.", flush=True)  # process 0 prints the rest
+    flags = multihost_utils.process_allgather(np.int32(failure is not None))
+    return failure or (f"process {np.argmax(flags)} found it so" if flags.any() else None)
 
 
 def _fail_together(error):
@@ -185,3 +224,81 @@ def _fail_together(error):
             raise Halted(f"Process {failed.argmax()} of the job ended with an error; see there.")
     if error is not None:
         raise error
+
+
+class StopSignal:
+    """Turns the first SIGTERM or SIGINT into a request to stop between two training steps.
+
+    A second one ends the process at once. With several processes, JAX's preemption service agrees
+    on one step for all of them; it takes every SIGTERM, and the first SIGINT is turned into one.
+
+    Use as a context manager. Outside the main thread, where Python allows no handlers, it never
+    asks to stop.
+    """
+
+    def __init__(self):
+        self._received = None
+        self._previous = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        if jax.distributed.is_initialized():
+            self._previous = {signal.SIGINT: signal.signal(signal.SIGINT, _forward)}
+        else:
+            self._previous = {
+                number: signal.signal(number, self._receive) for number in _STOP_SIGNALS
+            }
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def after(self, step: int) -> signal.Signals | None:
+        """Returns the signal that asks to stop after this step; to be called after every step."""
+        if jax.distributed.is_initialized():
+            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
+        return self._received
+
+    def _receive(self, number, frame):
+        self._received = signal.Signals(number)
+        for each in _STOP_SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        _print_in_handler(f"{self._received.name}: stopping after this step; again: at once.")
+
+
+def _forward(number, frame):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _print_in_handler(
+        "SIGINT: all processes stop after a step they agree on; again: this one at once."
+    )
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _print_in_handler(text):
+    os.write(2, f"{text}\n".encode())  # a print may have been interrupted halfway
+
+
+@contextlib.contextmanager
+def end_on_signal() -> Iterator[None]:
+    """Lets SIGTERM and SIGINT end the process at once, whatever it computes.
+
+    Python would run its handler, which raises KeyboardInterrupt, only after the program on the
+    device has returned, perhaps minutes later. For work whose finished parts are all safe on disk.
+    Outside the main thread, where Python allows no handlers, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in _STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

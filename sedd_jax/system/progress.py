@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from sedd_jax.system.lead import is_primary
+from sedd_jax.system.processes import is_primary
 
 _LOG_SECONDS = 30.0  # between two lines where there is no terminal
 

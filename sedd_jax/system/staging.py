@@ -1,4 +1,4 @@
-"""The unfinished work on a prepared folder: where it lies, and when it is gone on with."""
+"""Staging folders: where a folder is made before it is moved to its place in one step."""
 
 import contextlib
 import errno
@@ -11,42 +11,37 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.errors import BadInput, Halted
+from sedd_jax.system.files import atomic_write_json
 from sedd_jax.system.lock import exclusive
 
 _SETTINGS = "settings.json"
 _LOCK = "lock"
-# of the files that differ
-_SHOWN = 3
+_SHOWN = 3  # of the source files that differ
 
 
-def draft_of(folder: Path) -> Path:
-    """Where the unfinished work on `folder` lies.
+def staging_folder(folder: Path) -> Path:
+    """Returns where unfinished work on `folder` is kept.
 
-    A sibling, since a rename is atomic only inside one file system.
+    It is a sibling, since a rename is atomic only inside one file system.
     """
     folder = Path(os.path.abspath(folder))
-    return folder.parent / f".{folder.name}.draft"
-
-
-def check_local(path: str | os.PathLike[str], name: str) -> None:
-    """Raises BadInput for a URL; `name` says what it was given as."""
-    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
-        url = re.sub(":/+", "://", str(path), count=1)  # a path keeps one of the slashes
-        raise BadInput(
-            f"{name} is {url}, but the data of a run are memory-mapped, which needs a folder: "
-            "mount the bucket (gcsfuse, Filestore, Lustre) and give the folder that it is under."
-        )
+    return folder.parent / f".{folder.name}.staging"
 
 
 def check_target(folder: Path) -> None:
-    """Raises BadInput unless finished work can be put at `folder`; only looks."""
+    """Checks that a finished folder can be moved to `folder`; changes nothing.
+
+    Raises:
+      BadInput: `folder` is a dangling link, the current folder or a mount point, or the folder
+        above it is read-only.
+    """
     above = next(parent for parent in folder.absolute().parents if parent.exists())
     if folder.is_symlink():
         reason = f"is a link to {os.readlink(folder)}, which does not exist"
     elif folder.exists() and os.path.samefile(folder, os.curdir):
         reason = "is the folder that this program was started in"
     elif os.path.ismount(folder):
-        reason = "is a mount point, and cannot be put in place in one step"
+        reason = "is a mount point, and cannot be replaced in one step"
     elif not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
         reason = f"cannot be made: {above} is no folder that can be written in"
     else:
@@ -55,46 +50,57 @@ def check_target(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def drafted(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
-    """The draft of `folder`, with what was done in it before with the same `settings`.
+def staged(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
+    """Holds the staging folder of `folder`, with what earlier calls left there.
 
-    No other process has it meanwhile. It is removed in the end, and after BadInput, since then
-    there is something to mend; it outlives everything else, a kill and a full disk too. Raises
-    BadInput when another process has it, and Halted when the disk is full.
+    Work left by a call with other settings is deleted first. The staging folder is removed at the
+    end, and after BadInput, since the input has to change; after anything else, such as a kill or a
+    full disk, it stays, and the next call continues from it.
+
+    Args:
+      folder: the folder to be made.
+      settings: what the result depends on; JSON values.
+
+    Yields:
+      The staging folder, in which the caller makes the result and moves it to `folder`.
+
+    Raises:
+      BadInput: another process holds the staging folder.
+      Halted: the disk is full.
     """
-    draft = draft_of(folder)
-    with exclusive(draft / _LOCK, "choose another folder"):
-        _begin(draft, settings)
+    staging = staging_folder(folder)
+    with exclusive(staging / _LOCK, "choose another folder"):
+        _begin(staging, settings)
         try:
-            yield draft
+            yield staging
         except BadInput:
-            shutil.rmtree(draft)
+            shutil.rmtree(staging)
             raise
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise Halted(
-                f"{draft}: {error.strerror}; make room, and the same command goes on from there."
+                f"{staging}: {error.strerror}; make room, and the same command continues there."
             ) from error
-        shutil.rmtree(draft)
+        shutil.rmtree(staging)
 
 
-def _begin(draft: Path, settings: dict[str, Any]) -> None:
-    begun = draft / _SETTINGS
+def _begin(staging: Path, settings: dict[str, Any]) -> None:
+    begun = staging / _SETTINGS
     if begun.exists():
         changes = differences(json.loads(begun.read_text(encoding="utf-8")), settings)
         if not changes:
             return
-        print(f"The unfinished work in {draft} is dropped: {'; '.join(changes)}.", flush=True)
-        begun.unlink()  # first, so that what is left of the rest is never gone on with
-    for path in draft.iterdir():
+        print(f"The unfinished work in {staging} is deleted: {'; '.join(changes)}.", flush=True)
+        begun.unlink()  # first, so that a kill here does not leave the rest to be continued
+    for path in staging.iterdir():
         if path.name != _LOCK:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_json(begun, settings)
+    atomic_write_json(begun, settings)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What differs between the settings of two preparations, in words."""
+    """Returns the differences between the settings of two preparations, one phrase each."""
     changes = []
     for name in old | new:
         there, here = old.get(name), new.get(name)
@@ -121,18 +127,8 @@ def _changed_sources(
 
 
 def _by_file(sources: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The pieces of each file, by its name without the range."""
+    """Groups the pieces of each file, by its name without the range."""
     files = {}
     for piece in sources:
         files.setdefault(re.sub(r"\[\d+:\d+\]$", "", piece["name"]), []).append(piece)
     return files
-
-
-def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Writes `value` to `path` in one step: the file is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=indent) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jax
 
-from sedd_jax.system.lead import print_on_primary
+from sedd_jax.system.processes import print_on_primary
 from sedd_jax.training.step import Metrics
 
 FOLDER = "profile"

@@ -9,6 +9,7 @@ from sedd_jax.display.plot import Plot, image
 from sedd_jax.display.table import Table, cell, markdown, markdown_lines, to_json
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import Config
+from sedd_jax.system.files import atomic_write
 from sedd_jax.system.settings import setting
 
 MAX_STATES = 4096
@@ -130,7 +131,7 @@ def write(sections: Sequence[Section], folder: Path, about: dict[str, Any] | Non
         }
         for section in sections
     ]
-    (folder / "report.md").write_text("\n".join(map(render, sections)))
-    (folder / "report.json").write_text(to_json((about or {}) | {"sections": report}))
+    atomic_write(folder / "report.md", "\n".join(map(render, sections)))
+    atomic_write(folder / "report.json", to_json((about or {}) | {"sections": report}))
     for plot in (plot for section in sections for plot in section.plots):
-        (folder / f"{plot.name}.png").write_bytes(image(plot))
+        atomic_write(folder / f"{plot.name}.png", image(plot))

@@ -17,7 +17,7 @@ from sedd_jax.data.preparation import prepare_blocks
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.tokenizer import SentencePiece, Tokenizer
 from sedd_jax.errors import BadInput, Halted
-from sedd_jax.system.staging import draft_of, drafted
+from sedd_jax.system.staging import staged, staging_folder
 
 RECIPE = Recipe(separator="---\n", heldout_fraction=0.2, vocab_size=0)
 
@@ -257,21 +257,21 @@ def test_what_was_done_is_not_done_again(tmp_path, texts, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(shards.Shards, "_write", failing)
-        message = "data.draft: No space left on device; make room, and the same command goes on"
+        message = "data.staging: No space left on device; make room, and the same command continues"
         with pytest.raises(Halted, match=message):
             _prepare(folder, texts)
     assert written == [0, 1, 2, 3]
-    assert not folder.exists() and draft_of(folder).is_dir()
+    assert not folder.exists() and staging_folder(folder).is_dir()
     monkeypatch.setattr(
         shards.Shards, "_write", lambda s, task: written.append(task.number) or write(s, task)
     )
     _prepare(folder, texts)
     assert written == [0, 1, 2, 3, 4, 5, 6]
-    assert not draft_of(folder).exists()
+    assert not staging_folder(folder).exists()
 
 
 def _kill(folder, texts, monkeypatch, **changes):
-    """Leaves a draft in which all but the last piece is done."""
+    """Leaves a staging in which all but the last piece is done."""
 
     def killed(self, task):
         if task.number == 6:
@@ -285,11 +285,11 @@ def _kill(folder, texts, monkeypatch, **changes):
             _prepare(folder, texts, **changes)
 
 
-def test_a_draft_of_other_settings_or_sources_is_dropped(tmp_path, texts, monkeypatch, capsys):
+def test_work_of_other_settings_or_sources_is_deleted(tmp_path, texts, monkeypatch, capsys):
     folder = tmp_path / "data"
     _kill(folder, texts, monkeypatch, heldout_fraction=0.6)
     _prepare(folder, texts)
-    assert "is dropped: heldout_fraction is 0.6 there and 0.2 here." in capsys.readouterr().out
+    assert "is deleted: heldout_fraction is 0.6 there and 0.2 here." in capsys.readouterr().out
     _prepare(tmp_path / "straight", texts)
     assert _contents(folder) == _contents(tmp_path / "straight")
     _kill(tmp_path / "again", texts, monkeypatch)
@@ -322,7 +322,7 @@ def test_several_workers_write_the_same_bytes(tmp_path, texts):
 
 def test_a_second_process_is_refused(tmp_path, corpus):
     folder = tmp_path / "data"
-    with drafted(folder, {}), pytest.raises(BadInput, match="data.draft is in use by process"):
+    with staged(folder, {}), pytest.raises(BadInput, match="data.staging is in use by process"):
         _prepare(folder, corpus)
     assert len(_prepare(folder, corpus).train) > 0
 
@@ -333,9 +333,9 @@ def test_what_another_process_just_finished_is_opened(tmp_path, corpus, monkeypa
 
     def late(*args):
         shutil.copytree(tmp_path / "ready", folder)
-        return drafted(*args)
+        return staged(*args)
 
-    monkeypatch.setattr(preparation, "drafted", late)
+    monkeypatch.setattr(preparation, "staged", late)
     dataset = _prepare(folder, corpus)
     assert dataset.manifest == open_blocks(tmp_path / "ready", 32).manifest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "data", "ready"]

@@ -187,8 +187,8 @@ def test_an_output_is_a_file_and_a_link_to_one_stays(checkpoint, source, output,
     assert link.is_symlink()
     assert path.read_bytes() == output.read_bytes()
     for other, message in (
-        (tmp_path, "is no file"),
-        (Path("/dev/null"), "is no file"),
+        (tmp_path, "is not a file"),
+        (Path("/dev/null"), "is not a file"),
         (tmp_path / "absent" / "out.jsonl", "does not exist"),
     ):
         with pytest.raises(BadInput, match=message):

@@ -67,7 +67,7 @@ def test_the_page_needs_nothing_and_runs_its_own_program_alone(written):
 def test_a_page_is_written_over_nothing(written, tiny, tmp_path):
     checkpoint, never = tiny, iter(lambda: 1 / 0, 0)
     before = written[0].read_bytes()
-    with pytest.raises(BadInput, match="exists already; give the page another name"):
+    with pytest.raises(BadInput, match="exists already; give --html another name"):
         write_page(written[0], checkpoint, None, never, {})
     assert written[0].read_bytes() == before
     with pytest.raises(BadInput, match="does not exist; make it first"):

@@ -22,10 +22,11 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_anew(tmp_path, monkeyp
     with exclusive(path, "wait"):
         assert fcntl.flock is flock
         assert path.exists()
+    assert not path.exists()
 
 
 def test_the_lock_of_another_one_is_not_removed(tmp_path):
-    path = tmp_path / "draft" / "lock"
+    path = tmp_path / "work" / "lock"
     with exclusive(path, "wait"):
         shutil.rmtree(path.parent)  # the work is done, and another process begins some
         with exclusive(path, "wait"):
@@ -33,18 +34,26 @@ def test_the_lock_of_another_one_is_not_removed(tmp_path):
         path.parent.mkdir()
         path.write_text("another one")
     assert path.read_text() == "another one"
-    path.unlink()
-    with (
-        exclusive(path, "wait"),
-        pytest.raises(BadInput, match="draft is in use by process .*wait"),
-        exclusive(path, "wait"),
-    ):
-        pass
-    assert not path.exists()
+
+
+def test_a_held_lock_is_refused_as_often_as_it_is_asked_for(tmp_path):
+    path = tmp_path / "work" / "lock"
+    with exclusive(path, "choose another folder", tmp_path / "subject"):
+        for _ in range(2):
+            with (
+                pytest.raises(BadInput) as refused,
+                exclusive(path, "choose another folder", tmp_path / "subject"),
+            ):
+                pass
+            assert str(refused.value).startswith(
+                f"{tmp_path / 'subject'} is in use by process {os.getpid()} on "
+            )
+            assert str(refused.value).endswith("stop it, or choose another folder.")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS])
-def test_without_locks_work_goes_on_and_says_so(tmp_path, monkeypatch, capsys, number):
+def test_without_locks_the_work_continues_and_says_so(tmp_path, monkeypatch, capsys, number):
     def flock(file, operation):
         raise OSError(number, os.strerror(number))
 

@@ -1,10 +1,13 @@
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
 
 import jax
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from jax.experimental import multihost_utils
 
 from sedd_jax.errors import BadInput, Halted
@@ -12,8 +15,7 @@ from sedd_jax.system import processes
 
 
 @pytest.fixture(autouse=True)
-def parsed(monkeypatch):
-    flags.FLAGS.mark_as_parsed()
+def no_cluster(monkeypatch):
     for name in (
         "SLURM_NTASKS",
         "SLURM_STEP_NODELIST",
@@ -36,9 +38,8 @@ def test_alone_there_is_nothing_to_join(joined):
     assert not joined
 
 
-def test_the_processes_that_the_flags_name(joined):
-    with flagsaver.flagsaver(coordinator="host:1", num_processes=2, process_id=0):
-        processes.initialize_distributed()
+def test_the_processes_that_are_named(joined):
+    processes.initialize_distributed("auto", "host:1", 2, 0)
     assert joined == [("host:1", 2, 0)]
 
 
@@ -54,8 +55,7 @@ def test_the_processes_that_the_environment_names(monkeypatch, joined, environme
         monkeypatch.setenv(name, value)
     processes.initialize_distributed()
     assert joined == [(None, None, None)]
-    with flagsaver.flagsaver(distributed="no"):
-        processes.initialize_distributed()
+    processes.initialize_distributed("no")
     assert len(joined) == 1
 
 
@@ -78,16 +78,15 @@ def test_a_tpu_host_without_a_cluster_goes_on_alone(monkeypatch, capsys):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr("jax.distributed.initialize", initialize)
-    monkeypatch.setattr(processes, "_on_tpu_host", lambda: True)
+    monkeypatch.setattr(processes, "_is_tpu_host", lambda: True)
     processes.initialize_distributed()
-    assert "goes on alone" in capsys.readouterr().out
-    with flagsaver.flagsaver(distributed="yes"), pytest.raises(BadInput, match="do not find"):
-        processes.initialize_distributed()
+    assert "continues alone" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="do not find"):
+        processes.initialize_distributed("yes")
 
 
 def test_when_asked_the_cluster_is_looked_for(joined):
-    with flagsaver.flagsaver(distributed="yes"):
-        processes.initialize_distributed()
+    processes.initialize_distributed("yes")
     assert joined == [(None, None, None)]
 
 
@@ -96,16 +95,16 @@ def test_when_asked_the_cluster_is_looked_for(joined):
     [
         ({"coordinator": "host:1"}, "go together"),
         (
-            {"coordinator": "host:1", "num_processes": 2, "process_id": 0, "distributed": "no"},
+            {"coordinator": "host:1", "num_processes": 2, "process_id": 0, "mode": "no"},
             "--distributed=no contradicts",
         ),
         # JAX itself refuses, before it waits for anybody
         ({"coordinator": "host:1", "num_processes": 2, "process_id": 2}, "do not find each other"),
     ],
 )
-def test_flags_that_cannot_be(given, message):
-    with flagsaver.flagsaver(**given), pytest.raises(BadInput, match=message):
-        processes.initialize_distributed()
+def test_settings_that_contradict_each_other(given, message):
+    with pytest.raises(BadInput, match=message):
+        processes.initialize_distributed(**given)
 
 
 def test_alone_the_first_turn_is_the_only_one():
@@ -137,11 +136,11 @@ def test_facts_that_differ_end_all_processes(monkeypatch, number):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_where_the_lead_fails_at_its_work_all_end(monkeypatch, number):
+def test_where_process_0_fails_at_its_work_all_end(monkeypatch, number):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     monkeypatch.setattr("jax.process_index", lambda: number)
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda _: np.array([True, False]))
-    monkeypatch.setattr(processes, "meet", lambda _: None)
+    monkeypatch.setattr(processes, "barrier", lambda _: None)
     with pytest.raises(
         (BadInput, Halted)[number], match=("broken", "Process 0 of the job")[number]
     ):
@@ -162,7 +161,7 @@ def test_where_another_process_has_ended_this_one_ends_too(monkeypatch, capsys, 
         raise gone
     assert codes == [1]
     (_, line) = capsys.readouterr().err.splitlines()
-    assert line == "error: another process of the job has ended, it seems (Gloo: closed); go on."
+    assert line == "error: another process of the job seems to have ended (Gloo: closed); go on."
 
 
 def refuse():
@@ -177,7 +176,7 @@ def test_where_one_process_fails_all_end(monkeypatch, number):
     for failing in (0, 1):
         heard = iter([np.array([failing == 0, False]), np.array([False, failing == 1])])
         monkeypatch.setattr(multihost_utils, "process_allgather", lambda _, h=heard: next(h))
-        monkeypatch.setattr(processes, "meet", lambda _: None)
+        monkeypatch.setattr(processes, "barrier", lambda _: None)
         turns = [lambda: "done", lambda: "done"]
         turns[failing] = refuse
         wanted = (
@@ -185,3 +184,56 @@ def test_where_one_process_fails_all_end(monkeypatch, number):
         )
         with pytest.raises(wanted[0], match=wanted[1]):
             processes.run_primary_first(*turns)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_heeded_after_the_step(number, capfd):
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    with processes.StopSignal() as stop:
+        assert stop.after(1) is None
+        os.kill(os.getpid(), number)
+        assert stop.after(2) is stop.after(3) is number
+        assert f"{number.name}: stopping after this step" in capfd.readouterr().err
+        # another one ends the process at once
+        assert all(signal.getsignal(each) == signal.SIG_DFL for each in before)
+    assert {each: signal.getsignal(each) for each in before} == before
+
+
+def test_outside_the_main_thread_nothing_is_changed():
+    before, seen = signal.getsignal(signal.SIGTERM), []
+
+    def run():
+        with processes.StopSignal() as stop:
+            seen.append((stop.after(1), signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [(None, before)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_safe_work_inside_a_call_into_c(number):
+    """One that would last for hours, and in which Python runs no handler."""
+    program = (
+        "import hashlib\n"
+        "from sedd_jax.system.processes import end_on_signal\n"
+        "with end_on_signal():\n"
+        "    print('begun', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == -number
+
+
+def test_after_safe_work_the_handlers_are_restored():
+    def handlers():
+        return [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+
+    before = handlers()
+    with processes.end_on_signal():
+        assert handlers() == [signal.SIG_DFL] * 2
+    assert handlers() == before
