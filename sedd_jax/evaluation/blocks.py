@@ -14,6 +14,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.protocol import Frame
 from sedd_jax.evaluation.texts import Text
 from sedd_jax.experiment.run import DATA_FOLDER
+from sedd_jax.system.rounding import ceil_div
 
 
 class Blocks(NamedTuple):
@@ -138,7 +139,7 @@ def cut(stream: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]:
     if not len(stream):
         raise BadInput("There are no tokens to be scored.")
     room, before, after = frame.room, len(frame.before), len(frame.after)
-    rows = np.zeros((-(-len(stream) // room), frame.width), np.int32)
+    rows = np.zeros((ceil_div(len(stream), room), frame.width), np.int32)
     body = np.zeros((len(rows), room), np.int32)
     body.ravel()[: len(stream)] = stream
     rows[:, :before] = frame.before

@@ -12,6 +12,7 @@ from sedd_jax.experiment.config import Config
 from sedd_jax.inference.load import TrainedModel
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.model.score_model import Params
+from sedd_jax.system.rounding import round_up
 
 
 @jax.jit
@@ -97,7 +98,7 @@ def row_batches(num_rows: int, batch_size: int, parts: int) -> Iterator[np.ndarr
 
     One shape, one program: the last batch goes on past `num_rows`, with rows to be cut off.
     """
-    size = -(-batch_size // parts) * parts
+    size = round_up(batch_size, parts)
     for first in range(0, num_rows, size):
         yield np.arange(first, first + size, dtype=np.int32)
 

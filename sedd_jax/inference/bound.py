@@ -20,6 +20,7 @@ from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.estimate import reconstruction_loss, sequence_loss
 from sedd_jax.inference.likelihood import Bound, split_by_t
 from sedd_jax.inference.load import TrainedModel
+from sedd_jax.system.rounding import round_up
 
 TIMES = ("low-discrepancy", "quadrature")
 
@@ -177,7 +178,7 @@ class _Passes:
     def __init__(self, checkpoint, tokens, lengths, batch_size, num_passes, progress):
         self._checkpoint, self._tokens, self._lengths = checkpoint, tokens, lengths
         parts, size = checkpoint.parts, min(batch_size, len(tokens))
-        self._size = -(-size // parts) * parts
+        self._size = round_up(size, parts)
         self._starts = range(0, len(tokens), self._size)
         self._progress, self._done, self._total = progress, 0, num_passes * len(self._starts)
 

@@ -19,6 +19,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import Config
 from sedd_jax.inference.load import TrainedModel
 from sedd_jax.inference.prompt import Prompt
+from sedd_jax.system.rounding import round_up
 
 # every marker, with the backslashes before it; what is wrong with one is said later
 _MARKER = re.compile(r"(?<!\\)(\\*+)(\[MASK(?::[^\[\]\s]{0,12})?\]?)")
@@ -115,7 +116,7 @@ def width_of(length: int, trained: int) -> int:
     Longer rows are drawn in windows of the trained length: their widths are its multiples.
     """
     if length > trained:
-        return -(-length // trained) * trained
+        return round_up(length, trained)
     width = _NARROWEST
     while width < length:
         width += width // 2 if width & (width - 1) == 0 else width // 3

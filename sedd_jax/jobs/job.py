@@ -32,6 +32,7 @@ from sedd_jax.jobs.output import open_ledger
 from sedd_jax.system import processes
 from sedd_jax.system.processes import print_on_primary
 from sedd_jax.system.progress import progress
+from sedd_jax.system.rounding import round_up
 
 
 class Batch(NamedTuple):
@@ -146,7 +147,7 @@ def batched(
             # rows of the trained length are many, and quicker without a word on their padding
             groups[width_of(length, trained), length != trained].append((line, is_done))
     for (width, padded), group in sorted(groups.items()):
-        size = -(-min(batch_size, len(group)) // parts) * parts
+        size = round_up(min(batch_size, len(group)), parts)
         left = [line for line, is_done in group if not is_done]
         left.sort(key=lambda line: (np.sum(~line.row.held), line.index))
         for first in range(0, len(left), size):

@@ -20,6 +20,7 @@ from sedd_jax.model.transformer import (
     dropout_masks,
     gelu,
 )
+from sedd_jax.system.rounding import ceil_div
 
 # positions whose outputs exist at a time; two such arrays do, 0.4 GB for 50,257 tokens
 ROWS = 1024
@@ -147,6 +148,6 @@ def token_nll(
 
 def _in_parts(x, size):
     """Rows [N, ...] as [ceil(N / size), size, ...], filled up with zeros."""
-    parts = -(-len(x) // size)
+    parts = ceil_div(len(x), size)
     filled = jnp.pad(x, [(0, parts * size - len(x))] + [(0, 0)] * (x.ndim - 1))
     return filled.reshape(parts, size, *x.shape[1:])

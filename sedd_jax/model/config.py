@@ -5,6 +5,7 @@ from typing import Literal
 
 import numpy as np
 
+from sedd_jax.system.rounding import round_up
 from sedd_jax.system.settings import setting
 
 COLUMN_GROUP = 128  # the vocabulary axis of a table is padded to a multiple of it
@@ -12,7 +13,7 @@ COLUMN_GROUP = 128  # the vocabulary axis of a table is padded to a multiple of 
 
 def padded(num_states: int) -> int:
     """Returns the size of the vocabulary axis of a table for `num_states` states."""
-    return -(-num_states // COLUMN_GROUP) * COLUMN_GROUP
+    return round_up(num_states, COLUMN_GROUP)
 
 
 @dataclasses.dataclass(frozen=True)

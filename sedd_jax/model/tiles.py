@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from sedd_jax.model.config import COLUMN_GROUP, padded
+from sedd_jax.system.rounding import ceil_div, round_up
 
 BLOCKS_OF = "blocks_of_"  # begins the names of loops over blocks of rows, in compiled programs
 
@@ -86,7 +87,7 @@ class Front(NamedTuple):
             raise ValueError(f"Sizes of blocks must be multiples of the last, got {sizes}.")
         sizes = tuple(size for size in sizes if size <= counts.size) or sizes[-1:]
         flat = counts.reshape(-1)
-        whole = -(-flat.size // sizes[-1]) * sizes[-1]
+        whole = round_up(flat.size, sizes[-1])
         order = jnp.flatnonzero(flat, size=whole, fill_value=flat.size)
         return cls(order, flat.sum(), sizes)
 
@@ -108,7 +109,7 @@ class Front(NamedTuple):
         done = 0
         for size in self.sizes:
             left = self.count - done
-            blocks = left // size if size != self.sizes[-1] else -(-left // size)
+            blocks = left // size if size != self.sizes[-1] else ceil_div(left, size)
 
             def step(index, carry, size=size, done=done):
                 return body(RowBlock(done + index * size, size), carry)
@@ -207,7 +208,7 @@ class Span(NamedTuple):
         """Folds carry = body(chunk, carry) over the table, in equal chunks of about `width`."""
         columns = table.bias.size
         chunks = max(1, round(columns / width))
-        width = -(-columns // (chunks * COLUMN_GROUP)) * COLUMN_GROUP
+        width = ceil_div(columns, chunks * COLUMN_GROUP) * COLUMN_GROUP
 
         def step(carry, index):
             turn = index * width

@@ -26,6 +26,7 @@ from sedd_jax.model.sharding import num_batch_shards, shardings
 from sedd_jax.model.tiles import tiling_for
 from sedd_jax.planning import head
 from sedd_jax.planning.hlo_cost.hlo import Instruction
+from sedd_jax.system.rounding import round_up
 from sedd_jax.training.compile import build_programs
 from sedd_jax.training.throughput import sequence_flops, share_with_loss, step_flops
 
@@ -208,7 +209,7 @@ def _trained(config, vocab_size, mesh, rows):
     components = build_components(config, vocab_size, sharding.placement(mesh))
     shapes = jax.eval_shape(components.model.init, jax.random.key(0))
     params = sharding.placed(shapes, shardings(shapes, mesh))
-    return components, params, -(-rows // num_batch_shards(mesh)) * num_batch_shards(mesh)
+    return components, params, round_up(rows, num_batch_shards(mesh))
 
 
 def _loss_trips(components, proposal, rows, length, mesh):

@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from sedd_jax.display.table import Table
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, first_line
 from sedd_jax.experiment.config import Config, MeshConfig
 from sedd_jax.experiment.mesh import build_mesh, check_divisions
 from sedd_jax.model.sharding import num_batch_shards
@@ -184,7 +184,7 @@ class Search:
             return self._programs[key]
         except (BadInput, jax.errors.JaxRuntimeError) as error:  # of this program alone
             self.skipped += 1
-            why = str(error).splitlines()[0]
+            why = first_line(error)
             self._tell(f"{number}  {_settings(config, mesh)}: skipped, {why}")
             return None
 
