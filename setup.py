@@ -26,6 +26,7 @@ REQUIREMENTS = [
     "tensorflow-datasets>=4.9.10",
     "tqdm>=4.70.1",
 ]
+DEMO = ["starlette>=1.10.0", "uvicorn>=0.54.0"]
 GPT2 = ["tiktoken>=0.14.0"]
 HUB = ["datasets>=5.2.0", "huggingface_hub>=2.4.0"]
 MAUVE = ["mauve-text>=0.4.0"]
@@ -60,9 +61,10 @@ if __name__ == "__main__":
             "cuda": ["jax[cuda]"],
             "gpt2": GPT2,  # the tokenizer of the OpenWebText configs
             "hub": HUB,  # Hugging Face: models and tokenizers by name, data sets, uploads
+            "demo": DEMO,  # the live page of sedd_jax.demo
             "mauve": MAUVE,  # GPL, unlike this package; so it is in no other extra
             "plots": PLOTS,  # of sedd_jax.exact and the examples
             "tensorboard": TENSORBOARD,  # event files beside metrics.jsonl
-            "dev": [*DEV, *GPT2, *HUB, *PLOTS, *TENSORBOARD],
+            "dev": [*DEV, *DEMO, *GPT2, *HUB, *PLOTS, *TENSORBOARD],
         },
     )

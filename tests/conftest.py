@@ -22,6 +22,8 @@ if CACHE not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax  # noqa: E402 - after its environment
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
 
 if "TEMPORARY_CACHE" in globals():
     atexit.register(shutil.rmtree, TEMPORARY_CACHE, ignore_errors=True)
@@ -47,6 +49,26 @@ def smoke_config():
         eval=dataclasses.replace(config.eval, every=10, sample_every=20, num_samples=1),
         checkpoint=dataclasses.replace(config.checkpoint, every=10),
     )
+
+
+@pytest.fixture(scope="session")
+def tiny(smoke_config):
+    """A model of one block over bytes; its random weights make all tokens depend on the others."""
+    sizes = {"hidden_size": 16, "num_blocks": 1, "dropout": 0.0, "attention": "xla"}
+    from sedd_jax.data.tokenizer import Bytes
+    from sedd_jax.experiment.build import build_components
+    from sedd_jax.inference.load import TrainedModel
+
+    config = dataclasses.replace(
+        smoke_config, model=dataclasses.replace(smoke_config.model, **sizes)
+    )
+    components = build_components(config, Bytes.vocab_size)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32),
+        jax.eval_shape(components.model.init, jax.random.key(0)),
+    )
+    return TrainedModel(components, params, config, Bytes(), None)
 
 
 @pytest.fixture(scope="session")

@@ -1,21 +1,21 @@
-"""A page that fills in texts while one looks on: `python -m sedd_jax.demo --checkpoint=runs/tiny`.
+"""A page that fills in texts with holes: `python -m sedd_jax.demo --checkpoint=runs/tiny`.
 
-Type a text with holes, choose how it is to be drawn, and watch. The page is served to this machine
-alone unless `--host` says otherwise: it has no passwords.
+Type a text with holes, choose how to draw, and watch. The page is served to this machine alone
+unless `--host` says otherwise: it has no passwords.
 """
 
+import contextlib
 import signal
 import sys
 import threading
 
 from absl import flags
 
-from sedd_jax.demo.drawing import Studio
-from sedd_jax.demo.page import watch_page
-from sedd_jax.demo.server import Limits, Server
+from sedd_jax.demo.request import RequestHandler
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
 from sedd_jax.inference.load import load
+from sedd_jax.system.packages import package
 from sedd_jax.system.processes import end_on_signal
 
 _MODEL = cli.define_model_flags()
@@ -29,24 +29,28 @@ _SECONDS = flags.DEFINE_float("seconds", 120.0, "That a drawing may take.", lowe
 
 def main() -> None:
     """Serves the page until a signal ends it."""
-    checkpoint = load(**_MODEL())
-    studio = Studio(checkpoint)
+    model = _MODEL()
+    for name in ("starlette", "uvicorn"):
+        package(name, '"sedd_jax[demo]"', "The demo")
+    from sedd_jax.demo.app import Limits, Server  # imports them
+
+    handler = RequestHandler(load(**model))
     limits = Limits(drawings=_DRAWINGS.value, drawing=_SECONDS.value)
     try:
-        server = Server(_HOST.value, _PORT.value, studio, watch_page(checkpoint, studio), limits)
+        server = Server(handler, _HOST.value, _PORT.value, limits)
     except OSError as error:
+        reason = error.strerror.partition(" (while")[0]
         raise BadInput(
-            f"Cannot listen on --host={_HOST.value} --port={_PORT.value}: {error.strerror}; give "
-            "others, --port=0 takes any free one."
+            f"Cannot listen on --host={_HOST.value} --port={_PORT.value}: {reason}; give others, "
+            "--port=0 takes any free one."
         ) from error
-    with server:
-        with end_on_signal():
-            studio.warm_up()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            # shutdown waits for the loop, which is this very thread
-            signal.signal(number, lambda *_: threading.Thread(target=server.shutdown).start())
+    with end_on_signal():
+        handler.warm_up()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt), server:
         print(f"Serving {server.url}; Ctrl-C ends it.", flush=True)
-        server.serve_forever()
+        threading.Event().wait()
     print("Ended.", file=sys.stderr)
 
 

@@ -1,14 +1,12 @@
 """The pages in a real browser: headless Chromium, where there is one."""
 
-import threading
 import time
 
 import jax
 import pytest
 
-from sedd_jax.demo.drawing import Studio
-from sedd_jax.demo.page import watch_page
-from sedd_jax.demo.server import Limits, Server
+from sedd_jax.demo.app import Limits, Server
+from sedd_jax.demo.request import RequestHandler
 from sedd_jax.inference.stream import live
 from sedd_jax.inference.template import fill, pad
 from sedd_jax.jobs.page import write_page
@@ -22,14 +20,8 @@ RESULT = "document.getElementById('result').textContent"
 @pytest.fixture(scope="module")
 def url(tiny):
     """Of a demo that is served."""
-    studio = Studio(tiny)
-    server = Server("127.0.0.1", 0, studio, watch_page(tiny, studio), Limits())
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield server.url
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with Server(RequestHandler(tiny), "127.0.0.1", 0, Limits()) as server:
+        yield server.url
 
 
 def replace_template(browser, text):

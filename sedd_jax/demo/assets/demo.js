@@ -33,7 +33,11 @@
     const reader = body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
-      const { value, done } = await reader.read();
+      // a stream that broke off has ended, as one that was stopped by the user has not
+      const { value, done } = await reader.read().catch((error) => {
+        if (error.name === "AbortError") throw error;
+        return { done: true };
+      });
       if (done) return;
       const parts = (rest + value).split("\n");
       rest = parts.pop();
@@ -78,7 +82,7 @@
       }
       if (!ended) say("The server has closed the connection; it may have been stopped.", true);
     } catch (error) {
-      if (error.name === "AbortError") say("Stopped. What was drawn until then can be looked at below.");
+      if (error.name === "AbortError") say("Stopped. What was drawn until then is below.");
       else say(error.message, true);
     } finally {
       drawing = null;

@@ -1,20 +1,12 @@
-"""A small model, and a browser to test pages in: headless Chromium, spoken to through two pipes."""
+"""A browser to test pages in: headless Chromium, driven through two pipes."""
 
-import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import time
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-
-from sedd_jax.data.tokenizer import Bytes
-from sedd_jax.experiment.build import build_components
-from sedd_jax.inference.load import TrainedModel
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE = 120  # seconds
@@ -125,22 +117,6 @@ class Browser:
         self._process.wait(PATIENCE)
         os.close(self._in)
         os.close(self._out)
-
-
-@pytest.fixture(scope="session")
-def tiny(smoke_config):
-    """A model of one block over bytes, of random weights that make its laws depend on the rest."""
-    sizes = {"hidden_size": 16, "num_blocks": 1, "dropout": 0.0, "attention": "xla"}
-    config = dataclasses.replace(
-        smoke_config, model=dataclasses.replace(smoke_config.model, **sizes)
-    )
-    components = build_components(config, Bytes.vocab_size)
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32),
-        jax.eval_shape(components.model.init, jax.random.key(0)),
-    )
-    return TrainedModel(components, params, config, Bytes(), None)
 
 
 @pytest.fixture

@@ -1,0 +1,126 @@
+"""What the demo draws: a request of the page, checked, and its moments as JSON lines."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from sedd_jax.display.page import render
+from sedd_jax.errors import BadInput
+from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.sampling import FIRST_HITTING, SAMPLER_NAMES
+from sedd_jax.inference.stream import live
+from sedd_jax.inference.template import fill, pad, width_of
+from sedd_jax.jobs.frames import texts
+from sedd_jax.jobs.page import setting
+
+# every other setting is another program to compile, so the page offers a few: choices, default
+_CHOICES: dict[str, tuple[tuple[Any, ...], Any]] = {
+    "sampler": (SAMPLER_NAMES, "tweedie"),
+    "steps": ((8, 16, 32, 64, 128, 256), 64),
+    "samples": ((1, 2, 4), 2),
+    "temperature": ((0.0, 0.5, 0.7, 0.9, 1.0), 1.0),
+    "top_p": ((0.5, 0.8, 0.9, 0.95, 1.0), 1.0),
+}
+_EXAMPLES = (
+    "Once upon a time[MASK:16] and they lived[MASK:12] ever after.",
+    "once upon a time[MASK:16] and they lived[MASK:12] ever after",
+    "[MASK:16]",
+)
+
+
+class RequestHandler:
+    """Fills in texts with holes by a diffusion model, as requests of the page ask for.
+
+    Attributes:
+      choices: the values that every setting may have, and its default.
+    """
+
+    def __init__(self, checkpoint: TrainedModel):
+        """BadInput for a model that cannot fill holes."""
+        if checkpoint.config.family != "diffusion":
+            raise BadInput(
+                "This model is autoregressive: it continues a text, and cannot fill holes; give "
+                "the checkpoint of a diffusion model."
+            )
+        self._checkpoint = checkpoint
+        # first hitting draws the times at which masks are filled
+        names = (it for it in SAMPLER_NAMES if it != FIRST_HITTING or checkpoint.graph.mask_id)
+        self.choices = _CHOICES | {"sampler": (tuple(names), "tweedie")}
+        self._example = next(filter(self._is_encodable, _EXAMPLES), "[MASK:*]")
+
+    def page(self) -> str:
+        """Returns the page from which requests are sent."""
+        return render(
+            __package__,
+            "demo.html",
+            name=self._checkpoint.name,
+            length=self._checkpoint.config.model.length,
+            example=self._example,
+            choices=self.choices,
+        )
+
+    def warm_up(self) -> None:
+        """Compiles the programs of the page's default settings."""
+        defaults = {name: default for name, (_, default) in self.choices.items()}
+        for _ in self._draw({"template": self._example, "seed": 0} | defaults):
+            pass
+
+    def handle(self, body: bytes) -> Iterator[dict[str, Any]]:
+        """Returns what the player shows of a drawing: its setting, then a line for every moment.
+
+        Raises:
+          BadInput: the request is malformed or out of range; before anything is drawn.
+        """
+        return self._draw(_parse(body, self.choices))
+
+    def _draw(self, request):
+        checkpoint = self._checkpoint
+        length = checkpoint.config.model.length
+        row = fill(request["template"], checkpoint.tokenizer, None, length)
+        prompt = pad([row] * request["samples"], width_of(len(row.tokens), length))
+        settings = {name: request[name] for name in self.choices if name != "samples"}
+        if request["sampler"] == FIRST_HITTING:
+            settings["steps"] = None  # one token a call: the page does not offer steps
+        moments = live(jax.random.key(request["seed"]), checkpoint, prompt, **settings)
+        return self._lines(prompt, moments)
+
+    def _lines(self, prompt, moments):
+        yield {"note": "Waiting for the model; the first drawing of a size is compiled first."}
+        for moment in moments:
+            if not moment.calls:
+                yield setting(self._checkpoint, prompt, moment.most)
+            yield {
+                "calls": moment.calls,
+                "evaluations": moment.evaluations.tolist(),
+                "rows": texts(self._checkpoint, moment.tokens, prompt),
+            }
+
+    def _is_encodable(self, template):
+        try:
+            fill(template, self._checkpoint.tokenizer, None, self._checkpoint.config.model.length)
+        except BadInput:
+            return False
+        return True
+
+
+def _parse(body, settings):
+    """The fields of a request, each in its range."""
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadInput("The request is not JSON; send it from the page.") from error
+    fields = {"template", "seed", *settings}
+    if not isinstance(request, dict) or request.keys() != fields:
+        raise BadInput(f"The request must be an object with {', '.join(sorted(fields))}.")
+    if not isinstance(request["template"], str):
+        raise BadInput("template must be text.")
+    if type(request["seed"]) is not int or not 0 <= request["seed"] < 2**32:
+        raise BadInput("seed must be a whole number from 0 to 4294967295.")
+    for name, (choices, _) in settings.items():
+        # True is 1
+        if isinstance(request[name], bool) or request[name] not in choices:
+            raise BadInput(f"{name} must be one of {', '.join(map(str, choices))}.")
+        request[name] = choices[choices.index(request[name])]  # 1.0 where JSON says 1
+    return request
