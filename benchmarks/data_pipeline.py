@@ -23,7 +23,7 @@ from sedd_jax.experiment import mesh as sharding
 from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import parse
 from sedd_jax.experiment.state import run_keys
-from sedd_jax.training.compile import build_programs
+from sedd_jax.training.step import build_programs
 
 _BLOCKS = flags.DEFINE_integer("blocks", 20_000, "Blocks in all files.")
 _FILES = flags.DEFINE_integer("files", 8, "Files, as of so many pieces of a corpus.")

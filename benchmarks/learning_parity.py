@@ -25,10 +25,10 @@ from sedd_jax.diffusion.importance import plain_proposal
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
 from sedd_jax.experiment.build import build_components
-from sedd_jax.experiment.metrics import PendingLosses
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.estimate import sequence_loss
+from sedd_jax.training.hooks import PendingLosses
 from sedd_jax.training.step import build_train_step, init_state
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config file.")
@@ -74,10 +74,12 @@ def main() -> None:
     # the published runs had no end-of-document token, which is the last of the bytes
     vocab_size = 256 if data.tokenizer == "bytes" else tokenizer.vocab_size
     components, keys = build_components(settings, vocab_size), run_keys(settings.seed)
-    train_step = jax.jit(build_train_step(components, settings, keys.train), donate_argnums=0)
+    train_step = jax.jit(
+        build_train_step(components, settings.train, settings.optim, keys.train), donate_argnums=0
+    )
     t_min = settings.train.t_min
     loss = jax.jit(sequence_loss(components, plain_proposal(t_min)))
-    state = init_state(keys.init, components, settings)
+    state = init_state(keys.init, components, settings.optim)
     length, batch_size = settings.model.length, settings.train.batch_size
     held, times = heldout(heldout_tokens, length, t_min)
     units = (times - t_min) / (1 - t_min)

@@ -28,7 +28,7 @@ from sedd_jax.planning.hlo_cost import hlo
 from sedd_jax.planning.hlo_cost.chips import CHIPS
 from sedd_jax.planning.hlo_cost.cost import predict
 from sedd_jax.planning.lower import train_program, vocab_size_of, with_batch
-from sedd_jax.training.compile import build_programs
+from sedd_jax.training.step import build_programs
 from sedd_jax.training.throughput import peak_flops, peak_memory_gib
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")

@@ -15,10 +15,14 @@ class Step:
 
     def __init__(self, components: Components | Baseline, config: Config, tokens: jax.Array):
         keys = run_keys(0)
-        self._init = lambda: jax.jit(lambda key: init_state(key, components, config))(keys.init)
+        self._init = lambda: jax.jit(lambda key: init_state(key, components, config.optim))(
+            keys.init
+        )
         self._state = None
         self._tokens = tokens
-        step = jax.jit(build_train_step(components, config, keys.train), donate_argnums=0)
+        step = jax.jit(
+            build_train_step(components, config.train, config.optim, keys.train), donate_argnums=0
+        )
         self.compiled = step.lower(jax.eval_shape(self._init), self._tokens).compile()
 
     def __call__(self) -> float:

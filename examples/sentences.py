@@ -77,8 +77,10 @@ def train(config: Config) -> tuple[Components, Params, list[float]]:
     """Returns graph, noise and network, the averaged weights, and the loss of every step."""
     components = build_components(config, vocab_size=len(WORDS) - 1)
     keys = run_keys(config.seed)
-    state = jax.jit(lambda key: init_state(key, components, config))(keys.init)
-    train_step = jax.jit(build_train_step(components, config, keys.train), donate_argnums=0)
+    state = jax.jit(lambda key: init_state(key, components, config.optim))(keys.init)
+    train_step = jax.jit(
+        build_train_step(components, config.train, config.optim, keys.train), donate_argnums=0
+    )
     batch, losses = jnp.asarray(np.tile(DATA, (config.train.batch_size // len(DATA), 1))), []
     for _ in range(config.train.steps):
         state, metrics = train_step(state, batch)

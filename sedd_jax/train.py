@@ -6,7 +6,6 @@ as in `--config.train.steps=500`.
 
 import contextlib
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -23,19 +22,17 @@ from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.card import Story, find_records, read_history, write_card
 from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints
 from sedd_jax.experiment.config import Config
-from sedd_jax.experiment.metrics import MetricWriter, NotFinite, PendingLosses, metric_writer
+from sedd_jax.experiment.metrics import MetricWriter
 from sedd_jax.experiment.run import locked, open_run, read_run
-from sedd_jax.experiment.state import TrainState, run_keys
+from sedd_jax.experiment.state import run_keys
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system import processes
 from sedd_jax.system.processes import StopSignal, is_primary, print_on_primary
-from sedd_jax.training.compile import build_programs
-from sedd_jax.training.evaluator import Evaluator
-from sedd_jax.training.initial import load_initial, with_weights_of
-from sedd_jax.training.profile import Profile
-from sedd_jax.training.stall import Stall
-from sedd_jax.training.step import Metrics
-from sedd_jax.training.throughput import Progress, step_flops
+from sedd_jax.training.evaluator import Evaluator, bound_text
+from sedd_jax.training.hooks import Evaluation, Hook, Log, NotFinite, Stall, Trace, every
+from sedd_jax.training.initial_weights import load_initial, with_weights_of
+from sedd_jax.training.step import build_programs
+from sedd_jax.training.throughput import StepTimer, step_flops
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder: made, or continued.")
@@ -52,8 +49,13 @@ def main() -> None:
     train(config, Path(_WORKDIR.value), _PROFILE.value)
 
 
-def train(config: Config, run: Path, profile_steps: int = 0) -> None:
+def train(config: Config, run: Path, trace_steps: int = 0) -> None:
     """Trains from the latest checkpoint of `run`, or from the start, to `config.train.steps`.
+
+    Args:
+      config: the settings.
+      run: the folder.
+      trace_steps: steps to trace.
 
     Raises:
       BadInput: data, settings or folder that cannot be used, before anything is computed.
@@ -69,15 +71,16 @@ def train(config: Config, run: Path, profile_steps: int = 0) -> None:
             return open_run(run, config)
 
         dataset = processes.run_primary_first(open_first, lambda: read_run(run, config))
-        _train(config, run, dataset, mesh, initial, profile_steps)
+        _train(config, run, dataset, mesh, initial, trace_steps)
 
 
-def _train(config, run, dataset, mesh, initial, profile_steps):
+def _train(config, run, dataset, mesh, initial, trace_steps):
     started = time.monotonic()
+    train, last = config.train, config.train.steps
     keys = run_keys(config.seed)
     components = build_components(config, dataset.tokenizer.vocab_size, sharding.placement(mesh))
     programs = build_programs(components, config, keys, mesh)
-    evaluator = Evaluator(config, components, dataset, keys, mesh)
+    evaluator = Evaluator(components, dataset, keys, mesh, config.eval, train.t_min)
     with Checkpoints(run, config.checkpoint) as checkpoints:
         state = checkpoints.restore_latest(programs.abstract)
         if state is None:
@@ -90,115 +93,68 @@ def _train(config, run, dataset, mesh, initial, profile_steps):
         processes.barrier("training step compiled")
         batches = train_batches(
             dataset.train,
-            batch_size=config.train.batch_size,
-            rows=sharding.rows_here(config.train.batch_size, mesh),
+            batch_size=train.batch_size,
+            rows=sharding.rows_here(train.batch_size, mesh),
             seed=config.seed,
             start_step=start,
             crop=config.data.crop,
         )
-        progress = Progress(
+        timer = StepTimer(
             start,
-            config.train.steps,
-            tokens_per_step=config.train.batch_size * config.model.length,
-            flops_per_step=step_flops(components, config),
+            last,
+            tokens_per_step=train.batch_size * config.model.length,
+            flops_per_step=step_flops(components, config.model, train),
         )
-
-        def save(state):
-            checkpoints.save(state, config)
-            if is_primary():
-                _write_card(config, run, dataset.tokenizer, state)
-
         with (
             batches,
-            metric_writer(run, start) as writer,
-            Stall(config.train.stall_minutes) as stall,
-            Profile(run, profile_steps, start) as profile,
-            StopSignal() as stop,
+            MetricWriter(run, start) as writer,
+            Stall(train.stall_minutes) as stall,
+            Trace(run, trace_steps, start) as trace,
+            StopSignal() as stop_signal,
         ):
-            journal = Journal(config, writer, evaluator, checkpoints, save, progress)
-            for step in range(start + 1, config.train.steps + 1):
-                with progress.waiting():
-                    rows = next(batches)
-                batch = sharding.global_batch(rows, config.train.batch_size, mesh)
-                state, metrics = train_step(state, batch)
-                try:
-                    journal.after(step, state, metrics)
-                except NotFinite as error:
-                    raise Halted(_diverged(error, config, dataset, checkpoints)) from error
-                stall.progress(step)
-                with progress.paused():
-                    profile.after(step, metrics)
-                if signal := stop.after(step):
-                    save(state)
+
+            def save(step, state, metrics):
+                checkpoints.save(state, config)
+                if is_primary():
+                    _write_card(config, run, dataset.tokenizer, state)
+
+            def stop(step, state, metrics):
+                if signal := stop_signal.after(step):
+                    save(step, state, metrics)
                     checkpoints.wait()
                     raise Halted(
                         f"Stopped by {signal.name} after step {step}, which is saved; the same "
-                        "command goes on from there.",
+                        "command continues from there.",
                         exit_code=128 + signal,
                     )
-            checkpoints.wait()  # while signals are still heeded
-        if journal.bound is None:  # the run was complete already
-            journal.bound = evaluator.bound(state.ema_params)
-            journal.samples = evaluator.samples(state.ema_params)
-    _conclude(run, config, journal, time.monotonic() - started)
 
-
-class Journal:
-    """What is done between the steps of a run: log, evaluate, sample, save."""
-
-    def __init__(
-        self,
-        config: Config,
-        writer: MetricWriter,
-        evaluator: Evaluator,
-        checkpoints: Checkpoints,
-        save: Callable[[TrainState], None],
-        progress: Progress,
-    ):
-        """Begins before the first step."""
-        self._config, self._writer, self._save = config, writer, save
-        self._evaluator, self._checkpoints, self._progress = evaluator, checkpoints, progress
-        self._total = config.train.steps
-        self._losses, self._first = PendingLosses(config.train.max_skipped), True
-        self.bound, self.samples = None, None  # the latest
-
-    def after(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        """Does what is due after `step`, in an order that a resumed run repeats: rows, then save.
-
-        Everything is due after the last step.
-        """
-
-        def due(every):
-            return step % every == 0 or step == self._total
-
-        self._losses.add(step, metrics)
-        self._checkpoints.check()
-        if self._first:
-            jax.block_until_ready(metrics)  # the first step fills caches: not part of the speed
-            self._progress.begin(step)
-            self._first = False
-        if due(self._config.train.log_every):
-            self._log(step)
-        with self._progress.paused():
-            if due(self._config.eval.every):
-                self.bound = self._evaluator.bound(state.ema_params)
-                self._writer.scalars(step, self.bound)
-                print_on_primary(f"  held-out {_bound_text(self.bound)}")
-            if due(self._config.eval.sample_every):
-                self.samples = self._evaluator.samples(state.ema_params)
-                for number, text in enumerate(self.samples):
-                    self._writer.text(step, f"sample_{number}", text)
-            if due(self._config.checkpoint.every):
-                self._save(state)
-
-    def _log(self, step):
-        row = self._losses.take()  # waits for the step
-        speed, left = self._progress.advance(step)
-        row |= speed
-        self._writer.scalars(step, row)
-        loss = f"{row['loss']:.4f} nats/token" if "loss" in row else "not finite"
-        pace = f"  {row['tokens_per_second']:,.0f} tokens/s  {left} left" if speed else ""
-        print_on_primary(f"step {step}/{self._total}  loss {loss}{pace}")
+            evaluation = Evaluation(evaluator, writer)
+            untimed = timer.paused()
+            hooks: list[Hook] = [  # in an order that a resumed run repeats: rows, then save
+                lambda *_: checkpoints.check(),
+                Log(writer, timer, train),
+                untimed(every(config.eval.every, last, evaluation.measure)),
+                untimed(every(config.eval.sample_every, last, evaluation.sample)),
+                untimed(every(config.checkpoint.every, last, save)),
+                stall,
+                untimed(trace),
+                stop,
+            ]
+            try:
+                for step in range(start + 1, last + 1):
+                    with timer.waiting():
+                        rows = next(batches)
+                    batch = sharding.global_batch(rows, train.batch_size, mesh)
+                    state, metrics = train_step(state, batch)
+                    for hook in hooks:
+                        hook(step, state, metrics)
+            except NotFinite as error:
+                raise Halted(_diverged(error, config, dataset, checkpoints)) from error
+            checkpoints.wait()  # while signals are still handled
+    if evaluation.bound is None:  # the run was complete already
+        evaluation.bound = evaluator.bound(state.ema_params)
+        evaluation.samples = evaluator.samples(state.ema_params)
+    _conclude(run, config, evaluation, time.monotonic() - started)
 
 
 def _announce(config, components, dataset, state, mesh):
@@ -253,23 +209,15 @@ def _abridged(names, most=16):
     return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _conclude(run, config, journal, seconds):
+def _conclude(run, config, evaluation, seconds):
     step = config.train.steps
     print_on_primary(f"\nDone: step {step}, after {duration(seconds)}.")
-    print_on_primary(f"Held-out {_bound_text(journal.bound)}")
-    for text in journal.samples:
+    print_on_primary(f"Held-out {bound_text(evaluation.bound)}")
+    for text in evaluation.samples:
         print_on_primary(f"\n--- sample ---\n{text}")
     print_on_primary(f"\nCheckpoint: {run / FOLDER / str(step)}")
     trace = " --trace" if config.family == "diffusion" else ""
     print_on_primary(f"Next:       python -m sedd_jax.sample --checkpoint={run}{trace}")
-
-
-def _bound_text(row):
-    name = "bound" if "bound" in row else "nll"
-    return (
-        f"{name} {row[name]:.4f} nats/token (+-{row[f'{name}_stderr']:.4f}), "
-        f"perplexity {row['perplexity']:.2f}, {row['bits_per_byte']:.3f} bits/byte"
-    )
 
 
 if __name__ == "__main__":

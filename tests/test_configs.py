@@ -42,16 +42,18 @@ def test_config_is_documented_and_its_shapes_fit(name):
     vocab_size = config.data.vocab_size or ALPHABET
     components = build_components(config, vocab_size)
     key = run_keys(config.seed).init
-    state = jax.eval_shape(lambda key: init_state(key, components, config), key)
+    state = jax.eval_shape(lambda key: init_state(key, components, config.optim), key)
     batch = jax.ShapeDtypeStruct((config.train.batch_size, config.model.length), jnp.int32)
-    after, metrics = jax.eval_shape(build_train_step(components, config, key), state, batch)
+    after, metrics = jax.eval_shape(
+        build_train_step(components, config.train, config.optim, key), state, batch
+    )
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
     assert set(metrics) == {"loss", "grad_norm", "learning_rate", "skipped", "skipped_in_row"}
 
 
 def state_of(config):
     components = build_components(config, config.data.vocab_size)
-    return jax.eval_shape(lambda: init_state(jax.random.key(0), components, config))
+    return jax.eval_shape(lambda: init_state(jax.random.key(0), components, config.optim))
 
 
 def bytes_of(tree):

@@ -381,7 +381,9 @@ def training_steps(golden):
         draw = Draw(t, xt, jnp.ones_like(t))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(objective, "propose", lambda *_: draw)
-            step = training.build_train_step(components, config, jax.random.key(0))
+            step = training.build_train_step(
+                components, config.train, config.optim, jax.random.key(0)
+            )
             return step(state, x0)
 
     def run(params, *batches):

@@ -70,8 +70,8 @@ TOKENS = abstract(BATCH, LENGTH)
 
 
 def train_step(config, components):
-    step = build_train_step(components, config, run_keys(0).train)
-    state = jax.eval_shape(lambda key: init_state(key, components, config), jax.random.key(0))
+    step = build_train_step(components, config.train, config.optim, run_keys(0).train)
+    state = jax.eval_shape(lambda key: init_state(key, components, config.optim), jax.random.key(0))
     return step, state
 
 
@@ -161,7 +161,7 @@ def test_sampling_holds_no_number_for_every_position_and_token(config, sampling)
 
 def test_the_bound_holds_no_number_for_every_position_and_token(config):
     components = build_components(config, VOCAB)
-    loss = sequence_loss(components, build_proposal(components, config))
+    loss = sequence_loss(components, build_proposal(components, config.train))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
     args = params_of(components), keys, abstract(BATCH, dtype=jnp.float32), TOKENS
     assert largest(loss, *args, compiled=config.graph == "absorb") < OUTPUTS

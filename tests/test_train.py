@@ -22,7 +22,7 @@ from sedd_jax.experiment.metrics import FILE
 from sedd_jax.experiment.run import locked
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.train import train
-from sedd_jax.training.initial import load_initial, with_weights_of
+from sedd_jax.training.initial_weights import load_initial, with_weights_of
 from sedd_jax.training.step import init_state
 
 SMOKE = "--config=configs/smoke.py"
@@ -45,7 +45,9 @@ def metric_rows(run):
 
 def final_state(run, config):
     components = build_components(config, 257)
-    abstract = jax.eval_shape(lambda key: init_state(key, components, config), run_keys(0).init)
+    abstract = jax.eval_shape(
+        lambda key: init_state(key, components, config.optim), run_keys(0).init
+    )
     placement = sharding.replicated(sharding.build_mesh())
     with Checkpoints(run) as checkpoints:
         return checkpoints.restore(checkpoints.latest, sharding.placed(abstract, placement))
@@ -207,7 +209,7 @@ def test_weights_to_start_from_take_the_place_of_random_ones(smoke_run, smoke_co
     config, mesh = started_from(smoke_config, smoke_run), sharding.build_mesh()
     initial = load_initial(config, tmp_path, mesh)
     components = build_components(config, 257)
-    first = jax.jit(lambda key: init_state(key, components, config))(run_keys(0).init)
+    first = jax.jit(lambda key: init_state(key, components, config.optim))(run_keys(0).init)
     state = with_weights_of(initial, first, config, initial.tokenizer)
     chex.assert_trees_all_equal(state.params, sedd.load(smoke_run).params)
     chex.assert_trees_all_equal(state.ema_params, state.params)

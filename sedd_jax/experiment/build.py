@@ -9,7 +9,7 @@ from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.importance import Proposal, guess_proposal, plain_proposal
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.experiment.config import Config, ModelConfig, NoiseConfig
+from sedd_jax.experiment.config import Config, ModelConfig, NoiseConfig, TrainConfig
 from sedd_jax.model.autoregressive import CausalModel, causal_model
 from sedd_jax.model.config import TransformerConfig
 from sedd_jax.model.placement import ANYWHERE, Placement
@@ -86,11 +86,11 @@ def unrolled(model: ModelConfig, placement: Placement) -> bool:
     return model.unroll == "yes"
 
 
-def build_proposal(components: Components, config: Config) -> Proposal:
+def build_proposal(components: Components, config: TrainConfig) -> Proposal:
     """Builds the law that training draws its noise from."""
-    if config.train.importance:
-        return guess_proposal(components.graph, components.noise, config.train.t_min)
-    return plain_proposal(config.train.t_min)
+    if config.importance:
+        return guess_proposal(components.graph, components.noise, config.t_min)
+    return plain_proposal(config.t_min)
 
 
 def build_noise(config: NoiseConfig) -> Noise:

@@ -27,7 +27,7 @@ from sedd_jax.model.tiles import tiling_for
 from sedd_jax.planning import head
 from sedd_jax.planning.hlo_cost.hlo import Instruction
 from sedd_jax.system.rounding import round_up
-from sedd_jax.training.compile import build_programs
+from sedd_jax.training.step import build_programs
 from sedd_jax.training.throughput import sequence_flops, share_with_loss, step_flops
 
 
@@ -101,14 +101,14 @@ def train_program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
     state, train, length = programs.abstract, config.train, config.model.length
     trips = {}
     if isinstance(components, Components):
-        proposal = build_proposal(components, config)
+        proposal = build_proposal(components, config.train)
         rows = train.batch_size // train.microbatches // num_batch_shards(mesh)
         trips = _loss_trips(components, proposal, rows, length, mesh)
     return Program(
         lowered=programs.train_step.lower(state, programs.batch),
         mesh=mesh,
         parameters=count_params(state.params),
-        model_flops=step_flops(components, config),
+        model_flops=step_flops(components, config.model, config.train),
         tokens=train.batch_size * length,
         kept={
             "parameters": per_chip(state.params),
@@ -144,7 +144,7 @@ def bound_program(config: Config, vocab_size: int, mesh: Mesh, rows: int) -> Pro
         lowered=sharding.program(loss, mesh).lower(params, *drawn, tokens),
         mesh=mesh,
         parameters=count_params(params),
-        model_flops=rows * sequence_flops(components, config, answered),
+        model_flops=rows * sequence_flops(components, config.model, answered),
         tokens=rows * length,
         kept={"parameters": per_chip(params), "batch": per_chip((drawn, tokens))},
         dynamic_trips=head.dynamic_trips(trips),
@@ -186,7 +186,7 @@ def sample_program(
         lowered=sharding.program(generator, mesh).lower(params, keys, prompt),
         mesh=mesh,
         parameters=count_params(params),
-        model_flops=rows * calls * sequence_flops(components, config, answered),
+        model_flops=rows * calls * sequence_flops(components, config.model, answered),
         tokens=rows * length,
         kept={"parameters": per_chip(params), "batch": per_chip((keys, prompt))},
         dynamic_trips=head.dynamic_trips(trips, otherwise),

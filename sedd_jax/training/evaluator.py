@@ -1,4 +1,4 @@
-"""What is measured of a model while it trains: the held-out bound, and samples to read."""
+"""Evaluation of a model while it trains: the held-out bound, and samples to read."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ from sedd_jax.data.pipeline import heldout_batches
 from sedd_jax.diffusion.importance import guess_proposal
 from sedd_jax.experiment import mesh as sharding
 from sedd_jax.experiment.build import Baseline, Components
-from sedd_jax.experiment.config import Config
+from sedd_jax.experiment.config import EvalConfig
 from sedd_jax.experiment.state import RunKeys
 from sedd_jax.inference import autoregressive
 from sedd_jax.inference.batches import row_keys
@@ -33,36 +33,47 @@ class Evaluator:
 
     def __init__(
         self,
-        config: Config,
         components: Components | Baseline,
         dataset: Dataset,
         keys: RunKeys,
         mesh: Mesh,
+        config: EvalConfig,
+        t_min: float,
     ):
-        """Prepares the draws and reads the held-out blocks onto the devices of `mesh`."""
+        """Reads the held-out blocks onto the devices.
+
+        Args:
+          components: the model.
+          dataset: its text.
+          keys: of the run, for the noise and the samples.
+          mesh: the devices.
+          config: how much to evaluate.
+          t_min: the smallest time of the training.
+        """
         self._config, self._keys, self._tokenizer = config, keys, dataset.tokenizer
+        self._t_min, self._length = t_min, dataset.heldout.length
         self._bytes_per_token = dataset.manifest["splits"]["heldout"]["bytes_per_token"]
-        batch_size = config.eval.batch_size
+        batch_size = config.batch_size
         self._batches = [
             sharding.global_batch(rows, batch_size, mesh)
             for rows in heldout_batches(
                 dataset.heldout,
                 batch_size=batch_size,
                 rows=sharding.rows_here(batch_size, mesh),
-                max_blocks=config.eval.max_blocks,
+                max_blocks=config.max_blocks,
             )
         ]
-        # parameters come as they lie; every process wants all results
+        # parameters stay where they are; every process gets all results
         self._jit = functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
         family = self._baseline if isinstance(components, Baseline) else self._diffusion
         self._name, self._times, self._estimate, self._generate = family(components)
 
     def _diffusion(self, components):
-        t_min = self._config.train.t_min
+        t_min = self._t_min
         proposal = guess_proposal(components.graph, components.noise, t_min)
         loss = self._jit(sequence_loss(components, proposal))
         generator = build_generator(
-            components, Sampling(steps=self._config.eval.sample_steps), t_min=t_min
+            components, Sampling(steps=self._config.sample_steps), t_min=t_min
         )
 
         def estimate(params):
@@ -82,7 +93,7 @@ class Evaluator:
     def bound(self, params: Params) -> dict[str, float]:
         """Returns the held-out bound, or nll, as a row of metrics; the same draws at every call."""
         nats = self._estimate(params)
-        tokens = np.full(len(nats), self._config.model.length)
+        tokens = np.full(len(nats), self._length)
         bound = Bound(np.float64(nats)[None], tokens, self._times)
         bits_per_token = bound.nats_per_token / math.log(2)
         return {
@@ -94,9 +105,18 @@ class Evaluator:
 
     def samples(self, params: Params) -> list[str]:
         """Returns sampled texts, from the same keys at every call."""
-        count = self._config.eval.num_samples
+        count = self._config.num_samples
         if not count:
             return []
         keys = row_keys(self._keys.sample, jnp.arange(count))
-        tokens, _ = self._generate(params, keys, free(count, self._config.model.length))
+        tokens, _ = self._generate(params, keys, free(count, self._length))
         return [self._tokenizer.decode(row) for row in jax.device_get(tokens)]
+
+
+def bound_text(row: dict[str, float]) -> str:
+    """Returns a row of `Evaluator.bound` as text."""
+    name = "bound" if "bound" in row else "nll"
+    return (
+        f"{name} {row[name]:.4f} nats/token (+-{row[f'{name}_stderr']:.4f}), "
+        f"perplexity {row['perplexity']:.2f}, {row['bits_per_byte']:.3f} bits/byte"
+    )

@@ -10,7 +10,7 @@ from sedd_jax.diffusion.importance import propose
 from sedd_jax.diffusion.loss import mean_dwdse_loss
 from sedd_jax.diffusion.score_entropy import sample_quantiles
 from sedd_jax.experiment.build import Baseline, Components, build_proposal
-from sedd_jax.experiment.config import Config
+from sedd_jax.experiment.config import TrainConfig
 
 
 class Objective(NamedTuple):
@@ -26,9 +26,9 @@ class Objective(NamedTuple):
     loss: Callable[..., Float[Array, ""]]
 
 
-def build_objective(components: Components | Baseline, config: Config) -> Objective:
+def build_objective(components: Components | Baseline, config: TrainConfig) -> Objective:
     """Returns the loss that a run trains on."""
-    if config.family == "autoregressive":
+    if isinstance(components, Baseline):
         return _likelihood(components)
     return _score_entropy(components, config)
 
@@ -39,7 +39,7 @@ def _score_entropy(components, config):
     proposal = build_proposal(components, config)
 
     def draw(time_key, noise_key, x0):
-        unit = sample_quantiles(time_key, x0.shape[0], config.train.low_discrepancy)
+        unit = sample_quantiles(time_key, x0.shape[0], config.low_discrepancy)
         return propose(noise_key, proposal, graph, noise, unit, x0)
 
     def loss(params, draw, x0, key):

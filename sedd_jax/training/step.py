@@ -1,25 +1,35 @@
-"""One training step, as a pure function that is jitted elsewhere."""
+"""One training step: a pure function, and its program for the devices of a mesh."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
+from sedd_jax.experiment import mesh as sharding
 from sedd_jax.experiment.build import Baseline, Components
-from sedd_jax.experiment.config import Config
-from sedd_jax.experiment.state import Skipped, TrainState
+from sedd_jax.experiment.config import Config, OptimConfig, TrainConfig
+from sedd_jax.experiment.state import RunKeys, Skipped, TrainState
+from sedd_jax.model.sharding import shardings
 from sedd_jax.training.objective import build_objective
 from sedd_jax.training.optim import ema_update, learning_rate, optimizer
 
 
 def init_state(
-    key: Key[Array, ""], components: Components | Baseline, config: Config
+    key: Key[Array, ""], components: Components | Baseline, optim: OptimConfig
 ) -> TrainState:
-    """Returns the state before the first step."""
+    """Returns the state before the first step.
+
+    Args:
+      key: of the random weights.
+      components: the model.
+      optim: its optimiser.
+    """
     params = components.model.init(key)
-    opt_state = optimizer(config.optim, config.train.steps).init(params)
+    opt_state = optimizer(optim, steps=1).init(params)  # whatever the number of steps
     ema_params = jax.tree.map(jnp.copy, params)  # not the same buffers: the state is donated
     step, total, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
     return TrainState(step, params, opt_state, ema_params, Skipped(total, in_row))
@@ -30,25 +40,31 @@ Step = Callable[[TrainState, Int[Array, "B L"]], tuple[TrainState, Metrics]]
 
 
 def build_train_step(
-    components: Components | Baseline, config: Config, key: Key[Array, ""]
+    components: Components | Baseline, train: TrainConfig, optim: OptimConfig, key: Key[Array, ""]
 ) -> Step:
     """Returns train_step(state, tokens) -> (state, metrics), the objective and one AdamW update.
 
     Everything random is a function of (key, state.step). The loss is the mean over the batch of
     nats per sequence; it is reported per token. A step whose loss or gradient is not finite makes
-    no update: it is counted, and its tokens are passed over. Metrics: loss, grad_norm before
+    no update: it is counted, and its tokens are not used again. Metrics: loss, grad_norm before
     clipping and learning_rate, float32 scalars, and the counts skipped and skipped_in_row.
+
+    Args:
+      components: the model.
+      train: of the objective, the microbatches and the number of steps.
+      optim: of the update.
+      key: of the whole training.
     """
-    transform = optimizer(config.optim, config.train.steps)
-    rate_at = learning_rate(config.optim, config.train.steps)
-    objective = build_objective(components, config)
+    transform = optimizer(optim, train.steps)
+    rate_at = learning_rate(optim, train.steps)
+    objective = build_objective(components, train)
 
     def train_step(state: TrainState, x0: Int[Array, "B L"]) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
         time_key, noise_key, dropout_key, moments_key = jax.random.split(step_key, 4)
         draw = objective.draw(time_key, noise_key, x0)
         loss, grads = mean_over_microbatches(
-            jax.value_and_grad(objective.loss), config.train.microbatches
+            jax.value_and_grad(objective.loss), train.microbatches
         )(state.params, (draw, x0), dropout_key)
         grad_norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -62,7 +78,7 @@ def build_train_step(
             updates, opt_state = transform.update(grads, opt_state, params, key=moments_key)
             params = optax.apply_updates(params, updates)
             count = step - skipped.total
-            return params, opt_state, ema_update(ema_params, params, count, config.optim.ema_decay)
+            return params, opt_state, ema_update(ema_params, params, count, optim.ema_decay)
 
         # not a choice between old and new arrays: XLA:CPU held both, 3.7 bytes a parameter
         params, opt_state, ema_params = jax.lax.cond(
@@ -109,3 +125,54 @@ def mean_over_microbatches(value_and_grad, count: int):
     if count == 1:
         return lambda params, batch, key: value_and_grad(params, *batch, key)
     return averaged
+
+
+class Programs(NamedTuple):
+    """The jitted functions of a run.
+
+    Attributes:
+      abstract: shapes, types and placement of the state.
+      batch: the same of a batch of tokens.
+      init: init(key) -> state, each device computing the part that it holds.
+      train_step: train_step(state, tokens) -> (state, metrics); the old state is donated.
+    """
+
+    abstract: TrainState
+    batch: jax.ShapeDtypeStruct
+    init: Callable[[Key[Array, ""]], TrainState]
+    train_step: Step
+
+
+def build_programs(
+    components: Components | Baseline, config: Config, keys: RunKeys, mesh: Mesh
+) -> Programs:
+    """Returns the functions of a run.
+
+    Args:
+      components: the model.
+      config: its settings.
+      keys: the random keys of the run.
+      mesh: the devices.
+    """
+
+    def init(key):
+        return init_state(key, components, config.optim)
+
+    shapes = jax.eval_shape(init, keys.init)
+    layout = shardings(shapes, mesh)
+    train_step = jax.jit(
+        build_train_step(components, config.train, config.optim, keys.train),
+        in_shardings=(layout, sharding.over_batch(mesh)),
+        out_shardings=(layout, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    return Programs(
+        abstract=sharding.placed(shapes, layout),
+        batch=jax.ShapeDtypeStruct(
+            (config.train.batch_size, config.model.length),
+            jnp.int32,
+            sharding=sharding.over_batch(mesh),
+        ),
+        init=jax.jit(init, out_shardings=layout),
+        train_step=train_step,
+    )

@@ -12,11 +12,12 @@ from sedd_jax.diffusion.importance import Proposal
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.display.table import duration
 from sedd_jax.experiment.build import Baseline, Components, build_proposal
-from sedd_jax.experiment.config import Config
+from sedd_jax.experiment.config import TrainConfig
+from sedd_jax.model.config import ModelConfig
 from sedd_jax.model.flops import forward_flops
 
-# FLOP/s of dense bfloat16 products at best, from the data sheets, by the whole of `device_kind`:
-# a part of a card, or a card with another limit of power, has another name and another peak.
+# Peak FLOP/s of dense bfloat16 products, from the data sheets, by the whole `device_kind`: a part
+# of a card, or a card with another power limit, has another name and another peak.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -36,17 +37,24 @@ PEAK_FLOPS = {
 }
 
 
-class Progress:
-    """Speed and time left of a loop over steps, leaving out pauses."""
+class StepTimer:
+    """Times the steps of a run, without its pauses."""
 
     def __init__(self, start: int, total: int, *, tokens_per_step: int, flops_per_step: float):
-        """Counts from step `start`, of `total`; tokens and FLOPs are those of all devices."""
+        """Starts a clock.
+
+        Args:
+          start: the step before the first.
+          total: the last step of the run.
+          tokens_per_step: over all devices.
+          flops_per_step: over all devices.
+        """
         self._total, self._tokens, self._flops = total, tokens_per_step, flops_per_step
         self._pauses = 0.0
         self.begin(start)
 
     def begin(self, step: int) -> None:
-        """Counts from here: `step` is done."""
+        """Starts the clock again: `step` is done."""
         self._first = self._mark = (step, self._clock())
         self._waited = 0.0
 
@@ -54,9 +62,9 @@ class Progress:
         """Returns a row on the steps since the last call, and the time left at the mean speed.
 
         The row: tokens_per_second; step_seconds, the mean; waiting_for_data, the share of the time
-        spent inside `waiting`; flops_utilization, the share of the devices' peak that the FLOPs of
-        `step_flops` come to, where the peak is known; peak_memory_gib, the most that a device of
-        this process has held since it started, where devices tell. Empty if there were no steps.
+        spent inside `waiting`; flops_utilization, `step_flops` as a share of the devices' peak,
+        where the peak is known; peak_memory_gib, the most that a device of this process has held
+        since it started, where devices report it. Empty if there were no steps.
         """
         (last, last_time), (first, first_time) = self._mark, self._first
         if step == last:
@@ -81,14 +89,14 @@ class Progress:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves what happens inside out of the speed."""
+        """Leaves the time inside out of the speed; decorates functions too."""
         began = time.monotonic()
         yield
         self._pauses += time.monotonic() - began
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts what happens inside as waiting for data; not inside `paused`."""
+        """Counts the time inside as waiting for data; not inside `paused`."""
         began = time.monotonic()
         yield
         self._waited += time.monotonic() - began
@@ -97,38 +105,55 @@ class Progress:
         return time.monotonic() - self._pauses
 
 
-def step_flops(components: Components | Baseline, config: Config) -> float:
-    """Returns the FLOPs of a training step, over all devices, that the model asks for.
+def step_flops(components: Components | Baseline, model: ModelConfig, train: TrainConfig) -> float:
+    """Returns the FLOPs that the model needs for a training step, over all devices.
 
     Three forward passes: the gradients by inputs and by weights cost one each. What the backward
-    pass computes again to save memory is work of ours, not of the model's: it is not counted.
+    pass recomputes to save memory is not counted: the model does not need it.
+
+    Args:
+      components: the model.
+      model: its sizes.
+      train: the batch size and the distribution of times.
     """
     answered = 1.0
     if isinstance(components, Components):
         graph, noise, _ = components
-        answered = share_with_loss(graph, noise, build_proposal(components, config))
-    return 3 * sequence_flops(components, config, answered) * config.train.batch_size
+        answered = share_with_loss(graph, noise, build_proposal(components, train))
+    return 3 * sequence_flops(components, model, answered) * train.batch_size
 
 
-def sequence_flops(components: Components | Baseline, config: Config, answered: float) -> float:
-    """Returns the FLOPs of a forward pass over one sequence, see `forward_flops`."""
+def sequence_flops(components: Components | Baseline, model: ModelConfig, answered: float) -> float:
+    """Returns the FLOPs of a forward pass over one sequence, see `forward_flops`.
+
+    Args:
+      components: the model.
+      model: its sizes.
+      answered: share of the positions for which the head computes.
+    """
     causal = isinstance(components, Baseline)
     return forward_flops(
-        hidden_size=config.model.hidden_size,
-        cond_dim=0 if causal else config.model.cond_dim,
-        num_blocks=config.model.num_blocks,
+        hidden_size=model.hidden_size,
+        cond_dim=0 if causal else model.cond_dim,
+        num_blocks=model.num_blocks,
         num_states=components.num_states,
-        length=config.model.length,
+        length=model.length,
         answered=answered,
     )
 
 
 def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:
-    """Returns the mean share of positions that have a loss, for which alone the head computes.
+    """Returns the mean share of positions that have a loss, the only ones the head computes.
 
     Under the uniform graph all have. Under the absorbing graph the masked ones: the mean of
-    1 - exp(-sigma(t)) over the law of t, by the midpoint rule. With `config.train.importance` the
-    number of masks of a sequence is weighted too, which adds at most 1/L: left out.
+    1 - exp(-sigma(t)) over the distribution of t, by the midpoint rule. With
+    `config.train.importance` the number of masks of a sequence is weighted too, which adds at most
+    1/L: left out.
+
+    Args:
+      graph: the graph.
+      noise: the schedule.
+      proposal: the distribution of t.
     """
     if graph.mask_id is None:
         return 1.0
@@ -145,7 +170,7 @@ def peak_flops() -> float | None:
 
 
 def peak_memory_gib() -> float | None:
-    """Returns the most that a device of this process has held, in GiB; None if one cannot tell."""
+    """Returns the most that a device of this process has held, GiB; None if one does not report."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [each.get("peak_bytes_in_use") for each in stats]
     return None if None in peaks else max(peaks) / 2**30

@@ -125,7 +125,7 @@ def build_training(
     """
     keys = run_keys(config.seed)
     states = jnp.asarray(space.states)
-    train_step = build_train_step(components, config, keys.train)
+    train_step = build_train_step(components, config.train, config.optim, keys.train)
 
     @jax.jit
     def train_all(state, rows):
@@ -140,7 +140,7 @@ def build_training(
     def train(rows):
         if PADDED_SIZE % len(rows):
             raise ValueError(f"The size of the set must divide {PADDED_SIZE}, got {len(rows)}.")
-        state = init_state(keys.init, components, config)
+        state = init_state(keys.init, components, config.optim)
         # padded by repetition to one shape, so that all sets share a program
         return train_all(state, jnp.asarray(np.resize(rows, PADDED_SIZE)))
 

@@ -21,7 +21,7 @@ def mesh():
 
 def state_of(config):
     components = build_components(config, 257)
-    return jax.eval_shape(lambda: init_state(run_keys(0).init, components, config))
+    return jax.eval_shape(lambda: init_state(run_keys(0).init, components, config.optim))
 
 
 @pytest.fixture(scope="module")

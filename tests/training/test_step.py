@@ -10,12 +10,18 @@ import pytest
 
 from sedd_jax.experiment import mesh as sharding
 from sedd_jax.experiment.build import build_components, compute_dtype, unrolled
-from sedd_jax.experiment.config import ModelConfig
+from sedd_jax.experiment.config import MeshConfig, ModelConfig
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.model.placement import Placement
-from sedd_jax.training.step import build_train_step, init_state, mean_over_microbatches
+from sedd_jax.model.sharding import layouts
+from sedd_jax.training.step import (
+    build_programs,
+    build_train_step,
+    init_state,
+    mean_over_microbatches,
+)
 
-VOCAB_SIZE = 257
+VOCAB_SIZE, LENGTH = 257, 32
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -25,7 +31,7 @@ def setup(smoke_config):
         smoke_config, model=dataclasses.replace(smoke_config.model, dropout=0.0)
     )
     components = build_components(config, VOCAB_SIZE)
-    state = init_state(run_keys(0).init, components, config)
+    state = init_state(run_keys(0).init, components, config.optim)
     tokens = jax.random.randint(jax.random.key(7), (16, 32), 0, VOCAB_SIZE)
     return config, state, tokens
 
@@ -34,7 +40,9 @@ def setup(smoke_config):
 def compiled(config):
     components = build_components(config, VOCAB_SIZE)
     return jax.jit(
-        lambda key, state, tokens: build_train_step(components, config, key)(state, tokens)
+        lambda key, state, tokens: build_train_step(components, config.train, config.optim, key)(
+            state, tokens
+        )
     )
 
 
@@ -109,7 +117,9 @@ def test_eight_devices_give_the_step_of_one(setup, after_one):
     assert mesh.size == 8
     everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
     step = jax.jit(
-        build_train_step(build_components(config, VOCAB_SIZE), config, run_keys(0).train),
+        build_train_step(
+            build_components(config, VOCAB_SIZE), config.train, config.optim, run_keys(0).train
+        ),
         in_shardings=(everywhere, rows),
         out_shardings=(everywhere, everywhere),
     )
@@ -146,8 +156,10 @@ def test_moments_stay_in_the_type_they_are_kept_in(setup):
     optim = dataclasses.replace(config.optim, first_moment="bfloat16", second_moment="bfloat16")
     narrow = dataclasses.replace(config, optim=optim)
     components, keys = build_components(narrow, VOCAB_SIZE), run_keys(0)
-    state = jax.eval_shape(lambda: init_state(keys.init, components, narrow))
-    after, _ = jax.eval_shape(build_train_step(components, narrow, keys.train), state, tokens)
+    state = jax.eval_shape(lambda: init_state(keys.init, components, narrow.optim))
+    after, _ = jax.eval_shape(
+        build_train_step(components, narrow.train, narrow.optim, keys.train), state, tokens
+    )
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     moments = (state.opt_state[1][0].mu, state.opt_state[1][0].nu)
     assert {leaf.dtype for leaf in jax.tree.leaves(moments)} == {jnp.dtype("bfloat16")}
@@ -202,3 +214,82 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(setup, after_o
         jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, mended.params, again.params),
         atol=1e-6,
     )
+
+
+MIXED = MeshConfig(slice=2, data=1, fsdp=2, tensor=2)
+# the mixed mesh has every axis but data, which the tests of the step have
+MESHES = [
+    pytest.param(MIXED, id="slice x fsdp x tensor"),
+    pytest.param(MeshConfig(), id="data", marks=pytest.mark.slow),
+    pytest.param(MeshConfig(data=1, fsdp=8), id="fsdp", marks=pytest.mark.slow),
+    pytest.param(MeshConfig(data=2, tensor=4), id="data x tensor", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="module")
+def split_config(smoke_config):
+    model = dataclasses.replace(smoke_config.model, num_heads=4)
+    train = dataclasses.replace(smoke_config.train, batch_size=16, microbatches=2)
+    return dataclasses.replace(smoke_config, model=model, train=train)
+
+
+def opened(params):
+    """Parameters at which everything has a gradient: gates and head start at zero."""
+    key = jax.random.key(5)
+    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(key, x.shape, x.dtype), params)
+
+
+def first_step(config, mesh):
+    """The metrics of a step, and what it made of the gradients: AdamW's first averages."""
+    components = build_components(config, VOCAB_SIZE, sharding.placement(mesh))
+    keys = run_keys(config.seed)
+    programs = build_programs(components, config, keys, mesh)
+    state = programs.init(keys.init)
+    placed = jax.tree.map(lambda x: x.sharding, state.params)
+    state = state._replace(params=jax.jit(opened, out_shardings=placed)(state.params))
+    rows = np.random.default_rng(0).integers(0, VOCAB_SIZE, (16, LENGTH)).astype(np.int32)
+    after, metrics = programs.train_step(state, sharding.global_batch(rows, 16, mesh))
+    return after, jax.device_get((metrics, after.opt_state[1][0].mu))
+
+
+@pytest.fixture(scope="module")
+def of_one_device(split_config):
+    return first_step(split_config, sharding.build_mesh(devices=jax.devices()[:1]))[1]
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_loss_and_gradients_do_not_depend_on_the_mesh(split_config, of_one_device, sizes):
+    mesh = sharding.build_mesh(sizes)
+    state, found = first_step(split_config, mesh)
+    assert found[0]["skipped"] == 0
+    for got, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(of_one_device), strict=True):
+        scale = np.abs(wanted).max()
+        assert np.abs(got - wanted).max() <= 1e-5 * scale
+    assert min(np.abs(x).max() for x in jax.tree.leaves(of_one_device[1])) > 0
+    # and the state lies as the table says
+    for leaf, found in zip(jax.tree.leaves(state), layouts(state, mesh).values(), strict=True):
+        wanted = jax.sharding.NamedSharding(mesh, found.spec)
+        assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
+
+
+def test_the_first_state_is_made_in_parts_and_the_same_on_every_mesh(split_config):
+    config = split_config
+    keys, states = run_keys(config.seed), []
+    for mesh in (
+        sharding.build_mesh(devices=jax.devices()[:1]),
+        sharding.build_mesh(MeshConfig(data=1, fsdp=8)),
+    ):
+        components = build_components(config, VOCAB_SIZE, sharding.placement(mesh))
+        programs = build_programs(components, config, keys, mesh)
+        init = programs.init.lower(keys.init).compile()
+        state = init(keys.init)
+        states.append(jax.device_get(state))
+    chex.assert_trees_all_equal(*states)
+    memory = init.memory_analysis()
+    leaves = jax.tree.leaves(state)
+    here = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+    all_bytes = sum(leaf.nbytes for leaf in leaves)
+    assert here < all_bytes / 4  # of so small a network much is norms and biases
+    # what it holds in between is no more than one more set of parts
+    assert memory.output_size_in_bytes <= 1.02 * here
+    assert memory.temp_size_in_bytes < here

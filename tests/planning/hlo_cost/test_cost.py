@@ -16,7 +16,7 @@ from sedd_jax.planning.hlo_cost.chips import CHIPS
 from sedd_jax.planning.hlo_cost.collectives import collectives, totals
 from sedd_jax.planning.hlo_cost.cost import predict
 from sedd_jax.planning.hlo_cost.products import all_product_flops
-from sedd_jax.training.compile import build_programs
+from sedd_jax.training.step import build_programs
 
 V5E, H100 = CHIPS["v5e"], CHIPS["h100"]
 CYCLES = 'backend_config={"estimated_cycles":"%d"}'
