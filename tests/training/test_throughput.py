@@ -117,7 +117,7 @@ def test_a_step_is_three_forward_passes_of_the_batch(smoke_config, graph):
     masked = (1 - config.noise.eps) * (1 + config.train.t_min) / 2
     forward += {"absorb": masked * 128, "uniform": 127}[graph] * 2 * length * d
     expected = 3 * config.train.batch_size * forward
-    assert step_flops(components, config.model, config.train) == pytest.approx(expected, rel=1e-6)
+    assert step_flops(components, model, config.train) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_step_of_the_baseline_answers_at_all_positions(smoke_config):
@@ -126,6 +126,4 @@ def test_a_step_of_the_baseline_answers_at_all_positions(smoke_config):
     components = build_components(config, vocab_size=127)
     d, length = model.hidden_size, model.length
     forward = model.num_blocks * (24 * length * d**2 + 4 * length**2 * d) + 127 * 2 * length * d
-    assert (
-        step_flops(components, config.model, config.train) == 3 * config.train.batch_size * forward
-    )
+    assert step_flops(components, model, config.train) == 3 * config.train.batch_size * forward
