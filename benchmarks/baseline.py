@@ -18,10 +18,10 @@ from benchmarks.step import Step
 from configs import ar_tiny, tiny
 from sedd_jax.diffusion import categorical
 from sedd_jax.experiment import cli
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import parse
 from sedd_jax.inference.autoregressive import build_generator
 from sedd_jax.inference.batches import row_keys
+from sedd_jax.inference.build import build_family
 from sedd_jax.inference.prompt import free
 from sedd_jax.model.autoregressive import CausalModel
 
@@ -37,7 +37,7 @@ def main() -> None:
     configs = {"diffusion": parse(tiny.get_config()), "baseline": parse(ar_tiny.get_config())}
     steps = {name: _step(config) for name, config in configs.items()}
     rows = _rows("training step", steps, "diffusion")
-    model = build_components(configs["baseline"], configs["baseline"].data.vocab_size).model
+    model = build_family(configs["baseline"], configs["baseline"].data.vocab_size).model
     params = jax.jit(model.init)(jax.random.key(0))
     keys = row_keys(jax.random.key(1), jnp.arange(_BATCH_SIZE.value))
     prompt = free(_BATCH_SIZE.value, _LENGTH.value)
@@ -56,7 +56,7 @@ def _step(config):
     vocab_size = config.data.vocab_size
     shape = (config.train.batch_size, config.model.length)
     tokens = jax.random.randint(jax.random.key(1), shape, 0, vocab_size)
-    return Step(build_components(config, vocab_size), config, tokens)
+    return Step(build_family(config, vocab_size), config, tokens)
 
 
 def _without_cache(model: CausalModel) -> Callable:

@@ -20,9 +20,9 @@ from sedd_jax.data.pipeline import CROPS, train_batches
 from sedd_jax.data.token_blocks import TokenBlocks
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as sharding
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import parse
 from sedd_jax.experiment.state import run_keys
+from sedd_jax.inference.build import build_family
 from sedd_jax.training.step import build_programs
 
 _BLOCKS = flags.DEFINE_integer("blocks", 20_000, "Blocks in all files.")
@@ -63,7 +63,7 @@ def _model_rate(steps: int = 10) -> float:
     """Returns the tokens a second of the training step of configs/tiny.py."""
     config = parse(tiny.get_config())
     keys, mesh = run_keys(config.seed), sharding.build_mesh(config.mesh)
-    components = build_components(config, config.data.vocab_size, sharding.placement(mesh))
+    components = build_family(config, config.data.vocab_size, sharding.placement(mesh))
     programs = build_programs(components, config, keys, mesh)
     shape = (config.train.batch_size, config.model.length)
     tokens = np.random.default_rng(0).integers(0, config.data.vocab_size, shape, np.int32)

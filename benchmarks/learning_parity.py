@@ -24,10 +24,10 @@ from sedd_jax.data.tokenizer import build_tokenizer
 from sedd_jax.diffusion.importance import plain_proposal
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.estimate import sequence_loss
+from sedd_jax.inference.build import build_family
+from sedd_jax.inference.score_based import sequence_loss
 from sedd_jax.training.hooks import PendingLosses
 from sedd_jax.training.step import build_train_step, init_state
 
@@ -73,7 +73,7 @@ def main() -> None:
     bytes_per_token = len(heldout_text.encode()) / len(heldout_tokens)
     # the published runs had no end-of-document token, which is the last of the bytes
     vocab_size = 256 if data.tokenizer == "bytes" else tokenizer.vocab_size
-    components, keys = build_components(settings, vocab_size), run_keys(settings.seed)
+    components, keys = build_family(settings, vocab_size), run_keys(settings.seed)
     train_step = jax.jit(
         build_train_step(components, settings.train, settings.optim, keys.train), donate_argnums=0
     )

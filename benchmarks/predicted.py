@@ -21,9 +21,9 @@ from ml_collections import config_flags
 
 from benchmarks.measure import check_output, report
 from sedd_jax.experiment import cli
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.mesh import build_mesh, global_batch, placement, rows_here
 from sedd_jax.experiment.state import run_keys
+from sedd_jax.inference.build import build_family
 from sedd_jax.planning.hlo_cost import hlo
 from sedd_jax.planning.hlo_cost.chips import CHIPS
 from sedd_jax.planning.hlo_cost.cost import predict
@@ -72,7 +72,7 @@ def main() -> None:
 
 def _seconds(compiled, config, vocab_size, mesh):
     """The median second of steps that are waited for, and the mean of steps that are queued."""
-    components = build_components(config, vocab_size, placement(mesh))
+    components = build_family(config, vocab_size, placement(mesh))
     keys = run_keys(config.seed)
     state = build_programs(components, config, keys, mesh).init(keys.init)
     size = config.train.batch_size

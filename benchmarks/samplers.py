@@ -16,7 +16,6 @@ from benchmarks.measure import alternate, check_output, report, timed
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.load import load
 from sedd_jax.inference.prompt import free
 from sedd_jax.inference.sampling import Sampling
@@ -62,7 +61,7 @@ def _measured(checkpoint, ways, batch_size):
     evaluations = {}
 
     def of_way(way, sampling):
-        generator = build_generator(checkpoint.diffusion, sampling, t_min=config.train.t_min)
+        generator = checkpoint.diffusion.generator(sampling, t_min=config.train.t_min)
         compiled = jax.jit(generator).lower(*given).compile()
 
         def sample():

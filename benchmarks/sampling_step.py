@@ -21,7 +21,6 @@ from benchmarks.published import Published
 from benchmarks.shapes import Shape, components_of
 from sedd_jax.experiment import cli
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.prompt import free
 from sedd_jax.inference.sampling import Sampling
 
@@ -66,7 +65,7 @@ def main() -> None:
     )
     programs, memory = {}, {}
     for head, steps in (("streamed", _STEPS.value), ("dense", _DENSE_STEPS.value)):
-        generator = build_generator(components_of(shape, head, "none"), Sampling(steps), t_min=1e-3)
+        generator = components_of(shape, head, "none").generator(Sampling(steps), t_min=1e-3)
         compiled = jax.jit(generator).lower(*args).compile()
         memory[head] = temporaries(compiled)
         programs[head] = _per_step(timed(compiled, *args), steps + 1)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from sedd_jax.diffusion.score import DenseScore
 from sedd_jax.diffusion.score_entropy import target
-from sedd_jax.experiment.build import Components, build_components
 from sedd_jax.experiment.config import Config, ModelConfig, TrainConfig
+from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.config import padded
 from sedd_jax.model.placement import ANYWHERE
 from sedd_jax.model.score_model import dense_model
@@ -62,9 +62,9 @@ def config_of(shape: Shape, remat: str) -> Config:
     return Config(model=model, train=TrainConfig(batch_size=shape.batch))
 
 
-def components_of(shape: Shape, head: str, remat: str) -> Components:
+def components_of(shape: Shape, head: str, remat: str) -> ScoreBased:
     """Returns graph, noise and network; "dense" has the network write out its log-scores."""
-    components = build_components(config_of(shape, remat), shape.tokens)
+    components = build_family(config_of(shape, remat), shape.tokens)
     return components._replace(model=HEADS[head](components.model))
 
 

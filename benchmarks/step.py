@@ -4,16 +4,16 @@ import time
 
 import jax
 
-from sedd_jax.experiment.build import Baseline, Components
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.state import run_keys
+from sedd_jax.inference.family import Family
 from sedd_jax.training.step import build_train_step, init_state
 
 
 class Step:
     """A compiled training step with a state of its own, which every call advances."""
 
-    def __init__(self, components: Components | Baseline, config: Config, tokens: jax.Array):
+    def __init__(self, components: Family, config: Config, tokens: jax.Array):
         keys = run_keys(0)
         self._init = lambda: jax.jit(lambda key: init_state(key, components, config.optim))(
             keys.init

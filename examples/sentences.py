@@ -23,16 +23,15 @@ from absl import flags
 from scipy.stats import chisquare
 
 from examples import new_file
+from sedd_jax.diffusion.denoiser import denoise_probs
 from sedd_jax.diffusion.graph import absorbing
-from sedd_jax.diffusion.tweedie import denoise_probs
 from sedd_jax.experiment import cli
-from sedd_jax.experiment.build import Components, build_components
 from sedd_jax.experiment.config import Config, default_config, parse
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.prompt import free
 from sedd_jax.inference.sampling import Sampling
+from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.score_model import Params
 from sedd_jax.training.step import build_train_step, init_state
 
@@ -73,9 +72,9 @@ def settings() -> Config:
     return parse(config)
 
 
-def train(config: Config) -> tuple[Components, Params, list[float]]:
+def train(config: Config) -> tuple[ScoreBased, Params, list[float]]:
     """Returns graph, noise and network, the averaged weights, and the loss of every step."""
-    components = build_components(config, vocab_size=len(WORDS) - 1)
+    components = build_family(config, vocab_size=len(WORDS) - 1)
     keys = run_keys(config.seed)
     state = jax.jit(lambda key: init_state(key, components, config.optim))(keys.init)
     train_step = jax.jit(
@@ -88,7 +87,7 @@ def train(config: Config) -> tuple[Components, Params, list[float]]:
     return components, state.ema_params, jax.device_get(losses)
 
 
-def predictions(components: Components, params: Params, xt: np.ndarray, t) -> np.ndarray:
+def predictions(components: ScoreBased, params: Params, xt: np.ndarray, t) -> np.ndarray:
     """Returns the predicted law of the clean word at every place (Eq. 18), [B, L, words].
 
     The time t, one for all or [B], hardly matters: under the absorbing graph the law does not
@@ -104,9 +103,9 @@ def predictions(components: Components, params: Params, xt: np.ndarray, t) -> np
     return np.asarray(jax.jit(laws)(params, jnp.asarray(xt), jnp.float32(t)))
 
 
-def draw(components: Components, params: Params, config: Config, num_samples: int, steps: int):
+def draw(components: ScoreBased, params: Params, config: Config, num_samples: int, steps: int):
     """Returns samples [N, L] and how the first came about, [steps + 2, L]."""
-    generator = build_generator(components, Sampling(steps), t_min=config.train.t_min, trace=True)
+    generator = components.generator(Sampling(steps), t_min=config.train.t_min, trace=True)
     keys = row_keys(run_keys(config.seed).sample, jnp.arange(num_samples))
     tokens, diagnostics = jax.jit(generator)(params, keys, free(num_samples, DATA.shape[1]))
     return np.asarray(tokens), np.asarray(diagnostics.trace[:, 0])
@@ -135,7 +134,7 @@ def show_forward(sigma: float = 1.5) -> None:
     print(f"cat after total noise {sigma}: {cells}; 1 - exp(-{sigma}) = {-np.expm1(-sigma):.3f}")
 
 
-def show_predictions(components: Components, params: Params) -> None:
+def show_predictions(components: ScoreBased, params: Params) -> None:
     """Prints the predicted law of every masked word of some sentences."""
     xt = encode(*PARTLY_NOISED)
     for row, laws in zip(xt, predictions(components, params, xt, t=0.5), strict=True):

@@ -24,9 +24,10 @@ from sedd_jax.experiment import checkpoint as checkpoints
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as sharding
 from sedd_jax.experiment.config import MeshConfig
-from sedd_jax.inference.bound import TIMES
-from sedd_jax.inference.load import TrainedModel, load
-from sedd_jax.inference.sampling import PRECISIONS, SAMPLER_NAMES
+from sedd_jax.inference.likelihood import TIMES
+from sedd_jax.inference.load import load
+from sedd_jax.inference.model import TrainedModel
+from sedd_jax.inference.sampling import SAMPLERS
 from sedd_jax.system import processes
 from sedd_jax.system.files import check_local
 from sedd_jax.system.processes import is_primary, print_on_primary
@@ -68,11 +69,10 @@ _STEPS = flags.DEFINE_list(
     "Reverse steps; several make a sweep: 16,64,256. By default 128, and one token a call of "
     "first_hitting.",
 )
-_SAMPLERS = flags.DEFINE_multi_enum(
-    "sampler", ["tweedie"], SAMPLER_NAMES, "How the noise is removed; may be given again."
-)
-_PRECISIONS = flags.DEFINE_multi_enum(
-    "precision", ["exact"], list(PRECISIONS), "How tokens are drawn; may be given again."
+_SAMPLERS = flags.DEFINE_multi_string(
+    "sampler",
+    ["tweedie"],
+    f"{', '.join(SAMPLERS.names)}, or the path module:class of your own; may be given again.",
 )
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Below 1 draws more sharply; 0 is greedy.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens of this mass.")
@@ -86,7 +86,7 @@ _OF_LIKELIHOODS = (
 )  # fmt: skip
 _OF_QUALITY = (
     _JUDGE, _JUDGE_TOKENIZER, _REFERENCE, _MAUVE, _NUM_SAMPLES, _LENGTH, _STEPS, _SAMPLERS,
-    _PRECISIONS, _TEMPERATURE, _TOP_P,
+    _TEMPERATURE, _TOP_P,
 )  # fmt: skip
 
 
@@ -187,7 +187,6 @@ def _sampling():
         length=_LENGTH.value,
         steps=tuple(dict.fromkeys(steps)),
         samplers=tuple(dict.fromkeys(_SAMPLERS.value)),
-        precisions=tuple(dict.fromkeys(_PRECISIONS.value)),
         temperature=_TEMPERATURE.value,
         top_p=_TOP_P.value,
         seed=_SEED.value,
@@ -201,7 +200,7 @@ def _sampling():
 def _planned(checkpoint: TrainedModel, settings: quality.Settings, mesh: Mesh) -> quality.Plan:
     cli.refuse_flags_of_others(
         checkpoint.config.family,
-        {"diffusion": (_STEPS, _SAMPLERS, _PRECISIONS)},
+        {"diffusion": (_STEPS, _SAMPLERS)},
     )
     judge = None
     if _JUDGE.value:

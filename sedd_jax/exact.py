@@ -20,7 +20,7 @@ from sedd_jax.diffusion import noise as noises
 from sedd_jax.display.plot import check_plots
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
-from sedd_jax.experiment.build import build_components
+from sedd_jax.inference.build import build_family
 from sedd_jax.system.files import check_output_path
 from sedd_jax.verification.conditioning import check_conditioning
 from sedd_jax.verification.exact.space import Space
@@ -64,7 +64,7 @@ def main() -> None:
 def sections_of(config: ExactConfig) -> Iterator[Section]:
     """Yields the sections of the report, one after another as they are computed."""
     exact, t_min = config.exact, config.train.t_min
-    components = build_components(config, config.data.vocab_size)
+    components = build_family(config, config.data.vocab_size)
     space = Space(components.graph, config.model.length)
     data = space.random_data(config.seed, exact.support)
     schedules = {

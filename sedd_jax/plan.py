@@ -28,7 +28,6 @@ from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment import cli
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.mesh import build_mesh
-from sedd_jax.inference.sampling import FIRST_HITTING, SAMPLER_NAMES, Sampling
 from sedd_jax.model.sharding import num_batch_shards
 from sedd_jax.planning.advice import for_idle_memory, to_fit, train_command
 from sedd_jax.planning.estimate import Outlook, as_json, foresee, in_words, tables
@@ -58,7 +57,7 @@ _PER_CHIP = flags.DEFINE_integer(
     "and 32 samples in all.",
     lower_bound=1,
 )
-_SAMPLER = flags.DEFINE_enum("sampler", "tweedie", SAMPLER_NAMES, "For --sample, as there.")
+_SAMPLER = flags.DEFINE_string("sampler", "tweedie", "For --sample, as there.")
 _STEPS = flags.DEFINE_integer("steps", None, "For --sample, as there.")
 _SEARCH = flags.DEFINE_bool("search", False, "Look for the settings that train fastest.")
 _LIMIT = flags.DEFINE_integer(
@@ -141,19 +140,12 @@ def _program(config: Config, vocab_size: int, mesh: Mesh) -> tuple[str, Program]
     """What is planned, in words and as a program."""
     given = _PER_CHIP.value and _PER_CHIP.value * num_batch_shards(mesh)
     if _SAMPLE.value:
-        cli.refuse_flags_of_others(config.family, {"diffusion": (_SAMPLER, _STEPS)})
-        sampling = Sampling(steps=_STEPS.value, sampler=_SAMPLER.value)
-        sampling.check()
-        program = sample_program(config, vocab_size, mesh, sampling, given or _SAMPLES)
-        calls = sampling.most_calls(config.model.length)
-        causal = config.family == "autoregressive"
-        most = "at most " if sampling.sampler == FIRST_HITTING else ""
-        how = "a token at a time" if causal else f"{sampling.sampler}, {most}{calls} calls"
+        settings = {flag.name: flag.value for flag in (_SAMPLER, _STEPS) if flag.present}
+        how, program = sample_program(config, vocab_size, mesh, settings, given or _SAMPLES)
         return f"sampler ({how}), {_rows(config, program, mesh)}", program
     if _EVALUATE.value:
         program = bound_program(config, vocab_size, mesh, given or config.eval.batch_size)
-        causal = config.family == "autoregressive"
-        what = "held-out likelihood" if causal else "held-out bound, one draw"
+        what = "held-out bound, one draw" if config.uses_noise else "held-out likelihood"
         return f"{what}, {_rows(config, program, mesh)}", program
     program = train_program(config, vocab_size, mesh)
     return f"training step, {_rows(config, program, mesh, config.train.microbatches)}", program

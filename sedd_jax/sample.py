@@ -19,16 +19,14 @@ import jax
 import numpy as np
 from absl import flags
 
-from sedd_jax.diffusion.temperature import TokenFilter
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as sharding
 from sedd_jax.experiment.config import MeshConfig
-from sedd_jax.inference.generate import generate
+from sedd_jax.inference.generate import generate, split_overlap
 from sedd_jax.inference.load import load
-from sedd_jax.inference.sampling import CONDITIONINGS, SAMPLER_NAMES, Sampling
-from sedd_jax.inference.sliding import overlap_of
-from sedd_jax.inference.stream import live
+from sedd_jax.inference.sampling import CONDITIONINGS, SAMPLERS
+from sedd_jax.inference.stream import generate_stream
 from sedd_jax.inference.template import between, fill, most_tokens, pad
 from sedd_jax.jobs import job
 from sedd_jax.jobs.page import write_page
@@ -49,7 +47,9 @@ _STEPS = flags.DEFINE_integer(
     None,
     "Reverse steps before the final denoising step; 128, or with first_hitting one token a call.",
 )
-_SAMPLER = flags.DEFINE_enum("sampler", "tweedie", SAMPLER_NAMES, "Rule of the reverse step.")
+_SAMPLER = flags.DEFINE_string(
+    "sampler", "tweedie", f"{', '.join(SAMPLERS.names)}, or the path module:class of your own."
+)
 _TEMPERATURE = flags.DEFINE_float(
     "temperature", 1.0, "Not 1: departs from the model's law; 0 draws the likeliest token."
 )
@@ -94,6 +94,7 @@ _HEEDED = {
     (_PLAIN, "--html"): (_NUM_SAMPLES,),
     (_PLAIN, "--html", "--trace"): (_LENGTH, _PREFIX, _SUFFIX, _TEMPLATE),
 }
+_SETTINGS = (_STEPS, _SAMPLER, _TEMPERATURE, _TOP_P, _CONDITIONING, _PARTICLES, _OVERLAP)
 _OF_DIFFUSION = (_STEPS, _SAMPLER, _CONDITIONING, _PARTICLES, _OVERLAP, _TRACE, _FRAMES, _HTML)
 
 
@@ -174,7 +175,8 @@ def _draw_samples():
     elif _HTML.value is not None:
         tokens, evaluations = _play(checkpoint, key, prompt, settings)
     else:
-        tokens, evaluations = job.draw(checkpoint, key, prompt, **options)
+        tokens, found = generate(key, checkpoint, prompt=prompt, **options)
+        evaluations = found.evaluations
     seconds = time.monotonic() - started
     if output:
         held = np.asarray(prompt.held)
@@ -192,24 +194,12 @@ def _draw_samples():
 
 
 def _settings(checkpoint):
-    """How to draw from a model: what `generate`, or its counterpart, takes."""
-    family = checkpoint.config.family
-    cli.refuse_flags_of_others(family, {"diffusion": _OF_DIFFUSION})
-    token_filter = TokenFilter(_TEMPERATURE.value, _TOP_P.value)
-    token_filter.check()
-    if family == "autoregressive":
-        return token_filter._asdict()
-    sampling = Sampling(
-        steps=_STEPS.value,
-        sampler=_SAMPLER.value,
-        conditioning=_CONDITIONING.value,
-        particles=_PARTICLES.value,
-        overlap=_OVERLAP.value,
-        **token_filter._asdict(),
-    )
-    sampling.check(checkpoint.graph)
-    if sampling.overlap is not None:
-        overlap_of(sampling.overlap, checkpoint.config.model.length)
+    """How to draw from a model: what `generate` takes."""
+    if not checkpoint.family.infills:
+        cli.refuse_flags_of_others(checkpoint.config.family, {"diffusion": _OF_DIFFUSION})
+    given = {flag.name: flag.value for flag in _SETTINGS if flag.present}
+    sampling = checkpoint.family.sampling(**given)
+    split_overlap(sampling, checkpoint.config.model.length)
     return dataclasses.asdict(sampling)
 
 
@@ -218,7 +208,7 @@ def _prompt(checkpoint):
     num_samples = 1 if _TRACE.value else _NUM_SAMPLES.value
     check_positive(num_samples=num_samples)
     tokenizer, length = checkpoint.tokenizer, _LENGTH.value
-    most = most_tokens(checkpoint.config, length)
+    most = most_tokens(checkpoint, length)
     if _TEMPLATE.value is None:
         row = between(_PREFIX.value, _SUFFIX.value, tokenizer, length, most)
     elif _PREFIX.present or _SUFFIX.present:
@@ -231,7 +221,7 @@ def _prompt(checkpoint):
 def _play(checkpoint, key, prompt, settings):
     """Writes the page that plays how samples come about; their tokens, and evaluations of each."""
     facts = {"model": checkpoint.name or "", "seed": _SEED.value} | settings
-    moments = live(key, checkpoint, prompt, **settings)
+    moments = generate_stream(key, checkpoint, prompt, **settings)
     shown = {name: str(value) for name, value in facts.items() if value is not None}
     last = write_page(Path(_HTML.value), checkpoint, prompt, moments, shown)
     return last.tokens, last.evaluations

@@ -18,13 +18,13 @@ from sedd_jax.display.table import duration
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as sharding
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.card import Story, find_records, read_history, write_card
 from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.metrics import MetricWriter
 from sedd_jax.experiment.run import locked, open_run, read_run
 from sedd_jax.experiment.state import run_keys
+from sedd_jax.inference.build import build_family, check_names
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system import processes
 from sedd_jax.system.processes import StopSignal, is_primary, print_on_primary
@@ -61,6 +61,7 @@ def train(config: Config, run: Path, trace_steps: int = 0) -> None:
       BadInput: data, settings or folder that cannot be used, before anything is computed.
       Halted: a signal to stop, steps that are not finite, or a checkpoint that cannot be written.
     """
+    check_names(config)
     mesh = sharding.build_mesh(config.mesh)
     sharding.check_divisions(config, mesh)
     initial = load_initial(config, run, mesh)
@@ -78,9 +79,9 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
     started = time.monotonic()
     train, last = config.train, config.train.steps
     keys = run_keys(config.seed)
-    components = build_components(config, dataset.tokenizer.vocab_size, sharding.placement(mesh))
-    programs = build_programs(components, config, keys, mesh)
-    evaluator = Evaluator(components, dataset, keys, mesh, config.eval, train.t_min)
+    family = build_family(config, dataset.tokenizer.vocab_size, sharding.placement(mesh))
+    programs = build_programs(family, config, keys, mesh)
+    evaluator = Evaluator(family, dataset, keys, mesh, config.eval, train.t_min)
     with Checkpoints(run, config.checkpoint) as checkpoints:
         state = checkpoints.restore_latest(programs.abstract)
         if state is None:
@@ -88,7 +89,7 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
             if initial is not None:
                 state = with_weights_of(initial, state, config, dataset.tokenizer)
         start = int(state.step)
-        _announce(config, components, dataset, state, mesh)
+        _announce(config, family, dataset, state, mesh)
         train_step = programs.train_step.lower(programs.abstract, programs.batch).compile()
         processes.barrier("training step compiled")
         batches = train_batches(
@@ -103,7 +104,7 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
             start,
             last,
             tokens_per_step=train.batch_size * config.model.length,
-            flops_per_step=step_flops(components, config.model, train),
+            flops_per_step=step_flops(family, config.model, train),
         )
         with (
             batches,
@@ -157,10 +158,10 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
     _conclude(run, config, evaluation, time.monotonic() - started)
 
 
-def _announce(config, components, dataset, state, mesh):
+def _announce(config, family, dataset, state, mesh):
     train_split = dataset.manifest["splits"]["train"]
     print_on_primary(
-        f"{count_params(state.params):,} parameters, {_family(components, config)}, "
+        f"{count_params(state.params):,} parameters, {family.summary}, "
         f"{len(dataset.train):,} blocks of {config.model.length} "
         f"{config.data.tokenizer} tokens from {train_split['utf8_bytes']:,} bytes, on "
         f"{jax.device_count()} {jax.devices()[0].platform} device(s)."
@@ -179,12 +180,6 @@ def _write_card(config, run, tokenizer, state):
         **read_history(find_records(run), int(state.step)),
     )
     write_card(run, story, run.name)
-
-
-def _family(components, config):
-    if config.family == "autoregressive":
-        return f"{components.num_tokens} tokens ({config.family})"
-    return f"{components.graph.num_states} states ({config.graph})"
 
 
 def _diverged(error, config, dataset, checkpoints):
@@ -216,7 +211,7 @@ def _conclude(run, config, evaluation, seconds):
     for text in evaluation.samples:
         print_on_primary(f"\n--- sample ---\n{text}")
     print_on_primary(f"\nCheckpoint: {run / FOLDER / str(step)}")
-    trace = " --trace" if config.family == "diffusion" else ""
+    trace = " --trace" if config.uses_noise else ""
     print_on_primary(f"Next:       python -m sedd_jax.sample --checkpoint={run}{trace}")
 
 

@@ -56,13 +56,13 @@ def tiny(smoke_config):
     """A model of one block over bytes; its random weights make all tokens depend on the others."""
     sizes = {"hidden_size": 16, "num_blocks": 1, "dropout": 0.0, "attention": "xla"}
     from sedd_jax.data.tokenizer import Bytes
-    from sedd_jax.experiment.build import build_components
-    from sedd_jax.inference.load import TrainedModel
+    from sedd_jax.inference.build import build_family
+    from sedd_jax.inference.model import TrainedModel
 
     config = dataclasses.replace(
         smoke_config, model=dataclasses.replace(smoke_config.model, **sizes)
     )
-    components = build_components(config, Bytes.vocab_size)
+    components = build_family(config, Bytes.vocab_size)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32),

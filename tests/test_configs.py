@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import Config, parse
 from sedd_jax.experiment.state import run_keys
+from sedd_jax.inference.build import build_family
 from sedd_jax.training.step import build_train_step, init_state
 from sedd_jax.verification.report import ExactConfig
 
@@ -40,7 +40,7 @@ def test_config_is_documented_and_its_shapes_fit(name):
         assert word in module.__doc__
     config = parse(module.get_config(), ExactConfig if name.startswith("exact") else Config)
     vocab_size = config.data.vocab_size or ALPHABET
-    components = build_components(config, vocab_size)
+    components = build_family(config, vocab_size)
     key = run_keys(config.seed).init
     state = jax.eval_shape(lambda key: init_state(key, components, config.optim), key)
     batch = jax.ShapeDtypeStruct((config.train.batch_size, config.model.length), jnp.int32)
@@ -52,7 +52,7 @@ def test_config_is_documented_and_its_shapes_fit(name):
 
 
 def state_of(config):
-    components = build_components(config, config.data.vocab_size)
+    components = build_family(config, config.data.vocab_size)
     return jax.eval_shape(lambda: init_state(jax.random.key(0), components, config.optim))
 
 

@@ -113,7 +113,7 @@ def test_without_a_tokenizer_the_size_is_kept(published, tmp_path):
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((published / name).read_bytes())
     loaded = sedd.load(converted(checkpoint=bare, output=tmp_path / "run"))
-    assert loaded.tokenizer is None and loaded.components.num_tokens == 257
+    assert loaded.tokenizer is None and loaded.family.num_tokens == 257
     given = converted(checkpoint=bare, output=tmp_path / "given", tokenizer=published / "tokenizer")
     assert sedd.load(given).tokenizer.kind == "bytes"
 

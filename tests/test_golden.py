@@ -17,21 +17,21 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from sedd_jax.diffusion.denoiser import denoise_probs, staggered_score, tweedie_probs
+from sedd_jax.diffusion.euler import euler_probs, reverse_rate
 from sedd_jax.diffusion.graph import GRAPHS
-from sedd_jax.diffusion.importance import Draw
-from sedd_jax.diffusion.loss import dwdse_loss, mean_dwdse_loss
+from sedd_jax.diffusion.importance import NoisedBatch
 from sedd_jax.diffusion.noise import geometric, loglinear
-from sedd_jax.diffusion.reverse import euler_probs, reverse_rate
+from sedd_jax.diffusion.objective import dwdse_loss, mean_dwdse_loss
 from sedd_jax.diffusion.score import DenseScore
 from sedd_jax.diffusion.score_entropy import score_entropy
-from sedd_jax.diffusion.tweedie import denoise_probs, staggered_score, tweedie_probs
 from sedd_jax.experiment.config import OptimConfig
+from sedd_jax.inference import score_based
 from sedd_jax.inference.export import save_published, save_run
 from sedd_jax.inference.load import load
 from sedd_jax.model import pretrained
 from sedd_jax.model.rotary import rotary_tables
 from sedd_jax.model.transformer import sigma_features
-from sedd_jax.training import objective
 from sedd_jax.training import step as training
 from sedd_jax.training.optim import learning_rate, optimizer
 
@@ -286,13 +286,13 @@ def test_sinusoids(golden):
 
 @compiled_once
 def log_score_loss_and_grads(golden):
-    graph, noise, model = golden.model.components
+    graph, noise, model = golden.model.family
 
     def mean_loss(params, t, xt, x0):
         log_score = model.apply(params, xt, noise.sigma(t))
         loss = dwdse_loss(graph, noise, lambda *_: DenseScore(xt, log_score), t, xt, x0)
         streamed = functools.partial(model.score, params)
-        draw = Draw(t, xt, jnp.ones_like(t))
+        draw = NoisedBatch(t, xt, jnp.ones_like(t))
         return mean_dwdse_loss(graph, noise, streamed, draw, x0), (log_score, loss)
 
     return jax.grad(mean_loss, has_aux=True)
@@ -371,16 +371,16 @@ def training_steps(golden):
 
     The step draws its own times and noise; these are replaced by the published ones.
     """
-    components = golden.model.components
+    components = golden.model.family
     settings = optim_config(golden, "warm2_warmup")
     config = dataclasses.replace(golden.model.config, optim=settings)
 
     def replay(state, batch):
         x0, t, xt = batch
 
-        draw = Draw(t, xt, jnp.ones_like(t))
+        draw = NoisedBatch(t, xt, jnp.ones_like(t))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(objective, "propose", lambda *_: draw)
+            patch.setattr(score_based, "propose", lambda *_: draw)
             step = training.build_train_step(
                 components, config.train, config.optim, jax.random.key(0)
             )

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import pytest
 
 from sedd_jax.experiment import mesh as sharding
-from sedd_jax.experiment.build import build_components, build_proposal
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.experiment.state import run_keys
-from sedd_jax.inference.estimate import reconstruction_loss, sequence_loss
-from sedd_jax.inference.generator import build_generator
+from sedd_jax.inference.build import build_family
 from sedd_jax.inference.prompt import free
 from sedd_jax.inference.sampling import Sampling
+from sedd_jax.inference.score_based import sequence_loss
 from sedd_jax.model.sharding import shardings
 from sedd_jax.training.step import build_train_step, init_state
 
@@ -79,14 +78,14 @@ def train_step(config, components):
 
 
 def test_a_training_step_holds_no_number_for_every_position_and_token(config):
-    step, state = train_step(config, build_components(config, VOCAB))
+    step, state = train_step(config, build_family(config, VOCAB))
     assert largest(step, state, TOKENS, compiled=config.graph == "absorb") < OUTPUTS
 
 
 def test_nor_does_a_device_of_eight_for_its_part_of_the_batch(config):
     mesh = sharding.build_mesh()
     assert mesh.size == 8
-    components = build_components(config, VOCAB, sharding.placement(mesh))
+    components = build_family(config, VOCAB, sharding.placement(mesh))
     step, state = train_step(config, components)
     everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
     most = largest(
@@ -112,14 +111,14 @@ def gradient_of(model):
 
 
 def test_nor_does_the_gradient_of_the_baseline(baseline_config):
-    components = build_components(baseline_config, VOCAB)
+    components = build_family(baseline_config, VOCAB)
     most = largest(gradient_of(components.model), params_of(components), TOKENS, compiled=False)
     assert 32 * VOCAB <= most < OUTPUTS / 4
 
 
 def test_nor_does_a_device_of_eight_for_its_part_of_the_baseline_s(baseline_config):
     mesh = sharding.build_mesh(MeshConfig(data=4, tensor=2))
-    components = build_components(baseline_config, VOCAB, sharding.placement(mesh))
+    components = build_family(baseline_config, VOCAB, sharding.placement(mesh))
     layout, rows = shardings(params_of(components), mesh), sharding.over_batch(mesh)
     most = largest(
         gradient_of(components.model),
@@ -145,8 +144,8 @@ def test_nor_does_a_device_of_eight_for_its_part_of_the_baseline_s(baseline_conf
 def test_sampling_holds_no_number_for_every_position_and_token(config, sampling):
     if (config.graph, sampling.sampler) == ("uniform", "first_hitting"):
         pytest.skip("needs a mask")
-    components = build_components(config, VOCAB)
-    generator = build_generator(components, sampling, t_min=1e-3)
+    components = build_family(config, VOCAB)
+    generator = components.generator(sampling, t_min=1e-3)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
     clamp = jax.eval_shape(lambda: free(BATCH, LENGTH))
     compiled = (config.graph, sampling) in [
@@ -160,24 +159,24 @@ def test_sampling_holds_no_number_for_every_position_and_token(config, sampling)
 
 
 def test_the_bound_holds_no_number_for_every_position_and_token(config):
-    components = build_components(config, VOCAB)
-    loss = sequence_loss(components, build_proposal(components, config.train))
+    components = build_family(config, VOCAB)
+    loss = sequence_loss(components, components.training_proposal(config.train))
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
     args = params_of(components), keys, abstract(BATCH, dtype=jnp.float32), TOKENS
     assert largest(loss, *args, compiled=config.graph == "absorb") < OUTPUTS
 
 
 def test_the_final_step_of_the_bound_holds_no_number_for_every_position_and_token(config):
-    loss = reconstruction_loss(build_components(config, VOCAB), t_min=1e-3)
+    loss = build_family(config, VOCAB).reconstruction_loss(1e-3)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
-    args = params_of(build_components(config, VOCAB)), keys, TOKENS
+    args = params_of(build_family(config, VOCAB)), keys, TOKENS
     assert largest(loss, *args, compiled=config.graph == "uniform") < OUTPUTS
 
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_the_outputs_written_out_are_found(config, compiled):
     """What the other tests look for, where it must be."""
-    components = build_components(config, VOCAB)
+    components = build_family(config, VOCAB)
     args = params_of(components), TOKENS, abstract(BATCH, dtype=jnp.float32)
     assert largest(components.model.apply, *args, compiled=compiled) >= OUTPUTS
 
@@ -185,7 +184,7 @@ def test_the_outputs_written_out_are_found(config, compiled):
 def test_outputs_of_a_device_of_eight_are_found(smoke_config):
     """As above: the parts of a batch, written out, in a program for the mesh."""
     mesh = sharding.build_mesh()
-    components = build_components(smoke_config, VOCAB, sharding.placement(mesh))
+    components = build_family(smoke_config, VOCAB, sharding.placement(mesh))
     params, sigma = params_of(components), abstract(BATCH, dtype=jnp.float32)
     everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
     most = largest(

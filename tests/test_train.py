@@ -15,12 +15,12 @@ from sedd_jax.data.characters import Characters
 from sedd_jax.data.pipeline import batch_blocks
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment import mesh as sharding
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints
 from sedd_jax.experiment.config import from_saved
 from sedd_jax.experiment.metrics import FILE
 from sedd_jax.experiment.run import locked
 from sedd_jax.experiment.state import run_keys
+from sedd_jax.inference.build import build_family
 from sedd_jax.train import train
 from sedd_jax.training.initial_weights import load_initial, with_weights_of
 from sedd_jax.training.step import init_state
@@ -44,7 +44,7 @@ def metric_rows(run):
 
 
 def final_state(run, config):
-    components = build_components(config, 257)
+    components = build_family(config, 257)
     abstract = jax.eval_shape(
         lambda key: init_state(key, components, config.optim), run_keys(0).init
     )
@@ -208,7 +208,7 @@ def buffers(tree):
 def test_weights_to_start_from_take_the_place_of_random_ones(smoke_run, smoke_config, tmp_path):
     config, mesh = started_from(smoke_config, smoke_run), sharding.build_mesh()
     initial = load_initial(config, tmp_path, mesh)
-    components = build_components(config, 257)
+    components = build_family(config, 257)
     first = jax.jit(lambda key: init_state(key, components, config.optim))(run_keys(0).init)
     state = with_weights_of(initial, first, config, initial.tokenizer)
     chex.assert_trees_all_equal(state.params, sedd.load(smoke_run).params)

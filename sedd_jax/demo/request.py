@@ -8,16 +8,16 @@ import jax
 
 from sedd_jax.display.page import render
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.load import TrainedModel
-from sedd_jax.inference.sampling import FIRST_HITTING, SAMPLER_NAMES
-from sedd_jax.inference.stream import live
+from sedd_jax.inference.model import TrainedModel
+from sedd_jax.inference.sampling import SAMPLERS, sampler_named
+from sedd_jax.inference.stream import generate_stream
 from sedd_jax.inference.template import fill, pad, width_of
 from sedd_jax.jobs.frames import texts
 from sedd_jax.jobs.page import setting
 
 # every other setting is another program to compile, so the page offers a few: choices, default
 _CHOICES: dict[str, tuple[tuple[Any, ...], Any]] = {
-    "sampler": (SAMPLER_NAMES, "tweedie"),
+    "sampler": (SAMPLERS.names, "tweedie"),
     "steps": ((8, 16, 32, 64, 128, 256), 64),
     "samples": ((1, 2, 4), 2),
     "temperature": ((0.0, 0.5, 0.7, 0.9, 1.0), 1.0),
@@ -39,14 +39,14 @@ class RequestHandler:
 
     def __init__(self, checkpoint: TrainedModel):
         """BadInput for a model that cannot fill holes."""
-        if checkpoint.config.family != "diffusion":
+        if not checkpoint.family.infills:
             raise BadInput(
                 "This model is autoregressive: it continues a text, and cannot fill holes; give "
                 "the checkpoint of a diffusion model."
             )
         self._checkpoint = checkpoint
         # first hitting draws the times at which masks are filled
-        names = (it for it in SAMPLER_NAMES if it != FIRST_HITTING or checkpoint.graph.mask_id)
+        names = (it for it in SAMPLERS.names if sampler_named(it).serves(checkpoint.graph))
         self.choices = _CHOICES | {"sampler": (tuple(names), "tweedie")}
         self._example = next(filter(self._is_encodable, _EXAMPLES), "[MASK:*]")
 
@@ -81,9 +81,9 @@ class RequestHandler:
         row = fill(request["template"], checkpoint.tokenizer, None, length)
         prompt = pad([row] * request["samples"], width_of(len(row.tokens), length))
         settings = {name: request[name] for name in self.choices if name != "samples"}
-        if request["sampler"] == FIRST_HITTING:
+        if sampler_named(request["sampler"]).draws_times:
             settings["steps"] = None  # one token a call: the page does not offer steps
-        moments = live(jax.random.key(request["seed"]), checkpoint, prompt, **settings)
+        moments = generate_stream(jax.random.key(request["seed"]), checkpoint, prompt, **settings)
         return self._lines(prompt, moments)
 
     def _lines(self, prompt, moments):

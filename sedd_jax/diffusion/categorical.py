@@ -1,10 +1,15 @@
-"""The one way tokens are drawn: whether to jump first, then where to, with noise fine enough.
+"""The one way tokens are drawn: whether to jump first, then where to, with fine enough noise.
 
 Float32 noise on the usual 2^-23 grid never produces events rarer than about 1e-7. Drawing
-{stay, V tokens} jointly makes the mass of each token p/T at T steps, so rare tokens vanish as T
-grows: more steps look colder, and generative perplexity too good. Two remedies, both used here:
-the decision to jump is drawn apart from the target, which removes the 1/T, and uniforms are made
-from 64 random bits with their fine end near 0, so masses down to 2^-64 (5e-20) are hit.
+{stay, V tokens} jointly makes the probability of each token p/T at T steps, so rare tokens vanish
+as T grows: more steps look colder, and generative perplexity too good (Zheng et al. 2024). Two
+remedies, both used here: the decision to jump is drawn apart from the target, which removes the
+1/T, and uniforms are made from 64 random bits with their fine end near 0, so that probabilities
+down to 2^-64 (5e-20) occur.
+
+References:
+  Zheng et al., Masked Diffusion Models are Secretly Time-Agnostic Masked Models and Exploit
+  Inaccurate Categorical Sampling, 2024 (arXiv 2409.02908).
 """
 
 import jax
@@ -32,9 +37,9 @@ def uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
 
 
 def uniform_by_position(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-    """Draws as `uniform` does, but what stands first does not depend on the size of the first axis.
+    """Draws as `uniform` does; leading entries do not depend on the size of the first axis.
 
-    So a row draws the same in an array of any width.
+    So a row draws the same numbers in an array of any width.
     """
     bits = jax.random.bits(key, (*shape, 2), jnp.uint32)
     return uniform_from_bits(bits[..., 0], bits[..., 1])
@@ -69,7 +74,7 @@ def categorical_from_uniform(
 
 
 def jump_probs(probs: Float[Array, "*s V"]) -> Float[Array, "*s V"]:
-    """Returns the law that `jump` draws from: negative weights count as zero, rows sum to 1.
+    """Returns the probabilities of `jump`: negative weights count as zero, rows sum to 1.
 
     Args:
       probs: weights, at least one of each row positive.
@@ -84,7 +89,7 @@ def jump(
     probs: Float[Array, "*s V"],
     token_filter: TokenFilter = NO_FILTER,
 ) -> Int[Array, "*s"]:
-    """Draws the next state of every position: first whether it leaves xt, then for which state.
+    """Draws the next state of every position: first whether it leaves xt, then where to.
 
     Negative weights, which approximate scores can give, count as zero. The probability of
     leaving is the clamped weight off xt over the whole clamped weight, and 1 without weight at xt.
@@ -94,7 +99,7 @@ def jump(
       xt: current states. A state outside [0, V) has no weight to stay, so it always leaves:
         this is how the mask goes in the final denoising step, whose V excludes it.
       probs: weights of the next state, need not be normalised.
-      token_filter: how the state is drawn for which xt is left; whether it is left heeds it not.
+      token_filter: temperature and top-p of the new state; it does not affect the jump probability.
     """
     jump_key, target_key = jax.random.split(key)
     return jump_from_uniforms(
@@ -113,7 +118,15 @@ def jump_from_uniforms(
     probs: Float[Array, "*s V"],
     token_filter: TokenFilter = NO_FILTER,
 ) -> Int[Array, "*s"]:
-    """Returns what `jump` draws where `uniform` gives u_jump and u_target."""
+    """Returns what `jump` draws where `uniform` gives u_jump and u_target.
+
+    Args:
+      u_jump: uniforms that decide whether a position leaves xt.
+      u_target: uniforms that decide where to.
+      xt: current states.
+      probs: weights of the next state, need not be normalised.
+      token_filter: temperature and top-p of the new state.
+    """
     weights = jnp.maximum(probs, 0)
     at_xt = jax.nn.one_hot(xt, probs.shape[-1], dtype=bool)
     away = jnp.where(at_xt, 0, weights)
@@ -127,8 +140,11 @@ def jump_from_uniforms(
 def leaves(
     u: Float[Array, "*s"], leave: Float[Array, "*s"], stay: Float[Array, "*s"]
 ) -> Bool[Array, "*s"]:
-    """Returns whether a state is left, given the weights of leaving and of staying, and a uniform.
+    """Returns whether a state is left: surely if staying has no weight, never if leaving has none.
 
-    Certain where staying has no weight, or a negative one; never where leaving has none.
+    Args:
+      u: uniforms.
+      leave: weight of leaving.
+      stay: weight of staying, may be negative.
     """
     return u < jnp.where(stay > 0, leave / (leave + stay), leave > 0)

@@ -85,7 +85,7 @@ class Graph(abc.ABC):
         return jnp.exp(-sigma) * self._one_hot(x) + moved * self.limit[x][..., None]
 
     def noised_guess(self, sigma: Float[Array, ""]) -> Float[Array, "V"]:
-        """The law of a uniformly drawn token after total noise sigma."""
+        """The distribution of a uniformly drawn token after total noise sigma."""
         token = jnp.arange(self.num_states) < self.num_tokens
         return jnp.exp(-sigma) * token / self.num_tokens - jnp.expm1(-sigma) * self.limit
 
@@ -106,58 +106,6 @@ class Graph(abc.ABC):
         prob = jnp.broadcast_to(-jnp.expm1(-align(sigma, x0.ndim)), x0.shape)
         moves = categorical.bernoulli(move_key, prob)
         return jnp.where(moves, self.sample_limit(limit_key, x0.shape), x0)
-
-    def bridge(
-        self,
-        xt: Int[Array, "*s"],
-        x0: Int[Array, "*s"],
-        sigma: Float[Array, "..."],
-        sigma_next: Float[Array, "..."],
-    ) -> Float[Array, "*s V"]:
-        """Returns p(x_s | x_t, x_0), the forward process between both its ends.
-
-        By Bayes in proportion to p(x_s | x_0) p(x_t | x_s).
-
-        Args:
-          xt: tokens at t, possible from x_0.
-          x0: clean tokens.
-          sigma: total noise at t.
-          sigma_next: total noise at s, less than at t.
-        """
-        weights = self.transition(x0, sigma_next) * self.transposed_transition(
-            xt, sigma - sigma_next
-        )
-        return weights / weights.sum(-1, keepdims=True)
-
-    def sample_bridge(
-        self,
-        key: Key[Array, ""],
-        xt: Int[Array, "*s"],
-        x0: Int[Array, "*s"],
-        sigma: Float[Array, "..."],
-        sigma_next: Float[Array, "..."],
-    ) -> Int[Array, "*s"]:
-        """Draws x_s from `bridge`: it is x_0, x_t or a draw from pi, so V numbers are not needed.
-
-        The product of `bridge` multiplied out, with a = exp(-sigma_s) and d = exp(-(sigma_t -
-        sigma_s)): x_0 has weight a (1 - d) pi(x_t), and a d more where it is x_t; x_t has
-        (1 - a) d pi(x_t); and all others share (1 - a) (1 - d) pi(x_t) as in pi.
-        """
-        which_key, limit_key = jax.random.split(key)
-        kept, unmoved = (jnp.exp(-align(x, xt.ndim)) for x in (sigma_next, sigma - sigma_next))
-        lost, moved = (-jnp.expm1(-align(x, xt.ndim)) for x in (sigma_next, sigma - sigma_next))
-        limit = self.limit[xt]
-        weights = jnp.stack(
-            [
-                kept * (moved * limit + unmoved * (x0 == xt)),
-                lost * unmoved * limit,
-                lost * moved * limit,
-            ],
-            axis=-1,
-        )
-        which = categorical.categorical(which_key, weights)
-        redrawn = self.sample_limit(limit_key, xt.shape)
-        return jnp.select([which == 0, which == 1], [x0, xt], redrawn)
 
     def _one_hot(self, x):
         return jax.nn.one_hot(x, self.num_states)

@@ -1,11 +1,11 @@
-"""Where to look: times and moves drawn in proportion to the loss of a uniform guess.
+"""Importance sampling of (t, which positions move), in proportion to the loss of a uniform guess.
 
 The loss of a sequence is a mean over t uniform on [t_min, 1] and over which positions have moved,
-and varies wildly between draws: by how many moved, above all. A guess that knows nothing of the
-text has a known loss, a(t) at a position that moved and b(t) at any other. Drawn in proportion to
-m a + (L - m) b, with m of L positions moved, what is averaged is the ratio of the model's loss to
-the guess's, which varies little; under the absorbing graph, where b = 0, it is the mean loss per
-mask. Weights keep the expectation of the loss, and of its gradient, what it was.
+and varies widely between draws, above all with how many moved. A guess that knows nothing of the
+text has a known loss, a(t) at a position that moved and b(t) at any other. With draws in proportion
+to m a + (L - m) b, where m of L positions moved, the average is over the ratio of the model's loss
+to the guess's, which varies little; under the absorbing graph, where b = 0, it is the mean loss per
+mask. Weights keep the expectation of the loss, and of its gradient, unchanged.
 """
 
 from typing import NamedTuple
@@ -21,16 +21,16 @@ from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.diffusion.score_entropy import score_entropy
 
-CELLS = 128  # of t, within each of which times are drawn evenly
-FLOOR = 0.05  # share of the times that are drawn evenly over all: none is left out
+CELLS = 128  # of t; within a cell times are uniform
+FLOOR = 0.05  # share of the times that are uniform over [t_min, 1], so that no cell is left out
 
 
 class Proposal(NamedTuple):
-    """A law of (t, moved positions), piecewise constant in t.
+    """A proposal distribution of (t, moved positions), piecewise constant in t.
 
     Attributes:
       edges: of the cells of t.
-      density: of t in each cell, relative to the uniform law.
+      density: of t in each cell, relative to the uniform density.
       moved: loss a of the guess at a position that moved.
       other: loss b of the guess at any other position.
     """
@@ -46,8 +46,8 @@ class Proposal(NamedTuple):
         return np.concatenate([[0], np.cumsum(self.density / self.density.sum())])
 
 
-class Draw(NamedTuple):
-    """What `propose` draws: times, noised tokens, and weights that make up for the proposal."""
+class NoisedBatch(NamedTuple):
+    """Times, noised tokens, and importance weights: what `propose` draws."""
 
     t: Float[Array, "B"]
     xt: Int[Array, "B L"]
@@ -55,13 +55,19 @@ class Draw(NamedTuple):
 
 
 def plain_proposal(t_min: float) -> Proposal:
-    """Returns the law of Algorithm 1: t uniform, moves as they come; all weights are 1."""
+    """Returns the distribution of Algorithm 1: t uniform, positions independent; weights are 1."""
     ones = np.ones(1)
     return Proposal(np.array([t_min, 1.0]), ones, ones, ones)
 
 
 def guess_proposal(graph: Graph, noise: Noise, t_min: float) -> Proposal:
-    """Returns the law in proportion to the loss of a uniform guess."""
+    """Returns the distribution in proportion to the loss of a uniform guess.
+
+    Args:
+      graph: the token graph.
+      noise: the schedule.
+      t_min: the smallest time.
+    """
     edges = np.linspace(t_min, 1, CELLS + 1)
     with jax.ensure_compile_time_eval():
         t = jnp.asarray((edges[1:] + edges[:-1]) / 2, jnp.float32)
@@ -81,20 +87,20 @@ def propose(
     unit: Float[Array, "B"],
     x0: Int[Array, "B L"],
     lengths: Int[Array, "B"] | None = None,
-) -> Draw:
+) -> NoisedBatch:
     """Draws x_t at times given by their quantiles.
 
-    The mean of weight * f(t, x_t) is that of f over the law of Algorithm 1, for every f that is 0
-    where the guess loses nothing: under the absorbing graph, without a mask.
+    The mean of weight * f(t, x_t) is that of f under Algorithm 1, for every f that is 0 where the
+    guess has no loss: under the absorbing graph, without a mask.
 
     Args:
       key: random key, used once.
-      proposal: the law to draw from.
+      proposal: the distribution to draw from.
       graph: the token graph.
       noise: the schedule.
       unit: quantiles of t, each uniform on [0, 1).
       x0: clean tokens.
-      lengths: of the rows; their padding does not move. None for full rows.
+      lengths: of the rows, whose padding does not move; None for full rows.
     """
     length = x0.shape[1] if lengths is None else lengths
     t = jnp.interp(unit, jnp.asarray(proposal.quantiles), jnp.asarray(proposal.edges))
@@ -103,8 +109,8 @@ def propose(
     p = -jnp.expm1(-noise.sigma(t))
     mean = p * a + (1 - p) * b
 
-    # P(moves) (m a + (L - m) b) / (L mean) is the law of independent moves but for one position,
-    # chosen evenly, that moves with probability p a / mean
+    # P(moves) (m a + (L - m) b) / (L mean) is the distribution of independent moves except for one
+    # position, chosen uniformly, that moves with probability p a / mean
     special_key, chance_key, moves_key, limit_key = jax.random.split(key, 4)
     special = jax.random.randint(special_key, unit.shape, 0, length)
     special_moves = categorical.bernoulli(chance_key, p * a / mean)
@@ -114,25 +120,25 @@ def propose(
     count = moves.sum(-1)
     tilt = (count * a + (length - count) * b) / (length * mean)
     xt = jnp.where(moves, graph.sample_limit(limit_key, x0.shape), x0)
-    # rounding of a probability of 1 can leave nothing moved, where there is no loss: no weight
+    # rounding of a probability of 1 can leave nothing moved: there is no loss, so no weight
     weight = jnp.where(tilt > 0, 1 / (density * jnp.where(tilt > 0, tilt, 1)), 0)
-    return Draw(t, xt, weight)
+    return NoisedBatch(t, xt, weight)
 
 
 def _guess_entropy(graph, sigma):
     """The score entropy of the uniform guess, [2, T]: mean at a moved position, and at any other.
 
-    By symmetry token 0 stands for all, and the last state for all others, the mask included.
+    By symmetry token 0 represents all, and the last state all others, the mask included.
     """
     states = jnp.array([[0, graph.num_states - 1]])
 
     def at(sigma):
-        log_law = jnp.log(graph.noised_guess(sigma))
-        log_score = log_law[None, None] - log_law[states][..., None]
+        log_prob = jnp.log(graph.noised_guess(sigma))
+        log_score = log_prob[None, None] - log_prob[states][..., None]
         return score_entropy(graph, log_score, sigma[None], states, jnp.zeros_like(states))[0]
 
     same, other = jnp.maximum(jax.lax.map(at, sigma), 0).T
     stays = graph.limit[0]
     entropy = jnp.stack([stays * same + (1 - stays) * other, same])
-    # where nothing but rounding is left, moves are drawn as they come
+    # where only rounding is left, positions move independently
     return jnp.where(entropy.sum(0) > 1e-6, entropy, 1e-6)

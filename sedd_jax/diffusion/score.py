@@ -1,9 +1,12 @@
-"""What the mathematics asks of a network's answer, and the answer that is written out in full.
+"""What the mathematics needs of a network's output, and the dense output that serves as oracle.
 
 The loss and the samplers never look at all log-scores at once: they need sums over the vocabulary
-and, where a position jumps, one token. So a network's answer at (x_t, sigma) is a `Score`, with the
-methods below. `DenseScore` holds the array [B, L, V]: exact for any model, and the oracle of
+and, where a position jumps, one token. So a network's output at (x_t, sigma) is a `Score`, with the
+methods below. `DenseScore` holds the array [B, L, V]: it works for any model, and is the oracle of
 `model.vocab_head.StreamedScore`, which never builds it.
+
+A sampler's step needs the sum of the ratios before it knows its weights (how likely a position is
+to stay depends on it). So it hands `draw` a function, total -> `StepWeights`.
 """
 
 import abc
@@ -28,7 +31,7 @@ class StepWeights(NamedTuple):
 
     Attributes:
       scale: non-negative; 0 where nothing can move.
-      cut: what the rule takes off every ratio; None for nothing.
+      cut: subtracted from every ratio; None for 0.
       stay: of x_t, may be negative.
     """
 
@@ -48,57 +51,63 @@ class StepWeights(NamedTuple):
         return jnp.where(at_xt, self.stay[..., None], self.scale[..., None] * (score - cut))
 
 
-# of the sum of the ratios over y != x_t, which is meaningless where nothing can move
+# maps the sum of the ratios over y != x_t, meaningless where nothing can move, to the weights
 StepWeightsFn = Callable[[Float[Array, "B L"]], StepWeights]
 
 
 class Drawn(NamedTuple):
-    """Drawn states, and the sum of the ratio estimates that they rest on."""
+    """Drawn states, and the sum of the ratio estimates over y != x_t."""
 
     xt: Int[Array, "B L"]
     total: Float[Array, "B L"]
 
 
 class Score(abc.ABC):
-    """A network's answer at noised tokens x_t and total noise sigma."""
+    """A network's output at noised tokens x_t and total noise sigma."""
 
     @abc.abstractmethod
     def entropy(self, target: Target) -> Float[Array, "B L"]:
         """Returns the score entropy of every position, in nats (Eqs. 5 and 10).
 
-        A streamed answer cannot be differentiated here, see `weighted_entropy`.
+        A streamed score cannot be differentiated here, see `weighted_entropy`.
         """
 
     @abc.abstractmethod
     def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
         """Returns the sum over positions of the score entropy, times a weight for each row.
 
-        This is what training differentiates, by the network alone: a streamed answer has no
-        gradient by weight, target or sigma.
+        Training differentiates this, by the network alone: a streamed score has no gradient by
+        weight, target or sigma.
         """
 
     @abc.abstractmethod
     def draw(
         self,
         keys: Key[Array, "B"],
-        law: StepWeightsFn,
+        step_weights: StepWeightsFn,
         active: Bool[Array, "B L"],
         token_filter: TokenFilter = NO_FILTER,
     ) -> Drawn:
-        """Draws the next state of every position: first whether it leaves x_t, then for which.
+        """Draws the next state of every position: first whether it leaves x_t, then where to.
 
         Args:
           keys: one for each row, used once.
-          law: weights of the next state.
-          active: positions to draw for; others stay, and their total is 0.
-          token_filter: how the state is drawn for which x_t is left; not whether it is.
+          step_weights: maps the sum of the ratios to the weights of the next state.
+          active: positions to draw for; the others stay, and their total is 0.
+          token_filter: temperature and top-p of the state that x_t jumps to; not of the jump.
         """
 
     @abc.abstractmethod
     def log_prob(
-        self, law: StepWeightsFn, active: Bool[Array, "B L"], states: Int[Array, "B L"]
+        self, step_weights: StepWeightsFn, active: Bool[Array, "B L"], states: Int[Array, "B L"]
     ) -> Float[Array, "B L"]:
-        """Returns the log-probability, per position, that `draw` gives these states."""
+        """Returns the log-probability, per position, that `draw` gives these states.
+
+        Args:
+          step_weights: maps the sum of the ratios to the weights of the next state.
+          active: positions that can change; the others stay.
+          states: next states.
+        """
 
 
 ScoreFn = Callable[[Int[Array, "B L"], Float[Array, "B"]], Score]
@@ -127,28 +136,28 @@ class DenseScore(Score):
     def draw(
         self,
         keys: Key[Array, "B"],
-        law: StepWeightsFn,
+        step_weights: StepWeightsFn,
         active: Bool[Array, "B L"],
         token_filter: TokenFilter = NO_FILTER,
     ) -> Drawn:
-        total, weights = self._weigh(law, active)
+        total, weights = self._weigh(step_weights, active)
         xt = jax.vmap(functools.partial(categorical.jump, token_filter=token_filter))(
             keys, self.xt, weights
         )
         return Drawn(jnp.where(active, xt, self.xt), total)
 
     def log_prob(
-        self, law: StepWeightsFn, active: Bool[Array, "B L"], states: Int[Array, "B L"]
+        self, step_weights: StepWeightsFn, active: Bool[Array, "B L"], states: Int[Array, "B L"]
     ) -> Float[Array, "B L"]:
-        _, weights = self._weigh(law, active)
+        _, weights = self._weigh(step_weights, active)
         probs = categorical.jump_probs(weights)
         prob = jnp.take_along_axis(probs, states[..., None], axis=-1)[..., 0]
         return jnp.log(jnp.where(active, prob, states == self.xt))
 
-    def _weigh(self, law, active):
+    def _weigh(self, step_weights, active):
         score = jnp.exp(self.log_score)
         total = jnp.where(active, total_away(self.xt, score), 0)
-        return total, law(total).weights(self.xt, score)
+        return total, step_weights(total).weights(self.xt, score)
 
 
 def total_away(xt: Int[Array, "B L"], score: Float[Array, "B L V"]) -> Float[Array, "B L"]:

@@ -16,9 +16,9 @@ from sedd_jax.diffusion.graph import Graph
 
 
 class Target(NamedTuple):
-    """What a network is to answer at every position, in the few numbers that the graphs need.
+    """The conditional ratios at every position, which are two numbers under both graphs.
 
-    The conditional ratio p(y | x0) / p(x_t | x0) is one number at y = x0 and one at all others.
+    p(y | x0) / p(x_t | x0) has one value at y = x0 and one at all other tokens.
 
     Attributes:
       xt: noised tokens.
@@ -38,7 +38,7 @@ class Target(NamedTuple):
 def target(
     graph: Graph, sigma: Float[Array, "B"], xt: Int[Array, "B L"], x0: Int[Array, "B L"]
 ) -> Target:
-    """Returns what `score_entropy` compares with, without an array over the vocabulary.
+    """Returns the ratios that `score_entropy` compares with, without an array over the vocabulary.
 
     Args:
       graph: the token graph.
@@ -121,8 +121,8 @@ def prior_kl(graph: Graph, sigma: Float[Array, ""]) -> Float[Array, ""]:
       graph: the token graph.
       sigma: total noise at t = 1.
     """
-    law = graph.transition(jnp.zeros((), jnp.int32), sigma)
-    return jnp.sum(xlogy(law, law) - xlogy(law, graph.noised_guess(sigma)))
+    noised = graph.transition(jnp.zeros((), jnp.int32), sigma)
+    return jnp.sum(xlogy(noised, noised) - xlogy(noised, graph.noised_guess(sigma)))
 
 
 def sample_times(
@@ -136,6 +136,9 @@ def sample_times(
       t_min: the smallest time, 1e-3 in the paper: the weights grow without bound towards 0.
       low_discrepancy: one time in each interval of length 1/B, frac(u + i/B) in random order,
         which keeps every t uniform and lowers the variance of the mean; else independent draws.
+
+    References:
+      Kingma et al., Variational Diffusion Models, 2021 (arXiv 2107.00630), Appendix I.1.
     """
     return t_min + (1 - t_min) * sample_quantiles(key, batch_size, low_discrepancy)
 
@@ -143,7 +146,13 @@ def sample_times(
 def sample_quantiles(
     key: Key[Array, ""], batch_size: int, low_discrepancy: bool = True
 ) -> Float[Array, "B"]:
-    """Draws what `sample_times` scales to its range: numbers each uniform on [0, 1)."""
+    """Draws the quantiles of `sample_times`: numbers each uniform on [0, 1).
+
+    Args:
+      key: random key, used once.
+      batch_size: the GLOBAL batch size B.
+      low_discrepancy: one number in each interval of length 1/B, in random order.
+    """
     shift_key, order_key = jax.random.split(key)
     if low_discrepancy:
         grid = jnp.arange(batch_size) / batch_size + jax.random.uniform(shift_key)
@@ -156,8 +165,8 @@ def quadrature_quantiles(
 ) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
     """Returns quantiles of a uniform t to evaluate a mean over t at, and their weights.
 
-    Gauss-Legendre nodes in a variable of which t is a cubic step, which puts more of them near both
-    ends, where the log-linear schedule is steep. Weights add up to 1.
+    Gauss-Legendre nodes in v, with t = v^2 (3 - 2 v), which puts more of them near both ends, where
+    the log-linear schedule is steep. Weights add up to 1.
 
     Args:
       num_nodes: at least 2.

@@ -1,7 +1,10 @@
-"""Departures from the law of a model: how sharply a token is drawn, never when.
+"""Temperature and top-p: departures from a model's distribution in which token is drawn, not when.
 
-With both settings at 1 tokens follow the model's law. Any other value samples another law, whose
-likelihood is not the one that is reported of the model.
+With both settings at 1 tokens follow the model's distribution. Any other value samples another
+distribution, whose likelihood is not the one that is reported for the model.
+
+References:
+  Holtzman et al., The Curious Case of Neural Text Degeneration, 2019 (arXiv 1904.09751): top-p.
 """
 
 from typing import NamedTuple
@@ -19,15 +22,15 @@ class TokenFilter(NamedTuple):
     """Which token is drawn: one of the nucleus of the weights ** (1 / temperature).
 
     Attributes:
-      temperature: 1 for the model's law, 0 for the likeliest token (greedy).
-      top_p: draw from the fewest tokens that have this mass (nucleus); 1 for all.
+      temperature: 1 for the model's distribution, 0 for the most likely token (greedy).
+      top_p: draw from the smallest set of tokens with this probability (nucleus); 1 for all.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
 
     def check(self) -> None:
-        """Raises BadInput for what cannot be drawn with."""
+        """Raises BadInput for a value out of range."""
         if not 0 <= self.temperature < float("inf"):
             raise BadInput(
                 f"temperature must be 0 (greedy) or more, and finite, got {self.temperature}."
@@ -41,10 +44,10 @@ class TokenFilter(NamedTuple):
             raise BadInput(f"top_p must be in (0, 1], got {self.top_p}.")
 
     def __call__(self, log_weights: Float[Array, "*s V"]) -> Float[Array, "*s V"]:
-        """Returns the weights that are drawn by, the largest of them 1.
+        """Returns the weights to draw with, the largest of them 1.
 
         Args:
-          log_weights: of the model's law, need not be normalised; -inf for no weight.
+          log_weights: of the model, need not be normalised; -inf for no weight.
         """
         if self.temperature == 0:
             return jax.nn.one_hot(log_weights.argmax(-1), log_weights.shape[-1])
@@ -58,7 +61,7 @@ NO_FILTER = TokenFilter()
 def nucleus(weights: Float[Array, "*s V"], top_p: float) -> Float[Array, "*s V"]:
     """Returns the weights of the fewest tokens whose share of the sum reaches `top_p`, 0 elsewhere.
 
-    Of equal weights the first tokens are taken. At 1 all are kept, whatever the rounding of sums.
+    Ties go to the first tokens. At 1 all are kept, whatever the rounding of sums.
 
     Args:
       weights: non-negative, not all zero along the last axis.
@@ -69,6 +72,6 @@ def nucleus(weights: Float[Array, "*s V"], top_p: float) -> Float[Array, "*s V"]
     order = jnp.argsort(weights, axis=-1, descending=True, stable=True)
     mass = jnp.cumsum(jnp.take_along_axis(weights, order, -1), axis=-1)
     before = jnp.concatenate([jnp.zeros_like(mass[..., :1]), mass[..., :-1]], axis=-1)
-    rank = jnp.argsort(order, axis=-1)  # where in that order every token is
+    rank = jnp.argsort(order, axis=-1)  # of every token in that order
     kept = jnp.take_along_axis(before < top_p * mass[..., -1:], rank, -1)
-    return jnp.where(kept | (rank == 0), weights, 0)  # one at least, if top_p rounds to 0
+    return jnp.where(kept | (rank == 0), weights, 0)  # at least one, if top_p rounds to 0

@@ -20,9 +20,9 @@ from sedd_jax.evaluation import summary
 from sedd_jax.evaluation.naming import labels, sample_titles
 from sedd_jax.evaluation.record import FOLDER, Record, read_records
 from sedd_jax.experiment import card
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import Config, from_json
 from sedd_jax.experiment.run import CONFIG_FILE, DATA_FOLDER
+from sedd_jax.inference.build import build_family
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system.settings import flatten
 
@@ -115,7 +115,7 @@ def _facts(folder):
 def _parameters(config, vocab_size):
     # the machine that trained it may have had another kind of device
     here = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
-    init = build_components(here, vocab_size).model.init
+    init = build_family(here, vocab_size).model.init
     return count_params(jax.eval_shape(init, jax.random.key(0)))
 
 

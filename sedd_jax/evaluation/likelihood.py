@@ -20,9 +20,8 @@ from sedd_jax.evaluation.protocol import BOUNDS, CONVENTIONS, EXACT, Choices, Fr
 from sedd_jax.evaluation.record import Record, answered, identity, save
 from sedd_jax.evaluation.texts import Library
 from sedd_jax.experiment.run import DATA_FOLDER
-from sedd_jax.inference.bound import nll_bound
-from sedd_jax.inference.likelihood import Bound
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.likelihood import NLLEstimate, nll_bound
+from sedd_jax.inference.model import TrainedModel
 from sedd_jax.system import processes
 from sedd_jax.system.processes import is_primary
 from sedd_jax.system.progress import progress
@@ -79,7 +78,7 @@ def gather(
 
 def _gather(checkpoint, name, library, choices):
     config = checkpoint.config
-    drawn, length = config.family == "diffusion", config.model.length
+    drawn, length = not checkpoint.family.exact_likelihood, config.model.length
 
     def frame_for(tokenizer: Tokenizer) -> Frame:
         return CONVENTIONS[choices.protocol](length, tokenizer.eod_id, not drawn)
@@ -195,7 +194,7 @@ def _measure(checkpoint, model, subject, choices, folder, batch_size):
     return record
 
 
-def _figures(subject: Subject, bound: Bound) -> dict[str, Any]:
+def _figures(subject: Subject, bound: NLLEstimate) -> dict[str, Any]:
     tokens, blocks = int(np.sum(bound.tokens)), subject.blocks
     bits_per_token = bound.nats_per_token / math.log(2)
     return {

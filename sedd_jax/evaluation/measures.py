@@ -11,7 +11,7 @@ from sedd_jax.evaluation.record import identity
 from sedd_jax.evaluation.reference import Reference
 from sedd_jax.evaluation.scoring_model import Judge
 from sedd_jax.evaluation.statistics import distinct, entropy, self_repetition
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.model import TrainedModel
 
 TEXTS = 4  # samples that a record shows
 

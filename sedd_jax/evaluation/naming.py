@@ -9,7 +9,7 @@ from sedd_jax.evaluation.record import Record
 
 Label = Callable[[Record], str]
 # a judge is told by its name, and real text changes nothing but MAUVE
-_NEVER_IN_NAMES = ("sampler", "steps", "samples", "precision", "final_step", "mauve")
+_NEVER_IN_NAMES = ("sampler", "steps", "samples", "final_step", "mauve")
 
 
 def labels(records: Iterable[Record]) -> Label:
@@ -69,8 +69,7 @@ def way_names(records: Sequence[Record], label: Label) -> list[str]:
     What else tells records of one way from others is named with its value.
     """
     several = len({label(record) for record in records}) > 1
-    precise = {record.protocol.get("precision") for record in records} <= {"exact", None}
-    keys = ("sampler",) if precise else ("sampler", "precision")
+    keys = ("sampler",)
     names = []
     for record in records:
         words = [label(record)] if several else []
@@ -93,7 +92,7 @@ def sample_titles(records: Sequence[Record], label: Label) -> list[str]:
 
 def _way(record, several, label):
     asked = record.protocol
-    words = [label(record) if several else None, asked.get("sampler"), asked.get("precision")]
+    words = [label(record) if several else None, asked.get("sampler")]
     counts = {"steps": asked.get("steps"), "samples": record.figures.get("samples")}
     yield from (str(word) for word in words if word)
     yield from (f"{count:,} {name}" for name, count in counts.items() if count)

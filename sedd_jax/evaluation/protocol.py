@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.bound import check_draws
+from sedd_jax.inference.likelihood import check_draws
 
 ESTIMATOR = 1  # raise it whenever the same question gets figures of another meaning
 

@@ -1,4 +1,4 @@
-"""How good samples are, for one way to sample or for many: steps, samplers, precisions.
+"""How good samples are, for one way to sample or for many: steps, samplers.
 
 Generative perplexity alone can be had for nothing, by dull samples; so a record always says how
 varied they were and how they were drawn.
@@ -16,19 +16,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sedd_jax.diffusion.graph import Graph
-from sedd_jax.display.table import duration
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.evaluation.measures import Measures
 from sedd_jax.evaluation.record import Record, answered, identity, save
 from sedd_jax.evaluation.reference import read_reference
 from sedd_jax.evaluation.scoring_model import Judge
-from sedd_jax.experiment.build import Baseline
-from sedd_jax.inference.autoregressive import generate_autoregressive
-from sedd_jax.inference.batches import check_rows
-from sedd_jax.inference.generate import generate
-from sedd_jax.inference.load import TrainedModel
-from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
+from sedd_jax.inference.family import Family
+from sedd_jax.inference.generate import check_rows, generate
+from sedd_jax.inference.model import TrainedModel
+from sedd_jax.inference.sampling import Sampling
 from sedd_jax.system.processes import (
     assert_equal_across_processes,
     broadcast_from_primary,
@@ -47,15 +43,14 @@ _TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to sample. Each of `samplers` x `precisions` x `steps` is one record.
+    """What to sample. Each of `samplers` x `steps` is one record.
 
     Attributes:
       num_samples: of each record.
       length: tokens of a sample; the trained length by default.
-      steps: reverse steps before the final one, None for the sampler's own; of a diffusion model,
-        as the next two.
-      samplers: see `inference.sampling`, as the next.
-      precisions: how tokens are drawn.
+      steps: reverse steps before the final one, None for the sampler's own; of a diffusion
+        model, as the next.
+      samplers: see `inference.sampling`.
       temperature: how sharply tokens are drawn, as the next.
       top_p: the nucleus.
       seed: sample i is a function of (seed, i).
@@ -67,28 +62,30 @@ class Settings:
     length: int | None = None
     steps: tuple[int | None, ...] = (None,)
     samplers: tuple[str, ...] = ("tweedie",)
-    precisions: tuple[str, ...] = ("exact",)
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
     batch_size: int = 32
     mauve: bool = False
 
-    @property
-    def sweep(self) -> list[Sampling]:
-        """Every way that a diffusion model has."""
-        product = itertools.product(self.samplers, self.precisions, self.steps)
-        ways = (
-            Sampling(steps, sampler, precision, self.temperature, self.top_p)
-            for sampler, precision, steps in product
-        )
+    def sweep(self, family: Family) -> list[Any]:
+        """Returns the settings of every way to sample, see `Family.sampling`.
+
+        Raises:
+          BadInput: a setting out of range, or not defined on the model's graph.
+        """
+        common = {"temperature": self.temperature, "top_p": self.top_p}
+        if not family.infills:
+            return [family.sampling(**common)]
+        product = itertools.product(self.samplers, self.steps)
+        ways = [family.sampling(sampler=name, steps=steps, **common) for name, steps in product]
         return list(dict.fromkeys(ways))
 
-    def check(self, graph: Graph | None = None) -> None:
-        """Raises BadInput for a setting that cannot be, or not on the graph."""
+    def check(self) -> None:
+        """Raises BadInput for a setting out of range, whatever the model."""
         check_positive(batch_size=self.batch_size)
-        for sampling in self.sweep:
-            sampling.check(graph)
+        for sampler, steps in itertools.product(self.samplers, self.steps):
+            Sampling(steps, sampler, self.temperature, self.top_p).check()
         if self.num_samples < 2:
             raise BadInput(f"num_samples is {self.num_samples}; an error needs 2 at least.")
         if self.length is not None and self.length < 4:
@@ -137,10 +134,9 @@ def plan(
         package for MAUVE.
       FloatingPointError: weights that are not finite.
     """
-    baseline = isinstance(checkpoint.components, Baseline)
-    settings.check(None if baseline else checkpoint.graph)
+    settings.check()
     length = checkpoint.config.model.length if settings.length is None else settings.length
-    check_rows(checkpoint.config, settings.num_samples, length, settings.batch_size)
+    check_rows(checkpoint, settings.num_samples, length, settings.batch_size)
     judging = judge and Judge(judge, length, settings.batch_size)
     real = reference and read_reference(reference, checkpoint, length, settings.num_samples)
     measures = Measures(checkpoint, settings.num_samples, judging, real, settings.mauve)
@@ -199,51 +195,45 @@ def run(planned: Plan, folder: Path) -> list[Record]:
 
 def _real_text(reference):
     """What samples would be at their best."""
-    protocol = {"sampler": REAL, "precision": None, "samples": len(reference.rows), "seed": None}
+    protocol = {"sampler": REAL, "samples": len(reference.rows), "seed": None}
     protocol |= {"reference": reference.about}
     return _Way(REAL.replace(" ", "-"), 0, protocol, lambda: (reference.rows, 0))
 
 
 def _ways(checkpoint, settings, length):
-    key, count = jax.random.key(settings.seed), settings.num_samples
+    key, count, family = jax.random.key(settings.seed), settings.num_samples, checkpoint.family
     rows = {"num_samples": count, "length": length, "batch_size": settings.batch_size}
-    if isinstance(checkpoint.components, Baseline):
-        token_filter = {"temperature": settings.temperature, "top_p": settings.top_p}
-        protocol = {"sampler": "autoregressive", "precision": "exact", "final_step": "none"}
-        name = "autoregressive"
-
-        def continued():
-            with progress(name) as advance:
-                options = rows | token_filter | {"progress": advance}
-                return generate_autoregressive(key, checkpoint, **options), length
-
-        return [_Way(name, length, protocol | token_filter, continued)]
     final = (
         f"one draw that removes all noise left at t = {checkpoint.config.train.t_min:g}, "
         "never the mask"
     )
 
     def way(sampling):
-        usual, options = dataclasses.asdict(Sampling()), dataclasses.asdict(sampling)
-        for name in options.keys() - {"sampler", "steps", "precision"}:
-            if options[name] == usual[name]:  # what follows the model's law need not say so
-                del options[name]
-        name = _name(**options)
+        usual, options = dataclasses.asdict(type(sampling)()), dataclasses.asdict(sampling)
+        departures = {  # what follows the model's distribution need not be named
+            name: value
+            for name, value in options.items()
+            if name not in ("sampler", "steps") and value != usual[name]
+        }
+        named = {name: options[name] for name in ("sampler", "steps") if name in options}
+        protocol = {"sampler": checkpoint.config.family, "final_step": "none"} | named | departures
+        if family.infills and not sampling.method.draws_times:
+            protocol["final_step"] = final
+        name = _name(**{"sampler": checkpoint.config.family, "steps": None} | named | departures)
 
-        def denoised():
+        def drawn():
             with progress(name) as advance:
-                tokens, diagnostics = generate(key, checkpoint, **rows, **options, progress=advance)
-            return tokens, float(diagnostics.evaluations.mean())
+                tokens, found = generate(key, checkpoint, **rows, **options, progress=advance)
+            return tokens, float(found.evaluations.mean())
 
-        last = "none" if sampling.sampler == FIRST_HITTING else final
-        return _Way(name, sampling.most_calls(length), options | {"final_step": last}, denoised)
+        return _Way(name, family.max_nfe(sampling, length), protocol, drawn)
 
-    return list(map(way, settings.sweep))
+    return list(map(way, settings.sweep(family)))
 
 
-def _name(sampler, steps, precision, **departures):
+def _name(sampler, steps, **departures):
     """What a way is called."""
-    parts = [sampler, steps, None if precision == "exact" else precision]
+    parts = [sampler, steps]
     parts += [f"{name.replace('_', '-')}-{value:g}" for name, value in departures.items()]
     return "-".join(str(part) for part in parts if part is not None)
 

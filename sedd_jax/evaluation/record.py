@@ -18,7 +18,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.build import compute_dtype
 from sedd_jax.experiment.card import noise_in_words
 from sedd_jax.experiment.checksum import fingerprint, not_finite
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.model import TrainedModel
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system.files import atomic_write
 
@@ -58,7 +58,6 @@ def identity(checkpoint: TrainedModel, *, averaged: bool) -> dict[str, Any]:
       FloatingPointError: weights that are not finite.
     """
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
-    diffusion = config.family == "diffusion"
     if broken := not_finite(checkpoint.params):
         raise FloatingPointError(
             f"The weights of {checkpoint.name or 'the model'} are not finite in "
@@ -68,8 +67,8 @@ def identity(checkpoint: TrainedModel, *, averaged: bool) -> dict[str, Any]:
     return {
         "name": checkpoint.name,
         "family": config.family,
-        "graph": config.graph if diffusion else None,
-        "noise": noise_in_words(config.noise) if diffusion else None,
+        "graph": config.graph if config.uses_noise else None,
+        "noise": noise_in_words(config.noise) if config.uses_noise else None,
         "step": checkpoint.step,
         "averaged": averaged,
         "parameters": count_params(checkpoint.params),

@@ -9,7 +9,7 @@ import numpy as np
 from sedd_jax.data.prepared import open_data
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.run import DATA_FOLDER
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.model import TrainedModel
 
 
 class Reference(NamedTuple):

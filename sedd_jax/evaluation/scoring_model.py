@@ -16,18 +16,15 @@ which has seen texts begin anywhere, nothing.
 """
 
 import dataclasses
-import functools
 
-import jax
 import numpy as np
 
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.statistics import Estimate, Rows, mean, ratio
-from sedd_jax.experiment.build import Baseline
-from sedd_jax.experiment.mesh import program
-from sedd_jax.inference.batches import row_batches
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.autoregressive import Autoregressive
+from sedd_jax.inference.batches import batch_rows, one_ahead
+from sedd_jax.inference.model import TrainedModel
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +45,7 @@ class Judge:
     batch_size: int = 16
 
     def __post_init__(self):
-        if not isinstance(self.checkpoint.components, Baseline):
+        if not isinstance(self.checkpoint.family, Autoregressive):
             raise BadInput(
                 "The judge is a diffusion model, which has no probabilities of the next token; "
                 "give a GPT-2, or a run with config.family = autoregressive."
@@ -111,11 +108,7 @@ class Judge:
             kept = text[: size - before]
             rows[number, before : before + len(kept)] = kept
             last[number] = max(before + len(kept) - 1, 0)
-        return self._over_rows(self._programs[1], rows, last)
-
-    @property
-    def _programs(self):
-        return _compiled(self.checkpoint.model, self.checkpoint.mesh)
+        return self._over_rows(_features, rows, last)
 
     def _of_text(self, row, tokenizer):
         end = [] if self.tokenizer.eod_id is None else [self.tokenizer.eod_id]
@@ -149,7 +142,7 @@ class Judge:
         if self.started:  # the network then tells of the first token too
             start = self.checkpoint.model.start
             before, after = np.insert(before, 0, start, axis=1), rows
-        nats = self._over_rows(self._programs[0], before, after)[:, -(size - 1) :]
+        nats = self._over_rows(_token_nll, before, after)[:, -(size - 1) :]
         real = (real & counted(rows))[:, 1:]
         if not np.isfinite(nats[real]).all():
             raise FloatingPointError(
@@ -159,17 +152,21 @@ class Judge:
         sums = np.where(real, nats, 0).sum(1, dtype=np.float64), real.sum(1)
         return tuple(np.bincount(owner, each, len(texts)) for each in sums)
 
-    def _over_rows(self, function, *arrays):
-        """What a program gives for rows [N, ...], a batch at a time."""
+    def _over_rows(self, build, *arrays):
+        """What the function that `build` gives computes of rows [N, ...], a batch at a time."""
         checkpoint, count = self.checkpoint, len(arrays[0])
-        parts = []
-        for rows in row_batches(count, min(self.batch_size, count), checkpoint.parts):
-            batch = [checkpoint.spread(x[np.minimum(rows, count - 1)]) for x in arrays]
-            parts.append(function(checkpoint.params, *batch))
-        return np.concatenate(jax.device_get(parts))[:count]
+        program = checkpoint.compiled(build)
+
+        def compute(rows):
+            return program(checkpoint.params, *(checkpoint.shard_batch(x[rows]) for x in arrays))
+
+        batches = batch_rows(count, self.batch_size, checkpoint.num_batch_shards)
+        return np.concatenate([found for _, found in one_ahead(batches, compute)])[:count]
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled(model, mesh):
-    """The two programs, kept so that the next judge of that model does not compile them again."""
-    return program(model.token_nll, mesh), program(model.features, mesh)
+def _token_nll(family):
+    return family.model.token_nll
+
+
+def _features(family):
+    return family.model.features

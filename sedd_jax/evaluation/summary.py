@@ -78,7 +78,7 @@ def qualities(records: Sequence[Record], label: Label) -> list[Record]:
     }
 
     def order(record):
-        way = (str(record.protocol.get(it)) for it in ("sampler", "precision"))
+        way = (str(record.protocol.get("sampler")),)
         cost = (record.figures.get(it, 0) for it in ("evaluations", "samples"))
         return (not is_real(record), label(record), *way, *cost)
 

@@ -19,7 +19,7 @@ from sedd_jax.evaluation.naming import (
 from sedd_jax.evaluation.record import Record
 
 _LIKELIHOOD, _QUALITY = "Likelihood", "Quality of samples"
-_WAY = ("sampler", "precision", "steps", "samples")  # columns of their own
+_WAY = ("sampler", "steps", "samples")  # columns of their own
 _FEW = 3  # names that are listed
 
 
@@ -76,7 +76,6 @@ def _way(record):
     sampler = None if is_real(record) else record.protocol.get("sampler")
     return {
         "sampler": sampler,
-        "precision": record.protocol.get("precision"),
         "steps": _given(record.protocol, "steps", ","),
         "evaluations": None if is_real(record) else _given(record.figures, "evaluations", ",.6g"),
         "samples": _given(record.figures, "samples", ","),

@@ -1,103 +1,82 @@
-"""From settings to the pieces of a run: graph, noise and network; the network alone."""
+"""From settings to graph, noise schedule and network sizes."""
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax.numpy as jnp
 
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.graph import Graph
-from sedd_jax.diffusion.importance import Proposal, guess_proposal, plain_proposal
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.experiment.config import Config, ModelConfig, NoiseConfig, TrainConfig
-from sedd_jax.model.autoregressive import CausalModel, causal_model
-from sedd_jax.model.config import TransformerConfig
-from sedd_jax.model.placement import ANYWHERE, Placement
-from sedd_jax.model.score_model import ScoreModel, score_model
+from sedd_jax.experiment.config import NoiseConfig
+from sedd_jax.model.config import ModelConfig, TransformerConfig
+from sedd_jax.model.placement import Placement
+from sedd_jax.system.registry import Registry
+
+GRAPHS: Registry[Callable[[int], Graph]] = Registry(
+    "config.graph",
+    graphs.GRAPHS,
+    methods=["num_states", *(name for name in vars(Graph) if not name.startswith("_"))],
+)
+NOISES: Registry[Callable[[NoiseConfig], Noise]] = Registry(
+    "config.noise.schedule",
+    {
+        "loglinear": lambda config: noises.loglinear(config.eps),
+        "geometric": lambda config: noises.geometric(config.sigma_min, config.sigma_max),
+    },
+    methods=Noise._fields,
+)
 
 
-class Components(NamedTuple):
-    """What training, evaluation and sampling share."""
+def build_graph(name: str, vocab_size: int) -> Graph:
+    """Builds the token graph: `name` is a key of GRAPHS, or the path of function(vocab_size).
 
-    graph: Graph
-    noise: Noise
-    model: ScoreModel
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the tokenizer."""
-        return self.graph.num_tokens
-
-    @property
-    def num_states(self) -> int:
-        """V, columns of the network's answer."""
-        return self.graph.num_states
+    Raises:
+      BadInput: there is none, or it gives an object that lacks a method of `Graph`.
+    """
+    return GRAPHS.check(name, GRAPHS[name](vocab_size))
 
 
-class Baseline(NamedTuple):
-    """The same of the autoregressive baseline, which knows of no graph and no noise."""
+def build_noise(config: NoiseConfig) -> Noise:
+    """Builds the schedule: `config.schedule` is a key of NOISES, or a path of function(config).
 
-    num_tokens: int
-    model: CausalModel
-
-    @property
-    def num_states(self) -> int:
-        """V, columns of the network's answer."""
-        return self.num_tokens
+    Raises:
+      BadInput: there is none, or it gives an object without sigma and dsigma.
+    """
+    return NOISES.check(config.schedule, NOISES[config.schedule](config))
 
 
-def build_components(
-    config: Config, vocab_size: int, placement: Placement = ANYWHERE
-) -> Components | Baseline:
-    """Builds the pieces of a run, by `config.family`, for a tokenizer of `vocab_size` tokens.
+def network_config(
+    model: ModelConfig, num_states: int, placement: Placement, *, learned_positions: bool = False
+) -> TransformerConfig:
+    """Returns the sizes of a network, with what is "auto" decided.
 
     Args:
-      config: the settings.
-      vocab_size: tokens of the tokenizer.
+      model: the settings.
+      num_states: V.
       placement: how activations lie on the devices.
+      learned_positions: whether absolute positions are learned, whatever the settings.
     """
-    if config.family == "autoregressive":
-        return Baseline(vocab_size, causal_model(_sizes(config, vocab_size, placement), placement))
-    graph = graphs.GRAPHS[config.graph](vocab_size)
-    sizes = _sizes(config, graph.num_states, placement)
-    return Components(graph, build_noise(config.noise), score_model(sizes, placement))
-
-
-def _sizes(config, num_states, placement):
-    model, causal = config.model, config.family == "autoregressive"
+    learned = learned_positions or model.learned_positions
     return TransformerConfig(
         model,
         num_states=num_states,
         dtype=compute_dtype(model.dtype, placement.platform),
-        max_length=model.length if causal or model.learned_positions else None,
+        max_length=model.length if learned else None,
         unroll=unrolled(model, placement),
     )
 
 
 def unrolled(model: ModelConfig, placement: Placement) -> bool:
-    """Returns whether blocks are a program one after another; "auto": where a GPU gains by it.
+    """Returns whether blocks are compiled one after another; "auto": where a GPU gains by it.
 
-    It gains nothing if all is made again. Weights that lie in parts would be kept whole from the
+    It gains nothing where blocks are recomputed. Sharded weights would be kept gathered from the
     forward pass to the backward pass.
     """
     if model.unroll == "auto":
         whole = placement.fsdp is None or placement.mesh.shape[placement.fsdp] == 1
         return placement.platform == "gpu" and whole and model.remat != "blocks"
     return model.unroll == "yes"
-
-
-def build_proposal(components: Components, config: TrainConfig) -> Proposal:
-    """Builds the law that training draws its noise from."""
-    if config.importance:
-        return guess_proposal(components.graph, components.noise, config.t_min)
-    return plain_proposal(config.t_min)
-
-
-def build_noise(config: NoiseConfig) -> Noise:
-    """Builds the noise schedule."""
-    if config.schedule == "loglinear":
-        return noises.loglinear(config.eps)
-    return noises.geometric(config.sigma_min, config.sigma_max)
 
 
 def compute_dtype(name: str, platform: str) -> jnp.dtype:

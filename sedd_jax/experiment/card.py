@@ -105,7 +105,7 @@ def card(story: Story, name: str) -> str:
         _table("Data", data_facts(story.manifest)),
         _table("Training", training_facts(story)),
         _figures(story.rows),
-        _usage(name, story.config.family),
+        _usage(name),
         f"This card was written by sedd_jax {sedd_jax.__version__} with "
         + " and ".join(f"{it} {importlib.metadata.version(it)}" for it in ("jax", "flax"))
         + ".",
@@ -116,7 +116,7 @@ def card(story: Story, name: str) -> str:
 def model_facts(story: Story) -> list[Fact]:
     """Returns what the model is."""
     config, model, tokenizer = story.config, story.config.model, story.tokenizer
-    if config.family == "diffusion":
+    if config.uses_noise:
         kind = f"score entropy discrete diffusion (SEDD), graph {config.graph}"
         noise = [("Noise", noise_in_words(config.noise))]
     else:
@@ -223,7 +223,7 @@ def training_facts(story: Story) -> list[Fact]:
 
 
 def _front_matter(config):
-    kind = "discrete-diffusion" if config.family == "diffusion" else config.family
+    kind = "discrete-diffusion" if config.uses_noise else config.family
     text = [] if config.data.tokenizer in ("dna", "integers") else ["text-generation"]
     tags = "".join(f"\n- {tag}" for tag in (*text, "jax", "sedd", kind))
     return f"---\nlibrary_name: sedd_jax\n# license: yours to choose\ntags:{tags}\n---"
@@ -231,9 +231,11 @@ def _front_matter(config):
 
 def noise_in_words(noise: NoiseConfig) -> str:
     """Returns the schedule and its settings."""
-    if noise.schedule == "loglinear":
-        return f"loglinear, eps {noise.eps:g}"
-    return f"geometric, sigma from {noise.sigma_min:g} to {noise.sigma_max:g}"
+    words = {
+        "loglinear": f"loglinear, eps {noise.eps:g}",
+        "geometric": f"geometric, sigma from {noise.sigma_min:g} to {noise.sigma_max:g}",
+    }
+    return words.get(noise.schedule, noise.schedule)
 
 
 def _figures(rows: list[dict[str, Any]]):
@@ -262,11 +264,7 @@ def _table(title, facts):
     return "\n".join([f"## {title}\n", "| | |", "|---|---|", *rows])
 
 
-def _usage(name, family):
-    sample = {
-        "diffusion": "tokens, _ = sedd.generate(jax.random.key(0), checkpoint, num_samples=4)",
-        "autoregressive": "tokens = sedd.generate_autoregressive(jax.random.key(0), checkpoint, 4)",
-    }[family]
+def _usage(name):
     return f"""## Use
 
 ```
@@ -277,6 +275,6 @@ python -m sedd_jax.sample --checkpoint={name}
 import jax
 import sedd_jax as sedd
 
-checkpoint = sedd.load("{name}")
-{sample}
+model = sedd.load("{name}")
+tokens, diagnostics = sedd.generate(jax.random.key(0), model, num_samples=4)
 ```"""

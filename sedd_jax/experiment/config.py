@@ -21,7 +21,8 @@ from sedd_jax.system.settings import flatten, marked, parse_settings, setting
 class NoiseConfig:
     """The noise schedule (paper: log-linear for absorb, geometric for uniform)."""
 
-    schedule: Literal["loglinear", "geometric"] = "loglinear"
+    # or the dotted path of a function of this group
+    schedule: str = setting("loglinear", names=("loglinear", "geometric"))
     # loglinear: probability that a token is unmoved at t = 1
     eps: float = setting(1e-3, above=0, below=1)
     sigma_min: float = setting(1e-4, above=0)  # geometric: total noise at t = 0 ...
@@ -46,6 +47,8 @@ class TrainConfig:
     microbatches: int = setting(1, above=0)  # parts the batch is split into, gradients averaged
     # times are drawn from [t_min, 1]
     t_min: float = setting(1e-3, above=0, below=1, family="diffusion")
+    # or the dotted path of a `diffusion.objective.Objective`
+    objective: str = setting("score_entropy", names=("score_entropy",), family="diffusion")
     # stratified: the times of a batch are spread evenly over their distribution
     low_discrepancy: bool = setting(True, family="diffusion")
     # importance sampling: noise in proportion to the loss of the uniform predictor, reweighted
@@ -87,6 +90,10 @@ class EvalConfig:
     sample_every: int = setting(50_000, above=0)
     num_samples: int = setting(2, at_least=0)
     sample_steps: int = setting(128, above=0, family="diffusion")
+    # or the dotted path of a `diffusion.sampler.Sampler`
+    sampler: str = setting(
+        "tweedie", names=("tweedie", "euler", "first_hitting"), family="diffusion"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +129,10 @@ class Config:
 
     seed: int = setting(0, at_least=0, below=2**32)
     # autoregressive: the baseline, which has no graph and no noise
-    family: Literal["diffusion", "autoregressive"] = "diffusion"
-    graph: Literal["absorb", "uniform"] = setting("absorb", family="diffusion")
+    # or the dotted path of a function of config, vocabulary size and placement
+    family: str = setting("diffusion", names=("diffusion", "autoregressive"))
+    # or the dotted path of a function of the vocabulary size
+    graph: str = setting("absorb", names=("absorb", "uniform"), family="diffusion")
     noise: NoiseConfig = setting(NoiseConfig(), family="diffusion")
     model: ModelConfig = ModelConfig()  # noqa: RUF009 - frozen
     data: DataConfig = DataConfig()
@@ -132,6 +141,11 @@ class Config:
     eval: EvalConfig = setting(EvalConfig(), may_change=True)
     checkpoint: CheckpointConfig = setting(CheckpointConfig(), may_change=True)
     mesh: MeshConfig = setting(MeshConfig(), may_change=True)
+
+    @property
+    def uses_noise(self) -> bool:
+        """Whether the settings of graph and noise mean something to the family."""
+        return self.family != "autoregressive"
 
 
 def default_config(kind: type[Config] = Config):
@@ -196,7 +210,6 @@ def _completed(defaults, values):
 
 def _check_rules(config):
     noise, model, train = config.noise, config.model, config.train
-    causal = config.family == "autoregressive"
     family_of = marked(type(config), "family")
     foreign = [
         line
@@ -215,9 +228,9 @@ def _check_rules(config):
             f"({noise.sigma_max}).",
         ),
         (
-            model.hidden_size % (model.num_heads if causal else 2 * model.num_heads) == 0,
+            model.hidden_size % (model.num_heads * (1 + config.uses_noise)) == 0,
             f"config.model.hidden_size ({model.hidden_size}) must be a multiple of "
-            f"{'' if causal else 'twice '}config.model.num_heads ({model.num_heads}).",
+            f"{'twice ' if config.uses_noise else ''}config.model.num_heads ({model.num_heads}).",
         ),
         (
             config.graph == "absorb" or not model.scale_by_sigma,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -70,7 +71,7 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def program(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+def jit_replicated(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
     """Returns the function jitted; every process has all results."""
     return jax.jit(function, out_shardings=None if mesh is None else replicated(mesh))
 
@@ -106,6 +107,13 @@ def global_batch(rows: np.ndarray, batch_size: int, mesh: Mesh) -> Array:
 
     shape = (batch_size, *rows.shape[1:])
     return jax.make_array_from_callback(shape, over_batch(mesh), part)
+
+
+def shard_batch(rows: np.ndarray, mesh: Mesh | None) -> Array:
+    """Returns rows [B, ...], the same on every process, split over the devices of the mesh."""
+    if mesh is None:
+        return jnp.asarray(rows)
+    return global_batch(rows[rows_here(len(rows), mesh)], len(rows), mesh)
 
 
 def check_heads(config: Config, mesh: Mesh) -> None:

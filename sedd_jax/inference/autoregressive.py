@@ -1,35 +1,123 @@
-"""Sampling from left to right, with a key-value cache."""
+"""Autoregressive models, the baseline: sampled from left to right with a key-value cache."""
 
-import functools
-from collections.abc import Callable
+import warnings
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Key
 
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.mesh import program
-from sedd_jax.inference.batches import check_rows, in_batches, row_numbers
-from sedd_jax.inference.load import TrainedModel
-from sedd_jax.inference.prompt import Prompt, check_prompt, free
-from sedd_jax.model.autoregressive import CausalModel
-from sedd_jax.model.score_model import Params
+from sedd_jax.experiment.build import network_config
+from sedd_jax.experiment.config import Config, TrainConfig
+from sedd_jax.inference.family import BatchLoss, DrawnTimes, RowLoss, settings_of
+from sedd_jax.inference.generator import Diagnostics, Generator
+from sedd_jax.inference.prompt import Prompt
+from sedd_jax.inference.sampling import TokenSampling
+from sedd_jax.model.autoregressive import CausalModel, causal_model
+from sedd_jax.model.config import ModelConfig
+from sedd_jax.model.flops import forward_flops
+from sedd_jax.model.placement import ANYWHERE, Placement
 
-Generator = Callable[[Params, Key[Array, "B"], Prompt], tuple[Int[Array, "B L"], Bool[Array, "B"]]]
+
+class Autoregressive(NamedTuple):
+    """An autoregressive model, as a `Family`."""
+
+    num_tokens: int
+    model: CausalModel
+
+    exact_likelihood = True
+    infills = False
+
+    @property
+    def num_states(self) -> int:
+        return self.num_tokens
+
+    @property
+    def max_length(self) -> int | None:
+        return self.model.max_length
+
+    @property
+    def summary(self) -> str:
+        return f"{self.num_tokens} tokens (autoregressive)"
+
+    def objective(self, config: TrainConfig) -> BatchLoss:
+        def loss(params, draw, x0, key):
+            return self.model.nll(params, x0, key=key).mean()
+
+        return BatchLoss(lambda *_: (), loss)
+
+    def row_loss(self, t_min: float, times: str) -> RowLoss:
+        def loss(params, keys, quantiles, x0, lengths=None):
+            return self.model.nll(params, x0, lengths=lengths)
+
+        return loss
+
+    def reconstruction_loss(self, t_min: float) -> RowLoss:
+        raise TypeError("An exact likelihood has no reconstruction term.")
+
+    def draw_times(
+        self, key: Key[Array, ""], times: str, t_min: float, draws: int, rows: int
+    ) -> DrawnTimes:
+        raise TypeError("An exact likelihood has no times.")
+
+    def prior_nll(self) -> float:
+        return 0.0
+
+    def sampling(self, **settings: Any) -> TokenSampling:
+        sampling = settings_of(TokenSampling, "autoregressive", settings)
+        sampling.token_filter.check()
+        return sampling
+
+    def generator(self, sampling: TokenSampling, *, t_min: float, trace: bool = False) -> Generator:
+        return build_generator(self.model, sampling.token_filter)
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        check_prefixes(np.asarray(prompt.held))
+
+    def max_nfe(self, sampling: TokenSampling, length: int) -> int:
+        return length
+
+    def training_share(self, config: TrainConfig) -> float:
+        return 1.0
+
+    def forward_flops(self, config: ModelConfig, share: float = 1.0) -> float:
+        return forward_flops(
+            hidden_size=config.hidden_size,
+            cond_dim=0,
+            num_blocks=config.num_blocks,
+            num_states=self.num_states,
+            length=config.length,
+            answered=share,
+        )
+
+
+def build_autoregressive(
+    config: Config, vocab_size: int, placement: Placement = ANYWHERE
+) -> Autoregressive:
+    """Builds the baseline.
+
+    Args:
+      config: the settings.
+      vocab_size: tokens of the tokenizer.
+      placement: how activations lie on the devices.
+    """
+    network = network_config(config.model, vocab_size, placement, learned_positions=True)
+    return Autoregressive(vocab_size, causal_model(network, placement))
 
 
 def build_generator(model: CausalModel, token_filter: TokenFilter = NO_FILTER) -> Generator:
-    """Returns generate(params, keys, prompt) -> (tokens, finite), one program when jitted.
+    """Returns generate(params, keys, prompt) -> (tokens, diagnostics), one program when jitted.
 
-    `finite` says of a row whether all its logits were. Positions of the prompt that are held must
-    come first in their row.
+    Positions of the prompt that are held must come first in their row. Every position counts as one
+    network evaluation.
 
     Args:
       model: the network.
-      token_filter: how tokens are drawn.
+      token_filter: temperature and top-p.
     """
 
     def generator(params, keys, prompt):
@@ -46,70 +134,11 @@ def build_generator(model: CausalModel, token_filter: TokenFilter = NO_FILTER) -
         start = jnp.full(batch, model.start, jnp.int32)
         state = model.empty_cache(batch, length), start, jnp.ones(batch, bool)
         (_, _, finite), tokens = jax.lax.scan(step, state, jnp.arange(length))
-        return tokens.T, finite
+        nfe = jnp.full(batch, length) if prompt.lengths is None else prompt.lengths
+        changed = jnp.asarray(~prompt.clamp.held, jnp.int32).T
+        return tokens.T, Diagnostics(nfe, changed, finite, None)
 
     return generator
-
-
-def generate_autoregressive(
-    key: Key[Array, ""],
-    checkpoint: TrainedModel,
-    num_samples: int,
-    length: int | None = None,
-    *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    prompt: Prompt | None = None,
-    rows: np.ndarray | None = None,
-    batch_size: int = 32,
-    progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """Draws token sequences from an autoregressive model, with a key-value cache.
-
-    A row is a function of (key, its number), its prompt and the settings, whatever `num_samples`
-    and `batch_size`; on another mesh it is so up to rounding. The rows of a batch are split over
-    the checkpoint's mesh, and every process gets all.
-
-    Args:
-      key: random key.
-      checkpoint: the model, from `sedd.load`.
-      num_samples: N.
-      length: L, tokens per sequence; the trained length by default.
-      temperature: logits are divided by it; 1 for the model's own law, 0 for the likeliest token.
-      top_p: draw from the fewest tokens that have this mass (nucleus); 1 for all.
-      prompt: tokens to hold, [N, L], at the start of every row; they come back unchanged.
-      rows: numbers of the rows, below 2^32; 0 to N - 1 by default.
-      batch_size: rows at a time; on a mesh, rounded up to fill it.
-      progress: called as progress(done, total) after every batch.
-
-    Returns:
-      Tokens [N, L].
-
-    Raises:
-      BadInput: a diffusion model, a setting out of range, or a prompt that does not fit.
-      FloatingPointError: the network gave a logit that is not finite; no later batch is drawn.
-    """
-    baseline, config = checkpoint.baseline, checkpoint.config
-    length = config.model.length if length is None else length
-    check_rows(config, num_samples, length, batch_size)
-    numbers = row_numbers(rows, num_samples)
-    token_filter = TokenFilter(temperature, top_p)
-    token_filter.check()
-    prompt = free(num_samples, length) if prompt is None else prompt
-    check_prompt(prompt, (num_samples, length), baseline.num_tokens)
-    check_prefixes(np.asarray(prompt.held))
-    generator = _compiled(baseline.model, checkpoint.mesh, token_filter)
-    parts = in_batches(
-        generator,
-        checkpoint,
-        key,
-        prompt,
-        numbers,
-        min(batch_size, num_samples),
-        lambda finite: finite,
-        progress,
-    )
-    return np.concatenate([tokens for tokens, _ in parts])[:num_samples]
 
 
 def check_prefixes(held: Bool[np.ndarray, "N L"]) -> None:
@@ -121,7 +150,26 @@ def check_prefixes(held: Bool[np.ndarray, "N L"]) -> None:
         )
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled(model, mesh, token_filter):
-    """The generator as one program, kept so that the next call does not compile it again."""
-    return program(build_generator(model, token_filter), mesh)
+def generate_autoregressive(
+    key: Key[Array, ""], model: Any, num_samples: int, length: int | None = None, **options: Any
+) -> np.ndarray:
+    """Deprecated: `sedd.generate` draws from models of every family.
+
+    Args:
+      key: random key.
+      model: the model.
+      num_samples: N.
+      length: L.
+      **options: of `sedd.generate`.
+
+    Returns:
+      Tokens [N, L].
+    """
+    from sedd_jax.inference.generate import generate
+
+    warnings.warn(
+        "generate_autoregressive is now sedd.generate, which returns diagnostics too.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return generate(key, model, num_samples, length, **options)[0]

@@ -1,18 +1,35 @@
 """Rows computed a batch at a time, each a function of the seed and its own number alone."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Int, Integer, Key, UInt32
+from jaxtyping import Array, Integer, Key, UInt32
 
-from sedd_jax.errors import BadInput, check_positive
-from sedd_jax.experiment.config import Config
-from sedd_jax.inference.load import TrainedModel
-from sedd_jax.inference.prompt import Prompt
-from sedd_jax.model.score_model import Params
+from sedd_jax.errors import BadInput
 from sedd_jax.system.rounding import round_up
+
+
+class RowKeys(NamedTuple):
+    """The random keys of rows, one for each purpose.
+
+    Attributes:
+      limit: of the noise that sampling starts from.
+      times: of times that are drawn beforehand.
+      steps: of the steps; step i folds in i.
+      windows: of later windows of a long row; window n folds in n.
+    """
+
+    limit: Key[Array, "B"]
+    times: Key[Array, "B"]
+    steps: Key[Array, "B"]
+    windows: Key[Array, "B"]
+
+    @classmethod
+    def split(cls, keys: Key[Array, "B"]) -> "RowKeys":
+        """Returns the keys of every purpose, given one key for each row."""
+        return cls(*jax.vmap(lambda key: jax.random.split(key, len(cls._fields)), out_axes=1)(keys))
 
 
 @jax.jit
@@ -22,62 +39,9 @@ def row_keys(key: Key[Array, ""], rows: Integer[Array | np.ndarray, "B"]) -> Key
 
 
 @jax.jit
-def _keys_of_window(keys, number):
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
-
-
-def in_batches(
-    generator: Callable[[Params, Key[Array, "B"], Prompt], tuple[Int[Array, "B L"], Any]],
-    checkpoint: TrainedModel,
-    key: Key[Array, ""],
-    prompt: Prompt,
-    rows: Integer[np.ndarray, "N"],
-    batch_size: int,
-    finite: Callable[[Any], Bool[np.ndarray, "B"]],
-    progress: Callable[[int, int], None] | None = None,
-    window: int = 0,
-) -> list[Any]:
-    """Returns what the generator gives for the rows of the prompt, a batch at a time.
-
-    Args:
-      generator: gives tokens and what else was found of the rows.
-      checkpoint: the model.
-      key: random key.
-      prompt: tokens to hold, [N, L].
-      rows: their numbers, see `row_numbers`.
-      batch_size: rows at a time, filled up where the prompt has fewer.
-      finite: says by what was found of a row whether all its numbers were.
-      progress: called as progress(done, total) after every batch.
-      window: number of the part of longer rows, each drawn with keys of its own.
-
-    Raises:
-      FloatingPointError: those of a row were not; no later batch is drawn.
-    """
-    held = jax.tree.map(np.asarray, prompt)
-    count = len(held.tokens)
-    batches = list(row_batches(count, batch_size, checkpoint.parts))
-    parts = []
-    for done, batch in enumerate(batches, 1):
-        taken = np.minimum(batch, count - 1)
-        of_batch = jax.tree.map(lambda x, taken=taken: checkpoint.spread(x[taken]), held)
-        keys = row_keys(key, checkpoint.spread(rows[taken]))
-        if window:  # below are the numbers of steps, for which the keys of a row serve too
-            keys = _keys_of_window(keys, np.uint32(2**31 + window))
-        parts.append(jax.device_get(generator(checkpoint.params, keys, of_batch)))
-        wrong = rows[taken[~finite(parts[-1][1]) & (batch == taken)]]
-        if len(wrong):
-            raise not_finite(wrong)
-        if progress is not None:
-            progress(done, len(batches))
-    return parts
-
-
-def not_finite(rows: Integer[np.ndarray, "N"]) -> FloatingPointError:
-    """Returns the error that rows of these numbers cannot be drawn."""
-    return FloatingPointError(
-        f"The network gave numbers that are not finite in rows {rows}: its weights are of no use, "
-        "try another checkpoint."
-    )
+def window_keys(keys: Key[Array, "B"], window: Integer[Array | np.ndarray, ""]) -> Key[Array, "B"]:
+    """Returns the keys of rows in a window after their first, which has the row's own key."""
+    return jax.vmap(jax.random.fold_in, (0, None))(RowKeys.split(keys).windows, window)
 
 
 def row_numbers(rows: Any, count: int) -> UInt32[np.ndarray, "N"]:
@@ -93,21 +57,35 @@ def row_numbers(rows: Any, count: int) -> UInt32[np.ndarray, "N"]:
     return numbers.astype(np.uint32)
 
 
-def row_batches(num_rows: int, batch_size: int, parts: int) -> Iterator[np.ndarray]:
-    """Yields the numbers of the rows of batches, all of one size, which `parts` divides.
+def batch_rows(count: int, batch_size: int, shards: int) -> list[np.ndarray]:
+    """Returns the rows of batches of one size, so of one program.
 
-    One shape, one program: the last batch goes on past `num_rows`, with rows to be cut off.
+    The last batch is filled up with the last row.
+
+    Args:
+      count: rows in all, N.
+      batch_size: rows at a time, rounded up to a multiple of `shards`.
+      shards: parts that the devices split a batch into.
     """
-    size = round_up(batch_size, parts)
-    for first in range(0, num_rows, size):
-        yield np.arange(first, first + size, dtype=np.int32)
+    size = round_up(min(batch_size, count), shards)
+    starts = range(0, count, size)
+    return [np.minimum(np.arange(start, start + size), count - 1) for start in starts]
 
 
-def check_rows(config: Config, num_samples: int, length: int, batch_size: int) -> None:
-    """Raises BadInput for samples that no model can draw, or not the one of these settings."""
-    check_positive(num_samples=num_samples, length=length, batch_size=batch_size)
-    if config.family == "autoregressive" and length > config.model.length:
-        raise BadInput(
-            f"length must be at most {config.model.length}, the positions that the model has "
-            f"learned, got {length}."
-        )
+def one_ahead(
+    batches: Iterable[np.ndarray], compute: Callable[[np.ndarray], Any]
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Yields (rows, results on the host) of every batch once the next one has been dispatched.
+
+    Args:
+      batches: rows of each batch, see `batch_rows`.
+      compute: maps the rows of a batch to arrays on devices.
+    """
+    before = None
+    for rows in batches:
+        computed = compute(rows)
+        if before is not None:
+            yield before[0], jax.device_get(before[1])
+        before = rows, computed
+    if before is not None:
+        yield before[0], jax.device_get(before[1])

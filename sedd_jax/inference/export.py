@@ -16,7 +16,8 @@ from sedd_jax.experiment.card import (
 from sedd_jax.experiment.checkpoint import Checkpoints
 from sedd_jax.experiment.published_config import to_published
 from sedd_jax.experiment.run import CONFIG_FILE, DATA_FOLDER
-from sedd_jax.inference.load import TOKENIZER_FOLDER, TrainedModel
+from sedd_jax.inference.load import TOKENIZER_FOLDER
+from sedd_jax.inference.model import TrainedModel
 from sedd_jax.model import pretrained
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system.files import atomic_move, check_output_path
@@ -51,11 +52,10 @@ def save_run(checkpoint: TrainedModel, folder: Path) -> None:
 
 def _known(checkpoint, place):
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
-    diffusion = config.family == "diffusion"
-    data = {"vocab_size": checkpoint.components.num_tokens}
+    data = {"vocab_size": checkpoint.family.num_tokens}
     if tokenizer is not None:
         data |= {"tokenizer": tokenizer.kind, "tokenizer_path": place}
-    groups = ("family", "model", *(("graph", "noise") if diffusion else ()))
+    groups = ("family", "model", *(("graph", "noise") if config.uses_noise else ()))
     settings = dataclasses.asdict(config)
     return {name: settings[name] for name in groups} | {"data": data}
 

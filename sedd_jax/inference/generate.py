@@ -1,29 +1,26 @@
-"""Sampling (Algorithm 2) from a trained network, with any positions held."""
+"""Sampling from a trained model (Algorithm 2), with any positions held."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array, Key
+from jaxtyping import Array, Integer, Key
 
-from sedd_jax.errors import BadInput
-from sedd_jax.experiment.build import Components
-from sedd_jax.experiment.mesh import program
-from sedd_jax.inference.batches import check_rows, in_batches, row_batches, row_numbers
-from sedd_jax.inference.generator import Diagnostics, Generator, build_generator
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.errors import BadInput, check_positive
+from sedd_jax.inference.batches import batch_rows, one_ahead, row_keys, row_numbers, window_keys
+from sedd_jax.inference.family import Family
+from sedd_jax.inference.generator import Diagnostics, Generator
+from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt, check_prompt, free
-from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.sliding import overlap_of, slide, windows
 
 
 def generate(
     key: Key[Array, ""],
-    checkpoint: TrainedModel,
+    model: TrainedModel,
     num_samples: int | None = None,
     length: int | None = None,
     *,
@@ -34,95 +31,150 @@ def generate(
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> tuple[np.ndarray, Diagnostics]:
-    """Draws token sequences from a trained diffusion model (Algorithm 2).
+    """Draws token sequences from a trained model: Algorithm 2, or from left to right.
 
     A row is a function of (key, its number), its prompt and the settings, whatever `num_samples`
     and `batch_size`; on another mesh it is so up to rounding. The rows of a batch are split over
-    the checkpoint's mesh, and every process gets all.
+    the model's mesh, and every process gets all.
 
     Args:
       key: random key.
-      checkpoint: the model, from `sedd.load`.
-      num_samples: N; by default as many as the prompt has rows.
+      model: the model, from `sedd.load`.
+      num_samples: N; by default the number of rows of the prompt.
       length: L, tokens per sequence; by default that of the prompt, or the trained one. Longer rows
-        are drawn a window of the trained length at a time, each holding the end of the text before.
-      prompt: tokens to hold, [N, L]; they come back unchanged.
+        of a diffusion model are drawn a window of the trained length at a time, each holding the
+        end of the text before.
+      prompt: tokens to hold, [N, L]; they come back unchanged. For an autoregressive model they
+        must come first in their row.
       rows: numbers of the rows, below 2^32; 0 to N - 1 by default.
       batch_size: rows at a time; on a mesh, rounded up to fill it.
-      trace: keep the tokens after every step in the diagnostics; not of longer rows.
-      progress: called as progress(done, total) after every batch; of longer rows, of every window.
-      **settings: how to draw, see `Sampling`: sampler="tweedie", steps=128 and the like.
+      trace: keep the tokens after every step in the diagnostics; not for longer rows, and not for
+        an autoregressive model.
+      progress: called as progress(done, total) after every batch; for longer rows, of every window.
+      **settings: how to draw: of `Sampling` for a diffusion model, sampler="tweedie", steps=128 and
+        the like; of `TokenSampling` for an autoregressive one.
 
     Returns:
       Tokens [N, L] and `Diagnostics` over the N rows.
 
     Raises:
-      BadInput: an autoregressive model, a setting out of range, or a prompt or row numbers that do
-        not fit.
-      FloatingPointError: the network gave a score that is not finite; no later batch is drawn.
+      BadInput: a setting out of range or of another family, or a prompt or row numbers that do not
+        fit.
+      FloatingPointError: the network gave a score that is not finite; at most one more batch is
+        computed.
     """
-    components, config = checkpoint.diffusion, checkpoint.config
+    family, config = model.family, model.config
     if prompt is None and num_samples is None:
         raise BadInput("num_samples is needed where there is no prompt to say how many.")
     given = (num_samples, config.model.length) if prompt is None else prompt.tokens.shape
     num_samples = given[0] if num_samples is None else num_samples
     length = given[1] if length is None else length
-    sampling = Sampling(**settings)
-    sampling.check(components.graph)
-    check_rows(config, num_samples, length, batch_size)
+    sampling = family.sampling(**settings)
+    check_rows(model, num_samples, length, batch_size)
     prompt = free(num_samples, length) if prompt is None else prompt
-    check_prompt(prompt, (num_samples, length), components.num_tokens)
+    check_prompt(prompt, (num_samples, length), family.num_tokens)
+    family.check_prompt(prompt)
     trained = config.model.length
+    if trace and not family.infills:
+        raise BadInput("trace is for diffusion models: this one draws each token once.")
     if trace and length > trained:
         raise BadInput(f"trace is for rows of at most {trained} tokens, the trained length.")
-    if sampling.overlap is not None or length > trained:
-        overlap = overlap_of(sampling.overlap, trained)
+    sampling, overlap = split_overlap(sampling, trained)
     numbers, size = row_numbers(rows, num_samples), min(batch_size, num_samples)
-    kind = dataclasses.replace(sampling, overlap=None)  # which makes no other program
-    generator = _compiled(components, checkpoint.mesh, kind, config.train.t_min, trace)
+    generator = model.compiled(build_sampler, sampling, config.train.t_min, trace)
 
     def draw(part, told, chosen=slice(None), window=0):
-        parts = in_batches(
-            generator,
-            checkpoint,
-            key,
-            part,
-            numbers[chosen],
-            size,  # in every window: one program
-            lambda found: found.finite,
-            told,
-            window,
-        )
-        return _join_rows(parts, len(part.tokens))
+        return _draw(generator, model, key, part, numbers[chosen], size, told, window)
 
     if length <= trained:
         return draw(prompt, progress)
     plan = windows(prompt, trained, overlap)
-    batches = [len(list(row_batches(len(w.rows), size, checkpoint.parts))) for w in plan]
+    total = sum(len(batch_rows(len(w.rows), size, model.num_batch_shards)) for w in plan)
     done = itertools.count(1)
-    told = progress and (lambda *_: progress(next(done), sum(batches)))
+    told = progress and (lambda *_: progress(next(done), total))
     return slide(prompt, plan, lambda part, window: draw(part, told, window.rows, window.number))
 
 
-@functools.lru_cache(maxsize=8)
-def _compiled(
-    components: Components, mesh: Mesh | None, sampling: Sampling, t_min: float, trace: bool
-) -> Generator:
-    """The generator as one program, kept so that the next call does not compile it again."""
-    return program(build_generator(components, sampling, t_min=t_min, trace=trace), mesh)
+def build_sampler(family: Family, sampling: Any, t_min: float, trace: bool) -> Generator:
+    """Returns the family's generator, for `TrainedModel.compiled`.
+
+    Args:
+      family: the model.
+      sampling: how to draw.
+      t_min: the smallest time of training.
+      trace: keep the tokens after every step.
+    """
+    return family.generator(sampling, t_min=t_min, trace=trace)
 
 
-def _join_rows(parts, num_samples):
-    """Concatenates the batches along their row axis and cuts the rows that only filled up."""
-    tokens, diagnostics = zip(*parts, strict=True)
+def split_overlap(sampling: Any, trained: int) -> tuple[Any, int]:
+    """Returns the settings without `overlap`, which makes no other program, and the overlap.
+
+    Raises:
+      BadInput: windows of the trained length cannot overlap so.
+    """
+    overlap = overlap_of(getattr(sampling, "overlap", None), trained)
+    if getattr(sampling, "overlap", None) is not None:
+        sampling = dataclasses.replace(sampling, overlap=None)
+    return sampling, overlap
+
+
+def check_rows(model: TrainedModel, num_samples: int, length: int, batch_size: int) -> None:
+    """Raises BadInput unless the model can draw such samples.
+
+    Args:
+      model: the model.
+      num_samples: N.
+      length: L.
+      batch_size: rows at a time.
+    """
+    check_positive(num_samples=num_samples, length=length, batch_size=batch_size)
+    longest = model.family.max_length
+    if not model.family.infills and longest is not None and length > longest:
+        raise BadInput(
+            f"length must be at most {longest}, the positions that the model has learned, got "
+            f"{length}."
+        )
+
+
+def not_finite(rows: Integer[np.ndarray, "N"]) -> FloatingPointError:
+    """Returns the error that rows of these numbers cannot be drawn."""
+    return FloatingPointError(
+        f"The network gave numbers that are not finite in rows {rows}: its weights are NaN or Inf, "
+        "or produce them; try another checkpoint."
+    )
+
+
+def _draw(generator, model, key, prompt, numbers, size, progress, window):
+    """The rows of a prompt, a batch at a time: tokens and diagnostics."""
+    held = jax.tree.map(np.asarray, prompt)
+    count = len(held.tokens)
+
+    def compute(rows):
+        keys = row_keys(key, model.shard_batch(numbers[rows]))
+        if window:
+            keys = window_keys(keys, np.uint32(window))
+        return generator(
+            model.params, keys, jax.tree.map(lambda x: model.shard_batch(x[rows]), held)
+        )
+
+    batches = batch_rows(count, size, model.num_batch_shards)
+    parts = []
+    for rows, (tokens, found) in one_ahead(batches, compute):
+        real = min(len(rows), count - rows[0])  # the rest fills up the batch
+        if not found.finite[:real].all():
+            raise not_finite(numbers[rows[:real][~found.finite[:real]]])
+        parts.append((tokens, found, real))
+        if progress is not None:
+            progress(len(parts), len(batches))
 
     def join(name, axis):
-        joined = np.concatenate([getattr(part, name) for part in diagnostics], axis)
-        return joined.take(np.arange(num_samples), axis)
+        arrays = [getattr(found, name).take(np.arange(real), axis) for _, found, real in parts]
+        return np.concatenate(arrays, axis)
 
-    return np.concatenate(tokens)[:num_samples], Diagnostics(
+    return np.concatenate([tokens[:real] for tokens, _, real in parts]), Diagnostics(
         evaluations=join("evaluations", 0),
         changed=join("changed", 1),
         finite=join("finite", 0),
-        trace=None if diagnostics[0].trace is None else join("trace", 1),
+        trace=None if parts[0][1].trace is None else join("trace", 1),
     )

@@ -1,20 +1,21 @@
-"""Samplers as functions of weights, keys and prompt: each one program when jitted."""
+"""Sampling as functions of weights, keys and prompt: one program when jitted, or one per step."""
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
-from sedd_jax.diffusion import first_hitting
-from sedd_jax.diffusion.reverse import SamplerInfo, SamplerState, build_kernels
-from sedd_jax.experiment.build import Components
-from sedd_jax.inference.conditioning import HeldPath, condition
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.sampler import Process, Sampler, SamplerInfo
+from sedd_jax.inference.batches import RowKeys
+from sedd_jax.inference.conditioning import Resampled
 from sedd_jax.inference.prompt import Prompt
-from sedd_jax.inference.sampling import FIRST_HITTING, MOST_STEPS, PRECISIONS, Sampling
-from sedd_jax.model.score_model import Params
+from sedd_jax.inference.sampling import Sampling
+from sedd_jax.model.score_model import Params, ScoreModel
 
 
 class Diagnostics(NamedTuple):
@@ -22,9 +23,9 @@ class Diagnostics(NamedTuple):
 
     Attributes:
       evaluations: network evaluations of every row, the final denoising step included, [B].
-      changed: positions changed at each call, [S, B], S the most that a row can take.
+      changed: positions changed by each evaluation, [S, B], S the most that a row can take.
       finite: True for a row all of whose scores were finite, [B].
-      trace: the tokens before the first and after every call, [S + 1, B, L], if asked for.
+      trace: the tokens before the first and after every evaluation, [S + 1, B, L], if asked for.
     """
 
     evaluations: Int[Array, "B"]
@@ -34,140 +35,139 @@ class Diagnostics(NamedTuple):
 
 
 Generator = Callable[[Params, Key[Array, "B"], Prompt], tuple[Int[Array, "B L"], Diagnostics]]
-Call = Callable[[SamplerState], tuple[SamplerState, SamplerInfo]]
 
 
 class Chain(NamedTuple):
-    """Rows on their way from noise to text, one call of the network after another.
+    """The steps of a sampler on the rows of a prompt, one network evaluation each.
 
     Attributes:
-      start: the state before the first call.
-      evaluations: calls that every copy of a row has use for, [B].
-      call: makes any call but the last one.
-      last: makes the last one.
-      call_of: number of the call that changes a position, -1 for none, where it is known before.
+      sampler: the sampler, with its copies of rows.
+      init: init(params, keys, prompt) -> (state, network evaluations that a copy of each row needs
+        [B]).
+      step: step(params, keys, prompt, state) -> (state, info).
+      final: the last step, with the same arguments.
     """
 
-    start: SamplerState
-    evaluations: Int[Array, "B"]
-    call: Call
-    last: Call
-    call_of: Int[Array, "B L"] | None = None
+    sampler: Sampler
+    init: Callable[[Params, Key[Array, "B"], Prompt], tuple[Any, Int[Array, "B"]]]
+    step: Callable[..., tuple[Any, SamplerInfo]]
+    final: Callable[..., tuple[Any, SamplerInfo]]
 
 
-ChainOf = Callable[[Params, Key[Array, "B"], Prompt], Chain]
-
-
-def build_chain(components: Components, sampling: Sampling, *, t_min: float) -> ChainOf:
-    """Returns chain(params, keys, prompt), whose calls `build_generator` makes in one program.
-
-    Times go evenly from 1 to t_min, the end of the range that was trained; the final denoising
-    step removes the noise that is left.
+def build_chain(
+    graph: Graph, noise: Noise, model: ScoreModel, sampling: Sampling, *, t_min: float
+) -> Chain:
+    """Returns the steps that `build_generator` makes in one program.
 
     Args:
-      components: graph, noise and network.
+      graph: the token graph.
+      noise: the schedule.
+      model: the network.
       sampling: how to draw.
       t_min: the smallest time of training.
     """
-    graph, noise, model = components
-    steps, particles = sampling.steps, sampling.particles
-    answer = PRECISIONS[sampling.precision](model)
+    sampler, particles = sampling.method, sampling.particles
+    resamples = sampling.conditioning == "resample"
+    if resamples:
+        sampler = Resampled(sampler, particles)
 
-    def chain(params, keys, prompt):
-        clamp = prompt.clamp
+    def process(params, prompt):
         padded = {}
         if prompt.lengths is not None:
             padded["lengths"] = jnp.repeat(prompt.lengths, particles)
-        score_fn = functools.partial(answer, params, **padded)
-
-        def at_step(index):
-            return jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-
-        def call(kernel):
-            return lambda state: kernel(at_step(state.step), state)
-
-        length = clamp.tokens.shape[1]
-        # beyond all steps, and the same for rows of any width
-        first_key, second_key = (at_step(MOST_STEPS + i) for i in (1, 2))
-        limit = jax.vmap(lambda key: graph.sample_limit(key, (length,)))(first_key)
-        if sampling.sampler == FIRST_HITTING:  # the limit takes no key
-            start = SamplerState(clamp(limit), jnp.zeros((), jnp.int32))
-            hits = first_hitting.draw_hits(first_key, noise, ~clamp.held, t_min, steps)
-            kernel = first_hitting.build_kernel(score_fn, hits, clamp, sampling.token_filter)
-            return Chain(start, hits.calls, call(kernel), call(kernel), hits.call)
-        times = jnp.linspace(1.0, t_min, steps + 1)
-        start, reverse_step, denoise_step = condition(
-            sampling.conditioning,
-            functools.partial(
-                build_kernels,
-                graph,
-                noise,
-                score_fn,
-                times,
-                sampling.sampler,
-                token_filter=sampling.token_filter,
-            ),
-            HeldPath(graph, noise, times, clamp, prompt.given),
-            particles,
-            second_key,
-            limit,
+        return Process(
+            graph,
+            noise,
+            functools.partial(model.score, params, **padded),
+            prompt.clamp,
+            t_min,
+            sampling.steps,
+            sampling.token_filter,
+            prompt.given if resamples else None,
         )
-        calls = jnp.full(len(limit), steps + 1)
-        return Chain(start, calls, call(reverse_step), call(denoise_step))
 
-    return chain
+    def init(params, keys, prompt):
+        of = RowKeys.split(keys)
+        length = prompt.tokens.shape[1]
+        limit = jax.vmap(lambda key: graph.sample_limit(key, (length,)))(of.limit)
+        bound = process(params, prompt)
+        state = sampler.init(of.times, bound, limit)
+        return state, sampler.nfe(bound, state)
+
+    def advance(make, params, keys, prompt, state):
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(RowKeys.split(keys).steps, state.step)
+        return make(step_keys, process(params, prompt), state)
+
+    return Chain(
+        sampler,
+        init,
+        functools.partial(advance, sampler.step),
+        functools.partial(advance, sampler.final),
+    )
 
 
 def build_generator(
-    components: Components, sampling: Sampling, *, t_min: float, trace: bool = False
+    graph: Graph,
+    noise: Noise,
+    model: ScoreModel,
+    sampling: Sampling,
+    *,
+    t_min: float,
+    trace: bool = False,
 ) -> Generator:
     """Returns generate(params, keys, prompt) -> (tokens, diagnostics), one program when jitted.
 
     Args:
-      components: graph, noise and network.
+      graph: the token graph.
+      noise: the schedule.
+      model: the network.
       sampling: how to draw.
       t_min: the smallest time of training.
       trace: keep the tokens after every step.
     """
-    begin = build_chain(components, sampling, t_min=t_min)
+    chain = build_chain(graph, noise, model, sampling, t_min=t_min)
 
     def generator(params, keys, prompt):
-        chain = begin(params, keys, prompt)
-        if chain.call_of is None:
-            return _made_in_turn(chain, sampling, trace)
-        return _made_while_needed(chain, sampling.most_calls(chain.call_of.shape[1]), trace)
+        given = params, keys, prompt
+        if chain.sampler.draws_times:
+            return _while_needed(chain, given, sampling, trace)
+        return _scan_steps(chain, given, sampling, trace)
 
     return generator
 
 
-def _made_in_turn(chain, sampling, trace):
-    """The samples after as many calls as steps and the last one, which all rows have use for."""
+def _scan_steps(chain, given, sampling, trace):
+    """The samples after all steps and the final one, which every row needs."""
 
     def scanned(state, _):
-        state, info = chain.call(state)
+        state, info = chain.step(*given, state)
         return state, (info, state.xt if trace else None)
 
-    state, (infos, path) = jax.lax.scan(scanned, chain.start, length=sampling.steps)
-    state, last = chain.last(state)
-    path = jnp.concatenate([chain.start.xt[None], path, state.xt[None]]) if trace else None
+    start, nfe = chain.init(*given)
+    length = start.xt.shape[1]
+    steps = chain.sampler.max_nfe(sampling.steps, length) - 1
+    state, (infos, path) = jax.lax.scan(scanned, start, length=steps)
+    state, last = chain.final(*given, state)
+    path = jnp.concatenate([start.xt[None], path, state.xt[None]]) if trace else None
     changed = jnp.concatenate([infos.changed, last.changed[None]])
     finite = jnp.all(infos.finite, axis=0) & last.finite
-    evaluations = sampling.particles * chain.evaluations
-    return state.xt, Diagnostics(evaluations, changed, finite, path)
+    return state.xt, Diagnostics(sampling.particles * nfe, changed, finite, path)
 
 
-def _made_while_needed(chain, most, trace):
-    """The samples after as many calls as the slowest row has use for, `most` at most."""
-    needed = chain.evaluations.max()
+def _while_needed(chain, given, sampling, trace):
+    """The samples after as many steps as the slowest row needs."""
+    start, nfe = chain.init(*given)
+    needed = nfe.max()
 
     def body(carry):
         state, finite = carry
-        state, info = chain.call(state)
+        state, info = chain.step(*given, state)
         return state, finite & info.finite
 
-    start = chain.start, jnp.ones(chain.evaluations.shape, bool)
-    state, finite = jax.lax.while_loop(lambda carry: carry[0].step < needed, body, start)
-    call_of, calls = chain.call_of[None], jnp.arange(most + 1)[:, None, None]
+    carry = start, jnp.ones(nfe.shape, bool)
+    state, finite = jax.lax.while_loop(lambda carry: carry[0].step < needed, body, carry)
+    call_of = chain.sampler.schedule(start)[None]
+    calls = jnp.arange(sampling.max_nfe(start.xt.shape[1]) + 1)[:, None, None]
     changed = jnp.sum(call_of == calls[:-1], axis=-1)
-    path = jnp.where(call_of < calls, state.xt[None], chain.start.xt[None]) if trace else None
-    return state.xt, Diagnostics(chain.evaluations, changed, finite, path)
+    path = jnp.where(call_of < calls, state.xt[None], start.xt[None]) if trace else None
+    return state.xt, Diagnostics(nfe, changed, finite, path)

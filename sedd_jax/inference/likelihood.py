@@ -1,27 +1,43 @@
-"""The likelihood of a text, as it was found: per token, with what it may be off by."""
+"""Negative log-likelihoods: the bound (Theorem 3.6) of a diffusion model, or the exact value.
+
+One estimator serves `nll_bound`, the evaluator of a training run and evaluation suites.
+"""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
+from numpy.typing import ArrayLike
 
-BINS = 16  # of t, see `Bound.by_t`
+from sedd_jax.errors import BadInput, check_positive
+from sedd_jax.experiment.mesh import shard_batch
+from sedd_jax.inference.batches import batch_rows, one_ahead, row_keys
+from sedd_jax.inference.family import Family, RowLoss
+from sedd_jax.inference.model import TrainedModel, compiled
+from sedd_jax.model.score_model import Params
+
+BINS = 16  # of t, see `NLLEstimate.by_t`
+TIMES = ("low-discrepancy", "quadrature")
 
 
 @dataclasses.dataclass(frozen=True)
-class Bound:
-    """The bound on -log p of N sequences, by D draws each; exact for an autoregressive model.
+class NLLEstimate:
+    """The bound on -log p of N sequences, from D draws each; exact for an autoregressive model.
 
     Attributes:
       nats: what every draw gives for every sequence, float64 [D, N]; its mean over draws is the
         estimate. Infinite where a complete bound is.
-      tokens: how many tokens of every sequence were scored, [N].
-      times: where the draws lie in t. "low-discrepancy": each draw of all sequences is spread
-        evenly, apart from the other draws. "quadrature": a draw is one node, the same t for all
-        sequences. "exact": nothing was drawn, D is 1.
-      by_t: (t_low, t_high, nats per token that fall there), equal parts of [t_min, 1] that add up
-        to `nats_per_token`, but for the prior term and the final step of a complete bound. Empty
-        if exact. Where nodes are few, they show.
+      tokens: number of tokens of every sequence that were scored, [N].
+      times: how the draws are spread in t. "low-discrepancy": each draw of all sequences is spread
+        evenly, independently of the other draws. "quadrature": a draw is one node, the same t for
+        all sequences. "exact": nothing was drawn, D is 1.
+      by_t: (t_low, t_high, nats per token in between), equal parts of [t_min, 1] that add up to
+        `nats_per_token`, except for the prior term and the final step of a complete bound. Empty
+        if exact.
     """
 
     nats: np.ndarray
@@ -36,17 +52,18 @@ class Bound:
 
     @property
     def stderr(self) -> float:
-        """What another seed may move `nats_per_token` by: one standard error of the draws alone.
+        """Standard error of `nats_per_token` from the draws alone: what another seed changes.
 
-        From how the draws of the same sequence differ, all sequences together; 0 if exact.
+        From how the draws of the same sequence differ, over all sequences; 0 if exact.
 
-        Low-discrepancy: a slight overestimate, which takes the times of a draw for independent. A
-        single draw cannot be told from the difference between sequences: then it is `data_stderr`,
-        an overestimate. Quadrature: from what is left of the differences between nodes once the
-        mean of all sequences at that node is taken off, so an overestimate where sequences depend
-        on t differently; the error of the quadrature itself, the same for all seeds, is not in it.
+        Low-discrepancy: a slight overestimate, which takes the times of a draw as independent. A
+        single draw cannot be separated from the differences between sequences: then this is
+        `data_stderr`, an overestimate. Quadrature: from the differences between nodes after
+        subtracting the mean over sequences at each node, so an overestimate where sequences depend
+        on t differently; the error of the quadrature itself, the same for all seeds, is not
+        included.
 
-        NaN where it cannot be told: a single sequence with a single draw or by quadrature, or an
+        NaN where it is unknown: a single sequence with a single draw or by quadrature, or an
         infinite bound.
         """
         if self.times == "exact":
@@ -64,7 +81,7 @@ class Bound:
 
     @property
     def data_stderr(self) -> float:
-        """What another text of the same kind may move `nats_per_token` by: one standard error.
+        """Standard error of `nats_per_token` from the data: what other text of the kind changes.
 
         Of a ratio of means over sequences, the noise of the draws included. NaN for a single
         sequence or an infinite bound.
@@ -75,7 +92,7 @@ class Bound:
 
     @property
     def _freedom(self) -> float:
-        """What a mean over sequences leaves of their variance, which is as their tokens.
+        """The factor by which subtracting a mean over sequences reduces their variance.
 
         (N - 1) / N where all are of one length.
         """
@@ -83,33 +100,262 @@ class Bound:
 
     @property
     def perplexity(self) -> float:
-        """Exp of the bound per token."""
+        """Exp of the nats per token."""
         with np.errstate(over="ignore"):
             return float(np.exp(self.nats_per_token))
 
     @property
     def perplexity_stderr(self) -> float:
-        """What another seed may move `perplexity` by, to first order."""
+        """Standard error of `perplexity` from the draws, to first order."""
         return self.perplexity * self.stderr
 
 
 def _root(squares, freedom):
-    """The root of a sum of squares, made up for the degrees of freedom; NaN where none are."""
+    """The root of a sum of squares, by the degrees of freedom; NaN where there are none."""
     return float(np.sqrt(squares / freedom)) if freedom else float("nan")
 
 
 def split_by_t(
     nats: np.ndarray, times: np.ndarray, tokens: np.ndarray, t_min: float
 ) -> list[tuple[float, float, float]]:
-    """Returns `Bound.by_t`.
+    """Returns `NLLEstimate.by_t`.
 
     Args:
-      nats: what belongs to a time, [D, N].
+      nats: of every draw, [D, N].
       times: of every draw, [D, N].
-      tokens: scored of every sequence, [N].
+      tokens: scored in every sequence, [N].
       t_min: the smallest time.
     """
     edges = np.linspace(t_min, 1, BINS + 1)
     cell = np.digitize(times, edges[1:-1])
     parts = np.bincount(cell.ravel(), nats.ravel(), BINS) / (len(nats) * tokens.sum())
     return [tuple(map(float, part)) for part in zip(edges[:-1], edges[1:], parts, strict=True)]
+
+
+def nll_bound(
+    key: Key[Array, ""],
+    model: TrainedModel,
+    tokens: ArrayLike,
+    *,
+    lengths: ArrayLike | None = None,
+    batch_size: int = 32,
+    draws: int = 1,
+    times: str = "low-discrepancy",
+    complete: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> NLLEstimate:
+    """Returns the bound on the negative log-likelihood of `tokens`, with its standard errors.
+
+    One network evaluation per sequence and draw, two if complete, over all devices of the model's
+    mesh. What is drawn for a row is a function of (key, row, draw), and its time also of the number
+    of rows: another `batch_size`, mesh or padding gives the same figures up to rounding. For an
+    autoregressive model it is the negative log-likelihood itself, from one evaluation, whatever the
+    other settings.
+
+    Args:
+      key: random key; it makes no difference to an exact value.
+      model: the model, from `sedd.load`.
+      tokens: token ids, [N, L].
+      lengths: number of tokens of every row, [N], at least 1; the rest of the row is padding, which
+        the model never sees, whatever its ids. None for all.
+      batch_size: sequences at a time, rounded up to a multiple of what the devices divide.
+      draws: of every sequence.
+      times: "low-discrepancy": in proportion to the loss of a uniform guess, each draw spread
+        evenly over all sequences. "quadrature": the nodes of Gauss-Legendre quadrature, at least
+        2, the same for all sequences, and x_t drawn at each by the forward process.
+      complete: a true bound, on the learned reverse process in continuous time from a noised
+        uniform guess: the integral of the loss over [t_min, 1], the prior term and the final
+        denoising step, infinite where that step gives a token probability 0. Else the published
+        convention, the mean of the loss over [t_min, 1] alone. An exact value is complete.
+      progress: called as progress(done, total) after every batch, in network passes over a batch.
+
+    Raises:
+      BadInput: no such array, ids that the model does not have, more positions than it has, or a
+        setting out of range.
+      FloatingPointError: the loss of a row is not finite.
+    """
+    check_positive(batch_size=batch_size)
+    family = model.family
+    if not family.exact_likelihood:
+        check_draws(draws, times)
+    tokens, lengths = _checked(family, np.asarray(tokens), lengths)
+    count = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
+    rows = batch_rows(len(tokens), batch_size, model.num_batch_shards)
+
+    def placed(numbers):
+        real = None if lengths is None else model.shard_batch(lengths[numbers])
+        return model.shard_batch(tokens[numbers]), real
+
+    passes = RowPasses(family, model.mesh, model.params, rows, placed, progress)
+    t_min = model.config.train.t_min
+    return estimate_nll(
+        passes, key, count, t_min=t_min, draws=draws, times=times, complete=complete
+    )
+
+
+def estimate_nll(
+    passes: "RowPasses",
+    key: Key[Array, ""],
+    tokens: Int[np.ndarray, "N"],
+    *,
+    t_min: float,
+    draws: int = 1,
+    times: str = "low-discrepancy",
+    complete: bool = False,
+) -> NLLEstimate:
+    """Returns the estimate for rows that are ready to be passed through a network.
+
+    Args:
+      passes: evaluates functions of all rows.
+      key: random key.
+      tokens: number of tokens of every row.
+      t_min: the smallest time.
+      draws: of every sequence.
+      times: how draws are spread in t, see `nll_bound`.
+      complete: add the prior term and the final denoising step, see `nll_bound`.
+    """
+    family = passes.family
+    time_key, noise_key, final_key = jax.random.split(key, 3)
+    if family.exact_likelihood:
+        passes.total = len(passes.rows)
+        nats = passes(_row_loss, (t_min, times), noise_key, np.zeros(len(tokens), np.float32))
+        return NLLEstimate(nats[None], tokens, "exact")
+    passes.total = draws * (1 + complete) * len(passes.rows)
+    draws_of_t = family.draw_times(time_key, times, t_min, draws, len(tokens))
+    nats = np.stack(
+        [
+            weight
+            * passes(_row_loss, (t_min, times), jax.random.fold_in(noise_key, draw), quantiles)
+            for draw, (quantiles, weight) in enumerate(
+                zip(draws_of_t.quantiles, draws_of_t.weights, strict=True)
+            )
+        ]
+    )
+    if complete:
+        nats *= 1 - t_min
+    by_t = split_by_t(nats, draws_of_t.t, tokens, t_min)
+    if complete:
+        final = [
+            passes(
+                _reconstruction_loss,
+                (t_min,),
+                jax.random.fold_in(final_key, draw),
+                may_be_infinite=True,
+            )
+            for draw in range(draws)
+        ]
+        nats = nats + family.prior_nll() * tokens + np.stack(final)
+    return NLLEstimate(nats, tokens, times, by_t)
+
+
+def check_draws(draws: int, times: str) -> None:
+    """Raises BadInput unless the times exist, and that many draws of them are possible."""
+    check_positive(draws=draws)
+    if times not in TIMES:
+        raise BadInput(f"times must be one of {', '.join(TIMES)}, got {times!r}.")
+    if times == "quadrature" and draws == 1:
+        raise BadInput("Quadrature needs at least 2 nodes: set draws.")
+
+
+def _checked(family, tokens, lengths):
+    """Tokens with 0 in the padding, and lengths, None where there is no padding."""
+    if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
+        raise BadInput(
+            "nll_bound needs integers [N, L], at least one sequence of at least one token; got "
+            f"{tokens.dtype} {list(tokens.shape)}."
+        )
+    rows, longest = tokens.shape
+    if lengths is not None:
+        lengths = np.asarray(lengths)
+        fits = lengths.shape == (rows,) and np.issubdtype(lengths.dtype, np.integer)
+        if not fits or not 1 <= lengths.min() <= lengths.max() <= longest:
+            raise BadInput(
+                f"nll_bound needs one length from 1 to {longest} for each of the {rows} rows."
+            )
+        tokens = np.where(np.arange(longest) < lengths[:, None], tokens, 0)
+        lengths = None if (lengths == longest).all() else lengths.astype(np.int32)
+    if not 0 <= tokens.min() <= tokens.max() < family.num_tokens:
+        raise BadInput(f"nll_bound needs ids in [0, {family.num_tokens}), the model's tokens.")
+    if family.max_length is not None and longest > family.max_length:
+        raise BadInput(
+            f"nll_bound needs sequences of at most {family.max_length} tokens, the positions that "
+            f"the model has learned; got {longest}."
+        )
+    return tokens.astype(np.int32), lengths
+
+
+def _row_loss(family: Family, t_min: float, times: str) -> RowLoss:
+    return family.row_loss(t_min, times)
+
+
+def _reconstruction_loss(family: Family, t_min: float) -> Callable[..., Float[Array, "B"]]:
+    return family.reconstruction_loss(t_min)
+
+
+@dataclasses.dataclass
+class RowPasses:
+    """Evaluates functions of a model's parameters and rows, over all rows, on all its devices.
+
+    Attributes:
+      family: the model's.
+      mesh: of the devices; None for one.
+      params: the weights.
+      rows: the rows of each batch, see `batch_rows`.
+      placed: maps the rows of a batch to its tokens and lengths (None: full rows) on the devices.
+      progress: called as progress(done, total) after every batch.
+      total: batches to be passed in all.
+    """
+
+    family: Family
+    mesh: Mesh | None
+    params: Params
+    rows: Sequence[np.ndarray]
+    placed: Callable[[np.ndarray], tuple[Array, Array | None]]
+    progress: Callable[[int, int], None] | None = None
+    total: int = 0
+    done: int = 0
+
+    def __call__(
+        self,
+        build: Callable[..., Any],
+        static: tuple[Any, ...],
+        key: Key[Array, ""],
+        *columns: Float[np.ndarray, "N"],
+        may_be_infinite: bool = False,
+    ) -> Float[np.ndarray, "N"]:
+        """Returns loss(params, row keys, *columns, tokens, lengths=lengths) of every row, float64.
+
+        Args:
+          build: build(family, *static) gives the loss; its program is kept for the next call.
+          static: hashable settings of the loss.
+          key: random key, from which each row has its own.
+          *columns: further arguments, one value for each row.
+          may_be_infinite: whether an infinite loss is a result and not an error.
+
+        Raises:
+          FloatingPointError: the loss of a row is not finite.
+        """
+        program = compiled(self.family, self.mesh, build, *static)
+
+        def compute(rows):
+            tokens, lengths = self.placed(rows)
+            of_rows = [shard_batch(column[rows], self.mesh) for column in columns]
+            keys = row_keys(key, rows)
+            return program(self.params, keys, *of_rows, tokens, lengths=lengths)
+
+        count = 1 + self.rows[-1][-1]
+        found = np.zeros(count)
+        for rows, nats in one_ahead(self.rows, compute):
+            found[rows] = nats
+            wrong = np.isnan(nats) if may_be_infinite else ~np.isfinite(nats)
+            if wrong.any():
+                shown = ", ".join(map(str, np.unique(rows[wrong])[:5]))
+                raise FloatingPointError(
+                    f"The network gave a loss that is not finite in rows {shown}"
+                    f"{', ...' if wrong.sum() > 5 else ''}: its weights are NaN or Inf, or produce "
+                    "them; try another checkpoint."
+                )
+            self.done += 1
+            if self.progress is not None:
+                self.progress(self.done, self.total)
+        return found

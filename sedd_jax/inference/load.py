@@ -3,15 +3,12 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
-from jaxtyping import Array, Float, Int
 
 from sedd_jax.data.characters import SETTINGS_FILE
 from sedd_jax.data.tokenizer import (
@@ -21,21 +18,19 @@ from sedd_jax.data.tokenizer import (
     find_tokenizer,
     has_gpt2_files,
 )
-from sedd_jax.diffusion.graph import Graph
-from sedd_jax.diffusion.noise import Noise
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import card
 from sedd_jax.experiment import checkpoint as checkpoints
 from sedd_jax.experiment import mesh as sharding
-from sedd_jax.experiment.build import Baseline, Components, build_components
 from sedd_jax.experiment.config import Config, MeshConfig
 from sedd_jax.experiment.published_config import from_published
 from sedd_jax.experiment.run import DATA_FOLDER
+from sedd_jax.inference.build import build_family, check_trusted
+from sedd_jax.inference.family import Family
+from sedd_jax.inference.model import TrainedModel
 from sedd_jax.model import gpt2, pretrained
-from sedd_jax.model.autoregressive import CausalModel
 from sedd_jax.model.placement import ANYWHERE
-from sedd_jax.model.score_model import Params, ScoreModel
-from sedd_jax.model.sharding import AXES, num_batch_shards, shardings
+from sedd_jax.model.sharding import AXES, shardings
 from sedd_jax.system import hub
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -51,92 +46,6 @@ _FILES = (
 _WEIGHTS = ((pretrained.WEIGHTS[0], *gpt2.PARTS), pretrained.WEIGHTS[1:])
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainedModel:
-    """A trained model and what is needed to use it.
-
-    Attributes:
-      components: graph, noise and network; of an autoregressive model the network alone.
-      params: the weights.
-      config: the settings of the run.
-      tokenizer: the tokenizer of the run; None for a published folder without one.
-      step: the training step, None if unknown.
-      folder: where it was read from, if it was.
-      mesh: the devices that hold the weights in parts; None for one device.
-      name: of the folder, or on the hub, if it was read from one.
-    """
-
-    components: Components | Baseline
-    params: Params
-    config: Config
-    tokenizer: Tokenizer | None
-    step: int | None
-    folder: Path | None = None
-    mesh: Mesh | None = None
-    name: str | None = None
-
-    @property
-    def graph(self) -> Graph:
-        """The token graph. BadInput: the model is autoregressive, here and below."""
-        return self.diffusion.graph
-
-    @property
-    def noise(self) -> Noise:
-        """The noise schedule."""
-        return self.diffusion.noise
-
-    @property
-    def model(self) -> ScoreModel | CausalModel:
-        """The network, as pure functions."""
-        return self.components.model
-
-    @property
-    def diffusion(self) -> Components:
-        """The pieces of a diffusion model."""
-        if isinstance(self.components, Baseline):
-            raise BadInput(
-                "This model is autoregressive: it has no graph, noise or log-scores; use its "
-                "model.apply, sedd.nll_bound and sedd.generate_autoregressive."
-            )
-        return self.components
-
-    @property
-    def baseline(self) -> Baseline:
-        """The pieces of an autoregressive model. BadInput: it is a diffusion model."""
-        if isinstance(self.components, Components):
-            raise BadInput("This is a diffusion model, not an autoregressive one: sedd.generate.")
-        return self.components
-
-    def spread(self, rows: np.ndarray) -> Array:
-        """Returns rows [B, ...], the same on every process, as they are computed with.
-
-        Split over the devices of the mesh, of which `parts` must divide B.
-        """
-        if self.mesh is None:
-            return jnp.asarray(rows)
-        here = rows[sharding.rows_here(len(rows), self.mesh)]
-        return sharding.global_batch(here, len(rows), self.mesh)
-
-    @property
-    def parts(self) -> int:
-        """Into how many parts the rows of a batch are split."""
-        return num_batch_shards(self.mesh) if self.mesh else 1
-
-    def program(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Returns a function of weights and spread rows, jitted; every process has all results."""
-        return sharding.program(function, self.mesh)
-
-    def log_score(
-        self, xt: Int[Array | np.ndarray, "B L"], sigma: Float[Array | np.ndarray, "B"]
-    ) -> Float[Array, "B L V"]:
-        """Returns the log-scores of the noised tokens, float32, 0 at the current token."""
-        return self._apply(self.params, jnp.asarray(xt), jnp.asarray(sigma))
-
-    @functools.cached_property
-    def _apply(self):
-        return jax.jit(self.diffusion.model.apply)
-
-
 def load(
     path: str | Path,
     *,
@@ -144,6 +53,7 @@ def load(
     ema: bool = True,
     mesh: MeshConfig | Mesh | None = None,
     tokenizer: str | Path | None = None,
+    trust_code: bool | Collection[str] = False,
 ) -> TrainedModel:
     """Loads a model.
 
@@ -161,6 +71,8 @@ def load(
         need not be that of the training.
       tokenizer: a folder that `Tokenizer.save` wrote or one with GPT-2's files, here or on the
         hub; by default what lies beside the weights.
+      trust_code: whether code that the model names (a graph, a schedule or a family by its dotted
+        path) may be imported and run: True, or the dotted paths that may be.
 
     Raises:
       BadInput: no such folder, no checkpoint in it, one that does not fit its config, or a damaged
@@ -171,7 +83,8 @@ def load(
         mesh = sharding.build_mesh(mesh)
     if mesh is not None and mesh.axis_names != AXES:
         raise BadInput(f"The mesh has the axes {mesh.axis_names}, it must have {AXES}.")
-    wish = _Wish(step, ema, mesh, None if tokenizer is None else _given_tokenizer(tokenizer))
+    found = None if tokenizer is None else _given_tokenizer(tokenizer)
+    wish = _Wish(step, ema, mesh, found, trust_code)
     folder = hub.folder(path, _FILES, functools.partial(_is_whole, wish), _WEIGHTS)
     for is_it, load_it in _LAYOUTS:
         if is_it(folder):
@@ -193,6 +106,7 @@ class _Wish(NamedTuple):
     ema: bool
     mesh: Mesh | None
     tokenizer: "_Found | None"
+    trust_code: bool | Collection[str]
 
 
 class _Found(NamedTuple):
@@ -208,6 +122,7 @@ def _load_run(folder, wish):
         if step is None:
             raise BadInput(f"{folder} holds no complete checkpoint yet.")
         config = saved.config(step)
+        check_trusted(config, wish.trust_code, str(folder))
         own = _find(folder / DATA_FOLDER / TOKENIZER_FOLDER)
         tokens = own.tokenizer.vocab_size if own else config.data.vocab_size
         if not tokens:
@@ -218,9 +133,9 @@ def _load_run(folder, wish):
                 f"The {tokenizer.kind} tokenizer in {wish.tokenizer.folder} gives other ids than "
                 f"the one that the model in {folder} was trained with; leave it out."
             )
-        components, abstract = _build(config, tokens, wish.mesh)
+        family, abstract = build_trained(config, tokens, wish.mesh)
         params = saved.restore_weights(step, abstract, ema=wish.ema)
-    return TrainedModel(components, params, config, tokenizer, step, folder, wish.mesh)
+    return TrainedModel(family, params, config, tokenizer, step, folder, wish.mesh)
 
 
 def _load_state_dict(layout, folder, wish):
@@ -236,10 +151,10 @@ def _load_state_dict(layout, folder, wish):
     if tokenizer is None and has_gpt2_files(folder):
         tokenizer = _Found(GPT2(folder), folder)
     tokenizer = _fitting(tokenizer, found.tokens, folder)
-    components, abstract = _build(config, found.tokens, wish.mesh)
-    read = layout.read_params(folder, abstract, components.num_states)
+    family, abstract = build_trained(config, found.tokens, wish.mesh)
+    read = layout.read_params(folder, abstract, family.num_states)
     params = jax.tree.map(_put, read, abstract)
-    return TrainedModel(components, params, config, tokenizer, None, folder, wish.mesh)
+    return TrainedModel(family, params, config, tokenizer, None, folder, wish.mesh)
 
 
 # what a folder can be, and how it is then loaded; the first that fits counts
@@ -257,18 +172,27 @@ def _is_whole(wish, folder):
     return any(is_it(folder) for is_it, _ in _LAYOUTS)
 
 
-def _build(config, tokens, mesh):
-    """The components, and the shapes, types and placement of their parameters."""
+def build_trained(config: Config, tokens: int, mesh: Mesh | None) -> tuple[Family, Any]:
+    """Returns a trained model's family, and the shapes, types and placement of its parameters.
+
+    Args:
+      config: the settings of the run.
+      tokens: of the tokenizer.
+      mesh: the devices; None for one.
+
+    Raises:
+      BadInput: the heads do not divide over the devices.
+    """
     # the machine that trained it may have had another kind of device
     model = dataclasses.replace(config.model, attention="auto")
     here = dataclasses.replace(config, model=model)
-    placement = ANYWHERE if mesh is None else sharding.placement(mesh)
-    components = build_components(here, tokens, placement)
-    shapes = jax.eval_shape(components.model.init, jax.random.key(0))
+    if mesh is not None:
+        sharding.check_heads(config, mesh)
+    family = build_family(here, tokens, ANYWHERE if mesh is None else sharding.placement(mesh))
+    shapes = jax.eval_shape(family.model.init, jax.random.key(0))
     if mesh is None:
-        return components, sharding.placed(shapes, SingleDeviceSharding(jax.devices()[0]))
-    sharding.check_heads(config, mesh)
-    return components, sharding.placed(shapes, shardings(shapes, mesh))
+        return family, sharding.placed(shapes, SingleDeviceSharding(jax.devices()[0]))
+    return family, sharding.placed(shapes, shardings(shapes, mesh))
 
 
 def _put(array, wanted):

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from sedd_jax.diffusion.padding import real_positions, zero_padding
-from sedd_jax.diffusion.reverse import Clamp
+from sedd_jax.diffusion.sampler import Clamp
 from sedd_jax.errors import BadInput, check_positive
 
 

@@ -1,63 +1,81 @@
-"""The ways to draw samples from a diffusion model, as one setting."""
+"""How samples are drawn: the settings of each family's generator."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
 
+from sedd_jax.diffusion.euler import Euler
+from sedd_jax.diffusion.first_hitting import FirstHitting
 from sedd_jax.diffusion.graph import Graph
-from sedd_jax.diffusion.published_race import RacedScore
-from sedd_jax.diffusion.reverse import SAMPLERS
-from sedd_jax.diffusion.score import Score
-from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
+from sedd_jax.diffusion.sampler import Sampler
+from sedd_jax.diffusion.temperature import TokenFilter
+from sedd_jax.diffusion.tweedie import Tweedie
 from sedd_jax.errors import BadInput, check_positive
-from sedd_jax.model.score_model import ScoreModel
+from sedd_jax.system.registry import Registry
 
-CONDITIONINGS = ("clamp", "renoise", "resample")
-MOST_STEPS = 2**20  # their times are float32
-DEFAULT_STEPS = 128
-FIRST_HITTING = "first_hitting"
-SAMPLER_NAMES = (*SAMPLERS, FIRST_HITTING)
-
-
-def _raced(model: ScoreModel) -> Callable[..., Score]:
-    return lambda params, xt, sigma, **options: RacedScore(
-        xt, model.apply(params, xt, sigma, **options)
-    )
+SAMPLERS: Registry[type[Sampler]] = Registry(
+    "sampler",
+    {"euler": Euler, "tweedie": Tweedie, "first_hitting": FirstHitting},
+    methods=[name for name in vars(Sampler) if not name.startswith("_")],
+)
+CONDITIONINGS = ("clamp", "resample")
+MAX_STEPS = 2**20  # their times are float32
 
 
-# how tokens are drawn from a network's answer
-PRECISIONS: dict[str, Callable[[ScoreModel], Callable[..., Score]]] = {
-    "exact": lambda model: model.score,
-    "published": _raced,
-}
+@functools.cache
+def sampler_named(name: str) -> Sampler:
+    """Returns the sampler of a short name or a dotted path, which is imported.
+
+    Raises:
+      BadInput: there is none, or it lacks a method of `diffusion.sampler.Sampler`.
+    """
+    return SAMPLERS.check(name, SAMPLERS[name]())
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSampling:
+    """How an autoregressive model draws: each token given those before it.
+
+    Attributes:
+      temperature: 1 for the model's distribution; logits are divided by it, 0 takes the most likely
+        token.
+      top_p: 1 for the model's distribution; below, tokens are drawn from the smallest set with this
+        probability (nucleus sampling; Holtzman et al. 2019, arXiv 1904.09751).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    @property
+    def token_filter(self) -> TokenFilter:
+        """Temperature and top-p."""
+        return TokenFilter(self.temperature, self.top_p)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How samples are drawn (Algorithm 2).
+    """How a diffusion model draws (Algorithm 2).
 
     Attributes:
-      steps: reverse steps before the final denoising step, at least 1; 128 if not given, but for
-        "first_hitting", which then draws one token a call.
-      sampler: the rule of the reverse step, "tweedie" or "euler", or "first_hitting" (absorbing
-        graph), which calls the network only where something happens.
-      precision: "exact", or "published" for the float32 race of `diffusion.published_race`, which
-        loses rare tokens and writes out B L V numbers: only to show what it does.
-      temperature: 1 for the model's law. Else a departure from it: tokens are drawn with weights
-        ** (1 / temperature), 0 for the likeliest. It changes which token is drawn, not when.
-      top_p: 1 for the model's law. Else a departure from it: tokens are drawn from the fewest that
-        have this mass.
-      conditioning: what held tokens are on the way: "clamp", clean, which is exact under the
-        absorbing graph; under the uniform graph also "renoise", as noised as the rest, or
-        "resample", clean in `particles` copies of every row that are weighed by them, which is
-        exact for many copies and many steps (Tweedie's): see `inference.conditioning`.
-      particles: copies of every row, each an evaluation of the network at every step.
-      overlap: tokens of the text before that a window of a row longer than the trained length
+      steps: reverse steps before the final denoising step, at least 1; 128 if not given, except
+        for "first_hitting", which then draws one token per network evaluation.
+      sampler: "tweedie", "euler", "first_hitting" (absorbing graph), which evaluates the network
+        only where something happens, or the dotted path of a `diffusion.sampler.Sampler`.
+      temperature: 1 for the model's distribution. Else a departure from it: tokens are drawn with
+        weights ** (1 / temperature), 0 takes the most likely one. It changes which token is drawn,
+        not when.
+      top_p: 1 for the model's distribution. Else a departure from it: tokens are drawn from the
+        smallest set with this probability.
+      conditioning: how given tokens are held: "clamp", clean, which is exact under the absorbing
+        graph; under the uniform graph also "resample", clean in `particles` copies of every row
+        that are weighed by them, which is exact for many copies and many steps (Tweedie's): see
+        `inference.conditioning`.
+      particles: copies of every row, each a network evaluation at every step.
+      overlap: tokens of the preceding text that a window of a row longer than the trained length
         holds; half the trained length by default.
     """
 
     steps: int | None = None
     sampler: str = "tweedie"
-    precision: str = "exact"
     temperature: float = 1.0
     top_p: float = 1.0
     conditioning: str = "clamp"
@@ -65,51 +83,48 @@ class Sampling:
     overlap: int | None = None
 
     def __post_init__(self):
-        if self.steps is None and self.sampler != FIRST_HITTING:
-            object.__setattr__(self, "steps", DEFAULT_STEPS)
+        if self.steps is None:
+            object.__setattr__(self, "steps", self.method.default_steps)
+
+    @property
+    def method(self) -> Sampler:
+        """The sampler itself."""
+        return sampler_named(self.sampler)
 
     @property
     def token_filter(self) -> TokenFilter:
-        """How sharply a token is drawn."""
+        """Temperature and top-p."""
         return TokenFilter(self.temperature, self.top_p)
 
-    def most_calls(self, length: int) -> int:
-        """Returns the most network evaluations that a row of `length` tokens can take."""
-        calls = length if self.steps is None else self.steps + 1
-        return min(calls, length) if self.sampler == FIRST_HITTING else calls
+    def max_nfe(self, length: int) -> int:
+        """Returns the most network evaluations that a copy of a row of `length` tokens takes."""
+        return self.method.max_nfe(self.steps, length)
 
     def check(self, graph: Graph | None = None) -> None:
-        """Raises BadInput for a setting that cannot be, or not on the graph."""
+        """Raises BadInput for a setting that is out of range, or not defined on the graph."""
         if self.steps is not None:
             check_positive(steps=self.steps)
-            if self.steps > MOST_STEPS:
-                raise BadInput(f"steps must be at most {MOST_STEPS:,}, got {self.steps:,}.")
+            if self.steps > MAX_STEPS:
+                raise BadInput(f"steps must be at most {MAX_STEPS:,}, got {self.steps:,}.")
         check_positive(particles=self.particles)
-        for name, choices in (
-            ("sampler", SAMPLER_NAMES),
-            ("precision", PRECISIONS),
-            ("conditioning", CONDITIONINGS),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise BadInput(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-        self.token_filter.check()
-        if self.precision == "published" and self.token_filter != NO_FILTER:
+        method = self.method
+        if self.conditioning not in CONDITIONINGS:
             raise BadInput(
-                "precision='published' draws by the model's law alone: leave temperature and top_p "
-                "at 1."
+                f"conditioning must be one of {', '.join(CONDITIONINGS)}, got "
+                f"{self.conditioning!r}."
             )
-        if graph and self.sampler == FIRST_HITTING and graph.mask_id is None:
+        self.token_filter.check()
+        if graph and not method.serves(graph):
             raise BadInput(
-                "sampler='first_hitting' needs the absorbing graph, whose positions leave the mask "
-                "once; this model has the uniform graph: take tweedie or euler."
+                f"sampler={self.sampler!r} needs {method.needs}; this model has the "
+                f"{type(graph).__name__.lower()} graph: take tweedie or euler."
             )
         if self.particles > 1 and self.conditioning != "resample":
             raise BadInput(
                 f"particles={self.particles} are for conditioning='resample' alone, got "
                 f"{self.conditioning!r}."
             )
-        if self.conditioning == "resample" and self.sampler != "tweedie":
+        if self.conditioning == "resample" and not method.weighs_held_tokens:
             raise BadInput(
                 "conditioning='resample' needs sampler='tweedie': a large step of another gives "
                 f"held tokens a probability of 0, got {self.sampler!r}."

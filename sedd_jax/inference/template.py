@@ -16,8 +16,7 @@ from jaxtyping import Bool, Int
 
 from sedd_jax.data.tokenizer import Integers, Tokenizer
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.config import Config
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.system.rounding import round_up
 
@@ -72,7 +71,7 @@ def templates(checkpoint: TrainedModel, texts: Sequence[str], length: int | None
     Raises:
       BadInput: see `fill`.
     """
-    most = most_tokens(checkpoint.config, length)
+    most = most_tokens(checkpoint, length)
     rows = [fill(text, checkpoint.tokenizer, length, most) for text in texts]
     return pad(rows, max(len(row.tokens) for row in rows))
 
@@ -86,7 +85,7 @@ def between(
     return _row([first, _STAR, last], length, most)
 
 
-def of_tokens(tokens: Sequence[int | None], num_tokens: int, length: int | None, most: int) -> Row:
+def of_tokens(tokens: Sequence[Any], num_tokens: int, length: int | None, most: int) -> Row:
     """Returns the row of tokens below `num_tokens`, None where it is free; see `fill`."""
     if len(tokens) > most:
         raise _too_long(most)
@@ -123,10 +122,10 @@ def width_of(length: int, trained: int) -> int:
     return min(width, trained)
 
 
-def most_tokens(config: Config, length: Any) -> int:
+def most_tokens(model: TrainedModel, length: Any) -> int:
     """Returns the most tokens that a row may have: where a length is asked for, many windows."""
-    several = length is not None and config.family == "diffusion"
-    return config.model.length * (_WINDOWS if several else 1)
+    several = length is not None and model.family.infills
+    return model.config.model.length * (_WINDOWS if several else 1)
 
 
 def _row(parts: Iterable[np.ndarray | None], length: int | None, most: int) -> Row:

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from sedd_jax.diffusion.reverse import denoise_weights
+from sedd_jax.diffusion.denoiser import denoise_weights
 from sedd_jax.diffusion.score import total_away
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.mesh import program
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.experiment.mesh import jit_replicated
+from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt
-from sedd_jax.inference.stream import Moment
+from sedd_jax.inference.stream import Snapshot
 from sedd_jax.system.progress import progress
 
 LIKELIEST = 5  # tokens that are named of a position
@@ -46,7 +46,7 @@ class Kept(NamedTuple):
       sigma: the noise that the next call takes them to have, [N]; None of the last moment.
     """
 
-    moment: Moment
+    moment: Snapshot
     sigma: Float[np.ndarray, "N"] | None
 
 
@@ -81,7 +81,7 @@ def lengths(prompt: Prompt) -> list[int]:
     return [width] * count if prompt.lengths is None else np.asarray(prompt.lengths).tolist()
 
 
-def keep(moments: Iterable[Moment], most: int = 32) -> list[Kept]:
+def keep(moments: Iterable[Snapshot], most: int = 32) -> list[Kept]:
     """Draws to the end, and returns at most `most` moments, evenly spread, with first and last.
 
     Raises:
@@ -173,7 +173,7 @@ def _guesser(components, mesh):
         likeliest, ids = jax.lax.top_k(probs, min(LIKELIEST, graph.num_tokens))
         return ids, likeliest, jnp.take_along_axis(probs, final[..., None], -1)[..., 0]
 
-    return program(guesser, mesh)
+    return jit_replicated(guesser, mesh)
 
 
 def _rows(prompt):

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.autoregressive import check_prefixes
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.template import Row, between, fill, most_tokens, of_tokens
 
 _KINDS = ({"template"}, {"tokens"}, {"prefix", "suffix"})  # what says which tokens are given
@@ -109,16 +108,15 @@ def _row(fields: dict, checkpoint: TrainedModel) -> Row:
         if key in fields and not isinstance(fields[key], kind):
             wanted = "text" if kind is str else "a list"
             raise BadInput(f"{key} must be {wanted}, got {fields[key]!r:.60}.")
-    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    tokenizer = checkpoint.tokenizer
     length = fields.get("length")
-    most = most_tokens(config, length)
+    most = most_tokens(checkpoint, length)
     if "template" in fields:
         row = fill(fields["template"], tokenizer, length, most)
     elif "tokens" in fields:
-        row = of_tokens(fields["tokens"], checkpoint.components.num_tokens, length, most)
+        row = of_tokens(fields["tokens"], checkpoint.family.num_tokens, length, most)
     else:
         texts = fields.get("prefix", ""), fields.get("suffix", "")
         row = between(*texts, tokenizer, length, most)
-    if config.family == "autoregressive":
-        check_prefixes(row.held[np.newaxis])
+    checkpoint.family.check_prompt(Prompt(row.tokens[np.newaxis], row.held[np.newaxis]))
     return row

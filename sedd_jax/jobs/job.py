@@ -16,15 +16,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int, Key
+from jaxtyping import Bool, Int
 
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import Halted, check_positive
 from sedd_jax.experiment.build import compute_dtype
 from sedd_jax.experiment.checksum import fingerprint
-from sedd_jax.inference.autoregressive import generate_autoregressive
 from sedd_jax.inference.generate import generate
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.template import pad, width_of
 from sedd_jax.jobs.input import Line, read_lines
@@ -113,24 +112,6 @@ def run(
         )
 
 
-def draw(
-    checkpoint: TrainedModel,
-    key: Key[jax.Array, ""],
-    prompt: Prompt,
-    *,
-    batch_size: int,
-    rows: np.ndarray | None = None,
-    **settings: Any,
-) -> tuple[Int[np.ndarray, "N L"], Int[np.ndarray, "N"]]:
-    """Returns tokens and network evaluations of every row, by a model of either family."""
-    shape, options = prompt.tokens.shape, settings | {"rows": rows, "batch_size": batch_size}
-    if checkpoint.config.family == "autoregressive":
-        tokens = generate_autoregressive(key, checkpoint, *shape, prompt=prompt, **options)
-        return tokens, np.full(*shape) if prompt.lengths is None else np.asarray(prompt.lengths)
-    tokens, diagnostics = generate(key, checkpoint, *shape, prompt=prompt, **options)
-    return tokens, diagnostics.evaluations
-
-
 def batched(
     checkpoint: TrainedModel, lines: list[Line], done: Bool[np.ndarray, "N"], batch_size: int
 ) -> Iterator[Batch]:
@@ -139,7 +120,7 @@ def batched(
     The shapes are those of the whole input, so that a job that goes on runs the same programs.
     Rows with as many positions to fill are drawn together: they need as many evaluations.
     """
-    trained, parts = checkpoint.config.model.length, checkpoint.parts
+    trained, parts = checkpoint.config.model.length, checkpoint.num_batch_shards
     groups = defaultdict(list)
     for line, is_done in zip(lines, done, strict=True):
         if line.row is not None:
@@ -164,10 +145,10 @@ def _draw_batch(checkpoint, batch, facts, seed, settings):
     """The records of a batch."""
     began, size = time.monotonic(), len(batch.numbers)
     try:
-        tokens, evaluations = draw(
-            checkpoint,
+        tokens, found = generate(
             jax.random.key(seed),
-            batch.prompt,
+            checkpoint,
+            prompt=batch.prompt,
             batch_size=size,
             rows=batch.numbers,
             **settings,
@@ -176,14 +157,14 @@ def _draw_batch(checkpoint, batch, facts, seed, settings):
         names = ", ".join(repr(line.id) for line in batch.lines)
         raise FloatingPointError(f"Among the rows {names}: {error}") from error
     cost = {"seconds": round(time.monotonic() - began, 3), "batch": size}
-    found = zip(batch.lines, tokens, evaluations.tolist(), strict=False)  # the rest fills up
+    rows = zip(batch.lines, tokens, found.evaluations.tolist(), strict=False)  # the rest fills up
     return [
         {"index": line.index, "id": line.id, "line": line.digest}
         | facts
         | {"evaluations": calls}
         | cost
         | shown(checkpoint.tokenizer, line.row.held, row[: len(line.row.tokens)])
-        for line, row, calls in found
+        for line, row, calls in rows
     ]
 
 

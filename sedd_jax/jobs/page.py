@@ -9,9 +9,9 @@ import numpy as np
 import sedd_jax
 from sedd_jax.display import page
 from sedd_jax.display.page import Html, element
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt
-from sedd_jax.inference.stream import Moment
+from sedd_jax.inference.stream import Snapshot
 from sedd_jax.jobs.frames import frames, keep, lengths
 from sedd_jax.system.files import atomic_write, check_output_path
 from sedd_jax.system.progress import progress
@@ -26,10 +26,10 @@ def write_page(
     path: Path,
     checkpoint: TrainedModel,
     prompt: Prompt,
-    moments: Iterable[Moment],
+    moments: Iterable[Snapshot],
     facts: Mapping[str, str],
     most: int = 32,
-) -> Moment:
+) -> Snapshot:
     """Writes the page that plays a drawing, and returns its last moment.
 
     Args:

@@ -61,6 +61,7 @@ class CausalModel(NamedTuple):
     features: Callable[..., Float[Array, "B D"]]
     empty_cache: Callable[[int, int], Cache]
     decode: Callable[..., tuple[Float[Array, "B V"], Cache]]
+    max_length: int | None = None  # positions that it has learned; None for any number
 
 
 def causal_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> CausalModel:
@@ -178,7 +179,9 @@ def causal_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> 
         hidden = merged("head", whole["head"])(x)
         return logits(hidden, embedding["table"])[:, 0], cache
 
-    return CausalModel(start, init, apply, following, nll, features, empty_cache, decode)
+    return CausalModel(
+        start, init, apply, following, nll, features, empty_cache, decode, config.max_length
+    )
 
 
 def _start(path, leaf, key, num_blocks):

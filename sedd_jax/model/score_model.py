@@ -40,6 +40,7 @@ class ScoreModel(NamedTuple):
     init: Callable[[Key[Array, ""]], Params]
     apply: Callable[..., Float[Array, "B L V"]]
     score: Callable[..., Score]
+    max_length: int | None = None  # positions that it has learned; None for any number
 
 
 def dense_model(init: Callable, apply: Callable) -> ScoreModel:
@@ -133,7 +134,7 @@ def score_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> S
         )
         return StreamedScore(stream, table, Rows(head.hidden(x, cond), shift, xt))
 
-    return ScoreModel(init, apply, score)
+    return ScoreModel(init, apply, score, config.max_length)
 
 
 def count_params(params: Params) -> int:

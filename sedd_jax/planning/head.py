@@ -14,7 +14,7 @@ from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.importance import Proposal
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
+from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.tiles import BLOCKS_OF
 from sedd_jax.planning.hlo_cost.hlo import Instruction
 
@@ -49,8 +49,8 @@ def shares_by_call(
 
     A jump under the uniform graph is one of the forward process, run backward: as many.
     """
-    calls = sampling.most_calls(length)
-    if sampling.sampler == FIRST_HITTING:
+    calls = sampling.max_nfe(length)
+    if sampling.method.draws_times:
         return (np.full(calls, 1 / calls),) * 2
     sigma = np.asarray(noise.sigma(np.linspace(1.0, t_min, calls)), float)
     after = np.append(sigma[1:], 0.0)

@@ -13,22 +13,20 @@ from sedd_jax.data.tokenizer import FITTED_TOKENIZERS, build_tokenizer
 from sedd_jax.diffusion.importance import guess_proposal
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import mesh as sharding
-from sedd_jax.experiment.build import Baseline, Components, build_components, build_proposal
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.state import run_keys
-from sedd_jax.inference import autoregressive
-from sedd_jax.inference.estimate import sequence_loss
-from sedd_jax.inference.generator import build_generator
+from sedd_jax.inference.build import build_family
+from sedd_jax.inference.load import build_trained
 from sedd_jax.inference.prompt import Prompt
-from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
+from sedd_jax.inference.score_based import ScoreBased, share_with_loss
 from sedd_jax.model.score_model import count_params
-from sedd_jax.model.sharding import num_batch_shards, shardings
+from sedd_jax.model.sharding import num_batch_shards
 from sedd_jax.model.tiles import tiling_for
 from sedd_jax.planning import head
 from sedd_jax.planning.hlo_cost.hlo import Instruction
 from sedd_jax.system.rounding import round_up
 from sedd_jax.training.step import build_programs
-from sedd_jax.training.throughput import sequence_flops, share_with_loss, step_flops
+from sedd_jax.training.throughput import step_flops
 
 
 class Program(NamedTuple):
@@ -84,31 +82,41 @@ def with_batch(config: Config, mesh: Mesh, per_chip: int) -> Config:
 
 
 def state_per_chip(config: Config, vocab_size: int, mesh: Mesh) -> int:
-    """Returns the bytes that a chip keeps of parameters, moments and average."""
-    components = build_components(config, vocab_size, sharding.placement(mesh))
-    return per_chip(build_programs(components, config, run_keys(config.seed), mesh).abstract)
+    """Returns the bytes that a chip keeps of parameters, moments and average.
+
+    Args:
+      config: the settings of the run.
+      vocab_size: tokens of the tokenizer.
+      mesh: the devices.
+    """
+    family = build_family(config, vocab_size, sharding.placement(mesh))
+    return per_chip(build_programs(family, config, run_keys(config.seed), mesh).abstract)
 
 
 def train_program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
     """Returns the training step.
 
+    Args:
+      config: the settings of the run.
+      vocab_size: tokens of the tokenizer.
+      mesh: the devices.
+
     Raises:
       BadInput: batch or heads do not divide over the devices.
     """
     sharding.check_divisions(config, mesh)
-    components = build_components(config, vocab_size, sharding.placement(mesh))
-    programs = build_programs(components, config, run_keys(config.seed), mesh)
+    family = build_family(config, vocab_size, sharding.placement(mesh))
+    programs = build_programs(family, config, run_keys(config.seed), mesh)
     state, train, length = programs.abstract, config.train, config.model.length
     trips = {}
-    if isinstance(components, Components):
-        proposal = build_proposal(components, config.train)
+    if isinstance(family, ScoreBased):
         rows = train.batch_size // train.microbatches // num_batch_shards(mesh)
-        trips = _loss_trips(components, proposal, rows, length, mesh)
+        trips = _loss_trips(family, family.training_proposal(train), rows, length, mesh)
     return Program(
         lowered=programs.train_step.lower(state, programs.batch),
         mesh=mesh,
         parameters=count_params(state.params),
-        model_flops=step_flops(components, config.model, config.train),
+        model_flops=step_flops(family, config.model, config.train),
         tokens=train.batch_size * length,
         kept={
             "parameters": per_chip(state.params),
@@ -125,26 +133,30 @@ def train_program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
 def bound_program(config: Config, vocab_size: int, mesh: Mesh, rows: int) -> Program:
     """Returns a pass of the held-out bound over a batch, its rows rounded up to fill the devices.
 
+    Args:
+      config: the settings of the run.
+      vocab_size: tokens of the tokenizer.
+      mesh: the devices.
+      rows: of the batch.
+
     Raises:
       BadInput: heads do not divide over the devices.
     """
-    components, params, rows = _trained(config, vocab_size, mesh, rows)
-    length = config.model.length
+    family, params, rows = _trained(config, vocab_size, mesh, rows)
+    length, t_min = config.model.length, config.train.t_min
     tokens = _over_batch(mesh, (rows, length), jnp.int32)
-    if isinstance(components, Baseline):
-        loss, drawn, answered, trips = components.model.nll, (), 1.0, {}
-    else:
-        graph, noise, _ = components
-        proposal = guess_proposal(graph, noise, config.train.t_min)
-        loss = sequence_loss(components, proposal)
-        drawn = _keys(mesh, rows), _over_batch(mesh, (rows,), jnp.float32)
-        answered = share_with_loss(graph, noise, proposal)
-        trips = _loss_trips(components, proposal, rows // num_batch_shards(mesh), length, mesh)
+    drawn = _keys(mesh, rows), _over_batch(mesh, (rows,), jnp.float32)
+    share, trips = 1.0, {}
+    if isinstance(family, ScoreBased):
+        proposal = guess_proposal(family.graph, family.noise, t_min)
+        share = share_with_loss(family.graph, family.noise, proposal)
+        trips = _loss_trips(family, proposal, rows // num_batch_shards(mesh), length, mesh)
+    loss = family.row_loss(t_min, "low-discrepancy")
     return Program(
-        lowered=sharding.program(loss, mesh).lower(params, *drawn, tokens),
+        lowered=sharding.jit_replicated(loss, mesh).lower(params, *drawn, tokens),
         mesh=mesh,
         parameters=count_params(params),
-        model_flops=rows * sequence_flops(components, config.model, answered),
+        model_flops=rows * family.forward_flops(config.model, share),
         tokens=rows * length,
         kept={"parameters": per_chip(params), "batch": per_chip((drawn, tokens))},
         dynamic_trips=head.dynamic_trips(trips),
@@ -152,29 +164,33 @@ def bound_program(config: Config, vocab_size: int, mesh: Mesh, rows: int) -> Pro
 
 
 def sample_program(
-    config: Config, vocab_size: int, mesh: Mesh, sampling: Sampling, rows: int
-) -> Program:
-    """Returns the sampler over a batch with nothing given, rounded up to fill the devices.
+    config: Config, vocab_size: int, mesh: Mesh, settings: dict[str, Any], rows: int
+) -> tuple[str, Program]:
+    """Returns the sampler over a batch with nothing given, in words and as a program.
 
-    Of the autoregressive baseline only `sampling.token_filter` matters.
+    Args:
+      config: the settings of the run.
+      vocab_size: tokens of the tokenizer.
+      mesh: the devices.
+      settings: how to draw, see `Family.sampling`.
+      rows: of the batch, rounded up to fill the devices.
 
     Raises:
       BadInput: heads do not divide over the devices, or the graph has no such sampler.
     """
-    components, params, rows = _trained(config, vocab_size, mesh, rows)
-    length = config.model.length
-    if isinstance(components, Baseline):
-        generator = autoregressive.build_generator(components.model, sampling.token_filter)
-        calls, answered, trips, otherwise = 1, 1.0, {}, None  # every position is computed once
-    else:
-        sampling.check(components.graph)
-        graph, noise, _ = components
-        t_min, tiling = config.train.t_min, tiling_for(sharding.placement(mesh).platform)
-        generator = build_generator(components, sampling, t_min=t_min)
-        active, jumps = head.shares_by_call(graph, noise, sampling, t_min, length)
-        calls, answered = sampling.particles * len(active), active.mean()
-        # calls that are made while needed are a loop; others are counted in the program
-        otherwise = calls if sampling.sampler == FIRST_HITTING else None
+    family, params, rows = _trained(config, vocab_size, mesh, rows)
+    sampling = family.sampling(**settings)
+    length, t_min = config.model.length, config.train.t_min
+    generator = family.generator(sampling, t_min=t_min)
+    how, calls, share, trips, otherwise = "a token at a time", 1, 1.0, {}, None
+    if isinstance(family, ScoreBased):
+        tiling = tiling_for(sharding.placement(mesh).platform)
+        active, jumps = head.shares_by_call(family.graph, family.noise, sampling, t_min, length)
+        calls, share = sampling.particles * len(active), active.mean()
+        draws_times = sampling.method.draws_times
+        how = f"{sampling.sampler}, {'at most ' if draws_times else ''}{len(active)} calls"
+        # a loop whose trips depend on the draws; others are counted in the program
+        otherwise = calls if draws_times else None
         positions = rows // num_batch_shards(mesh) * sampling.particles * length
         trips = {
             **head.block_trips(jumps * positions, positions, (tiling.jumps,)),
@@ -182,15 +198,16 @@ def sample_program(
         }
     prompt = Prompt(*(_over_batch(mesh, (rows, length), kind) for kind in (jnp.int32, bool)))
     keys = _keys(mesh, rows)
-    return Program(
-        lowered=sharding.program(generator, mesh).lower(params, keys, prompt),
+    program = Program(
+        lowered=sharding.jit_replicated(generator, mesh).lower(params, keys, prompt),
         mesh=mesh,
         parameters=count_params(params),
-        model_flops=rows * calls * sequence_flops(components, config.model, answered),
+        model_flops=rows * calls * family.forward_flops(config.model, share),
         tokens=rows * length,
         kept={"parameters": per_chip(params), "batch": per_chip((keys, prompt))},
         dynamic_trips=head.dynamic_trips(trips, otherwise),
     )
+    return how, program
 
 
 def per_chip(tree: Any) -> int:
@@ -201,19 +218,13 @@ def per_chip(tree: Any) -> int:
 
 
 def _trained(config, vocab_size, mesh, rows):
-    """The components, the placed shapes of their parameters, and the rows that fill the devices."""
-    # as a trained model is loaded, see `inference.load`
-    model = dataclasses.replace(config.model, attention="auto")
-    config = dataclasses.replace(config, model=model)
-    sharding.check_heads(config, mesh)
-    components = build_components(config, vocab_size, sharding.placement(mesh))
-    shapes = jax.eval_shape(components.model.init, jax.random.key(0))
-    params = sharding.placed(shapes, shardings(shapes, mesh))
-    return components, params, round_up(rows, num_batch_shards(mesh))
+    """The family, the placed shapes of its parameters, and the rows that fill the devices."""
+    family, params = build_trained(config, vocab_size, mesh)
+    return family, params, round_up(rows, num_batch_shards(mesh))
 
 
-def _loss_trips(components, proposal, rows, length, mesh):
-    counts = head.counts_with_loss(components.graph, components.noise, proposal, rows, length)
+def _loss_trips(family, proposal, rows, length, mesh):
+    counts = head.counts_with_loss(family.graph, family.noise, proposal, rows, length)
     tiling = tiling_for(sharding.placement(mesh).platform)
     return head.block_trips(counts, rows * length, tiling.rows)
 

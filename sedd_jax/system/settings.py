@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
 from sedd_jax.errors import BadInput
+from sedd_jax.system.registry import is_dotted
 
 T = TypeVar("T")
 
@@ -16,6 +17,7 @@ def setting(
     above: float | None = None,
     at_least: float | None = None,
     below: float | None = None,
+    names: tuple[str, ...] | None = None,
     **marks: Any,
 ) -> Any:
     """Returns a field of a dataclass of settings.
@@ -25,9 +27,10 @@ def setting(
       above: the value must be larger than this.
       at_least: the value must not be smaller than this.
       below: the value must be smaller than this.
+      names: the value must be one of these, or have the form `package.module:function`.
       **marks: what else is to be known of it, see `marked`; on a group, of all that it holds.
     """
-    limits = {"above": above, "at_least": at_least, "below": below}
+    limits = {"above": above, "at_least": at_least, "below": below, "names": names}
     return dataclasses.field(default=default, metadata={"limits": limits, "marks": marks})
 
 
@@ -75,6 +78,12 @@ def _parse_leaf(kind, value, path):
 
 
 def _check_limits(limits, value, path):
+    names = limits.get("names")
+    if names and value not in names and not is_dotted(value):
+        raise BadInput(
+            f"config.{path} must be one of {', '.join(names)}, or package.module:function, got "
+            f"{value!r}."
+        )
     above, at_least, below = (limits.get(name) for name in ("above", "at_least", "below"))
     must = None  # so written that a NaN is outside any limit
     if above is not None and not value > above:

@@ -12,7 +12,9 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.checkpoint import has_checkpoints
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.state import TrainState
-from sedd_jax.inference.load import TrainedModel, load
+from sedd_jax.inference.build import dotted_paths
+from sedd_jax.inference.load import load
+from sedd_jax.inference.model import TrainedModel
 
 # what weights mean something by; the noise too: a network knows it by its total alone, but another
 # schedule asks it about noise that it has not seen
@@ -30,8 +32,8 @@ def load_initial(config: Config, run: Path, mesh: Mesh) -> TrainedModel | None:
     """
     if not config.train.initial or has_checkpoints(run):
         return None
-    initial = load(config.train.initial, mesh=mesh)
-    positions = config.model.learned_positions or config.family == "autoregressive"
+    initial = load(config.train.initial, mesh=mesh, trust_code=dotted_paths(config))
+    positions = config.model.learned_positions or not config.uses_noise
     differing = [
         f"config.{key} is {theirs} there and {ours} here"
         for key in (*_MEANING, *(["model.length"] if positions else []))
@@ -53,7 +55,7 @@ def with_weights_of(
     Raises:
       BadInput: the other model was trained on other tokens.
     """
-    same = initial.components.num_tokens == tokenizer.vocab_size and (
+    same = initial.family.num_tokens == tokenizer.vocab_size and (
         initial.tokenizer is None or initial.tokenizer.fingerprint() == tokenizer.fingerprint()
     )
     if not same:

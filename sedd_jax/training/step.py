@@ -10,25 +10,22 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.experiment import mesh as sharding
-from sedd_jax.experiment.build import Baseline, Components
 from sedd_jax.experiment.config import Config, OptimConfig, TrainConfig
 from sedd_jax.experiment.state import RunKeys, Skipped, TrainState
+from sedd_jax.inference.family import Family
 from sedd_jax.model.sharding import shardings
-from sedd_jax.training.objective import build_objective
 from sedd_jax.training.optim import ema_update, learning_rate, optimizer
 
 
-def init_state(
-    key: Key[Array, ""], components: Components | Baseline, optim: OptimConfig
-) -> TrainState:
+def init_state(key: Key[Array, ""], family: Family, optim: OptimConfig) -> TrainState:
     """Returns the state before the first step.
 
     Args:
       key: of the random weights.
-      components: the model.
+      family: the model.
       optim: its optimiser.
     """
-    params = components.model.init(key)
+    params = family.model.init(key)
     opt_state = optimizer(optim, steps=1).init(params)  # whatever the number of steps
     ema_params = jax.tree.map(jnp.copy, params)  # not the same buffers: the state is donated
     step, total, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
@@ -40,7 +37,7 @@ Step = Callable[[TrainState, Int[Array, "B L"]], tuple[TrainState, Metrics]]
 
 
 def build_train_step(
-    components: Components | Baseline, train: TrainConfig, optim: OptimConfig, key: Key[Array, ""]
+    family: Family, train: TrainConfig, optim: OptimConfig, key: Key[Array, ""]
 ) -> Step:
     """Returns train_step(state, tokens) -> (state, metrics), the objective and one AdamW update.
 
@@ -50,14 +47,14 @@ def build_train_step(
     clipping and learning_rate, float32 scalars, and the counts skipped and skipped_in_row.
 
     Args:
-      components: the model.
+      family: the model.
       train: of the objective, the microbatches and the number of steps.
       optim: of the update.
       key: of the whole training.
     """
     transform = optimizer(optim, train.steps)
     rate_at = learning_rate(optim, train.steps)
-    objective = build_objective(components, train)
+    objective = family.objective(train)
 
     def train_step(state: TrainState, x0: Int[Array, "B L"]) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
@@ -143,25 +140,23 @@ class Programs(NamedTuple):
     train_step: Step
 
 
-def build_programs(
-    components: Components | Baseline, config: Config, keys: RunKeys, mesh: Mesh
-) -> Programs:
+def build_programs(family: Family, config: Config, keys: RunKeys, mesh: Mesh) -> Programs:
     """Returns the functions of a run.
 
     Args:
-      components: the model.
+      family: the model.
       config: its settings.
       keys: the random keys of the run.
       mesh: the devices.
     """
 
     def init(key):
-        return init_state(key, components, config.optim)
+        return init_state(key, family, config.optim)
 
     shapes = jax.eval_shape(init, keys.init)
     layout = shardings(shapes, mesh)
     train_step = jax.jit(
-        build_train_step(components, config.train, config.optim, keys.train),
+        build_train_step(family, config.train, config.optim, keys.train),
         in_shardings=(layout, sharding.over_batch(mesh)),
         out_shardings=(layout, sharding.replicated(mesh)),
         donate_argnums=0,

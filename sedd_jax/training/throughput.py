@@ -5,16 +5,11 @@ import time
 from collections.abc import Iterator
 
 import jax
-import numpy as np
 
-from sedd_jax.diffusion.graph import Graph
-from sedd_jax.diffusion.importance import Proposal
-from sedd_jax.diffusion.noise import Noise
 from sedd_jax.display.table import duration
-from sedd_jax.experiment.build import Baseline, Components, build_proposal
 from sedd_jax.experiment.config import TrainConfig
+from sedd_jax.inference.family import Family
 from sedd_jax.model.config import ModelConfig
-from sedd_jax.model.flops import forward_flops
 
 # Peak FLOP/s of dense bfloat16 products, from the data sheets, by the whole `device_kind`: a part
 # of a card, or a card with another power limit, has another name and another peak.
@@ -105,62 +100,18 @@ class StepTimer:
         return time.monotonic() - self._pauses
 
 
-def step_flops(components: Components | Baseline, model: ModelConfig, train: TrainConfig) -> float:
-    """Returns the FLOPs that the model needs for a training step, over all devices.
+def step_flops(family: Family, model: ModelConfig, train: TrainConfig) -> float:
+    """Returns the model FLOPs of a training step, over all devices.
 
-    Three forward passes: the gradients by inputs and by weights cost one each. What the backward
-    pass recomputes to save memory is not counted: the model does not need it.
+    Three forward passes: the gradients by inputs and by weights cost one each. Recomputation in the
+    backward pass saves memory and is not work of the model: it is not counted.
 
     Args:
-      components: the model.
+      family: the model.
       model: its sizes.
-      train: the batch size and the distribution of times.
+      train: batch size, and how times are drawn.
     """
-    answered = 1.0
-    if isinstance(components, Components):
-        graph, noise, _ = components
-        answered = share_with_loss(graph, noise, build_proposal(components, train))
-    return 3 * sequence_flops(components, model, answered) * train.batch_size
-
-
-def sequence_flops(components: Components | Baseline, model: ModelConfig, answered: float) -> float:
-    """Returns the FLOPs of a forward pass over one sequence, see `forward_flops`.
-
-    Args:
-      components: the model.
-      model: its sizes.
-      answered: share of the positions for which the head computes.
-    """
-    causal = isinstance(components, Baseline)
-    return forward_flops(
-        hidden_size=model.hidden_size,
-        cond_dim=0 if causal else model.cond_dim,
-        num_blocks=model.num_blocks,
-        num_states=components.num_states,
-        length=model.length,
-        answered=answered,
-    )
-
-
-def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:
-    """Returns the mean share of positions that have a loss, the only ones the head computes.
-
-    Under the uniform graph all have. Under the absorbing graph the masked ones: the mean of
-    1 - exp(-sigma(t)) over the distribution of t, by the midpoint rule. With
-    `config.train.importance` the number of masks of a sequence is weighted too, which adds at most
-    1/L: left out.
-
-    Args:
-      graph: the graph.
-      noise: the schedule.
-      proposal: the distribution of t.
-    """
-    if graph.mask_id is None:
-        return 1.0
-    t = np.linspace(proposal.edges[0], proposal.edges[-1], 2 * 4096 + 1)[1::2]
-    density = proposal.density[np.searchsorted(proposal.edges[1:-1], t)]
-    masked = -np.expm1(-np.asarray(noise.sigma(t)))
-    return float(np.average(masked, weights=density))
+    return 3 * family.forward_flops(model, family.training_share(train)) * train.batch_size
 
 
 def peak_flops() -> float | None:

@@ -11,11 +11,11 @@ import numpy as np
 
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion.categorical import jump_from_uniforms, uniform_from_bits
+from sedd_jax.diffusion.denoiser import tweedie_probs
 from sedd_jax.diffusion.noise import loglinear
-from sedd_jax.diffusion.published_race import GRID, race
-from sedd_jax.diffusion.tweedie import tweedie_probs
 from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Table
+from sedd_jax.verification.published_race import GRID, race
 from sedd_jax.verification.report import Claim, Section
 
 RARE, COMMON, MASK = range(3)

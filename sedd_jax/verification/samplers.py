@@ -14,15 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sedd_jax.diffusion.euler import euler_weights
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.diffusion.reverse import SAMPLERS, euler_weights
 from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Table
-from sedd_jax.experiment.build import Components
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.prompt import Prompt
-from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
+from sedd_jax.inference.sampling import Sampling, sampler_named
+from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.score_model import Params
 from sedd_jax.verification.exact.reverse_process import (
     denoising_kernel,
@@ -49,7 +48,9 @@ def _euler_equal_noise(graph, noise, xt, total, t, t_next):
     return euler_weights(graph, xt, total, noise.sigma(t) - noise.sigma(t_next))
 
 
-RULES = {**SAMPLERS, "euler, equal noise": _euler_equal_noise}
+GRID_SAMPLERS = ("euler", "tweedie")
+RULES = {name: sampler_named(name).weights for name in GRID_SAMPLERS}
+RULES |= {"euler, equal noise": _euler_equal_noise}
 
 
 def check_samplers(
@@ -77,10 +78,10 @@ def check_samplers(
     """
     steps = [2**i for i in range(max_steps.bit_length())]
     absorbing = space.graph.mask_id is not None
-    rules = {name: RULES[name] for name in (SAMPLERS if absorbing else RULES)}
+    rules = {name: RULES[name] for name in (GRID_SAMPLERS if absorbing else RULES)}
     tables, claims, curves = [], [], {}
     for name, noise in schedules.items():
-        components = Components(space.graph, noise, exact_model(space))
+        components = ScoreBased(space.graph, noise, exact_model(space))
         sampled, targets = _distributions(components, space, data, rules, steps, t_min)
         tables.append(_table(name, rules, sampled, data, steps))
         claims.append(_first_order(name, rules, sampled, targets, steps))
@@ -139,7 +140,7 @@ def _first_hitting(components, space, data, t_min, num_samples):
         free = first_hitting_distribution(components, params, space)
         conditioned = first_hitting_distribution(components, params, space, one_start)
     settings = {"steps": None, "t_min": t_min, "num_samples": num_samples}
-    settings["sampler"] = FIRST_HITTING
+    settings["sampler"] = "first_hitting"
     frequencies = sample_frequencies(components, exact_params(data), space, **settings)
     p_value = goodness_of_fit(frequencies, data, num_samples)
     to_bayes = total_variation(conditioned, space.conditional(data, {0: token}))
@@ -152,7 +153,7 @@ def _first_hitting(components, space, data, t_min, num_samples):
 
 
 def sample_frequencies(
-    components: Components,
+    components: ScoreBased,
     params: Params,
     space: Space,
     *,
@@ -181,7 +182,7 @@ def sample_frequencies(
     """
     components = components._replace(model=tabulated(components.model, space))
     sampling = Sampling(steps, sampler, **settings)
-    generator = jax.jit(build_generator(components, sampling, t_min=t_min))
+    generator = jax.jit(components.generator(sampling, t_min=t_min))
     keys = row_keys(jax.random.key(0), jnp.arange(num_samples))
     tokens = np.zeros((num_samples, space.length), np.int32)
     clamped = np.zeros(tokens.shape, bool)

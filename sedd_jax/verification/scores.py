@@ -12,9 +12,9 @@ from scipy.linalg import expm
 from scipy.special import rel_entr, xlogy
 
 from sedd_jax.diffusion.categorical import jump_probs
+from sedd_jax.diffusion.denoiser import denoise_probs, tweedie_probs
+from sedd_jax.diffusion.euler import euler_probs
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.diffusion.reverse import euler_probs
-from sedd_jax.diffusion.tweedie import denoise_probs, tweedie_probs
 from sedd_jax.display.table import Table
 from sedd_jax.verification.exact.scores import (
     concrete_score_matching,

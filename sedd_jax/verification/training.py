@@ -16,13 +16,12 @@ from sedd_jax.diffusion.importance import guess_proposal, plain_proposal
 from sedd_jax.diffusion.score_entropy import sample_quantiles
 from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Table
-from sedd_jax.experiment.build import Components
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.bound import nll_bound
-from sedd_jax.inference.estimate import estimate_bound, sequence_loss
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.likelihood import nll_bound
+from sedd_jax.inference.model import TrainedModel
+from sedd_jax.inference.score_based import ScoreBased, sequence_loss
 from sedd_jax.model.score_model import Params
 from sedd_jax.training.step import build_train_step, init_state
 from sedd_jax.verification.exact.reverse_process import (
@@ -59,7 +58,7 @@ class TrainingResult(NamedTuple):
 
 def check_training(
     config: Config,
-    components: Components,
+    components: ScoreBased,
     space: Space,
     data: Distribution,
     *,
@@ -111,7 +110,7 @@ def check_training(
 
 
 def build_training(
-    components: Components, config: Config, space: Space
+    components: ScoreBased, config: Config, space: Space
 ) -> Callable[[Int[np.ndarray, "N"]], Params]:
     """Returns train(rows) -> params: the averaged weights after `config.train.steps` steps.
 
@@ -149,7 +148,7 @@ def build_training(
 
 def check_bound(
     config: Config,
-    components: Components,
+    components: ScoreBased,
     params: Params,
     space: Space,
     data: Distribution,
@@ -227,21 +226,24 @@ def _estimates(trained, tokens, exact, exact_complete, repeats):
     """Monte Carlo against quadrature, and the variance of every estimator at equal NFE."""
     params, t_min = trained.params, trained.config.train.t_min
     plain_loss, guess_loss = (
-        jax.jit(sequence_loss(trained.components, proposal))
-        for proposal in (plain_proposal(t_min), guess_proposal(*trained.components[:2], t_min))
+        jax.jit(sequence_loss(trained.family, proposal))
+        for proposal in (plain_proposal(t_min), guess_proposal(*trained.family[:2], t_min))
     )
 
-    def independent(key):
-        time_key, noise_key = jax.random.split(key)
-        unit = sample_quantiles(time_key, len(tokens), low_discrepancy=False)
-        keys = row_keys(noise_key, np.arange(len(tokens)))
-        return plain_loss(params, keys, unit, tokens)
+    def estimator(loss, low_discrepancy):
+        def estimate(key):
+            time_key, noise_key = jax.random.split(key)
+            quantiles = sample_quantiles(time_key, len(tokens), low_discrepancy)
+            keys = row_keys(noise_key, np.arange(len(tokens)))
+            return loss(params, keys, quantiles, tokens)
+
+        return estimate
 
     def complete(key):
         return nll_bound(key, trained, tokens, batch_size=len(tokens), complete=True).nats
 
-    def means(estimator):
-        return np.array([estimator(jax.random.key(seed)).mean() for seed in range(repeats)])
+    def means(estimate):
+        return np.array([estimate(jax.random.key(seed)).mean() for seed in range(repeats)])
 
     def agreement(name, values, exact):
         error = abs(values.mean() - exact) / (values.std(ddof=1) / np.sqrt(repeats))
@@ -249,9 +251,9 @@ def _estimates(trained, tokens, exact, exact_complete, repeats):
         return Claim(statement, error, "<=", STANDARD_ERRORS)
 
     estimates = {
-        "independent t": means(independent),
-        "low-discrepancy t": means(lambda key: estimate_bound(plain_loss, params, key, [tokens])),
-        "proposal of a guess": means(lambda key: estimate_bound(guess_loss, params, key, [tokens])),
+        "independent t": means(estimator(plain_loss, False)),
+        "low-discrepancy t": means(estimator(plain_loss, True)),
+        "proposal of a guess": means(estimator(guess_loss, True)),
     }
     variance = {name: values.var(ddof=1) for name, values in estimates.items()}
     reduced = {name: float(variance["independent t"] / variance[name]) for name in estimates}

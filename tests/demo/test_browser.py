@@ -7,7 +7,7 @@ import pytest
 
 from sedd_jax.demo.app import Limits, Server
 from sedd_jax.demo.request import RequestHandler
-from sedd_jax.inference.stream import live
+from sedd_jax.inference.stream import generate_stream
 from sedd_jax.inference.template import fill, pad
 from sedd_jax.jobs.page import write_page
 
@@ -130,7 +130,9 @@ def written(tiny, tmp_path):
     row = fill("ab[MASK:6]<i>", tiny.tokenizer, None, 32)
     prompt = pad([row, row], 16)
     path = tmp_path / "page.html"
-    last = write_page(path, tiny, prompt, live(jax.random.key(1), tiny, prompt, steps=16), {})
+    last = write_page(
+        path, tiny, prompt, generate_stream(jax.random.key(1), tiny, prompt, steps=16), {}
+    )
     return path, last.tokens
 
 

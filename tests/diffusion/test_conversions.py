@@ -7,12 +7,12 @@ import pytest
 
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
+from sedd_jax.diffusion.denoiser import denoise_probs, tweedie_probs
+from sedd_jax.diffusion.euler import euler_probs
 from sedd_jax.diffusion.importance import guess_proposal, propose
-from sedd_jax.diffusion.loss import dwdse_loss
-from sedd_jax.diffusion.reverse import euler_probs
+from sedd_jax.diffusion.objective import dwdse_loss
 from sedd_jax.diffusion.score import DenseScore
 from sedd_jax.diffusion.score_entropy import prior_kl, score_entropy
-from sedd_jax.diffusion.tweedie import denoise_probs, tweedie_probs
 
 N, B, L = 4, 3, 5
 SIGMA = jnp.array([0.1, 0.7, 3.0])

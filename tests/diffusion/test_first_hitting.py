@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
-from sedd_jax.diffusion.first_hitting import build_kernel, draw_hits, hits_from_uniforms
-from sedd_jax.diffusion.reverse import Clamp, SamplerState
+from sedd_jax.diffusion.first_hitting import FirstHitting, hits_from_uniforms
+from sedd_jax.diffusion.sampler import Clamp, Process
 from sedd_jax.diffusion.score import DenseScore
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -68,12 +69,16 @@ def test_positions_leave_at_their_own_times(schedule, steps):
 
 
 def test_times_of_rows_and_positions_are_drawn_apart():
-    noise = SCHEDULES["loglinear"][0]
     keys = jax.random.split(jax.random.key(0), B)
-    free = jnp.ones((B, L), bool)
-    hits = draw_hits(keys, noise, free, T_MIN, None)
+
+    def hits_of(keys):
+        held = jnp.zeros((len(keys), L), bool)
+        process = _process(Clamp(jnp.zeros((len(keys), L), int), held), None)
+        return FirstHitting().init(keys, process, jnp.full(held.shape, MASK)).hits
+
+    hits = hits_of(keys)
     assert len(np.unique(hits.call, axis=0)) == B
-    alone = draw_hits(keys[2:3], noise, free[2:3], T_MIN, None)
+    alone = hits_of(keys[2:3])
     np.testing.assert_array_equal(alone.call[0], hits.call[2])
 
 
@@ -85,15 +90,21 @@ def _score_fn(xt, sigma, bad=0.0):
     return DenseScore(xt, jnp.where(xt[..., None] == jnp.arange(V)[None, None], 0, log_score))
 
 
+def _process(clamp, steps, bad=0.0):
+    score_fn = functools.partial(_score_fn, bad=bad)
+    graph, noise = graphs.absorbing(MASK), SCHEDULES["loglinear"][0]
+    return Process(graph, noise, score_fn, clamp, T_MIN, steps)
+
+
 @functools.cache
 def _run(steps, bad=0.0):
     """Hits, and what every call found: (tokens, info), the start first."""
     keys = jax.random.split(jax.random.key(5), (L + 1, B))
     clamp = Clamp(jnp.full((B, L), 1), jnp.array(~FREE))
-    hits = draw_hits(keys[-1], SCHEDULES["loglinear"][0], jnp.array(FREE), T_MIN, steps)
-    kernel = jax.jit(build_kernel(functools.partial(_score_fn, bad=bad), hits, clamp))
-    state = SamplerState(clamp(jnp.full((B, L), MASK)), jnp.int32(0))
-    found = [(np.asarray(state.xt), None)]
+    process = _process(clamp, steps, bad)
+    state = FirstHitting().init(keys[-1], process, jnp.full((B, L), MASK))
+    hits, found = state.hits, [(np.asarray(state.xt), None)]
+    kernel = jax.jit(lambda keys, state: FirstHitting().step(keys, process, state))
     for number in range(int(hits.calls.max())):
         state, info = kernel(keys[number], state)
         found.append((np.asarray(state.xt), jax.device_get(info)))

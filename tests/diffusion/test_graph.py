@@ -247,39 +247,3 @@ def test_sample_limit_draws_from_the_limit(case):
         assert chisquare(counts).pvalue > LEVEL
     else:
         np.testing.assert_array_equal(counts, [0, 0, 0, 20000])
-
-
-def _bridge_by_bayes(Q, sigma, sigma_next):
-    """p(x_s | x_t, x_0), [x_t, x_0, x_s], of matrix exponentials; NaN where x_t is impossible."""
-    first, then, whole = (expm(s * Q) for s in (sigma_next, sigma - sigma_next, sigma))
-    with np.errstate(invalid="ignore"):
-        joint = then[:, None, :] * first.T[None]
-        return joint / np.where(whole > 0, whole, np.nan)[..., None]
-
-
-@pytest.mark.parametrize(("sigma", "sigma_next"), [(20.0, 15.0), (2.0, 0.5), (0.5, 1e-4)])
-def test_bridge_is_bayes_rule_between_both_ends(case, sigma, sigma_next):
-    graph, Q = case
-    xt, x0 = jnp.repeat(STATES, V), jnp.tile(STATES, V)
-    expected = _bridge_by_bayes(Q, _wide(sigma), _wide(sigma_next))
-    possible = ~np.isnan(expected).any(-1).reshape(-1)
-    assert possible.sum() == (7 if graph.mask_id else 16)
-    sigmas = jnp.float32(sigma), jnp.float32(sigma_next)
-    got = _call(graph, "bridge", xt[possible], x0[possible], *sigmas)
-    np.testing.assert_allclose(got, expected.reshape(-1, V)[possible], rtol=1e-5, atol=1e-12)
-
-
-@pytest.mark.parametrize(("sigma", "sigma_next"), [(2.0, 0.5), (5.0, 4.8)])
-def test_sampled_bridges_have_that_law(case, sigma, sigma_next):
-    graph, Q = case
-    expected = _bridge_by_bayes(Q, _wide(sigma), _wide(sigma_next)).reshape(-1, V)
-    (possible,) = np.nonzero(~np.isnan(expected).any(-1))
-    xt, x0 = (jnp.repeat(states[possible], DRAWS) for states in np.indices((V, V)).reshape(2, -1))
-    sigmas = jnp.float32(sigma), jnp.float32(sigma_next)
-    draw = jax.jit(graph.sample_bridge, compiler_options={"xla_backend_optimization_level": 0})
-    drawn = np.asarray(draw(jax.random.key(0), xt, x0, *sigmas)).reshape(-1, DRAWS)
-    for law, states in zip(expected[possible], drawn, strict=True):
-        counts = np.bincount(states, minlength=V)
-        assert counts[law == 0].sum() == 0
-        counts, law = counts[law > 0], law[law > 0]
-        assert len(law) == 1 or chisquare(counts, DRAWS * law).pvalue > LEVEL

@@ -12,7 +12,7 @@ from scipy.stats import binom, kstest
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.importance import guess_proposal, plain_proposal, propose
-from sedd_jax.diffusion.loss import dwdse_loss
+from sedd_jax.diffusion.objective import dwdse_loss
 from sedd_jax.diffusion.score import DenseScore
 
 VOCAB_SIZE, LENGTH, T_MIN, DRAWS = 5, 6, 1e-3, 100_000

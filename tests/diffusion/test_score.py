@@ -8,12 +8,17 @@ from scipy.stats import chisquare
 
 import sedd_jax as sedd
 from sedd_jax.diffusion.categorical import jump_probs
-from sedd_jax.diffusion.importance import Draw
-from sedd_jax.diffusion.loss import dwdse_loss, mean_dwdse_loss
-from sedd_jax.diffusion.reverse import denoise_weights, euler_probs, euler_weights, tweedie_weights
+from sedd_jax.diffusion.denoiser import (
+    denoise_probs,
+    denoise_weights,
+    tweedie_probs,
+    tweedie_weights,
+)
+from sedd_jax.diffusion.euler import euler_probs, euler_weights
+from sedd_jax.diffusion.importance import NoisedBatch
+from sedd_jax.diffusion.objective import dwdse_loss, mean_dwdse_loss
 from sedd_jax.diffusion.score import DenseScore, StepWeights
 from sedd_jax.diffusion.score_entropy import entropy_terms, score_entropy, target
-from sedd_jax.diffusion.tweedie import denoise_probs, tweedie_probs
 
 TOKENS = 5
 GRAPHS = {"absorb": sedd.graph.absorbing(TOKENS), "uniform": sedd.graph.uniform(TOKENS)}
@@ -229,6 +234,6 @@ def test_the_loss_of_training_is_the_weighted_mean_of_the_loss(name):
     def score_fn(xt, sigma):
         return DenseScore(xt, log_scores(name) - sigma[:, None, None])
 
-    loss = mean_dwdse_loss(graph, noise, score_fn, Draw(t, xt, weight), x0)
+    loss = mean_dwdse_loss(graph, noise, score_fn, NoisedBatch(t, xt, weight), x0)
     each = np.float64(weight) * np.float64(dwdse_loss(graph, noise, score_fn, t, xt, x0))
     assert float(loss) == pytest.approx(each.mean(), rel=1e-5)

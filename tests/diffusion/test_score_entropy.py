@@ -10,7 +10,7 @@ from scipy.stats import kstest
 
 from sedd_jax.diffusion import graph as graph_module
 from sedd_jax.diffusion import noise as noise_module
-from sedd_jax.diffusion.loss import dwdse_loss
+from sedd_jax.diffusion.objective import dwdse_loss
 from sedd_jax.diffusion.score import DenseScore
 from sedd_jax.diffusion.score_entropy import sample_times, score_entropy
 

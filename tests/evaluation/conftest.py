@@ -9,9 +9,9 @@ import pytest
 
 from sedd_jax.data.tokenizer import Bytes
 from sedd_jax.evaluation.record import Record
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import Config
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.build import build_family
+from sedd_jax.inference.model import TrainedModel
 
 POSITIONS = 16
 
@@ -36,7 +36,7 @@ FINAL = "one draw that removes all noise left at t = 0.001, never the mask"
 HELDOUT = {"reference": {"name": "heldout", "sha256": "b622c459fbc4" * 5, "texts": 149}}
 
 
-def quality(steps, *, model="small", sampler="tweedie", precision="exact", protocol=(), **figures):
+def quality(steps, *, model="small", sampler="tweedie", protocol=(), **figures):
     found = {
         "samples": 256, "evaluations": steps + 1, "seconds": 9.0, "entropy": 5.4321,
         "entropy_stderr": 0.012, "distinct_1": 0.25, "distinct_2": 0.7, "distinct_3": 0.94,
@@ -46,7 +46,7 @@ def quality(steps, *, model="small", sampler="tweedie", precision="exact", proto
     }  # fmt: skip
     asked = {
         "sampler": sampler, "steps": steps, "length": 1024, "samples": 256, "seed": 0,
-        "precision": precision, "final_step": FINAL,
+        "final_step": FINAL,
         "judge": {"name": "gpt2-large", "weights": "b2" * 8, "length": 1024}, "reference": None,
     }  # fmt: skip
     name = f"{sampler}-{steps}"
@@ -63,7 +63,7 @@ def autoregressive(**figures):
 def real_text(model="small", **figures):
     found = {"samples": 149, "evaluations": 0, "gen_perplexity_tokens": 21.5, "entropy": 5.9}
     record = quality(1, model=model, sampler="real text", **found, **figures)
-    asked = record.protocol | {"precision": None, "samples": 149, "seed": None} | HELDOUT
+    asked = record.protocol | {"samples": 149, "seed": None} | HELDOUT
     del asked["steps"], asked["final_step"]
     return dataclasses.replace(record, name="real-text", protocol=asked)
 
@@ -84,7 +84,6 @@ def records():
         likelihood(model="gpt2", exact=True, protocol={"first_token": "after the start"}),
         *(quality(steps) for steps in (16, 64)),
         quality(64, sampler="euler", gen_perplexity_tokens=float("nan")),
-        quality(64, precision="published"),
         quality(
             64, protocol=HELDOUT | {"mauve": "mauve-text 0.4.0"}, samples=2048, mauve=0.91,
             self_repetition_stderr=0.0021, notes=["mauve says little"],
@@ -102,7 +101,7 @@ def causal():
     sizes = {"hidden_size": 16, "num_blocks": 1, "num_heads": 2, "length": POSITIONS}
     model = dataclasses.replace(config.model, **sizes, dropout=0.0, attention="xla")
     config = dataclasses.replace(config, family="autoregressive", model=model)
-    components = build_components(config, Bytes.vocab_size)
+    components = build_family(config, Bytes.vocab_size)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape), jnp.float32),

@@ -16,11 +16,11 @@ from sedd_jax.evaluation.likelihood import gather, measure
 from sedd_jax.evaluation.protocol import Choices
 from sedd_jax.evaluation.record import read_records
 from sedd_jax.evaluation.texts import Library
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import Config, ModelConfig
-from sedd_jax.inference.bound import nll_bound
-from sedd_jax.inference.likelihood import Bound
-from sedd_jax.inference.load import TrainedModel, load
+from sedd_jax.inference.build import build_family
+from sedd_jax.inference.likelihood import NLLEstimate, nll_bound
+from sedd_jax.inference.load import load
+from sedd_jax.inference.model import TrainedModel
 from sedd_jax.system import processes
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -44,7 +44,7 @@ def causal():
     """An autoregressive model whose laws depend on what came before."""
     sizes = ModelConfig(hidden_size=8, num_blocks=1, num_heads=2, length=LENGTH, dtype="float32")
     config = Config(family="autoregressive", model=sizes)
-    components = build_components(config, Bytes.vocab_size)
+    components = build_family(config, Bytes.vocab_size)
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(components.model.init, jax.random.key(0))
     params = jax.tree.map(lambda x: jnp.float32(0.4 * rng.standard_normal(x.shape)), shapes)
@@ -131,7 +131,7 @@ def no_network(monkeypatch):
     """A likelihood of one nat a token, whatever is asked."""
 
     def nll_bound(key, checkpoint, tokens, *, lengths, **options):
-        return Bound(np.float64(lengths)[None], lengths, "low-discrepancy")
+        return NLLEstimate(np.float64(lengths)[None], lengths, "low-discrepancy")
 
     monkeypatch.setattr(likelihood, "nll_bound", nll_bound)
 
@@ -217,7 +217,7 @@ def test_the_error_of_one_block_cannot_be_told(
 ):
     draws = 1 if times == "low-discrepancy" else 2
     (subject,) = gather(diffusion, ["ptb"], library, choices := Choices(draws=draws, times=times))
-    bound = Bound(np.ones((draws, 1)), np.array([31]), times)
+    bound = NLLEstimate(np.ones((draws, 1)), np.array([31]), times)
     monkeypatch.setattr(likelihood, "nll_bound", lambda *_, **__: bound)
     (record,) = measure(diffusion, [subject], choices, tmp_path)
     assert math.isnan(record.figures["stderr"])

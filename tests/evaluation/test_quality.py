@@ -16,7 +16,7 @@ from sedd_jax.evaluation.scoring_model import Judge
 from sedd_jax.evaluation.statistics import distinct, entropy, self_repetition
 from sedd_jax.inference.generator import Diagnostics
 
-SETTINGS = Settings(3, 12, steps=(2,), precisions=("exact", "published"), seed=4, batch_size=2)
+SETTINGS = Settings(3, 12, steps=(2,), samplers=("tweedie", "euler"), seed=4, batch_size=2)
 
 
 def run(checkpoint, settings, folder, **options):
@@ -40,9 +40,9 @@ def folder(checkpoint, causal, tmp_path_factory):
 
 
 def test_a_record_says_what_was_found_and_how(checkpoint, causal, folder):
-    exact, published = read_records(folder)
+    exact, other = read_records(folder)
     assert (exact.kind, exact.name, published.name) == (
-        "quality", "tweedie-2", "tweedie-2-published",
+        "quality", "tweedie-2", "tweedie-2",
     )  # fmt: skip
     tokens, _ = sedd.generate(jax.random.key(4), checkpoint, 3, 12, steps=2, batch_size=2)
     judge = Judge(causal, 12, batch_size=2)
@@ -74,18 +74,18 @@ def test_a_record_says_what_was_found_and_how(checkpoint, causal, folder):
         12,
         3,
     )
-    assert (said["seed"], said["precision"], said["reference"]) == (4, "exact", None)
+    assert (said["seed"], said["reference"]) == (4, None)
     assert said["final_step"].startswith("one draw that removes all noise left at t = 0.001")
     assert said["judge"]["weights"] != exact.model["weights"]
     assert (said["judge"]["window"], said["judge"]["start"]) == (12, "none")
-    assert published.protocol == said | {"precision": "published"}
+    assert other.protocol == said | {"sampler": "euler"}
 
 
 def test_what_is_answered_is_not_asked_again(checkpoint, causal, folder, monkeypatch, capsys):
     asked = []
 
-    def generate(*_, precision, **options):
-        asked.append(precision)
+    def generate(*_, sampler, **options):
+        asked.append(sampler)
         return np.zeros((3, 12), np.int32), DIAGNOSTICS
 
     monkeypatch.setattr(quality, "generate", generate)
@@ -93,12 +93,12 @@ def test_what_is_answered_is_not_asked_again(checkpoint, causal, folder, monkeyp
     assert run(checkpoint, SETTINGS, folder, judge=causal) == before
     assert asked == []
     said = capsys.readouterr()
-    assert "2/2  tweedie-2-published: generative perplexity by samples" in said.err
+    assert "2/2  euler-2: generative perplexity by samples" in said.err
     assert "batch" not in said.err
     assert said.out == ""
     (folder / before[1].file).unlink()
     again = run(checkpoint, SETTINGS, folder, judge=causal)
-    assert asked == ["published"] and again[0] == before[0]
+    assert asked == ["euler"] and again[0] == before[0]
     assert again[1].figures["entropy"] == 0
 
 
@@ -110,30 +110,30 @@ def test_what_the_lead_has_is_not_asked_by_others(checkpoint, causal, tmp_path, 
     monkeypatch.setattr(quality, "broadcast_from_primary", lambda mine: next(told))
     monkeypatch.setattr(quality, "is_primary", lambda: False)
 
-    def generate(*_, precision, **options):
-        asked.append(precision)
+    def generate(*_, sampler, **options):
+        asked.append(sampler)
         return np.zeros((3, 12), np.int32), DIAGNOSTICS
 
     monkeypatch.setattr(quality, "generate", generate)
     planned = quality.plan(checkpoint, SETTINGS, judge=causal)
     known, computed = quality.run(planned, tmp_path)
     assert known == planned.questions[0]
-    assert asked == ["published"] and computed.figures["entropy"] == 0
+    assert asked == ["euler"] and computed.figures["entropy"] == 0
     assert not list(tmp_path.iterdir())
 
 
 def test_progress_is_shown_by_batch(folder, checkpoint, tmp_path, capsys):
-    run(checkpoint, dataclasses.replace(SETTINGS, precisions=("exact",)), tmp_path)
+    run(checkpoint, dataclasses.replace(SETTINGS, samplers=("tweedie",)), tmp_path)
     assert "tweedie-2: 100%" in (err := capsys.readouterr().err) and "2/2" in err
 
 
 def test_a_sweep_asks_every_question(checkpoint, tmp_path, monkeypatch):
     tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
     monkeypatch.setattr(quality, "generate", lambda *_, **__: (tokens, DIAGNOSTICS))
-    settings = Settings(2, 12, (1, 5), ("euler", "tweedie"), ("published",))
+    settings = Settings(2, 12, (1, 5), ("euler", "tweedie"))
     records = run(checkpoint, settings, tmp_path)
     assert [record.name for record in records] == [
-        f"{sampler}-{steps}-published" for sampler in ("euler", "tweedie") for steps in (1, 5)
+        f"{sampler}-{steps}" for sampler in ("euler", "tweedie") for steps in (1, 5)
     ]
     assert all(record.protocol["judge"] is None for record in records)
     assert "gen_perplexity_samples" not in records[0].figures
@@ -155,9 +155,7 @@ def test_a_sweep_of_first_hitting_counts_the_calls_that_were_made(checkpoint, tm
 def test_an_autoregressive_model_has_one_way(causal, tmp_path):
     settings = Settings(2, 6, temperature=0.7, top_p=0.9, seed=1)
     (record,) = run(causal, settings, tmp_path, judge=causal)
-    tokens = sedd.generate_autoregressive(
-        jax.random.key(1), causal, 2, 6, temperature=0.7, top_p=0.9
-    )
+    tokens, _ = sedd.generate(jax.random.key(1), causal, 2, 6, temperature=0.7, top_p=0.9)
     assert (record.name, record.figures["evaluations"]) == ("autoregressive", 6)
     assert (record.protocol["temperature"], record.protocol["top_p"]) == (0.7, 0.9)
     assert record.figures["texts"] == [causal.tokenizer.decode(row) for row in tokens]
@@ -217,9 +215,8 @@ def test_mauve_is_of_the_judges_features(causal, tmp_path, monkeypatch):
         ({"steps": (10**12,)}, "steps must be at most 1,048,576, got 1,000,000,000,000"),
         (
             {"samplers": ("heun",)},
-            "sampler must be one of euler, tweedie, first_hitting, got 'heun'",
+            "sampler must be one of euler, tweedie, first_hitting, or .*'heun'",
         ),
-        ({"precisions": ("low",)}, "precision must be one of exact, published, got 'low'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         (
             {"temperature": float("nan")},

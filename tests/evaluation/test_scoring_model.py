@@ -11,8 +11,8 @@ from sedd_jax.data.tokenizer import Bytes, Characters
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.scoring_model import Judge
 from sedd_jax.experiment import mesh as sharding
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import MeshConfig
+from sedd_jax.inference.build import build_family
 from sedd_jax.model.sharding import shardings
 
 END = Bytes.eod_id
@@ -156,17 +156,17 @@ def test_features_are_of_the_text_alone(judge, causal):
 
 def test_eight_devices_judge_as_one(judge, causal, rows):
     mesh = sharding.build_mesh(MeshConfig(fsdp=2))
-    components = build_components(causal.config, Bytes.vocab_size, sharding.placement(mesh))
+    components = build_family(causal.config, Bytes.vocab_size, sharding.placement(mesh))
     params = jax.device_put(causal.params, shardings(causal.params, mesh))
-    spread = dataclasses.replace(causal, components=components, params=params, mesh=mesh)
+    spread = dataclasses.replace(causal, family=components, params=params, mesh=mesh)
     over_devices = Judge(spread, 12, batch_size=2)
     np.testing.assert_allclose(over_devices.by_samples(rows), judge.by_samples(rows), rtol=1e-5)
 
 
 def test_bad_judges(causal, smoke_config):
-    diffusion = build_components(smoke_config, Bytes.vocab_size)
+    diffusion = build_family(smoke_config, Bytes.vocab_size)
     with pytest.raises(BadInput, match="The judge is a diffusion model"):
-        Judge(dataclasses.replace(causal, components=diffusion), 12)
+        Judge(dataclasses.replace(causal, family=diffusion), 12)
     with pytest.raises(BadInput, match="The judge has no tokenizer"):
         Judge(dataclasses.replace(causal, tokenizer=None), 12)
     broken = jax.tree.map(lambda x: x * jnp.nan, causal.params)

@@ -136,7 +136,7 @@ def test_the_baseline_has_a_likelihood_and_its_own_call():
     rows = [{"step": 20, "nll": 2.5, "nll_stderr": 0.01, "perplexity": 12.18, "bits_per_byte": 1}]
     text = card.card(story(config=Config(family="autoregressive"), rows=rows), "run")
     assert ["last", "20", "2.5000", "0.0100", "12.1800", "1.0000"] in cells(text)
-    assert "sedd.generate_autoregressive(" in text and "bound" not in text
+    assert "sedd.generate(" in text and "bound" not in text
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import mesh as sharding
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.experiment.state import run_keys
+from sedd_jax.inference.build import build_family
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_heads_divide_over_the_tensor_axis(smoke_config):
 
 
 def test_the_mesh_in_words(smoke_config):
-    params = jax.eval_shape(build_components(smoke_config, 257).model.init, run_keys(0).init)
+    params = jax.eval_shape(build_family(smoke_config, 257).model.init, run_keys(0).init)
     assert sharding.describe(params, sharding.build_mesh()) == (
         "Mesh: data 8, 1 process(es). Every device holds all parameters."
     )

@@ -9,9 +9,9 @@ import pytest
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.padding import real_positions
-from sedd_jax.experiment.build import Components
 from sedd_jax.experiment.config import Config, ModelConfig
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.model import TrainedModel
+from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.score_model import dense_model
 
 NUM_TOKENS, TRAINED = 50, 16
@@ -45,7 +45,7 @@ def toy():
 
         model = dense_model(init, _log_score)
         config = Config(graph=name, model=ModelConfig(length=TRAINED))
-        components = Components(graph, noises.loglinear(), model)
+        components = ScoreBased(graph, noises.loglinear(), model)
         return TrainedModel(components, init(jax.random.key(1)), config, tokenizer=None, step=None)
 
     return checkpoint

@@ -13,7 +13,6 @@ from scipy.stats import chi2
 import sedd_jax as sedd
 from sedd_jax.diffusion.temperature import TokenFilter
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import Config
 from sedd_jax.inference.autoregressive import build_generator
 from sedd_jax.inference.batches import row_keys
@@ -70,8 +69,8 @@ def test_sequences_have_the_law_of_their_conditionals(params, temperature, top_p
     else:
         assert (probs == 0).any()
     generator = jax.jit(build_generator(MODEL, TokenFilter(temperature, top_p)))
-    tokens, finite = generator(params, row_keys(KEY, jnp.arange(DRAWS)), free(DRAWS, LENGTH))
-    assert finite.all()
+    tokens, found = generator(params, row_keys(KEY, jnp.arange(DRAWS)), free(DRAWS, LENGTH))
+    assert found.finite.all() and (found.evaluations == LENGTH).all()
     numbers = np.asarray(tokens) @ STATES ** np.arange(LENGTH)[::-1]
     counts = np.bincount(numbers, minlength=len(probs))
     assert not counts[probs == 0].any()
@@ -137,7 +136,7 @@ def test_the_bound_is_exact(checkpoint):
 def test_a_row_depends_on_its_number_alone_and_prefixes_come_back(checkpoint):
     prefix = checkpoint.tokenizer.encode("The ")
     three, five = (
-        sedd.generate_autoregressive(
+        sedd.generate(
             KEY,
             checkpoint,
             count,
@@ -167,7 +166,7 @@ def test_bad_settings_are_named(checkpoint, options, message):
         suffix = np.ones(1, np.int32)
         options = {"prompt": sedd.prefix_suffix(suffix[:0], suffix, 1, 32)}
     with pytest.raises(BadInput, match=message):
-        sedd.generate_autoregressive(KEY, checkpoint, **{"num_samples": 1, **options})
+        sedd.generate(KEY, checkpoint, **{"num_samples": 1, **options})
 
 
 def test_progress_and_its_end_at_numbers_that_are_not_finite(checkpoint):
@@ -175,7 +174,7 @@ def test_progress_and_its_end_at_numbers_that_are_not_finite(checkpoint):
 
     def generate(checkpoint):
         options = {"batch_size": 2, "progress": lambda *done: told.append(done)}
-        return sedd.generate_autoregressive(KEY, checkpoint, 3, 16, **options)
+        return sedd.generate(KEY, checkpoint, 3, 16, **options)
 
     generate(checkpoint)
     assert told == [(1, 2), (2, 2)]
@@ -187,18 +186,22 @@ def test_progress_and_its_end_at_numbers_that_are_not_finite(checkpoint):
 
 def test_numbers_of_rows_that_cannot_be_are_refused(checkpoint):
     with pytest.raises(BadInput, match="rows must be 2 whole numbers"):
-        sedd.generate_autoregressive(KEY, checkpoint, 2, 16, rows=np.array([-1, 2]))
+        sedd.generate(KEY, checkpoint, 2, 16, rows=np.array([-1, 2]))
 
 
-def test_the_families_are_not_taken_for_each_other(checkpoint, smoke_config):
-    with pytest.raises(BadInput, match="This model is autoregressive: .*generate_autoregressive"):
-        sedd.generate(KEY, checkpoint, 1)
+def test_settings_and_answers_of_the_other_family_are_refused(checkpoint):
+    with pytest.raises(BadInput, match="steps means nothing to autoregressive models"):
+        sedd.generate(KEY, checkpoint, 1, steps=4)
+    with pytest.raises(BadInput, match="trace is for diffusion models"):
+        sedd.generate(KEY, checkpoint, 1, trace=True)
     with pytest.raises(BadInput, match="autoregressive"):
         checkpoint.log_score(np.zeros((1, 2), np.int32), np.ones(1, np.float32))
-    components = build_components(smoke_config, 257)
-    diffusion = dataclasses.replace(checkpoint, config=smoke_config, components=components)
-    with pytest.raises(BadInput, match=r"a diffusion model, .*sedd\.generate\."):
-        sedd.generate_autoregressive(KEY, diffusion, 1)
+
+
+def test_the_former_name_of_its_sampler_warns(checkpoint):
+    with pytest.warns(DeprecationWarning, match=r"sedd\.generate"):
+        tokens = sedd.generate_autoregressive(KEY, checkpoint, 2)
+    np.testing.assert_array_equal(tokens, sedd.generate(KEY, checkpoint, 2)[0])
 
 
 def test_the_binary_draws_from_it(run, binary, tmp_path):

@@ -1,7 +1,6 @@
 import dataclasses
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,14 +9,13 @@ from scipy.linalg import expm
 from scipy.special import xlogy
 
 import sedd_jax as sedd
-from sedd_jax.diffusion.importance import guess_proposal
 from sedd_jax.diffusion.score_entropy import prior_kl
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.build import Components
 from sedd_jax.experiment.config import Config
-from sedd_jax.inference.estimate import estimate_bound, sequence_loss
-from sedd_jax.inference.likelihood import Bound, split_by_t
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.batches import batch_rows
+from sedd_jax.inference.likelihood import NLLEstimate, RowPasses, estimate_nll, split_by_t
+from sedd_jax.inference.model import TrainedModel
+from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.score_model import dense_model, score_model
 from sedd_jax.verification.exact.reverse_process import base_distribution, exact_bound
@@ -40,38 +38,40 @@ def constant_model(graph):
     return apply
 
 
-@pytest.fixture(scope="module")
-def knows_nothing():
-    graph, noise = sedd.graph.absorbing(VOCAB_SIZE), sedd.noise.loglinear()
-    components = Components(graph, noise, dense_model(dict, constant_model(graph)))
-    return jax.jit(sequence_loss(components, guess_proposal(graph, noise, 1e-3)))
+KNOWS_NOTHING = ScoreBased(
+    sedd.graph.absorbing(VOCAB_SIZE),
+    sedd.noise.loglinear(),
+    dense_model(dict, constant_model(sedd.graph.absorbing(VOCAB_SIZE))),
+)
 
 
-def test_a_uniform_guess_has_the_entropy_of_a_uniform_guess(knows_nothing):
+def estimate(tokens, seed, batch_size):
+    """As the evaluator of a run estimates the bound."""
+    rows = batch_rows(len(tokens), batch_size, 1)
+    passes = RowPasses(KNOWS_NOTHING, None, {}, rows, lambda rows: (tokens[rows], None))
+    return estimate_nll(passes, jax.random.key(seed), np.full(len(tokens), LENGTH), t_min=1e-3)
+
+
+def test_a_uniform_guess_has_the_entropy_of_a_uniform_guess():
     """Exact: log V per token, of those noised at t = 1. The proposal leaves no variance."""
     tokens = jax.random.randint(jax.random.key(0), (40, LENGTH), 0, VOCAB_SIZE)
-    nats = estimate_bound(knows_nothing, {}, jax.random.key(1), np.split(tokens, 4))
-    assert nats.shape == (40,)
-    bound = Bound(nats[None], np.full(40, LENGTH), "low-discrepancy")
+    bound = estimate(tokens, 1, batch_size=16)
+    assert bound.nats.shape == (1, 40)
     assert bound.nats_per_token == pytest.approx((1 - 1e-3) * np.log(VOCAB_SIZE), rel=1e-3)
     assert bound.stderr < 1e-2
     assert bound.perplexity == pytest.approx(np.exp(bound.nats_per_token))
 
 
-def test_the_estimate_is_a_function_of_its_key_and_not_of_the_batches(knows_nothing):
-    tokens = np.zeros((8, LENGTH), np.int32)
-    batches = [tokens[:4], tokens[4:]]
-
-    def nats(seed):
-        return estimate_bound(knows_nothing, {}, jax.random.key(seed), batches)
-
-    chex.assert_trees_all_equal(nats(0), nats(0))
-    assert not np.array_equal(nats(0), nats(1))
+def test_the_estimate_is_a_function_of_its_key_and_not_of_the_batches():
+    tokens = jnp.zeros((8, LENGTH), jnp.int32)
+    one = estimate(tokens, 0, batch_size=4).nats
+    np.testing.assert_allclose(one, estimate(tokens, 0, batch_size=3).nats, rtol=1e-6)
+    assert not np.array_equal(one, estimate(tokens, 1, batch_size=4).nats)
 
 
 def test_figures_per_token():
     """Two sequences of 1 and 3 tokens, two draws; every number by hand."""
-    drawn = Bound(np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([1, 3]), "low-discrepancy")
+    drawn = NLLEstimate(np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([1, 3]), "low-discrepancy")
     assert drawn.nats_per_token == 1.5  # (2 + 4) / 4
     assert drawn.perplexity == pytest.approx(np.exp(1.5))
     assert drawn.stderr == pytest.approx(np.sqrt(2 / 2 + 8 / 2) / 4)  # variances over 2 draws
@@ -92,7 +92,9 @@ def test_stated_errors_are_those_of_repetition(tokens):
     """Rows whose nats vary in proportion to their tokens, around nodes of their own means."""
     tokens, draws, means = np.array(tokens), 6, np.linspace(1, 4, 6)[:, None]
     noise = np.random.default_rng(0).standard_normal((4000, draws, len(tokens)))
-    bounds = [Bound(means * tokens + row * np.sqrt(tokens), tokens, "quadrature") for row in noise]
+    bounds = [
+        NLLEstimate(means * tokens + row * np.sqrt(tokens), tokens, "quadrature") for row in noise
+    ]
     spread = np.std([bound.nats_per_token for bound in bounds])
     for name in ("stderr", "data_stderr"):
         stated = np.sqrt(np.mean([getattr(bound, name) ** 2 for bound in bounds]))
@@ -100,9 +102,9 @@ def test_stated_errors_are_those_of_repetition(tokens):
 
 
 def test_what_cannot_be_told_is_nan():
-    single = Bound(np.ones((1, 1)), np.ones(1, int), "low-discrepancy")
+    single = NLLEstimate(np.ones((1, 1)), np.ones(1, int), "low-discrepancy")
     assert np.isnan([single.stderr, single.data_stderr]).all()
-    denied = Bound(np.array([[1.0, np.inf], [1.0, 2.0]]), np.ones(2, int), "low-discrepancy")
+    denied = NLLEstimate(np.array([[1.0, np.inf], [1.0, 2.0]]), np.ones(2, int), "low-discrepancy")
     assert denied.nats_per_token == denied.perplexity == np.inf
     assert np.isnan([denied.stderr, denied.data_stderr, denied.perplexity_stderr]).all()
 
@@ -137,7 +139,7 @@ def small(graph):
     train = dataclasses.replace(config.train, t_min=0.02)
     model_config = dataclasses.replace(config.model, length=5, learned_positions=True)
     config = dataclasses.replace(config, train=train, model=model_config)
-    return TrainedModel(Components(graph, NOISE, model), params, config, None, None)
+    return TrainedModel(ScoreBased(graph, NOISE, model), params, config, None, None)
 
 
 @functools.cache
@@ -149,7 +151,7 @@ def text(graph):
         space = Space(checkpoint.graph, length)
         chosen = rng.choice(len(space.clean), 8, replace=False)
         base = base_distribution(space, NOISE, space.uniform_data())
-        terms = exact_bound(checkpoint.components, checkpoint.params, space, base, 0.02, 20)
+        terms = exact_bound(checkpoint.family, checkpoint.params, space, base, 0.02, 20)
         states = np.pad(space.states[space.clean[chosen]], ((0, 0), (0, 3 - length)))
         rows = (states, np.full(8, length), terms.diffusion[chosen] / 0.98, terms.total[chosen])
         parts.append(rows)
@@ -247,8 +249,8 @@ def test_a_denied_token_makes_a_complete_bound_infinite():
         del params, sigma, key
         return jnp.broadcast_to(jnp.where(jnp.arange(4) == 0, -9.0, 2.0), (*xt.shape, 4))
 
-    components = checkpoint.components._replace(model=dense_model(dict, apply))
-    denies = dataclasses.replace(checkpoint, components=components, params={})
+    components = checkpoint.family._replace(model=dense_model(dict, apply))
+    denies = dataclasses.replace(checkpoint, family=components, params={})
     tokens = np.zeros((64, 2), int)
     bound = sedd.nll_bound(jax.random.key(0), denies, tokens, complete=True)
     assert np.isinf(bound.nats).any() and bound.nats_per_token == np.inf

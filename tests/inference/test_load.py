@@ -10,11 +10,11 @@ import pytest
 import sedd_jax as sedd
 from sedd_jax.data.characters import Bytes, Characters
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import Config, DataConfig, MeshConfig, ModelConfig
 from sedd_jax.experiment.mesh import build_mesh
+from sedd_jax.inference.build import build_family
 from sedd_jax.inference.export import save_published, save_run
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.model import TrainedModel
 from sedd_jax.model.sharding import shardings
 
 GPT2 = Path(__file__).parents[1] / "golden" / "gpt2"
@@ -78,7 +78,7 @@ def network(tmp_path_factory):
         data=DataConfig(vocab_size=200),
         model=ModelConfig(hidden_size=16, cond_dim=8, num_blocks=2, num_heads=2, length=16),
     )
-    components = build_components(config, 200)
+    components = build_family(config, 200)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: 0.3 * rng.standard_normal(x.shape).astype(np.float32),

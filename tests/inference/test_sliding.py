@@ -12,7 +12,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.inference.generator import Diagnostics
 from sedd_jax.inference.prompt import Prompt, free
 from sedd_jax.inference.sliding import slide, windows
-from sedd_jax.inference.stream import live
+from sedd_jax.inference.stream import generate_stream
 from sedd_jax.model.score_model import dense_model
 
 KEY = jax.random.key(0)
@@ -77,7 +77,6 @@ WAYS = {
     "euler": ("absorb", {"sampler": "euler", "steps": 2}),
     "first-hitting": ("absorb", {"sampler": "first_hitting", "steps": 3}),
     "uniform": ("uniform", {"sampler": "tweedie", "steps": 2}),
-    "renoise": ("uniform", {"sampler": "euler", "steps": 2, "conditioning": "renoise"}),
     "resample": ("uniform", {"steps": 2, "conditioning": "resample", "particles": 3}),
 }
 
@@ -157,12 +156,12 @@ def test_copies_that_are_watched_end_as_the_sample(toy):
     checkpoint = toy("uniform")
     prompt, _ = patterns(TRAINED, rubbish=False)
     settings = {"steps": 2, "conditioning": "resample", "particles": 3}
-    *_, last = live(KEY, checkpoint, prompt, **settings)
+    *_, last = generate_stream(KEY, checkpoint, prompt, **settings)
     tokens, diagnostics = sedd.generate(KEY, checkpoint, 4, TRAINED, prompt=prompt, **settings)
     np.testing.assert_array_equal(last.tokens, tokens)
     np.testing.assert_array_equal(last.evaluations, diagnostics.evaluations)
     with pytest.raises(BadInput, match="at most 16 tokens, the trained length, got 20"):
-        live(KEY, checkpoint, free(1, 20))
+        generate_stream(KEY, checkpoint, free(1, 20))
 
 
 def test_windows_of_a_row_do_not_repeat_its_randomness(toy):
@@ -185,8 +184,8 @@ def test_rows_of_all_lengths_are_one_program(toy):
         traced.append(xt.shape)
         return checkpoint.model.apply(params, xt, sigma, **options)
 
-    components = checkpoint.components._replace(model=dense_model(checkpoint.model.init, apply))
-    watched = dataclasses.replace(checkpoint, components=components)
+    components = checkpoint.family._replace(model=dense_model(checkpoint.model.init, apply))
+    watched = dataclasses.replace(checkpoint, family=components)
     lengths = np.array([160, 150, 130, 96, 64, 33, 20, 7], np.int32)
     prompt = free(8, 160)._replace(lengths=lengths)
     options = {"prompt": prompt, "sampler": "first_hitting", "steps": 1, "batch_size": 8}
@@ -202,6 +201,6 @@ def test_overlaps_that_cannot_be_and_traces_of_longer_rows_are_refused(toy):
         with pytest.raises(BadInput, match=rf"overlap must be in \[1, {TRAINED}\)"):
             sedd.generate(KEY, checkpoint, 1, TRAINED, overlap=overlap)
         with pytest.raises(BadInput, match="overlap must be in"):
-            live(KEY, checkpoint, free(1, TRAINED), overlap=overlap)
+            generate_stream(KEY, checkpoint, free(1, TRAINED), overlap=overlap)
     with pytest.raises(BadInput, match="trace is for rows of at most 16 tokens"):
         sedd.generate(KEY, checkpoint, 1, TRAINED + 1, trace=True)

@@ -9,7 +9,7 @@ import pytest
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.prompt import Prompt
-from sedd_jax.inference.stream import live
+from sedd_jax.inference.stream import generate_stream
 
 KEY = jax.random.key(0)
 LENGTH = 12
@@ -40,7 +40,7 @@ SETTINGS = [
 def test_the_moments_are_the_trace_of_the_same_samples(checkpoint, prompt, settings):
     rows = np.array([5, 2, 9])
     options = {"rows": rows, **settings}
-    moments = list(live(KEY, checkpoint, prompt, **options))
+    moments = list(generate_stream(KEY, checkpoint, prompt, **options))
     tokens, diagnostics = sedd.generate(
         KEY, checkpoint, 3, LENGTH, prompt=prompt, trace=True, **options
     )
@@ -59,12 +59,14 @@ def test_the_moments_are_the_trace_of_the_same_samples(checkpoint, prompt, setti
 
 def test_what_cannot_be_drawn_is_said(checkpoint, prompt):
     with pytest.raises(BadInput, match="steps must be at least 1"):  # before a moment is asked for
-        live(KEY, checkpoint, prompt, steps=0)
+        generate_stream(KEY, checkpoint, prompt, steps=0)
     with pytest.raises(BadInput, match="rows must be 3 whole numbers"):
-        live(KEY, checkpoint, prompt, rows=np.array([1, 2]))
+        generate_stream(KEY, checkpoint, prompt, rows=np.array([1, 2]))
     params = jax.tree.map(lambda x: x * np.nan, checkpoint.params)
     broken = dataclasses.replace(checkpoint, params=params)
-    moments = live(KEY, broken, prompt, rows=np.array([7, 8, 9]), steps=3)  # compiled above
+    moments = generate_stream(
+        KEY, broken, prompt, rows=np.array([7, 8, 9]), steps=3
+    )  # compiled above
     assert next(moments).calls == 0
     with pytest.raises(FloatingPointError, match=r"not finite in rows \[7 8 9\]"):
         next(moments)

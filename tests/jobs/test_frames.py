@@ -9,7 +9,7 @@ import pytest
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.prompt import Prompt
-from sedd_jax.inference.stream import Moment
+from sedd_jax.inference.stream import Snapshot
 from sedd_jax.jobs import frames as frames_
 from sedd_jax.jobs.frames import frames, keep
 
@@ -24,7 +24,7 @@ def checkpoint(tiny):
 def moments(*rows, sigmas):
     """A drawing of one row, written by hand; the first moment is before any call."""
     return [
-        Moment(
+        Snapshot(
             np.array([row], np.int32), i, len(rows) - 1, np.array([i]), np.array([s], np.float32)
         )
         for i, (row, s) in enumerate(zip(rows, sigmas, strict=True))
@@ -78,7 +78,7 @@ def test_noise_is_guessed_by_the_denoising_law(checkpoint):
     # the same network, read as one of the uniform graph over its states
     graph = sedd.graph.uniform(258)
     components = checkpoint.diffusion._replace(graph=graph)
-    uniform = dataclasses.replace(checkpoint, components=components)
+    uniform = dataclasses.replace(checkpoint, family=components)
     drawing = moments([97, 98, 99], [97, 98, 100], sigmas=(9.0, 8.0))
     first, end = frames(uniform, prompt([True, False, False]), keep(drawing))
     assert first.rows == [["a", "b", "c"]] and end.guesses == [[None] * 3]

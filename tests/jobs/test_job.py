@@ -12,10 +12,10 @@ import pytest
 
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput, Halted
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.experiment.mesh import build_mesh
-from sedd_jax.inference.load import TrainedModel
+from sedd_jax.inference.build import build_family
+from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import free
 from sedd_jax.inference.template import fill, pad
 from sedd_jax.jobs import job
@@ -254,7 +254,7 @@ def test_malformed_lines_are_told_and_the_others_drawn(checkpoint, output, tmp_p
 
 def test_an_autoregressive_model_takes_prefixes(smoke_config, tmp_path):
     config = dataclasses.replace(smoke_config, family="autoregressive")
-    components = build_components(config, 257)
+    components = build_family(config, 257)
     checkpoint = TrainedModel(
         components, components.model.init(jax.random.key(0)), config, None, None
     )
@@ -266,7 +266,7 @@ def test_an_autoregressive_model_takes_prefixes(smoke_config, tmp_path):
     assert (error["id"], "must be a prefix" in error["error"]) == (1, True)
     first, last = sorted(drawn, key=lambda record: record["id"])
     prompt = free(2, 16)._replace(lengths=np.array([5, 5], np.int32))
-    alone = sedd.generate_autoregressive(
+    alone, _ = sedd.generate(
         jax.random.key(3), checkpoint, 2, 16, prompt=prompt, rows=np.array([9, 2]), temperature=0.5
     )
     assert last["tokens"] == alone[1, :5].tolist()

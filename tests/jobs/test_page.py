@@ -12,7 +12,7 @@ import pytest
 
 from sedd_jax.display.page import data
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.stream import live
+from sedd_jax.inference.stream import generate_stream
 from sedd_jax.inference.template import fill, pad
 from sedd_jax.jobs.page import write_page
 
@@ -27,7 +27,7 @@ def written(tiny, tmp_path_factory):
     rows = [fill(f"{NASTY}[MASK:2]", checkpoint.tokenizer, None, 32)]
     rows.append(fill("a[MASK:3]", checkpoint.tokenizer, None, 32))
     prompt = pad(rows, 16)
-    moments = live(jax.random.key(0), checkpoint, prompt, steps=4)
+    moments = generate_stream(jax.random.key(0), checkpoint, prompt, steps=4)
     last = write_page(path, checkpoint, prompt, moments, {"model": NASTY}, most=3)
     return path, last.tokens
 

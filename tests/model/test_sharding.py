@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.experiment.mesh import build_mesh
 from sedd_jax.experiment.state import run_keys
+from sedd_jax.inference.build import build_family
 from sedd_jax.model.placement import ANYWHERE, Placement
 from sedd_jax.model.sharding import gathered, layout, layouts, shardings
 from sedd_jax.training.step import init_state
@@ -20,7 +20,7 @@ def mesh():
 
 
 def state_of(config):
-    components = build_components(config, 257)
+    components = build_family(config, 257)
     return jax.eval_shape(lambda: init_state(run_keys(0).init, components, config.optim))
 
 

@@ -13,7 +13,8 @@ from scipy.stats import chisquare
 import sedd_jax as sedd
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.categorical import jump_probs
-from sedd_jax.diffusion.reverse import denoise_weights, euler_weights, tweedie_weights
+from sedd_jax.diffusion.denoiser import denoise_weights, tweedie_weights
+from sedd_jax.diffusion.euler import euler_weights
 from sedd_jax.diffusion.score import DenseScore, StepWeights
 from sedd_jax.diffusion.score_entropy import target
 from sedd_jax.diffusion.temperature import TokenFilter

@@ -12,10 +12,10 @@ from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.importance import guess_proposal, plain_proposal
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.sampling import Sampling
+from sedd_jax.inference.score_based import share_with_loss
 from sedd_jax.model.tiles import Front
 from sedd_jax.planning.head import block_trips, counts_with_loss, dynamic_trips, shares_by_call
 from sedd_jax.planning.hlo_cost.hlo import Instruction
-from sedd_jax.training.throughput import share_with_loss
 
 NOISE = noises.loglinear(1e-3)
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from sedd_jax.experiment import mesh as sharding
-from sedd_jax.experiment.build import build_components, compute_dtype, unrolled
+from sedd_jax.experiment.build import compute_dtype, unrolled
 from sedd_jax.experiment.config import MeshConfig, ModelConfig
 from sedd_jax.experiment.state import run_keys
+from sedd_jax.inference.build import build_family
 from sedd_jax.model.placement import Placement
 from sedd_jax.model.sharding import layouts
 from sedd_jax.training.step import (
@@ -30,7 +31,7 @@ def setup(smoke_config):
     config = dataclasses.replace(
         smoke_config, model=dataclasses.replace(smoke_config.model, dropout=0.0)
     )
-    components = build_components(config, VOCAB_SIZE)
+    components = build_family(config, VOCAB_SIZE)
     state = init_state(run_keys(0).init, components, config.optim)
     tokens = jax.random.randint(jax.random.key(7), (16, 32), 0, VOCAB_SIZE)
     return config, state, tokens
@@ -38,7 +39,7 @@ def setup(smoke_config):
 
 @functools.cache
 def compiled(config):
-    components = build_components(config, VOCAB_SIZE)
+    components = build_family(config, VOCAB_SIZE)
     return jax.jit(
         lambda key, state, tokens: build_train_step(components, config.train, config.optim, key)(
             state, tokens
@@ -118,7 +119,7 @@ def test_eight_devices_give_the_step_of_one(setup, after_one):
     everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
     step = jax.jit(
         build_train_step(
-            build_components(config, VOCAB_SIZE), config.train, config.optim, run_keys(0).train
+            build_family(config, VOCAB_SIZE), config.train, config.optim, run_keys(0).train
         ),
         in_shardings=(everywhere, rows),
         out_shardings=(everywhere, everywhere),
@@ -155,7 +156,7 @@ def test_moments_stay_in_the_type_they_are_kept_in(setup):
     config, _, tokens = setup
     optim = dataclasses.replace(config.optim, first_moment="bfloat16", second_moment="bfloat16")
     narrow = dataclasses.replace(config, optim=optim)
-    components, keys = build_components(narrow, VOCAB_SIZE), run_keys(0)
+    components, keys = build_family(narrow, VOCAB_SIZE), run_keys(0)
     state = jax.eval_shape(lambda: init_state(keys.init, components, narrow.optim))
     after, _ = jax.eval_shape(
         build_train_step(components, narrow.train, narrow.optim, keys.train), state, tokens
@@ -241,7 +242,7 @@ def opened(params):
 
 def first_step(config, mesh):
     """The metrics of a step, and what it made of the gradients: AdamW's first averages."""
-    components = build_components(config, VOCAB_SIZE, sharding.placement(mesh))
+    components = build_family(config, VOCAB_SIZE, sharding.placement(mesh))
     keys = run_keys(config.seed)
     programs = build_programs(components, config, keys, mesh)
     state = programs.init(keys.init)
@@ -279,7 +280,7 @@ def test_the_first_state_is_made_in_parts_and_the_same_on_every_mesh(split_confi
         sharding.build_mesh(devices=jax.devices()[:1]),
         sharding.build_mesh(MeshConfig(data=1, fsdp=8)),
     ):
-        components = build_components(config, VOCAB_SIZE, sharding.placement(mesh))
+        components = build_family(config, VOCAB_SIZE, sharding.placement(mesh))
         programs = build_programs(components, config, keys, mesh)
         init = programs.init.lower(keys.init).compile()
         state = init(keys.init)

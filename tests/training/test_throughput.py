@@ -8,8 +8,9 @@ import pytest
 from sedd_jax.diffusion.graph import absorbing, uniform
 from sedd_jax.diffusion.importance import Proposal, plain_proposal
 from sedd_jax.diffusion.noise import loglinear
-from sedd_jax.experiment.build import build_components
-from sedd_jax.training.throughput import StepTimer, share_with_loss, step_flops
+from sedd_jax.inference.build import build_family
+from sedd_jax.inference.score_based import share_with_loss
+from sedd_jax.training.throughput import StepTimer, step_flops
 
 
 class Clock:
@@ -110,7 +111,7 @@ def test_under_the_absorbing_graph_the_masks_have_a_loss(proposal, mean_time):
 def test_a_step_is_three_forward_passes_of_the_batch(smoke_config, graph):
     model = dataclasses.replace(smoke_config.model, scale_by_sigma=False)
     config = dataclasses.replace(smoke_config, graph=graph, model=model)
-    components = build_components(config, vocab_size=127)
+    components = build_family(config, vocab_size=127)
     d, c, length, blocks = model.hidden_size, model.cond_dim, model.length, model.num_blocks
     forward = blocks * (24 * length * d**2 + 4 * length**2 * d + 12 * c * d)
     forward += 2 * c * (256 + c) + 4 * c * d
@@ -123,7 +124,7 @@ def test_a_step_is_three_forward_passes_of_the_batch(smoke_config, graph):
 def test_a_step_of_the_baseline_answers_at_all_positions(smoke_config):
     config = dataclasses.replace(smoke_config, family="autoregressive")
     model = config.model
-    components = build_components(config, vocab_size=127)
+    components = build_family(config, vocab_size=127)
     d, length = model.hidden_size, model.length
     forward = model.num_blocks * (24 * length * d**2 + 4 * length**2 * d) + 127 * 2 * length * d
     assert step_flops(components, model, config.train) == 3 * config.train.batch_size * forward

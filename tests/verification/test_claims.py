@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from configs import exact_absorb, exact_uniform
+from sedd_jax.diffusion import denoiser
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
-from sedd_jax.diffusion import reverse, tweedie
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.config import parse
+from sedd_jax.inference.build import build_family
+from sedd_jax.inference.sampling import sampler_named
 from sedd_jax.verification import conditioning, samplers
 from sedd_jax.verification.conditioning import check_conditioning
 from sedd_jax.verification.exact import reverse_process
@@ -89,7 +90,7 @@ def test_claims_on_samplers_fail_for_a_sampler_that_is_off(monkeypatch):
     """Delta sigma in place of the schedule's rate is right, half of it is not."""
 
     def slow_tweedie(graph, noise, xt, total, t, t_next):
-        return reverse._tweedie(graph, noise, xt, total, t, (t + t_next) / 2)
+        return sampler_named("tweedie").weights(graph, noise, xt, total, t, (t + t_next) / 2)
 
     monkeypatch.setitem(samplers.RULES, "tweedie", slow_tweedie)
     space = space_of("uniform")
@@ -117,7 +118,7 @@ def test_claims_on_given_tokens(monkeypatch):
     section = conditioned("absorb", loglinear=SCHEDULES["loglinear"])
     assert failed(section) == [] and len(section.claims) == 2
     # what is drawn for a free position when held tokens are not seen is not Bayes'
-    monkeypatch.setattr(reverse_process, "_clamped", lambda probs, given, *_: probs)
+    monkeypatch.setattr(reverse_process, "_clamped", lambda probs, given: probs)
     assert len(failed(conditioned("absorb", loglinear=SCHEDULES["loglinear"]))) == 2
 
 
@@ -171,7 +172,7 @@ def short(config, **train):
 def trained(request):
     """A shortened config, its pieces and data, and what its training gave."""
     config = short(parse(request.param.get_config(), ExactConfig), steps=400, batch_size=128)
-    components = build_components(config, config.data.vocab_size)
+    components = build_family(config, config.data.vocab_size)
     space = Space(components.graph, 2)
     data = space.random_data(2)
     result = check_training(
@@ -199,7 +200,7 @@ def test_training_recovers_the_data(trained):
 @pytest.mark.slow
 def test_the_bound_of_an_untrained_uniform_network_holds_and_is_no_entropy():
     config = short(parse(exact_uniform.get_config(), ExactConfig))
-    components = build_components(config, 3)
+    components = build_family(config, 3)
     space = Space(components.graph, 2)
     params = components.model.init(jax.random.key(0))
     data = space.random_data(2)
@@ -212,7 +213,7 @@ def test_the_bound_of_an_untrained_uniform_network_holds_and_is_no_entropy():
 @pytest.mark.parametrize("graph", ["uniform"])
 def test_a_score_that_is_no_number_fails_the_claims(monkeypatch, graph):
     def broken(*args):
-        return np.nan * tweedie.tweedie_probs(*args)
+        return np.nan * denoiser.tweedie_probs(*args)
 
     monkeypatch.setattr("sedd_jax.verification.scores.tweedie_probs", broken)
     space = space_of(graph)

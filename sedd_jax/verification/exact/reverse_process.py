@@ -18,11 +18,13 @@ from scipy.integrate import solve_ivp
 from scipy.special import xlogy
 
 from sedd_jax.diffusion.categorical import jump_probs
+from sedd_jax.diffusion.denoiser import denoise_weights
+from sedd_jax.diffusion.euler import reverse_rate
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.diffusion.reverse import SAMPLERS, StepRule, denoise_weights, reverse_rate
-from sedd_jax.diffusion.score import total_away
+from sedd_jax.diffusion.score import StepWeights, total_away
 from sedd_jax.diffusion.score_entropy import quadrature_quantiles
-from sedd_jax.experiment.build import Components
+from sedd_jax.inference.sampling import sampler_named
+from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.score_model import Params
 from sedd_jax.verification.exact.scores import denoising_losses
 from sedd_jax.verification.exact.space import Distribution, Space, float64, product_distribution
@@ -32,12 +34,12 @@ TINY = 1e-300  # replaces a probability that the solver has made negative
 
 
 def sampler_distribution(
-    components: Components,
+    components: ScoreBased,
     params: Params,
     space: Space,
     *,
     steps: int,
-    sampler: StepRule | str,
+    sampler: Callable[..., StepWeights] | str,
     t_min: float,
     denoise: bool = True,
     given: Mapping[int, int] = MappingProxyType({}),
@@ -53,7 +55,7 @@ def sampler_distribution(
       params: of the score model.
       space: all sequences.
       steps: reverse steps before the final one.
-      sampler: a key of SAMPLERS, or another rule.
+      sampler: name of a `GridSampler`, or its `weights`.
       t_min: the time at which the steps end.
       denoise: take the final denoising step.
       given: tokens that are clamped, by position.
@@ -64,24 +66,21 @@ def sampler_distribution(
     graph = components.graph
     if conditioning != "clamp" and graph.mask_id is not None:
         raise ValueError(f"{conditioning!r} is for the uniform graph.")
-    condition = {"clamp": _clamped, "renoise": _noised, "resample": _weighted}[conditioning]
-    rule = SAMPLERS[sampler] if isinstance(sampler, str) else sampler
+    condition = {"clamp": _clamped, "resample": _weighted}[conditioning]
+    rule = sampler_named(sampler).weights if isinstance(sampler, str) else sampler
     programs, times = _compiled(components, space), jnp.linspace(1.0, t_min, steps + 1)
     start = np.tile(np.float64(graph.limit), (1, space.length, 1))
-    sigma = components.noise.sigma
-    current = product_distribution(condition(start, given, graph, space, sigma(times[0])))[0]
+    current = product_distribution(condition(start, given))[0]
     for t, t_next in itertools.pairwise(times):
         probs = np.float64(programs.step(params, t, t_next, rule))
-        probs = condition(probs, given, graph, space, sigma(t), sigma(t_next))
-        current = current @ product_distribution(probs)
+        current = current @ product_distribution(condition(probs, given))
     if denoise:
         probs = np.float64(programs.final_step(params, t_min))
-        last = _clamped if condition is _noised else condition
-        current = space.extend(current @ product_distribution(last(probs, given)))
+        current = space.extend(current @ product_distribution(condition(probs, given)))
     return current / current.sum() if condition is _weighted else current
 
 
-def _clamped(probs, given, *_):
+def _clamped(probs, given):
     """The distributions of positions [S, L, N] with given tokens clamped."""
     probs = probs.copy()
     for position, token in given.items():
@@ -89,26 +88,13 @@ def _clamped(probs, given, *_):
     return probs
 
 
-def _noised(probs, given, graph, space, sigma, sigma_next=None):
-    """The same with given tokens noised, to sigma at the start, or from sigma to sigma_next."""
-    probs = probs.copy()
-    for position, token in given.items():
-        if sigma_next is None:
-            probs[:, position] = graph.transition(jnp.array(token), sigma)
-        else:
-            xt = jnp.asarray(space.states[:, position])
-            x0 = jnp.full_like(xt, token)
-            probs[:, position] = graph.bridge(xt, x0, sigma, sigma_next)
-    return probs
-
-
-def _weighted(probs, given, *_):
+def _weighted(probs, given):
     """The same with nothing but given tokens, each with the probability that it had."""
     return probs * _clamped(np.ones_like(probs), given)
 
 
 def denoising_kernel(
-    components: Components, params: Params, space: Space, t: float
+    components: ScoreBased, params: Params, space: Space, t: float
 ) -> Float[np.ndarray, "S C"]:
     """Returns the kernel of the final denoising step: [from, to a clean sequence].
 
@@ -140,7 +126,7 @@ def reverse_distribution(space: Space, noise: Noise, data: Distribution, t: floa
 
 
 def first_hitting_distribution(
-    components: Components, params: Params, space: Space, start: Distribution | None = None
+    components: ScoreBased, params: Params, space: Space, start: Distribution | None = None
 ) -> Distribution:
     """Returns the distribution of the sequences that first hitting draws, one position a call.
 
@@ -202,7 +188,7 @@ def base_distribution(space: Space, noise: Noise, data: Distribution) -> Distrib
 
 
 def exact_nll(
-    components: Components, params: Params, space: Space, base: Distribution, t_min: float
+    components: ScoreBased, params: Params, space: Space, base: Distribution, t_min: float
 ) -> PerClean:
     """Returns -log p(x_0) of the learned reverse process in nats, for every clean x_0.
 
@@ -235,7 +221,7 @@ def exact_nll(
 
 
 def exact_bound(
-    components: Components,
+    components: ScoreBased,
     params: Params,
     space: Space,
     base: Distribution,
@@ -263,7 +249,7 @@ def exact_bound(
     return BoundTerms(prior, (1 - t_min) * weights @ losses, -xlogy(forward, kernel.T).sum(-1))
 
 
-def loss_at(components: Components, params: Params, space: Space, t: float) -> PerClean:
+def loss_at(components: ScoreBased, params: Params, space: Space, t: float) -> PerClean:
     """Returns the DWDSE loss at time t, expected over x_t, for every clean x_0.
 
     Args:

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from sedd_jax.experiment.build import build_components
 from sedd_jax.experiment.mesh import placement
 from sedd_jax.experiment.state import run_keys
+from sedd_jax.inference.build import build_family
 from sedd_jax.model.config import padded
 from sedd_jax.model.flops import forward_flops
 from sedd_jax.model.tiles import BLOCKS_OF, CPU
@@ -259,7 +259,7 @@ def test_products_of_a_training_step_are_those_of_the_closed_formula(planned, mo
 
 def test_collectives_of_a_training_step_are_those_of_its_parameters(planned, module):
     config, mesh = planned
-    components = build_components(config, 257, placement(mesh))
+    components = build_family(config, 257, placement(mesh))
     params = build_programs(components, config, run_keys(config.seed), mesh).abstract.params
     found = collectives(module, module.runs(half_of_the_rows(config, mesh)), V5E, mesh)
     split = sum(4 * x.size for x in jax.tree.leaves(params) if not x.sharding.is_fully_replicated)

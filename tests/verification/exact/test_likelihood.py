@@ -8,8 +8,7 @@ from scipy.linalg import expm
 
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.importance import plain_proposal
-from sedd_jax.experiment.build import Components
-from sedd_jax.inference.estimate import sequence_loss
+from sedd_jax.inference.score_based import ScoreBased, sequence_loss
 from sedd_jax.model.score_model import dense_model
 from sedd_jax.verification.exact.reverse_process import (
     base_distribution,
@@ -39,7 +38,7 @@ def _rough_components(brute):
             log_score -= jnp.log(jnp.expm1(sigma))[:, None, None] + 1
         return jnp.where(xt[..., None] == token[None], 0, log_score)
 
-    return Components(brute.space.graph, NOISE, dense_model(dict, apply))
+    return ScoreBased(brute.space.graph, NOISE, dense_model(dict, apply))
 
 
 def _sigma(t):
@@ -118,7 +117,7 @@ def test_with_true_scores_the_mean_bound_is_the_entropy(brute, support):
     clean = data[space.clean]
     entropy = -np.sum(clean[clean > 0] * np.log(clean[clean > 0]))
     with float64():
-        components = Components(space.graph, NOISE, exact_model(space))
+        components = ScoreBased(space.graph, NOISE, exact_model(space))
         params, base = exact_params(data), base_distribution(space, NOISE, data)
         bound = exact_bound(components, params, space, base, t_min, 96).total
         nll = exact_nll(components, params, space, base, t_min)

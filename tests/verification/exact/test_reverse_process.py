@@ -12,11 +12,10 @@ from scipy.stats import chisquare
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.categorical import jump, jump_probs
 from sedd_jax.diffusion.score import StepWeights
-from sedd_jax.experiment.build import Components
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.prompt import Prompt, free
-from sedd_jax.inference.sampling import FIRST_HITTING, Sampling
+from sedd_jax.inference.sampling import Sampling
+from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.score_model import dense_model
 from sedd_jax.verification.exact.reverse_process import (
     first_hitting_distribution,
@@ -79,7 +78,7 @@ _fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 @functools.cache
 def _rough(brute):
     """Components and parameters; one per space, so that programs are shared."""
-    components = Components(
+    components = ScoreBased(
         brute.space.graph, SCHEDULES[brute.name][0], _rough_model(brute.num_states)
     )
     return components, {"weights": np.array(WEIGHTS[: brute.length])}
@@ -160,7 +159,7 @@ def test_sampler_law_is_that_of_what_the_generator_draws(brute, sampler):
     rows = 4096
     components, params = _rough(brute)
     params = jax.tree.map(jnp.asarray, params)
-    generate = _fast_jit(build_generator(components, Sampling(3, sampler), t_min=T_MIN))
+    generate = _fast_jit(components.generator(Sampling(3, sampler), t_min=T_MIN))
     keys = row_keys(jax.random.key(0), jnp.arange(rows))
     tokens, _ = generate(params, keys, free(rows, brute.length))
     law = sampler_distribution(
@@ -197,8 +196,8 @@ def test_first_hitting_on_a_grid_is_the_chain_of_calibrated_steps(brute):
     rows, steps = 4096, 3
     components, params = _rough(brute)
     params = jax.tree.map(jnp.asarray, params)
-    sampling = Sampling(steps, FIRST_HITTING)
-    generate = _fast_jit(build_generator(components, sampling, t_min=T_MIN))
+    sampling = Sampling(steps, "first_hitting")
+    generate = _fast_jit(components.generator(sampling, t_min=T_MIN))
     keys = row_keys(jax.random.key(0), jnp.arange(rows))
     tokens, diagnostics = generate(params, keys, free(rows, brute.length))
     law = sampler_distribution(
@@ -216,7 +215,7 @@ def test_first_hitting_on_a_grid_is_the_chain_of_calibrated_steps(brute):
 @pytest.mark.parametrize("brute", ["absorb-3-3"], indirect=True)
 def test_first_hitting_has_the_law_of_the_data_and_of_bayes(brute):
     data, mask, held = brute.space.random_data(0), brute.num_states - 1, 1
-    components = Components(brute.space.graph, SCHEDULES["absorb"][0], exact_model(brute.space))
+    components = ScoreBased(brute.space.graph, SCHEDULES["absorb"][0], exact_model(brute.space))
     posterior = data * (brute.space.states[:, 1] == held)  # in the middle
     posterior /= posterior.sum()
     start = np.zeros(len(data))
@@ -232,7 +231,7 @@ def test_first_hitting_has_the_law_of_the_data_and_of_bayes(brute):
     free_rows = np.arange(rows) % 2 == 0
     prompt = free(rows, brute.length)
     prompt = Prompt(jnp.full_like(prompt.tokens, held), prompt.held.at[1::2, 1].set(True))
-    generate = _fast_jit(build_generator(components, Sampling(None, FIRST_HITTING), t_min=T_MIN))
+    generate = _fast_jit(components.generator(Sampling(None, "first_hitting"), t_min=T_MIN))
     keys = row_keys(jax.random.key(1), jnp.arange(rows))
     tokens, diagnostics = jax.device_get(generate(exact_params(data), keys, prompt))
     _assert_drawn_from(data, tokens[free_rows], brute)
@@ -277,7 +276,7 @@ def test_reverse_law_starts_at_the_limit(brute):
 @pytest.mark.parametrize("brute", ["absorb-4-1", "uniform-4-1"], indirect=True)
 def test_tweedie_with_exact_scores_is_exact_for_a_single_token(brute):
     noise = SCHEDULES[brute.name][0]
-    components = Components(brute.space.graph, noise, exact_model(brute.space))
+    components = ScoreBased(brute.space.graph, noise, exact_model(brute.space))
     data = brute.space.random_data(0)
     with jax.enable_x64(True):
         params = exact_params(data)
@@ -299,7 +298,7 @@ def test_tweedie_with_exact_scores_is_exact_for_a_single_token(brute):
 )
 def test_twice_the_steps_halve_the_error_of_exact_scores(brute, sampler):
     noise = SCHEDULES[brute.name][0]
-    components = Components(brute.space.graph, noise, _exact(brute))
+    components = ScoreBased(brute.space.graph, noise, _exact(brute))
     data = brute.space.random_data(0)
     truth = reverse_distribution(brute.space, noise, data, T_MIN)
     with jax.enable_x64(True):

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from sedd_jax.diffusion import noise as noises
-from sedd_jax.experiment.build import Components
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.generator import build_generator
 from sedd_jax.inference.prompt import free
 from sedd_jax.inference.sampling import Sampling
+from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.score_model import dense_model
 from sedd_jax.verification.exact.scores import exact_model, exact_params, tabulated
 
@@ -139,9 +138,9 @@ def test_a_generator_takes_the_exact_model(brute, wrap):
     truth = brute.clean[len(brute.clean) // 2 + 1]
     data = np.zeros(len(brute.states))
     data[truth] = 1
-    components = Components(space.graph, noises.loglinear(1e-3), wrap(exact_model(space), space))
+    components = ScoreBased(space.graph, noises.loglinear(1e-3), wrap(exact_model(space), space))
     generate = jax.jit(
-        build_generator(components, Sampling(steps), t_min=1e-3),
+        components.generator(Sampling(steps), t_min=1e-3),
         compiler_options={"xla_backend_optimization_level": 0},
     )
     keys = row_keys(jax.random.key(0), jnp.arange(rows))

@@ -1,14 +1,39 @@
-"""The training loss (Algorithm 1)."""
+"""What training makes smaller, given the score of a network (Algorithm 1)."""
+
+from typing import Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.diffusion.graph import Graph
-from sedd_jax.diffusion.importance import Draw
+from sedd_jax.diffusion.importance import NoisedBatch
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.diffusion.score import ScoreFn
 from sedd_jax.diffusion.score_entropy import target
+
+
+@runtime_checkable
+class Objective(Protocol):
+    """A loss over a batch whose gradient by the network trains it."""
+
+    def __call__(
+        self,
+        graph: Graph,
+        noise: Noise,
+        score_fn: ScoreFn,
+        batch: NoisedBatch,
+        x0: Int[Array, "B L"],
+    ) -> Float[Array, ""]:
+        """Returns the mean loss of the rows, nats per sequence.
+
+        Args:
+          graph: the token graph.
+          noise: the schedule.
+          score_fn: maps (x_t, sigma) to a `Score`.
+          batch: times, noised tokens and weights.
+          x0: clean tokens.
+        """
 
 
 def dwdse_loss(
@@ -34,8 +59,8 @@ def dwdse_loss(
       t: times in (0, 1].
       xt: x0 noised to sigma(t).
       x0: clean tokens.
-      lengths: of the rows, None for full ones; padding loses nothing, and `score_fn` is to know of
-        it by itself.
+      lengths: of the rows, None for full ones. Padding contributes no loss; bind the lengths into
+        `score_fn` too.
     """
     sigma = noise.sigma(t)
     wanted = target(graph, sigma, xt, x0)
@@ -45,9 +70,9 @@ def dwdse_loss(
 
 
 def mean_dwdse_loss(
-    graph: Graph, noise: Noise, score_fn: ScoreFn, draw: Draw, x0: Int[Array, "B L"]
+    graph: Graph, noise: Noise, score_fn: ScoreFn, batch: NoisedBatch, x0: Int[Array, "B L"]
 ) -> Float[Array, ""]:
-    """Returns the weighted mean of `dwdse_loss` over a batch: what training differentiates.
+    """Returns the weighted mean of `dwdse_loss` over a batch: score entropy as an `Objective`.
 
     Its gradient is by the network alone.
 
@@ -55,10 +80,11 @@ def mean_dwdse_loss(
       graph: the token graph.
       noise: the schedule.
       score_fn: maps (x_t, sigma) to a `Score`; called once.
-      draw: times, noised tokens and weights.
+      batch: times, noised tokens and weights.
       x0: clean tokens.
     """
-    draw = jax.lax.stop_gradient(draw)
-    sigma = noise.sigma(draw.t)
-    weight = draw.weight * noise.dsigma(draw.t) / len(x0)
-    return score_fn(draw.xt, sigma).weighted_entropy(target(graph, sigma, draw.xt, x0), weight)
+    batch = jax.lax.stop_gradient(batch)
+    sigma = noise.sigma(batch.t)
+    weight = batch.weight * noise.dsigma(batch.t) / len(x0)
+    score = score_fn(batch.xt, sigma)
+    return score.weighted_entropy(target(graph, sigma, batch.xt, x0), weight)

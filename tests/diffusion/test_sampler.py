@@ -10,17 +10,13 @@ from scipy.stats import chisquare
 
 from sedd_jax.diffusion import graph as graph_module
 from sedd_jax.diffusion import noise as noise_module
-from sedd_jax.diffusion.reverse import (
-    SAMPLERS,
-    Clamp,
-    SamplerState,
-    build_kernels,
-    euler_probs,
-    reverse_rate,
-)
+from sedd_jax.diffusion.euler import Euler, euler_probs, reverse_rate
+from sedd_jax.diffusion.sampler import Clamp, Process, SamplerState
 from sedd_jax.diffusion.score import DenseScore
+from sedd_jax.diffusion.tweedie import Tweedie
 
 V = 4
+SAMPLERS = {"euler": Euler(), "tweedie": Tweedie()}
 # Q[y, x] is the rate from x to y: columns sum to 0 (Eqs. 15, over V, and 16).
 UNIFORM_Q = np.full((V, V), 0.25) - np.eye(V)
 ABSORBING_Q = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, -1.0, 0], [1.0, 1.0, 1.0, 0]])
@@ -144,16 +140,14 @@ def _sample_single_tokens(graph_name, sampler, schedule_index, keys, start):
     )
     clamp = _free((ROWS, 1))
     score_fn = _exact_score_fn(Q, p0)
-    reverse_step, denoise_step = build_kernels(
-        graph, noise, score_fn, jnp.array(TIMES), sampler, clamp
-    )
+    process = Process(graph, noise, score_fn, clamp, float(TIMES[-1]), NUM_STEPS)
 
     def body(state, keys):
-        state, _ = reverse_step(keys, state)
+        state, _ = SAMPLERS[sampler].step(keys, process, state)
         return state, state.xt
 
     state, tokens = jax.lax.scan(body, SamplerState(start, jnp.int32(0)), keys[:-1])
-    return tokens[..., 0], denoise_step(keys[-1], state)[0].xt[:, 0]
+    return tokens[..., 0], SAMPLERS[sampler].final(keys[-1], process, state)[0].xt[:, 0]
 
 
 @pytest.fixture(
@@ -248,15 +242,16 @@ def _rough_log_scores(graph, xt, sigma):
 @_fast_jit(static_argnums=(0, 1))
 def _step(graph, which, keys, xt, step, held_tokens, held, disturbance):
     """One kernel, by name: a sampler or "denoise". All tests share the compiled functions."""
-    kernels = build_kernels(
+    process = Process(
         graph,
         SCHEDULES["loglinear"][0],
         lambda xt, sigma: DenseScore(xt, _rough_log_scores(graph, xt, sigma) + disturbance),
-        jnp.array(FEW_TIMES),
-        "tweedie" if which == "denoise" else which,
         Clamp(held_tokens, held),
+        float(FEW_TIMES[-1]),
+        len(FEW_TIMES) - 1,
     )
-    return kernels[which == "denoise"](keys, SamplerState(xt, step))
+    step_of = Tweedie().final if which == "denoise" else SAMPLERS[which].step
+    return step_of(keys, process, SamplerState(xt, step))
 
 
 ALL = slice(None)
@@ -355,9 +350,10 @@ def test_each_kernel_asks_once_for_the_scores_at_its_own_noise(case, sampler, sc
             calls.append(sigma)
             return DenseScore(xt, _rough_log_scores(graph, xt, sigma))
 
-        times, clamp = jnp.array(FEW_TIMES), _free((BATCH, LENGTH))
-        for kernel in build_kernels(graph, noise, score_fn, times, sampler, clamp):
-            kernel(keys, state)  # only for its calls: what it draws is never computed
+        clamp = _free((BATCH, LENGTH))
+        process = Process(graph, noise, score_fn, clamp, float(FEW_TIMES[-1]), len(FEW_TIMES) - 1)
+        for step_of in (SAMPLERS[sampler].step, SAMPLERS[sampler].final):
+            step_of(keys, process, state)  # only for its calls: what it draws is never computed
         return calls
 
     keys = jax.random.split(jax.random.key(0), BATCH)

@@ -8,8 +8,8 @@ from scipy.stats import chisquare
 
 import sedd_jax as sedd
 from sedd_jax.diffusion.categorical import jump_from_uniforms, jump_probs
-from sedd_jax.diffusion.published_race import GRID, RacedScore, grid_uniform, race
-from sedd_jax.diffusion.reverse import tweedie_weights
+from sedd_jax.diffusion.denoiser import tweedie_weights
+from sedd_jax.verification.published_race import GRID, RacedScore, grid_uniform, race
 
 KEY = jax.random.key(0)
 RARE, STAY = 0, 1

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
+from sedd_jax.diffusion import denoiser as tweedie
 from sedd_jax.diffusion import graph as graph_module
-from sedd_jax.diffusion import tweedie
 
 V = 4
 # Q[y, x] is the rate from x to y: columns sum to 0 (Eqs. 15, over V, and 16).

@@ -1,0 +1,253 @@
+"""What a sampler of the reverse process is (Algorithm 2), and the samplers on a grid of times."""
+
+import abc
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from sedd_jax.diffusion.denoiser import denoise_weights
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.score import Score, ScoreFn, StepWeights, StepWeightsFn
+from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
+
+# log-probability of a token that the clamped step weights exclude, so that rows stay comparable
+MIN_LOG_PROB = -30.0
+
+
+class Clamp(NamedTuple):
+    """Positions held at given tokens while the rest is sampled.
+
+    Attributes:
+      tokens: the tokens to hold, any value where free.
+      held: True where the token is held.
+    """
+
+    tokens: Int[Array, "B L"]
+    held: Bool[Array, "B L"]
+
+    def __call__(self, xt: Int[Array, "B L"]) -> Int[Array, "B L"]:
+        return jnp.where(self.held, self.tokens, xt)
+
+
+class Process(NamedTuple):
+    """The reverse process of a batch, as a sampler works on it.
+
+    Attributes:
+      graph: the token graph.
+      noise: the schedule.
+      score_fn: maps (x_t, sigma) to a `Score`.
+      clamp: the positions to hold; they are restored after every step.
+      t_min: the smallest time of training, where the final step takes over.
+      steps: reverse steps before the final denoising step; None for the sampler's default.
+      token_filter: temperature and top-p of the token that a changing position takes.
+      weighed: held positions whose log-probability under each step is wanted; None for none.
+    """
+
+    graph: Graph
+    noise: Noise
+    score_fn: ScoreFn
+    clamp: Clamp
+    t_min: float
+    steps: int | None
+    token_filter: TokenFilter = NO_FILTER
+    weighed: Bool[Array, "B L"] | None = None
+
+
+class SamplerState(NamedTuple):
+    """State of a sampler: the tokens, and how many steps are done.
+
+    A sampler that needs more has a state of its own with these two fields.
+    """
+
+    xt: Int[Array, "B L"]
+    step: Int[Array, ""]
+
+
+class SamplerInfo(NamedTuple):
+    """What one step did to every row.
+
+    Attributes:
+      changed: number of positions that changed.
+      finite: whether all sums of scores were finite.
+      sigma: total noise at which the network was evaluated.
+      called: whether the row needed the evaluation.
+      log_prob: log-probability of the weighed positions under the step, if there are any.
+    """
+
+    changed: Int[Array, "B"]
+    finite: Bool[Array, "B"]
+    sigma: Float[Array, "B"]
+    called: Bool[Array, "B"]
+    log_prob: Float[Array, "B"] | None = None
+
+
+class Sampler(abc.ABC):
+    """A way to simulate the reverse process: pure functions of (keys, state, process).
+
+    There is one key for each row, so that what is drawn for a row does not depend on the rest of
+    the batch. A step makes one network evaluation.
+
+    Attributes:
+      default_steps: reverse steps if none are given; None where the number follows from the length.
+      draws_times: whether the times at which positions change are drawn beforehand, in `init`, so
+        that rows need different numbers of steps; `schedule` then tells them, and `step` makes the
+        final step too.
+      needs: the graphs that it serves, in words, if not all.
+      weighs_held_tokens: whether the step weights of held tokens approximate their conditional
+        probability, as resampling needs; clamped Euler weights do not.
+    """
+
+    default_steps: int | None = 128
+    draws_times: bool = False
+    needs: str = ""
+    weighs_held_tokens: bool = False
+
+    def serves(self, graph: Graph) -> bool:
+        """Returns whether the sampler is defined on the graph."""
+        del graph
+        return True
+
+    @abc.abstractmethod
+    def max_nfe(self, steps: int | None, length: int) -> int:
+        """Returns the largest number of network evaluations of a row of `length` free tokens."""
+
+    @abc.abstractmethod
+    def init(self, keys: Key[Array, "B"], process: Process, xt: Int[Array, "B L"]) -> Any:
+        """Returns the state before the first step.
+
+        Args:
+          keys: one for each row, used once.
+          process: the reverse process.
+          xt: draws from the limiting distribution.
+        """
+
+    @abc.abstractmethod
+    def step(self, keys: Key[Array, "B"], process: Process, state: Any) -> tuple[Any, SamplerInfo]:
+        """Returns the state after one reverse step, and what the step did.
+
+        Args:
+          keys: one for each row, used once.
+          process: the reverse process.
+          state: before the step.
+        """
+
+    @abc.abstractmethod
+    def final(self, keys: Key[Array, "B"], process: Process, state: Any) -> tuple[Any, SamplerInfo]:
+        """Returns the state after the last step, without masks, and what the step did.
+
+        Args:
+          keys: one for each row, used once.
+          process: the reverse process.
+          state: before the last step.
+        """
+
+    def nfe(self, process: Process, state: Any) -> Int[Array, "B"]:
+        """Returns the network evaluations that each row needs, the final step included."""
+        return jnp.full(len(state.xt), self.max_nfe(process.steps, state.xt.shape[1]))
+
+    def schedule(self, state: Any) -> Int[Array, "B L"]:
+        """Returns the step that draws each position, -1 where held; only if `draws_times`."""
+        raise TypeError(f"{type(self).__name__} draws no times beforehand.")
+
+
+class GridSampler(Sampler):
+    """Samplers that go through a grid of times, evenly from 1 to t_min (tau-leaping, Eq. 17).
+
+    The final step removes the noise that is left at t_min. A rule is the weights of one step.
+    """
+
+    @abc.abstractmethod
+    def weights(
+        self,
+        graph: Graph,
+        noise: Noise,
+        xt: Int[Array, "B L"],
+        total: Float[Array, "B L"],
+        t: Float[Array, "B"],
+        t_next: Float[Array, "B"],
+    ) -> StepWeights:
+        """Returns the weights of the states at t_next given x_t.
+
+        Args:
+          graph: the token graph.
+          noise: the schedule.
+          xt: noised tokens.
+          total: sum of the ratios over y != x_t.
+          t: time of x_t.
+          t_next: time to step to, below t.
+        """
+
+    def max_nfe(self, steps: int | None, length: int) -> int:
+        return (steps or self.default_steps) + 1
+
+    def init(self, keys: Key[Array, "B"], process: Process, xt: Int[Array, "B L"]) -> SamplerState:
+        return SamplerState(process.clamp(xt), jnp.zeros((), jnp.int32))
+
+    def step(
+        self, keys: Key[Array, "B"], process: Process, state: SamplerState
+    ) -> tuple[SamplerState, SamplerInfo]:
+        times = jnp.linspace(1.0, process.t_min, (process.steps or self.default_steps) + 1)
+        t, t_next = times[state.step], times[state.step + 1]
+
+        def weights(total):
+            rows = len(total)
+            return self.weights(
+                process.graph,
+                process.noise,
+                state.xt,
+                total,
+                jnp.broadcast_to(t, rows),
+                jnp.broadcast_to(t_next, rows),
+            )
+
+        return advance(keys, process, state, t, weights)
+
+    def final(
+        self, keys: Key[Array, "B"], process: Process, state: SamplerState
+    ) -> tuple[SamplerState, SamplerInfo]:
+        def weights(total):
+            sigma = process.noise.sigma(jnp.broadcast_to(process.t_min, len(total)))
+            return denoise_weights(process.graph, state.xt, total, sigma)
+
+        return advance(keys, process, state, process.t_min, weights)
+
+
+def advance(
+    keys: Key[Array, "B"],
+    process: Process,
+    state: SamplerState,
+    t: Float[Array, ""] | float,
+    step_weights: StepWeightsFn,
+) -> tuple[SamplerState, SamplerInfo]:
+    """Returns the state after a step from time t that is the same for all rows, and what it did.
+
+    Args:
+      keys: one for each row, used once.
+      process: the reverse process.
+      state: before the step.
+      t: time of x_t.
+      step_weights: maps the sum of the ratios over y != x_t to the weights of the next state.
+    """
+    graph, clamp, weighed = process.graph, process.clamp, process.weighed
+    sigma = process.noise.sigma(jnp.broadcast_to(t, state.xt.shape[:1]))
+    # scores are needed only where a token can change and is not held
+    active = (graph.limit[state.xt] > 0) & ~clamp.held
+    score = process.score_fn(state.xt, sigma)
+    draw = score.draw(keys, step_weights, active, process.token_filter)
+    xt = clamp(draw.xt)
+    info = SamplerInfo(
+        changed=jnp.sum(xt != state.xt, axis=-1),
+        finite=jnp.all(jnp.isfinite(draw.total), axis=-1),
+        sigma=sigma,
+        called=jnp.ones(len(sigma), bool),
+        log_prob=None if weighed is None else _held_log_prob(score, step_weights, weighed, xt),
+    )
+    return SamplerState(xt, state.step + 1), info
+
+
+def _held_log_prob(score: Score, step_weights, weighed, xt):
+    """The log-probability of the weighed tokens of every row."""
+    log_prob = jnp.maximum(score.log_prob(step_weights, weighed, xt), MIN_LOG_PROB)
+    return jnp.sum(jnp.where(weighed, log_prob, 0), axis=-1)

@@ -1,0 +1,69 @@
+"""From settings to a model of its family, by names or by the dotted paths of the user's own."""
+
+from collections.abc import Callable, Collection
+
+from sedd_jax.errors import BadInput
+from sedd_jax.experiment.build import build_graph, build_noise
+from sedd_jax.experiment.config import Config
+from sedd_jax.inference.autoregressive import build_autoregressive
+from sedd_jax.inference.family import Family
+from sedd_jax.inference.sampling import sampler_named
+from sedd_jax.inference.score_based import OBJECTIVES, build_score_based
+from sedd_jax.model.placement import ANYWHERE, Placement
+from sedd_jax.system.registry import Registry, is_dotted
+
+FAMILIES: Registry[Callable[[Config, int, Placement], Family]] = Registry(
+    "config.family",
+    {"diffusion": build_score_based, "autoregressive": build_autoregressive},
+    methods=[name for name in vars(Family) if not name.startswith("_")],
+)
+
+
+def build_family(config: Config, vocab_size: int, placement: Placement = ANYWHERE) -> Family:
+    """Builds a model, without its weights, for a tokenizer of `vocab_size` tokens.
+
+    Args:
+      config: the settings; dotted paths in them are imported.
+      vocab_size: tokens of the tokenizer.
+      placement: how activations lie on the devices.
+
+    Raises:
+      BadInput: a name that does not exist or cannot be imported, or an object that lacks a method.
+    """
+    build = FAMILIES[config.family]
+    return FAMILIES.check(config.family, build(config, vocab_size, placement))
+
+
+def check_names(config: Config) -> None:
+    """Raises BadInput unless every name in the settings stands for an object of its kind.
+
+    Imports the dotted paths, and builds the graph for a small vocabulary.
+    """
+    FAMILIES[config.family]
+    OBJECTIVES[config.train.objective]
+    sampler_named(config.eval.sampler)
+    build_graph(config.graph, config.data.vocab_size or 4)
+    build_noise(config.noise)
+
+
+def dotted_paths(config: Config) -> set[str]:
+    """Returns the dotted paths that building a model of these settings imports."""
+    return {
+        name for name in (config.family, config.graph, config.noise.schedule) if is_dotted(name)
+    }
+
+
+def check_trusted(config: Config, trusted: bool | Collection[str], where: str) -> None:
+    """Raises BadInput if a saved model names code that is not trusted.
+
+    Args:
+      config: the saved settings.
+      trusted: True for any code, or the dotted paths that are trusted.
+      where: the folder or repository of the model.
+    """
+    paths = dotted_paths(config) - (set() if isinstance(trusted, bool) else set(trusted))
+    if paths and trusted is not True:
+        raise BadInput(
+            f"{where} names code of its own ({', '.join(sorted(paths))}), which loading it would "
+            "run: give trust_code=True (--trust_code) if you trust it."
+        )

@@ -1,0 +1,156 @@
+"""What a family of models is: what training, likelihoods and sampling need of it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from sedd_jax.errors import BadInput
+from sedd_jax.experiment.config import TrainConfig
+from sedd_jax.inference.generator import Generator
+from sedd_jax.inference.prompt import Prompt
+from sedd_jax.model.config import ModelConfig
+
+# (params, keys [B], quantiles of t [B], x0 [B, L], lengths=None) -> nats [B]
+RowLoss = Callable[..., Float[Array, "B"]]
+
+
+class BatchLoss(NamedTuple):
+    """A loss over a batch of clean tokens.
+
+    Attributes:
+      draw: draw(time_key, noise_key, x0 [B, L]) -> what is drawn for the batch as a whole: arrays
+        with a leading axis of B, or none.
+      loss: loss(params, draw, x0, dropout_key) -> mean nats per sequence of these rows.
+    """
+
+    draw: Callable[..., Any]
+    loss: Callable[..., Float[Array, ""]]
+
+
+class DrawnTimes(NamedTuple):
+    """The times of D draws of N rows.
+
+    Attributes:
+      quantiles: of the times under the distribution that they are drawn from.
+      t: the times themselves.
+      weights: of the draws; their mean is 1.
+    """
+
+    quantiles: Float[np.ndarray, "D N"]
+    t: Float[np.ndarray, "D N"]
+    weights: Float[np.ndarray, "D"]
+
+
+@runtime_checkable
+class Family(Protocol):
+    """A kind of model, chosen once where the config is read: no other code asks which it is.
+
+    Hashable, since compiled programs are kept by it.
+
+    Attributes:
+      model: the network, as pure functions; `model.init(key)` gives its parameters.
+      num_tokens: tokens of the tokenizer.
+      num_states: V, columns of the network's output.
+      max_length: the longest sequence that the network takes; None for any.
+      summary: its states, in a few words, for the first line of a run.
+      exact_likelihood: whether `row_loss` is the negative log-likelihood itself.
+      infills: whether tokens may be given anywhere, so that rows longer than the trained length are
+        sampled in windows and the steps of a row can be shown.
+    """
+
+    model: Any
+
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def num_states(self) -> int: ...
+    @property
+    def max_length(self) -> int | None: ...
+    @property
+    def summary(self) -> str: ...
+    @property
+    def exact_likelihood(self) -> bool: ...
+    @property
+    def infills(self) -> bool: ...
+
+    def objective(self, config: TrainConfig) -> BatchLoss:
+        """Returns the loss that training makes smaller."""
+
+    def row_loss(self, t_min: float, times: str) -> RowLoss:
+        """Returns the loss of every row as a function of its own key, time and tokens alone.
+
+        Args:
+          t_min: the smallest time.
+          times: how times are spread, see `nll_bound`.
+        """
+
+    def reconstruction_loss(self, t_min: float) -> Callable[..., Float[Array, "B"]]:
+        """Returns f(params, keys [B], x0 [B, L], lengths=None) -> nats [B] of the final step."""
+
+    def draw_times(
+        self, key: Key[Array, ""], times: str, t_min: float, draws: int, rows: int
+    ) -> DrawnTimes:
+        """Draws the times of an estimate.
+
+        Args:
+          key: random key, used once.
+          times: how they are spread, see `nll_bound`.
+          t_min: the smallest time.
+          draws: D.
+          rows: N.
+        """
+
+    def prior_nll(self) -> float:
+        """Returns the prior term of the bound, nats per token."""
+
+    def sampling(self, **settings: Any) -> Any:
+        """Returns the checked settings of a generator: a frozen dataclass.
+
+        Raises:
+          BadInput: a setting out of range, or one that means nothing to the family.
+        """
+
+    def generator(self, sampling: Any, *, t_min: float, trace: bool = False) -> Generator:
+        """Returns generate(params, keys, prompt) -> (tokens, diagnostics).
+
+        Args:
+          sampling: from `sampling`.
+          t_min: the smallest time of training.
+          trace: keep the tokens after every step.
+        """
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        """Raises BadInput if tokens are given where the family cannot hold them."""
+
+    def max_nfe(self, sampling: Any, length: int) -> int:
+        """Returns the most network evaluations of a row of `length` tokens."""
+
+    def training_share(self, config: TrainConfig) -> float:
+        """Returns the mean share of positions that have a loss in training."""
+
+    def forward_flops(self, config: ModelConfig, share: float = 1.0) -> float:
+        """Returns the FLOPs of a forward pass over a sequence of the trained length.
+
+        Args:
+          config: of the network.
+          share: of the positions that pass through the head.
+        """
+
+
+def settings_of(kind: type, family: str, settings: dict[str, Any]) -> Any:
+    """Returns settings of sampling as a dataclass.
+
+    Args:
+      kind: the dataclass.
+      family: name of the family, for the message.
+      settings: by name.
+
+    Raises:
+      BadInput: a setting that the family does not have.
+    """
+    for name in settings:
+        if name not in kind.__dataclass_fields__:
+            raise BadInput(f"{name} means nothing to {family} models: leave it out.")
+    return kind(**settings)

@@ -1,0 +1,127 @@
+"""A trained model and what is needed to use it."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from sedd_jax.data.tokenizer import Tokenizer
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.errors import BadInput
+from sedd_jax.experiment.config import Config
+from sedd_jax.experiment.mesh import jit_replicated, shard_batch
+from sedd_jax.inference.family import Family
+from sedd_jax.inference.score_based import ScoreBased
+from sedd_jax.model.autoregressive import CausalModel
+from sedd_jax.model.score_model import Params, ScoreModel
+from sedd_jax.model.sharding import num_batch_shards
+
+
+@functools.lru_cache(maxsize=64)
+def compiled(
+    family: Family, mesh: Mesh | None, build: Callable[..., Callable], *static: Hashable
+) -> Callable[..., Any]:
+    """Returns build(family, *static) jitted, the same program for the same arguments.
+
+    Every process has all results.
+
+    Args:
+      family: the model, without its weights.
+      mesh: the devices; None for one.
+      build: a function of a module, which is what makes calls the same.
+      *static: settings of the function that it builds.
+    """
+    return jit_replicated(build(family, *static), mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A trained model and what is needed to use it.
+
+    Attributes:
+      family: the model without its weights: graph, noise and network of a diffusion model.
+      params: the weights.
+      config: the settings of the run.
+      tokenizer: the tokenizer of the run; None for a published folder without one.
+      step: the training step, None if unknown.
+      folder: where it was read from, if it was.
+      mesh: the devices that hold the weights, sharded; None for one device.
+      name: of the folder or the hub repository that it was read from.
+    """
+
+    family: Family
+    params: Params
+    config: Config
+    tokenizer: Tokenizer | None
+    step: int | None
+    folder: Path | None = None
+    mesh: Mesh | None = None
+    name: str | None = None
+
+    @property
+    def graph(self) -> Graph:
+        """The token graph. BadInput: the model is autoregressive, here and below."""
+        return self.diffusion.graph
+
+    @property
+    def noise(self) -> Noise:
+        """The noise schedule."""
+        return self.diffusion.noise
+
+    @property
+    def model(self) -> ScoreModel | CausalModel:
+        """The network, as pure functions."""
+        return self.family.model
+
+    @property
+    def diffusion(self) -> ScoreBased:
+        """The family of a diffusion model."""
+        if not isinstance(self.family, ScoreBased):
+            raise BadInput(
+                "This model is autoregressive: it has no graph, noise or log-scores; use its "
+                "model.apply, sedd.nll_bound and sedd.generate."
+            )
+        return self.family
+
+    @property
+    def components(self) -> Family:
+        """Deprecated: now `family`."""
+        warnings.warn("components is now family.", DeprecationWarning, stacklevel=2)
+        return self.family
+
+    def shard_batch(self, rows: np.ndarray) -> Array:
+        """Returns rows [B, ...], the same on every process, split over the devices of the mesh."""
+        return shard_batch(rows, self.mesh)
+
+    @property
+    def num_batch_shards(self) -> int:
+        """Into how many parts the rows of a batch are split; they must divide it."""
+        return 1 if self.mesh is None else num_batch_shards(self.mesh)
+
+    def compiled(self, build: Callable[..., Callable], *static: Hashable) -> Callable[..., Any]:
+        """Returns build(family, *static) jitted, see `compiled`.
+
+        Args:
+          build: a function of a module.
+          *static: settings of the function that it builds.
+        """
+        return compiled(self.family, self.mesh, build, *static)
+
+    def log_score(
+        self, xt: Int[Array | np.ndarray, "B L"], sigma: Float[Array | np.ndarray, "B"]
+    ) -> Float[Array, "B L V"]:
+        """Returns the log-scores of the noised tokens, float32, 0 at the current token."""
+        apply = compiled(self.diffusion, None, _apply)
+        return apply(self.params, jnp.asarray(xt), jnp.asarray(sigma))
+
+
+def _apply(family):
+    return family.model.apply

@@ -1,0 +1,208 @@
+"""Diffusion models: a graph, a noise schedule and a network that gives scores."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from sedd_jax.diffusion.denoiser import denoise_weights
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.importance import Proposal, guess_proposal, plain_proposal, propose
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.objective import Objective, dwdse_loss, mean_dwdse_loss
+from sedd_jax.diffusion.padding import zero_padding
+from sedd_jax.diffusion.score_entropy import prior_kl, quadrature_quantiles, sample_quantiles
+from sedd_jax.experiment.build import build_graph, build_noise, network_config
+from sedd_jax.experiment.config import Config, TrainConfig
+from sedd_jax.inference.batches import row_keys
+from sedd_jax.inference.family import BatchLoss, DrawnTimes, RowLoss, settings_of
+from sedd_jax.inference.generator import Generator, build_generator
+from sedd_jax.inference.prompt import Prompt
+from sedd_jax.inference.sampling import Sampling
+from sedd_jax.model.config import ModelConfig
+from sedd_jax.model.flops import forward_flops
+from sedd_jax.model.placement import ANYWHERE, Placement
+from sedd_jax.model.score_model import ScoreModel, score_model
+from sedd_jax.system.registry import Registry
+
+OBJECTIVES: Registry[Objective] = Registry("objective", {"score_entropy": mean_dwdse_loss})
+
+
+class ScoreBased(NamedTuple):
+    """A diffusion model of the paper, as a `Family`."""
+
+    graph: Graph
+    noise: Noise
+    model: ScoreModel
+
+    exact_likelihood = False
+    infills = True
+
+    @property
+    def num_tokens(self) -> int:
+        return self.graph.num_tokens
+
+    @property
+    def num_states(self) -> int:
+        return self.graph.num_states
+
+    @property
+    def max_length(self) -> int | None:
+        return self.model.max_length
+
+    @property
+    def summary(self) -> str:
+        return f"{self.num_states} states ({type(self.graph).__name__.lower()} graph)"
+
+    def objective(self, config: TrainConfig) -> BatchLoss:
+        graph, noise, model = self
+        objective, proposal = OBJECTIVES[config.objective], self.training_proposal(config)
+
+        def draw(time_key, noise_key, x0):
+            quantiles = sample_quantiles(time_key, x0.shape[0], config.low_discrepancy)
+            return propose(noise_key, proposal, graph, noise, quantiles, x0)
+
+        def loss(params, batch, x0, key):
+            score_fn = functools.partial(model.score, params, key=key)
+            return objective(graph, noise, score_fn, batch, x0)
+
+        return BatchLoss(draw, loss)
+
+    def training_proposal(self, config: TrainConfig) -> Proposal:
+        """Returns the distribution of times and moved positions that training draws from."""
+        if config.importance:
+            return guess_proposal(self.graph, self.noise, config.t_min)
+        return plain_proposal(config.t_min)
+
+    def row_loss(self, t_min: float, times: str) -> RowLoss:
+        return sequence_loss(self, _proposal(self.graph, self.noise, t_min, times))
+
+    def reconstruction_loss(self, t_min: float) -> RowLoss:
+        graph, noise, model = self
+
+        def loss(params, keys, x0, lengths=None):
+            sigma = jnp.broadcast_to(noise.sigma(t_min), x0.shape[:1])
+            xt = jax.vmap(graph.sample_transition)(keys, x0, sigma)
+            score = model.score(params, xt, sigma, lengths=lengths)
+            weights = functools.partial(denoise_weights, graph, xt, sigma=sigma)
+            active = zero_padding(graph.limit[xt] > 0, lengths)
+            return -zero_padding(score.log_prob(weights, active, x0), lengths).sum(-1)
+
+        return loss
+
+    def draw_times(
+        self, key: Key[Array, ""], times: str, t_min: float, draws: int, rows: int
+    ) -> DrawnTimes:
+        if times == "quadrature":
+            nodes, weights = quadrature_quantiles(draws)
+            quantiles = np.float32(np.repeat(nodes[:, None], rows, axis=1))
+            weights = draws * weights
+        else:
+            quantiles, weights = np.asarray(_even_quantiles(key, draws, rows)), np.ones(draws)
+        proposal = _proposal(self.graph, self.noise, t_min, times)
+        t = np.interp(quantiles, proposal.quantiles, proposal.edges)
+        return DrawnTimes(quantiles, t, weights)
+
+    def prior_nll(self) -> float:
+        return float(jax.jit(lambda: prior_kl(self.graph, self.noise.sigma(jnp.array(1.0))))())
+
+    def sampling(self, **settings: Any) -> Sampling:
+        sampling = settings_of(Sampling, "diffusion", settings)
+        sampling.check(self.graph)
+        return sampling
+
+    def generator(self, sampling: Sampling, *, t_min: float, trace: bool = False) -> Generator:
+        return build_generator(*self, sampling, t_min=t_min, trace=trace)
+
+    def check_prompt(self, prompt: Prompt) -> None:
+        del prompt  # tokens may be given anywhere
+
+    def max_nfe(self, sampling: Sampling, length: int) -> int:
+        return sampling.particles * sampling.max_nfe(length)
+
+    def training_share(self, config: TrainConfig) -> float:
+        return share_with_loss(self.graph, self.noise, self.training_proposal(config))
+
+    def forward_flops(self, config: ModelConfig, share: float = 1.0) -> float:
+        return forward_flops(
+            hidden_size=config.hidden_size,
+            cond_dim=config.cond_dim,
+            num_blocks=config.num_blocks,
+            num_states=self.num_states,
+            length=config.length,
+            answered=share,
+        )
+
+
+def build_score_based(
+    config: Config, vocab_size: int, placement: Placement = ANYWHERE
+) -> ScoreBased:
+    """Builds the pieces of a diffusion model.
+
+    Args:
+      config: the settings.
+      vocab_size: tokens of the tokenizer.
+      placement: how activations lie on the devices.
+    """
+    graph = build_graph(config.graph, vocab_size)
+    network = network_config(config.model, graph.num_states, placement)
+    return ScoreBased(graph, build_noise(config.noise), score_model(network, placement))
+
+
+def sequence_loss(family: ScoreBased, proposal: Proposal) -> RowLoss:
+    """Returns f(params, keys [B], quantiles [B], x0 [B, L], lengths=None) -> nats [B].
+
+    The loss of every row at one (t, x_t), a function of its own key and tokens alone, whatever its
+    padding. The mean over uniform quantiles is that of the DWDSE loss over t uniform on [t_min, 1],
+    whatever the proposal.
+
+    Args:
+      family: the model.
+      proposal: distribution of times and moved positions; the quantiles are of its times.
+    """
+    graph, noise, model = family
+
+    def draw_row(key, quantile, x0, length):
+        rows = jax.tree.map(lambda x: x[None], (quantile, x0, length))
+        return jax.tree.map(lambda x: x[0], propose(key, proposal, graph, noise, *rows))
+
+    def loss(params, keys, quantiles, x0, lengths=None):
+        batch = jax.vmap(draw_row)(keys, quantiles, x0, lengths)
+        score_fn = functools.partial(model.score, params, lengths=lengths)
+        return batch.weight * dwdse_loss(graph, noise, score_fn, batch.t, batch.xt, x0, lengths)
+
+    return loss
+
+
+def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:
+    """Returns the mean share of positions that have a loss; the head computes for these alone.
+
+    Under the uniform graph all have one. Under the absorbing graph the masked ones: the mean of
+    1 - exp(-sigma(t)) over the distribution of t, by the midpoint rule. With importance sampling
+    the number of masks of a sequence is weighted too, which adds at most 1/L: left out.
+
+    Args:
+      graph: the token graph.
+      noise: the schedule.
+      proposal: distribution of the times.
+    """
+    if graph.mask_id is None:
+        return 1.0
+    t = np.linspace(proposal.edges[0], proposal.edges[-1], 2 * 4096 + 1)[1::2]
+    density = proposal.density[np.searchsorted(proposal.edges[1:-1], t)]
+    masked = -np.expm1(-np.asarray(noise.sigma(t)))
+    return float(np.average(masked, weights=density))
+
+
+@functools.lru_cache(maxsize=8)  # the guess's loss takes a second to tabulate
+def _proposal(graph, noise, t_min, times):
+    return plain_proposal(t_min) if times == "quadrature" else guess_proposal(graph, noise, t_min)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _even_quantiles(key, draws, rows) -> Float[Array, "D N"]:
+    keys = row_keys(key, jnp.arange(draws))
+    return jax.vmap(lambda draw_key: sample_quantiles(draw_key, rows))(keys)
