@@ -24,7 +24,7 @@ from benchmarks.measure import (
 from benchmarks.shapes import SHAPES, compiled_head
 from sedd_jax.experiment import cli
 from sedd_jax.model.config import padded
-from sedd_jax.model.tiles import Table
+from sedd_jax.model.tiles import Unembedding
 
 _SHAPE = flags.DEFINE_enum("shape", "head_heavy", list(SHAPES), "Sizes, as in training_step.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Calls of each that count.")
@@ -46,7 +46,7 @@ def main() -> None:
 
     def program(head, masked):
         xt = jnp.where(order < masked, shape.tokens, x0)
-        table = Table(kernel, jnp.zeros(columns))
+        table = Unembedding(kernel, jnp.zeros(columns))
         return timed(heads[head], hidden, table, jnp.ones(shape.batch), xt, x0)
 
     cases = [("dense", 1 / 2), ("streamed", 1.0), ("streamed", 1 / 2), ("streamed", 1 / 8)]

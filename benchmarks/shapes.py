@@ -10,10 +10,10 @@ from sedd_jax.diffusion.score_entropy import target
 from sedd_jax.experiment.config import Config, ModelConfig, TrainConfig
 from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.config import padded
-from sedd_jax.model.placement import ANYWHERE
 from sedd_jax.model.score_model import dense_model
-from sedd_jax.model.tiles import Table, tiling_for
-from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
+from sedd_jax.model.sharding import ANYWHERE
+from sedd_jax.model.tiles import HeadInputs, StreamedHead, Unembedding, tiling_for
+from sedd_jax.model.vocab_head import StreamedScore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,13 +74,13 @@ def compiled_head(shape: Shape, head: str) -> jax.stages.Compiled:
     Its arguments: hidden [B, L, D], table, sigma [B], xt [B, L] and x0 [B, L].
     """
     graph = components_of(shape, head, "none").graph
-    stream = Stream(graph.num_states, tiling_for(ANYWHERE.platform), ANYWHERE)
+    stream = StreamedHead(graph.num_states, tiling_for(ANYWHERE.platform), ANYWHERE)
     columns = padded(graph.num_states)
 
     def loss(hidden, table, sigma, xt, x0):
         shift = jnp.zeros(xt.shape)
         if head == "streamed":
-            score = StreamedScore(stream, table, Rows(hidden, shift, xt))
+            score = StreamedScore(stream, table, HeadInputs(hidden, shift, xt))
         else:
             rows = hidden.reshape(-1, shape.hidden) @ table.kernel + table.bias[None]
             score = DenseScore(xt, rows[:, : graph.num_states].reshape(*xt.shape, -1))
@@ -90,7 +90,7 @@ def compiled_head(shape: Shape, head: str) -> jax.stages.Compiled:
         return jax.ShapeDtypeStruct(sizes, dtype)
 
     tokens = array(shape.batch, shape.length, dtype=jnp.int32)
-    table = Table(array(shape.hidden, columns), array(columns))
+    table = Unembedding(array(shape.hidden, columns), array(columns))
     hidden = array(shape.batch, shape.length, shape.hidden)
     gradient = jax.jit(jax.value_and_grad(loss, (0, 1)))
     return gradient.lower(hidden, table, array(shape.batch), tokens, tokens).compile()

@@ -25,7 +25,7 @@ from benchmarks.shapes import HEADS, SHAPES, compiled_head, components_of, confi
 from benchmarks.step import Step
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
-from sedd_jax.model.stack import REMAT
+from sedd_jax.model.transformer import REMAT
 
 _SHAPE = flags.DEFINE_enum("shape", "head_heavy", list(SHAPES), "Sizes of the step.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Sequences, if not those of the shape.")

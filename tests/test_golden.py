@@ -30,8 +30,8 @@ from sedd_jax.inference import score_based
 from sedd_jax.inference.export import save_published, save_run
 from sedd_jax.inference.load import load
 from sedd_jax.model import pretrained
-from sedd_jax.model.rotary import rotary_tables
-from sedd_jax.model.transformer import sigma_features
+from sedd_jax.model.attention import rotary_tables
+from sedd_jax.model.score_model import sigma_features
 from sedd_jax.training import step as training
 from sedd_jax.training.optim import learning_rate, optimizer
 

@@ -101,7 +101,7 @@ def test_nor_does_a_device_of_eight_for_its_part_of_the_batch(config):
 
 @pytest.fixture
 def baseline_config(smoke_config, monkeypatch):
-    monkeypatch.setattr("sedd_jax.model.causal.ROWS", 32)
+    monkeypatch.setattr("sedd_jax.model.autoregressive.ROWS", 32)
     model = dataclasses.replace(smoke_config.model, num_blocks=1, hidden_size=HIDDEN)
     return dataclasses.replace(smoke_config, family="autoregressive", model=model)
 

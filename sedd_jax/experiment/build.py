@@ -10,7 +10,7 @@ from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.experiment.config import NoiseConfig
 from sedd_jax.model.config import ModelConfig, TransformerConfig
-from sedd_jax.model.placement import Placement
+from sedd_jax.model.sharding import Placement
 from sedd_jax.system.registry import Registry
 
 GRAPHS: Registry[Callable[[int], Graph]] = Registry(

@@ -14,8 +14,7 @@ from jaxtyping import Array
 
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import Config, MeshConfig
-from sedd_jax.model.placement import Placement
-from sedd_jax.model.sharding import AXES, BATCH_AXES, layouts, num_batch_shards
+from sedd_jax.model.sharding import AXES, BATCH_AXES, Placement, num_batch_shards, param_layouts
 
 SMALL = ", no larger than an activation of one token"  # why the table splits some not at all
 
@@ -154,9 +153,9 @@ def describe(params: Any, mesh: Mesh) -> str:
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return lines[0] + " Every device holds all parameters."
     groups = defaultdict(list)
-    for path, found in layouts(params, mesh).items():
+    for path, found in param_layouts(params, mesh).items():
         axes = ", ".join(f"axis {i} over {axis}" for i, axis in enumerate(found.spec) if axis)
-        note = f" ({'; '.join(found.whole)})" if found.whole else ""
+        note = f" ({'; '.join(found.unsharded_reasons)})" if found.unsharded_reasons else ""
         groups[(axes or "whole on every device") + (note or ("" if axes else SMALL))].append(path)
     lines += [f"  {how}: {', '.join(paths)}" for how, paths in groups.items()]
     return "\n".join(lines)

@@ -17,10 +17,10 @@ from sedd_jax.inference.family import BatchLoss, DrawnTimes, RowLoss, settings_o
 from sedd_jax.inference.generator import Diagnostics, Generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import TokenSampling
-from sedd_jax.model.autoregressive import CausalModel, causal_model
+from sedd_jax.model.autoregressive import CausalModel
 from sedd_jax.model.config import ModelConfig
-from sedd_jax.model.flops import forward_flops
-from sedd_jax.model.placement import ANYWHERE, Placement
+from sedd_jax.model.score_model import forward_flops
+from sedd_jax.model.sharding import ANYWHERE, Placement
 
 
 class Autoregressive(NamedTuple):
@@ -106,7 +106,7 @@ def build_autoregressive(
       placement: how activations lie on the devices.
     """
     network = network_config(config.model, vocab_size, placement, learned_positions=True)
-    return Autoregressive(vocab_size, causal_model(network, placement))
+    return Autoregressive(vocab_size, CausalModel(network, placement))
 
 
 def build_generator(model: CausalModel, token_filter: TokenFilter = NO_FILTER) -> Generator:

@@ -9,7 +9,7 @@ from sedd_jax.inference.autoregressive import build_autoregressive
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.sampling import sampler_named
 from sedd_jax.inference.score_based import OBJECTIVES, build_score_based
-from sedd_jax.model.placement import ANYWHERE, Placement
+from sedd_jax.model.sharding import ANYWHERE, Placement
 from sedd_jax.system.registry import Registry, is_dotted
 
 FAMILIES: Registry[Callable[[Config, int, Placement], Family]] = Registry(

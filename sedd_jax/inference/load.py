@@ -29,8 +29,7 @@ from sedd_jax.inference.build import build_family, check_trusted
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.model import gpt2, pretrained
-from sedd_jax.model.placement import ANYWHERE
-from sedd_jax.model.sharding import AXES, shardings
+from sedd_jax.model.sharding import ANYWHERE, AXES, shardings
 from sedd_jax.system import hub
 
 TOKENIZER_FOLDER = "tokenizer"

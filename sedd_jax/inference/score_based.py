@@ -23,9 +23,8 @@ from sedd_jax.inference.generator import Generator, build_generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.config import ModelConfig
-from sedd_jax.model.flops import forward_flops
-from sedd_jax.model.placement import ANYWHERE, Placement
-from sedd_jax.model.score_model import ScoreModel, score_model
+from sedd_jax.model.score_model import ScoreModel, forward_flops, score_model
+from sedd_jax.model.sharding import ANYWHERE, Placement
 from sedd_jax.system.registry import Registry
 
 OBJECTIVES: Registry[Objective] = Registry("objective", {"score_entropy": mean_dwdse_loss})

@@ -1,11 +1,15 @@
-"""Rotation and attention of all heads in one kernel for TPUs, forward and backward.
+"""Rotation and attention of all heads in one Pallas kernel for TPUs, forward and backward.
 
-Queries, keys and values are read where the projection writes them, [3, B, L, D] with D = H K, and
-their gradients are written likewise: nothing is transposed or padded on the way. A tile of 128
-lanes holds 128 / K heads. The matrix unit works on whole tiles, in which the other heads are
-masked: that costs no more than their absence, since it would pad a narrower operand.
+Queries, keys and values are read as the projection writes them, [3, B, L, D] with D = H K, and
+their gradients are written likewise: nothing is transposed or padded in between. A tile of 128
+lanes holds 128 / K heads. The matrix unit multiplies whole tiles, in which the other heads are
+masked: that costs no more than leaving them out, since it would pad a narrower operand.
 
 Shapes: B batch, L length, H heads, K head dimension, R = K / 2, D = H K.
+
+References:
+  Dao et al., FlashAttention, 2022 (arXiv 2205.14135): the backward pass from the log of the sums.
+  Su et al., RoFormer, 2021 (arXiv 2104.09864): the rotation.
 """
 
 import functools
@@ -15,18 +19,27 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.model.attention import KEPT
+from sedd_jax.model.attention import RotaryAttention
+from sedd_jax.model.sharding import Placement
+from sedd_jax.model.transformer import KEPT
 
 LANES = 128
-MAX_LENGTH = 2048  # a tile's keys lie in fast memory, and the loop over queries is written out
+MAX_LENGTH = 2048  # a tile's keys are in VMEM, and the loop over queries is unrolled
 FORWARD_BLOCKS = (512, 256, 128)  # queries at a time, the largest that divides the length
 BACKWARD_BLOCKS = (256, 128)
 
 
 def fits(length: int, features: int, head_dim: int) -> bool:
-    """Returns whether the kernel takes rows of this length, and heads of this width."""
+    """Returns whether the kernel takes the shapes.
+
+    Args:
+      length: L.
+      features: D of one device.
+      head_dim: K.
+    """
     whole_tiles = length % LANES == 0 and features % LANES == 0
     return whole_tiles and length <= MAX_LENGTH and head_dim in (32, 64, 128)
 
@@ -39,23 +52,42 @@ def fused_attention(
     *,
     interpret: bool = False,
 ) -> Float[Array, "B L D"]:
-    """Returns softmax(query key^T / sqrt(K)) value of every head, after the rotation.
+    """Returns softmax(query key^T / sqrt(K)) value of every head, queries and keys rotated.
 
     Queries and keys are rotated in float32 and rounded once; the softmax is float32.
 
     Args:
       qkv: queries, keys and values, before the rotation.
-      cos: of the angles of the rotation.
+      cos: of the rotation's angles.
       sin: likewise.
-      lengths: keys from there on are seen by none; None for full rows.
-      interpret: without a TPU: right, slow, and there for tests.
+      lengths: of the rows: later keys are masked. None for full rows.
+      interpret: run without a TPU, which is slow and meant for tests.
     """
     tables = _of_tile(cos, cos), _of_tile(-sin, sin)
     return _attend(qkv, *tables, lengths, 2 * cos.shape[1], interpret)
 
 
+def fused_rotary_attention(placement: Placement) -> RotaryAttention:
+    """Returns `RotaryAttention` by `fused_attention`, for every device's rows and heads."""
+
+    def on_device(qkv, cos, sin, lengths=None):
+        tables = cos[0, :, 0], sin[0, :, 0]
+        return fused_attention(qkv, *tables, lengths, interpret=placement.platform != "tpu")
+
+    def attend(qkv, rotary, lengths=None):
+        rows = placement.batch_axes(qkv.shape[1])
+        operands, tables = (qkv, *rotary), (PartitionSpec(), PartitionSpec())
+        specs = (PartitionSpec(None, rows, None, placement.tensor), *tables)
+        if lengths is not None:
+            operands, specs = (*operands, lengths), (*specs, PartitionSpec(rows))
+        out = PartitionSpec(rows, None, placement.tensor)
+        return placement.per_device(on_device, specs, out)(*operands)
+
+    return attend
+
+
 def _of_tile(first, second):
-    """Tables of both halves of a head [L, R], as one for all heads of a tile [L, 128]."""
+    """Tables of both halves of a head [L, R] as one for all heads of a tile [L, 128]."""
     head = jnp.concatenate([first, second], axis=1)
     return jnp.tile(head, (1, LANES // head.shape[1]))
 
@@ -108,7 +140,11 @@ def _kept(x):
 
 
 def _call(kernel, operands, lengths, shapes, written, *, head_dim, blocks, interpret, **options):
-    """Runs a kernel for every row of the batch and every tile of heads."""
+    """Runs a kernel for every row of the batch and every tile of heads.
+
+    Operands are cos and sin, then queries, keys and values, all three in [3, B, L, D]; `shapes` and
+    `written` are shapes and names of the results, `blocks` numbers of queries at a time.
+    """
     _, batch, length, features = operands[2].shape
     specs = {
         "table": pl.BlockSpec((length, LANES), lambda b, t: (0, 0)),
@@ -119,7 +155,7 @@ def _call(kernel, operands, lengths, shapes, written, *, head_dim, blocks, inter
         "sums": pl.BlockSpec((None, None, LANES // head_dim, length), lambda b, t: (b, t, 0, 0)),
         "d_qkv": pl.BlockSpec((3, None, length, LANES), lambda b, t: (0, b, 0, t)),
     }
-    # forward: logits and values; backward: logits again, and a gradient by each of four operands
+    # forward: logits and values; backward: logits again, and the gradients of four operands
     products, pairs = 5 if written == "d_qkv" else 2, batch * (features // head_dim) * length**2
     read = ("table", "table", "query", "key", "value", "out", "out", "sums")[: len(operands)]
     in_specs = [specs[name] for name in read]
@@ -141,7 +177,7 @@ def _call(kernel, operands, lengths, shapes, written, *, head_dim, blocks, inter
         out_shape=shapes,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         cost_estimate=pl.CostEstimate(
-            # the matrix unit multiplies whole tiles, however few of their lanes are a head's
+            # the matrix unit multiplies whole tiles, whatever the number of lanes of a head
             flops=2 * products * pairs * LANES,
             transcendentals=pairs,
             bytes_accessed=sum(
@@ -155,44 +191,41 @@ def _call(kernel, operands, lengths, shapes, written, *, head_dim, blocks, inter
 
 
 def _forward_kernel(lengths, cos, sin, query, key, value, out, sums, *, head_dim, block):
-    """Rows of queries at a time, over all keys."""
+    """A block of queries at a time, over all keys.
+
+    Refs: lengths [B] or None; cos, sin, query, key, value and out [L, 128], one tile of heads of
+    one row; sums [128 / K, L], the logs of the softmax's sums.
+    """
     dtype = query.dtype
     keys = _rotated(key[...], cos[...], sin[...], head_dim).astype(dtype)
     for start in range(0, len(query), block):
         rows = pl.ds(start, block)
         queries = _rotated(query[rows], cos[rows], sin[rows], head_dim) * head_dim**-0.5
         queries = queries.astype(dtype)
-        found = jnp.zeros(queries.shape, jnp.float32)
+        attended = jnp.zeros(queries.shape, jnp.float32)
         for head in range(LANES // head_dim):
             mine = _lanes_of(head, head_dim)
-            logits = _seen(_dot(jnp.where(mine, queries, 0), keys, 1, 1), lengths, axis=1)
+            logits = _masked(_dot(jnp.where(mine, queries, 0), keys, 1, 1), lengths, axis=1)
             top = logits.max(1, keepdims=True)
             weights = jnp.exp(logits - top)
             total = weights.sum(1, keepdims=True)
-            found = jnp.where(mine, _dot(weights.astype(dtype), value[...], 1, 0) / total, found)
-            # a column becomes a row by way of a whole tile
-            sums[head : head + 1, rows] = jnp.broadcast_to(top + jnp.log(total), found.shape).T[:1]
-        out[rows] = found.astype(dtype)
+            attended = jnp.where(
+                mine, _dot(weights.astype(dtype), value[...], 1, 0) / total, attended
+            )
+            # a column is transposed to a row as part of a whole tile
+            sums[head : head + 1, rows] = jnp.broadcast_to(top + jnp.log(total), attended.shape).T[
+                :1
+            ]
+        out[rows] = attended.astype(dtype)
 
 
-def _backward_kernel(
-    lengths,
-    cos,
-    sin,
-    query,
-    key,
-    value,
-    out,
-    d_out,
-    sums,
-    d_qkv,
-    d_keys,
-    d_values,
-    *,
-    head_dim,
-    block,
-):
-    """Rows of queries at a time, over all keys; keys along the first axis, queries along lanes."""
+def _backward_kernel(lengths, *refs, head_dim, block):
+    """A block of queries at a time, over all keys; keys along the first axis, queries along lanes.
+
+    Refs: those of `_forward_kernel`, d_out [L, 128] before its sums, d_qkv [3, L, 128]; scratch
+    d_keys and d_values [L, 128], float32.
+    """
+    cos, sin, query, key, value, out, d_out, sums, d_qkv, d_keys, d_values = refs
     dtype, scale = query.dtype, head_dim**-0.5
     keys = _rotated(key[...], cos[...], sin[...], head_dim).astype(dtype)
     d_keys[...] = d_values[...] = jnp.zeros(d_keys.shape, jnp.float32)
@@ -205,7 +238,7 @@ def _backward_kernel(
         d_key, d_value = jnp.zeros(keys.shape, jnp.float32), jnp.zeros(keys.shape, jnp.float32)
         for head in range(LANES // head_dim):
             mine = _lanes_of(head, head_dim)
-            logits = _seen(_dot(keys, jnp.where(mine, queries, 0), 1, 1), lengths, axis=0)
+            logits = _masked(_dot(keys, jnp.where(mine, queries, 0), 1, 1), lengths, axis=0)
             weights = jnp.exp(logits - sums[head : head + 1, rows])
             d_weights = _dot(value[...], jnp.where(mine, d_rows, 0), 1, 1)
             mean = along[head * head_dim : (head + 1) * head_dim].sum(0, keepdims=True)
@@ -221,16 +254,12 @@ def _backward_kernel(
 
 
 def _dot(left, right, left_axis, right_axis):
-    return jax.lax.dot_general(
-        left,
-        right,
-        (((left_axis,), (right_axis,)), ((), ())),
-        preferred_element_type=jnp.float32,
-    )
+    axes = (((left_axis,), (right_axis,)), ((), ()))
+    return jax.lax.dot_general(left, right, axes, preferred_element_type=jnp.float32)
 
 
 def _lanes_of(head, head_dim):
-    """Which lanes of a tile [1, 128] are a head's."""
+    """Mask [1, 128] of the lanes of a head in its tile."""
     lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
     return (lane >= head * head_dim) & (lane < (head + 1) * head_dim)
 
@@ -244,7 +273,7 @@ def _rotated(x, cos, sin, head_dim):
     return x * cos + other * sin
 
 
-def _seen(logits, lengths, axis):
+def _masked(logits, lengths, axis):
     """The logits, -inf at the keys, along `axis`, that are padding."""
     if lengths is None:
         return logits

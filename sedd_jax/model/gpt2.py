@@ -1,7 +1,6 @@
 """GPT-2 in the layout of Hugging Face: a folder with config.json and a state dict."""
 
 import dataclasses
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,12 @@ from sedd_jax.errors import BadInput
 from sedd_jax.model.pretrained import (
     WEIGHTS,
     assemble,
-    check_shape,
-    fill,
+    json_key,
     read_json,
     read_tensors,
     settings_from,
 )
-from sedd_jax.model.stack import Params
+from sedd_jax.model.transformer import Params
 
 # of the larger sizes, whose weights are in several files
 INDEX = "model.safetensors.index.json"
@@ -47,25 +45,17 @@ _BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, present in so
 
 @dataclasses.dataclass(frozen=True)
 class GPT2Config:
-    """What config.json says of the network."""
+    """The network's settings in config.json."""
 
-    tokens: int
-    hidden_size: int
-    num_blocks: int
-    num_heads: int
-    length: int
-    dropout: float
+    tokens: int = json_key("vocab_size")
+    hidden_size: int = json_key("n_embd")
+    num_blocks: int = json_key("n_layer")
+    num_heads: int = json_key("n_head")
+    length: int = json_key("n_positions")
+    dropout: float = json_key("resid_pdrop")
 
 
-_CONFIG_KEYS = {
-    "tokens": "vocab_size",
-    "hidden_size": "n_embd",
-    "num_blocks": "n_layer",
-    "num_heads": "n_head",
-    "length": "n_positions",
-    "dropout": "resid_pdrop",
-}
-# what must be so, or not be said, for the network to be this one
+# what a config must say, or leave out, to be of this network
 _FIXED = {
     "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5,
@@ -98,14 +88,15 @@ def read_config(folder: Path) -> GPT2Config:
     """
     path = folder / "config.json"
     values = read_json(path)
-    config = settings_from(values, GPT2Config, _CONFIG_KEYS, path)
+    config = settings_from(values, GPT2Config, path)
     # the start of a text is the last token, as in GPT-2 itself
     derived = {"n_inner": 4 * config.hidden_size, "bos_token_id": config.tokens - 1}
-    for key, wanted in (_FIXED | derived).items():
-        found = values.get(key, wanted)
-        if found != wanted and (key, found) != ("n_inner", None):
+    for key, expected in (_FIXED | derived).items():
+        found = values.get(key, expected)
+        if found != expected and (key, found) != ("n_inner", None):
             raise BadInput(
-                f"{path} has {key} = {found!r}: another network than GPT-2's, which has {wanted!r}."
+                f"{path} has {key} = {found!r}: another network than GPT-2's, which has "
+                f"{expected!r}."
             )
     if config.hidden_size % config.num_heads:
         raise BadInput(
@@ -115,11 +106,11 @@ def read_config(folder: Path) -> GPT2Config:
 
 
 def read_params(folder: Path, abstract: Params, tokens: int) -> Params:
-    """Reads the weights into the layout of `causal_model`, as float32 numpy arrays.
+    """Reads the weights into the layout of `CausalModel`, as float32 numpy arrays.
 
     Args:
       folder: has model.safetensors, whole or in parts, or pytorch_model.bin.
-      abstract: the parameters wanted, for their shapes.
+      abstract: the expected parameters, for their shapes.
       tokens: V; the padding of the table is filled with zeros.
 
     Raises:
@@ -128,16 +119,10 @@ def read_params(folder: Path, abstract: Params, tokens: int) -> Params:
     path, tensors = _read_weights(folder)
     tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}
     tensors = {name: x for name, x in tensors.items() if not name.endswith(_BUFFERS)}
-    outputs, table = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
-    if outputs is not None and not np.array_equal(outputs, table):
+    unembedding, table = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
+    if unembedding is not None and not np.array_equal(unembedding, table):
         raise BadInput(f"{path} has a lm_head.weight of its own; GPT-2's is wte.weight.")
-
-    def convert(here, tensor, shape, name):
-        unpadded = (tokens, shape[1]) if here == "embedding.table" else shape
-        check_shape(name, tensor, _shape_there(here, unpadded))
-        return fill(tensor, unpadded, shape)
-
-    return assemble(_NAMES, tensors, abstract, convert, path)
+    return assemble(_NAMES, tensors, abstract, tokens, path, transposed=False)
 
 
 def _read_weights(folder):
@@ -153,11 +138,3 @@ def _read_weights(folder):
     if missing := [part.name for part in parts if not part.is_file()]:
         raise BadInput(f"{path} names files that are not there: {', '.join(missing)}.")
     return path, {name: x for part in parts for name, x in read_tensors(part).items()}
-
-
-def _shape_there(here, shape):
-    """The shape of a tensor there, where inputs and outputs have one axis each."""
-    if not here.endswith(".kernel"):
-        return shape if here.startswith("embedding.") else (math.prod(shape),)
-    inputs = 2 if here == "blocks.attention_out.kernel" else 1
-    return math.prod(shape[:inputs]), math.prod(shape[inputs:])

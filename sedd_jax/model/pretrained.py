@@ -4,16 +4,15 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sedd_jax.errors import BadInput
-from sedd_jax.model.score_model import Params
 from sedd_jax.model.sharding import leaves_by_path
 from sedd_jax.model.torch_file import load_torch_file
+from sedd_jax.model.transformer import Params
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -42,42 +41,31 @@ _NAMES = {
     "head.bias": "output_layer.linear.bias",
 }
 _VOCAB_AXIS = {"embedding.table": 0, "head.kernel": 1, "head.bias": 0}
-_BUFFER = "rotary_emb.inv_freq"  # derived, absent from some files; the published code wants it
+_BUFFER = "rotary_emb.inv_freq"  # derived, absent from some files; the published code needs it
 _LFS_POINTER = b"version https://git-lfs"
+
+
+def json_key(dotted: str) -> Any:
+    """Returns a field of a dataclass of settings that stands under this dotted key of a file."""
+    return dataclasses.field(metadata={"key": dotted})
 
 
 @dataclasses.dataclass(frozen=True)
 class PublishedConfig:
-    """What the published config.json says of the network. `tokens` excludes the mask."""
+    """The settings of the published config.json. `tokens` excludes the mask."""
 
-    tokens: int
-    graph: str
-    noise: str
-    sigma_min: float
-    sigma_max: float
-    hidden_size: int
-    cond_dim: int
-    length: int
-    num_blocks: int
-    num_heads: int
-    scale_by_sigma: bool
-    dropout: float
-
-
-_CONFIG_KEYS = {
-    "tokens": "tokens",
-    "graph": "graph.type",
-    "noise": "noise.type",
-    "sigma_min": "noise.sigma_min",
-    "sigma_max": "noise.sigma_max",
-    "hidden_size": "model.hidden_size",
-    "cond_dim": "model.cond_dim",
-    "length": "model.length",
-    "num_blocks": "model.n_blocks",
-    "num_heads": "model.n_heads",
-    "scale_by_sigma": "model.scale_by_sigma",
-    "dropout": "model.dropout",
-}
+    tokens: int = json_key("tokens")
+    graph: str = json_key("graph.type")
+    noise: str = json_key("noise.type")
+    sigma_min: float = json_key("noise.sigma_min")
+    sigma_max: float = json_key("noise.sigma_max")
+    hidden_size: int = json_key("model.hidden_size")
+    cond_dim: int = json_key("model.cond_dim")
+    length: int = json_key("model.length")
+    num_blocks: int = json_key("model.n_blocks")
+    num_heads: int = json_key("model.n_heads")
+    scale_by_sigma: bool = json_key("model.scale_by_sigma")
+    dropout: float = json_key("model.dropout")
 
 
 def is_published(folder: Path) -> bool:
@@ -96,25 +84,26 @@ def read_config(folder: Path) -> PublishedConfig:
     values = read_json(path)
     if isinstance(values, dict) and isinstance(values.get("config"), dict):
         values = values["config"]
-    return settings_from(values, PublishedConfig, _CONFIG_KEYS, path)
+    return settings_from(values, PublishedConfig, path)
 
 
-def settings_from(values: Any, kind: type, keys: dict[str, str], path: Path) -> Any:
-    """Returns a dataclass of settings from JSON values, each by its dotted key there.
+def settings_from(values: Any, kind: type, path: Path) -> Any:
+    """Returns a dataclass of settings from JSON values.
+
+    Args:
+      values: of the file.
+      kind: the dataclass; its fields are made by `json_key`.
+      path: of the file, for messages.
 
     Raises:
-      BadInput: a key is missing, or its value of the wrong type; `path` is named.
+      BadInput: a key is missing, or its value has the wrong type.
     """
-    return kind(
-        **{
-            field.name: _lookup(values, keys[field.name], field.type, path)
-            for field in dataclasses.fields(kind)
-        }
-    )
+    fields = dataclasses.fields(kind)
+    return kind(**{f.name: _lookup(values, f.metadata["key"], f.type, path) for f in fields})
 
 
 def read_json(path: Path) -> Any:
-    """Returns what a JSON file holds; BadInput where it is none."""
+    """Returns the contents of a JSON file; raises BadInput where it is not valid."""
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -138,7 +127,7 @@ def read_params(folder: Path, abstract: Params, num_states: int) -> Params:
 
     Args:
       folder: has model.safetensors or pytorch_model.bin.
-      abstract: the parameters wanted, for their shapes.
+      abstract: the expected parameters, for their shapes.
       num_states: V; the padding of the vocabulary axis is filled with zeros.
 
     Raises:
@@ -147,73 +136,60 @@ def read_params(folder: Path, abstract: Params, num_states: int) -> Params:
     path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
     tensors = read_tensors(path)
     tensors.pop(_BUFFER, None)
-
-    def convert(here, tensor, shape, name):
-        unpadded = _unpadded(here, shape, num_states)
-        check_shape(name, tensor, _published_shape(here, unpadded))
-        return fill(tensor.T if here.endswith(".kernel") else tensor, unpadded, shape)
-
-    return assemble(_NAMES, tensors, abstract, convert, path)
+    return assemble(_NAMES, tensors, abstract, num_states, path, transposed=True)
 
 
 def assemble(
     names: dict[str, str],
     tensors: dict[str, np.ndarray],
     abstract: Params,
-    convert: Callable[[str, np.ndarray, tuple[int, ...], str], np.ndarray],
+    num_states: int,
     path: Path,
+    *,
+    transposed: bool,
 ) -> Params:
-    """Returns parameters made of the tensors of a file.
+    """Returns float32 parameters made of the tensors of a file.
 
     Args:
-      names: path here -> name there; {i} is the block, an axis of its own here.
-      tensors: by name; used up.
-      abstract: the parameters wanted, for their shapes.
-      convert: convert(here, tensor, shape, name) -> the leaf `here`, of one block, of that shape;
-        the name is for messages, and says the file too.
+      names: path here -> name in the file; {i} is the block, an axis of its own here.
+      tensors: by name; emptied.
+      abstract: the expected parameters, for their shapes.
+      num_states: V; the padding of the vocabulary axis is filled with zeros.
       path: of the file, for messages.
+      transposed: whether matrices in the file are [outputs, inputs].
 
     Raises:
-      BadInput: a tensor is missing, or there are others.
+      BadInput: a tensor is missing, misshapen or unexpected.
     """
-    params: dict[str, Any] = {}
-    for here, there in names.items():
-        *groups, leaf = here.split(".")
-        node, wanted = params, abstract
-        for group in groups:
-            node, wanted = node.setdefault(group, {}), wanted[group]
-        shape = wanted[leaf].shape
-        if "{i}" in there:
-            blocks = [there.format(i=i) for i in range(shape[0])]
-            node[leaf] = np.stack(
-                [
-                    convert(here, _take(tensors, name, path), shape[1:], f"{name} of {path}")
-                    for name in blocks
-                ]
+
+    def leaf(here, name, shape):
+        if name not in tensors:
+            raise BadInput(f"{path} lacks the tensor {name}.")
+        tensor, unpadded = tensors.pop(name), _unpadded(here, shape, num_states)
+        expected = _file_shape(here, unpadded, transposed)
+        if tensor.shape != expected:
+            raise BadInput(
+                f"Tensor {name} of {path} has shape {tensor.shape}, the config needs {expected}."
             )
+        tensor = tensor.T if transposed and here.endswith(".kernel") else tensor
+        more = [(0, full - size) for full, size in zip(shape, unpadded, strict=True)]
+        return np.pad(tensor.astype(np.float32).reshape(unpadded), more)
+
+    params: dict[str, Any] = {}
+    for here, name in names.items():
+        *groups, last = here.split(".")
+        node, expected = params, abstract
+        for group in groups:
+            node, expected = node.setdefault(group, {}), expected[group]
+        shape = expected[last].shape
+        if "{i}" in name:
+            blocks = [leaf(here, name.format(i=i), shape[1:]) for i in range(shape[0])]
+            node[last] = np.stack(blocks)
         else:
-            node[leaf] = convert(here, _take(tensors, there, path), shape, f"{there} of {path}")
+            node[last] = leaf(here, name, shape)
     if tensors:
         raise BadInput(f"{path} has tensors that do not belong: {', '.join(sorted(tensors))}.")
     return params
-
-
-def _take(tensors, name, path):
-    if name not in tensors:
-        raise BadInput(f"{path} lacks the tensor {name}.")
-    return tensors.pop(name)
-
-
-def check_shape(name: str, tensor: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raises BadInput unless the tensor has the shape."""
-    if tensor.shape != shape:
-        raise BadInput(f"Tensor {name} has shape {tensor.shape}, the config needs {shape}.")
-
-
-def fill(tensor: np.ndarray, unpadded: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """Returns the tensor in float32, in the unpadded shape, filled with zeros up to the shape."""
-    leaf = tensor.astype(np.float32).reshape(unpadded)
-    return np.pad(leaf, [(0, padded - size) for padded, size in zip(shape, unpadded, strict=True)])
 
 
 def _unpadded(here, shape, num_states):
@@ -221,14 +197,13 @@ def _unpadded(here, shape, num_states):
     return tuple(num_states if i == axis else size for i, size in enumerate(shape))
 
 
-def _published_shape(here, shape):
-    """[out, in] of a kernel: the inputs are its first axis, or (heads, width) for attention_out."""
-    if here == "embedding.table":
-        return shape
+def _file_shape(here, shape, transposed):
+    """The shape in a file, where inputs and outputs of a kernel have one axis each."""
     if not here.endswith(".kernel"):
-        return (math.prod(shape),)
+        return shape if here.startswith("embedding.") else (math.prod(shape),)
     inputs = 2 if here == "blocks.attention_out.kernel" else 1
-    return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+    matrix = math.prod(shape[:inputs]), math.prod(shape[inputs:])
+    return matrix[::-1] if transposed else matrix
 
 
 def write_published(folder: Path, config: PublishedConfig, params: Params, num_states: int) -> None:
@@ -237,18 +212,18 @@ def write_published(folder: Path, config: PublishedConfig, params: Params, num_s
     Args:
       folder: has neither of the files.
       config: of the network.
-      params: the weights in the layout of `score_model`; `read_params` brings back their bits.
-      num_states: V; what lies beyond it on the vocabulary axis is left out.
+      params: the weights in the layout of `score_model`; `read_params` restores their bits.
+      num_states: V; the padding of the vocabulary axis is left out.
     """
     from safetensors.numpy import save_file
 
     values: dict[str, Any] = {}
-    for field, dotted in _CONFIG_KEYS.items():
-        *groups, key = dotted.split(".")
+    for field in dataclasses.fields(config):
+        *groups, key = field.metadata["key"].split(".")
         node = values
         for group in groups:
             node = node.setdefault(group, {})
-        node[key] = getattr(config, field)
+        node[key] = getattr(config, field.name)
     (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
     tensors = dict(_published_tensors(params, num_states))
     width = config.hidden_size // config.num_heads
@@ -270,10 +245,10 @@ def _published_tensors(params, num_states):
 
 
 def _publish(here, leaf, num_states):
-    """Turns the leaf `here` into the published tensor: the inverse of `convert` above."""
+    """The published tensor of the leaf `here`: the inverse of `leaf` in `assemble`."""
     unpadded = _unpadded(here, leaf.shape, num_states)
     leaf = leaf[tuple(map(slice, unpadded))]
-    shape = _published_shape(here, unpadded)
+    shape = _file_shape(here, unpadded, transposed=True)
     tensor = leaf.reshape(shape[::-1]).T if here.endswith(".kernel") else leaf.reshape(shape)
     return np.ascontiguousarray(tensor)  # safetensors writes memory as it lies
 

@@ -1,66 +1,221 @@
-"""The seam between the maths and the network: pure `init` and `apply` over a dict of parameters."""
+"""The diffusion transformer of the paper (Appendix C.1), as a score: pure functions of parameters.
 
+Shapes: B batch, L length, D hidden, C condition, F sigma features, V states.
+
+References:
+  Lou, Meng and Ermon, Discrete Diffusion Modeling by Estimating the Ratios of the Data
+    Distribution, 2024 (arXiv 2310.16834).
+  Peebles and Xie, Scalable Diffusion Models with Transformers, 2022 (arXiv 2212.09748): the blocks,
+    adaLN-zero.
+"""
+
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.diffusion.score import DenseScore, Score
-from sedd_jax.model.config import TransformerConfig
-from sedd_jax.model.placement import ANYWHERE, Placement
-from sedd_jax.model.rotary import rotary_attention_for, rotary_tables
-from sedd_jax.model.sharding import gathered, layout
-from sedd_jax.model.stack import Params, build, structure, through_blocks
-from sedd_jax.model.tiles import Table, tiling_for
-from sedd_jax.model.transformer import (
-    Block,
-    Embedding,
-    Head,
-    SigmaEmbedding,
+from sedd_jax.model.attention import (
+    RotaryAttention,
+    RotaryTables,
+    rotary_attention_for,
+    rotary_tables,
+    xla_rotary_attention,
 )
-from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
+from sedd_jax.model.config import TransformerConfig
+from sedd_jax.model.sharding import ANYWHERE, Placement, all_gathered, param_layout
+from sedd_jax.model.tiles import HeadInputs, StreamedHead, Unembedding, tiling_for
+from sedd_jax.model.transformer import (
+    KEPT,
+    Dense,
+    Embedding,
+    LayerNorm,
+    Params,
+    apply_blocks,
+    dropout,
+    dropout_masks,
+    gelu,
+    initial_params,
+    structure,
+)
+from sedd_jax.model.vocab_head import StreamedScore
+
+FREQUENCIES = 256  # width of the sinusoidal embedding of sigma
+
+
+@runtime_checkable
+class NetworkFn(Protocol):
+    """The signature of `ScoreModel.apply` and `ScoreModel.score`."""
+
+    def __call__(
+        self,
+        params: Params,
+        xt: Int[Array, "B L"],
+        sigma: Float[Array, "B"],
+        key: Key[Array, ""] | None = None,
+        lengths: Int[Array, "B"] | None = None,
+    ) -> Any:
+        """Returns the network's answer at noised tokens.
+
+        Args:
+          params: as `init` returns them.
+          xt: noised tokens.
+          sigma: total noise of every row.
+          key: of dropout, None for none.
+          lengths: of the rows, None for full rows. What follows them is padding, whatever its ids:
+            no real position attends to it, and its own log-scores mean nothing.
+        """
 
 
 class ScoreModel(NamedTuple):
     """A score network as pure functions.
 
     Attributes:
-      init: init(key) -> params, a nested dict of float32 arrays. Block parameters carry a leading
+      init: init(key) -> params, a nested dict of float32 arrays. Block parameters have a leading
         axis of num_blocks.
-      apply: apply(params, xt [B, L], sigma [B], key=None, lengths=None) -> log_score [B, L, V] in
-        float32, 0 at the current token. Dropout acts only where a key is given. Where `lengths` [B]
-        are given, what follows them is padding, whatever its ids: no text sees it, and its own
-        log-scores mean nothing.
-      score: the same answer as a `Score`, which need not write out B L V numbers.
+      apply: returns log_score [B, L, V] in float32, 0 at the current token.
+      score: returns the same as a `Score`, which need not materialise B L V numbers.
+      max_length: number of learned positions, None for any number.
     """
 
     init: Callable[[Key[Array, ""]], Params]
-    apply: Callable[..., Float[Array, "B L V"]]
-    score: Callable[..., Score]
-    max_length: int | None = None  # positions that it has learned; None for any number
+    apply: NetworkFn
+    score: NetworkFn
+    max_length: int | None = None
 
 
 def dense_model(init: Callable, apply: Callable) -> ScoreModel:
-    """Returns the score model whose `Score` is what `apply` returns, written out."""
+    """Returns the score model whose `Score` is the materialised result of `apply`."""
 
     def score(params, xt, sigma, key=None, lengths=None):
-        padded = {} if lengths is None else {"lengths": lengths}  # unknown to many a dense model
+        padded = {} if lengths is None else {"lengths": lengths}  # many dense models know of none
         return DenseScore(xt, apply(params, xt, sigma, key=key, **padded))
 
     return ScoreModel(init, apply, score)
+
+
+def sigma_features(sigma: Float[Array, "B"]) -> Float[Array, "B F"]:
+    """Returns the sinusoidal features of the total noise: 128 cosines, then 128 sines."""
+    half = FREQUENCIES // 2
+    frequencies = 10_000.0 ** (-jnp.arange(half) / half)
+    angles = sigma[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class SigmaEmbedding(nnx.Module):
+    """Maps the total noise to the conditioning vector: features, Linear, SiLU, Linear, SiLU."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        width = config.model.cond_dim
+        # tiny, and sigma spans decades
+        config = dataclasses.replace(config, dtype=jnp.dtype("float32"))
+        self.inner = Dense((FREQUENCIES,), (width,), config, rngs=rngs)
+        self.outer = Dense((width,), (width,), config, rngs=rngs)
+
+    def __call__(self, sigma: Float[Array, "B"]) -> Float[Array, "B C"]:
+        return nnx.silu(self.outer(nnx.silu(self.inner(sigma_features(sigma)))))
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and MLP, each shifted, scaled and gated by the noise (adaLN-zero)."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        size, heads = config.model.hidden_size, config.model.num_heads
+        per_head = (heads, size // heads)
+        self.config = config
+        self.attention_norm = LayerNorm(config, rngs=rngs)
+        self.qkv = Dense((size,), (3, *per_head), config, rngs=rngs, use_bias=False)
+        self.attention_out = Dense(per_head, (size,), config, rngs=rngs, use_bias=False)
+        self.mlp_norm = LayerNorm(config, rngs=rngs)
+        self.mlp_in = Dense((size,), (4 * size,), config, rngs=rngs)
+        self.mlp_out = Dense((4 * size,), (size,), config, rngs=rngs)
+        self.modulation = Dense((config.model.cond_dim,), (6, size), config, rngs=rngs, zero=True)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        cond: Float[Array, "B C"],
+        rotary: RotaryTables,
+        dropout_key: Key[Array, ""] | None,
+        attention: RotaryAttention = xla_rotary_attention,
+        lengths: Int[Array, "B"] | None = None,
+        constrain: Callable[[Array], Array] = lambda x: x,
+    ) -> Float[Array, "B L D"]:
+        """Returns the activations after the block.
+
+        Args:
+          x: the activations, float32.
+          cond: the conditioning vector of every row.
+          rotary: see `rotary_tables`.
+          dropout_key: None for no dropout.
+          attention: what computes attention.
+          lengths: of the rows, None for full rows.
+          constrain: returns the activations, constrained to a layout in memory.
+        """
+        dtype, rate = self.config.dtype, self.config.model.dropout
+        keep_attention, keep_mlp = dropout_masks(dropout_key, rate, x.shape)
+        # float32 from here on, and so are its gradient's sums over positions
+        modulation = jax.lax.optimization_barrier(self.modulation(cond).astype(jnp.float32))
+        # [B, 1, D] each: one for all positions
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.moveaxis(modulation, 1, 0)[
+            :, :, None
+        ]
+
+        mean = self.attention_norm.mean(x)  # before the barrier: computed where x is computed
+        x = jax.lax.optimization_barrier(constrain(x))
+        h = self.attention_norm(x, shift_a, scale_a, mean).astype(dtype)
+        qkv = self.qkv(h).reshape(*h.shape[:2], 3, -1)
+        qkv = checkpoint_name(jnp.moveaxis(qkv, 2, 0), KEPT)
+        h = attention(qkv, rotary, lengths).reshape(*h.shape[:2], *self.attention_out.inputs)
+        x = x + gate_a * dropout(self.attention_out(h), rate, keep_attention)
+
+        h = self.mlp_norm(x, shift_m, scale_m).astype(dtype)
+        h = self.mlp_out(gelu(self.mlp_in(h), unrolled=self.config.unroll))
+        return x + gate_m * dropout(h, rate, keep_mlp)
+
+
+class Head(nnx.Module):
+    """Final norm, shift and scale by the noise, and the zero-initialised vocabulary projection."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        size = config.model.hidden_size
+        self.config = config
+        self.norm = LayerNorm(config, rngs=rngs)
+        self.modulation = Dense((config.model.cond_dim,), (2, size), config, rngs=rngs, zero=True)
+        self.kernel = nnx.Param(jnp.zeros((size, config.padded_states)))
+        self.bias = nnx.Param(jnp.zeros(config.padded_states))
+
+    def __call__(
+        self, x: Float[Array, "B L D"], cond: Float[Array, "B C"]
+    ) -> Float[Array, "B L V"]:
+        """Returns the logits of the V states, float32, without padding."""
+        states, h = self.config.num_states, self.hidden(x, cond)
+        out = jnp.dot(
+            h.reshape(-1, h.shape[-1]),
+            self.kernel[...].astype(h.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return (out + self.bias[...][None])[:, :states].reshape(*x.shape[:-1], states)
+
+    def hidden(self, x: Float[Array, "B L D"], cond: Float[Array, "B C"]) -> Float[Array, "B L D"]:
+        """Returns what is projected to the vocabulary."""
+        shift, scale = jnp.moveaxis(self.modulation(cond)[:, None], -2, 0)
+        return self.norm(x, shift, scale).astype(self.config.dtype)
 
 
 def score_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> ScoreModel:
     """Builds the score network of the paper.
 
     Args:
-      config: settings; `num_states` is that of the graph. With `scale_by_sigma` the output less
-        log expm1(sigma) + log(V - 1) is the log-score, so that a zero output is the ratio of a
+      config: settings; `num_states` is that of the graph. With `scale_by_sigma` the log-score is
+        the logits minus log expm1(sigma) + log(V - 1), so that zero logits are the ratios of a
         uniform guess under the absorbing graph (Appendix C.1).
-      placement: how activations lie on the devices.
+      placement: of the activations.
     """
     modules = {"embedding": Embedding, "sigma": SigmaEmbedding, "head": Head}
     structures = {name: structure(module, config) for name, module in modules.items()}
@@ -71,16 +226,16 @@ def score_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> S
         outer_key, blocks_key = jax.random.split(key)
         keys = jax.random.split(outer_key, len(modules))
         params = {
-            name: build(module, config, k)
+            name: initial_params(module, config, k)
             for (name, module), k in zip(modules.items(), keys, strict=True)
         }
         block_keys = jax.random.split(blocks_key, config.model.num_blocks)
-        params["blocks"] = jax.vmap(lambda k: build(Block, config, k))(block_keys)
+        params["blocks"] = jax.vmap(lambda k: initial_params(Block, config, k))(block_keys)
         return params
 
     def body(params, xt, sigma, key, lengths):
-        """The head, and what it takes: activations [B, L, D] and the conditioning vector."""
-        outer = gathered({name: params[name] for name in modules}, placement, "")
+        """The head, and its inputs: activations [B, L, D] and the conditioning vector."""
+        outer = all_gathered({name: params[name] for name in modules}, placement, "")
         embedding, sigma_embedding, head = (
             nnx.merge(structures[name], outer[name]) for name in modules
         )
@@ -89,9 +244,9 @@ def score_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> S
 
         def layer(block_params, x, block_key):
             block = nnx.merge(block_structure, block_params)
-            return block(x, cond, rotary, block_key, attention, lengths, placement)
+            return block(x, cond, rotary, block_key, attention, lengths, placement.row_major)
 
-        x = through_blocks(layer, embedding(xt), params["blocks"], key, config, placement)
+        x = apply_blocks(layer, embedding(xt), params["blocks"], key, config, placement)
         return head, x, cond
 
     def log_normaliser(sigma):
@@ -99,12 +254,12 @@ def score_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> S
             return jnp.zeros_like(sigma)
         return jnp.log(jnp.expm1(sigma)) + jnp.log(config.num_states - 1.0)
 
-    def table_placement(table, rows):
-        """Where the rows of the head and its table lie: split by axes that divide them."""
+    def head_placement(unembedding, rows):
+        """The placement of the head, split by the axes that divide its inputs and kernel."""
         if placement.mesh is None:
             return placement
         batch = placement.batch_axes(rows)
-        fsdp, tensor = layout("head/kernel", table.kernel.shape, placement.mesh).spec
+        fsdp, tensor = param_layout("head/kernel", unembedding.kernel.shape, placement.mesh).spec
         return placement._replace(batch=batch, tensor=tensor, fsdp=fsdp if fsdp in batch else None)
 
     def apply(
@@ -128,11 +283,10 @@ def score_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> S
     ) -> Score:
         head, x, cond = body(params, xt, sigma, key, lengths)
         shift = jnp.broadcast_to(log_normaliser(sigma)[:, None], xt.shape)
-        table = Table(head.kernel[...], head.bias[...])
-        stream = Stream(
-            config.num_states, tiling_for(placement.platform), table_placement(table, len(xt))
-        )
-        return StreamedScore(stream, table, Rows(head.hidden(x, cond), shift, xt))
+        unembedding = Unembedding(head.kernel[...], head.bias[...])
+        tiling = tiling_for(placement.platform)
+        streamed = StreamedHead(config.num_states, tiling, head_placement(unembedding, len(xt)))
+        return StreamedScore(streamed, unembedding, HeadInputs(head.hidden(x, cond), shift, xt))
 
     return ScoreModel(init, apply, score, config.max_length)
 
@@ -140,3 +294,38 @@ def score_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> S
 def count_params(params: Params) -> int:
     """Returns the number of parameters, padding included."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def forward_flops(
+    *,
+    hidden_size: int,
+    cond_dim: int,
+    num_blocks: int,
+    num_states: int,
+    length: int,
+    answered: float = 1.0,
+) -> float:
+    """Returns the FLOPs of one forward pass over one sequence, 2 for a multiply and an add.
+
+        blocks (24 L D^2 + 4 L^2 D + 12 C D)  +  2 C (256 + C) + 4 C D  +  answered 2 L D V
+
+    A block's terms are the products with its weights (queries, keys and values 3, output 1, MLP 8,
+    each 2 L D^2), attention's two products over all pairs of positions, and the modulation by the
+    noise, one for a sequence; then the embedding of sigma, the head's modulation, and the
+    projection to the vocabulary. Norms, rotation, softmax and the loss are not products and are
+    left out, like padding of the vocabulary and recomputation in a backward pass. The causal
+    network is one with C = 0; all its pairs of positions count, as is the custom, though half of
+    them are masked.
+
+    Args:
+      hidden_size: D.
+      cond_dim: C, 0 for the causal network.
+      num_blocks: number of transformer blocks.
+      num_states: V, without padding.
+      length: L.
+      answered: share of the positions whose logits are computed, in [0, 1].
+    """
+    d, c = hidden_size, cond_dim
+    block = 24 * length * d**2 + 4 * length**2 * d + 12 * c * d
+    conditioning = 2 * c * (FREQUENCIES + c) + 4 * c * d
+    return num_blocks * block + conditioning + answered * 2 * length * d * num_states

@@ -1,9 +1,9 @@
-"""How the vocabulary head is passed through: tiles of outputs, only where a position counts.
+"""Tiles of the streamed vocabulary head: blocks of active rows times chunks of columns.
 
-A tile is some positions (rows) times some columns of the table. Only rows that count are gathered,
-and only their blocks are computed, so what does not count costs nothing, exactly.
+Only rows that are active are gathered, and only their blocks are computed, so an inactive position
+costs nothing, exactly.
 
-Shapes: B L positions, as N rows in order; D hidden; V columns of the table (on this device).
+Shapes: B L positions, compacted to N rows; D hidden; V columns of the unembedding (on this device).
 """
 
 from collections.abc import Callable
@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.model.config import COLUMN_GROUP, padded
+from sedd_jax.model.sharding import Placement
 from sedd_jax.system.rounding import ceil_div, round_up
 
 BLOCKS_OF = "blocks_of_"  # begins the names of loops over blocks of rows, in compiled programs
@@ -23,8 +24,8 @@ class Tiling(NamedTuple):
     """Sizes of tiles.
 
     Attributes:
-      columns: about as many, equal tiles of multiples of 128.
-      rows: in decreasing order, the last one for the remainder, which divides all.
+      columns: of a chunk, approximately: chunks are equal, and multiples of 128.
+      rows: of blocks, in decreasing order; the last divides the others and takes the remainder.
       jumps: positions whose own 128 columns are gathered at a time, 128 D numbers each.
     """
 
@@ -43,6 +44,14 @@ def tiling_for(platform: str) -> Tiling:
     return CPU if platform == "cpu" else ACCELERATOR
 
 
+class HeadInputs(NamedTuple):
+    """What the log-scores of a position are computed from: its logits minus `shift`; 0 at x_t."""
+
+    hidden: Float[Array, "*s D"]
+    shift: Float[Array, "*s"]
+    xt: Int[Array, "*s"]
+
+
 class RowBlock(NamedTuple):
     """Rows [start, start + size) of arrays [N, ...]."""
 
@@ -54,21 +63,27 @@ class RowBlock(NamedTuple):
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, self.start, self.size), tree)
 
     def write(self, x: Array, rows: Array, first_column: Int[Array, ""] | int = 0) -> Array:
-        """Returns x [N, ...] with these rows written, from a column on."""
+        """Returns x with these rows written.
+
+        Args:
+          x: [N, ...].
+          rows: [size, ...].
+          first_column: where to write along the second axis.
+        """
         starts = (self.start, first_column)[: x.ndim]
         return jax.lax.dynamic_update_slice(x, rows, starts)
 
     def add(self, x: Array, rows: Array) -> Array:
-        """Returns x [N, ...] with something added to these rows."""
+        """Returns x [N, ...] with `rows` added to these rows."""
         return self.write(x, self.take(x) + rows)
 
 
-class Front(NamedTuple):
-    """The rows that count, in order, filled up to whole blocks.
+class ActiveRows(NamedTuple):
+    """The active positions, compacted to rows and padded to whole blocks.
 
     Attributes:
-      order: where in [B, L] every row comes from; B L where it is filled up, from `count` on.
-      count: of the rows that count.
+      order: the flat position in [B, L] of every row; B L in the padding, from `count` on.
+      count: number of active rows.
       sizes: of blocks, as in `Tiling`.
     """
 
@@ -77,35 +92,50 @@ class Front(NamedTuple):
     sizes: tuple[int, ...]
 
     @classmethod
-    def of(cls, counts: Bool[Array, "B L"], sizes: tuple[int, ...]) -> "Front":
-        """Finds the positions that count; sizes as in `Tiling`.
+    def of(cls, active: Bool[Array, "B L"], sizes: tuple[int, ...]) -> "ActiveRows":
+        """Finds the active positions.
+
+        Args:
+          active: which positions.
+          sizes: of blocks, as in `Tiling`.
 
         Raises:
           ValueError: the smallest size does not divide the others.
         """
         if any(size % sizes[-1] for size in sizes):
             raise ValueError(f"Sizes of blocks must be multiples of the last, got {sizes}.")
-        sizes = tuple(size for size in sizes if size <= counts.size) or sizes[-1:]
-        flat = counts.reshape(-1)
-        whole = round_up(flat.size, sizes[-1])
-        order = jnp.flatnonzero(flat, size=whole, fill_value=flat.size)
+        sizes = tuple(size for size in sizes if size <= active.size) or sizes[-1:]
+        flat = active.reshape(-1)
+        rows = round_up(flat.size, sizes[-1])
+        order = jnp.flatnonzero(flat, size=rows, fill_value=flat.size)
         return cls(order, flat.sum(), sizes)
 
-    def take(self, tree: Any) -> Any:
-        """Returns arrays [B, L, ...] as rows [N, ...], zeros where it is filled up."""
+    def gather(self, tree: Any) -> Any:
+        """Returns arrays [B, L, ...] as rows [N, ...], zeros in the padding."""
 
         def rows(x):
             return x.reshape(-1, *x.shape[2:]).at[self.order].get(mode="fill", fill_value=0)
 
         return jax.tree.map(rows, tree)
 
-    def put_back(self, x: Array, shape: tuple[int, int]) -> Array:
-        """Returns rows [N, ...] as an array [B, L, ...], in their places; zeros elsewhere."""
+    def scatter(self, x: Array, shape: tuple[int, int]) -> Array:
+        """Returns rows [N, ...] as an array [B, L, ...] of `shape` B, L; zeros elsewhere."""
         places = jnp.zeros((shape[0] * shape[1], *x.shape[1:]), x.dtype)
         return places.at[self.order].set(x, mode="drop").reshape(*shape, *x.shape[1:])
 
+    def position_keys(self, keys: Key[Array, "B"], block: RowBlock, length: int) -> Key[Array, "N"]:
+        """Returns a key for every position of a block, folded from the key of its sequence.
+
+        Args:
+          keys: of the sequences.
+          block: of these rows.
+          length: L.
+        """
+        sequence, position = jnp.divmod(block.take(self.order), length)
+        return jax.vmap(jax.random.fold_in)(keys[sequence], position)
+
     def fold(self, body: Callable[[RowBlock, Any], Any], carry: Any) -> Any:
-        """Folds carry = body(block, carry) over the blocks that hold a row that counts."""
+        """Folds carry = body(block, carry) over the blocks that hold an active row."""
         done = 0
         for size in self.sizes:
             left = self.count - done
@@ -114,14 +144,14 @@ class Front(NamedTuple):
             def step(index, carry, size=size, done=done):
                 return body(RowBlock(done + index * size, size), carry)
 
-            with jax.named_scope(f"{BLOCKS_OF}{size}"):  # how often is known only while it runs
+            with jax.named_scope(f"{BLOCKS_OF}{size}"):  # the trip count is known at run time only
                 carry = jax.lax.fori_loop(0, blocks, step, carry)
             done = done + blocks * size
         return carry
 
 
 class Chunk(NamedTuple):
-    """Columns of the table, from `start` on.
+    """Columns of the unembedding, from `start` on.
 
     Attributes:
       start: the first column.
@@ -129,7 +159,7 @@ class Chunk(NamedTuple):
       bias: of these columns.
       states: the graph's state of every column.
       real: whether a column is a state, not padding.
-      fresh: whether it is real and in no chunk before: the last chunk may reach back.
+      unvisited: whether it is real and in no chunk before: the last chunk may overlap the previous.
     """
 
     start: Int[Array, ""]
@@ -137,50 +167,53 @@ class Chunk(NamedTuple):
     bias: Float[Array, "C"]
     states: Int[Array, "C"]
     real: Bool[Array, "C"]
-    fresh: Bool[Array, "C"]
+    unvisited: Bool[Array, "C"]
 
     def log_score(
         self, hidden: Float[Array, "N D"], shift: Float[Array, "N"]
     ) -> Float[Array, "N C"]:
-        """Returns the outputs minus `shift`, float32; 0 in padding."""
+        """Returns the logits minus `shift`, float32; 0 in padding."""
         out = jnp.dot(hidden, self.kernel, preferred_element_type=jnp.float32)
         return jnp.where(self.real[None], out + self.bias[None] - shift[:, None], 0)
 
+    def weights(self, inputs: HeadInputs, cut: Float[Array, "N"] | None) -> Float[Array, "N C"]:
+        """Returns max(0, score - cut), 0 at x_t and in padding."""
+        score = jnp.exp(self.log_score(inputs.hidden, inputs.shift))
+        if cut is not None:
+            score = jnp.maximum(score - cut[:, None], 0)
+        allowed = self.real[None] & (self.states[None] != inputs.xt[:, None])
+        return jnp.where(allowed, score, 0)
+
     def add(self, x: Float[Array, "*D V"], columns: Float[Array, "*D C"]) -> Float[Array, "*D V"]:
-        """Returns x with something added to these columns."""
+        """Returns x with `columns` added to these columns."""
         old = jax.lax.dynamic_slice_in_dim(x, self.start, columns.shape[-1], axis=-1)
         return jax.lax.dynamic_update_slice_in_dim(x, old + columns, self.start, axis=-1)
 
 
-class Table(NamedTuple):
-    """The projection to outputs, hidden @ kernel + bias, or a device's part of its columns.
-
-    Attributes:
-      kernel: [D, V].
-      bias: [V].
-    """
+class Unembedding(NamedTuple):
+    """The projection to logits, hidden @ kernel + bias, or a device's shard of its columns."""
 
     kernel: Float[Array, "D V"]
     bias: Float[Array, "V"]
 
-    def filled(self) -> "Table":
-        """Returns the table with zeros up to a multiple of 128 columns."""
+    def padded(self) -> "Unembedding":
+        """Returns the unembedding with zeros up to a multiple of 128 columns."""
         more = padded(self.bias.size) - self.bias.size
         return jax.tree.map(lambda x: jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, more)]), self)
 
-    def cut(self, columns: int) -> "Table":
+    def first(self, columns: int) -> "Unembedding":
         """Returns the first columns."""
         return jax.tree.map(lambda x: x[..., :columns], self)
 
 
-class Span(NamedTuple):
-    """What the columns of a table, or of a device's part of it, stand for.
+class VocabShard(NamedTuple):
+    """The states that the columns of an unembedding, or of a device's shard of it, stand for.
 
     Attributes:
       first_state: the state of the first column.
-      columns: of the table; further ones fill it up.
+      columns: of the unembedding, before it is padded to a multiple of 128.
       num_states: of the graph; columns of higher states are padding.
-      dtype: that the products are made in.
+      dtype: of the products.
     """
 
     first_state: Int[Array, ""] | int
@@ -189,30 +222,122 @@ class Span(NamedTuple):
     dtype: jnp.dtype
 
     def chunk(
-        self, table: Table, start: Int[Array, ""] | int, width: int, turn: Int[Array, ""] | int = 0
+        self,
+        unembedding: Unembedding,
+        start: Int[Array, ""] | int,
+        width: int,
+        first_unvisited: Int[Array, ""] | int = 0,
     ) -> Chunk:
-        """Returns the columns from `start` on; columns before `turn` are not fresh."""
+        """Returns some columns.
+
+        Args:
+          unembedding: padded to a multiple of 128 columns.
+          start: the first column.
+          width: number of columns.
+          first_unvisited: columns before it have been in a chunk.
+        """
+        kernel, bias = unembedding
         column = start + jnp.arange(width)
         states = self.first_state + column
         real = (states < self.num_states) & (column < self.columns)
         return Chunk(
             start,
-            jax.lax.dynamic_slice_in_dim(table.kernel, start, width, axis=1).astype(self.dtype),
-            jax.lax.dynamic_slice_in_dim(table.bias, start, width),
+            jax.lax.dynamic_slice_in_dim(kernel, start, width, axis=1).astype(self.dtype),
+            jax.lax.dynamic_slice_in_dim(bias, start, width),
             states,
             real,
-            real & (column >= turn),
+            real & (column >= first_unvisited),
         )
 
-    def fold(self, table: Table, width: int, body: Callable[[Chunk, Any], Any], carry: Any) -> Any:
-        """Folds carry = body(chunk, carry) over the table, in equal chunks of about `width`."""
-        columns = table.bias.size
+    def fold(
+        self,
+        unembedding: Unembedding,
+        width: int,
+        body: Callable[[Chunk, Any], Any],
+        carry: Any,
+    ) -> Any:
+        """Folds carry = body(chunk, carry) over the unembedding, in equal chunks.
+
+        Args:
+          unembedding: padded to a multiple of 128 columns.
+          width: of a chunk, approximately.
+          body: of the fold.
+          carry: its initial value.
+        """
+        columns = unembedding.bias.size
         chunks = max(1, round(columns / width))
         width = ceil_div(columns, chunks * COLUMN_GROUP) * COLUMN_GROUP
 
         def step(carry, index):
-            turn = index * width
-            start = jnp.minimum(turn, columns - width)
-            return body(self.chunk(table, start, width, turn), carry), None
+            first_unvisited = index * width
+            start = jnp.minimum(first_unvisited, columns - width)
+            return body(self.chunk(unembedding, start, width, first_unvisited), carry), None
 
         return jax.lax.scan(step, carry, jnp.arange(chunks))[0]
+
+
+class StreamedHead(NamedTuple):
+    """How an unembedding is streamed. Methods are what one device does, with its own shards.
+
+    Attributes:
+      num_states: of the graph; further columns of the unembedding are padding.
+      tiling: sizes of tiles.
+      placement: of positions and unembedding. A device groups its own columns: where they are no
+        multiple of 128, the same keys draw other states of the same distribution.
+    """
+
+    num_states: int
+    tiling: Tiling
+    placement: Placement
+
+    def active_rows(self, active: Bool[Array, "B L"]) -> ActiveRows:
+        """Returns the active positions in blocks of the tiling."""
+        return ActiveRows.of(active, self.tiling.rows)
+
+    def fold(
+        self,
+        body: Callable[[Chunk, Any], Any],
+        carry: Any,
+        unembedding: Unembedding,
+        inputs: HeadInputs,
+    ) -> Any:
+        """Folds carry = body(chunk, carry) over this device's columns.
+
+        Args:
+          body: of the fold.
+          carry: its initial value.
+          unembedding: the projection to logits.
+          inputs: for the type of the products.
+        """
+        shard = self.shard(unembedding, inputs)
+        return shard.fold(unembedding.padded(), self.tiling.columns, body, carry)
+
+    def shard(self, unembedding: Unembedding, inputs: HeadInputs) -> VocabShard:
+        """Returns what this device's columns stand for."""
+        columns, dtype = unembedding.bias.size, inputs.hidden.dtype
+        return VocabShard(self.shard_index() * columns, columns, self.num_states, dtype)
+
+    def shard_index(self) -> Int[Array, ""] | int:
+        """Returns the number of this device's shard of the columns."""
+        axis = self.placement.tensor
+        return 0 if axis is None else jax.lax.axis_index(axis)
+
+    def sum_over_shards(self, x: Any) -> Any:
+        """Returns arrays summed over the shards of the columns."""
+        axis = self.placement.tensor
+        return x if axis is None else jax.lax.psum(x, axis)
+
+    def sum_over_batch(
+        self, total: Float[Array, ""], d_unembedding: Unembedding
+    ) -> tuple[Float[Array, ""], Unembedding]:
+        """Sums over the batch; of the kernel's gradient a device keeps its own "fsdp" shard."""
+        axes, fsdp = self.placement.batch, self.placement.fsdp
+        if not axes:
+            return total, d_unembedding
+        total, d_bias = jax.lax.psum((total, d_unembedding.bias), axes)
+        d_kernel = d_unembedding.kernel
+        if fsdp is not None:
+            d_kernel = jax.lax.psum_scatter(d_kernel, fsdp, scatter_dimension=0, tiled=True)
+        others = tuple(axis for axis in axes if axis != fsdp)
+        d_kernel = jax.lax.psum(d_kernel, others) if others else d_kernel
+        return total, Unembedding(d_kernel, d_bias)

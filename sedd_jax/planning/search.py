@@ -18,7 +18,7 @@ from sedd_jax.errors import BadInput, first_line
 from sedd_jax.experiment.config import Config, MeshConfig
 from sedd_jax.experiment.mesh import build_mesh, check_divisions
 from sedd_jax.model.sharding import num_batch_shards
-from sedd_jax.model.stack import REMAT
+from sedd_jax.model.transformer import REMAT
 from sedd_jax.planning.estimate import Outlook, foresee, gib, in_words
 from sedd_jax.planning.hlo_cost.target import Target, target_devices
 from sedd_jax.planning.lower import state_per_chip, train_program

@@ -17,13 +17,13 @@ from sedd_jax.experiment.config import Config
 from sedd_jax.inference.autoregressive import build_generator
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.prompt import free
-from sedd_jax.model.autoregressive import causal_model
+from sedd_jax.model.autoregressive import CausalModel
 from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.train import train
 
 KEY = jax.random.key(0)
 STATES, LENGTH, DRAWS = 4, 3, 20_000
-MODEL = causal_model(
+MODEL = CausalModel(
     TransformerConfig(
         ModelConfig(hidden_size=8, num_blocks=1, num_heads=2, dropout=0.0, remat="none"),
         num_states=STATES,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sedd_jax.model.attention import attention_for
-from sedd_jax.model.placement import Placement
+from sedd_jax.model.attention import attention_for, rotary_tables, rotate
+from sedd_jax.model.sharding import Placement
 
 
 class OnGpu(Placement):
@@ -78,7 +78,7 @@ def check_against_naive(attention, operands, weight, causal=False):
 @pytest.mark.parametrize("scale", [1, 40])  # at 40, exp of a logit overflows float32
 def test_xla_is_softmax_attention(scale):
     query, key, value = inputs(2, 7, 3, 16)
-    out = attention_for("xla", Placement())(query * scale, key, value)
+    out = jax.jit(attention_for("xla", Placement()))(query * scale, key, value)
     np.testing.assert_allclose(out, naive_attention(query * scale, key, value), atol=1e-5 * scale)
 
 
@@ -88,14 +88,14 @@ def test_gradients_of_xla():
     )
 
 
-@pytest.mark.parametrize(("implementation", "length"), [("xla", 7), ("splash", 384)])
+@pytest.mark.parametrize(("implementation", "length"), [("xla", 7), ("splash", 128)])
 def test_causal_attention_sees_no_later_position(implementation, length):
     attention = attention_for(implementation, Placement(), causal=True)
     shape = (2, length, 2, 16)
     check_against_naive(attention, inputs(*shape), normal(3, *shape), causal=True)
 
 
-@pytest.mark.parametrize(("implementation", "length"), [("xla", 7), ("splash", 384)])
+@pytest.mark.parametrize(("implementation", "length"), [("xla", 7), ("splash", 128)])
 def test_keys_in_the_padding_are_seen_by_none(implementation, length):
     attention = attention_for(implementation, Placement())
     operands, weight = inputs(2, length, 1, 16), normal(3, 2, length, 1, 16)
@@ -142,9 +142,9 @@ def test_softmax_is_float32_for_bfloat16_inputs(implementation):
     np.testing.assert_allclose(out.astype(jnp.float32), wanted, rtol=2**-8)
 
 
-@pytest.mark.parametrize("length", [256, 384])  # one block of 256; three of 128
+@pytest.mark.parametrize("length", [128, 384])  # one block; three
 def test_splash_is_softmax_attention(length):
-    shape = (2, length, 2, 64)
+    shape = (1, length, 2, 64)
     check_against_naive(attention_for("splash", Placement()), inputs(*shape), normal(3, *shape))
 
 
@@ -261,3 +261,35 @@ def test_cudnn_refuses_float32():
 def test_unknown_implementation():
     with pytest.raises(KeyError, match="flash"):
         attention_for("flash", Placement())
+
+
+@pytest.mark.parametrize("width", [2, 4, 16])
+def test_rotary_multiplies_complex_pairs_by_unit_numbers(width):
+    x = normal(0, 2, 7, 3, width)
+    rotated = rotate(jnp.asarray(x), *rotary_tables(7, width))
+    half = width // 2
+    for position in range(7):
+        for pair in range(half):
+            angle = position * 10_000.0 ** (-2 * pair / width)
+            z = x[:, position, :, pair] + 1j * x[:, position, :, pair + half]
+            z = z * np.exp(1j * angle)
+            np.testing.assert_allclose(rotated[:, position, :, pair], z.real, atol=2e-6)
+            np.testing.assert_allclose(rotated[:, position, :, pair + half], z.imag, atol=2e-6)
+
+
+def test_rotary_products_depend_on_the_distance_alone():
+    query, key = (jnp.broadcast_to(normal(seed, 8), (1, 9, 1, 8)) for seed in (0, 1))
+    query, key = (rotate(x, *rotary_tables(9, 8))[0, :, 0] for x in (query, key))
+    products = np.asarray(query @ key.T)
+    for distance in range(-8, 9):
+        diagonal = np.diagonal(products, distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], atol=5e-6)
+    assert np.ptp(products) > 0.1
+
+
+def test_rotary_keeps_bfloat16():
+    x = jnp.asarray(normal(0, 1, 3, 1, 4))
+    low = rotate(x.astype(jnp.bfloat16), *rotary_tables(3, 4))
+    assert low.dtype == jnp.bfloat16
+    exact = rotate(x, *rotary_tables(3, 4))
+    np.testing.assert_allclose(low.astype(jnp.float32), exact, atol=2**-7 * float(abs(x).max()))

@@ -11,8 +11,8 @@ from scipy.special import erf, log_softmax, softmax
 
 from sedd_jax.experiment import mesh as sharding
 from sedd_jax.experiment.config import MeshConfig
-from sedd_jax.model import causal
-from sedd_jax.model.autoregressive import causal_model
+from sedd_jax.model import autoregressive
+from sedd_jax.model.autoregressive import CausalModel
 from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.sharding import shardings
 
@@ -23,7 +23,7 @@ CONFIG = TransformerConfig(
     dtype=jnp.dtype("float32"),
     max_length=POSITIONS,
 )
-MODEL = causal_model(CONFIG)
+MODEL = CausalModel(CONFIG)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -143,7 +143,7 @@ def dense():
 
 
 def test_likelihood_and_gradients_are_those_of_the_dense_formula(dense, monkeypatch):
-    monkeypatch.setattr(causal, "ROWS", 5)  # the last part is filled up
+    monkeypatch.setattr(autoregressive, "ROWS", 5)  # the last part is filled up
     assert_same(loss_and_gradients(MODEL.nll, random_params(), tokens(8, 9)), dense)
     padding = dense[0]["embedding"]["table"][STATES:]
     assert padding.size and not np.any(padding)
@@ -159,9 +159,9 @@ def test_likelihood_and_gradients_are_those_of_the_dense_formula(dense, monkeypa
     ],
 )
 def test_likelihood_and_gradients_do_not_depend_on_the_mesh(dense, sizes, monkeypatch):
-    monkeypatch.setattr(causal, "ROWS", 4)
+    monkeypatch.setattr(autoregressive, "ROWS", 4)
     mesh = sharding.build_mesh(sizes)
-    model = causal_model(changed(remat="blocks"), sharding.placement(mesh))
+    model = CausalModel(changed(remat="blocks"), sharding.placement(mesh))
     layout = shardings(random_params(), mesh)
     rows = sharding.over_batch(mesh)
     params = jax.device_put(random_params(), layout)
@@ -174,7 +174,7 @@ def test_likelihood_and_gradients_do_not_depend_on_the_mesh(dense, sizes, monkey
 @pytest.mark.slow
 def test_a_batch_that_the_mesh_does_not_divide_is_whole_on_every_device():
     mesh = sharding.build_mesh(MeshConfig(data=4, tensor=2))
-    model = causal_model(CONFIG, sharding.placement(mesh))
+    model = CausalModel(CONFIG, sharding.placement(mesh))
     found = jax.jit(model.nll)(random_params(), tokens())
     np.testing.assert_allclose(found, jax.jit(dense_nll)(random_params(), tokens()), rtol=1e-5)
 
@@ -202,7 +202,7 @@ def test_dropout_is_a_function_of_the_key():
     np.testing.assert_array_equal(first, nll(params, x, key=jax.random.split(jax.random.key(0))[0]))
     assert np.abs(first - second).min() > 1e-2
     # none where no key is given: then it is the dense formula, as above
-    still = causal_model(changed(dropout=0.0))
+    still = CausalModel(changed(dropout=0.0))
     np.testing.assert_array_equal(
         jax.jit(still.nll)(params, x, key=jax.random.key(0)), jax.jit(MODEL.nll)(params, x)
     )
@@ -210,7 +210,7 @@ def test_dropout_is_a_function_of_the_key():
 
 def test_the_start_is_gpt_2_s():
     wide = changed(hidden_size=64, num_blocks=8)
-    params = jax.jit(causal_model(wide).init)(jax.random.key(0))
+    params = jax.jit(CausalModel(wide).init)(jax.random.key(0))
     assert not any(np.any(params["blocks"][name]["bias"]) for name in ("qkv", "mlp_in", "mlp_out"))
     assert (params["blocks"]["mlp_norm"]["scale"] == 1).all()
     for leaf in (*params["embedding"].values(), params["blocks"]["qkv"]["kernel"]):
@@ -222,7 +222,7 @@ def test_the_start_is_gpt_2_s():
 
 
 def test_bfloat16_stays_near_float32(dense):
-    low = causal_model(dataclasses.replace(CONFIG, dtype=jnp.dtype("bfloat16")))
+    low = CausalModel(dataclasses.replace(CONFIG, dtype=jnp.dtype("bfloat16")))
     found = jax.jit(low.nll)(random_params(), tokens(8, 9))
     error = np.abs(found - dense[1]).max()
     assert found.dtype == jnp.float32

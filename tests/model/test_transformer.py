@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from sedd_jax.model import score_model as score_model_module
+from sedd_jax.model.attention import rotary_tables, rotate
 from sedd_jax.model.config import ModelConfig, TransformerConfig
-from sedd_jax.model.rotary import rotary_tables, rotate
+from sedd_jax.model.fused_attention import fused_rotary_attention
+from sedd_jax.model.score_model import Block, Head, SigmaEmbedding, score_model, sigma_features
+from sedd_jax.model.sharding import Placement
 from sedd_jax.model.transformer import (
-    Block,
     Dense,
     Embedding,
-    Head,
     LayerNorm,
-    SigmaEmbedding,
     dropout,
     dropout_masks,
     gelu,
-    sigma_features,
 )
 
 CONFIG = TransformerConfig(
@@ -318,11 +318,11 @@ def test_layer_norm_has_the_gradient_of_its_formula():
 
 
 def test_the_masks_of_both_branches_are_independent_and_have_the_rate():
-    stay = np.asarray(dropout_masks(jax.random.key(3), 0.25, (400, 1000)))
+    keep = np.asarray(dropout_masks(jax.random.key(3), 0.25, (400, 1000)))
     # 400,000 draws: standard errors of 7e-4 of a share, 1.6e-3 of a correlation
-    np.testing.assert_allclose(stay.mean((1, 2)), 0.75, atol=4e-3)
-    assert abs(np.corrcoef(stay[0].ravel(), stay[1].ravel())[0, 1]) < 8e-3
-    for mask in stay:
+    np.testing.assert_allclose(keep.mean((1, 2)), 0.75, atol=4e-3)
+    assert abs(np.corrcoef(keep[0].ravel(), keep[1].ravel())[0, 1]) < 8e-3
+    for mask in keep:
         assert abs(np.corrcoef(mask[:, 1:].ravel(), mask[:, :-1].ravel())[0, 1]) < 8e-3
 
 
@@ -355,3 +355,51 @@ def test_gradients_of_dense(case):
         d_state["kernel"][...], np.einsum(f"{left},{out}->{right}", x, weight), atol=1e-5
     )
     np.testing.assert_allclose(d_state["bias"][...], weight.sum((0, 1)), atol=1e-5)
+
+
+STACK_SIZES = ModelConfig(hidden_size=128, cond_dim=8, num_blocks=1, num_heads=2, dropout=0.3)
+
+
+def network(remat="none"):
+    sizes = dataclasses.replace(STACK_SIZES, remat=remat)
+    return score_model(TransformerConfig(sizes, 11, jnp.dtype("float32")))
+
+
+@functools.cache
+def stack_params():
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(network().init, jax.random.key(0))
+    return jax.tree.map(lambda x: jnp.float32(0.1 * rng.standard_normal(x.shape)), shapes)
+
+
+def compiled(remat):
+    """The gradient by the parameters of a weighted sum of the log-scores, with dropout."""
+    model = network(remat)
+    xt = jnp.asarray(np.random.default_rng(1).integers(0, 11, (2, 128)))
+
+    def weighted(params):
+        out = model.apply(params, xt, jnp.array([0.3, 2.0]), jax.random.key(5))
+        return jnp.sum(out * jnp.cos(jnp.arange(out.size)).reshape(out.shape))
+
+    return jit(jax.grad(weighted)).lower(stack_params()).compile()
+
+
+@functools.cache
+def kept_all():
+    return compiled("none")(stack_params())
+
+
+def check_is_the_gradient(found):
+    def same(found, wanted):
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * max(1, abs(wanted).max()))
+
+    jax.tree.map(same, found, kept_all())
+
+
+@pytest.mark.parametrize(("remat", "again"), [("products", False), ("blocks", True)])
+def test_products_keep_the_fused_attention_and_blocks_recompute_it(remat, again, monkeypatch):
+    fused = fused_rotary_attention(Placement())
+    monkeypatch.setattr(score_model_module, "rotary_attention_for", lambda *_: fused)
+    gradient = compiled(remat)
+    check_is_the_gradient(gradient(stack_params()))  # that of "none" and XLA's attention
+    assert ("rematted_computation/rotary_attention/" in gradient.as_text()) == again

@@ -18,18 +18,18 @@ from sedd_jax.diffusion.euler import euler_weights
 from sedd_jax.diffusion.score import DenseScore, StepWeights
 from sedd_jax.diffusion.score_entropy import target
 from sedd_jax.diffusion.temperature import TokenFilter
-from sedd_jax.model import tiles
+from sedd_jax.model import tiles, vocab_head
 from sedd_jax.model.config import COLUMN_GROUP, padded
-from sedd_jax.model.placement import ANYWHERE, Placement
-from sedd_jax.model.tiles import Table, Tiling
-from sedd_jax.model.vocab_head import Rows, Stream, StreamedScore
+from sedd_jax.model.sharding import ANYWHERE, Placement
+from sedd_jax.model.tiles import HeadInputs, StreamedHead, Tiling, Unembedding
+from sedd_jax.model.vocab_head import StreamedScore
 
 V, PADDED = 600, 640  # five groups of columns, the last with padding
 # Chunks of 256 columns: the third and last reaches back over half of the second. Blocks of 8 rows
 # and of 2 for the remainder; 24 positions fit no block of the default tiling but one.
 SMALL = Tiling(192, (8, 2), 3)  # 640 columns in three equal chunks
 DEFAULT = tiles.CPU
-GRAPHS = {"absorb": sedd.graph.absorbing(V - 1), "uniform": sedd.graph.uniform(V)}
+GRAPHS = ("absorb", "uniform")
 B, L, D = 4, 6, 8
 SIGMA = {
     "absorb": np.array([1e-4, 1e-2, 0.5, 20], np.float32),
@@ -49,28 +49,41 @@ jit = functools.partial(
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What a compiled program is made for."""
+    """What a compiled program is made for: either graph, to compile half as often."""
 
-    graph: sedd.graph.Graph
+    states: int = V
     tiling: Tiling = SMALL
     placement: Placement = ANYWHERE
 
+    def graph(self, name):
+        if name == "absorb":
+            return sedd.graph.absorbing(self.states - 1)
+        return sedd.graph.uniform(self.states)
+
 
 def streamed(case, hidden, table, shift, xt):
-    stream = Stream(case.graph.num_states, case.tiling, case.placement)
-    return StreamedScore(stream, table, Rows(hidden, shift, xt))
+    stream = StreamedHead(case.states, case.tiling, case.placement)
+    return StreamedScore(stream, table, HeadInputs(hidden, shift, xt))
 
 
 def written_out(case, hidden, table, shift, xt):
     product = jnp.dot(hidden, table.kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
     log_score = product + table.bias[None, None] - shift[..., None]
-    return DenseScore(xt, log_score[..., : case.graph.num_states])
+    return DenseScore(xt, log_score[..., : case.states])
+
+
+target_of = jit(static_argnums=0)(target)
+
+
+def entropies(case, name, form, hidden, table, shift, xt, x0, sigma, weight):
+    wanted = target_of(case.graph(name), sigma, xt, x0)
+    return entropies_of(case, form, wanted, hidden, table, shift, weight)
 
 
 @jit(static_argnums=(0, 1))
-def entropies(case, form, hidden, table, shift, xt, x0, sigma, weight):
+def entropies_of(case, form, wanted, hidden, table, shift, weight):
     """The entropies, their weighted sum with its gradients, and the sum without them."""
-    wanted = target(case.graph, sigma, xt, x0)
+    xt = wanted.xt
 
     def total(hidden, table):
         return form(case, hidden, table, shift, xt).weighted_entropy(wanted, weight)
@@ -98,7 +111,7 @@ def problem(name, scale=0.01, seed=0, padded=PADDED):
     )
     kernel[:, V:] *= 100  # padding: would show
     bias[V:] += 10
-    table = Table(jnp.array(kernel, jnp.float32), jnp.array(bias, jnp.float32))
+    table = Unembedding(jnp.array(kernel, jnp.float32), jnp.array(bias, jnp.float32))
     hidden, shift = jnp.array(hidden, jnp.float32), jnp.array(shift, jnp.float32)
     xt, x0 = jnp.array(xt, jnp.int32), jnp.array(x0, jnp.int32)
     return hidden, table, shift, xt, x0, jnp.array(SIGMA[name]), WEIGHT
@@ -106,14 +119,14 @@ def problem(name, scale=0.01, seed=0, padded=PADDED):
 
 @functools.cache
 def dense_answer(name, scale):
-    return jax.device_get(entropies(Case(GRAPHS[name]), written_out, *problem(name, scale)))
+    return jax.device_get(entropies(Case(), name, written_out, *problem(name, scale)))
 
 
 def size_of_terms(name, arrays):
     """What rounding errors of the entropy of every position are relative to."""
     hidden, table, shift, xt, x0, sigma, _ = arrays
-    graph = GRAPHS[name]
-    log_score = np.float64(written_out(Case(graph), hidden, table, shift, xt).log_score)
+    graph = Case().graph(name)
+    log_score = np.float64(written_out(Case(), hidden, table, shift, xt).log_score)
     law = np.float64(graph.transition(x0, sigma))
     at_xt = np.asarray(xt)[..., None] == np.arange(V)
     ratio = law / law[at_xt].reshape(B, L, 1)
@@ -149,9 +162,9 @@ SCALES = {"small": 0.01, "large": 4.0}
 def test_streamed_entropies_and_gradients_are_the_dense_ones(name, tiling, size):
     arrays = problem(name, SCALES[size])
     if size == "large":
-        log_score = written_out(Case(GRAPHS[name]), *arrays[:4]).log_score
+        log_score = written_out(Case(), *arrays[:4]).log_score
         assert log_score.max() > 30 and log_score.min() < -30
-    got = jax.device_get(entropies(Case(GRAPHS[name], tiling), streamed, *arrays))
+    got = jax.device_get(entropies(Case(tiling=tiling), name, streamed, *arrays))
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(got))
     # a large log-score is itself rounded to 2e-6: so is its exp
     rtol = 1e-6 if size == "small" else 4e-6
@@ -164,7 +177,7 @@ def test_streamed_entropies_and_gradients_are_the_dense_ones(name, tiling, size)
 def test_rows_of_weight_zero_change_nothing(name):
     *arrays, weight = problem(name)
     weight = weight.at[1].set(0)
-    _, alone, (_, (d_hidden, _)) = entropies(Case(GRAPHS[name]), streamed, *arrays, weight)
+    _, alone, (_, (d_hidden, _)) = entropies(Case(), name, streamed, *arrays, weight)
     each, _, _ = dense_answer(name, SCALES["small"])
     np.testing.assert_allclose(alone, (np.asarray(weight)[:, None] * each).sum(), rtol=1e-5)
     assert not d_hidden[1].any() and d_hidden[0].any()
@@ -172,15 +185,17 @@ def test_rows_of_weight_zero_change_nothing(name):
 
 def test_where_nothing_counts_all_is_zero():
     hidden, table, shift, _, x0, *rest = problem("absorb")
-    got = entropies(Case(GRAPHS["absorb"]), streamed, hidden, table, shift, x0, x0, *rest)
+    got = entropies(Case(), "absorb", streamed, hidden, table, shift, x0, x0, *rest)
     assert not any(leaf.any() for leaf in jax.tree.leaves(got))
 
 
 def test_where_all_masks_count_all_are_summed():
     hidden, table, shift, xt, *rest = problem("absorb")
     arrays = (hidden, table, shift, jnp.full_like(xt, V - 1), *rest)
-    case = Case(GRAPHS["absorb"])
-    got, wanted = (jax.device_get(entropies(case, f, *arrays)) for f in (streamed, written_out))
+    got, wanted = (
+        jax.device_get(entropies(Case(), "absorb", form, *arrays))
+        for form in (streamed, written_out)
+    )
     assert (wanted[0] > 0).all()
     assert_same_answers(got, wanted, size_of_terms("absorb", arrays))
 
@@ -197,14 +212,14 @@ def with_masks(count):
 def test_blocks_without_a_row_that_counts_are_never_computed(count):
     """NaN would spread to the gradient of the table from any row that is multiplied by it."""
     (hidden, *rest), masked = with_masks(count)
-    case = Case(GRAPHS["absorb"])
-    plain = entropies(case, streamed, hidden, *rest)
-    poisoned = entropies(case, streamed, jnp.where(masked[..., None], hidden, jnp.nan), *rest)
+    entropies_of_masks = functools.partial(entropies, Case(), "absorb", streamed)
+    plain = entropies_of_masks(hidden, *rest)
+    poisoned = entropies_of_masks(jnp.where(masked[..., None], hidden, jnp.nan), *rest)
     jax.tree.map(np.testing.assert_array_equal, poisoned, plain)
     assert (np.asarray(plain[0])[masked] > 0).all()
     # and a row that counts is computed: this can fail
     first = np.arange(B * L).reshape(B, L) == np.flatnonzero(masked)[0]
-    poisoned = entropies(case, streamed, jnp.where(first[..., None], jnp.nan, hidden), *rest)
+    poisoned = entropies_of_masks(jnp.where(first[..., None], jnp.nan, hidden), *rest)
     assert np.isnan(poisoned[2][1][1].kernel).any()
 
 
@@ -212,11 +227,10 @@ def test_bfloat16_is_near_float32_and_only_its_own_gradient_is_bfloat16():
     name = "uniform"
     hidden, *rest = problem(name, scale=0.3)
     low = hidden.astype(jnp.bfloat16)
-    case = Case(GRAPHS[name])
-    each, alone, (value, (d_hidden, d_table)) = entropies(case, streamed, low, *rest)
+    each, alone, (value, (d_hidden, d_table)) = entropies(Case(), name, streamed, low, *rest)
     assert d_hidden.dtype == jnp.bfloat16
     assert {x.dtype for x in (each, alone, value, *d_table)} == {jnp.dtype("float32")}
-    exact = entropies(case, written_out, low.astype(jnp.float32), *rest)
+    exact = entropies(Case(), name, written_out, low.astype(jnp.float32), *rest)
     # the kernel and the gradient by the outputs are rounded to 2^-9
     scale = size_of_terms(name, (hidden, *rest))
     assert (np.abs(each - exact[0]) <= 0.01 * scale).all()
@@ -239,33 +253,37 @@ def on_mesh(tensor="tensor"):
 # the rows of every device, and of the last also the columns, are handled alike for both graphs
 @pytest.mark.parametrize(("name", "tensor"), [("absorb", None), ("uniform", "tensor")])
 def test_a_mesh_gives_the_answers_of_one_device(name, tensor):
-    arrays, graph = problem(name), GRAPHS[name]
+    arrays = problem(name)
     assert PADDED // 2 % COLUMN_GROUP != 0  # a device's part of the table is no multiple of 128
-    case = Case(graph, placement=on_mesh(tensor))
-    got = jax.device_get(entropies(case, streamed, *arrays))
+    case = Case(placement=on_mesh(tensor))
+    got = jax.device_get(entropies(case, name, streamed, *arrays))
     d_table = got[2][1][1]
     assert not d_table.kernel[:, V:].any() and not d_table.bias[V:].any()
-    wanted = jax.device_get(entropies(Case(graph), written_out, *arrays))
+    wanted = jax.device_get(entropies(Case(), name, written_out, *arrays))
     assert_same_answers(got, wanted, size_of_terms(name, arrays))
 
 
-def draws(case, form, rule, *arrays):
-    return draws_by_number(case, form, list(RULES).index(rule), *arrays)
+def draws(case, name, form, rule, *arrays):
+    return draws_by_number(case, name, form, list(RULES).index(rule), *arrays)
 
 
-@jit(static_argnums=(0, 1))
-def draws_by_number(case, form, number, keys, hidden, table, shift, xt, active, step):
+def weights_by_number(case, name, number, xt, step):
     """All rules share a program: of a rule without a cut the cut is 0, where others have one."""
-    score = form(case, hidden, table, shift, xt)
 
-    def law_of(total):
-        laws = [law(case.graph, xt, total, step) for law in RULES.values()]
-        if any(law.cut is not None for law in laws):
+    def step_weights(total):
+        every = [rule(case.graph(name), xt, total, step) for rule in RULES.values()]
+        if any(each.cut is not None for each in every):
             zero = jnp.zeros(xt.shape)
-            laws = [law._replace(cut=zero if law.cut is None else law.cut) for law in laws]
-        return jax.tree.map(lambda *parts: jnp.stack(parts)[number], *laws)
+            every = [each._replace(cut=zero if each.cut is None else each.cut) for each in every]
+        return jax.tree.map(lambda *parts: jnp.stack(parts)[number], *every)
 
-    return score.draw(keys, law_of, active)
+    return step_weights
+
+
+@jit(static_argnums=(0, 1, 2))
+def draws_by_number(case, name, form, number, keys, hidden, table, shift, xt, active, step):
+    score = form(case, hidden, table, shift, xt)
+    return score.draw(keys, weights_by_number(case, name, number, xt, step), active)
 
 
 def drawing_problem(name):
@@ -285,13 +303,12 @@ def drawing_problem(name):
 def test_draws_and_totals_do_not_depend_on_tiles_nor_devices(name):
     arrays = drawing_problem(name)
     xt, active = np.asarray(arrays[4]), arrays[5]
-    graph = GRAPHS[name]
-    other = Case(graph, placement=on_mesh()) if name == "uniform" else Case(graph, DEFAULT)
-    log_score = np.float64(written_out(Case(graph), *arrays[1:5]).log_score)
+    other = Case(placement=on_mesh()) if name == "uniform" else Case(tiling=DEFAULT)
+    log_score = np.float64(written_out(Case(), *arrays[1:5]).log_score)
     at_xt = xt[..., None] == np.arange(V)
     total = np.where(at_xt, 0, np.exp(log_score)).sum(-1)
     for rule in RULES:
-        draw, again = (draws(case, streamed, rule, *arrays) for case in (Case(graph), other))
+        draw, again = (draws(case, name, streamed, rule, *arrays) for case in (Case(), other))
         np.testing.assert_array_equal(again.xt, draw.xt)
         np.testing.assert_allclose(again.total, draw.total, rtol=1e-6)
         # the sum is within a few roundings, 6e-8, of log-scores of up to 10
@@ -307,17 +324,17 @@ def test_draws_and_totals_do_not_depend_on_tiles_nor_devices(name):
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_draw_of_a_row_does_not_depend_on_the_others(name):
     keys, hidden, table, shift, xt, active, step = drawing_problem(name)
-    case = Case(GRAPHS[name])
+    tweedie = functools.partial(draws, Case(), name, streamed, "tweedie")
     order = np.array([2, 0, 3, 1])
-    plain = draws(case, streamed, "tweedie", keys, hidden, table, shift, xt, active, step)
+    plain = tweedie(keys, hidden, table, shift, xt, active, step)
     # other rows in other places; and one row is the same with nothing else to draw
     shuffled = [x[order] for x in (keys, hidden, shift, xt, active, step)]
     keys2, hidden2, shift2, xt2, active2, step2 = shuffled
-    again = draws(case, streamed, "tweedie", keys2, hidden2, table, shift2, xt2, active2, step2)
+    again = tweedie(keys2, hidden2, table, shift2, xt2, active2, step2)
     np.testing.assert_array_equal(again.xt, plain.xt[order])
     np.testing.assert_allclose(again.total, plain.total[order], rtol=1e-6)
     only = active & (np.arange(B) == 2)[:, None]
-    alone = draws(case, streamed, "tweedie", keys, hidden, table, shift, xt, only, step)
+    alone = tweedie(keys, hidden, table, shift, xt, only, step)
     np.testing.assert_array_equal(alone.xt[2], plain.xt[2])
     np.testing.assert_array_equal(np.delete(alone.xt, 2, 0), np.delete(xt, 2, 0))
 
@@ -326,25 +343,17 @@ def test_nothing_is_drawn_from_blocks_that_are_not_active():
     keys, hidden, table, shift, xt, active, step = drawing_problem("uniform")
     active = np.arange(B * L).reshape(B, L) % 4 == 0  # 6: three blocks of 2
     plain, poisoned = (
-        draws(Case(GRAPHS["uniform"]), streamed, "tweedie", keys, h, table, shift, xt, active, step)
+        draws(Case(), "uniform", streamed, "tweedie", keys, h, table, shift, xt, active, step)
         for h in (hidden, jnp.where(active[..., None], hidden, jnp.nan))
     )
     jax.tree.map(np.testing.assert_array_equal, poisoned, plain)
     assert (plain.xt != xt).any()
 
 
-@jit(static_argnums=(0, 1))
-def log_probs(case, form, hidden, table, shift, xt, active, step, states):
-    """By all rules."""
+@jit(static_argnums=(0, 1, 2))
+def log_probs(case, name, form, number, hidden, table, shift, xt, active, step, states):
     score = form(case, hidden, table, shift, xt)
-    return [
-        score.log_prob(functools.partial(law, case.graph, xt, **{name: step}), active, states)
-        for law, name in (
-            (tweedie_weights, "delta_sigma"),
-            (euler_weights, "rate_times_step"),
-            (denoise_weights, "sigma"),
-        )
-    ]
+    return score.log_prob(weights_by_number(case, name, number, xt, step), active, states)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -352,10 +361,10 @@ def test_log_probabilities_are_the_dense_ones(name):
     _, hidden, table, shift, xt, active, step = drawing_problem(name)
     states = np.random.default_rng(9).integers(0, V - 1, (B, L))
     states = jnp.array(np.where(np.arange(L) % 3 == 0, xt, states))  # some stay
-    arrays = hidden, table.cut(PADDED), shift, xt, active, step, states
-    case = Case(GRAPHS[name], placement=on_mesh())
-    wanted = log_probs(Case(GRAPHS[name]), written_out, *arrays)
-    for got, exact in zip(log_probs(case, streamed, *arrays), wanted, strict=True):
+    arrays = hidden, table.first(PADDED), shift, xt, active, step, states
+    for number in range(len(RULES)):
+        got = log_probs(Case(placement=on_mesh()), name, streamed, number, *arrays)
+        exact = log_probs(Case(), name, written_out, number, *arrays)
         np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
         inactive = np.where(states == xt, 0, -np.inf)[~active]
         np.testing.assert_array_equal(np.asarray(got)[~active], inactive)
@@ -368,15 +377,16 @@ def test_where_rounding_leaves_nothing_to_leave_for_a_position_stays(form):
     """The first of 8 steps from sigma 20 at scores of 1: the cut is within rounding of them."""
     states, places = 5000, (1, 64)
     columns = padded(states)
-    case = Case(sedd.graph.uniform(states), DEFAULT)
-    table = Table(jnp.zeros((D, columns)), jnp.zeros(columns))
+    case = Case(states, DEFAULT)
+    table = Unembedding(jnp.zeros((D, columns)), jnp.zeros(columns))
     xt = jnp.arange(64)[None] + 100
 
     @jit()
     def drawn(keys):
         score = form(case, jnp.zeros((*places, D)), table, jnp.zeros(places), xt)
-        law = functools.partial(tweedie_weights, case.graph, xt, delta_sigma=jnp.array([15.6]))
-        return score.draw(keys, law, jnp.ones(places, bool)).xt
+        uniform = case.graph("uniform")
+        weights = functools.partial(tweedie_weights, uniform, xt, delta_sigma=jnp.array([15.6]))
+        return score.draw(keys, weights, jnp.ones(places, bool)).xt
 
     states = np.asarray(drawn(jax.random.split(jax.random.key(0), 1)))
     left = states != np.asarray(xt)
@@ -389,11 +399,10 @@ FEW, ROWS, PLACES = 300, 8192, 2  # states, in three groups
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", GRAPHS)
 def test_draws_follow_the_law_of_the_dense_scores(name, rule):
-    graph = sedd.graph.absorbing(FEW - 1) if name == "absorb" else sedd.graph.uniform(FEW)
     rng = np.random.default_rng(6)
     hidden, kernel, bias = rng.normal(0, 0.3, (PLACES, D)), rng.normal(0, 1, (D, 384)), 0.1
     xt = jnp.array([FEW - 1, FEW - 1 if name == "absorb" else 140])
-    table = Table(jnp.array(kernel, jnp.float32), jnp.full(384, bias))
+    table = Unembedding(jnp.array(kernel, jnp.float32), jnp.full(384, bias))
     shift = jnp.full(PLACES, np.log(FEW) if name == "absorb" else 0.0, jnp.float32)
     step = 0.15  # so that some stay
 
@@ -404,14 +413,14 @@ def test_draws_follow_the_law_of_the_dense_scores(name, rule):
     many = rows(one[0][0]), table, rows(shift), rows(xt)
     # large tiles, for speed: what is drawn is the same; on the mesh the groups are others, of 192
     placement = on_mesh() if name == "uniform" else ANYWHERE
-    case = Case(graph, Tiling(256, (4096,), 4096), placement)
+    case = Case(FEW, Tiling(256, (4096,), 4096), placement)
     keys = jax.random.split(jax.random.key(7), ROWS)
     active = np.ones((ROWS, PLACES), bool)
-    draw = draws(case, streamed, rule, keys, *many, active, jnp.full(ROWS, step))
+    draw = draws(case, name, streamed, rule, keys, *many, active, jnp.full(ROWS, step))
 
     score = jnp.exp(written_out(case, one[0], table, one[1], one[2]).log_score)
     total = jnp.where(np.asarray(xt)[:, None] == np.arange(FEW), 0, score).sum(-1)
-    law = RULES[rule](graph, one[2], total, jnp.full(1, step))
+    law = RULES[rule](case.graph(name), one[2], total, jnp.full(1, step))
     probs = np.float64(jump_probs(law.weights(one[2], score)))[0]
     for place in range(PLACES):
         counts, expected = np.bincount(draw.xt[:, place], minlength=FEW), ROWS * probs[place]
@@ -431,28 +440,28 @@ def test_draws_follow_the_law_of_the_dense_scores(name, rule):
     assert abs(left.all(1).mean() - left.mean(0).prod()) < error
 
 
-@jit(static_argnums=(0, 1, 2))
-def sharp_draws(case, form, token_filter, keys, hidden, table, shift, xt, active, step):
+@jit(static_argnums=(0, 1, 2, 3))
+def sharp_draws(case, name, form, token_filter, keys, hidden, table, shift, xt, active, step):
     score = form(case, hidden, table, shift, xt)
-    law = functools.partial(tweedie_weights, case.graph, xt, delta_sigma=step)
+    law = functools.partial(tweedie_weights, case.graph(name), xt, delta_sigma=step)
     return score.draw(keys, lambda total: law(total=total), active, token_filter)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_likeliest_token_is_the_same_written_out(name):
     arrays = drawing_problem(name)
-    case = Case(GRAPHS[name], placement=on_mesh() if name == "uniform" else ANYWHERE)
-    got = sharp_draws(case, streamed, TokenFilter(0.0), *arrays)
-    wanted = sharp_draws(Case(GRAPHS[name]), written_out, TokenFilter(0.0), *arrays)
+    case = Case(placement=on_mesh() if name == "uniform" else ANYWHERE)
+    got = sharp_draws(case, name, streamed, TokenFilter(0.0), *arrays)
+    wanted = sharp_draws(Case(), name, written_out, TokenFilter(0.0), *arrays)
     np.testing.assert_array_equal(got.xt, wanted.xt)
     xt, active = np.asarray(arrays[4]), np.asarray(arrays[5])
-    log_score = np.array(written_out(Case(GRAPHS[name]), *arrays[1:5]).log_score)
+    log_score = np.array(written_out(Case(), *arrays[1:5]).log_score)
     np.put_along_axis(log_score, xt[..., None], -np.inf, -1)
     left = np.asarray(got.xt) != xt
     assert 4 < left.sum() <= active.sum() - (name == "uniform")
     np.testing.assert_array_equal(np.asarray(got.xt)[left], log_score.argmax(-1)[left])
     # whether a position is left does not depend on how sharply
-    plain = draws(Case(GRAPHS[name]), streamed, "tweedie", *arrays)
+    plain = draws(Case(), name, streamed, "tweedie", *arrays)
     np.testing.assert_array_equal(np.asarray(plain.xt) != xt, left)
 
 
@@ -461,21 +470,22 @@ def test_the_likeliest_token_is_the_same_written_out(name):
     [("streamed", True, TokenFilter(0.7, 0.8)), ("written out", False, TokenFilter(0.6, 0.9))],
 )
 def test_sharper_draws_follow_the_nucleus_of_the_tempered_law(form, on_devices, token_filter):
-    graph, rng = sedd.graph.uniform(FEW), np.random.default_rng(6)
+    rng = np.random.default_rng(6)
     hidden = jnp.array(rng.normal(0, 0.3, (1, 1, D)), jnp.float32)
-    table = Table(jnp.array(rng.normal(0, 1, (D, 384)), jnp.float32), jnp.full(384, 0.1))
+    table = Unembedding(jnp.array(rng.normal(0, 1, (D, 384)), jnp.float32), jnp.full(384, 0.1))
     shift, xt, step = jnp.zeros((1, 1)), jnp.array([[140]]), 0.15
-    case = Case(graph, Tiling(256, (4096,), 512), on_mesh() if on_devices else ANYWHERE)
+    case = Case(FEW, Tiling(256, (4096,), 512), on_mesh() if on_devices else ANYWHERE)
     many = (jnp.broadcast_to(x, (ROWS, *x.shape[1:])) for x in (hidden, shift, xt))
     hidden_of, shift_of, xt_of = many
     keys = jax.random.split(jax.random.key(8), ROWS)
     rest = (table, shift_of, xt_of, np.ones((ROWS, 1), bool), jnp.full(ROWS, step))
     form = streamed if form == "streamed" else written_out
-    drawn = np.asarray(sharp_draws(case, form, token_filter, keys, hidden_of, *rest).xt)[:, 0]
+    drawn = sharp_draws(case, "uniform", form, token_filter, keys, hidden_of, *rest)
+    drawn = np.asarray(drawn.xt)[:, 0]
 
     score = jnp.exp(written_out(case, hidden, table, shift, xt).log_score)
     total = score.sum(-1) - score[..., 140]
-    law = tweedie_weights(graph, xt, total, jnp.full(1, step))
+    law = tweedie_weights(case.graph("uniform"), xt, total, jnp.full(1, step))
     probs = np.float64(jump_probs(law.weights(xt, score)))[0, 0]
     stays, probs[140] = probs[140], 0
     tempered = probs ** (1 / token_filter.temperature)
@@ -496,14 +506,15 @@ def test_sharper_draws_follow_the_nucleus_of_the_tempered_law(form, on_devices, 
 
 
 def test_equal_positions_draw_apart():
-    graph = GRAPHS["absorb"]
     _, table, *_ = problem("absorb", padded=ON_MESH)
-    table = Table(table.kernel, jnp.where(jnp.arange(ON_MESH) < V, 0.0, 20.0))
+    table = Unembedding(table.kernel, jnp.where(jnp.arange(ON_MESH) < V, 0.0, 20.0))
     hidden, shift = jnp.zeros((B, L, D)), jnp.full((B, L), np.log(V), jnp.float32)
     xt, active = jnp.full((B, L), V - 1), np.ones((B, L), bool)
     keys = jax.random.split(jax.random.key(8), B)
     step = jnp.ones(B)
-    draw = draws(Case(graph), streamed, "denoise", keys, hidden, table, shift, xt, active, step)
+    draw = draws(
+        Case(), "absorb", streamed, "denoise", keys, hidden, table, shift, xt, active, step
+    )
     # 24 draws of about 600 are nearly all different, also within a group and in the choice of it
     assert len(np.unique(draw.xt)) > 18
     assert len(np.unique(np.asarray(draw.xt) % COLUMN_GROUP)) > 12
@@ -511,7 +522,7 @@ def test_equal_positions_draw_apart():
 
 
 MANY, MANY_PADDED = 50257, 50304
-LARGE = Case(sedd.graph.uniform(MANY), DEFAULT)
+LARGE = Case(MANY, DEFAULT)
 NUM_GROUPS = MANY_PADDED // COLUMN_GROUP
 
 
@@ -530,7 +541,7 @@ def at_uniforms(of_groups, of_states, hidden, table, shift, xt, cut):
         keys = jax.random.split(jax.random.key(0), len(xt))
         score = streamed(LARGE, hidden, table, shift, xt)
         draw = score.draw(keys, lambda total: law, everywhere)
-        return draw, score.stream.masses(table, score.rows, everywhere, cut)
+        return draw, vocab_head._masses(score.head, table, score.inputs, everywhere, cut)
 
 
 def test_tokens_of_a_large_vocabulary_have_the_probabilities_of_the_dense_scores():
@@ -538,7 +549,7 @@ def test_tokens_of_a_large_vocabulary_have_the_probabilities_of_the_dense_scores
     rng = np.random.default_rng(9)
     hidden = jnp.array(rng.normal(0, 0.7, (2, 3, D)), jnp.float32)
     kernel = jnp.array(rng.normal(0, 1, (D, MANY_PADDED)), jnp.float32)
-    table = Table(kernel, jnp.zeros(MANY_PADDED).at[MANY:].set(30))
+    table = Unembedding(kernel, jnp.zeros(MANY_PADDED).at[MANY:].set(30))
     shift, xt = jnp.ones((2, 3)), jnp.array(rng.integers(0, MANY, (2, 3)), jnp.int32)
     xt = xt.at[1, 2].set(MANY - 1)
     score = np.zeros((2, 3, MANY_PADDED))
@@ -567,7 +578,7 @@ def test_a_rare_token_of_a_heavy_group_keeps_its_rate(share):
     group, heavy, rare = 211, 5, 77
     bias = np.full(MANY_PADDED, -200.0, np.float32)
     bias[group * COLUMN_GROUP + heavy], bias[group * COLUMN_GROUP + rare] = 0, np.log(share)
-    table = Table(jnp.zeros((D, MANY_PADDED)), jnp.array(bias))
+    table = Unembedding(jnp.zeros((D, MANY_PADDED)), jnp.array(bias))
     rows = jnp.zeros((2, 3, D)), table, jnp.zeros((2, 3)), jnp.zeros((2, 3), jnp.int32)
     half = np.full(NUM_GROUPS, 0.5, np.float32)
     # with 1/2 for the heavy one, ln 2 * share is where the rare one's exponential wins the race

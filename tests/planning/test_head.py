@@ -13,7 +13,7 @@ from sedd_jax.diffusion.importance import guess_proposal, plain_proposal
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import share_with_loss
-from sedd_jax.model.tiles import Front
+from sedd_jax.model.tiles import ActiveRows
 from sedd_jax.planning.head import block_trips, counts_with_loss, dynamic_trips, shares_by_call
 from sedd_jax.planning.hlo_cost.hlo import Instruction
 
@@ -26,7 +26,7 @@ def test_blocks_are_counted_as_the_head_runs_them(sizes):
 
     @jax.jit
     def run(count):
-        front = Front.of((jnp.arange(positions) < count)[None], sizes)
+        front = ActiveRows.of((jnp.arange(positions) < count)[None], sizes)
         tally = {size: jnp.zeros((), jnp.int32) for size in sizes}
 
         def body(block, tally):

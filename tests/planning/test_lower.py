@@ -7,7 +7,7 @@ import pytest
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import Config, DataConfig
 from sedd_jax.inference.sampling import Sampling
-from sedd_jax.model.flops import forward_flops
+from sedd_jax.model.score_model import forward_flops
 from sedd_jax.planning.hlo_cost import hlo
 from sedd_jax.planning.hlo_cost.hlo import Instruction
 from sedd_jax.planning.lower import (

@@ -13,8 +13,7 @@ from sedd_jax.experiment.build import compute_dtype, unrolled
 from sedd_jax.experiment.config import MeshConfig, ModelConfig
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
-from sedd_jax.model.placement import Placement
-from sedd_jax.model.sharding import layouts
+from sedd_jax.model.sharding import Placement, param_layouts
 from sedd_jax.training.step import (
     build_programs,
     build_train_step,
@@ -268,7 +267,9 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(split_config, of_one_devic
         assert np.abs(got - wanted).max() <= 1e-5 * scale
     assert min(np.abs(x).max() for x in jax.tree.leaves(of_one_device[1])) > 0
     # and the state lies as the table says
-    for leaf, found in zip(jax.tree.leaves(state), layouts(state, mesh).values(), strict=True):
+    for leaf, found in zip(
+        jax.tree.leaves(state), param_layouts(state, mesh).values(), strict=True
+    ):
         wanted = jax.sharding.NamedSharding(mesh, found.spec)
         assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
 

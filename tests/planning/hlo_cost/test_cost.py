@@ -9,7 +9,7 @@ from sedd_jax.experiment.mesh import placement
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
 from sedd_jax.model.config import padded
-from sedd_jax.model.flops import forward_flops
+from sedd_jax.model.score_model import forward_flops
 from sedd_jax.model.tiles import BLOCKS_OF, CPU
 from sedd_jax.planning.hlo_cost import cost, hlo
 from sedd_jax.planning.hlo_cost.chips import CHIPS

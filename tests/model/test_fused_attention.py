@@ -4,15 +4,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sedd_jax.model.fused_attention import fits
-from sedd_jax.model.placement import Placement
-from sedd_jax.model.rotary import (
-    fused_rotary_attention,
+from sedd_jax.model.attention import (
     rotary_attention_for,
     rotary_tables,
-    rotate,
     xla_rotary_attention,
 )
+from sedd_jax.model.fused_attention import fits, fused_rotary_attention
+from sedd_jax.model.sharding import Placement
 
 
 class OnTpu(Placement):
@@ -21,38 +19,6 @@ class OnTpu(Placement):
 
 def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-@pytest.mark.parametrize("width", [2, 4, 16])
-def test_rotary_multiplies_complex_pairs_by_unit_numbers(width):
-    x = normal(0, 2, 7, 3, width)
-    rotated = rotate(jnp.asarray(x), *rotary_tables(7, width))
-    half = width // 2
-    for position in range(7):
-        for pair in range(half):
-            angle = position * 10_000.0 ** (-2 * pair / width)
-            z = x[:, position, :, pair] + 1j * x[:, position, :, pair + half]
-            z = z * np.exp(1j * angle)
-            np.testing.assert_allclose(rotated[:, position, :, pair], z.real, atol=2e-6)
-            np.testing.assert_allclose(rotated[:, position, :, pair + half], z.imag, atol=2e-6)
-
-
-def test_rotary_products_depend_on_the_distance_alone():
-    query, key = (jnp.broadcast_to(normal(seed, 8), (1, 9, 1, 8)) for seed in (0, 1))
-    query, key = (rotate(x, *rotary_tables(9, 8))[0, :, 0] for x in (query, key))
-    products = np.asarray(query @ key.T)
-    for distance in range(-8, 9):
-        diagonal = np.diagonal(products, distance)
-        np.testing.assert_allclose(diagonal, diagonal[0], atol=5e-6)
-    assert np.ptp(products) > 0.1
-
-
-def test_rotary_keeps_bfloat16():
-    x = jnp.asarray(normal(0, 1, 3, 1, 4))
-    low = rotate(x.astype(jnp.bfloat16), *rotary_tables(3, 4))
-    assert low.dtype == jnp.bfloat16
-    exact = rotate(x, *rotary_tables(3, 4))
-    np.testing.assert_allclose(low.astype(jnp.float32), exact, atol=2**-7 * float(abs(x).max()))
 
 
 def naive(qkv, heads, lengths):
