@@ -17,7 +17,7 @@ from sedd_jax.display.table import to_json
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.build import compute_dtype
 from sedd_jax.experiment.card import noise_in_words
-from sedd_jax.experiment.checksum import fingerprint, not_finite
+from sedd_jax.experiment.integrity import fingerprint, not_finite
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system.files import atomic_write

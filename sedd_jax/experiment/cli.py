@@ -1,33 +1,40 @@
-"""How a binary starts and fails: one line for bad input, a traceback for our own faults."""
+"""How a binary starts and ends: flags, cached programs, one line for bad input."""
 
 import dataclasses
 import errno
+import hashlib
+import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 
 from sedd_jax.errors import BadInput, Halted
-from sedd_jax.experiment.compilation import keep_programs
 from sedd_jax.experiment.config import Config, MeshConfig, parse
 
-# what a disk or its owner answers, whatever the program does right
+# errors of a disk or of its owner's making, whatever the program does right
 _OF_THE_MACHINE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
     errno.ENOTDIR,
 )  # fmt: skip
+CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
-# flags that are defined here are those of the binary that asks for them
+# flags that are defined here count as flags of the binary that asks for them
 flags.disclaim_key_flags()
 
 
 def define_model_flags() -> Callable[[], dict[str, Any]]:
-    """Defines the flags that name a model; what it returns gives them to `inference.load.load`.
+    """Defines the flags that name a model.
 
-    That one raises BadInput if no model is named.
+    Returns:
+      A function that returns their values, the arguments of `inference.load.load`; it raises
+      BadInput if no model is named.
     """
     checkpoint = flags.DEFINE_string(
         "checkpoint", None, "Run folder or folder of published weights, or OWNER/NAME on the hub."
@@ -66,7 +73,7 @@ def define_process_flags() -> tuple[flags.FlagHolder, ...]:
 
 
 def config_from(flag: flags.FlagHolder, kind: type[Config] = Config) -> Config:
-    """Returns the settings, of the given kind, that a `--config` flag names.
+    """Returns the settings, of the given kind, of the file that a `--config` flag names.
 
     Raises:
       BadInput: no such file, or settings that `parse` refuses.
@@ -80,7 +87,7 @@ def config_from(flag: flags.FlagHolder, kind: type[Config] = Config) -> Config:
 
 
 def mesh_from(flag: flags.FlagHolder) -> MeshConfig | None:
-    """Returns the mesh that a list flag names, AXIS:SIZE,...; "data" has the devices left over."""
+    """Returns the mesh of a list flag, AXIS:SIZE,...; "data" takes the remaining devices."""
     if flag.value is None:
         return None
     try:
@@ -97,7 +104,12 @@ def mesh_from(flag: flags.FlagHolder) -> MeshConfig | None:
 
 
 def refuse_flags_of_others(family: str, flags_of: Mapping[str, Sequence[flags.FlagHolder]]) -> None:
-    """Raises BadInput for a flag that was given and means nothing to models of this family."""
+    """Raises BadInput for a flag that was given and that models of this family do not have.
+
+    Args:
+      family: of the model.
+      flags_of: the flags that one family alone has.
+    """
     for other in flags_of.keys() - {family}:
         for flag in flags_of[other]:
             if flag.present:
@@ -108,7 +120,7 @@ def run(main: Callable[..., None], *, takes_names: bool = False) -> None:
     """Parses the flags and calls `main`; bad input prints one line and exits with code 2.
 
     Args:
-      main: what the binary does; with takes_names, of the list of arguments that are no flags.
+      main: what the binary does; with `takes_names` it is given the arguments that are no flags.
       takes_names: whether there may be such arguments.
     """
 
@@ -122,7 +134,7 @@ def run(main: Callable[..., None], *, takes_names: bool = False) -> None:
         return rest
 
     def guarded(argv):
-        keep_programs()
+        cache_programs()
         try:
             main(argv[1:]) if takes_names else main()
         except BadInput as error:
@@ -136,9 +148,44 @@ def run(main: Callable[..., None], *, takes_names: bool = False) -> None:
                 raise
             _fail(f"{error.filename or 'a file'}: {error.strerror}.", 1)
 
-    # Orbax tells of every file it opens, and prints pages before what it raises
-    logging.set_verbosity(logging.FATAL)
+    logging.set_verbosity(logging.ERROR)
+    logging.get_absl_handler().addFilter(_is_news)
     app.run(guarded, flags_parser=parse_flags)
+
+
+def _is_news(record):
+    """Whether to print what a library logs: Orbax and asyncio log pages of what is raised later.
+
+    Of several processes, one whose part of a checkpoint fails waits for the others before it can
+    raise, so there errors are printed.
+    """
+    return record.levelno > logging.converter.STANDARD_ERROR or jax.distributed.is_initialized()
+
+
+def cache_programs() -> None:
+    """Turns on JAX's persistent compilation cache, in the user's cache folder.
+
+    Where JAX_COMPILATION_CACHE_DIR is set, JAX follows that, and an empty one means no cache. Each
+    kind of processor has its own folder: home folders are shared between machines, and a program
+    for one may not run on another. Nothing is ever deleted: JAX's limit of size needs a lock on
+    every read, which home folders on a network may not have.
+    """
+    if CACHE_VARIABLE in os.environ:
+        return
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home, as in some containers: nothing is kept
+        return
+    folder = home / "sedd_jax" / hashlib.sha256(_processor().encode()).hexdigest()[:12]
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _processor():
+    description = Path("/proc/cpuinfo")
+    if not description.exists():
+        return platform.machine() + platform.processor()
+    lines = description.read_text().splitlines()
+    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features"))}))
 
 
 def _fail(reason, exit_code=2):

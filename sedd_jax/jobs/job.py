@@ -21,7 +21,7 @@ from jaxtyping import Bool, Int
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import Halted, check_positive
 from sedd_jax.experiment.build import compute_dtype
-from sedd_jax.experiment.checksum import fingerprint
+from sedd_jax.experiment.integrity import fingerprint
 from sedd_jax.inference.generate import generate
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt

@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
@@ -71,8 +70,6 @@ def _initialize(*explicit):
             f"The processes of the job do not find each other ({first_line(error)}); check "
             "--coordinator, --num_processes and --process_id, or give --distributed=no."
         ) from error
-    # a process whose part of a checkpoint fails waits for the others before it can report it
-    logging.set_verbosity(logging.ERROR)
 
 
 def _has_several_tasks():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sedd_jax.experiment.checksum import _on_device, checksums, fingerprint, not_finite
+from sedd_jax.experiment.integrity import _on_device, checksums, fingerprint, not_finite
 
 TYPES = ("float32", "bfloat16", "int32", "int8")
 

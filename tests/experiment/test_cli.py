@@ -1,0 +1,48 @@
+import logging
+
+import jax
+import pytest
+
+from sedd_jax.experiment.cli import CACHE_VARIABLE, _is_news, cache_programs
+
+
+@pytest.fixture
+def setting(monkeypatch):
+    """Where JAX keeps programs; put back after the test."""
+    before = jax.config.jax_compilation_cache_dir
+    yield lambda: jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_programs_are_cached_in_the_user_s_cache(monkeypatch, setting, tmp_path):
+    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cache_programs()
+    assert setting().startswith(str(tmp_path / "sedd_jax"))
+
+
+def test_each_kind_of_processor_has_a_folder(monkeypatch, setting):
+    monkeypatch.delenv(CACHE_VARIABLE)
+    folders = set()
+    for processor in ("avx2", "avx512", "avx2"):
+        monkeypatch.setattr("sedd_jax.experiment.cli._processor", lambda name=processor: name)
+        cache_programs()
+        folders.add(setting())
+    assert len(folders) == 2
+
+
+def test_a_folder_that_the_user_names_stays(monkeypatch, setting):
+    monkeypatch.setenv(CACHE_VARIABLE, "")
+    before = setting()
+    cache_programs()
+    assert setting() == before
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_errors_that_libraries_log_are_printed_where_there_are_several_processes(
+    several, monkeypatch
+):
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: several)
+    record = logging.makeLogRecord({"levelno": logging.ERROR})
+    assert _is_news(record) == several
+    assert _is_news(logging.makeLogRecord({"levelno": logging.CRITICAL}))
