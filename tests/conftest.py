@@ -21,10 +21,11 @@ CACHE = "JAX_COMPILATION_CACHE_DIR"
 if CACHE not in os.environ:
     os.environ[CACHE] = TEMPORARY_CACHE = tempfile.mkdtemp()
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-# compiling takes most of the time, and a quarter of it without optimisations; the binaries follow
-if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1":
-    if importlib.metadata.version("jaxlib").startswith("0.10."):  # another one may know no such flag
-        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+# compiling takes most of the time: without optimisations a quarter of it, and the binaries follow
+quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
+# half of the rest are LLVM programs made by way of MLIR; XLA ends at a flag that it does not know
+if quick and importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax  # noqa: E402 - after its environment
 import jax.numpy as jnp  # noqa: E402
@@ -34,6 +35,18 @@ if "TEMPORARY_CACHE" in globals():
     atexit.register(shutil.rmtree, TEMPORARY_CACHE, ignore_errors=True)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+    """Adds --deprecations=error, for the newest versions of the libraries."""
+    parser.addoption("--deprecations", choices=("ignore", "error"), default="ignore")
+
+
+def pytest_configure(config):
+    """Makes errors of deprecations that are warned of in our modules, not in those of others."""
+    if config.getoption("--deprecations") == "error":
+        ours = r"error::DeprecationWarning:(sedd_jax|configs|tests|benchmarks)\b"
+        config.addinivalue_line("filterwarnings", ours)
 
 
 def pytest_collection_modifyitems(items):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+SLOW = (pytest.mark.slow, pytest.mark.unsteady)
 ROOT = Path(__file__).parents[1]
 SMALL = ("--tokens=300", "--hidden=32", "--blocks=1", "--length=16", "--steps=2")
 
@@ -21,33 +22,33 @@ def run(name, *flags):
 @pytest.mark.parametrize(
     ("name", "flags", "rows"),
     [
-        pytest.param("training_step", ("--shape=test", "--rounds=2"), 2, marks=pytest.mark.slow),
-        pytest.param("head", ("--shape=test", "--rounds=1"), 4, marks=pytest.mark.slow),
+        pytest.param("training_step", ("--shape=test", "--rounds=2"), 2, marks=SLOW),
+        pytest.param("head", ("--shape=test", "--rounds=1"), 4, marks=SLOW),
         pytest.param(
             "sampling_step",
             (*SMALL, "--dense_steps=1", "--rounds=1"),
             5,
-            marks=pytest.mark.slow,
+            marks=SLOW,
         ),
         pytest.param(
             "baseline",
             ("--rounds=1", "--batch_size=2", "--length=8"),
             4,
-            marks=pytest.mark.slow,
+            marks=SLOW,
         ),
         pytest.param(
             "samplers",
             ("--checkpoint=RUN", "--ways=first_hitting,tweedie:2", "--batch_sizes=2", "--rounds=1"),
             2,
-            marks=pytest.mark.slow,
+            marks=SLOW,
         ),
         pytest.param(
             "predicted",
             ("--config=configs/smoke.py", "--per_chip=1", "--steps=2"),
             1,
-            marks=pytest.mark.slow,
+            marks=SLOW,
         ),
-        pytest.param("data_pipeline", ("--blocks=100", "--batches=5"), 2, marks=pytest.mark.slow),
+        pytest.param("data_pipeline", ("--blocks=100", "--batches=5"), 2, marks=SLOW),
     ],
 )
 def test_a_benchmark_measures_and_writes_what_it_found(name, flags, rows, smoke_run, tmp_path):
@@ -63,6 +64,7 @@ def test_a_benchmark_measures_and_writes_what_it_found(name, flags, rows, smoke_
 
 
 @pytest.mark.slow
+@pytest.mark.unsteady
 def test_results_are_not_overwritten_and_a_missing_python_is_named(tmp_path):
     output = tmp_path / "result.json"
     output.write_text("kept")

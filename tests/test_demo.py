@@ -39,6 +39,7 @@ def test_a_package_that_is_missing_is_named(binary, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.unsteady
 def test_it_ends_at_once_while_it_compiles(smoke_run, binary):
     process = binary.start("demo", f"--checkpoint={smoke_run}", "--port=0")
     # its handlers are there as soon as it listens and compiles: until then a signal ends it too
@@ -61,6 +62,7 @@ def _listens(pid):
 
 
 @pytest.mark.slow
+@pytest.mark.unsteady
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_until_it_is_told_to_end(smoke_run, binary, number):
     process = binary.start("demo", f"--checkpoint={smoke_run}", "--port=0")

@@ -15,7 +15,7 @@ import pytest
 import sedd_jax as sedd
 from sedd_jax.experiment.checkpoint import FOLDER
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.unsteady]
 
 COMMAND = (
     "--config=configs/smoke.py",

@@ -303,6 +303,7 @@ def test_a_second_signal_kills():
 
 
 @pytest.mark.slow
+@pytest.mark.unsteady
 def test_the_local_example_of_the_page_trains(tmp_path):
     """As printed, but for the folder and the number of steps."""
     page = (LAUNCH / "README.md").read_text()

@@ -57,6 +57,7 @@ def test_prepared_data_can_be_trained_on(tmp_path, corpus, binary, smoke_config)
 
 
 @pytest.mark.slow
+@pytest.mark.unsteady
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_killed_at_any_time_the_same_command_goes_on_to_the_same_bytes(
     tmp_path, corpus, binary, workers

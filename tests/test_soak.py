@@ -59,6 +59,7 @@ def live(binary, run, chance, wait_for_a_save):
 
 
 @pytest.mark.slow
+@pytest.mark.unsteady
 def test_killed_at_any_moment_a_run_ends_the_same(binary, tmp_path):
     chance = random.Random(0)
     straight, killed = tmp_path / "straight", tmp_path / "killed"

@@ -132,15 +132,7 @@ def test_stopped_killed_and_restarted_with_the_same_command(
     ]
 
 
-@pytest.fixture
-def unoptimised():
-    """Compiles quickly what runs for a few steps."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def test_a_run_that_diverges_says_where(tmp_path, smoke_config, unoptimised):
+def test_a_run_that_diverges_says_where(tmp_path, smoke_config):
     wild = dataclasses.replace(
         smoke_config,
         optim=dataclasses.replace(smoke_config.optim, learning_rate=1e30, warmup_steps=1),

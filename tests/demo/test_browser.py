@@ -11,7 +11,7 @@ from sedd_jax.inference.stream import generate_stream
 from sedd_jax.inference.template import fill, pad
 from sedd_jax.jobs.page import write_page
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.unsteady]
 TEXTS = "[...document.querySelectorAll('.text')].map(row => row.textContent)"
 HOLES = "document.querySelectorAll('.text .hole').length"
 RESULT = "document.getElementById('result').textContent"
