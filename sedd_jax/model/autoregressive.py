@@ -63,13 +63,7 @@ class CausalBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "B L D"], dropout_key: Key[Array, ""] | None, attention: Attention
     ) -> Float[Array, "B L D"]:
-        """Returns the activations after the block.
-
-        Args:
-          x: the activations, float32.
-          dropout_key: None for no dropout.
-          attention: causal.
-        """
+        """Returns the activations after the block; `attention` is causal, else see `after`."""
         return self.after(x, attention(*self.heads(x)), dropout_key)
 
     def heads(self, x: Float[Array, "B L D"]) -> tuple[Heads, Heads, Heads]:
@@ -84,7 +78,7 @@ class CausalBlock(nnx.Module):
         """Returns the activations after the block, given the attention of its `heads`.
 
         Args:
-          x: the activations before the block.
+          x: the activations before the block, float32.
           attended: the attention.
           dropout_key: None for no dropout.
         """
@@ -198,10 +192,7 @@ class CausalModel:
         rows, split = PartitionSpec(self.placement.batch_axes(len(tokens)) or None), None
         if self.placement.mesh is not None:
             split = param_layout("embedding/table", table.shape, self.placement.mesh).spec[0]
-
-        def on_device(hidden, table, tokens):
-            return _token_nll(hidden, table, tokens, self.config.num_states, split)
-
+        on_device = functools.partial(_token_nll, self.config.num_states, split)
         specs = (rows, PartitionSpec(split), rows)
         return self.placement.per_device(on_device, specs, rows)(hidden, table, tokens)
 
@@ -296,7 +287,7 @@ class CausalModel:
 
     def _logits(self, hidden, table):
         states = self.config.num_states
-        out = _logits(hidden.reshape(-1, hidden.shape[-1]), table)[:, :states]
+        out = _project(hidden.reshape(-1, hidden.shape[-1]), table)[:, :states]
         return out.reshape(*hidden.shape[:-1], states)
 
 
@@ -310,12 +301,12 @@ def _attend_to_cache(query, keys, values, position):
 
 
 @jax.custom_vjp
-def _logits(hidden, table):
+def _project(hidden, table):
     """Returns hidden [N, D] @ table^T in float32; all three products have the type of `hidden`."""
     return jnp.dot(hidden, table.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
 
 
-def _logits_backward(residual, cotangent):
+def _project_backward(residual, cotangent):
     hidden, table = residual
     low = cotangent.astype(hidden.dtype)
     d_hidden = jnp.dot(low, table.astype(low.dtype), preferred_element_type=jnp.float32)
@@ -323,10 +314,10 @@ def _logits_backward(residual, cotangent):
     return d_hidden.astype(hidden.dtype), d_table
 
 
-_logits.defvjp(lambda hidden, table: (_logits(hidden, table), (hidden, table)), _logits_backward)
+_project.defvjp(lambda hidden, table: (_project(hidden, table), (hidden, table)), _project_backward)
 
 
-def _token_nll(hidden, table, tokens, num_states, axis):
+def _token_nll(num_states, axis, hidden, table, tokens):
     """-log softmax(hidden @ table^T) [B, L] at the tokens, for `ROWS` positions at a time.
 
     The backward pass recomputes the logits. The table [V, D], float32, is this device's shard where
@@ -341,7 +332,7 @@ def _token_nll(hidden, table, tokens, num_states, axis):
     @jax.checkpoint
     def of_rows(rows):
         hidden, tokens = rows
-        logits = jnp.where(real[None], _logits(hidden, table), -jnp.inf)
+        logits = jnp.where(real[None], _project(hidden, table), -jnp.inf)
         top = over_shards(jax.lax.pmax, jax.lax.stop_gradient(logits.max(-1)))
         total = over_shards(jax.lax.psum, jnp.exp(logits - top[:, None]).sum(-1))
         at_token = jnp.arange(len(table))[None] == (tokens - first)[:, None]
@@ -349,13 +340,11 @@ def _token_nll(hidden, table, tokens, num_states, axis):
         return jnp.log(total) + top - scored
 
     count, size = tokens.size, min(ROWS, tokens.size)
-    rows = hidden.reshape(count, -1), tokens.reshape(count)
-    parts = jax.tree.map(lambda x: _in_parts(x, size), rows)
-    return jax.lax.map(of_rows, parts).reshape(-1)[:count].reshape(tokens.shape)
+    parts = ceil_div(count, size)
 
+    def split(x):
+        padded = jnp.pad(x, [(0, parts * size - count)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(parts, size, *x.shape[1:])
 
-def _in_parts(x, size):
-    """Rows [N, ...] as [ceil(N / size), size, ...], padded with zeros."""
-    parts = ceil_div(len(x), size)
-    filled = jnp.pad(x, [(0, parts * size - len(x))] + [(0, 0)] * (x.ndim - 1))
-    return filled.reshape(parts, size, *x.shape[1:])
+    rows = split(hidden.reshape(count, -1)), split(tokens.reshape(count))
+    return jax.lax.map(of_rows, rows).reshape(-1)[:count].reshape(tokens.shape)

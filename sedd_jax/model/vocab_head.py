@@ -5,6 +5,10 @@ split too, the devices add up their sums. Padding of the vocabulary ends here.
 
 Shapes: B batch, L length, D hidden, V columns of the padded unembedding, G = V / 128 groups.
 `unembedding` is the projection to logits, `inputs` what it is applied to.
+
+References:
+  Holtzman et al., The Curious Case of Neural Text Degeneration, 2019 (arXiv 1904.09751): the
+    filter by top-p.
 """
 
 import dataclasses
@@ -168,7 +172,7 @@ def _pick_filtered(
     """Returns the same as `_pick`, drawn from filtered weights.
 
     The filter needs all weights of a position: those of a few positions at a time (`Tiling.jumps`)
-    are materialised. References: Holtzman et al. 2019 (arXiv 1904.09751), nucleus sampling.
+    are materialised.
     """
     rows, placement = ActiveRows.of(jumps, (head.tiling.jumps,)), head.placement
     if placement.tensor and placement.batch:  # the same trip count for all that all-gather
