@@ -44,11 +44,14 @@ def define_model_flags() -> Callable[[], dict[str, Any]]:
     tokenizer = flags.DEFINE_string(
         "tokenizer", None, "Folder, or OWNER/NAME, of the tokenizer; that of the model by default."
     )
+    trust_code = flags.DEFINE_bool(
+        "trust_code", False, "Import and run the code that the model names as its own."
+    )
 
     def named():
         if not checkpoint.value:
             raise BadInput("--checkpoint=FOLDER is needed.")
-        given = {"step": step, "ema": ema, "tokenizer": tokenizer}
+        given = {"step": step, "ema": ema, "tokenizer": tokenizer, "trust_code": trust_code}
         return {"path": checkpoint.value} | {name: flag.value for name, flag in given.items()}
 
     return named

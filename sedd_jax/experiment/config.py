@@ -233,7 +233,7 @@ def _check_rules(config):
             f"{'twice ' if config.uses_noise else ''}config.model.num_heads ({model.num_heads}).",
         ),
         (
-            config.graph == "absorb" or not model.scale_by_sigma,
+            config.graph != "uniform" or not model.scale_by_sigma,
             "config.model.scale_by_sigma is only defined for config.graph=absorb; set it to False "
             "for uniform.",
         ),

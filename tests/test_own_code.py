@@ -1,0 +1,153 @@
+"""A graph, a schedule, an objective and a sampler of the user's own, by their dotted paths."""
+
+import dataclasses
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sedd_jax as sedd
+from sedd_jax.data.characters import Bytes
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.objective import mean_dwdse_loss
+from sedd_jax.diffusion.sampler import GridSampler
+from sedd_jax.diffusion.tweedie import Tweedie
+from sedd_jax.errors import BadInput
+from sedd_jax.experiment.config import from_saved
+from sedd_jax.experiment.state import run_keys
+from sedd_jax.inference.build import build_family, check_names
+from sedd_jax.inference.export import save_run
+from sedd_jax.inference.model import TrainedModel
+from sedd_jax.training.step import build_train_step, init_state
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+NUMBER = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Hybrid(Graph):
+    """Half of the moves go to the mask, half to a uniformly drawn token."""
+
+    @property
+    def num_tokens(self):
+        return self.num_states - 1
+
+    @property
+    def mask_id(self):
+        return self.num_states - 1
+
+    @property
+    def limit(self):
+        tokens = jnp.full(self.num_states, self.limit_of_token)
+        return tokens.at[self.mask_id].set(0.5)
+
+    @property
+    def limit_of_token(self):
+        return 0.5 / self.num_tokens
+
+    def sample_limit(self, key, shape):
+        return jax.random.choice(key, self.num_states, shape, p=self.limit).astype(jnp.int32)
+
+
+def hybrid(vocab_size):
+    return Hybrid(vocab_size + 1)
+
+
+def linear(config):
+    return Noise(lambda t: 8 * t, lambda t: jnp.full_like(t, 8 + 0 * config.eps))
+
+
+def doubled(graph, noise, score_fn, batch, x0):
+    return 2 * mean_dwdse_loss(graph, noise, score_fn, batch, x0)
+
+
+class FirstHalf(GridSampler):
+    """Tweedie with a step of half the noise: a rule of its own."""
+
+    def weights(self, graph, noise, xt, total, t, t_next):
+        return Tweedie().weights(graph, noise, xt, total, t, (t + t_next) / 2)
+
+
+def lacking(vocab_size):
+    return object()
+
+
+@pytest.fixture
+def own(monkeypatch, smoke_config):
+    """Settings that name this file's objects."""
+    monkeypatch.setitem(sys.modules, "own_code", sys.modules[__name__])
+    return dataclasses.replace(
+        smoke_config,
+        graph="own_code:hybrid",
+        noise=dataclasses.replace(smoke_config.noise, schedule="own_code:linear"),
+        model=dataclasses.replace(smoke_config.model, scale_by_sigma=False, num_blocks=1),
+        train=dataclasses.replace(smoke_config.train, objective="own_code:doubled"),
+    )
+
+
+def test_a_step_a_bound_and_samples_by_dotted_paths(own):
+    config = from_saved(dataclasses.asdict(own))  # as it is saved with a checkpoint
+    assert config == own
+    check_names(config)
+    tokens = np.random.default_rng(0).integers(0, 257, (4, config.model.length))
+
+    def first_loss(config):
+        family = build_family(config, 257)
+        state = init_state(run_keys(0).init, family, config.optim)
+        step = build_train_step(family, config.train, config.optim, run_keys(0).train)
+        return family, *jax.jit(step)(state, jnp.asarray(tokens, jnp.int32))
+
+    family, state, metrics = first_loss(config)
+    assert isinstance(family.graph, Hybrid) and state.step == 1 and state.skipped.total == 0
+    usual = dataclasses.replace(config.train, objective="score_entropy")
+    *_, plain = first_loss(dataclasses.replace(config, train=usual))
+    assert float(metrics["loss"]) == pytest.approx(2 * float(plain["loss"]), rel=1e-5)
+    model = TrainedModel(family, state.params, config, Bytes(), None)
+    bound = sedd.nll_bound(jax.random.key(0), model, tokens, draws=2)
+    assert np.isfinite(bound.nats).all() and bound.nats_per_token > 0
+    drawn = {
+        name: sedd.generate(jax.random.key(0), model, 2, steps=4, sampler=name)[0]
+        for name in ("own_code:FirstHalf", "tweedie")
+    }
+    assert all(rows.max() < 257 for rows in drawn.values())
+    assert (drawn["own_code:FirstHalf"] != drawn["tweedie"]).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absrob", "config.graph must be one of absorb, uniform, or package.module:function"),
+        ("no_such_module:graph", "no_such_module cannot be imported"),
+        ("own_code:absent", "own_code has no absent"),
+        ("own_code:NUMBER", "must be a function or a class"),
+        ("own_code:lacking", "which lacks num_states, "),
+    ],
+)
+def test_names_that_stand_for_nothing_are_one_sentence(own, name, message):
+    with pytest.raises(BadInput, match=message):
+        check_names(dataclasses.replace(own, graph=name))
+
+
+def test_a_loaded_model_runs_no_code_unless_it_is_trusted(smoke_run, tmp_path, monkeypatch, binary):
+    module, marker = tmp_path / "graph_of_another.py", tmp_path / "imported"
+    module.write_text(
+        f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"
+        "from sedd_jax.diffusion.graph import absorbing as graph\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = sedd.load(smoke_run)
+    config = dataclasses.replace(model.config, graph="graph_of_another:graph")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_run(dataclasses.replace(model, config=config), folder)
+    with pytest.raises(BadInput, match=r"names code of its own \(graph_of_another:graph\)"):
+        sedd.load(folder)
+    said = binary.refuse("sample", f"--checkpoint={folder}")
+    assert "graph_of_another:graph" in said and "--trust_code" in said
+    assert not marker.exists()
+    assert sedd.load(folder, trust_code=True).graph == model.graph
+    assert marker.exists()
