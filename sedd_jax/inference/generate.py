@@ -3,11 +3,11 @@
 import dataclasses
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Integer, Key
+from jaxtyping import Array, Int, Integer, Key
 
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.inference.batches import batch_rows, one_ahead, row_keys, row_numbers, window_keys
@@ -15,7 +15,6 @@ from sedd_jax.inference.family import Family
 from sedd_jax.inference.generator import Diagnostics, Generator
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt, check_prompt, free
-from sedd_jax.inference.sliding import overlap_of, slide, windows
 
 
 def generate(
@@ -178,3 +177,97 @@ def _draw(generator, model, key, prompt, numbers, size, progress, window):
         finite=join("finite", 0),
         trace=None if parts[0][1].trace is None else join("trace", 1),
     )
+
+
+class Window(NamedTuple):
+    """A window of some rows longer than the trained length.
+
+    Every window holds the end of the text before it, and the given tokens that lie in it. Tokens
+    given further on are not seen by the windows before. The last window of a row ends with the row,
+    so a window is shorter than the trained length only where its row is.
+
+    Attributes:
+      number: of the window in its rows, from 0.
+      rows: those with something to draw there.
+      places: positions of the window in those rows.
+    """
+
+    number: int
+    rows: Int[np.ndarray, "n"]
+    places: Int[np.ndarray, "n W"]
+
+
+def overlap_of(overlap: int | None, width: int) -> int:
+    """Returns how many tokens windows share: half of their width by default.
+
+    Raises:
+      BadInput: it is not at least 1 and less than the width.
+    """
+    overlap = width // 2 if overlap is None else overlap
+    if not 0 < overlap < width:
+        raise BadInput(f"overlap must be in [1, {width}), the trained length, got {overlap}.")
+    return overlap
+
+
+def windows(prompt: Prompt, width: int, overlap: int) -> list[Window]:
+    """Returns the windows of the rows, in the order in which they are drawn.
+
+    Args:
+      prompt: tokens to hold.
+      width: tokens of a window, at most those of the prompt's rows.
+      overlap: tokens that a window shares with the one before, at least.
+    """
+    lengths, length = _lengths(prompt), prompt.tokens.shape[1]
+    free = ~np.asarray(prompt.held) & (np.arange(length) < lengths[:, None])
+    last = np.maximum(lengths - width, 0)
+    found = []
+    for number in range(1 - (-last.max() // (width - overlap))):
+        starts = np.minimum(number * (width - overlap), last)
+        places = starts[:, None] + np.arange(width)
+        rows = np.flatnonzero(np.take_along_axis(free, places, axis=1).any(axis=1))
+        np.put_along_axis(free, places, False, axis=1)
+        if len(rows):
+            found.append(Window(number, rows, places[rows]))
+    return found
+
+
+def slide(
+    prompt: Prompt,
+    plan: list[Window],
+    draw: Callable[[Prompt, Window], tuple[np.ndarray, Diagnostics]],
+) -> tuple[np.ndarray, Diagnostics]:
+    """Returns the rows drawn window by window.
+
+    Args:
+      prompt: tokens to hold, [N, L].
+      plan: its windows.
+      draw: maps the prompt of a window and the window to the tokens and diagnostics of its rows.
+
+    Returns:
+      Tokens [N, L] and diagnostics: evaluations add up; the changes of a window follow those of the
+      one before, and are 0 for a row without that window.
+    """
+    count, length = prompt.tokens.shape
+    lengths = _lengths(prompt)
+    known = np.asarray(prompt.held) & (np.arange(length) < lengths[:, None])
+    text = np.where(known, np.asarray(prompt.tokens), 0)
+    evaluations, finite, changed = np.zeros(count, np.int32), np.ones(count, bool), []
+    for window in plan:
+        place = window.rows[:, None], window.places
+        sizes = np.minimum(lengths[window.rows], window.places.shape[1])
+        # given also where all are full, so that the program of a row does not depend on other rows
+        shorter = None if prompt.lengths is None else sizes.astype(np.int32)
+        part = Prompt(text[place], known[place], shorter)
+        text[place], diagnostics = draw(part, window)
+        known[place] = True
+        evaluations[window.rows] += diagnostics.evaluations
+        finite[window.rows] &= diagnostics.finite
+        changed.append(np.zeros((len(diagnostics.changed), count), np.int32))
+        changed[-1][:, window.rows] = diagnostics.changed
+    every = np.concatenate(changed) if changed else np.zeros((0, count), np.int32)
+    return text, Diagnostics(evaluations, every, finite, trace=None)
+
+
+def _lengths(prompt):
+    count, length = prompt.tokens.shape
+    return np.full(count, length) if prompt.lengths is None else np.asarray(prompt.lengths)

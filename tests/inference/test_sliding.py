@@ -9,9 +9,9 @@ import pytest
 
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput
+from sedd_jax.inference.generate import slide, windows
 from sedd_jax.inference.generator import Diagnostics
 from sedd_jax.inference.prompt import Prompt, free
-from sedd_jax.inference.sliding import slide, windows
 from sedd_jax.inference.stream import generate_stream
 from sedd_jax.model.score_model import dense_model
 
