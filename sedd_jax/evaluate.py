@@ -1,12 +1,11 @@
 """Evaluates a model: `python -m sedd_jax.evaluate --checkpoint=runs/tiny --suite=heldout`.
 
 Likelihoods of data sets, with all that they depend on: `--suite=zeroshot --data=FOLDER` for those
-of the paper. Quality of samples: `--suite=quality --judge=FOLDER`, for one way to sample or many.
-Every figure is written to a file of its own as soon as it is known; the same command goes on from
+of the paper. Quality of samples: `--suite=quality --judge=FOLDER`, for one sampler setting or many.
+Every figure is written to its own file as soon as it is known; the same command continues from
 there.
 """
 
-import sys
 import tempfile
 from pathlib import Path
 
@@ -17,9 +16,9 @@ from sedd_jax.display.plot import check_plots
 from sedd_jax.display.table import markdown
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation import likelihood, quality, summary
+from sedd_jax.evaluation.catalog import DatasetCatalog
 from sedd_jax.evaluation.protocol import CONVENTIONS, Choices
-from sedd_jax.evaluation.record import FOLDER, Record
-from sedd_jax.evaluation.texts import Library
+from sedd_jax.evaluation.record import FOLDER, Record, log_on_primary
 from sedd_jax.experiment import checkpoint as checkpoints
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as sharding
@@ -30,7 +29,7 @@ from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.sampling import SAMPLERS
 from sedd_jax.system import processes
 from sedd_jax.system.files import check_local
-from sedd_jax.system.processes import is_primary, print_on_primary
+from sedd_jax.system.processes import print_on_primary
 
 _MODEL = cli.define_model_flags()
 _PROCESSES = cli.define_process_flags()
@@ -39,26 +38,33 @@ _MESH = flags.DEFINE_list(
 )
 _QUALITY = "quality"
 _SUITES = (*likelihood.SUITES, _QUALITY)
-_SUITE = flags.DEFINE_list("suite", None, f"What to find out: {', '.join(_SUITES)}.")
-_DATA = flags.DEFINE_string("data", None, "Folder below which the files of data sets are.")
+_SUITE = flags.DEFINE_list("suite", None, f"What to evaluate: {', '.join(_SUITES)}.")
+_DATA = flags.DEFINE_string("data", None, "Folder with the files of data sets, at any depth.")
 _SOURCES = flags.DEFINE_list("sources", [], "Files of single data sets, as in ptb=test.txt.")
-_DOWNLOAD = flags.DEFINE_bool("download", False, "Fetch the data sets that are not here.")
+_DOWNLOAD = flags.DEFINE_bool("download", False, "Fetch the data sets that are missing.")
 _PROTOCOL = flags.DEFINE_enum("protocol", "sedd", list(CONVENTIONS), "Splits and end-of-text rule.")
 _DRAWS = flags.DEFINE_integer("draws", 16, "Draws of (t, x_t) for every block.", lower_bound=1)
-_TIMES = flags.DEFINE_enum("times", "low-discrepancy", TIMES, "How draws are spread in t.")
-_COMPLETE = flags.DEFINE_bool("complete", False, "All terms of the bound, not the published ones.")
+_TIMES = flags.DEFINE_enum("times", "low-discrepancy", TIMES, "How t is drawn.")
+_COMPLETE = flags.DEFINE_bool(
+    "complete", False, "All terms of the bound, not only the published ones."
+)
 _MAX_BLOCKS = flags.DEFINE_integer(
-    "max_blocks", None, "Score so many blocks of a data set, evenly spaced.", lower_bound=1
+    "max_blocks",
+    None,
+    "Score at most this many blocks of a data set, evenly spaced.",
+    lower_bound=1,
 )
 _PUBLISHED = flags.DEFINE_enum(
     "published", "comparable", ["comparable", "all"], "Which published figures to print."
 )
 _JUDGE = flags.DEFINE_string(
-    "judge", None, "A causal model that reads the samples: a run, a GPT-2, or OWNER/NAME."
+    "judge", None, "A causal model that scores the samples: a run, a GPT-2, or OWNER/NAME."
 )
-_JUDGE_TOKENIZER = flags.DEFINE_string("judge_tokenizer", None, "Its tokenizer, if not beside it.")
+_JUDGE_TOKENIZER = flags.DEFINE_string(
+    "judge_tokenizer", None, "The tokenizer of --judge, if it is not beside it."
+)
 _REFERENCE = flags.DEFINE_string(
-    "reference", None, "Real text to hold samples against: a file, or heldout."
+    "reference", None, "Real text to compare samples with: a file, or heldout."
 )
 _MAUVE = flags.DEFINE_bool("mauve", False, "Measure MAUVE; it needs --judge and --reference.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "Samples.", lower_bound=2)
@@ -66,19 +72,19 @@ _LENGTH = flags.DEFINE_integer("length", None, "Tokens per sample; the trained l
 _STEPS = flags.DEFINE_list(
     "steps",
     ["default"],
-    "Reverse steps; several make a sweep: 16,64,256. By default 128, and one token a call of "
-    "first_hitting.",
+    "Reverse steps; several make a sweep: 16,64,256. By default 128; for first_hitting one token "
+    "per network evaluation.",
 )
 _SAMPLERS = flags.DEFINE_multi_string(
     "sampler",
     ["tweedie"],
-    f"{', '.join(SAMPLERS.names)}, or the path module:class of your own; may be given again.",
+    f"{', '.join(SAMPLERS.names)}, or the path module:class of your own; repeat it for a sweep.",
 )
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Below 1 draws more sharply; 0 is greedy.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the fewest tokens of this mass.")
-_SEED = flags.DEFINE_integer(
-    "seed", 0, "Of all that is drawn.", lower_bound=0, upper_bound=2**32 - 1
+_TEMPERATURE = flags.DEFINE_float(
+    "temperature", 1.0, "Below 1 sharpens the distribution; 0 is greedy."
 )
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the smallest set of tokens with this mass.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws.", lower_bound=0, upper_bound=2**32 - 1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Blocks or samples at a time.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, f"Folder for the results; RUN/{FOLDER} by default.")
 _OF_LIKELIHOODS = (
@@ -91,7 +97,7 @@ _OF_QUALITY = (
 
 
 def main() -> None:
-    """Evaluates as the flags say."""
+    """Evaluates a model as the flags say."""
     _MODEL()
     if not _SUITE.value:
         raise BadInput(f"--suite is needed, one or more of {', '.join(_SUITES)}.")
@@ -101,19 +107,19 @@ def main() -> None:
     processes.initialize_distributed(*(flag.value for flag in _PROCESSES))
     choices = _choices()
 
-    def look():
-        library = Library(_DATA.value and Path(_DATA.value), _sources(), _DOWNLOAD.value)
-        return library, *likelihood.names_of(scored, library, _PROTOCOL.value)
+    def resolve():
+        catalog = DatasetCatalog(_DATA.value and Path(_DATA.value), _sources(), _DOWNLOAD.value)
+        return catalog, *likelihood.resolve_suites(scored, catalog, _PROTOCOL.value)
 
-    library, names, lacking = processes.run_primary_first(look, look)
+    catalog, names, missing = processes.run_primary_first(resolve, resolve)
     settings = _sampling() if _QUALITY in _SUITE.value else None
     folder = _folder()
     mesh = sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
     checkpoint = load(**_MODEL(), mesh=mesh)
-    for suite, words in lacking.items():
-        _tell(f"Of {suite} there is no data for:", *words)
+    for suite, words in missing.items():
+        log_on_primary("\n  ".join([f"Of {suite} there is no data for:", *words]))
     planned = settings and _planned(checkpoint, settings, mesh)
-    records = _likelihoods(checkpoint, names, library, choices, folder)
+    records = _likelihoods(checkpoint, names, catalog, choices, folder)
     records += quality.run(planned, folder) if planned else []
     processes.on_primary(lambda: _show(records))
     processes.on_primary(lambda: summary.write(folder))
@@ -121,22 +127,21 @@ def main() -> None:
 
 
 def _check_flags(scored):
-    """Refuses flags that would make no difference."""
+    """Raises BadInput for flags without effect."""
     if not scored and (given := _given(_OF_LIKELIHOODS)):
         raise BadInput(f"{given} is for likelihoods, and --suite={_QUALITY} has none.")
     if _QUALITY not in _SUITE.value and (given := _given(_OF_QUALITY)):
-        raise BadInput(f"{given} is for --suite={_QUALITY}, which is not asked for.")
+        raise BadInput(f"{given} is for --suite={_QUALITY}, which is not requested.")
     if _JUDGE_TOKENIZER.value and not _JUDGE.value:
         raise BadInput("--judge_tokenizer is that of --judge, which is not given.")
     if _MAUVE.value and not (_JUDGE.value and _REFERENCE.value):
         raise BadInput(
-            "--mauve compares what a judge makes of samples and of real text: give --judge and "
-            "--reference."
+            "--mauve compares features of samples and of real text: give --judge and --reference."
         )
 
 
-def _given(those):
-    return ", ".join(f"--{flag.name}" for flag in those if flag.present)
+def _given(several):
+    return ", ".join(f"--{flag.name}" for flag in several if flag.present)
 
 
 def _choices():
@@ -151,22 +156,26 @@ def _choices():
 
 
 def _likelihoods(
-    checkpoint: TrainedModel, names: list[str], library: Library, choices: Choices, folder: Path
+    checkpoint: TrainedModel,
+    names: list[str],
+    catalog: DatasetCatalog,
+    choices: Choices,
+    folder: Path,
 ) -> list[Record]:
     """The records of data sets."""
 
-    def gather():
-        return likelihood.gather(checkpoint, names, library, choices)
+    def load_sets():
+        return likelihood.load_sets(checkpoint, names, catalog, choices)
 
-    def gather_first():
-        subjects = gather()  # one downloads for all
+    def load_first():
+        sets = load_sets()  # process 0 downloads for all
         _open(folder)
-        return subjects
+        return sets
 
-    subjects = processes.run_primary_first(gather_first, gather)
+    sets = processes.run_primary_first(load_first, load_sets)
     return likelihood.measure(
         checkpoint,
-        subjects,
+        sets,
         choices,
         folder,
         averaged=_MODEL()["ema"],
@@ -175,7 +184,7 @@ def _likelihoods(
 
 
 def _sampling():
-    """What to sample, as the flags say."""
+    """The sampling settings of the flags."""
     try:
         steps = tuple(None if each == "default" else int(each) for each in _STEPS.value)
     except ValueError as error:
@@ -202,11 +211,11 @@ def _planned(checkpoint: TrainedModel, settings: quality.Settings, mesh: Mesh) -
         checkpoint.config.family,
         {"diffusion": (_STEPS, _SAMPLERS)},
     )
-    judge = None
+    scorer = None
     if _JUDGE.value:
-        judge = load(_JUDGE.value, mesh=mesh, tokenizer=_JUDGE_TOKENIZER.value)
+        scorer = load(_JUDGE.value, mesh=mesh, tokenizer=_JUDGE_TOKENIZER.value)
     return quality.plan(
-        checkpoint, settings, averaged=_MODEL()["ema"], judge=judge, reference=_REFERENCE.value
+        checkpoint, settings, averaged=_MODEL()["ema"], scorer=scorer, reference=_REFERENCE.value
     )
 
 
@@ -228,32 +237,27 @@ def _sources():
 
 
 def _folder():
-    """Where the results go."""
+    """The folder of the results."""
     model = Path(_MODEL()["path"])
     if _OUTPUT.value:
         folder = Path(_OUTPUT.value)
     elif (model / checkpoints.FOLDER).is_dir():
         folder = model / FOLDER
     else:
-        raise BadInput(f"{model} is no run folder here: give --output=FOLDER.")
+        raise BadInput(f"{model} is not a local run folder: give --output=FOLDER.")
     check_local(folder, "--output")
     return folder
 
 
 def _open(folder):
-    """Makes the folder of the results, and tries it."""
+    """Creates the folder of the results, and checks that it is writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise BadInput(
-            f"{folder} cannot be made or written to ({error.strerror}): give another --output."
+            f"{folder} cannot be created or written to ({error.strerror}): give another --output."
         ) from error
-
-
-def _tell(*lines):
-    if is_primary():
-        print("\n  ".join(lines), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_a_set_that_is_missing_is_one_line_and_a_failure(smoke_run, binary, tmp_
     [
         (
             ("--suite=heldout", "--judge=absent", "--mauve"),
-            "--judge, --mauve is for --suite=quality, which is not asked for",
+            "--judge, --mauve is for --suite=quality, which is not requested",
         ),
         (
             ("--suite=quality", "--draws=3", "--complete"),

@@ -17,8 +17,7 @@ from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Table, plain, with_error
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation import summary
-from sedd_jax.evaluation.naming import labels, sample_titles
-from sedd_jax.evaluation.record import FOLDER, Record, read_records
+from sedd_jax.evaluation.record import FOLDER, Record, labels, read_records, sample_titles
 from sedd_jax.experiment import card
 from sedd_jax.experiment.config import Config, from_json
 from sedd_jax.experiment.run import CONFIG_FILE, DATA_FOLDER

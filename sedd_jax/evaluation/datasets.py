@@ -1,11 +1,14 @@
-"""The data sets that likelihoods are reported of: their files, their rows, their splits.
+"""The data sets of published likelihoods: their files, documents, splits and detokenizers.
 
-A document is a row as the published evaluations get it, blank ones too: after each of them comes
-an end-of-text token.
+A document is a row as the published evaluations read it, blank ones too: an end-of-text token
+follows each of them. Detokenizers turn the tokenised text of old benchmarks back into text as
+people write it. Their rules are those of the published evaluations, in their order and with their
+quirks: a rule applied later sees the output of those before it.
 """
 
 import dataclasses
 import io
+import re
 from collections.abc import Callable
 from typing import Literal
 
@@ -13,6 +16,106 @@ from sedd_jax.errors import BadInput
 
 Split = Literal["test", "validation"]
 TEXT8_CHARACTERS, TEXT8_SPLIT = 100_000_000, 5_000_000
+
+_Rule = tuple[str | re.Pattern[str], str]  # what is replaced everywhere, and its replacement
+
+
+def _joined(*marks: str) -> list[_Rule]:
+    """Removes the space before each of the marks, keeps the one after it."""
+    return [(f" {mark} ", f"{mark} ") for mark in marks]
+
+
+def _last(mark: str) -> _Rule:
+    """The same at the end of a text."""
+    return re.compile(rf" {re.escape(mark)}$"), mark
+
+
+def _hugged(*pairs: str) -> list[_Rule]:
+    """Removes spaces inside a pair of brackets or quotes."""
+    return [
+        (re.compile(rf"{re.escape(a)}\s*([^{re.escape(b)}]*?)\s*{re.escape(b)}"), rf"{a}\1{b}")
+        for a, b in pairs
+    ]
+
+
+def _spaced(*pairs: str) -> list[_Rule]:
+    """The same for exactly one space on both sides and neither mark in between."""
+    return [
+        (
+            re.compile(rf"{re.escape(a)} ([^{re.escape(a + b)}]+) {re.escape(b)}"),
+            rf"{a}\1{b}",
+        )
+        for a, b in pairs
+    ]
+
+
+_WIKITEXT: list[_Rule] = [
+    ("s '", "s'"),
+    # the slashes, meant as delimiters, are text: "/' 7/" becomes the intended pattern
+    (re.compile("/' [0-9]/"), "/'[0-9]/"),
+    *[(f" @{mark}@ ", mark) for mark in "-,."],
+    *_joined(":", ";", ".", "!", "?", ","),
+    *_hugged("()", "[]", "{}", '""', "''"),
+    *[("= " * (level - 1) + "=", "=" * level) for level in (4, 3, 2)],
+    (" ° ", "°"),
+    (" \n", "\n"),
+    ("\n ", "\n"),
+    (" N ", " 1 "),  # PTB writes a number so; in WikiText it is a letter
+    (" 's", "'s"),
+]
+
+_PTB: list[_Rule] = [
+    (" 's", "'s"),
+    ("s ' ", "s' "),
+    (" n't", "n't"),
+    (" \n ", "\n"),
+    (r"\/", "/"),
+    *[(" N ", " 1 ")] * 2,  # twice: neighbours share a space, so one pass replaces every other one
+    ("$ 1", "$1"),
+    ("# 1", "#1"),
+    ("<unk>", "?"),
+]
+
+_LM1B: list[_Rule] = [
+    *[(f"{scheme} : / / ", f"{scheme}://") for scheme in ("http", "https")],
+    (re.compile(r" '(\w+)"), r"'\1"),
+    (re.compile(r" (\w+) \. "), r" \1. "),
+    (re.compile(r" (\w+) \.$"), r" \1."),
+    *_joined("?"),
+    _last("?"),
+    *_joined("!"),
+    _last("!"),
+    *_joined(",", ":", ";"),
+    (" / ", "/"),
+    *_spaced('""', "''", "()", "[]"),
+    ("$ ", "$"),
+    ("£ ", "£"),
+]
+
+_STRAIGHT: list[_Rule] = [("“", '"'), ("”", '"')]
+
+
+def _rewritten(rules: list[_Rule]) -> Callable[[str], str]:
+    def rewrite(text):
+        for old, new in rules:
+            text = text.replace(old, new) if isinstance(old, str) else old.sub(new, text)
+        return text
+
+    return rewrite
+
+
+def _lambada(text: str) -> str:
+    return "\n" + _rewritten(_STRAIGHT)(text).strip()
+
+
+DETOKENIZERS: dict[str, Callable[[str], str]] = {
+    "none": str,
+    "wikitext": _rewritten(_WIKITEXT),
+    "ptb": _rewritten(_PTB),
+    "lm1b": _rewritten(_LM1B),
+    "lambada": _lambada,
+    "wikitext, then lm1b": _rewritten(_WIKITEXT + _LM1B),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +125,14 @@ class TextSet:
     Attributes:
       title: its name in a table.
       detokenizer: key of DETOKENIZERS.
-      files: what the path of a file ends with, patterns in which SPLIT is "test" or "validation"
-        and SHORT "test" or "valid"; the first that fits any file counts.
-      rows: (text of a file, split) -> documents; files of JSON lines and tables have rows already.
-      field: of the text in those.
-      remote: the corpus that --download takes; "" if there is none.
-      advice: what to fetch by hand; "" if the pattern says it.
-      mdlm_split: that of MDLM's evaluation; SEDD's is the test split throughout.
-      foreign: what only another version of the text holds; "" if nothing is known.
+      files: patterns of the end of a path, in which SPLIT is "test" or "validation" and SHORT
+        "test" or "valid"; the first one that matches a file applies.
+      rows: (text of a file, split) -> documents; JSON lines and tables have rows already.
+      field: of the text in such rows.
+      remote: the corpus that --download fetches; "" if there is none.
+      advice: what to fetch by hand; "" if the pattern shows it.
+      mdlm_split: the split of MDLM's evaluation; SEDD's is always the test split.
+      foreign: a string that only another version of the text holds; "" if none is known.
     """
 
     title: str
@@ -43,12 +146,12 @@ class TextSet:
     foreign: str = ""
 
     def split(self, protocol: str) -> Split:
-        """Returns which split a protocol scores."""
+        """Returns the split that a protocol scores."""
         return self.mdlm_split if protocol == "mdlm" else "test"
 
 
 def _lines(text: str, split: Split) -> list[str]:
-    """Lines with their ends; blank ones are empty."""
+    """Lines with their line ends; blank ones are empty."""
     return [line if line.strip() else "" for line in io.StringIO(text)]
 
 
@@ -98,7 +201,7 @@ TEXT_SETS: dict[str, TextSet] = {
         _lines,
         remote="hf:EleutherAI/lambada_openai/default:test",
         advice="lambada_test.jsonl, as OpenAI processed it for GPT-2",
-        mdlm_split="test",  # there is no other
+        mdlm_split="test",  # the only one
     ),
     "wikitext2": _wikitext(2),
     "ptb": TextSet(

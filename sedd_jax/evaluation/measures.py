@@ -1,117 +1,184 @@
-"""What is measured of samples, with a judge and real text or without."""
+"""Measures of samples: diversity, repetition, and MAUVE against real text.
 
-import functools
-from typing import Any
+A sample is a row of token ids. Entropy, distinct n-grams and repetition need neither text nor a
+model; beside a generative perplexity they show whether a low one comes from dull samples.
+"""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from sedd_jax.data.prepared import open_data
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation.mauve import FEW, check_counts, load_mauve, mauve
-from sedd_jax.evaluation.record import identity
-from sedd_jax.evaluation.reference import Reference
-from sedd_jax.evaluation.scoring_model import Judge
-from sedd_jax.evaluation.statistics import distinct, entropy, self_repetition
+from sedd_jax.experiment.run import DATA_FOLDER
 from sedd_jax.inference.model import TrainedModel
+from sedd_jax.system.packages import package
 
-TEXTS = 4  # samples that a record shows
+MIN_TEXTS = 20  # for MAUVE: two clusters
+FEW_TEXTS = 1000  # with fewer, MAUVE depends more on their number than on the model
+
+TokenRows = Sequence[np.ndarray]  # integers, each row [its own length]; an array [N, L] is one
 
 
-class Measures:
-    """What is measured of samples: `protocol` says how, and calling it does it.
+class Estimate(NamedTuple):
+    """A figure and its standard error."""
 
-    Args:
-      checkpoint: the model whose samples they are.
-      num_samples: how many there will be.
-      judge: for what depends on one; None to leave it out.
-      reference: real text; None to leave it out.
-      compared: measure by MAUVE how near the samples are to it, by the judge.
+    value: float
+    stderr: float
+
+
+def mean(values: np.ndarray) -> Estimate:
+    """Returns the mean of at least two independent values."""
+    values = np.asarray(values, np.float64)
+    return Estimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
+
+
+def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
+    """Returns sum / sum over at least two independent pairs, its error by the delta method."""
+    numerators, denominators = (np.asarray(x, np.float64) for x in (numerators, denominators))
+    count, total = len(numerators), denominators.sum()
+    value = numerators.sum() / total
+    residuals = numerators - value * denominators
+    stderr = np.sqrt(count / (count - 1) * np.sum(residuals**2)) / total
+    return Estimate(float(value), float(stderr))
+
+
+def entropy(rows: TokenRows) -> Estimate:
+    """Returns the unigram entropy of a sample in nats, as a mean over samples.
+
+    -sum_v p_v log p_v with p_v the share of token v in the sample, at most log L. The literature
+    prints it beside generative perplexities.
+    """
+    return mean([_entropy(np.unique(row, return_counts=True)[1]) for row in rows])
+
+
+def distinct(rows: TokenRows, n: int) -> float:
+    """Returns distinct n-grams / n-grams, both counted over all samples together.
+
+    It falls with the number of samples: compare it at the same number and length.
+
+    References: Li et al. 2016, arXiv 1510.03055.
+    """
+    grams = np.concatenate([_grams(row, n) for row in rows])
+    return len(np.unique(grams, axis=0)) / len(grams)
+
+
+def self_repetition(rows: TokenRows, n: int = 4) -> Estimate:
+    """Returns the share of a sample's n-grams that repeat earlier ones, as a mean over samples."""
+    grams = [_grams(row, n) for row in rows]
+    return mean([1 - len(np.unique(each, axis=0)) / len(each) for each in grams])
+
+
+def _entropy(counts):
+    share = counts / counts.sum()
+    return -np.sum(share * np.log(share))
+
+
+def _grams(row, n):
+    """The n-grams of a row of at least n tokens, [its length - n + 1, n]."""
+    return np.lib.stride_tricks.sliding_window_view(np.asarray(row), n)
+
+
+def load_mauve() -> str:
+    """Imports mauve-text, which takes seconds, and returns its name and version.
 
     Raises:
-      BadInput: the judge cannot read the samples, or for MAUVE there is no judge, no package or
-        too little text.
+      BadInput: it is not installed; it is GPL, and so in an extra of its own.
+    """
+    _mauve_package()
+    return f"mauve-text {importlib.metadata.version('mauve-text')}"
+
+
+def check_counts(samples: int, texts: int) -> None:
+    """Raises BadInput for fewer than `MIN_TEXTS` samples or real texts."""
+    if min(samples, texts) < MIN_TEXTS:
+        raise BadInput(
+            f"MAUVE needs at least {MIN_TEXTS} samples and as many blocks of real text, got "
+            f"{samples} and {texts}; a figure to report needs {FEW_TEXTS} of each."
+        )
+
+
+def mauve(samples: np.ndarray, reference: np.ndarray) -> float:
+    """Returns the MAUVE of features [N, D] against those of real text [M, D]; at most 1, if equal.
+
+    It quantises both sets in min(N, M) / 10 clusters: below a thousand texts of each it depends
+    more on that number than on the model, and separates only good samples from very bad ones.
+
+    References: Pillutla et al. 2021, arXiv 2102.01454.
+    """
+    found = _mauve_package().compute_mauve(p_features=reference, q_features=samples)
+    return float(found.mauve)
+
+
+def _mauve_package():
+    return package("mauve", '"sedd_jax[mauve]"', "MAUVE")
+
+
+class Reference(NamedTuple):
+    """Blocks of real text, in the tokens of the model whose samples are measured.
+
+    Attributes:
+      name: "heldout", or the name of a file.
+      sha256: of the file, or of the held-out tokens.
+      rows: [M, L], as long as the samples.
     """
 
-    def __init__(
-        self,
-        checkpoint: TrainedModel,
-        num_samples: int,
-        judge: Judge | None,
-        reference: Reference | None,
-        compared: bool = False,
-    ):
-        self._tokenizer, self._judge = checkpoint.tokenizer, judge
-        self._reference = reference if compared else None
-        self.protocol = {"judge": None, "reference": None}
-        if judge is not None:
-            self._check_judge()
-            known = identity(judge.checkpoint, averaged=True)
-            start = "before every window, as in its training" if judge.started else "none"
-            self.protocol["judge"] = known | {"window": judge.window, "start": start}
-        if compared:
-            if judge is None or reference is None:
-                raise BadInput(
-                    "MAUVE compares what a judge makes of samples and of real text; give both."
-                )
-            check_counts(num_samples, len(reference.rows))
-            self.protocol |= {"mauve": load_mauve(), "reference": reference.about}
+    name: str
+    sha256: str
+    rows: np.ndarray
 
-    def __call__(self, tokens: np.ndarray) -> dict[str, Any]:
-        """Returns the figures of samples [N, L]."""
-        varied = entropy(tokens)
-        figures = {"entropy": varied.value, "entropy_stderr": varied.stderr}
-        figures |= {f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)}
-        figures |= _with_error("self_repetition", self_repetition(tokens))
-        figures |= self._judged(tokens)
-        return figures | {"texts": [self._text(row) for row in tokens[:TEXTS]]}
-
-    def _check_judge(self):
-        """Finds out how the judge can read the samples."""
-        own, other = self._tokenizer, self._judge.tokenizer
-        if own is None:
-            raise BadInput("A judge must know what the ids stand for: name a tokenizer.")
-        self._same = own.fingerprint() == other.fingerprint()
-        self._readable = "integers" not in (own.kind, other.kind)
-        if not (self._same or self._readable):
-            raise BadInput(
-                f"The judge has the tokenizer {other.kind!r} and the samples {own.kind!r}: it "
-                "cannot read them, since ids without text cannot be tokenised again."
-            )
-        if self._readable and not self._same:  # all characters that a sample can have
-            self._judge.retokenise([np.arange(own.vocab_size)], own)
-
-    def _judged(self, tokens):
-        if self._judge is None:
-            return {}
-        figures, notes = {}, []
-        if self._same:
-            found = self._judge.by_samples(tokens)
-            figures |= _with_error("gen_perplexity_samples", found)
-        else:
-            notes.append(
-                "gen_perplexity_samples is left out: the judge has another tokenizer, to which the "
-                "ids of the samples mean nothing."
-            )
-        texts = self._texts(tokens)
-        if self._readable:
-            figures |= _with_error("gen_perplexity_tokens", self._judge.by_tokens(texts))
-        else:
-            notes.append("gen_perplexity_tokens is left out: ids are no text to tokenise again.")
-        if self._reference is not None and tokens is not self._reference.rows:
-            figures["mauve"] = mauve(self._judge.features(texts), self._of_reference)
-            if (fewest := min(len(tokens), len(self._reference.rows))) < FEW:
-                notes.append(f"mauve of {fewest} texts says little: {FEW} are needed at least.")
-        return figures | {"notes": notes}
-
-    def _texts(self, rows):
-        return self._judge.retokenise(rows, self._tokenizer) if self._readable else list(rows)
-
-    @functools.cached_property
-    def _of_reference(self):
-        return self._judge.features(self._texts(self._reference.rows))
-
-    def _text(self, row):
-        return " ".join(map(str, row)) if self._tokenizer is None else self._tokenizer.decode(row)
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a record holds about it."""
+        return {"name": self.name, "sha256": self.sha256, "texts": len(self.rows)}
 
 
-def _with_error(name, estimate):
-    return {name: estimate.value, f"{name}_stderr": estimate.stderr}
+def read_reference(source: str, checkpoint: TrainedModel, length: int, count: int) -> Reference:
+    """Returns at most `count` blocks of `length` tokens, evenly spaced over a text.
+
+    Args:
+      source: "heldout" for the held-out split of the model's run, or a text file.
+      checkpoint: the model, whose tokenizer encodes a file.
+      length: tokens of a block.
+      count: the number of samples.
+
+    Raises:
+      BadInput: no such text, no tokenizer, or less than a block.
+    """
+    if source == "heldout":
+        blocks = _heldout(checkpoint, length)
+        rows = blocks.take(_evenly_spaced(len(blocks), count))
+        return Reference("heldout", hashlib.sha256(rows.tobytes()).hexdigest(), rows)
+    path = Path(source)
+    if not path.is_file():
+        raise BadInput(f'There is no reference text {path}; give a text file, or "heldout".')
+    if checkpoint.tokenizer is None:
+        raise BadInput("A reference text needs the tokenizer of the model, which has none.")
+    content = path.read_bytes()
+    try:
+        tokens = checkpoint.tokenizer.encode(content.decode())
+    except UnicodeDecodeError as error:
+        raise BadInput(f"The reference {path} is not UTF-8 text ({error}).") from error
+    rows = tokens[: len(tokens) // length * length].reshape(-1, length)
+    if not len(rows):
+        raise BadInput(f"The reference {path} has {len(tokens)} tokens, less than {length}.")
+    rows = rows[_evenly_spaced(len(rows), count)]
+    return Reference(path.name, hashlib.sha256(content).hexdigest(), rows)
+
+
+def _heldout(checkpoint, length):
+    data = None if checkpoint.folder is None else checkpoint.folder / DATA_FOLDER
+    if data is None or not data.is_dir():
+        raise BadInput(
+            "The checkpoint is not a run with its data, so it has no held-out text; give a file."
+        )
+    return open_data(data, length).heldout
+
+
+def _evenly_spaced(available, count):
+    count = min(available, count)
+    return np.arange(count) * available // count

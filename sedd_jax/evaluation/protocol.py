@@ -1,13 +1,23 @@
-"""How a text becomes figures: the conventions in use, and the record of all that was chosen."""
+"""The conventions by which a text becomes blocks of tokens and a figure, and their record."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from sedd_jax.data.prepared import open_data
+from sedd_jax.data.token_blocks import Mixture
+from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import BadInput
+from sedd_jax.evaluation.catalog import Text
+from sedd_jax.experiment.run import DATA_FOLDER
 from sedd_jax.inference.likelihood import check_draws
+from sedd_jax.system.rounding import ceil_div
 
-ESTIMATOR = 1  # raise it whenever the same question gets figures of another meaning
+ESTIMATOR = 1  # raise it whenever the meaning of the figures of a protocol changes
 
 EXACT = "exact"
 BOUNDS = {  # by whether it is complete
@@ -18,18 +28,18 @@ BOUNDS = {  # by whether it is complete
 
 @dataclasses.dataclass(frozen=True)
 class Choices:
-    """What a user chooses.
+    """The choices of a user.
 
     Attributes:
       protocol: key of CONVENTIONS.
-      draws: of t and x_t, for every block.
-      times: how the draws of t are spread, see `nll_bound`.
+      draws: pairs of t and x_t for every block.
+      times: how t is drawn, see `nll_bound`.
       complete: all terms of the bound, else those of the published convention.
       seed: of the draws.
       max_blocks: score so many blocks of a text, evenly spaced; None: all.
 
     Raises:
-      BadInput: draws that cannot be.
+      BadInput: invalid draws.
     """
 
     protocol: str = "sedd"
@@ -45,25 +55,25 @@ class Choices:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """All that a likelihood depends on beside the model: two figures compare where it agrees.
+    """All that a likelihood depends on beside the model: equal protocols make figures comparable.
 
     Attributes:
       protocol: key of CONVENTIONS.
       source: names of files without folders, or a corpus.
-      sha256: of the documents, detokenised; of a prepared text, of its tokens.
-      split: test, validation or heldout; of files that a user names, what they were taken for.
+      sha256: of the detokenised documents, or of the tokens of a prepared text.
+      split: test, validation or heldout; for files of `--sources` the one that is assumed.
       detokenizer: its name.
-      wrap: whether documents run on over the borders of blocks.
-      end_of_text: where such tokens stand.
+      wrap: whether documents continue across the borders of blocks.
+      end_of_text: where end-of-text tokens stand.
       length: of the model.
       part: which blocks were scored.
-      remainder: what becomes of the tokens after the last whole block.
+      remainder: how the tokens after the last whole block are treated.
       first_token: whether the first token of a block is scored.
-      t: how times were drawn; this and the next two are None where nothing is.
+      t: how times were drawn; None, as the next two, where nothing is drawn.
       draws: of every block.
       t_min: the smallest time.
-      bound: its terms.
-      seed: of the draws; None where there are none.
+      bound: the terms of the bound.
+      seed: of the draws; None without draws.
       tokenizer: its fingerprint.
       estimator: its version.
     """
@@ -88,15 +98,15 @@ class Protocol:
     estimator: int = ESTIMATOR
 
 
-class Frame(NamedTuple):
-    """A block as the model gets it: `width` tokens, of which some stand around the text.
+class BlockFormat(NamedTuple):
+    """The input of the model: `width` tokens, some of them before and after the text.
 
     Attributes:
       width: tokens of a full block.
-      before: those before the text.
-      after: those after the text.
-      end_of_text: in words.
-      first_token: in words.
+      before: ids before the text.
+      after: ids after the text.
+      end_of_text: where end-of-text tokens stand, in words.
+      first_token: how the first token is scored, in words.
     """
 
     width: int
@@ -115,15 +125,15 @@ NO_END = "none: the tokenizer has no such token"
 _AFTER_ALL = "after every document"
 
 
-def _sedd(length: int, end: int | None, autoregressive: bool) -> Frame:
-    """Blocks are the text and nothing else, and all of it is scored."""
+def _sedd(length: int, end: int | None, autoregressive: bool) -> BlockFormat:
+    """Blocks hold text only, and all of it is scored."""
     first = "scored, after the token that precedes every text in training"
     words = NO_END if end is None else _AFTER_ALL
-    return Frame(length, (), (), words, first if autoregressive else "scored")
+    return BlockFormat(length, (), (), words, first if autoregressive else "scored")
 
 
-def _mdlm(length: int, end: int | None, autoregressive: bool) -> Frame:
-    """Blocks stand between two end-of-text tokens; from left to right, the first is given."""
+def _mdlm(length: int, end: int | None, autoregressive: bool) -> BlockFormat:
+    """Blocks are enclosed in two end-of-text tokens, the first given to an autoregressive model."""
     if end is None:
         return _sedd(length, end, autoregressive)
     words = f"{_AFTER_ALL}, and before and after every block"
@@ -132,10 +142,165 @@ def _mdlm(length: int, end: int | None, autoregressive: bool) -> Frame:
             f"The protocol mdlm needs a model of 3 tokens or more; its length is {length}."
         )
     if autoregressive:
-        # an end-of-text token itself where the model was trained so, as GPT-2 was
+        # for a GPT-2 this is an end-of-text token
         first = "the token that precedes every text in training, given and not scored"
-        return Frame(length - 1, (), (end,), f"{_AFTER_ALL}, and after every block", first)
-    return Frame(length, (end,), (end,), words, "an end-of-text token, scored")
+        return BlockFormat(length - 1, (), (end,), f"{_AFTER_ALL}, and after every block", first)
+    return BlockFormat(length, (end,), (end,), words, "an end-of-text token, scored")
 
 
-CONVENTIONS: dict[str, Callable[[int, int | None, bool], Frame]] = {"sedd": _sedd, "mdlm": _mdlm}
+CONVENTIONS: dict[str, Callable[[int, int | None, bool], BlockFormat]] = {
+    "sedd": _sedd,
+    "mdlm": _mdlm,
+}
+
+
+class Blocks(NamedTuple):
+    """Rows of tokens to score.
+
+    Attributes:
+      tokens: [N, L]; padding after the length of a row.
+      lengths: [N], tokens of each row.
+      documents: in the text; 0 where unknown, as in a part of it.
+      utf8_bytes: of the text in the rows.
+      tokenizer: of the ids.
+      provenance: the fields of a `Protocol` on the text and on how it is cut.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    documents: int
+    utf8_bytes: int
+    tokenizer: Tokenizer
+    provenance: dict[str, Any]
+
+    def spaced(self, most: int | None) -> "Blocks":
+        """Returns at most `most` of the rows, evenly spaced."""
+        count = len(self.tokens)
+        if most is None or most >= count:
+            return self
+        rows = np.arange(most) * count // most
+        whole = self.provenance["part"]
+        part = f"{most} of {count} blocks, evenly spaced" + f", of {whole}" * (whole != "all")
+        kept = self.tokens[rows], self.lengths[rows]
+        size = _bytes_in(*kept, self.tokenizer)
+        return Blocks(*kept, 0, size, self.tokenizer, self.provenance | {"part": part})
+
+
+def of_text(text: Text, tokenizer: Tokenizer, block_format: BlockFormat) -> Blocks:
+    """Returns the blocks of a text.
+
+    Args:
+      text: documents.
+      tokenizer: encodes them.
+      block_format: of a block.
+
+    Raises:
+      BadInput: the tokenizer has no ids for the text, or it is empty.
+    """
+    end = np.array([] if tokenizer.eod_id is None else [tokenizer.eod_id], np.int32)
+    ids = [part for document in text.documents for part in (tokenizer.encode(document), end)]
+    rows = cut(np.concatenate(ids), block_format)
+    size = sum(len(document.encode()) for document in text.documents)
+    provenance = {
+        "source": text.source,
+        "sha256": text.sha256,
+        "split": text.split,
+        "detokenizer": text.detokenizer,
+    }
+    return Blocks(
+        *rows, len(text.documents), size, tokenizer, provenance | _of_stream(block_format)
+    )
+
+
+def _of_stream(block_format):
+    """The provenance of a stream that `cut` has cut."""
+    return {
+        "wrap": True,
+        "end_of_text": block_format.end_of_text,
+        "part": "all",
+        "remainder": "scored, padded and masked out",
+        "first_token": block_format.first_token,
+    }
+
+
+def of_heldout(folder: Path, length: int, format_for: Callable[[Tokenizer], BlockFormat]) -> Blocks:
+    """Returns the held-out blocks of the run in `folder`.
+
+    A stream of documents is cut again in that format, up to its last token. Data prepared as one
+    document a block, and a mixture, whose blocks are in proportion to its weights, are scored as
+    they are.
+
+    Args:
+      folder: a run.
+      length: of the model, in tokens.
+      format_for: the format of a block, from the tokenizer of the data.
+
+    Raises:
+      BadInput: the data of the run are missing, or cannot be cut as the protocol demands.
+    """
+    dataset = open_data(folder / DATA_FOLDER, length)
+    split, tokenizer = dataset.heldout, dataset.tokenizer
+    mixed = isinstance(split, Mixture)
+    first = dataset.manifest["prepared"][0]["manifest"] if mixed else dataset.manifest
+    wrapped, block_format = first["length"] is None, format_for(tokenizer)
+    if wrapped and not mixed:
+        tokens, counts = split.stream, dataset.manifest["splits"]["heldout"]
+        rows, provenance = cut(tokens, block_format), _of_stream(block_format)
+        documents, size = counts["documents"], counts["utf8_bytes"]
+    else:
+        tokens = split.take(np.arange(len(split)))
+        rows = tokens, np.full(len(tokens), length)
+        provenance = _as_prepared(block_format, mixed, wrapped)
+        documents, size = 0 if wrapped else len(tokens), _bytes_in(*rows, tokenizer)
+    source = {
+        "source": "data of the run",
+        "sha256": hashlib.sha256(tokens.tobytes()).hexdigest(),
+        "split": "heldout",
+        "detokenizer": "none",
+    }
+    return Blocks(*rows, documents, size, tokenizer, source | provenance)
+
+
+def _as_prepared(block_format, mixed, wrapped):
+    """The provenance of blocks that are scored as they were prepared."""
+    if block_format.before or block_format.after:
+        kind = "a mixture" if mixed else "one document a block"
+        raise BadInput(
+            f"The held-out split of the run is {kind}, where no end-of-text tokens can be put "
+            "around blocks: take --protocol=sedd."
+        )
+    return {
+        "wrap": wrapped,
+        "end_of_text": "as prepared: "
+        + (block_format.end_of_text if wrapped else "fills the block up, and is scored"),
+        "part": "whole blocks in proportion to the weights of the mixture" if mixed else "all",
+        "remainder": "dropped: whole blocks only" if wrapped else "dropped: one block a document",
+        "first_token": block_format.first_token,
+    }
+
+
+def _bytes_in(tokens, lengths, tokenizer):
+    """The UTF-8 bytes of the text in the rows."""
+    rows = (row[:length] for row, length in zip(tokens, lengths, strict=True))
+    return sum(tokenizer.size(row[row != tokenizer.eod_id]) for row in rows)
+
+
+def cut(stream: np.ndarray, block_format: BlockFormat) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the blocks [N, width] of a stream of tokens and their lengths [N].
+
+    Raises:
+      BadInput: the stream is empty.
+    """
+    if not len(stream):
+        raise BadInput("There are no tokens to score.")
+    room, before, after = block_format.room, len(block_format.before), len(block_format.after)
+    rows = np.zeros((ceil_div(len(stream), room), block_format.width), np.int32)
+    body = np.zeros((len(rows), room), np.int32)
+    body.ravel()[: len(stream)] = stream
+    rows[:, :before] = block_format.before
+    rows[:, before : before + room] = body
+    lengths = np.full(len(rows), block_format.width)
+    lengths[-1] -= -len(stream) % room
+    for row, length in zip(rows, lengths, strict=True):
+        row[length - after : length] = block_format.after
+    return rows, lengths

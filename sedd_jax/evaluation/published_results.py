@@ -1,7 +1,7 @@
-"""Published figures, to stand beside measured ones.
+"""Published likelihoods, to print beside measured ones.
 
-They were taken from texts of the papers as others had converted them, and are to be checked there
-before they are cited. All but those of autoregressive models are upper bounds.
+They were copied from converted texts of the papers: check them there before you cite them. All but
+those of autoregressive models are upper bounds.
 """
 
 import json
@@ -11,13 +11,12 @@ from typing import NamedTuple
 
 from sedd_jax.display.table import Cell, Table, with_error
 from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
-from sedd_jax.evaluation.naming import labels
 from sedd_jax.evaluation.protocol import BOUNDS, EXACT
-from sedd_jax.evaluation.record import Record
+from sedd_jax.evaluation.record import Record, labels
 
 _SEDD, _MD4 = "SEDD, arXiv 2310.16834", "MD4, arXiv 2406.04329"
 _RADD, _MDLM = "RADD, arXiv 2406.03736", "MDLM, arXiv 2406.07524"
-_OF_A_TEXT = ("source", "sha256", "split", "detokenizer")  # of a protocol
+_OF_TEXT = ("source", "sha256", "split", "detokenizer")  # keys of a protocol
 _SIZES = {"small": (60e6, 250e6), "medium": (250e6, 700e6)}  # parameters
 _MDLM_SETS = (
     "ptb", "wikitext103", "lm1b", "lambada", "ag_news",
@@ -25,18 +24,18 @@ _MDLM_SETS = (
 )  # fmt: skip
 
 
-class Anchor(NamedTuple):
+class PublishedResult(NamedTuple):
     """A row of a published table.
 
     Attributes:
       model: its name there.
-      source: the paper that prints it.
-      figures: by data set; perplexities, of text8 bits per character.
+      source: the paper.
+      figures: by data set; perplexities, for text8 bits per character.
       protocol: of the evaluation.
       size: key of _SIZES.
       length: of the model.
-      tokenizer: the kind that the figures are per token of; None: they are per character.
-      caution: what to know before comparing; "" if nothing is known.
+      tokenizer: its kind, for figures per token; None for figures per character.
+      caution: what to know before comparing; "" if nothing.
     """
 
     model: str
@@ -49,7 +48,7 @@ class Anchor(NamedTuple):
     caution: str = ""
 
     def fits(self, record: Record) -> bool:
-        """Says whether a measured figure can be compared with this row."""
+        """Returns whether a measured figure is comparable with this row."""
         model, protocol = record.model, record.protocol
         low, high = _SIZES[self.size]
         return (
@@ -63,9 +62,9 @@ class Anchor(NamedTuple):
         )
 
 
-def _zeroshot(size: str, rows: list[tuple]) -> list[Anchor]:
+def _zeroshot(size: str, rows: list[tuple]) -> list[PublishedResult]:
     return [
-        Anchor(
+        PublishedResult(
             model, source, dict(zip(ZEROSHOT, figures, strict=True)), "sedd", size, 1024, "gpt2",
             *caution,
         )
@@ -74,7 +73,7 @@ def _zeroshot(size: str, rows: list[tuple]) -> list[Anchor]:
 
 
 _MD4_DOUBT = "WikiText2 and WikiText103 alike in the copy"
-ANCHORS: list[Anchor] = [
+RESULTS: list[PublishedResult] = [
     *_zeroshot(
         "small",
         [
@@ -104,7 +103,7 @@ ANCHORS: list[Anchor] = [
         ],
     ),
     *[
-        Anchor(
+        PublishedResult(
             model, _MDLM, dict(zip(_MDLM_SETS, figures, strict=True)), "mdlm", "small", 1024,
             "gpt2", "which Wikitext is not said; taken for WikiText103",
         )
@@ -115,7 +114,9 @@ ANCHORS: list[Anchor] = [
         ]
     ],
     *[
-        Anchor(model, source, {"text8": bits}, "sedd", "small", 256, None, "trained on text8")
+        PublishedResult(
+            model, source, {"text8": bits}, "sedd", "small", 256, None, "trained on text8"
+        )
         for model, source, bits in [
             ("AR", _SEDD, 1.23),
             ("SEDD absorb", _SEDD, 1.39),
@@ -126,7 +127,7 @@ ANCHORS: list[Anchor] = [
         ]
     ],
     *[
-        Anchor(
+        PublishedResult(
             model, source, {"lm1b": perplexity}, "sedd", "small", 128, "bert-base-uncased",
             "trained on 1BW; length and tokens are another's",
         )
@@ -143,55 +144,61 @@ ANCHORS: list[Anchor] = [
 def published(records: Sequence[Record], *, everything: bool = False) -> Table | None:
     """Returns measured likelihoods with the published rows of the same data sets below them.
 
-    Perplexities; of text8 bits per character. A row stands there for data sets where protocol,
-    length, tokens and the order of size agree, if all blocks were scored and nothing was added to
-    the published bound. None if there is no such row.
+    Figures are perplexities, for text8 bits per character. A published figure appears where
+    protocol, length, tokenizer and order of size agree, all blocks were scored, and the bound has
+    the published terms. None if there is no such row.
 
     Args:
-      records: likelihoods.
-      everything: all rows that have one of the data sets, comparable or not.
+      records: of evaluations; likelihoods are used.
+      everything: whether to print all rows with one of the data sets, comparable or not.
     """
     records = [record for record in records if record.kind == "likelihood"]
-    rows = [
-        (anchor, {r.name for r in records if r.name in anchor.figures})
-        if everything
-        else (anchor, {r.name for r in records if anchor.fits(r)})
-        for anchor in ANCHORS
-    ]
-    rows = [(anchor, names) for anchor, names in rows if names]
+    rows = []
+    for result in RESULTS:
+        names = {
+            record.name
+            for record in records
+            if (record.name in result.figures if everything else result.fits(record))
+        }
+        if names:
+            rows.append((result, names))
     shown = [name for name in TEXT_SETS if any(name in names for _, names in rows)]
     if not shown:
         return None
-    measured = _measured(records, shown)
     below = [
         (
-            anchor.model,
-            f"{anchor.source}, {anchor.size}, {anchor.length} tokens, protocol {anchor.protocol}",
-            *(_cell(anchor.figures.get(name) if name in names else None) for name in shown),
-            anchor.caution,
+            result.model,
+            f"{result.source}, {result.size}, {result.length} tokens, protocol {result.protocol}",
+            *(f"{result.figures[name]:.2f}" if name in names else "" for name in shown),
+            result.caution,
         )
-        for anchor, names in rows
+        for result, names in rows
     ]
     titles = [f"{TEXT_SETS[name].title}{', bits' * (name == 'text8')}" for name in shown]
     columns = ("model", "source", *titles, "caution")
-    return Table("Published figures", columns, [*measured, *below])
+    return Table("Published figures", columns, [*_measured(records, shown), *below])
 
 
 def _measured(records, shown) -> list[tuple[Cell, ...]]:
-    """A row for what one model was asked in one way; what rows differ in is their caution."""
+    """A row for each model and protocol; the settings in which rows differ are their caution."""
     rows, seen, label = {}, Counter(), labels(records)
     for record in records:
         asked = {"weights": record.model.get("weights"), "dtype": record.model.get("dtype")}
-        asked |= {key: it for key, it in record.protocol.items() if key not in _OF_A_TEXT}
+        asked |= {key: it for key, it in record.protocol.items() if key not in _OF_TEXT}
         name, key = record.name, json.dumps(asked, sort_keys=True)
         if version := seen[key, name]:  # another text of the same name
-            asked["source"] = (
-                f"{record.protocol.get('source')} {record.protocol.get('sha256', '')[:8]}"
-            )
+            text = record.protocol
+            asked["source"] = f"{text.get('source')} {text.get('sha256', '')[:8]}"
         seen[key, name] += 1
         row = rows.setdefault((key, version), (label(record), asked, {}))
         row[2][name] = _figure(record)
-    differing = _differing([asked for _, asked, _ in rows.values()])
+    keys = dict.fromkeys(key for _, asked, _ in rows.values() for key in asked)
+    differing = [
+        key
+        for key in keys
+        if key not in ("weights", "protocol")  # shown in the first columns
+        and len({str(asked.get(key)) for _, asked, _ in rows.values()}) > 1
+    ]
     return [
         (
             model,
@@ -203,21 +210,10 @@ def _measured(records, shown) -> list[tuple[Cell, ...]]:
     ]
 
 
-def _differing(each):
-    """The keys whose values are not the same in all; those of the first columns are left out."""
-    keys = dict.fromkeys(key for asked in each for key in asked)
-    keys = [key for key in keys if key not in ("weights", "protocol")]
-    return [key for key in keys if len({str(asked.get(key)) for asked in each}) > 1]
-
-
 def _figure(record):
-    """With its error; bits are nats on another scale."""
+    """The figure with its error; bits are nats on another scale."""
     names = ("perplexity", "perplexity_stderr", "bits_per_byte", "stderr", "nats_per_token")
     perplexity, error, bits, stderr, nats = (float(record.figures[name]) for name in names)
     if record.name == "text8":
         return with_error(bits, stderr * bits / nats)
     return with_error(perplexity, error)
-
-
-def _cell(figure: float | None) -> str:
-    return "" if figure is None else f"{figure:.2f}"

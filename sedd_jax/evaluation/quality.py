@@ -1,13 +1,12 @@
-"""How good samples are, for one way to sample or for many: steps, samplers.
+"""Quality of samples, for one sampler setting or for a sweep over samplers and steps.
 
-Generative perplexity alone can be had for nothing, by dull samples; so a record always says how
-varied they were and how they were drawn.
+Dull samples have a low generative perplexity, so a record always holds how diverse the samples were
+and how they were drawn.
 """
 
 import dataclasses
 import functools
 import itertools
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +15,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sedd_jax.display.table import duration
 from sedd_jax.errors import BadInput, check_positive
-from sedd_jax.evaluation.measures import Measures
-from sedd_jax.evaluation.record import Record, answered, identity, save
-from sedd_jax.evaluation.reference import read_reference
-from sedd_jax.evaluation.scoring_model import Judge
+from sedd_jax.evaluation.measures import (
+    FEW_TEXTS,
+    Reference,
+    check_counts,
+    distinct,
+    entropy,
+    load_mauve,
+    mauve,
+    read_reference,
+    self_repetition,
+)
+from sedd_jax.evaluation.record import Record, describe_model, find_cached, log_on_primary, save
+from sedd_jax.evaluation.scoring_model import ScoringModel
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.generate import check_rows, generate
 from sedd_jax.inference.model import TrainedModel
@@ -28,12 +37,12 @@ from sedd_jax.inference.sampling import Sampling
 from sedd_jax.system.processes import (
     assert_equal_across_processes,
     broadcast_from_primary,
-    is_primary,
     run_primary_first,
 )
 from sedd_jax.system.progress import progress
 
-REAL = "real text"  # stands where other rows have a sampler
+REAL = "real text"  # stands in place of a sampler
+_TEXTS = 4  # samples that a record shows
 _TITLES = {
     "gen_perplexity_samples": "generative perplexity by samples",
     "gen_perplexity_tokens": "by tokens",
@@ -43,19 +52,18 @@ _TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to sample. Each of `samplers` x `steps` is one record.
+    """What to sample: each of `samplers` x `steps` is one record.
 
     Attributes:
       num_samples: of each record.
       length: tokens of a sample; the trained length by default.
-      steps: reverse steps before the final one, None for the sampler's own; of a diffusion
-        model, as the next.
-      samplers: see `inference.sampling`.
-      temperature: how sharply tokens are drawn, as the next.
-      top_p: the nucleus.
+      steps: of a diffusion model, reverse steps before the final one; None for the sampler's own.
+      samplers: of a diffusion model, names from `inference.sampling`.
+      temperature: of the distribution of a token.
+      top_p: mass of the nucleus.
       seed: sample i is a function of (seed, i).
       batch_size: samples at a time.
-      mauve: measure that too, against the reference.
+      mauve: whether to measure MAUVE against the reference.
     """
 
     num_samples: int = 64
@@ -69,7 +77,7 @@ class Settings:
     mauve: bool = False
 
     def sweep(self, family: Family) -> list[Any]:
-        """Returns the settings of every way to sample, see `Family.sampling`.
+        """Returns every sampler setting of a model, see `Family.sampling`.
 
         Raises:
           BadInput: a setting out of range, or not defined on the model's graph.
@@ -78,24 +86,28 @@ class Settings:
         if not family.infills:
             return [family.sampling(**common)]
         product = itertools.product(self.samplers, self.steps)
-        ways = [family.sampling(sampler=name, steps=steps, **common) for name, steps in product]
-        return list(dict.fromkeys(ways))
+        found = (family.sampling(sampler=name, steps=steps, **common) for name, steps in product)
+        return list(dict.fromkeys(found))
 
     def check(self) -> None:
-        """Raises BadInput for a setting out of range, whatever the model."""
+        """Raises BadInput for a setting out of range for every model."""
         check_positive(batch_size=self.batch_size)
         for sampler, steps in itertools.product(self.samplers, self.steps):
             Sampling(steps, sampler, self.temperature, self.top_p).check()
         if self.num_samples < 2:
-            raise BadInput(f"num_samples is {self.num_samples}; an error needs 2 at least.")
+            raise BadInput(f"num_samples is {self.num_samples}; a standard error needs at least 2.")
         if self.length is not None and self.length < 4:
-            raise BadInput(f"length is {self.length}; repeated 4-grams need 4 tokens at least.")
+            raise BadInput(f"length is {self.length}; repeated 4-grams need at least 4 tokens.")
 
 
-class _Way(NamedTuple):
-    """A way to come by texts: its name, the most it costs, its protocol, and how to do it.
+class SamplerConfig(NamedTuple):
+    """A source of texts.
 
-    `draw` returns tokens [N, L] and the calls of the network for a row, on average.
+    Attributes:
+      name: in the name of the record.
+      evaluations: the most network evaluations that a text takes.
+      protocol: its part of the protocol of the record.
+      draw: () -> tokens [N, L] and the mean network evaluations per row.
     """
 
     name: str
@@ -104,11 +116,99 @@ class _Way(NamedTuple):
     draw: Callable[[], tuple[np.ndarray, float]]
 
 
-class Plan(NamedTuple):
-    """What `run` is to do, known to be possible: see `plan`."""
+class Measures:
+    """Computes the figures of samples; `protocol` says how.
 
-    ways: list[_Way]
-    questions: list[Record]
+    Args:
+      checkpoint: the model that draws the samples.
+      num_samples: how many samples there will be.
+      scorer: for generative perplexity and MAUVE; None omits them.
+      reference: real text, for MAUVE.
+      with_mauve: whether to measure the MAUVE of samples and reference.
+
+    Raises:
+      BadInput: the scoring model cannot read the samples, or for MAUVE there is no scoring model,
+        no package or too little text.
+    """
+
+    def __init__(
+        self,
+        checkpoint: TrainedModel,
+        num_samples: int,
+        scorer: ScoringModel | None,
+        reference: Reference | None,
+        with_mauve: bool = False,
+    ):
+        self._tokenizer, self._scorer = checkpoint.tokenizer, scorer
+        self._reference = reference if with_mauve else None
+        self.protocol = {"judge": None, "reference": None}
+        if scorer is not None:
+            self._same_ids, self._has_text = scorer.access_to(self._tokenizer)
+            facts = describe_model(scorer.checkpoint, averaged=True)
+            start = "before every window, as in its training" if scorer.started else "none"
+            self.protocol["judge"] = facts | {"window": scorer.window, "start": start}
+        if with_mauve:
+            if scorer is None or reference is None:
+                raise BadInput(
+                    "MAUVE compares features of samples and of real text: give both a scoring "
+                    "model and a reference."
+                )
+            check_counts(num_samples, len(reference.rows))
+            self.protocol |= {"mauve": load_mauve(), "reference": reference.facts}
+
+    def __call__(self, tokens: np.ndarray) -> dict[str, Any]:
+        """Returns the figures of samples [N, L]."""
+        figures = _with_error("entropy", entropy(tokens))
+        figures |= {f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)}
+        figures |= _with_error("self_repetition", self_repetition(tokens))
+        figures |= self._scores(tokens)
+        return figures | {"texts": list(map(self._text, tokens[:_TEXTS]))}
+
+    def _scores(self, tokens):
+        if self._scorer is None:
+            return {}
+        figures, notes = {}, []
+        if self._same_ids:
+            found = self._scorer.by_samples(tokens)
+            figures |= _with_error("gen_perplexity_samples", found)
+        else:
+            notes.append(
+                "gen_perplexity_samples is left out: the scoring model has another tokenizer, to "
+                "which the ids of the samples mean nothing."
+            )
+        texts = self._for_scorer(tokens)
+        if self._has_text:
+            figures |= _with_error("gen_perplexity_tokens", self._scorer.by_tokens(texts))
+        else:
+            notes.append("gen_perplexity_tokens is left out: ids have no text to tokenise again.")
+        if self._reference is not None and tokens is not self._reference.rows:
+            figures["mauve"] = mauve(self._scorer.features(texts), self._reference_features)
+            if (fewest := min(len(tokens), len(self._reference.rows))) < FEW_TEXTS:
+                notes.append(
+                    f"mauve of {fewest} texts is unreliable: use at least {FEW_TEXTS} of each."
+                )
+        return figures | {"notes": notes}
+
+    def _for_scorer(self, rows):
+        return self._scorer.retokenise(rows, self._tokenizer) if self._has_text else list(rows)
+
+    @functools.cached_property
+    def _reference_features(self):
+        return self._scorer.features(self._for_scorer(self._reference.rows))
+
+    def _text(self, row):
+        return " ".join(map(str, row)) if self._tokenizer is None else self._tokenizer.decode(row)
+
+
+def _with_error(name, estimate):
+    return {name: estimate.value, f"{name}_stderr": estimate.stderr}
+
+
+class Plan(NamedTuple):
+    """What `run` will do, checked by `plan`: sources of texts, their records without figures."""
+
+    configs: list[SamplerConfig]
+    queries: list[Record]
     measures: Measures
 
 
@@ -117,151 +217,132 @@ def plan(
     settings: Settings,
     *,
     averaged: bool = True,
-    judge: TrainedModel | None = None,
+    scorer: TrainedModel | None = None,
     reference: str | None = None,
 ) -> Plan:
-    """Returns the plan to measure every way to sample, and the real text if there is any.
+    """Returns the plan to measure every sampler setting, and the real text if there is one.
 
     Args:
       checkpoint: the model.
       settings: what to sample.
-      averaged: whether the weights of the checkpoint are the averaged ones.
-      judge: a causal model, for generative perplexity and MAUVE; on the mesh of the checkpoint.
+      averaged: whether the weights of the checkpoint are averages.
+      scorer: a causal model for generative perplexity and MAUVE, on the mesh of the checkpoint.
       reference: real text, "heldout" or a file.
 
     Raises:
-      BadInput: settings that cannot be, a judge that cannot read the samples, no such text, or no
+      BadInput: invalid settings, a scoring model that cannot read the samples, no such text, or no
         package for MAUVE.
       FloatingPointError: weights that are not finite.
     """
     settings.check()
     length = checkpoint.config.model.length if settings.length is None else settings.length
     check_rows(checkpoint, settings.num_samples, length, settings.batch_size)
-    judging = judge and Judge(judge, length, settings.batch_size)
+    scoring = scorer and ScoringModel(scorer, length, settings.batch_size)
     real = reference and read_reference(reference, checkpoint, length, settings.num_samples)
-    measures = Measures(checkpoint, settings.num_samples, judging, real, settings.mauve)
-    ways = _ways(checkpoint, settings, length)
+    measures = Measures(checkpoint, settings.num_samples, scoring, real, settings.mauve)
+    configs = _sampler_configs(checkpoint, settings, length)
     if real:
-        ways.append(_real_text(real))
+        configs.append(_real_text(real))
     common = {"length": length, "samples": settings.num_samples, "seed": settings.seed}
-    model = identity(checkpoint, averaged=averaged)
-    questions = [
-        Record("quality", way.name, model, common | measures.protocol | way.protocol)
-        for way in ways
+    model = describe_model(checkpoint, averaged=averaged)
+    queries = [
+        Record("quality", config.name, model, common | measures.protocol | config.protocol)
+        for config in configs
     ]
-    return Plan(ways, questions, measures)
+    return Plan(configs, queries, measures)
 
 
 def run(planned: Plan, folder: Path) -> list[Record]:
-    """Returns a record for every way of the plan, from `folder` where it is answered there.
+    """Returns a record for every source of the plan, from `folder` where it is cached there.
 
-    All processes of a job call this; the lead writes, and says how far it is on stderr.
+    All processes of a job call this; process 0 writes, and reports progress on stderr.
 
     Args:
       planned: what to do.
       folder: of the records.
 
     Raises:
-      FloatingPointError: a network gave what is not finite.
+      FloatingPointError: a network produced NaN or Inf.
     """
-    ways, questions, measures = planned
-    assert_equal_across_processes(repr(questions), "data or settings")
-
-    def look():
-        return [answered(folder, question) for question in questions]
-
-    # on the lead alone: others may see no such folder, or a file that was just written
-    known = run_primary_first(look, lambda: [None] * len(questions))
-    known = [
-        (record or question) if broadcast_from_primary(record is not None) else None
-        for record, question in zip(known, questions, strict=True)
+    configs, queries, measures = planned
+    assert_equal_across_processes(repr(queries), "data or settings")
+    # process 0 alone looks: others may not see the folder, or see a file that was just written
+    cached = run_primary_first(
+        lambda: [find_cached(folder, query) for query in queries], lambda: [None] * len(queries)
+    )
+    cached = [
+        (record or query) if broadcast_from_primary(record is not None) else None
+        for record, query in zip(cached, queries, strict=True)
     ]
-    asked = [way.evaluations for way, record in zip(ways, known, strict=True) if record is None]
-    told = _Told(len(ways), sum(asked))
+    rows = list(zip(configs, queries, cached, strict=True))
+    remaining = sum(config.evaluations for config, _, record in rows if record is None)
+    done, began = 0, time.monotonic()
     records = []
-    for way, question, record in zip(ways, questions, known, strict=True):
+    for config, query, record in rows:
         if record is None:
-            began = time.monotonic()
-            tokens, evaluations = way.draw()
-            sampled = {"evaluations": evaluations, "seconds": time.monotonic() - began}
-            figures = {"samples": len(tokens)} | sampled | measures(tokens)
-            record = dataclasses.replace(question, figures=figures)
+            started = time.monotonic()
+            tokens, evaluations = config.draw()
+            cost = {"evaluations": evaluations, "seconds": time.monotonic() - started}
+            figures = {"samples": len(tokens)} | cost | measures(tokens)
+            record = dataclasses.replace(query, figures=figures)
             run_primary_first(functools.partial(save, folder, record), lambda: None)
-            told.count(way.evaluations)
+            done, remaining = done + config.evaluations, remaining - config.evaluations
         records.append(record)
-        told.say(record)
+        found = _in_words(record.figures)
+        if remaining and done:
+            seconds = (time.monotonic() - began) * remaining / done
+            found.append(f"{duration(seconds)} left")
+        log_on_primary(f"{len(records)}/{len(rows)}  {record.name}: {', '.join(found)}")
     return records
 
 
+def _in_words(figures):
+    return [
+        f"{title} {figures[name]:.4g} (+-{figures[f'{name}_stderr']:.2g})"
+        for name, title in _TITLES.items()
+        if name in figures
+    ]
+
+
 def _real_text(reference):
-    """What samples would be at their best."""
+    """The reference itself: the figures of perfect samples."""
     protocol = {"sampler": REAL, "samples": len(reference.rows), "seed": None}
-    protocol |= {"reference": reference.about}
-    return _Way(REAL.replace(" ", "-"), 0, protocol, lambda: (reference.rows, 0))
+    protocol |= {"reference": reference.facts}
+    return SamplerConfig(REAL.replace(" ", "-"), 0, protocol, lambda: (reference.rows, 0))
 
 
-def _ways(checkpoint, settings, length):
-    key, count, family = jax.random.key(settings.seed), settings.num_samples, checkpoint.family
-    rows = {"num_samples": count, "length": length, "batch_size": settings.batch_size}
-    final = (
+def _sampler_configs(checkpoint, settings, length):
+    key, family, kind = jax.random.key(settings.seed), checkpoint.family, checkpoint.config.family
+    shape = {
+        "num_samples": settings.num_samples,
+        "length": length,
+        "batch_size": settings.batch_size,
+    }
+    final_step = (
         f"one draw that removes all noise left at t = {checkpoint.config.train.t_min:g}, "
         "never the mask"
     )
 
-    def way(sampling):
-        usual, options = dataclasses.asdict(type(sampling)()), dataclasses.asdict(sampling)
-        departures = {  # what follows the model's distribution need not be named
-            name: value
-            for name, value in options.items()
-            if name not in ("sampler", "steps") and value != usual[name]
+    def config(sampling):
+        defaults, options = dataclasses.asdict(type(sampling)()), dataclasses.asdict(sampling)
+        always = {"sampler": kind} | options
+        if family.infills:
+            always = {name: options[name] for name in ("sampler", "steps")}
+        departures = {  # from the model's own distribution
+            name: it for name, it in options.items() if name not in always and it != defaults[name]
         }
-        named = {name: options[name] for name in ("sampler", "steps") if name in options}
-        protocol = {"sampler": checkpoint.config.family, "final_step": "none"} | named | departures
+        protocol = always | {"final_step": "none"} | departures
         if family.infills and not sampling.method.draws_times:
-            protocol["final_step"] = final
-        name = _name(**{"sampler": checkpoint.config.family, "steps": None} | named | departures)
+            protocol["final_step"] = final_step
+        parts = [*always.values()] if family.infills else [kind]
+        parts += [f"{name.replace('_', '-')}-{it:g}" for name, it in departures.items()]
+        name = "-".join(str(part) for part in parts if part is not None)
 
-        def drawn():
+        def draw():
             with progress(name) as advance:
-                tokens, found = generate(key, checkpoint, **rows, **options, progress=advance)
+                tokens, found = generate(key, checkpoint, **shape, **options, progress=advance)
             return tokens, float(found.evaluations.mean())
 
-        return _Way(name, family.max_nfe(sampling, length), protocol, drawn)
+        return SamplerConfig(name, family.max_nfe(sampling, length), protocol, draw)
 
-    return list(map(way, settings.sweep(family)))
-
-
-def _name(sampler, steps, **departures):
-    """What a way is called."""
-    parts = [sampler, steps]
-    parts += [f"{name.replace('_', '-')}-{value:g}" for name, value in departures.items()]
-    return "-".join(str(part) for part in parts if part is not None)
-
-
-class _Told:
-    """Says on stderr, on the lead only, what was found and how long the rest will take."""
-
-    def __init__(self, ways: int, evaluations: int):
-        self._ways, self._said, self._left, self._done = ways, 0, evaluations, 0
-        self._began = time.monotonic()
-
-    def count(self, evaluations: int) -> None:
-        """Counts calls of the network."""
-        self._done, self._left = self._done + evaluations, self._left - evaluations
-
-    def say(self, record: Record) -> None:
-        """Prints a line for a record."""
-        self._said += 1
-        if not is_primary():
-            return
-        figures = record.figures
-        found = [
-            f"{title} {figures[name]:.4g} (+-{figures[f'{name}_stderr']:.2g})"
-            for name, title in _TITLES.items()
-            if name in figures
-        ]
-        if self._left and self._done:
-            seconds = (time.monotonic() - self._began) * self._left / self._done
-            found.append(f"{duration(seconds)} left")
-        line = f"{self._said}/{self._ways}  {record.name}: {', '.join(found)}"
-        print(line, file=sys.stderr, flush=True)
+    return list(map(config, settings.sweep(family)))

@@ -1,40 +1,42 @@
-"""What an evaluation leaves behind: one JSON file for each thing that was measured.
+"""Records of evaluations, one JSON file each, and the names of models and rows in tables.
 
-A record is known by what its figures depend on: the same question is answered from the file, so
-that a stopped evaluation goes on where it was, and another one never takes its place.
+A record is identified by all that its figures depend on. A repeated command therefore finds what
+was measured before, and no evaluation overwrites another one.
 """
 
 import dataclasses
 import hashlib
 import json
 import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-
 from sedd_jax.display.table import to_json
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.build import compute_dtype
 from sedd_jax.experiment.card import noise_in_words
-from sedd_jax.experiment.integrity import fingerprint, not_finite
+from sedd_jax.experiment.integrity import not_finite
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system.files import atomic_write
+from sedd_jax.system.processes import is_primary
 
 FOLDER = "evaluations"  # in the folder of a run
+# never part of a name, nor is the reference, which changes MAUVE alone
+_UNNAMED = ("sampler", "steps", "samples", "final_step", "mauve")
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One answer.
+    """One evaluation; without figures, the query for it.
 
     Attributes:
-      kind: likelihood: of a data set; quality: of samples.
-      name: of the data set, or of the way to sample, as in "tweedie-128".
-      model: what `identity` returns.
+      kind: "likelihood" of a data set, or "quality" of samples.
+      name: of the data set, or of the sampler setting, as in "tweedie-128".
+      model: what `describe_model` returns.
       protocol: all else that the figures depend on.
-      figures: what was found.
+      figures: the results.
     """
 
     kind: Literal["likelihood", "quality"]
@@ -45,39 +47,20 @@ class Record:
 
     @property
     def file(self) -> str:
-        """The name of its file, by the question alone; what models and texts are called is none."""
-        asked = _nameless({"model": self.model, "protocol": self.protocol})
-        digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        """The name of its file, by model and protocol without the names of models and texts."""
+        query = _nameless({"model": self.model, "protocol": self.protocol})
+        digest = hashlib.sha256(json.dumps(query, sort_keys=True).encode()).hexdigest()
         return f"{self.kind}-{self.name}-{digest[:8]}.json"
 
+    @property
+    def is_real(self) -> bool:
+        """Whether the samples are real text, which takes no network evaluation."""
+        return self.kind == "quality" and self.figures.get("evaluations") == 0
 
-def identity(checkpoint: TrainedModel, *, averaged: bool) -> dict[str, Any]:
-    """Returns what tells a model from others: name, step, size and a checksum of the weights.
-
-    Raises:
-      FloatingPointError: weights that are not finite.
-    """
-    config, tokenizer = checkpoint.config, checkpoint.tokenizer
-    if broken := not_finite(checkpoint.params):
-        raise FloatingPointError(
-            f"The weights of {checkpoint.name or 'the model'} are not finite in "
-            f"{', '.join(broken[:3])}: they are of no use, try another checkpoint."
-        )
-    platform = next(iter(jax.tree.leaves(checkpoint.params)[0].devices())).platform
-    return {
-        "name": checkpoint.name,
-        "family": config.family,
-        "graph": config.graph if config.uses_noise else None,
-        "noise": noise_in_words(config.noise) if config.uses_noise else None,
-        "step": checkpoint.step,
-        "averaged": averaged,
-        "parameters": count_params(checkpoint.params),
-        "weights": fingerprint(checkpoint.params),
-        "length": config.model.length,
-        "tokenizer": None if tokenizer is None else tokenizer.kind,
-        "fingerprint": None if tokenizer is None else tokenizer.fingerprint()[:16],
-        "dtype": compute_dtype(config.model.dtype, platform).name,
-    }
+    @property
+    def settings(self) -> dict[str, str]:
+        """All that the figures depend on beside the model, as far as it applies, as text."""
+        return dict(_flat(self.protocol))
 
 
 def _nameless(value):
@@ -86,26 +69,55 @@ def _nameless(value):
     return {key: _nameless(each) for key, each in value.items() if key != "name"}
 
 
-def answered(folder: Path, question: Record) -> Record | None:
-    """Returns the record in `folder` that answers the same question, if there is one.
+def describe_model(checkpoint: TrainedModel, *, averaged: bool) -> dict[str, Any]:
+    """Returns what distinguishes a model from others: name, step, size, checksum of the weights.
 
     Raises:
-      BadInput: what bears its name is no record, or answers another question.
+      FloatingPointError: weights that are not finite.
     """
-    path = folder / question.file
+    config, tokenizer = checkpoint.config, checkpoint.tokenizer
+    if broken := not_finite(checkpoint.params):
+        raise FloatingPointError(
+            f"The weights of {checkpoint.name or 'the model'} are not finite in "
+            f"{', '.join(broken[:3])}: try another checkpoint."
+        )
+    identity = checkpoint.identity
+    return {
+        "name": checkpoint.name,
+        "family": config.family,
+        "graph": config.graph if config.uses_noise else None,
+        "noise": noise_in_words(config.noise) if config.uses_noise else None,
+        "step": checkpoint.step,
+        "averaged": averaged,
+        "parameters": count_params(checkpoint.params),
+        "weights": identity.weights,
+        "length": config.model.length,
+        "tokenizer": tokenizer and tokenizer.kind,
+        "fingerprint": identity.tokenizer and identity.tokenizer[:16],
+        "dtype": identity.dtype,
+    }
+
+
+def find_cached(folder: Path, query: Record) -> Record | None:
+    """Returns the record of the same model and protocol in `folder`, if there is one.
+
+    Raises:
+      BadInput: the file of that name is not a record, or belongs to another query.
+    """
+    path = folder / query.file
     if not path.exists():
         return None
     known = _read(path)
-    if known.file != question.file or not known.figures:
+    if known.file != query.file or not known.figures:
         raise BadInput(
-            f"{path} is not a record of an evaluation (it answers another question, or none); "
+            f"{path} is not a record of an evaluation (it has another protocol, or no figures); "
             "move it away."
         )
     return known
 
 
 def save(folder: Path, record: Record) -> Path:
-    """Writes the record into `folder`, at once or not at all, and returns where."""
+    """Writes the record into `folder` atomically, and returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / record.file
     atomic_write(path, to_json(dataclasses.asdict(record)))
@@ -113,9 +125,9 @@ def save(folder: Path, record: Record) -> Path:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """Returns all records in `folder`, by the names of their files; none if there is no folder.
+    """Returns all records in `folder`, in the order of their files; none if there is no folder.
 
-    What is no record is named on stderr and left out.
+    A file that is not a record is named on stderr and left out.
     """
     records = []
     for path in sorted(folder.glob("*-*-????????.json")):
@@ -135,8 +147,7 @@ def _read(path):
         raise BadInput(
             f"{path} is not a record of an evaluation ({error}); move it away."
         ) from error
-    # a text may be the word alone
-    figures = {
+    figures = {  # a text may consist of the word "nan"
         name: value if name == "texts" else _numbers(value)
         for name, value in record.figures.items()
     }
@@ -144,7 +155,152 @@ def _read(path):
 
 
 def _numbers(value):
-    """Undoes what `to_json` makes of numbers that JSON lacks."""
+    """Inverts what `to_json` makes of numbers that JSON lacks."""
     if isinstance(value, list):
         return [_numbers(entry) for entry in value]
     return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def log_on_primary(text: str) -> None:
+    """Prints a line on stderr, on process 0 only."""
+    if is_primary():
+        print(text, file=sys.stderr, flush=True)
+
+
+Label = Callable[[Record], str]
+
+
+def labels(records: Iterable[Record]) -> Label:
+    """Returns the function from a record to the unique name of its model."""
+    weights = defaultdict(set)
+    for record in records:
+        weights[_model_name(record)].add(_weights(record))
+
+    def label(record):
+        name = _model_name(record)
+        return f"{name} ({_weights(record)[:8]})" if len(weights[name]) > 1 else name
+
+    return label
+
+
+def _model_name(record):
+    name = record.model.get("name") or record.model.get("family") or "unnamed"
+    step = record.model.get("step")
+    return name if step is None else f"{name}, step {step:,}"
+
+
+def _weights(record):
+    return str(record.model.get("weights"))
+
+
+def real_names(records: Sequence[Record]) -> list[str]:
+    """Returns unique names of real texts; each may be tokenised in its own way."""
+    sources = [(record.protocol.get("reference") or {}).get("name") for record in records]
+    names = [f"real text: {source}" if source else "real text" for source in sources]
+    each = [_naming(it.settings) | {"tokenizer": it.model.get("tokenizer")} for it in records]
+    return _with_counts(distinguish(names, each), records)
+
+
+def sampler_names(records: Sequence[Record], label: Label) -> list[str]:
+    """Returns names of sampler settings; records of one name differ in steps only."""
+    several = len({label(record) for record in records}) > 1
+    names = [
+        ", ".join([*([label(it)] if several else []), str(it.protocol.get("sampler"))])
+        for it in records
+    ]
+    return _with_counts(distinguish(names, _differing_models(records, label)), records)
+
+
+def sample_titles(records: Sequence[Record], label: Label) -> list[str]:
+    """Returns unique titles for the texts of samples: how they were drawn, in full."""
+    several = len({label(record) for record in records}) > 1
+    reals = iter(real_names([record for record in records if record.is_real]))
+    names = [next(reals) if it.is_real else _sample_title(it, several, label) for it in records]
+    return distinguish(names, _differing_models(records, label))
+
+
+def _sample_title(record, several, label):
+    protocol, samples = record.protocol, record.figures.get("samples")
+    words = [label(record) if several else None, protocol.get("sampler")]
+    words += [
+        f"{count:,} {name}"
+        for name, count in (("steps", protocol.get("steps")), ("samples", samples))
+        if count
+    ]
+    seed = protocol.get("seed")
+    return ", ".join([word for word in words if word] + [f"seed {seed}"] * (seed is not None))
+
+
+def model_settings(records: Sequence[Record], label: Label) -> list[dict[str, str]]:
+    """Returns for each record the facts in which models of one label differ, as text."""
+    each = [{f"model {key}": value for key, value in _flat(it.model)} for it in records]
+    alike = defaultdict(list)
+    for record, model in zip(records, each, strict=True):
+        alike[label(record)].append(model)
+    differing = {name: differing_keys(models) for name, models in alike.items()}
+    return [
+        {key: value for key, value in model.items() if key in differing[label(record)]}
+        for record, model in zip(records, each, strict=True)
+    ]
+
+
+def distinguish(names: list[str], each: list[dict[str, str]]) -> list[str]:
+    """Returns the names, equal ones followed by key=value for the settings that differ.
+
+    Args:
+      names: of the rows.
+      each: the settings of every row.
+    """
+    alike = defaultdict(list)
+    for name, values in zip(names, each, strict=True):
+        alike[name].append(values)
+    keys = {name: differing_keys(values) for name, values in alike.items()}
+    return [
+        ", ".join([name, *(f"{key}={values[key]}" for key in keys[name] if key in values)])
+        for name, values in zip(names, each, strict=True)
+    ]
+
+
+def differing_keys(each: Sequence[Mapping[str, str]]) -> list[str]:
+    """Returns the keys with more than one value; an absent key has none."""
+    found: dict[str, set] = defaultdict(set)
+    for values in each:
+        for key, value in values.items():
+            found[key].add(value)
+    return [key for key, values in found.items() if len(values) > 1]
+
+
+def _differing_models(records, label):
+    models = model_settings(records, label)
+    return [_naming(it.settings) | model for it, model in zip(records, models, strict=True)]
+
+
+def _with_counts(names, records):
+    """Adds the number of samples where one number of steps would have two points."""
+    points = [(name, it.protocol.get("steps")) for name, it in zip(names, records, strict=True)]
+    counts = Counter(points)
+    twice = {name for name, steps in points if counts[name, steps] > 1}
+    each = [
+        {"samples": str(record.figures.get("samples"))} if name in twice else {}
+        for name, record in zip(names, records, strict=True)
+    ]
+    return distinguish(names, each)
+
+
+def _naming(settings):
+    """The settings that may be part of a name; of a scoring model its name alone."""
+    return {
+        key.removesuffix(" name"): value
+        for key, value in settings.items()
+        if key == "judge name" or not (key in _UNNAMED or key.startswith(("reference", "judge")))
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key} ")
+        elif key == "sha256":
+            yield f"{prefix}{key}", str(value)[:12]
+        elif value is not None:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)

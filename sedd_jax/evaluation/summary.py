@@ -1,25 +1,45 @@
-"""What the records of evaluations say, side by side: tables and plots."""
+"""Tables and plots of the records of evaluations, side by side.
+
+Below a table stands the protocol: what all rows share once, and what differs row by row, so that a
+reader sees which numbers are comparable.
+"""
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from sedd_jax.display.plot import Plot, image
-from sedd_jax.display.table import Table, markdown, to_json
-from sedd_jax.evaluation.curves import over_t, quality_plot
-from sedd_jax.evaluation.naming import Label, is_real, labels, settings
+from sedd_jax.display.plot import Curve, Plot, image
+from sedd_jax.display.table import Cell, Table, markdown, to_json, with_error
 from sedd_jax.evaluation.published_results import published
-from sedd_jax.evaluation.record import Record, read_records
-from sedd_jax.evaluation.tables import likelihood_tables, models_table, quality_tables
+from sedd_jax.evaluation.record import (
+    Label,
+    Record,
+    differing_keys,
+    distinguish,
+    labels,
+    model_settings,
+    read_records,
+    real_names,
+    sampler_names,
+)
 from sedd_jax.system.files import atomic_write
+
+_LIKELIHOOD, _QUALITY = "Likelihood", "Quality of samples"
+_SAMPLER = ("sampler", "steps", "samples")  # settings with columns of their own
+_FEW = 3  # names that are listed
+# figure, its axis label, whether its axis is logarithmic
+_PANELS = (
+    ("gen_perplexity_samples", "gen. perplexity, by samples", True),
+    ("gen_perplexity_tokens", "gen. perplexity, by tokens", True),
+    ("entropy", "entropy of a sample, nats", False),
+)
 
 
 def write(folder: Path) -> None:
-    """Makes `summary.md`, `summary.json` and the plots of all records in `folder` anew.
-
-    Without a record nothing is written.
-    """
+    """Writes `summary.md`, `summary.json` and the plots of all records in `folder`, if any."""
     records = read_records(folder)
     if not records:
         return
@@ -31,7 +51,7 @@ def write(folder: Path) -> None:
     parts = [f"## {table.title}\n\n{markdown(table)}" for table in found]
     parts += [f"![{plot.name}]({plot.name}.png)" for plot in drawn]
     text = "\n\n".join(parts) + "\n"
-    files = {"summary.md": text.encode(), "summary.json": to_json(report).encode()}
+    files = {"summary.md": text, "summary.json": to_json(report)}
     files |= {f"{plot.name}.png": image(plot) for plot in drawn}
     for name, content in files.items():
         atomic_write(folder / name, content)
@@ -47,10 +67,10 @@ def tables(records: Sequence[Record], *, all_published: bool = False) -> list[Ta
     label = labels(records)
     scored, drawn = _likelihoods(records, label), qualities(records, label)
     found = [
-        *(likelihood_tables(scored, label) if scored else []),
+        *(_likelihood_tables(scored, label) if scored else []),
         published(scored, everything=all_published),
-        *(quality_tables(drawn, label) if drawn else []),
-        models_table(records, label),
+        *(_quality_tables(drawn, label) if drawn else []),
+        _models_table(records, label),
     ]
     return [table for table in found if table and table.rows]
 
@@ -62,33 +82,216 @@ def plots(records: Sequence[Record]) -> list[Plot]:
     for record in _likelihoods(records, label):
         if record.figures.get("by_t"):
             bounds.setdefault(record.name, []).append(record)
-    quality = quality_plot(qualities(records, label), label)
-    return [*([quality] if quality else []), *(over_t(*it, label) for it in bounds.items())]
+    quality = _quality_plot(qualities(records, label), label)
+    return [*([quality] if quality else []), *(_over_t(*it, label) for it in bounds.items())]
 
 
 def qualities(records: Sequence[Record], label: Label) -> list[Record]:
-    """Returns those of samples: real text once, and first; then by the way and its cost.
+    """Returns the records of samples: real text first and once, then by sampler and cost.
 
-    Real text is the same however many models it was measured beside.
+    Real text has the same figures beside whichever model it was measured.
     """
-    once = {
-        json.dumps([settings(it), _timeless(it)]) if is_real(it) else index: it
-        for index, it in enumerate(records)
-        if it.kind == "quality"
-    }
+    unique = {}
+    for index, record in enumerate(records):
+        if record.kind == "quality":
+            figures = {key: it for key, it in record.figures.items() if key != "seconds"}
+            key = json.dumps([record.settings, figures]) if record.is_real else index
+            unique[key] = record
 
     def order(record):
-        way = (str(record.protocol.get("sampler")),)
         cost = (record.figures.get(it, 0) for it in ("evaluations", "samples"))
-        return (not is_real(record), label(record), *way, *cost)
+        return (not record.is_real, label(record), str(record.protocol.get("sampler")), *cost)
 
-    return sorted(once.values(), key=order)
+    return sorted(unique.values(), key=order)
 
 
-def _likelihoods(records: Sequence[Record], label: Label) -> list[Record]:
+def _likelihoods(records, label):
     found = [record for record in records if record.kind == "likelihood"]
     return sorted(found, key=lambda it: (it.name, label(it)))
 
 
-def _timeless(record):
-    return {name: value for name, value in record.figures.items() if name != "seconds"}
+def _models_table(records, label):
+    """What the models are."""
+    found: dict[str, dict[str, Cell]] = {}
+    for record in records:
+        if not record.is_real:
+            found.setdefault(label(record), record.model)
+    keys = dict.fromkeys(key for model in found.values() for key in model)
+    columns = {"model": list(found)} | {
+        key.replace("_", " "): [_as_text(model.get(key)) for model in found.values()]
+        for key in keys
+        if key not in ("name", "step")
+    }
+    return _table("Models", columns)
+
+
+def _likelihood_tables(records, label):
+    names = {"data set": [it.name for it in records], "model": [label(it) for it in records]}
+    table = _table(_LIKELIHOOD, names | _columns(map(_likelihood_cells, records)))
+    return [table, *_protocols(_LIKELIHOOD, names, records, label), *_notes(_LIKELIHOOD, records)]
+
+
+def _quality_tables(records, label):
+    real = iter(real_names([record for record in records if record.is_real]))
+    names = {"model": [next(real) if it.is_real else label(it) for it in records]}
+    names |= _columns(map(_sampler_cells, records))
+    return [
+        _table(_QUALITY, names | _columns(map(_quality_cells, records))),
+        *_protocols(_QUALITY, names, records, label),
+        *_notes(_QUALITY, records),
+    ]
+
+
+def _likelihood_cells(record):
+    figures = record.figures
+    perplexity = _number(figures, "perplexity")
+    return {
+        "perplexity": perplexity and f"{'=' if figures.get('exact') else '<='} {perplexity}",
+        "nats/token": _number(figures, "nats_per_token", figures.get("stderr")),
+        "bits/token": _number(figures, "bits_per_token", _scaled_error(figures, "bits_per_token")),
+        "bits/byte": _number(figures, "bits_per_byte", _scaled_error(figures, "bits_per_byte")),
+        "stderr by data": _formatted(figures, "data_stderr", ".2g"),
+        **{name: _formatted(figures, name, ",") for name in ("tokens", "blocks", "documents")},
+    }
+
+
+def _sampler_cells(record):
+    figures, real = record.figures, record.is_real
+    return {
+        "sampler": None if real else record.protocol.get("sampler"),
+        "steps": _formatted(record.protocol, "steps", ","),
+        "evaluations": None if real else _formatted(figures, "evaluations", ",.6g"),
+        "samples": _formatted(figures, "samples", ","),
+    }
+
+
+def _quality_cells(record):
+    figures = record.figures
+    return {
+        "gen. ppl, by samples": _number(figures, "gen_perplexity_samples"),
+        "gen. ppl, by tokens": _number(figures, "gen_perplexity_tokens"),
+        "entropy, nats": _number(figures, "entropy"),
+        **{f"distinct-{n}": _formatted(figures, f"distinct_{n}", ".3f") for n in (1, 2, 3)},
+        "self-repetition": _number(figures, "self_repetition")
+        if "self_repetition_stderr" in figures
+        else _formatted(figures, "self_repetition", ".3f"),
+        "MAUVE": _formatted(figures, "mauve", ".3f"),
+    }
+
+
+def _number(figures, name, error=None):
+    """A figure with its standard error, None if there is no such figure."""
+    value = figures.get(name)
+    error = figures.get(f"{name}_stderr") if error is None else error
+    return with_error(value, error or 0.0) if isinstance(value, int | float) else None
+
+
+def _formatted(figures, name, form):
+    value = figures.get(name)
+    return format(value, form) if isinstance(value, int | float) else None
+
+
+def _scaled_error(figures, name):
+    """The error of a figure in bits, which are nats on another scale."""
+    value, nats = figures.get(name), figures.get("nats_per_token")
+    return figures.get("stderr", 0.0) * value / nats if value and nats else 0.0
+
+
+def _protocols(title, names, records, label):
+    """Tables of the settings in which rows differ, row by row, and of those they share."""
+    each = [
+        {
+            key: value
+            for key, value in record.settings.items()
+            if key not in _SAMPLER and (key, value) != ("final_step", "none")
+        }
+        | model
+        for record, model in zip(records, model_settings(records, label), strict=True)
+    ]
+    differing = differing_keys(each)
+    shared = {key: value for one in each for key, value in one.items() if key not in differing}
+    found = [Table(f"{title}: what the rows share", ("setting", "value"), list(shared.items()))]
+    if differing:
+        columns = names | {key: [one.get(key) for one in each] for key in differing}
+        found.insert(0, _table(f"{title}: how the rows differ", columns))
+    return found
+
+
+def _notes(title, records):
+    """Notes on figures, each once for all rows that it concerns."""
+    rows: dict[str, list[str]] = {}
+    for record in records:
+        for note in record.figures.get("notes") or []:
+            rows.setdefault(note, []).append(record.name)
+    cells = [(note, _listed(names, len(records))) for note, names in rows.items()]
+    return [Table(f"{title}: notes", ("note", "of"), cells)] if cells else []
+
+
+def _listed(names, total):
+    if len(names) == total:
+        return "all rows"
+    kinds = list(dict.fromkeys(names))
+    more = [f"{len(kinds) - _FEW} more"] if len(kinds) > _FEW else []
+    return ", ".join([*kinds[:_FEW], *more])
+
+
+def _columns(rows) -> dict[str, list[Cell]]:
+    """Rows of the same keys as columns."""
+    rows = list(rows)
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+def _table(title: str, columns: dict[str, list[Any]]) -> Table:
+    """A table without its empty columns."""
+    kept = {name: cells for name, cells in columns.items() if any(it is not None for it in cells)}
+    return Table(title, tuple(kept), list(zip(*kept.values(), strict=True)))
+
+
+def _as_text(value):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def _quality_plot(records, label) -> Plot | None:
+    """Quality against network evaluations, a panel for each figure; real text is a level."""
+    drawn = [record for record in records if not record.is_real]
+    real = [record for record in records if record.is_real]
+    names, reals = sampler_names(drawn, label), real_names(real)
+    plot = None
+    for name, y_label, log_y in reversed(_PANELS):
+        curves: dict[str, Curve] = {}
+        for curve, record in zip(names, drawn, strict=True):
+            x, y, errors = curves.setdefault(curve, ([], [], []))
+            cost, value = record.figures.get("evaluations"), record.figures.get(name)
+            if _is_finite(cost) and _is_finite(value):
+                x.append(cost)
+                y.append(value)
+                errors.append(record.figures.get(f"{name}_stderr", 0.0))
+        levels = {
+            it: record.figures[name]
+            for it, record in zip(reals, real, strict=True)
+            if _is_finite(record.figures.get(name))
+        }
+        if any(x for x, *_ in curves.values()):
+            x_label = "network evaluations per sample"
+            plot = Plot("quality", x_label, y_label, curves, log_y=log_y, levels=levels, below=plot)
+    return plot
+
+
+def _over_t(name, records, label) -> Plot:
+    """The density over time of the bound of a data set: the area is its nats per token."""
+    models = model_settings(records, label)
+    each = [record.settings | model for record, model in zip(records, models, strict=True)]
+    curves: dict[str, Curve] = {}
+    for curve, record in zip(distinguish(list(map(label, records)), each), records, strict=True):
+        x, y = [], []
+        for low, high, nats in record.figures["by_t"]:
+            x += [low, high]
+            y += [nats / (high - low)] * 2
+        curves[curve] = (x, y)
+    return Plot(f"by_t-{name}", "t", f"{name}: nats/token per unit of t", curves, False, False)
+
+
+def _is_finite(value):
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -2,11 +2,14 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 import warnings
 from collections.abc import Callable, Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -16,7 +19,9 @@ from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment.build import compute_dtype
 from sedd_jax.experiment.config import Config
+from sedd_jax.experiment.integrity import fingerprint
 from sedd_jax.experiment.mesh import jit_replicated, shard_batch
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.score_based import ScoreBased
@@ -40,6 +45,25 @@ def compiled(
       *static: settings of the function that it builds.
     """
     return jit_replicated(build(family, *static), mesh)
+
+
+class Identity(NamedTuple):
+    """What distinguishes a model from others.
+
+    Attributes:
+      weights: a checksum of the weights.
+      tokenizer: the fingerprint of the tokenizer, None without one.
+      dtype: of the matrix products.
+    """
+
+    weights: str
+    tokenizer: str | None
+    dtype: str
+
+    @property
+    def digest(self) -> str:
+        """All of it in 16 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self).encode()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +120,16 @@ class TrainedModel:
         """Deprecated: now `family`."""
         warnings.warn("components is now family.", DeprecationWarning, stacklevel=2)
         return self.family
+
+    @functools.cached_property
+    def identity(self) -> Identity:
+        """The checksums of weights and tokenizer, and the type of matrix products."""
+        platform = next(iter(jax.tree.leaves(self.params)[0].devices())).platform
+        return Identity(
+            fingerprint(self.params),
+            self.tokenizer and self.tokenizer.fingerprint(),
+            compute_dtype(self.config.model.dtype, platform).name,
+        )
 
     def shard_batch(self, rows: np.ndarray) -> Array:
         """Returns rows [B, ...], the same on every process, split over the devices of the mesh."""

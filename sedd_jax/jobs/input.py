@@ -11,6 +11,7 @@ import numpy as np
 
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.model import TrainedModel
+from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.template import Row, between, fill, most_tokens, of_tokens
 
 _KINDS = ({"template"}, {"tokens"}, {"prefix", "suffix"})  # what says which tokens are given

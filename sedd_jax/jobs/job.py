@@ -6,7 +6,6 @@ matter which rows are drawn together.
 """
 
 import contextlib
-import hashlib
 import json
 import time
 from collections import defaultdict
@@ -20,8 +19,6 @@ from jaxtyping import Bool, Int
 
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import Halted, check_positive
-from sedd_jax.experiment.build import compute_dtype
-from sedd_jax.experiment.integrity import fingerprint
 from sedd_jax.inference.generate import generate
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt
@@ -80,7 +77,7 @@ def run(
         return read_lines(source, checkpoint)
 
     lines = processes.run_primary_first(read, read)
-    facts = {"seed": seed, **settings, "model": _identity(checkpoint)}
+    facts = {"seed": seed, **settings, "model": checkpoint.identity.digest}
     digests = [line.digest for line in lines]
     processes.assert_equal_across_processes(
         json.dumps([facts, batch_size, digests]), "input or settings"
@@ -178,15 +175,3 @@ def shown(
         edges = np.flatnonzero(np.diff(~held, prepend=False, append=False))
         holes = [tokenizer.decode(tokens[slice(*hole)]) for hole in edges.reshape(-1, 2)]
     return {"tokens": tokens.tolist(), "text": text, "holes": holes}
-
-
-def _identity(checkpoint):
-    """What tells a model from others, in 16 digits: weights, tokenizer, type of products."""
-    tokenizer = checkpoint.tokenizer
-    platform = next(iter(jax.tree.leaves(checkpoint.params)[0].devices())).platform
-    facts = (
-        fingerprint(checkpoint.params),
-        tokenizer and tokenizer.fingerprint(),
-        compute_dtype(checkpoint.config.model.dtype, platform).name,
-    )
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -96,7 +96,7 @@ def records():
 
 @pytest.fixture(scope="session")
 def causal():
-    """A causal model over bytes, of random weights that make its laws depend on the past."""
+    """A causal model over bytes, of random weights whose predictions depend on the past."""
     config = Config()
     sizes = {"hidden_size": 16, "num_blocks": 1, "num_heads": 2, "length": POSITIONS}
     model = dataclasses.replace(config.model, **sizes, dropout=0.0, attention="xla")

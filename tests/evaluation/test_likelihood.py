@@ -12,10 +12,10 @@ import pytest
 from sedd_jax.data.tokenizer import Bytes, Characters
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation import likelihood
-from sedd_jax.evaluation.likelihood import gather, measure
+from sedd_jax.evaluation.catalog import DatasetCatalog
+from sedd_jax.evaluation.likelihood import load_sets, measure
 from sedd_jax.evaluation.protocol import Choices
 from sedd_jax.evaluation.record import read_records
-from sedd_jax.evaluation.texts import Library
 from sedd_jax.experiment.config import Config, ModelConfig
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.likelihood import NLLEstimate, nll_bound
@@ -31,12 +31,12 @@ CHOICES = Choices(draws=2, max_blocks=8)
 
 
 @pytest.fixture
-def library(tmp_path):
+def catalog(tmp_path):
     """A PTB of our own."""
     path = tmp_path / "ptb.test.txt"
     path.write_text("".join(f"{line}\n" for line in DOCUMENTS))
     (tmp_path / "ptb.valid.txt").write_text(path.read_text())
-    return Library(tmp_path)
+    return DatasetCatalog(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def scored_mdlm():
     ],
 )
 def test_a_causal_perplexity_is_that_of_a_full_forward_pass(
-    causal, library, tmp_path, protocol, rows, tokens, first
+    causal, catalog, tmp_path, protocol, rows, tokens, first
 ):
     total = 0.0
     for row in rows:
@@ -92,8 +92,8 @@ def test_a_causal_perplexity_is_that_of_a_full_forward_pass(
         log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         total -= log_probs[np.arange(len(row) - 1), row[1:]].sum()
     choices = Choices(protocol=protocol)
-    (subject,) = gather(causal, ["ptb"], library, choices)
-    (record,) = measure(causal, [subject], choices, tmp_path / "out", batch_size=2)
+    (eval_set,) = load_sets(causal, ["ptb"], catalog, choices)
+    (record,) = measure(causal, [eval_set], choices, tmp_path / "out", batch_size=2)
     figures = record.figures
     assert figures["nats_per_token"] == pytest.approx(total / tokens, rel=1e-5)
     assert figures["perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-4)
@@ -110,10 +110,10 @@ def test_a_causal_perplexity_is_that_of_a_full_forward_pass(
 
 
 def test_a_bound_is_that_of_the_rows_and_is_read_the_next_time(
-    diffusion, library, tmp_path, monkeypatch
+    diffusion, catalog, tmp_path, monkeypatch
 ):
-    (subject,) = gather(diffusion, ["ptb"], library, CHOICES)
-    (record,) = measure(diffusion, [subject], CHOICES, tmp_path, batch_size=4)
+    (eval_set,) = load_sets(diffusion, ["ptb"], catalog, CHOICES)
+    (record,) = measure(diffusion, [eval_set], CHOICES, tmp_path, batch_size=4)
     rows = np.zeros((1, 32), np.int32)
     rows[0, :31] = stream()
     key = jax.random.key(CHOICES.seed)
@@ -121,7 +121,7 @@ def test_a_bound_is_that_of_the_rows_and_is_read_the_next_time(
     assert record.figures["nats_per_token"] == pytest.approx(bound.nats_per_token, rel=1e-6)
     assert record.figures["perplexity_stderr"] == pytest.approx(bound.perplexity_stderr)
     monkeypatch.setattr(likelihood, "nll_bound", None)  # nothing is computed
-    (again,) = measure(diffusion, [subject], CHOICES, tmp_path, batch_size=2)
+    (again,) = measure(diffusion, [eval_set], CHOICES, tmp_path, batch_size=2)
     assert again.figures["perplexity"] == record.figures["perplexity"]
     assert len(read_records(tmp_path)) == 1
 
@@ -140,11 +140,11 @@ def no_network(monkeypatch):
     "change",
     [{"seed": 1}, {"draws": 3}, {"times": "quadrature"}, {"complete": True}, {"max_blocks": 7}],
 )
-def test_another_question_has_another_file(diffusion, library, tmp_path, no_network, change):
+def test_another_question_has_another_file(diffusion, catalog, tmp_path, no_network, change):
     other = dataclasses.replace(CHOICES, **change)
     for choices in (CHOICES, other, CHOICES, other):
-        (subject,) = gather(diffusion, ["heldout"], library, choices)
-        (record,) = measure(diffusion, [subject], choices, tmp_path)
+        (eval_set,) = load_sets(diffusion, ["heldout"], catalog, choices)
+        (record,) = measure(diffusion, [eval_set], choices, tmp_path)
         assert record.figures["tokens"] == 32 * (choices.max_blocks or 0)
         assert record.figures["perplexity"] == pytest.approx(math.e)
     first, second = read_records(tmp_path)
@@ -152,9 +152,9 @@ def test_another_question_has_another_file(diffusion, library, tmp_path, no_netw
     assert first.protocol != second.protocol
 
 
-def test_the_held_out_split_is_scored_to_its_last_token(diffusion, library, tmp_path, no_network):
-    (subject,) = gather(diffusion, ["heldout"], library, Choices())
-    (record,) = measure(diffusion, [subject], Choices(), tmp_path)
+def test_the_held_out_split_is_scored_to_its_last_token(diffusion, catalog, tmp_path, no_network):
+    (eval_set,) = load_sets(diffusion, ["heldout"], catalog, Choices())
+    (record,) = measure(diffusion, [eval_set], Choices(), tmp_path)
     figures = record.figures
     manifest = json.loads((diffusion.folder / "data" / "manifest.json").read_text())
     counts = manifest["splits"]["heldout"]
@@ -163,9 +163,9 @@ def test_the_held_out_split_is_scored_to_its_last_token(diffusion, library, tmp_
     assert (figures["documents"], figures["bytes"]) == (counts["documents"], counts["utf8_bytes"])
 
 
-def test_a_record_says_all_that_was_chosen(diffusion, library, tmp_path, no_network):
-    (subject,) = gather(diffusion, ["ptb"], library, CHOICES)
-    measure(diffusion, [subject], CHOICES, tmp_path)
+def test_a_record_says_all_that_was_chosen(diffusion, catalog, tmp_path, no_network):
+    (eval_set,) = load_sets(diffusion, ["ptb"], catalog, CHOICES)
+    measure(diffusion, [eval_set], CHOICES, tmp_path)
     (path,) = tmp_path.glob("likelihood-ptb-*.json")
     record = json.loads(path.read_text())
     sha256 = record["protocol"].pop("sha256")
@@ -192,40 +192,42 @@ def test_a_record_says_all_that_was_chosen(diffusion, library, tmp_path, no_netw
     assert record["model"]["parameters"] == sum(x.size for x in jax.tree.leaves(diffusion.params))
 
 
-def test_another_estimator_or_protocol_asks_anew(diffusion, library, tmp_path, no_network):
-    (subject,) = gather(diffusion, ["ptb"], library, CHOICES)
+def test_another_estimator_or_protocol_asks_anew(diffusion, catalog, tmp_path, no_network):
+    (eval_set,) = load_sets(diffusion, ["ptb"], catalog, CHOICES)
     files = set()
     for change in ({}, {"estimator": 2}, {"protocol": "mdlm"}):
-        other = subject._replace(protocol=dataclasses.replace(subject.protocol, **change))
+        other = eval_set._replace(protocol=dataclasses.replace(eval_set.protocol, **change))
         files |= {record.file for record in measure(diffusion, [other], CHOICES, tmp_path)}
     assert len(files) == 3
 
 
-def test_a_record_of_another_question_is_refused(diffusion, library, tmp_path, no_network):
-    (subject,) = gather(diffusion, ["ptb"], library, CHOICES)
-    (record,) = measure(diffusion, [subject], CHOICES, tmp_path)
+def test_a_record_of_another_question_is_refused(diffusion, catalog, tmp_path, no_network):
+    (eval_set,) = load_sets(diffusion, ["ptb"], catalog, CHOICES)
+    (record,) = measure(diffusion, [eval_set], CHOICES, tmp_path)
     path = tmp_path / record.file
     for change in ({"figures": {}}, {"model": record.model | {"step": 99}}):
         path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(record, **change))))
-        with pytest.raises(BadInput, match="answers another question, or none.; move it away"):
-            measure(diffusion, [subject], CHOICES, tmp_path)
+        with pytest.raises(BadInput, match="it has another protocol, or no figures.; move it away"):
+            measure(diffusion, [eval_set], CHOICES, tmp_path)
 
 
 @pytest.mark.parametrize("times", ["low-discrepancy", "quadrature"])
 def test_the_error_of_one_block_cannot_be_told(
-    diffusion, library, tmp_path, monkeypatch, capsys, times
+    diffusion, catalog, tmp_path, monkeypatch, capsys, times
 ):
     draws = 1 if times == "low-discrepancy" else 2
-    (subject,) = gather(diffusion, ["ptb"], library, choices := Choices(draws=draws, times=times))
+    (eval_set,) = load_sets(
+        diffusion, ["ptb"], catalog, choices := Choices(draws=draws, times=times)
+    )
     bound = NLLEstimate(np.ones((draws, 1)), np.array([31]), times)
     monkeypatch.setattr(likelihood, "nll_bound", lambda *_, **__: bound)
-    (record,) = measure(diffusion, [subject], choices, tmp_path)
+    (record,) = measure(diffusion, [eval_set], choices, tmp_path)
     assert math.isnan(record.figures["stderr"])
-    assert "ptb: the error of one block cannot be told" in capsys.readouterr().err
+    assert "ptb: one block has no standard error" in capsys.readouterr().err
 
 
 def test_processes_with_other_data_or_settings_are_told(
-    diffusion, library, tmp_path, no_network, monkeypatch
+    diffusion, catalog, tmp_path, no_network, monkeypatch
 ):
     """The facts that processes compare tell texts, cuts and settings apart."""
     told = []
@@ -234,8 +236,8 @@ def test_processes_with_other_data_or_settings_are_told(
     )
 
     def facts(names=("ptb",), choices=CHOICES, **options):
-        subjects = gather(diffusion, names, library, choices)
-        measure(diffusion, subjects, choices, tmp_path / "out", **options)
+        sets = load_sets(diffusion, names, catalog, choices)
+        measure(diffusion, sets, choices, tmp_path / "out", **options)
         return told[-1]
 
     first = facts()
@@ -257,20 +259,20 @@ def test_draws_that_cannot_be_are_refused_at_once():
         Choices(draws=1, times="quadrature")
 
 
-def test_what_cannot_be_scored_is_refused_before_anything_is_computed(causal, library):
+def test_what_cannot_be_scored_is_refused_before_anything_is_computed(causal, catalog):
     choices = Choices()
     with pytest.raises(BadInput, match="ptb is text, and the checkpoint has no tokenizer"):
-        gather(dataclasses.replace(causal, tokenizer=None), ["ptb"], library, choices)
+        load_sets(dataclasses.replace(causal, tokenizer=None), ["ptb"], catalog, choices)
     letters = dataclasses.replace(causal, tokenizer=Characters("xyz"))
     with pytest.raises(BadInput, match="ptb, ptb.test.txt: The text has .* outside the alphabet"):
-        gather(letters, ["ptb"], library, choices)
+        load_sets(letters, ["ptb"], catalog, choices)
     with pytest.raises(BadInput, match="has no data/ of a run"):
-        gather(causal, ["heldout"], library, choices)
+        load_sets(causal, ["heldout"], catalog, choices)
 
 
-def test_a_model_that_is_not_finite_leaves_no_record(causal, library, tmp_path):
+def test_a_model_that_is_not_finite_leaves_no_record(causal, catalog, tmp_path):
     broken = dataclasses.replace(causal, params=jax.tree.map(lambda x: x * jnp.nan, causal.params))
-    (subject,) = gather(broken, ["ptb"], library, Choices())
+    (eval_set,) = load_sets(broken, ["ptb"], catalog, Choices())
     with pytest.raises(FloatingPointError, match="not finite"):
-        measure(broken, [subject], Choices(), tmp_path / "out", batch_size=2)
+        measure(broken, [eval_set], Choices(), tmp_path / "out", batch_size=2)
     assert not (tmp_path / "out").exists()

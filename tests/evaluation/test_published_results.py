@@ -3,7 +3,7 @@
 import pytest
 
 from sedd_jax.evaluation.datasets import TEXT_SETS
-from sedd_jax.evaluation.published_results import ANCHORS, published
+from sedd_jax.evaluation.published_results import RESULTS, published
 from sedd_jax.evaluation.record import Record
 
 MODEL = {
@@ -84,7 +84,7 @@ def test_what_cannot_be_compared_has_no_rows_unless_they_are_asked_for(change):
     records = [measured("lambada", 50.0, **change)]
     assert published(records) is None
     everything = published(records, everything=True)
-    assert len(everything.rows) == 1 + sum("lambada" in anchor.figures for anchor in ANCHORS)
+    assert len(everything.rows) == 1 + sum("lambada" in result.figures for result in RESULTS)
 
 
 def test_what_was_asked_in_another_way_has_a_row_of_its_own():
@@ -109,5 +109,5 @@ def test_text8_is_in_bits():
     assert ("SEDD absorb", "SEDD") in models(table)
 
 
-def test_the_anchors_name_data_sets():
-    assert set().union(*(anchor.figures for anchor in ANCHORS)) <= TEXT_SETS.keys()
+def test_the_results_name_data_sets():
+    assert set().union(*(result.figures for result in RESULTS)) <= TEXT_SETS.keys()

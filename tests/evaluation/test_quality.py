@@ -1,4 +1,4 @@
-"""Records of sample quality: what is measured, what is said with it, and going on."""
+"""Records of sample quality: what is measured, and what a record holds."""
 
 import dataclasses
 
@@ -9,14 +9,15 @@ import pytest
 import sedd_jax as sedd
 from sedd_jax.data.tokenizer import Characters, Integers
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation import measures, quality
+from sedd_jax.evaluation import quality
+from sedd_jax.evaluation import record as record_module
+from sedd_jax.evaluation.measures import distinct, entropy, self_repetition
 from sedd_jax.evaluation.quality import REAL, Settings
 from sedd_jax.evaluation.record import read_records
-from sedd_jax.evaluation.scoring_model import Judge
-from sedd_jax.evaluation.statistics import distinct, entropy, self_repetition
+from sedd_jax.evaluation.scoring_model import ScoringModel
 from sedd_jax.inference.generator import Diagnostics
 
-SETTINGS = Settings(3, 12, steps=(2,), samplers=("tweedie", "euler"), seed=4, batch_size=2)
+SETTINGS = Settings(3, 12, steps=(2, 3), seed=4, batch_size=2)
 
 
 def run(checkpoint, settings, folder, **options):
@@ -35,20 +36,18 @@ def checkpoint(smoke_run, quick_compilation):
 def folder(checkpoint, causal, tmp_path_factory):
     """Of the records of `SETTINGS`."""
     folder = tmp_path_factory.mktemp("run") / "evaluations"
-    assert run(checkpoint, SETTINGS, folder, judge=causal) == read_records(folder)
+    assert run(checkpoint, SETTINGS, folder, scorer=causal) == read_records(folder)
     return folder
 
 
 def test_a_record_says_what_was_found_and_how(checkpoint, causal, folder):
-    exact, other = read_records(folder)
-    assert (exact.kind, exact.name, published.name) == (
-        "quality", "tweedie-2", "tweedie-2",
-    )  # fmt: skip
+    record, other = read_records(folder)
+    assert (record.kind, record.name, other.name) == ("quality", "tweedie-2", "tweedie-3")
     tokens, _ = sedd.generate(jax.random.key(4), checkpoint, 3, 12, steps=2, batch_size=2)
-    judge = Judge(causal, 12, batch_size=2)
-    figures = {name: value for name, value in exact.figures.items() if name != "seconds"}
-    by_samples = judge.by_samples(tokens)
-    by_tokens = judge.by_tokens(judge.retokenise(tokens, checkpoint.tokenizer))
+    scorer = ScoringModel(causal, 12, batch_size=2)
+    figures = {name: value for name, value in record.figures.items() if name != "seconds"}
+    by_samples = scorer.by_samples(tokens)
+    by_tokens = scorer.by_tokens(scorer.retokenise(tokens, checkpoint.tokenizer))
     wanted = {
         "samples": 3,
         "evaluations": 3,
@@ -67,7 +66,7 @@ def test_a_record_says_what_was_found_and_how(checkpoint, causal, folder):
     assert figures.pop("texts") == [checkpoint.tokenizer.decode(row) for row in tokens]
     assert figures.pop("notes") == []
     assert figures == pytest.approx(wanted, rel=1e-5)
-    said = exact.protocol
+    said = record.protocol
     assert (said["sampler"], said["steps"], said["length"], said["samples"]) == (
         "tweedie",
         2,
@@ -76,29 +75,29 @@ def test_a_record_says_what_was_found_and_how(checkpoint, causal, folder):
     )
     assert (said["seed"], said["reference"]) == (4, None)
     assert said["final_step"].startswith("one draw that removes all noise left at t = 0.001")
-    assert said["judge"]["weights"] != exact.model["weights"]
+    assert said["judge"]["weights"] != record.model["weights"]
     assert (said["judge"]["window"], said["judge"]["start"]) == (12, "none")
-    assert other.protocol == said | {"sampler": "euler"}
+    assert other.protocol == said | {"steps": 3}
 
 
 def test_what_is_answered_is_not_asked_again(checkpoint, causal, folder, monkeypatch, capsys):
     asked = []
 
-    def generate(*_, sampler, **options):
-        asked.append(sampler)
+    def generate(*_, steps, **options):
+        asked.append(steps)
         return np.zeros((3, 12), np.int32), DIAGNOSTICS
 
     monkeypatch.setattr(quality, "generate", generate)
     before = read_records(folder)
-    assert run(checkpoint, SETTINGS, folder, judge=causal) == before
+    assert run(checkpoint, SETTINGS, folder, scorer=causal) == before
     assert asked == []
     said = capsys.readouterr()
-    assert "2/2  euler-2: generative perplexity by samples" in said.err
+    assert "2/2  tweedie-3: generative perplexity by samples" in said.err
     assert "batch" not in said.err
     assert said.out == ""
     (folder / before[1].file).unlink()
-    again = run(checkpoint, SETTINGS, folder, judge=causal)
-    assert asked == ["euler"] and again[0] == before[0]
+    again = run(checkpoint, SETTINGS, folder, scorer=causal)
+    assert asked == [3] and again[0] == before[0]
     assert again[1].figures["entropy"] == 0
 
 
@@ -108,23 +107,23 @@ def test_what_the_lead_has_is_not_asked_by_others(checkpoint, causal, tmp_path, 
     asked = []
     monkeypatch.setattr(quality, "run_primary_first", lambda first, others: others())
     monkeypatch.setattr(quality, "broadcast_from_primary", lambda mine: next(told))
-    monkeypatch.setattr(quality, "is_primary", lambda: False)
+    monkeypatch.setattr(record_module, "is_primary", lambda: False)
 
-    def generate(*_, sampler, **options):
-        asked.append(sampler)
+    def generate(*_, steps, **options):
+        asked.append(steps)
         return np.zeros((3, 12), np.int32), DIAGNOSTICS
 
     monkeypatch.setattr(quality, "generate", generate)
-    planned = quality.plan(checkpoint, SETTINGS, judge=causal)
+    planned = quality.plan(checkpoint, SETTINGS, scorer=causal)
     known, computed = quality.run(planned, tmp_path)
-    assert known == planned.questions[0]
-    assert asked == ["euler"] and computed.figures["entropy"] == 0
+    assert known == planned.queries[0]
+    assert asked == [3] and computed.figures["entropy"] == 0
     assert not list(tmp_path.iterdir())
 
 
 def test_progress_is_shown_by_batch(folder, checkpoint, tmp_path, capsys):
-    run(checkpoint, dataclasses.replace(SETTINGS, samplers=("tweedie",)), tmp_path)
-    assert "tweedie-2: 100%" in (err := capsys.readouterr().err) and "2/2" in err
+    run(checkpoint, dataclasses.replace(SETTINGS, steps=(2,)), tmp_path)
+    assert "tweedie-2: 100%" in (err := capsys.readouterr().err) and "1/1" in err
 
 
 def test_a_sweep_asks_every_question(checkpoint, tmp_path, monkeypatch):
@@ -141,7 +140,7 @@ def test_a_sweep_asks_every_question(checkpoint, tmp_path, monkeypatch):
 
 def test_a_sweep_of_first_hitting_counts_the_calls_that_were_made(checkpoint, tmp_path):
     settings = Settings(3, 12, (None, 4), ("first_hitting",), batch_size=3, top_p=0.9)
-    free, _ = quality.plan(checkpoint, settings).questions
+    free, _ = quality.plan(checkpoint, settings).queries
     (grid,) = run(checkpoint, dataclasses.replace(settings, steps=(4,)), tmp_path)
     assert (free.name, grid.name) == ("first_hitting-top-p-0.9", "first_hitting-4-top-p-0.9")
     key, options = jax.random.key(0), {"sampler": "first_hitting", "top_p": 0.9, "batch_size": 3}
@@ -152,64 +151,68 @@ def test_a_sweep_of_first_hitting_counts_the_calls_that_were_made(checkpoint, tm
     assert free.protocol["steps"] is None
 
 
-def test_an_autoregressive_model_has_one_way(causal, tmp_path):
+def test_an_autoregressive_model_has_one_sampler(causal, tmp_path):
     settings = Settings(2, 6, temperature=0.7, top_p=0.9, seed=1)
-    (record,) = run(causal, settings, tmp_path, judge=causal)
+    (record,) = run(causal, settings, tmp_path, scorer=causal)
     tokens, _ = sedd.generate(jax.random.key(1), causal, 2, 6, temperature=0.7, top_p=0.9)
     assert (record.name, record.figures["evaluations"]) == ("autoregressive", 6)
     assert (record.protocol["temperature"], record.protocol["top_p"]) == (0.7, 0.9)
     assert record.figures["texts"] == [causal.tokenizer.decode(row) for row in tokens]
 
 
-def test_a_judge_of_another_tokenizer_reads_the_text_alone(causal, tmp_path):
+def test_a_scoring_model_of_another_tokenizer_reads_the_text_alone(causal, tmp_path):
     alphabet = Characters("".join(map(chr, range(256))))  # as many ids, of other meaning
     other = dataclasses.replace(causal, tokenizer=alphabet)
-    (record,) = run(other, Settings(2, 6), tmp_path, judge=causal)
+    (record,) = run(other, Settings(2, 6), tmp_path, scorer=causal)
     assert "gen_perplexity_samples" not in record.figures
     assert record.figures["gen_perplexity_tokens"] > 1
     (note,) = record.figures["notes"]
-    assert note.startswith("gen_perplexity_samples is left out: the judge has another tokenizer")
+    assert note.startswith(
+        "gen_perplexity_samples is left out: the scoring model has another tokenizer"
+    )
 
 
-def test_ids_without_text_are_judged_as_they_are(causal, tmp_path):
+def test_ids_without_text_are_scored_as_they_are(causal, tmp_path):
     ids = dataclasses.replace(causal, tokenizer=Integers(257))
-    (record,) = run(ids, Settings(2, 6), tmp_path, judge=ids)
+    (record,) = run(ids, Settings(2, 6), tmp_path, scorer=ids)
     assert record.figures["gen_perplexity_samples"] > 1
     assert "gen_perplexity_tokens" not in record.figures
     with pytest.raises(BadInput, match="it cannot read them, since ids without text"):
-        run(ids, Settings(2, 6), tmp_path / "other", judge=causal)
+        run(ids, Settings(2, 6), tmp_path / "other", scorer=causal)
 
 
-def test_mauve_is_of_the_judges_features(causal, tmp_path, monkeypatch):
+def test_mauve_is_of_the_scoring_models_features(causal, tmp_path, monkeypatch):
     path = tmp_path / "real.txt"
     path.write_text("It is real text. " * 10)
     given = []
-    monkeypatch.setattr(measures, "load_mauve", lambda: "mauve-text 0.4.0")
-    monkeypatch.setattr(measures, "mauve", lambda *features: given.append(features) or 0.5)
+    monkeypatch.setattr(quality, "load_mauve", lambda: "mauve-text 0.4.0")
+    monkeypatch.setattr(quality, "mauve", lambda *features: given.append(features) or 0.5)
     settings = Settings(21, 6, mauve=True)
-    record, text = run(causal, settings, tmp_path, judge=causal, reference=str(path))
+    record, text = run(causal, settings, tmp_path, scorer=causal, reference=str(path))
     (features,) = given
     blocks = np.frombuffer(path.read_bytes()[: 28 * 6], np.uint8).reshape(28, 6)
     real = blocks[np.arange(21) * 28 // 21]
-    np.testing.assert_allclose(features[1], Judge(causal, 6).features(real), rtol=1e-5)
+    np.testing.assert_allclose(features[1], ScoringModel(causal, 6).features(real), rtol=1e-5)
     assert features[0].shape == features[1].shape
     assert record.figures["mauve"] == 0.5
-    assert record.figures["notes"] == ["mauve of 21 texts says little: 1000 are needed at least."]
+    assert record.figures["notes"] == [
+        "mauve of 21 texts is unreliable: use at least 1000 of each."
+    ]
     assert record.protocol["reference"]["texts"] == 21
     assert record.protocol["mauve"] == "mauve-text 0.4.0"
     assert (text.name, text.protocol["sampler"]) == ("real-text", REAL)
     assert text.figures["entropy"] == entropy(real).value
     assert (text.figures["samples"], text.figures["evaluations"]) == (21, 0)
     assert "mauve" not in text.figures
-    with pytest.raises(BadInput, match="MAUVE needs 20 samples"):
-        run(causal, Settings(2, 6, mauve=True), tmp_path, judge=causal, reference=str(path))
+    with pytest.raises(BadInput, match="MAUVE needs at least 20 samples"):
+        run(causal, Settings(2, 6, mauve=True), tmp_path, scorer=causal, reference=str(path))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_samples": 1}, "num_samples is 1; an error needs 2"),
-        ({"length": 3}, "length is 3; repeated 4-grams need 4"),
+        ({"num_samples": 1}, "num_samples is 1; a standard error needs at least 2"),
+        ({"length": 3}, "length is 3; repeated 4-grams need at least 4"),
         ({"length": 17}, "length must be at most 16, the positions"),
         ({"steps": (4, 0)}, "steps must be at least 1, got 0"),
         ({"steps": (10**12,)}, "steps must be at most 1,048,576, got 1,000,000,000,000"),
@@ -230,20 +233,22 @@ def test_bad_settings_are_named(causal, settings, message):
         quality.plan(causal, Settings(**settings))
 
 
-def test_mauve_needs_a_judge_and_a_judge_a_tokenizer(causal, tmp_path):
-    with pytest.raises(BadInput, match="give both"):
-        run(causal, Settings(2, 6, mauve=True), tmp_path, judge=causal)
+def test_mauve_needs_a_scoring_model_and_that_a_tokenizer(causal, tmp_path):
+    with pytest.raises(BadInput, match="give both a scoring"):
+        run(causal, Settings(2, 6, mauve=True), tmp_path, scorer=causal)
     with pytest.raises(BadInput, match="name a tokenizer"):
-        run(dataclasses.replace(causal, tokenizer=None), Settings(2, 6), tmp_path, judge=causal)
+        run(dataclasses.replace(causal, tokenizer=None), Settings(2, 6), tmp_path, scorer=causal)
 
 
-def test_judges_of_no_use_are_found_out_before_anything_is_sampled(causal):
+def test_useless_scoring_models_are_found_before_anything_is_sampled(causal):
     alphabet = Characters("".join(map(chr, range(257))), eod=False)  # lacks the one for half ones
     other = dataclasses.replace(causal, tokenizer=alphabet)
-    with pytest.raises(BadInput, match="The judge cannot read the samples: .*outside the alphabet"):
-        quality.plan(causal, Settings(2, 6), judge=other)
+    with pytest.raises(
+        BadInput, match="The scoring model cannot read the samples: .*outside the alphabet"
+    ):
+        quality.plan(causal, Settings(2, 6), scorer=other)
     params = jax.tree.map(lambda x: x * np.inf, causal.params)
     broken = dataclasses.replace(causal, params=params, name="broken")
-    for model, judge in ((causal, broken), (broken, None)):
+    for model, scorer in ((causal, broken), (broken, None)):
         with pytest.raises(FloatingPointError, match="The weights of broken are not finite in bl"):
-            quality.plan(model, Settings(2, 6), judge=judge)
+            quality.plan(model, Settings(2, 6), scorer=scorer)

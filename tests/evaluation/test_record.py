@@ -8,23 +8,23 @@ import pytest
 
 from sedd_jax.data.tokenizer import Characters
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation.record import Record, answered, identity, read_records, save
+from sedd_jax.evaluation.record import Record, describe_model, find_cached, read_records, save
 from sedd_jax.inference.load import load
 
 QUESTION = Record("likelihood", "ptb", {"weights": "a1"}, {"draws": 16, "seed": 0})
 
 
 def test_a_record_answers_its_own_question_and_no_other(tmp_path):
-    assert answered(tmp_path, QUESTION) is None
+    assert find_cached(tmp_path, QUESTION) is None
     record = dataclasses.replace(QUESTION, figures={"perplexity": 50.9, "by_t": [[0.0, 1.0, 4.0]]})
     save(tmp_path, record)
-    assert answered(tmp_path, QUESTION) == record
+    assert find_cached(tmp_path, QUESTION) == record
     for change in ({"protocol": {"draws": 16, "seed": 1}}, {"model": {"weights": "b2"}}):
         other = dataclasses.replace(QUESTION, **change)
-        assert answered(tmp_path, other) is None
+        assert find_cached(tmp_path, other) is None
         save(tmp_path, other)
     assert len(read_records(tmp_path)) == 3
-    assert answered(tmp_path, QUESTION) == record
+    assert find_cached(tmp_path, QUESTION) == record
 
 
 def test_the_order_of_settings_makes_no_other_question():
@@ -42,7 +42,7 @@ def test_a_file_that_is_no_record_is_named_and_costs_the_others_nothing(tmp_path
         assert read_records(tmp_path) == [other]
         assert f"Left out: {path} is not a record" in capsys.readouterr().err
         with pytest.raises(BadInput, match=QUESTION.file):
-            answered(tmp_path, QUESTION)
+            find_cached(tmp_path, QUESTION)
 
 
 def _text(**changes):
@@ -54,22 +54,22 @@ def test_numbers_that_json_lacks_come_back_and_texts_stay(tmp_path):
     figures = {"perplexity": inf, "by_t": [[0.0, -inf]], "texts": ["nan"], "notes": ["of nan"]}
     record = dataclasses.replace(QUESTION, figures=figures)
     save(tmp_path, record)
-    assert answered(tmp_path, QUESTION) == record
+    assert find_cached(tmp_path, QUESTION) == record
     save(tmp_path, dataclasses.replace(QUESTION, figures={"stderr": float("nan")}))
-    assert math.isnan(answered(tmp_path, QUESTION).figures["stderr"])
+    assert math.isnan(find_cached(tmp_path, QUESTION).figures["stderr"])
 
 
 def test_other_weights_are_another_model(smoke_run):
     averaged, trained = (load(smoke_run, ema=ema) for ema in (True, False))
-    known = identity(averaged, averaged=True)
+    known = describe_model(averaged, averaged=True)
     assert known["name"] == smoke_run.name
     assert (known["step"], known["graph"], known["tokenizer"]) == (20, "absorb", "bytes")
     assert (known["noise"], known["dtype"]) == ("loglinear, eps 0.001", "float32")
-    assert known["weights"] != identity(trained, averaged=True)["weights"]
+    assert known["weights"] != describe_model(trained, averaged=True)["weights"]
     again = dataclasses.replace(averaged, params=jax.tree.map(lambda x: x + 0, averaged.params))
-    assert identity(again, averaged=True) == known
+    assert describe_model(again, averaged=True) == known
     alphabet = dataclasses.replace(averaged, tokenizer=Characters("ab"))
-    assert identity(alphabet, averaged=True)["fingerprint"] != known["fingerprint"]
+    assert describe_model(alphabet, averaged=True)["fingerprint"] != known["fingerprint"]
 
 
 def test_weights_that_are_not_finite_are_refused(causal):
@@ -78,7 +78,7 @@ def test_weights_that_are_not_finite_are_refused(causal):
     with pytest.raises(
         FloatingPointError, match="The weights of some-run are not finite in head/norm/bias, head"
     ):
-        identity(broken, averaged=True)
+        describe_model(broken, averaged=True)
 
 
 def test_a_name_makes_no_other_question():

@@ -2,8 +2,7 @@ import dataclasses
 import json
 
 from sedd_jax.display.table import markdown
-from sedd_jax.evaluation.naming import labels, sample_titles
-from sedd_jax.evaluation.record import save
+from sedd_jax.evaluation.record import labels, sample_titles, save
 from sedd_jax.evaluation.summary import plots, qualities, tables, write
 
 
@@ -88,10 +87,9 @@ def test_a_curve_joins_what_differs_in_steps_alone(records):
     )  # fmt: skip
     samples, tokens, entropy = quality, quality.below, quality.below.below
     names = [
-        "ar, step 400,000, autoregressive, exact", "small, step 400,000, euler, exact",
-        "small, step 400,000, tweedie, exact, samples=256",
-        "small, step 400,000, tweedie, exact, samples=2048",
-        "small, step 400,000, tweedie, published",
+        "ar, step 400,000, autoregressive", "small, step 400,000, euler",
+        "small, step 400,000, tweedie, samples=256",
+        "small, step 400,000, tweedie, samples=2048",
     ]  # fmt: skip
     for panel in (samples, tokens, entropy):
         assert list(panel.curves) == names
@@ -105,9 +103,9 @@ def test_a_curve_joins_what_differs_in_steps_alone(records):
     assert curve == ("small, step 400,000", ([0.0, 0.5, 0.5, 1.0], [2.0, 2.0, 5.86, 5.86]))
 
 
-def test_one_model_drawn_exactly_needs_but_the_sampler(records):
-    one = [it for it in records if it.kind == "quality"]
-    one = [it for it in one if it.model["name"] == "small" and it.figures["samples"] == 256]
+def test_curves_of_one_model_are_named_by_the_sampler(records):
+    one = [it for it in of(records, "quality") if it.model["name"] == "small"]
+    one = [it for it in one if it.figures["samples"] == 256]
     seeded = dataclasses.replace(one[0], protocol=one[0].protocol | {"seed": 1})
     assert list(plots(one)[0].curves) == ["euler", "tweedie"]
     names = ["euler", "tweedie, seed=0", "tweedie, seed=1"]
@@ -133,9 +131,9 @@ def test_samples_are_called_by_how_they_were_made(records):
     label = labels(records)
     titles = sample_titles(qualities(records, label), label)
     assert titles[0] == "real text: heldout"
-    assert titles[1] == "ar, step 400,000, autoregressive, exact, 256 samples, seed 0"
-    assert titles[-1] == "small, step 400,000, tweedie, published, 64 steps, 256 samples, seed 0"
-    assert len(set(titles)) == len(titles) == 7
+    assert titles[1] == "ar, step 400,000, autoregressive, 256 samples, seed 0"
+    assert titles[-1] == "small, step 400,000, tweedie, 64 steps, 2,048 samples, seed 0"
+    assert len(set(titles)) == len(titles) == 6
 
 
 def test_figures_that_a_record_lacks_are_left_empty(records):

@@ -11,9 +11,8 @@ from sedd_jax.data.prepared import link_prepared
 from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.tokenizer import Bytes, Characters
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation.blocks import cut, of_heldout, of_text
-from sedd_jax.evaluation.protocol import CONVENTIONS
-from sedd_jax.evaluation.texts import Text
+from sedd_jax.evaluation.catalog import Text
+from sedd_jax.evaluation.protocol import CONVENTIONS, cut, of_heldout, of_text
 
 END = 256
 TEXT = Text("a.txt", "test", "none", ["abc", "", "de"])  # 8 tokens with their ends
@@ -71,7 +70,7 @@ def test_what_is_told_of_a_text():
     blocks = of_text(TEXT, Bytes(), CONVENTIONS["mdlm"](5, END, False))
     assert blocks.documents == 3
     assert blocks.utf8_bytes == 5
-    assert blocks.story == {
+    assert blocks.provenance == {
         "source": "a.txt",
         "sha256": TEXT.sha256,
         "split": "test",
@@ -99,7 +98,7 @@ def test_the_bytes_are_those_of_the_documents():
 
 
 def test_a_text_without_tokens_is_refused():
-    with pytest.raises(BadInput, match="no tokens to be scored"):
+    with pytest.raises(BadInput, match="no tokens to score"):
         rows_of("sedd", 4, tokenizer=Characters("a", eod=False), text=TEXT._replace(documents=[""]))
 
 
@@ -108,9 +107,9 @@ def test_a_part_is_evenly_spaced():
     blocks = of_text(text, Bytes(), CONVENTIONS["sedd"](2, END, False))
     part = blocks.spaced(2)
     np.testing.assert_array_equal(part.tokens, blocks.tokens[[0, 2]])
-    assert part.story["part"] == "2 of 5 blocks, evenly spaced"
+    assert part.provenance["part"] == "2 of 5 blocks, evenly spaced"
     assert (part.documents, part.utf8_bytes) == (0, 4)
-    again = part.spaced(1).story["part"]
+    again = part.spaced(1).provenance["part"]
     assert again == "1 of 2 blocks, evenly spaced, of 2 of 5 blocks, evenly spaced"
     assert blocks.spaced(5) is blocks.spaced(None) is blocks
 
@@ -143,11 +142,11 @@ def test_a_held_out_stream_is_scored_to_its_last_token(run):
     assert blocks.tokens.ravel()[:17].tolist() == expected
     assert len(open_blocks("data", 6).heldout) == 2  # what training measures
     assert (blocks.documents, blocks.utf8_bytes) == (3, 14)
-    assert (blocks.story["split"], blocks.story["wrap"]) == ("heldout", True)
+    assert (blocks.provenance["split"], blocks.provenance["wrap"]) == ("heldout", True)
     framed = of_heldout(Path(), 6, lambda tokenizer: CONVENTIONS["mdlm"](6, END, False))
     assert framed.tokens[0].tolist() == [END, *[97] * 4, END]
-    assert framed.story["sha256"] == blocks.story["sha256"]  # the same text
-    told = [it.story["first_token"] for it in (blocks, framed)]
+    assert framed.provenance["sha256"] == blocks.provenance["sha256"]  # the same text
+    told = [it.provenance["first_token"] for it in (blocks, framed)]
     assert told == ["scored", "an end-of-text token, scored"]
 
 
@@ -155,9 +154,9 @@ def test_one_document_a_block_is_scored_as_it_is(run):
     blocks = of_heldout(run(wrap=False), 6, frame_for)
     assert blocks.tokens.tolist() == [[97] * 6, [98] * 3 + [END] * 3, [99] * 4 + [END] * 2]
     assert (blocks.lengths.tolist(), blocks.documents, blocks.utf8_bytes) == ([6, 6, 6], 3, 13)
-    assert not blocks.story["wrap"]
-    assert blocks.story["end_of_text"] == "as prepared: fills the block up, and is scored"
-    assert blocks.story["remainder"] == "dropped: one block a document"
+    assert not blocks.provenance["wrap"]
+    assert blocks.provenance["end_of_text"] == "as prepared: fills the block up, and is scored"
+    assert blocks.provenance["remainder"] == "dropped: one block a document"
     with pytest.raises(BadInput, match="is one document a block, .* take --protocol=sedd"):
         of_heldout(Path(), 6, lambda _: CONVENTIONS["mdlm"](6, END, False))
 
@@ -169,11 +168,13 @@ def test_a_mixture_is_scored_by_its_weights(run):
     blocks = of_heldout(root, 6, frame_for)
     whole = open_blocks("one", 6).heldout.take(np.arange(2))
     np.testing.assert_array_equal(blocks.tokens, np.concatenate([whole, whole[:1]]))
-    assert blocks.story["part"] == "whole blocks in proportion to the weights of the mixture"
-    assert blocks.story["end_of_text"] == "as prepared: after every document"
-    assert blocks.story["remainder"] == "dropped: whole blocks only"
+    assert blocks.provenance["part"] == "whole blocks in proportion to the weights of the mixture"
+    assert blocks.provenance["end_of_text"] == "as prepared: after every document"
+    assert blocks.provenance["remainder"] == "dropped: whole blocks only"
     assert blocks.documents == 0
     with pytest.raises(BadInput, match="is a mixture, .* take --protocol=sedd"):
         of_heldout(root, 6, lambda _: CONVENTIONS["mdlm"](6, END, True))
-    first = of_heldout(root, 6, lambda _: CONVENTIONS["sedd"](6, END, True)).story["first_token"]
+    first = of_heldout(root, 6, lambda _: CONVENTIONS["sedd"](6, END, True)).provenance[
+        "first_token"
+    ]
     assert first == "scored, after the token that precedes every text in training"

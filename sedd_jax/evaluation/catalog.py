@@ -1,4 +1,4 @@
-"""Finds and reads the texts of data sets: below a folder, in files named one by one, remotely."""
+"""Finds and reads the texts of data sets: below a folder, in named files, or remotely."""
 
 import hashlib
 import os
@@ -12,8 +12,7 @@ from sedd_jax.data.recipe import Recipe
 from sedd_jax.data.sources import pieces
 from sedd_jax.data.tables import HUGGING_FACE, TFDS
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation.datasets import TEXT_SETS, Split, TextSet
-from sedd_jax.evaluation.detokenizers import DETOKENIZERS
+from sedd_jax.evaluation.datasets import DETOKENIZERS, TEXT_SETS, Split, TextSet
 
 _REMOTE = (HUGGING_FACE, TFDS)
 _TABLES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -25,7 +24,7 @@ class Text(NamedTuple):
 
     Attributes:
       source: names of the files, without their folders, or a corpus of `data.sources`.
-      split: test or validation, or what a file that a user names was taken for.
+      split: test or validation; for a file of `--sources` the one that is assumed.
       detokenizer: its name.
       documents: the texts.
     """
@@ -37,7 +36,7 @@ class Text(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """Of the documents."""
+        """The checksum of the documents."""
         digest = hashlib.sha256()
         for document in self.documents:
             encoded = document.encode()
@@ -45,21 +44,21 @@ class Text(NamedTuple):
         return digest.hexdigest()
 
 
-class Library:
-    """The texts that can be had."""
+class DatasetCatalog:
+    """The data sets whose texts are available."""
 
     def __init__(
         self, folder: Path | None, sources: dict[str, str] | None = None, download: bool = False
     ):
-        """Looks what files there are.
+        """Lists the files.
 
         Args:
-          folder: searched with all that is below it.
-          sources: by data set, a file, or a corpus of `data.tables`, to be taken instead.
-          download: fetch what is not here.
+          folder: searched with all subfolders; None for no folder.
+          sources: by data set, a file or a corpus of `data.tables` that takes precedence.
+          download: whether to fetch what is missing.
 
         Raises:
-          BadInput: no such folder, data set or file, or a corpus that only --download can fetch.
+          BadInput: no such folder, data set or file, or a corpus that needs --download.
         """
         if folder is not None and not folder.is_dir():
             raise BadInput(f"There is no folder {folder} to look for data in: --data.")
@@ -72,16 +71,16 @@ class Library:
             if not source.startswith(_REMOTE) and not Path(source).is_file():
                 raise BadInput(f"--sources names {source} for {name}, which is no file.")
         below = [] if folder is None else sorted(_files_below(folder.absolute()))
-        # the name of the folder itself may tell, not where it lies
+        # patterns may match the folder's own name, but not its parents
         self._files = {
             path.relative_to(folder.absolute().parent).as_posix(): path for path in below
         }
 
     def find(self, name: str, split: Split) -> list[str]:
-        """Returns the files of a data set, or the corpus that has it; [] if there is none.
+        """Returns the files of a data set, or the corpus that holds it; [] if there is none.
 
         Raises:
-          BadInput: files in two folders fit, or some of a set of files are not there.
+          BadInput: files in two folders match, or some of a set of files are missing.
         """
         if name in self._sources:
             return [self._sources[name]]
@@ -108,7 +107,7 @@ class Library:
             )
 
     def missing(self, name: str, split: Split) -> str:
-        """Returns what would be looked for, in words."""
+        """Returns what was searched for, in words."""
         known = TEXT_SETS[name]
         wanted = known.advice or " or ".join(known.files).replace("\\", "")
         return (
@@ -122,7 +121,7 @@ class Library:
         """Returns the text of a data set.
 
         Raises:
-          BadInput: there is none, or it cannot be read, is empty, or is another version.
+          BadInput: it is missing, cannot be read, is empty, or is another version.
         """
         found = self.find(name, split)
         if not found:
@@ -139,12 +138,12 @@ class Library:
             )
         names = [each if _is_remote(each) else Path(each).name for each in found]
         source = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-        told = f"as given, for {split}" if name in self._sources else split
-        return Text(source, told, known.detokenizer, [detokenize(row) for row in rows])
+        assumed = f"as given, for {split}" if name in self._sources else split
+        return Text(source, assumed, known.detokenizer, [detokenize(row) for row in rows])
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    """Files, those behind links to folders too; every folder once, by its own place before any."""
+    """The files, also behind links to folders; each folder once, real paths first."""
     seen, starts = set(), [folder]
     for start in starts:  # grows
         for root, folders, files in os.walk(start):
@@ -158,20 +157,20 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _filled(pattern: str, split: Split) -> str:
-    """With the names of the split, of which old benchmarks shorten one."""
+    """A pattern with the names of the split; old benchmarks shorten validation."""
     short = {"test": "test", "validation": "valid"}[split]
     return pattern.replace("SPLIT", split).replace("SHORT", short)
 
 
 def _is_remote(source):
-    """Whether it is a corpus whose name is no folder here."""
+    """Whether a source is a corpus whose name is not a local folder."""
     name = source.partition(":")[2]
     local = Path(name).is_dir() or Path(name.rpartition(":")[0] or name).is_dir()
     return source.startswith(_REMOTE) and not local
 
 
 def _rows(known: TextSet, source: str, split: Split) -> list[str]:
-    """The documents of a file or a corpus, blank ones too."""
+    """The documents of a file or a corpus, blank ones included."""
     if source.startswith(_REMOTE) or source.endswith(_TABLES):
         recipe = Recipe(field=known.field)
         documents = ((p, document) for p in pieces(recipe, source) for document in p.documents())

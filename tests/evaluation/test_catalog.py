@@ -6,9 +6,9 @@ import pytest
 
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation import datasets
+from sedd_jax.evaluation.catalog import DatasetCatalog
 from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
-from sedd_jax.evaluation.likelihood import names_of
-from sedd_jax.evaluation.texts import Library
+from sedd_jax.evaluation.likelihood import resolve_suites
 
 WIKI = " = Mill = \n \n The mill stood . \n\n It turned . \n"
 PENN = " the mill 's wheel \n\n N of N \n"
@@ -35,18 +35,18 @@ def folder(tmp_path):
 
 
 def test_rows_are_those_of_the_published_loaders(folder):
-    library = Library(folder)
-    wiki = library.read("wikitext2", "test")
+    catalog = DatasetCatalog(folder)
+    wiki = catalog.read("wikitext2", "test")
     # every line is a row with its end, blank ones are empty rows
     assert wiki.documents == [" = Mill =\n", "", " The mill stood.\n", "", " It turned.\n"]
     assert (wiki.source, wiki.split, wiki.detokenizer) == ("wiki.test.raw", "test", "wikitext")
-    assert library.read("ptb", "test").documents == ["the mill's wheel", "", "N of N"]
-    assert library.read("lambada", "test").documents == ['\n" One " two', "\n"]
+    assert catalog.read("ptb", "test").documents == ["the mill's wheel", "", "N of N"]
+    assert catalog.read("lambada", "test").documents == ['\n" One " two', "\n"]
 
 
 def test_only_a_newline_ends_a_line(tmp_path):
     path = write(tmp_path / "ptb.txt", "one\u2028two\x85three\r\nfour\n")
-    (text,) = [Library(None, {"ptb": str(path)}).read("ptb", "test")]
+    (text,) = [DatasetCatalog(None, {"ptb": str(path)}).read("ptb", "test")]
     assert text.documents == ["one\u2028two\x85three", "four"]
 
 
@@ -63,14 +63,14 @@ def test_the_splits_of_the_protocols(folder):
         "scientific_papers_pubmed": ("test", "validation"),
         "scientific_papers_arxiv": ("test", "validation"),
     }
-    assert Library(folder).read("wikitext2", "validation").documents == [" other\n"]
-    assert Library(folder).read("ptb", "validation").documents == ["valid"]
+    assert DatasetCatalog(folder).read("wikitext2", "validation").documents == [" other\n"]
+    assert DatasetCatalog(folder).read("ptb", "validation").documents == ["valid"]
 
 
 def test_the_hash_is_of_the_documents(folder):
-    library = Library(folder)
-    text = library.read("ptb", "test")
-    assert text.sha256 == library.read("ptb", "test").sha256
+    catalog = DatasetCatalog(folder)
+    text = catalog.read("ptb", "test")
+    assert text.sha256 == catalog.read("ptb", "test").sha256
     assert text.sha256 != text._replace(documents=[*text.documents, ""]).sha256
     joined = ["".join(text.documents)]
     assert text.sha256 != text._replace(documents=joined).sha256
@@ -79,23 +79,23 @@ def test_the_hash_is_of_the_documents(folder):
 def test_text8_is_cut_by_characters(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "TEXT8_CHARACTERS", 20)
     monkeypatch.setattr(datasets, "TEXT8_SPLIT", 3)
-    library = Library(write(tmp_path / "text8", "abcdefghijklmnopqrst").parent)
-    assert library.read("text8", "test").documents == ["rst"]
-    assert library.read("text8", "validation").documents == ["opq"]
+    catalog = DatasetCatalog(write(tmp_path / "text8", "abcdefghijklmnopqrst").parent)
+    assert catalog.read("text8", "test").documents == ["rst"]
+    assert catalog.read("text8", "validation").documents == ["opq"]
     write(tmp_path / "text8", "abc")
     with pytest.raises(BadInput, match="text8 has 3 characters, text8 has 20; get it again"):
-        library.read("text8", "test")
+        catalog.read("text8", "test")
 
 
 def test_all_parts_of_a_set_are_read_in_order(tmp_path):
     for number in (1, 0):
         write(tmp_path / f"news.en.heldout-0000{number}-of-00002", f" part {number} .\n")
-    text = Library(tmp_path).read("lm1b", "test")
+    text = DatasetCatalog(tmp_path).read("lm1b", "test")
     assert text.documents == ["part 0.", "part 1."]
     assert text.source == "news.en.heldout-00000-of-00002 to news.en.heldout-00001-of-00002"
     (tmp_path / "news.en.heldout-00001-of-00002").unlink()
     with pytest.raises(BadInput, match="holds 1 of the 2 files of lm1b"):
-        Library(tmp_path).find("lm1b", "test")
+        DatasetCatalog(tmp_path).find("lm1b", "test")
 
 
 def test_tables_are_read_with_blank_rows(tmp_path):
@@ -106,37 +106,41 @@ def test_tables_are_read_with_blank_rows(tmp_path):
     path.parent.mkdir()
     parquet.write_table(pa.table({"text": [" one \n", "", " two \n"]}), path)
     expected = [" one\n", "", " two\n"]
-    assert Library(tmp_path).read("wikitext2", "test").documents == expected
+    assert DatasetCatalog(tmp_path).read("wikitext2", "test").documents == expected
     rows = write(tmp_path / "rows.jsonl", "".join(f"{json.dumps({'sentence': s})}\n" for s in "ab"))
-    assert Library(None, {"ptb": str(rows)}).read("ptb", "test").documents == ["a", "b"]
+    assert DatasetCatalog(None, {"ptb": str(rows)}).read("ptb", "test").documents == ["a", "b"]
     with pytest.raises(BadInput, match="rows.jsonl, line 1 has no field 'text'"):
-        Library(None, {"lm1b": str(rows)}).read("lm1b", "test")
+        DatasetCatalog(None, {"lm1b": str(rows)}).read("lm1b", "test")
 
 
 def test_a_data_set_of_the_hub_is_local_once_it_is_saved(tmp_path):
     hub = pytest.importorskip("datasets", reason="the optional extra [hub]")
     hub.Dataset.from_dict({"text": ["well @-@ made", ""]}).save_to_disk(tmp_path / "saved")
     source = f"hf:{tmp_path / 'saved'}"
-    text = Library(None, {"wikitext2": source}).read("wikitext2", "test")
+    text = DatasetCatalog(None, {"wikitext2": source}).read("wikitext2", "test")
     assert (text.documents, text.source) == (["well-made", ""], "saved")
 
 
 def test_what_download_would_fetch():
-    library = Library(None, download=True)
-    found = {name: library.find(name, "validation") for name in TEXT_SETS}
+    catalog = DatasetCatalog(None, download=True)
+    found = {name: catalog.find(name, "validation") for name in TEXT_SETS}
     assert found["wikitext103"] == ["hf:Salesforce/wikitext/wikitext-103-raw-v1:validation"]
     assert found["scientific_papers_arxiv"] == ["tfds:scientific_papers/arxiv:validation"]
     assert found["ptb"] == []
-    assert not any(Library(None).find(name, "test") for name in TEXT_SETS)
+    assert not any(DatasetCatalog(None).find(name, "test") for name in TEXT_SETS)
 
 
 def test_a_group_takes_what_there_is_and_says_what_is_missing(folder):
-    names, lacking = names_of(["zeroshot", "heldout", "ptb"], Library(folder), "sedd")
+    names, lacking = resolve_suites(["zeroshot", "heldout", "ptb"], DatasetCatalog(folder), "sedd")
     assert names == [*ZEROSHOT[:-1], "heldout"]
     (words,) = lacking["zeroshot"]
     assert words.startswith("lm1b: all files of heldout-monolingual")
     assert f"below {folder}" in words
-    assert names_of(["zeroshot"], Library(folder), "mdlm")[0] == ["lambada", "wikitext2", "ptb"]
+    assert resolve_suites(["zeroshot"], DatasetCatalog(folder), "mdlm")[0] == [
+        "lambada",
+        "wikitext2",
+        "ptb",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -149,25 +153,25 @@ def test_a_group_takes_what_there_is_and_says_what_is_missing(folder):
 )
 def test_a_missing_set_is_refused(folder, suites, message):
     with pytest.raises(BadInput, match=message):
-        names_of(suites, Library(folder), "sedd")
+        resolve_suites(suites, DatasetCatalog(folder), "sedd")
 
 
 def test_a_group_without_any_data_is_refused(tmp_path):
     with pytest.raises(BadInput, match="no data for --suite=zeroshot.*ptb: Mikolov's ptb.valid"):
-        names_of(["zeroshot"], Library(tmp_path), "mdlm")
+        resolve_suites(["zeroshot"], DatasetCatalog(tmp_path), "mdlm")
 
 
 def test_two_of_a_kind_are_ambiguous(folder):
     write(folder / "copy/ptb.test.txt", "other\n")
     with pytest.raises(BadInput, match="more than one ptb below .* --sources=ptb=FILE"):
-        Library(folder).find("ptb", "test")
+        DatasetCatalog(folder).find("ptb", "test")
     chosen = {"ptb": str(folder / "copy/ptb.test.txt")}
-    text = Library(folder, chosen).read("ptb", "test")
+    text = DatasetCatalog(folder, chosen).read("ptb", "test")
     assert (text.documents, text.split) == (["other"], "as given, for test")
     write(folder / "text8", "")
     write(folder / "text8.txt", "")
     with pytest.raises(BadInput, match="more than one text8 below .*text8 and .*text8.txt"):
-        Library(folder).find("text8", "test")
+        DatasetCatalog(folder).find("text8", "test")
 
 
 def test_links_to_folders_are_followed(folder, tmp_path):
@@ -178,17 +182,17 @@ def test_links_to_folders_are_followed(folder, tmp_path):
     (root / "b").symlink_to(tmp_path / "elsewhere/penn")  # the same folder again
     (root / "c").symlink_to(root)  # a ring
     (root / "d").symlink_to(tmp_path / "nowhere")
-    assert Library(root).read("ptb", "test").documents == ["linked"]
+    assert DatasetCatalog(root).read("ptb", "test").documents == ["linked"]
     (folder / "a").symlink_to(folder / "mikolov")  # the name of the folder itself counts
-    assert Library(folder).find("ptb", "test") == [str(folder / "mikolov/ptb.test.txt")]
+    assert DatasetCatalog(folder).find("ptb", "test") == [str(folder / "mikolov/ptb.test.txt")]
 
 
 def test_tokenised_wikitext_is_refused(tmp_path):
     path = write(tmp_path / "wiki.test.tokens", " the <unk> stood \n")
-    library = Library(None, {"wikitext2": str(path), "ptb": str(path)})
+    catalog = DatasetCatalog(None, {"wikitext2": str(path), "ptb": str(path)})
     with pytest.raises(BadInput, match="has <unk> in it, .* get wikitext-2-raw/wiki.test.raw"):
-        library.read("wikitext2", "test")
-    assert library.read("ptb", "test").documents  # it has them
+        catalog.read("wikitext2", "test")
+    assert catalog.read("ptb", "test").documents  # it has them
 
 
 @pytest.mark.parametrize(
@@ -201,17 +205,17 @@ def test_tokenised_wikitext_is_refused(tmp_path):
 )
 def test_bad_sources_are_refused(sources, message):
     with pytest.raises(BadInput, match=message):
-        Library(None, sources)
+        DatasetCatalog(None, sources)
 
 
 def test_text_that_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(BadInput, match="no folder .*absent to look for data in"):
-        Library(tmp_path / "absent")
+        DatasetCatalog(tmp_path / "absent")
     (tmp_path / "ptb.test.txt").write_bytes(b"na\xefve")
     with pytest.raises(BadInput, match="ptb.test.txt is not UTF-8 text: the byte at offset 2"):
-        Library(tmp_path).read("ptb", "test")
+        DatasetCatalog(tmp_path).read("ptb", "test")
     write(tmp_path / "ptb.test.txt", " \n\n")
     with pytest.raises(BadInput, match="There is no text in .*ptb.test.txt"):
-        Library(tmp_path).read("ptb", "test")
+        DatasetCatalog(tmp_path).read("ptb", "test")
     with pytest.raises(BadInput, match="There is no data for wikitext2: wikitext-2-raw/wiki.test"):
-        Library(tmp_path).read("wikitext2", "test")
+        DatasetCatalog(tmp_path).read("wikitext2", "test")

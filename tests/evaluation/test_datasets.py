@@ -6,7 +6,7 @@ LAMBADA and tiny Shakespeare, and on 100,000 random rows of the strings that tri
 
 import pytest
 
-from sedd_jax.evaluation.detokenizers import DETOKENIZERS
+from sedd_jax.evaluation.datasets import DETOKENIZERS
 
 CASES = {
     "none": [(" left @-@ as it is \n", " left @-@ as it is \n")],
