@@ -2,17 +2,13 @@
 
 Prints text, or writes JSON lines with --output; `--template="Once[MASK:12] the end."` fills in.
 `--input=prompts.jsonl --output=out.jsonl` draws a row for every line, on all devices and hosts; the
-same command goes on where it was stopped. `--trace` shows one sample being denoised, `--html=FILE`
-writes a page that plays how all came about. `--temperature` and `--top_p` depart from the model's
-law.
+same command resumes it. `--trace` shows one sample being denoised, `--html=FILE` writes a page that
+replays all of them. `--temperature` and `--top_p` depart from the model's distribution.
 """
 
 import dataclasses
-import json
-import os
 import sys
 import time
-import uuid
 from pathlib import Path
 
 import jax
@@ -27,11 +23,12 @@ from sedd_jax.inference.generate import generate, split_overlap
 from sedd_jax.inference.load import load
 from sedd_jax.inference.sampling import CONDITIONINGS, SAMPLERS
 from sedd_jax.inference.stream import generate_stream
-from sedd_jax.inference.template import between, fill, most_tokens, pad
+from sedd_jax.inference.template import max_tokens, pad, row_between, row_from_template
 from sedd_jax.jobs import job
+from sedd_jax.jobs.output import write_new
 from sedd_jax.jobs.page import write_page
 from sedd_jax.system import processes
-from sedd_jax.system.files import atomic_write, check_output_path
+from sedd_jax.system.files import check_output_path
 
 _MODEL = cli.define_model_flags()
 _MESH = flags.DEFINE_list(
@@ -51,13 +48,18 @@ _SAMPLER = flags.DEFINE_string(
     "sampler", "tweedie", f"{', '.join(SAMPLERS.names)}, or the path module:class of your own."
 )
 _TEMPERATURE = flags.DEFINE_float(
-    "temperature", 1.0, "Not 1: departs from the model's law; 0 draws the likeliest token."
+    "temperature", 1.0, "Not 1: departs from the model's distribution; 0 draws the likeliest token."
 )
 _TOP_P = flags.DEFINE_float(
-    "top_p", 1.0, "Below 1: departs from the model's law; draws from the fewest of this mass."
+    "top_p",
+    1.0,
+    "Below 1: departs from it too; draws from the fewest tokens of this mass.",
 )
 _CONDITIONING = flags.DEFINE_enum(
-    "conditioning", "clamp", CONDITIONINGS, "Uniform graph: what given tokens are on the way."
+    "conditioning",
+    "clamp",
+    CONDITIONINGS,
+    "Uniform graph: how samples are conditioned on given tokens.",
 )
 _PARTICLES = flags.DEFINE_integer("particles", 1, "Copies of a row for --conditioning=resample.")
 _OVERLAP = flags.DEFINE_integer(
@@ -83,11 +85,11 @@ _TRACE = flags.DEFINE_bool(
     "trace", False, "Show the denoising of one sample, instead of --num_samples."
 )
 _FRAMES = flags.DEFINE_integer("frames", 8, "Moments shown by --trace.")
-_HTML = flags.DEFINE_string("html", None, "Page that plays how the samples came about; a new file.")
+_HTML = flags.DEFINE_string("html", None, "Page that replays the sampling; a new file.")
 _PROCESSES = cli.define_process_flags()
 _PLAIN = "plain samples"
-# which ways to show samples heed a flag, where not all do
-_HEEDED = {
+# the ways to show samples in which flags have an effect, where it is not all
+_WAYS_OF_FLAGS = {
     ("--input",): _PROCESSES,
     ("--trace",): (_FRAMES,),
     (_PLAIN, "--input"): (_OUTPUT, _BATCH_SIZE),
@@ -109,16 +111,16 @@ def main() -> None:
 
 
 def _check_flags():
-    """Refuses flags that would make no difference."""
+    """Refuses flags without effect."""
     ways = [flag for flag in (_INPUT, _TRACE, _HTML) if flag.value not in (None, False)]
     if len(ways) > 1:
         names = " and ".join(f"--{flag.name}" for flag in ways)
         raise BadInput(f"{names} show samples in different ways: give one of them.")
     way = f"--{ways[0].name}" if ways else _PLAIN
-    for heeding, those in _HEEDED.items():
+    for allowed, those in _WAYS_OF_FLAGS.items():
         for flag in those:
-            if flag.present and way not in heeding:
-                raise BadInput(f"--{flag.name} is for {' or '.join(heeding)}, and not for {way}.")
+            if flag.present and way not in allowed:
+                raise BadInput(f"--{flag.name} is for {' or '.join(allowed)}, and not for {way}.")
 
 
 def _run_job():
@@ -127,7 +129,7 @@ def _run_job():
         raise BadInput("--input needs --output=FILE, where its rows are written.")
     source, output = Path(_INPUT.value), Path(_OUTPUT.value)
 
-    def look():
+    def check_source():
         if not (source.is_file() and source.stat().st_size):
             raise BadInput(
                 f"--input={source} is no file, or empty: it must hold a JSON line for a row."
@@ -136,14 +138,14 @@ def _run_job():
     # before anything that may fail on one host alone
     processes.initialize_distributed(*(flag.value for flag in _PROCESSES))
     processes.on_primary(lambda: check_output_path(output, must_be_new=False))
-    processes.run_primary_first(look, look)
-    goes_on = f"the same command continues with the rows not in {output}."
-    with processes.end_on_signal(), processes.abort_with_peers(goes_on):
+    processes.run_primary_first(check_source, check_source)
+    resumption = f"the same command continues with the rows not in {output}."
+    with processes.end_on_signal(), processes.abort_with_peers(resumption):
         checkpoint = load(
             **_MODEL(), mesh=sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
         )
         settings = _settings(checkpoint)
-        processes.print_on_primary(f"A signal ends the job at once; {goes_on}")
+        processes.print_on_primary(f"A signal ends the job at once; {resumption}")
         job.run(
             checkpoint,
             source,
@@ -155,7 +157,7 @@ def _run_job():
 
 
 def _draw_samples():
-    """Draws --num_samples that hold the same text."""
+    """Draws --num_samples from the same prompt."""
     output = None if _OUTPUT.value is None else Path(_OUTPUT.value)
     if output:
         check_output_path(output)
@@ -167,13 +169,15 @@ def _draw_samples():
     options = settings | {"batch_size": _BATCH_SIZE.value}
     started = time.monotonic()
     if _TRACE.value:
-        tokens, found = generate(
-            key, checkpoint, *prompt.tokens.shape, prompt=prompt, trace=True, **options
-        )
+        tokens, found = generate(key, checkpoint, prompt=prompt, trace=True, **options)
         evaluations = found.evaluations
         _show_trace(checkpoint, found.trace[:, 0])
     elif _HTML.value is not None:
-        tokens, evaluations = _play(checkpoint, key, prompt, settings)
+        facts = {"model": checkpoint.name or "", "seed": _SEED.value} | settings
+        facts = {name: str(value) for name, value in facts.items() if value is not None}
+        snapshots = generate_stream(key, checkpoint, prompt, **settings)
+        last = write_page(Path(_HTML.value), checkpoint, prompt, snapshots, facts)
+        tokens, evaluations = last.tokens, last.evaluations
     else:
         tokens, found = generate(key, checkpoint, prompt=prompt, **options)
         evaluations = found.evaluations
@@ -181,7 +185,12 @@ def _draw_samples():
     if output:
         held = np.asarray(prompt.held)
         rows = zip(evaluations.tolist(), held, tokens, strict=True)
-        _write(checkpoint.tokenizer, rows, settings, output)
+        records = (
+            {"index": index, "seed": _SEED.value, **settings, "evaluations": count}
+            | job.decode(checkpoint.tokenizer, held, row)
+            for index, (count, held, row) in enumerate(rows)
+        )
+        write_new(output, records)
     elif not _TRACE.value and _HTML.value is None:
         for row in tokens:
             print(f"--- sample ---\n{_text(checkpoint.tokenizer, row)}")
@@ -204,51 +213,22 @@ def _settings(checkpoint):
 
 
 def _prompt(checkpoint):
-    """What is given of every sample."""
+    """The prompt that all samples share."""
     num_samples = 1 if _TRACE.value else _NUM_SAMPLES.value
     check_positive(num_samples=num_samples)
     tokenizer, length = checkpoint.tokenizer, _LENGTH.value
-    most = most_tokens(checkpoint, length)
+    limit = max_tokens(checkpoint, length)
     if _TEMPLATE.value is None:
-        row = between(_PREFIX.value, _SUFFIX.value, tokenizer, length, most)
+        row = row_between(_PREFIX.value, _SUFFIX.value, tokenizer, length, limit)
     elif _PREFIX.present or _SUFFIX.present:
         raise BadInput("--template holds all the text: write --prefix and --suffix into it.")
     else:
-        row = fill(_TEMPLATE.value, tokenizer, length, most)
+        row = row_from_template(_TEMPLATE.value, tokenizer, length, limit)
     return pad([row] * num_samples, len(row.tokens))
-
-
-def _play(checkpoint, key, prompt, settings):
-    """Writes the page that plays how samples come about; their tokens, and evaluations of each."""
-    facts = {"model": checkpoint.name or "", "seed": _SEED.value} | settings
-    moments = generate_stream(key, checkpoint, prompt, **settings)
-    shown = {name: str(value) for name, value in facts.items() if value is not None}
-    last = write_page(Path(_HTML.value), checkpoint, prompt, moments, shown)
-    return last.tokens, last.evaluations
 
 
 def _text(tokenizer, row):
     return " ".join(map(str, row)) if tokenizer is None else tokenizer.decode(row)
-
-
-def _write(tokenizer, rows, settings, path):
-    """Writes the records of rows; if another has taken the name by now, beside it."""
-    records = (
-        {"index": index, "seed": _SEED.value}
-        | settings
-        | {"evaluations": calls}
-        | job.shown(tokenizer, held, tokens)
-        for index, (calls, held, tokens) in enumerate(rows)
-    )
-    written = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    atomic_write(written, b"".join(json.dumps(record).encode() + b"\n" for record in records))
-    try:
-        os.link(written, path)  # takes no name that is taken
-    except OSError as error:
-        raise BadInput(
-            f"{path} cannot be made ({error.strerror}): the samples are in {written}."
-        ) from error
-    written.unlink()
 
 
 def _show_trace(checkpoint, path):

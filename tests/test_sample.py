@@ -230,7 +230,7 @@ def test_a_host_joins_the_others_before_anything_that_may_fail_on_it_alone(binar
     calls = (
         "processes.initialize_distributed(",
         "on_primary(lambda: check_output",
-        "run_primary_first(look, look)",
+        "run_primary_first(check_source, check_source)",
         " load(",
     )
     places = [job.index(call) for call in calls]

@@ -1,4 +1,4 @@
-"""What the demo draws: a request of the page, checked, and its moments as JSON lines."""
+"""What the demo draws: a request of the page, checked, and its snapshots as JSON lines."""
 
 import json
 from collections.abc import Iterator
@@ -11,9 +11,8 @@ from sedd_jax.errors import BadInput
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.sampling import SAMPLERS, sampler_named
 from sedd_jax.inference.stream import generate_stream
-from sedd_jax.inference.template import fill, pad, width_of
-from sedd_jax.jobs.frames import texts
-from sedd_jax.jobs.page import setting
+from sedd_jax.inference.template import pad, padded_length, row_from_template
+from sedd_jax.jobs.page import frame, player_setup
 
 # every other setting is another program to compile, so the page offers a few: choices, default
 _CHOICES: dict[str, tuple[tuple[Any, ...], Any]] = {
@@ -45,7 +44,6 @@ class RequestHandler:
                 "the checkpoint of a diffusion model."
             )
         self._checkpoint = checkpoint
-        # first hitting draws the times at which masks are filled
         names = (it for it in SAMPLERS.names if sampler_named(it).serves(checkpoint.graph))
         self.choices = _CHOICES | {"sampler": (tuple(names), "tweedie")}
         self._example = next(filter(self._is_encodable, _EXAMPLES), "[MASK:*]")
@@ -68,7 +66,7 @@ class RequestHandler:
             pass
 
     def handle(self, body: bytes) -> Iterator[dict[str, Any]]:
-        """Returns what the player shows of a drawing: its setting, then a line for every moment.
+        """Returns what the player shows of a drawing: its setting, then a line for every snapshot.
 
         Raises:
           BadInput: the request is malformed or out of range; before anything is drawn.
@@ -78,28 +76,26 @@ class RequestHandler:
     def _draw(self, request):
         checkpoint = self._checkpoint
         length = checkpoint.config.model.length
-        row = fill(request["template"], checkpoint.tokenizer, None, length)
-        prompt = pad([row] * request["samples"], width_of(len(row.tokens), length))
+        row = row_from_template(request["template"], checkpoint.tokenizer, None, length)
+        prompt = pad([row] * request["samples"], padded_length(len(row.tokens), length))
         settings = {name: request[name] for name in self.choices if name != "samples"}
         if sampler_named(request["sampler"]).draws_times:
             settings["steps"] = None  # one token a call: the page does not offer steps
-        moments = generate_stream(jax.random.key(request["seed"]), checkpoint, prompt, **settings)
-        return self._lines(prompt, moments)
+        snapshots = generate_stream(jax.random.key(request["seed"]), checkpoint, prompt, **settings)
+        return self._lines(prompt, snapshots)
 
-    def _lines(self, prompt, moments):
+    def _lines(self, prompt, snapshots):
         yield {"note": "Waiting for the model; the first drawing of a size is compiled first."}
-        for moment in moments:
-            if not moment.calls:
-                yield setting(self._checkpoint, prompt, moment.most)
-            yield {
-                "calls": moment.calls,
-                "evaluations": moment.evaluations.tolist(),
-                "rows": texts(self._checkpoint, moment.tokens, prompt),
-            }
+        for snapshot in snapshots:
+            if not snapshot.calls:
+                yield player_setup(self._checkpoint, prompt, snapshot.most)
+            yield frame(self._checkpoint, prompt, snapshot)
 
     def _is_encodable(self, template):
         try:
-            fill(template, self._checkpoint.tokenizer, None, self._checkpoint.config.model.length)
+            row_from_template(
+                template, self._checkpoint.tokenizer, None, self._checkpoint.config.model.length
+            )
         except BadInput:
             return False
         return True

@@ -1,10 +1,11 @@
-r"""Text with holes, such as `Once[MASK:12] the end.`, as rows to be filled in.
+r"""Text with holes, such as `Once[MASK:12] the end.`, as rows to fill in.
 
-`[MASK:12]` is a hole of 12 tokens and `[MASK:*]`, at most one, fills the row to its length. A
-backslash makes it text: `\[MASK:3]`; before it, `\\` is a backslash. Every text between two holes
-is encoded on its own, so that a hole begins and ends between tokens: a subword tokenizer may cut
-`Once` + ` upon` otherwise than it would cut them in one text, and a word that goes on in a hole is
-begun with whole pieces. Where a space belongs to the word after it, none stands before a hole.
+`[MASK:12]` is a hole of 12 tokens; `[MASK:*]`, at most one, extends the row to its length. A
+backslash makes a marker text: `\[MASK:3]`; before a hole, `\\` is a backslash. Every text between
+two holes is encoded on its own, so a hole begins and ends between tokens: a subword tokenizer may
+split `Once` + ` upon` differently from the same words in one text, and a word that continues in a
+hole begins with whole tokens. A space that the tokenizer attaches to the word after it does not
+belong before a hole.
 """
 
 import re
@@ -20,23 +21,23 @@ from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.system.rounding import round_up
 
-# every marker, with the backslashes before it; what is wrong with one is said later
+# every marker, also a malformed one, with the backslashes before it
 _MARKER = re.compile(r"(?<!\\)(\\*+)(\[MASK(?::[^\[\]\s]{0,12})?\]?)")
-_HOLE = re.compile(r"\[MASK:(\*|0*[1-9][0-9]{0,8})\]")
+_SIZE = re.compile(r"\[MASK:(\*|0*[1-9][0-9]{0,8})\]")
 _HOW = r"[MASK:12] is a hole of 12 tokens, [MASK:*] fills up, \[MASK is text"
-_STAR = None
-_FREE = -1
-_CHARACTERS = 128  # of a token at most: GPT-2 has one of 128 spaces
-_FEW = 40  # characters of a text that are quoted
-_WINDOWS = 64  # trained lengths in a row at most
-_NARROWEST = 16
+_FILL = None
+_HOLE_ID = -1
+_MAX_CHARACTERS = 128  # of a token at most: GPT-2 has one of 128 spaces
+_MAX_QUOTED = 40  # characters of a text that are quoted
+_MAX_WINDOWS = 64  # trained lengths in a row at most
+_MIN_LENGTH = 16  # of a padded row
 
 
-class Row(NamedTuple):
+class PromptRow(NamedTuple):
     """One row to fill in.
 
     Attributes:
-      tokens: the given tokens, 0 where free.
+      tokens: the given tokens, 0 in holes.
       held: True where a token is given.
     """
 
@@ -44,62 +45,87 @@ class Row(NamedTuple):
     held: Bool[np.ndarray, "L"]
 
 
-def fill(template: str, tokenizer: Tokenizer | None, length: int | None, most: int) -> Row:
+def row_from_template(
+    template: str, tokenizer: Tokenizer | None, length: int | None, limit: int
+) -> PromptRow:
     """Returns the row of a text with holes.
 
     Args:
       template: text with `[MASK:12]` or `[MASK:*]`, see the module.
       tokenizer: encodes the text; a template of holes alone needs none.
-      length: L; by default the template's own, or `most` with `[MASK:*]`.
-      most: the largest L that there may be.
+      length: L; by default the template's own, or `limit` with `[MASK:*]`.
+      limit: the largest L.
 
     Raises:
-      BadInput: a marker that is none, no hole, text that the tokenizer does not take, or a row that
-        has another length or is too long; before the rest is looked at.
+      BadInput: a malformed marker, no hole, text that the tokenizer cannot encode, or a row that
+        is too long or differs from `length`; what follows the fault is not read.
     """
-    return _row(_of_template(template, tokenizer, most), length, most)
+    return _row(_of_template(template, tokenizer, limit), length, limit)
 
 
 def templates(checkpoint: TrainedModel, texts: Sequence[str], length: int | None = None) -> Prompt:
-    """Returns texts with holes as the prompt of as many rows, for `generate` or `live`.
+    """Returns texts with holes as the prompt of as many rows, for `generate`.
 
     Args:
       checkpoint: the model.
-      texts: with `[MASK:12]` or `[MASK:*]`, see `serving.template`.
+      texts: with `[MASK:12]` or `[MASK:*]`, see the module.
       length: of every row; by default that of each template, or the trained length with `[MASK:*]`.
 
     Raises:
-      BadInput: see `fill`.
+      BadInput: see `row_from_template`.
     """
-    most = most_tokens(checkpoint, length)
-    rows = [fill(text, checkpoint.tokenizer, length, most) for text in texts]
+    limit = max_tokens(checkpoint, length)
+    rows = [row_from_template(text, checkpoint.tokenizer, length, limit) for text in texts]
     return pad(rows, max(len(row.tokens) for row in rows))
 
 
-def between(
-    prefix: str, suffix: str, tokenizer: Tokenizer | None, length: int | None, most: int
-) -> Row:
-    """Returns the row that begins and ends with texts, either of which may be empty; see `fill`."""
+def row_between(
+    prefix: str, suffix: str, tokenizer: Tokenizer | None, length: int | None, limit: int
+) -> PromptRow:
+    """Returns the row that begins and ends with texts, with one hole between them.
+
+    Args:
+      prefix: text at the beginning, may be empty.
+      suffix: text at the end, may be empty.
+      tokenizer: encodes the texts; empty ones need none.
+      length: L; by default `limit`.
+      limit: the largest L.
+
+    Raises:
+      BadInput: see `row_from_template`.
+    """
     texts = (("prefix", prefix), ("suffix", suffix))
-    first, last = (_encode(text, tokenizer, f"the {name}", most) for name, text in texts)
-    return _row([first, _STAR, last], length, most)
+    first, last = (_encode(text, tokenizer, f"the {name}", limit) for name, text in texts)
+    return _row([first, _FILL, last], length, limit)
 
 
-def of_tokens(tokens: Sequence[Any], num_tokens: int, length: int | None, most: int) -> Row:
-    """Returns the row of tokens below `num_tokens`, None where it is free; see `fill`."""
-    if len(tokens) > most:
-        raise _too_long(most)
+def row_from_tokens(
+    tokens: Sequence[Any], num_tokens: int, length: int | None, limit: int
+) -> PromptRow:
+    """Returns the row of tokens.
+
+    Args:
+      tokens: ids, None for a hole.
+      num_tokens: ids are below it.
+      length: L; by default that of `tokens`.
+      limit: the largest L.
+
+    Raises:
+      BadInput: a token that is out of range; else see `row_from_template`.
+    """
+    if len(tokens) > limit:
+        raise _too_long(limit)
     for position, token in enumerate(tokens):
         if token is not None and (type(token) is not int or not 0 <= token < num_tokens):
             raise BadInput(
                 f"Position {position} of the tokens is {_quoted(token)}: it must be a whole number "
                 f"in [0, {num_tokens}), or null for a hole."
             )
-    ids = [_FREE if token is None else token for token in tokens]
-    return _row([np.array(ids, np.int32)], length, most)
+    ids = [_HOLE_ID if token is None else token for token in tokens]
+    return _row([np.array(ids, np.int32)], length, limit)
 
 
-def pad(rows: Sequence[Row], width: int) -> Prompt:
+def pad(rows: Sequence[PromptRow], width: int) -> Prompt:
     """Returns rows of at most `width` tokens as one prompt [N, width], padded at their ends."""
     lengths = np.array([len(row.tokens) for row in rows], np.int32)
     tokens = np.zeros((len(rows), width), np.int32)
@@ -109,61 +135,61 @@ def pad(rows: Sequence[Row], width: int) -> Prompt:
     return Prompt(tokens, held, None if (lengths == width).all() else lengths)
 
 
-def width_of(length: int, trained: int) -> int:
-    """Returns the width that rows of a length are drawn in: 16, 24, 32, 48, ..., `trained`.
+def padded_length(length: int, trained: int) -> int:
+    """Returns the length that rows are padded to: 16, 24, 32, 48, ..., `trained`.
 
-    Longer rows are drawn in windows of the trained length: their widths are its multiples.
+    Longer rows are drawn in windows of the trained length, and padded to its multiples.
     """
     if length > trained:
         return round_up(length, trained)
-    width = _NARROWEST
+    width = _MIN_LENGTH
     while width < length:
         width += width // 2 if width & (width - 1) == 0 else width // 3
     return min(width, trained)
 
 
-def most_tokens(model: TrainedModel, length: Any) -> int:
-    """Returns the most tokens that a row may have: where a length is asked for, many windows."""
-    several = length is not None and model.family.infills
-    return model.config.model.length * (_WINDOWS if several else 1)
+def max_tokens(checkpoint: TrainedModel, length: Any) -> int:
+    """Returns the most tokens that a row may have: of many windows if it asks for a length."""
+    several = length is not None and checkpoint.family.infills
+    return checkpoint.config.model.length * (_MAX_WINDOWS if several else 1)
 
 
-def _row(parts: Iterable[np.ndarray | None], length: int | None, most: int) -> Row:
-    """The row of tokens, _FREE in holes, and at most one _STAR; checked as far as it is read."""
-    if length is not None and not (type(length) is int and 1 <= length <= most):
-        raise BadInput(f"length must be a whole number in [1, {most}], got {_quoted(length)}.")
+def _row(parts: Iterable[np.ndarray | None], length: int | None, limit: int) -> PromptRow:
+    """The row of tokens, _HOLE_ID in holes, and at most one _FILL; read until it is too long."""
+    if length is not None and not (type(length) is int and 1 <= length <= limit):
+        raise BadInput(f"length must be a whole number in [1, {limit}], got {_quoted(length)}.")
     read, total, star = [], 0, None
     for part in parts:
-        if part is _STAR:
+        if part is _FILL:
             star = len(read)
         else:
             read.append(part)
             total += len(part)
-        if total > most:
-            raise _too_long(most)
-    wanted = length or (total if star is None else most)
+        if total > limit:
+            raise _too_long(limit)
+    wanted = length or (total if star is None else limit)
     if star is not None:
         if total >= wanted:
             raise BadInput(
                 f"The given tokens and holes take {total} positions of {wanted}: nothing is left "
                 "to fill; give less text or a larger length."
             )
-        read.insert(star, np.full(wanted - total, _FREE, np.int32))
+        read.insert(star, np.full(wanted - total, _HOLE_ID, np.int32))
     elif total != wanted:
         raise BadInput(
             f"The row has {total} positions and length is {wanted}: leave length out, or put "
             "[MASK:*] where the row is to be filled up."
         )
     tokens = np.concatenate([np.zeros(0, np.int32), *read])
-    held = tokens != _FREE
+    held = tokens != _HOLE_ID
     if held.all():
         raise BadInput(f"There is no hole to fill: {_HOW}; in tokens, null.")
-    return Row(np.where(held, tokens, 0), held)
+    return PromptRow(np.where(held, tokens, 0), held)
 
 
-def _of_template(template: str, tokenizer: Tokenizer | None, most: int) -> Iterator:
-    """The tokens, holes and star of a template, one after the other."""
-    _check_characters(template, "The template", most)
+def _of_template(template: str, tokenizer: Tokenizer | None, limit: int) -> Iterator:
+    """Yields the tokens, holes and _FILL of a template in turn."""
+    _check_characters(template, "The template", limit)
     text, begin, end, starred = "", 0, 0, False
     for found in _MARKER.finditer(template):
         slashes, marker = found.groups()
@@ -172,7 +198,7 @@ def _of_template(template: str, tokenizer: Tokenizer | None, most: int) -> Itera
         if len(slashes) % 2:
             text += marker
             continue
-        yield _encode(text, tokenizer, f"the text at character {begin + 1} of the template", most)
+        yield _encode(text, tokenizer, f"the text at character {begin + 1} of the template", limit)
         size = _size(marker, found.start(2) + 1)
         if size == "*" and starred:
             raise BadInput(
@@ -180,27 +206,30 @@ def _of_template(template: str, tokenizer: Tokenizer | None, most: int) -> Itera
                 "can fill up; give the others a size."
             )
         starred |= size == "*"
-        # no more than it takes to see that it is too many
-        yield _STAR if size == "*" else np.full(min(int(size), most + 1), _FREE, np.int32)
+        # a hole beyond the limit need not be larger to be refused
+        yield _FILL if size == "*" else np.full(min(int(size), limit + 1), _HOLE_ID, np.int32)
         text, begin = "", end
     yield _encode(
-        text + template[end:], tokenizer, f"the text at character {begin + 1} of the template", most
+        text + template[end:],
+        tokenizer,
+        f"the text at character {begin + 1} of the template",
+        limit,
     )
 
 
 def _size(marker, place):
-    if not (found := _HOLE.fullmatch(marker)):
+    if not (found := _SIZE.fullmatch(marker)):
         raise BadInput(f"{marker} at character {place} of the template is no hole: {_HOW}.")
     return found[1]
 
 
-def _encode(text, tokenizer, place, most):
-    """The tokens of a text, none of an empty one."""
+def _encode(text, tokenizer, place, limit):
+    """The tokens of a text; an empty one needs no tokenizer."""
     if not text:
         return np.zeros(0, np.int32)
-    _check_characters(text, place[0].upper() + place[1:], most)
+    _check_characters(text, place[0].upper() + place[1:], limit)
     if tokenizer is None or isinstance(tokenizer, Integers):
-        lack = "the checkpoint has none" if tokenizer is None else "this one knows ids alone"
+        lack = "the checkpoint has none" if tokenizer is None else "this one knows only ids"
         raise BadInput(
             f"{_quoted(text)}, {place}, needs a tokenizer for text, and {lack}: give --tokenizer, "
             "or tokens with null for the holes."
@@ -209,8 +238,8 @@ def _encode(text, tokenizer, place, most):
         text.encode()
     except UnicodeEncodeError as error:
         raise BadInput(
-            f"In {place} character {error.start + 1} is half a surrogate pair, which is no text; "
-            "take it out."
+            f"In {place} character {error.start + 1} is half a surrogate pair, which is not text; "
+            "remove it."
         ) from error
     try:
         return tokenizer.encode(text)
@@ -218,21 +247,21 @@ def _encode(text, tokenizer, place, most):
         raise BadInput(f"In {place}: {error}") from error
 
 
-def _check_characters(text, name, most):
-    if len(text) > most * _CHARACTERS:
+def _check_characters(text, name, limit):
+    if len(text) > limit * _MAX_CHARACTERS:
         raise BadInput(
-            f"{name} has {len(text):,} characters, too many for a row of at most {most} tokens; "
+            f"{name} has {len(text):,} characters, too many for a row of at most {limit} tokens; "
             "shorten it."
         )
 
 
-def _too_long(most):
+def _too_long(limit):
     return BadInput(
-        f"The row has more than {most} positions, the most there may be here; give less text or "
+        f"The row has more than {limit} positions, the most there may be here; give less text or "
         "smaller holes."
     )
 
 
 def _quoted(value: Any) -> str:
     shown = repr(value)
-    return shown if len(shown) <= _FEW else f"{shown[:_FEW]}..."
+    return shown if len(shown) <= _MAX_QUOTED else f"{shown[:_MAX_QUOTED]}..."

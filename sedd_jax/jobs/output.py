@@ -1,106 +1,125 @@
-"""The output of a batch job: JSON lines that outlive whatever ends the job.
+"""The output of a batch job: JSON lines that survive however the job ends.
 
-Every record says what it was drawn from and how, so that the same command knows its own rows and
-goes on with those that are missing, and no other command adds to them.
+Every record says what it was drawn from and how, so that the same command recognises its own rows
+and draws the missing ones, and no other command adds to them.
 """
 
 import contextlib
 import json
 import os
 import re
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sedd_jax.errors import BadInput
-from sedd_jax.jobs.input import Line
+from sedd_jax.jobs.input import InputRow
 from sedd_jax.system.files import atomic_write, check_output_path
 from sedd_jax.system.lock import exclusive
 
 _BEGIN = b'{"index": '
-_ALONE = re.compile(rb'\{"index": [0-9]+, "id": ')  # what only a record of ours begins with
+_RECORD_BEGIN = re.compile(rb'\{"index": [0-9]+, "id": ')  # only records of jobs begin so
 
 
-class Ledger:
-    """An output file that is written to.
+class JobOutput:
+    """An output file, open for appending.
 
     Attributes:
-      done: the indices of the lines whose rows it holds.
+      done: the indices of the rows that it holds.
     """
 
     def __init__(self, file: BinaryIO, done: set[int]):
-        """Appends to `file`, which holds rows of the lines `done`."""
-        self._file = file
-        self.done = done
+        self._file, self.done = file, done
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Writes records, which begin with their index, so that they are there if power fails."""
-        self._file.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+        """Writes records, which begin with their index; once it returns they survive a crash."""
+        self._file.write(_lines(records))
         self._file.flush()
         os.fsync(self._file.fileno())
 
 
-@contextlib.contextmanager
-def open_ledger(path: Path, lines: list[Line], facts: Mapping[str, Any]) -> Iterator[Ledger]:
-    """Opens the output of a job, which holds nothing yet or some of its rows, for this job alone.
+def write_new(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes records to a new file; if another process has made it by now, beside it.
 
-    A last record that was cut short goes, and so do those of errors, which may be mended.
+    Raises:
+      BadInput: the file exists; the message says where the records are.
+    """
+    written = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    atomic_write(written, _lines(records))
+    try:
+        os.link(written, path)  # unlike a rename, it fails if the name is taken
+    except OSError as error:
+        raise BadInput(
+            f"{path} cannot be made ({error.strerror}): the samples are in {written}."
+        ) from error
+    written.unlink()
+
+
+@contextlib.contextmanager
+def open_output(path: Path, rows: list[InputRow], facts: Mapping[str, Any]) -> Iterator[JobOutput]:
+    """Opens the output of a job, new or with some of its rows, for this job alone.
+
+    Removes a last record that was cut off, and records of errors, which may be corrected by now.
 
     Args:
       path: the file.
-      lines: those of the input.
+      rows: the rows of the input.
       facts: what every record of the job says of how it was drawn.
 
     Raises:
-      BadInput: another job has the file, or wrote it; or one of its rows is made from another line
-        than the input has. The file is left as it is.
+      BadInput: another job uses the file or wrote it, or one of its rows was made from a line that
+        is not in the input. The file is left unchanged.
     """
     check_output_path(path, must_be_new=False)
     path = path.resolve()  # a link stays one
     with exclusive(path.with_name(f"{path.name}.lock"), "give another --output", path):
         content = path.read_bytes() if path.exists() else b""
-        kept, done = _own(content, path, lines, facts)
+        kept, done = _own_records(content, path, rows, facts)
         if kept != content:
             atomic_write(path, kept)
         with path.open("ab") as file:
-            yield Ledger(file, done)
+            yield JobOutput(file, done)
 
 
-def _own(
-    content: bytes, path: Path, lines: list[Line], facts: Mapping[str, Any]
-) -> tuple[bytes, set[int]]:
-    """What of an output stays, and the indices of the rows in it."""
+def _own_records(content, path, rows, facts):
+    """The bytes of an output that stay, and the indices of the rows in them."""
     *whole, torn = content.split(b"\n")
-    torn = torn.rstrip(b"\0")  # which a file system may leave where power failed
-    ours = torn.startswith(_BEGIN) if whole else _ALONE.match(torn)
-    if not (ours or _BEGIN.startswith(torn)):
+    torn = torn.rstrip(b"\0")  # a file system may leave these after a power failure
+    is_own = torn.startswith(_BEGIN) if whole else _RECORD_BEGIN.match(torn)
+    if not (is_own or _BEGIN.startswith(torn)):
         raise _foreign(path, len(whole))
-    by_index = {line.index: line for line in lines}
+    by_index = {row.index: row for row in rows}
     kept, done = [], set()
     for position, text in enumerate(whole):
-        record = _record(text, path, position)
+        record = _parse_record(text, path, position)
         if "error" in record:
             continue
-        _check_facts(record, path, facts)
-        line = by_index.get(record["index"])
-        if line is None or (line.id, line.digest) != (record["id"], record["line"]):
+        for name, value in facts.items():
+            if name not in record or record[name] != value:
+                raise BadInput(
+                    f"{path} was drawn with another {name} ({record.get(name)!r}, and this job has "
+                    f"{value!r}): run the command that began it, or give another --output."
+                )
+        row = by_index.get(record["index"])
+        if row is None or (row.id, row.digest) != (record["id"], record["line"]):
             raise BadInput(
                 f"{path} holds a row with the id {record['id']!r} made from another line than "
                 f"line {record['index'] + 1} of the input: give another --output."
             )
-        if line.error:
+        if row.error:
             raise BadInput(
-                f"{path} holds a row of line {line.index + 1} of the input, which is malformed by "
-                f"now ({line.error}): mend it, or give another --output."
+                f"{path} holds a row of line {row.index + 1} of the input, which is malformed now "
+                f"({row.error}): correct it, or give another --output."
             )
-        if line.index in done:
-            raise BadInput(f"{path} holds the row {line.id!r} twice: move it away.")
-        done.add(line.index)
+        if row.index in done:
+            raise BadInput(f"{path} holds the row {row.id!r} twice: move it away.")
+        done.add(row.index)
         kept.append(text + b"\n")
     return b"".join(kept), done
 
 
-def _record(text: bytes, path: Path, position: int) -> dict[str, Any]:
+def _parse_record(text, path, position):
     with contextlib.suppress(ValueError, RecursionError):
         record = json.loads(text)
         if (
@@ -114,15 +133,10 @@ def _record(text: bytes, path: Path, position: int) -> dict[str, Any]:
 
 def _foreign(path, position):
     return BadInput(
-        f"Line {position + 1} of {path} is no record of a sampling job: move the file away, or "
+        f"Line {position + 1} of {path} is not a record of a sampling job: move the file away, or "
         "give another --output."
     )
 
 
-def _check_facts(record, path, facts):
-    for name, mine in facts.items():
-        if name not in record or record[name] != mine:
-            raise BadInput(
-                f"{path} was drawn with another {name} ({record.get(name)!r}, and this job has "
-                f"{mine!r}): run the command that began it, or give another --output."
-            )
+def _lines(records):
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)

@@ -17,7 +17,8 @@ import sedd_jax as sedd
 from sedd_jax.demo.app import MAX_BYTES, Limits, Server
 from sedd_jax.demo.request import RequestHandler
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.template import fill, pad
+from sedd_jax.inference.build import build_family
+from sedd_jax.inference.template import pad, row_from_template
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -118,15 +119,15 @@ def test_a_drawing_is_what_generate_gives_and_keeps_the_words(serve, handler, ti
     for moment in moments:
         for row in moment["rows"]:
             assert [*row[:2], *row[7:]] == [*"ab<b>&"]
-    prompt = pad([fill(REQUEST["template"], tiny.tokenizer, None, 32)] * 2, 16)
+    prompt = pad([row_from_template(REQUEST["template"], tiny.tokenizer, None, 32)] * 2, 16)
     tokens, _ = sedd.generate(jax.random.key(7), tiny, 2, 16, prompt=prompt, steps=8)
     assert moments[-1]["rows"] == [tiny.tokenizer.pieces(row[:11]) for row in tokens]
 
 
 def test_a_model_that_cannot_fill_holes_is_refused(tiny):
-    config = dataclasses.replace(tiny.config, family="autoregressive")
+    family = build_family(dataclasses.replace(tiny.config, family="autoregressive"), 257)
     with pytest.raises(BadInput, match="autoregressive: .* cannot fill holes; give the checkpoint"):
-        RequestHandler(dataclasses.replace(tiny, config=config))
+        RequestHandler(dataclasses.replace(tiny, family=family))
 
 
 def test_first_hitting_takes_a_call_for_every_hole(serve, handler):

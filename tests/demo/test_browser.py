@@ -8,7 +8,7 @@ import pytest
 from sedd_jax.demo.app import Limits, Server
 from sedd_jax.demo.request import RequestHandler
 from sedd_jax.inference.stream import generate_stream
-from sedd_jax.inference.template import fill, pad
+from sedd_jax.inference.template import pad, row_from_template
 from sedd_jax.jobs.page import write_page
 
 pytestmark = [pytest.mark.slow, pytest.mark.unsteady]
@@ -127,7 +127,7 @@ def test_nothing_plays_by_itself_where_motion_is_not_wanted(browser, written):
 @pytest.fixture
 def written(tiny, tmp_path):
     """The page of a drawing, and its tokens."""
-    row = fill("ab[MASK:6]<i>", tiny.tokenizer, None, 32)
+    row = row_from_template("ab[MASK:6]<i>", tiny.tokenizer, None, 32)
     prompt = pad([row, row], 16)
     path = tmp_path / "page.html"
     last = write_page(

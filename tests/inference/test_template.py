@@ -7,7 +7,14 @@ import pytest
 
 from sedd_jax.data.tokenizer import Bytes, Characters, Integers, SentencePiece
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.template import Row, between, fill, of_tokens, pad, width_of
+from sedd_jax.inference.template import (
+    PromptRow,
+    pad,
+    padded_length,
+    row_between,
+    row_from_template,
+    row_from_tokens,
+)
 
 _ = None  # a hole, in rows written by hand
 
@@ -37,13 +44,17 @@ def shown(row):
     ],
 )
 def test_a_template_is_text_and_holes(template, length, row):
-    assert shown(fill(template, Bytes(), length, most=20)) == row
+    assert shown(row_from_template(template, Bytes(), length, limit=20)) == row
 
 
 @pytest.mark.parametrize(
     ("template", "length", "message"),
     [
-        ("ab[MASK:x]", _, r"\[MASK:x\] at character 3 of the template is no hole: \[MASK:12\] is"),
+        (
+            "ab[MASK:x]",
+            _,
+            r"\[MASK:x\] at character 3 of the template is no hole: \[MASK:12\] is",
+        ),
         ("[MASK:0]", _, r"\[MASK:0\] at character 1 .* no hole"),
         ("[MASK:-1]", _, "no hole"),
         ("[MASK:١]", _, "no hole"),
@@ -68,45 +79,45 @@ def test_a_template_is_text_and_holes(template, length, row):
 )
 def test_a_template_that_is_none_is_one_sentence(template, length, message):
     with pytest.raises(BadInput, match=message):
-        fill(template, Bytes(), length, most=20)
+        row_from_template(template, Bytes(), length, limit=20)
 
 
 @pytest.mark.parametrize("piece", ["[MASK:1]", r"\[MASK", "\\", "[MASK:*", "a", "[", "[MASK:1]\n"])
 def test_a_huge_template_fails_at_once(piece):
     started = time.perf_counter()
     with pytest.raises(BadInput):
-        fill(piece * 10**5, Bytes(), None, most=1024)
+        row_from_template(piece * 10**5, Bytes(), None, limit=1024)
     assert time.perf_counter() - started < 0.5
 
 
 def test_text_that_the_tokenizer_does_not_take():
     with pytest.raises(BadInput, match=r"In the text at character 10 of the template: .*'!'"):
-        fill("A[MASK:1]CA!", Characters("ACGT"), None, 20)
+        row_from_template("A[MASK:1]CA!", Characters("ACGT"), None, 20)
     for tokenizer in (None, Integers(9)):
         with pytest.raises(BadInput, match="'ab', the text at character 1 .* needs a tokenizer"):
-            fill("ab[MASK:1]", tokenizer, None, 20)
-        assert fill("[MASK:2]", tokenizer, None, 20).held.tolist() == [False, False]
+            row_from_template("ab[MASK:1]", tokenizer, None, 20)
+        assert row_from_template("[MASK:2]", tokenizer, None, 20).held.tolist() == [False, False]
 
 
 def test_every_text_is_encoded_on_its_own():
     tokenizer = SentencePiece.fit(["the cat sat on the mat. " * 50], 280)
-    row = fill("the c[MASK:2]sat", tokenizer, None, 20)
+    row = row_from_template("the c[MASK:2]sat", tokenizer, None, 20)
     ids = [*tokenizer.encode("the c"), 0, 0, *tokenizer.encode("sat")]
     assert row.tokens.tolist() == ids
 
 
 def test_prefix_and_suffix_are_taken_as_they_are():
-    assert shown(between("a\\", "[MASK", Bytes(), 9, 20)) == ["a", "\\", _, _, *"[MASK"]
-    assert shown(between("", "b", Bytes(), None, 3)) == [_, _, "b"]
-    assert between("", "", None, None, 3).held.tolist() == [False] * 3
+    assert shown(row_between("a\\", "[MASK", Bytes(), 9, 20)) == ["a", "\\", _, _, *"[MASK"]
+    assert shown(row_between("", "b", Bytes(), None, 3)) == [_, _, "b"]
+    assert row_between("", "", None, None, 3).held.tolist() == [False] * 3
     with pytest.raises(BadInput, match="take 4 positions of 4"):
-        between("ab", "cd", Bytes(), 4, 20)
+        row_between("ab", "cd", Bytes(), 4, 20)
     with pytest.raises(BadInput, match="The suffix has 2,561 characters"):
-        between("", "a" * 2561, Bytes(), None, 20)
+        row_between("", "a" * 2561, Bytes(), None, 20)
 
 
 def test_tokens_have_null_for_holes():
-    row = of_tokens([7, _, 0], 8, None, 20)
+    row = row_from_tokens([7, _, 0], 8, None, 20)
     assert (row.tokens.tolist(), row.held.tolist()) == ([7, 0, 0], [True, False, True])
 
 
@@ -126,23 +137,23 @@ def test_tokens_have_null_for_holes():
 )
 def test_tokens_that_are_none(tokens, length, message):
     with pytest.raises(BadInput, match=message):
-        of_tokens(tokens, 8, length, 20)
+        row_from_tokens(tokens, 8, length, 20)
 
 
 def test_padding_says_how_long_rows_are():
-    rows = [of_tokens([5, _], 8, _, 9), of_tokens([_, 3, 4], 8, _, 9)]
+    rows = [row_from_tokens([5, _], 8, _, 9), row_from_tokens([_, 3, 4], 8, _, 9)]
     prompt = pad(rows, 4)
     assert prompt.tokens.tolist() == [[5, 0, 0, 0], [0, 3, 4, 0]]
     assert prompt.held.tolist() == [[True, False, False, False], [False, True, True, False]]
     assert prompt.lengths.tolist() == [2, 3]
     assert pad(rows[1:], 3).lengths is None
     with pytest.raises(ValueError, match="broadcast"):
-        pad([Row(np.zeros(3, np.int32), np.zeros(3, bool))], 2)
+        pad([PromptRow(np.zeros(3, np.int32), np.zeros(3, bool))], 2)
 
 
 def test_widths_are_few_and_at_most_half_as_wide_again():
-    widths = [width_of(length, 1024) for length in range(1, 1025)]
+    widths = [padded_length(length, 1024) for length in range(1, 1025)]
     assert sorted(set(widths)) == [16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
     assert all(length <= width < max(17, 1.5 * length) for length, width in enumerate(widths, 1))
-    assert [width_of(length, 20) for length in (3, 16, 17, 20)] == [16, 16, 20, 20]
-    assert [width_of(length, 20) for length in (21, 40, 41)] == [40, 40, 60]
+    assert [padded_length(length, 20) for length in (3, 16, 17, 20)] == [16, 16, 20, 20]
+    assert [padded_length(length, 20) for length in (21, 40, 41)] == [40, 40, 60]

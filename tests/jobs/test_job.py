@@ -17,12 +17,12 @@ from sedd_jax.experiment.mesh import build_mesh
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import free
-from sedd_jax.inference.template import fill, pad
+from sedd_jax.inference.template import pad, row_from_template
 from sedd_jax.jobs import job
 from sedd_jax.jobs.input import number_of
-from sedd_jax.jobs.output import open_ledger
+from sedd_jax.jobs.output import open_output
 
-SETTINGS = {"steps": 3, "sampler": "tweedie", "precision": "exact"}
+SETTINGS = {"steps": 3, "sampler": "tweedie"}
 LINES = [
     {"template": "Once [MASK:3]the[MASK:2]"},
     {"template": "[MASK:9]end", "id": "last"},
@@ -82,7 +82,7 @@ def test_a_row_is_drawn_as_it_would_be_alone(checkpoint, output):
     for name in (0, "ähm"):
         record = records[name]
         template = LINES[record["index"]]["template"]
-        row = fill(template, checkpoint.tokenizer, None, 32)
+        row = row_from_template(template, checkpoint.tokenizer, None, 32)
         tokens, found = sedd.generate(
             jax.random.key(3),
             checkpoint,
@@ -155,7 +155,7 @@ def test_an_output_of_something_else_is_left_alone(checkpoint, source, output, t
         (good, {"source": changed}, "id 0 made from another line than line 1"),
         (good, {"source": fewer}, "id 'long' made from another line than line 8"),
         (good + good, {}, "holds the row .* twice"),
-        (good + b"{}\n", {}, "Line 9 of .* is no record of a sampling job"),
+        (good + b"{}\n", {}, "Line 9 of .* is not a record of a sampling job"),
         (b"notes\n" + good, {}, "Line 1 of"),
         (good + b"notes", {}, "Line 9 of"),
         (good + b'{"index": [], "id": 1, "line": ""}\n', {}, "Line 9 of"),
@@ -174,7 +174,7 @@ def test_no_row_is_drawn_twice_when_a_line_is_mended(checkpoint, output, tmp_pat
     lines = output.read_bytes().splitlines(keepends=True)
     kept = b"".join(line for line in lines if b'"index": 0,' not in line)
     path.write_bytes(kept)
-    with pytest.raises(BadInput, match="a row of line 2 of the input, which is malformed by now"):
+    with pytest.raises(BadInput, match="a row of line 2 of the input, which is malformed now"):
         run(checkpoint, source, path)
     assert path.read_bytes() == kept
 
@@ -198,7 +198,7 @@ def test_an_output_is_a_file_and_a_link_to_one_stays(checkpoint, source, output,
 def test_two_jobs_do_not_share_an_output(checkpoint, source, tmp_path):
     path = tmp_path / "out.jsonl"
     with (
-        open_ledger(path, [], {}),
+        open_output(path, [], {}),
         pytest.raises(BadInput, match="out.jsonl is in use by process .*give another --output"),
     ):
         run(checkpoint, source, path)
@@ -209,7 +209,7 @@ MALFORMED = {
     '{"template": 3}': "template must be text, got 3",
     '{"tokens": "ab"}': "tokens must be a list, got 'ab'",
     '{"tokens": [1, 999]}': "Position 1 of the tokens is 999",
-    '{"templat": "[MASK:2]"}': "'templat' is no key of a row: it may have id, length, prefix,",
+    '{"templat": "[MASK:2]"}': "'templat' is not a key of a row: it may have id, length, prefix,",
     '{"template": "[MASK:2]", "suffix": "a"}': "only one of these",
     '{"prefix": "a", "length": 2049}': "length must be a whole number in [1, 2048], got 2049",
     '{"length": -1}': "length must be a whole number in [1, 2048], got -1",
@@ -219,10 +219,10 @@ MALFORMED = {
     '{"id": -1}': "id must be a string or a whole number in [0, 2^32), got -1",
     '{"id": true}': "got True",
     '{"id": [1]}': "got [1]",
-    '{"template": ': "The line is no JSON",
-    "[" * 100_000: "The line is no JSON",
-    "1" * 5000: "The line is no JSON",
-    "\udcff": "The line is no JSON",
+    '{"template": ': "The line is not JSON",
+    "[" * 100_000: "The line is not JSON",
+    "1" * 5000: "The line is not JSON",
+    "\udcff": "The line is not JSON",
     '["a"]': "must be a JSON object",
 }
 
@@ -298,10 +298,10 @@ def test_an_input_that_is_none(checkpoint, tmp_path):
 
 
 def test_shapes_are_those_of_the_whole_input(checkpoint, source):
-    lines = list(job.read_lines(source, checkpoint))
+    lines = list(job.read_rows(source, checkpoint))
 
     def shapes(done):
-        batches = list(job.batched(checkpoint, lines, np.array(done), 4))
+        batches = list(job.batches(checkpoint, lines, np.array(done), 4))
         widths = [batch.prompt.tokens.shape[1] for batch in batches]
         assert widths == sorted(widths)  # quick ones first
         return {(batch.prompt.tokens.shape, batch.prompt.lengths is None) for batch in batches}
