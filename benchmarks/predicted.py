@@ -25,9 +25,9 @@ from sedd_jax.experiment.mesh import build_mesh, global_batch, placement, rows_h
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
 from sedd_jax.planning.hlo_cost import hlo
-from sedd_jax.planning.hlo_cost.chips import CHIPS
 from sedd_jax.planning.hlo_cost.cost import predict
 from sedd_jax.planning.lower import train_program, vocab_size_of, with_batch
+from sedd_jax.planning.topology import CHIPS
 from sedd_jax.training.step import build_programs
 from sedd_jax.training.throughput import peak_flops, peak_memory_gib
 
@@ -72,9 +72,9 @@ def main() -> None:
 
 def _seconds(compiled, config, vocab_size, mesh):
     """The median second of steps that are waited for, and the mean of steps that are queued."""
-    components = build_family(config, vocab_size, placement(mesh))
+    family = build_family(config, vocab_size, placement(mesh))
     keys = run_keys(config.seed)
-    state = build_programs(components, config, keys, mesh).init(keys.init)
+    state = build_programs(family, config, keys, mesh).init(keys.init)
     size = config.train.batch_size
     here = len(rows_here(size, mesh))
     rows = np.random.default_rng(0).integers(0, vocab_size, (here, config.model.length), np.int32)
@@ -96,7 +96,7 @@ def _predicted(compiled, program):
     kind = jax.devices()[0].device_kind
     for chip in CHIPS.values():
         if chip.device_kind == kind:
-            module = hlo.read(compiled.as_text())
+            module = hlo.parse(compiled.as_text())
             return 1e3 * predict(module, chip, program.mesh, program.dynamic_trips).seconds
     return ""
 

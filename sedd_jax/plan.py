@@ -29,9 +29,7 @@ from sedd_jax.experiment import cli
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.mesh import build_mesh
 from sedd_jax.model.sharding import num_batch_shards
-from sedd_jax.planning.advice import for_idle_memory, to_fit, train_command
-from sedd_jax.planning.estimate import Outlook, as_json, foresee, in_words, tables
-from sedd_jax.planning.hlo_cost.target import Target, parse_target, target_devices
+from sedd_jax.planning.estimate import Estimate, as_json, as_tables, estimate, in_words
 from sedd_jax.planning.lower import (
     Program,
     bound_program,
@@ -40,7 +38,8 @@ from sedd_jax.planning.lower import (
     vocab_size_of,
     with_batch,
 )
-from sedd_jax.planning.search import Search, table
+from sedd_jax.planning.search import Search, as_table, for_idle_memory, to_fit, train_command
+from sedd_jax.planning.topology import Topology, parse_topology, topology_devices
 from sedd_jax.system.files import atomic_write, check_output_path
 from sedd_jax.system.settings import flatten
 
@@ -82,35 +81,36 @@ def main() -> None:
     # nothing runs, and compilers for devices that are not here read no program from the cache
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
-    config, target = cli.config_from(_CONFIG), parse_target(_TOPOLOGY.value)
+    config, topology = cli.config_from(_CONFIG), parse_topology(_TOPOLOGY.value)
     vocab_size = _VOCAB_SIZE.value or vocab_size_of(config)
     if _SEARCH.value:
-        _look_for_the_best(config, target, vocab_size)
+        _search(config, topology, vocab_size)
     else:
-        _foresee(config, target, vocab_size)
+        _estimate(config, topology, vocab_size)
 
 
-def _foresee(config, target, vocab_size):
+def _estimate(config, topology, vocab_size):
     """Plans with the settings that are given."""
-    mesh = build_mesh(config.mesh, target_devices(target))
+    mesh = build_mesh(config.mesh, topology_devices(topology))
     training = not (_SAMPLE.value or _EVALUATE.value)
     if _PER_CHIP.value and training:
         config = with_batch(config, mesh, _PER_CHIP.value)
-    kind, program = _program(config, vocab_size, mesh)
-    chips = f"{target.devices_count} {target.chip.device_kind}"
-    print(f"{_file()} on {target.text} ({chips}), {in_words(mesh)}: {kind}.")
+    program = _program(config, vocab_size, mesh)
+    kind = _in_words(program, config)
+    chips = f"{topology.num_devices} {topology.chip.device_kind}"
+    print(f"{_file()} on {topology.name} ({chips}), {in_words(mesh)}: {kind}.")
     print("A prediction: the program is compiled, and nothing is run.", flush=True)
     _tell("Compiling, which takes minutes for a large model ...")
-    outlook = foresee(program, target, _PRICE.value)
-    _show(outlook)
-    _write(_KEEP_HLO.value, outlook.text)
+    found = estimate(program, topology, _PRICE.value)
+    _show(found)
+    _write(_KEEP_HLO.value, found.hlo_text)
     facts = {"program": kind, "config": dataclasses.asdict(config), "versions": _versions()}
-    _write(_OUTPUT.value, to_json(as_json(outlook, facts)))
-    if not outlook.memory.fits:
-        ways = to_fit(config, outlook, training=training)
+    _write(_OUTPUT.value, to_json(as_json(found, facts)))
+    if not found.memory.fits:
+        ways = to_fit(config, found, training=training)
         raise Halted(f"It does not fit; what would help: {ways}")
     if training:
-        if idle := for_idle_memory(config, outlook):
+        if idle := for_idle_memory(config, found):
             print(f"\n{idle}")
         print(f"\nThe command that trains so:\n\n    {_train_command(config)}")
 
@@ -136,59 +136,59 @@ def _check_flags():
             check_output_path(Path(flag.value), f"--{flag.name}")
 
 
-def _program(config: Config, vocab_size: int, mesh: Mesh) -> tuple[str, Program]:
-    """What is planned, in words and as a program."""
+def _program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
+    """The program that is planned."""
     given = _PER_CHIP.value and _PER_CHIP.value * num_batch_shards(mesh)
     if _SAMPLE.value:
         settings = {flag.name: flag.value for flag in (_SAMPLER, _STEPS) if flag.present}
-        how, program = sample_program(config, vocab_size, mesh, settings, given or _SAMPLES)
-        return f"sampler ({how}), {_rows(config, program, mesh)}", program
+        return sample_program(config, vocab_size, mesh, settings, given or _SAMPLES)
     if _EVALUATE.value:
-        program = bound_program(config, vocab_size, mesh, given or config.eval.batch_size)
-        what = "held-out bound, one draw" if config.uses_noise else "held-out likelihood"
-        return f"{what}, {_rows(config, program, mesh)}", program
-    program = train_program(config, vocab_size, mesh)
-    return f"training step, {_rows(config, program, mesh, config.train.microbatches)}", program
+        return bound_program(config, vocab_size, mesh, given or config.eval.batch_size)
+    return train_program(config, vocab_size, mesh)
 
 
-def _rows(config, program, mesh, microbatches=1):
+def _in_words(program, config):
     rows, length = program.tokens // config.model.length, config.model.length
+    microbatches = config.train.microbatches if program.steps else 1
     times = f"{microbatches} microbatches of " if microbatches > 1 else ""
-    per_chip = rows // num_batch_shards(mesh) // microbatches
-    return f"{rows} sequences of {length}, {times}{per_chip} a chip"
+    per_chip = rows // num_batch_shards(program.mesh) // microbatches
+    return f"{program.kind}, {rows} sequences of {length}, {times}{per_chip} a chip"
 
 
-def _show(outlook: Outlook) -> None:
+def _show(found: Estimate) -> None:
     """Prints one screen."""
-    for each in tables(outlook):
+    for each in as_tables(found):
         print(f"\n{markdown(each)}")
-    if outlook.prediction:
+    if found.prediction:
         print("\nAssumed:")
-        for line in outlook.assumptions:
+        for line in found.assumptions:
             print(f"- {line}")
-        if outlook.prediction.unknown:
-            print(f"- Only the bytes of these count: {', '.join(outlook.prediction.unknown)}.")
+        if found.prediction.unknown:
+            print(f"- Only the bytes of these count: {', '.join(found.prediction.unknown)}.")
 
 
-def _look_for_the_best(config: Config, target: Target, vocab_size: int) -> None:
+def _search(config: Config, topology: Topology, vocab_size: int) -> None:
     batch = f"{config.train.batch_size} sequences of {config.model.length} a step"
-    print(f"{_file()} on {target.text}, {batch}.")
+    print(f"{_file()} on {topology.name}, {batch}.")
     print("A prediction: the programs are compiled, and nothing is run.\n", flush=True)
     _tell("Compiling, minutes each for a large model; after Ctrl-C it shows what was found ...")
-    search = Search(config, target, vocab_size, price=_PRICE.value, limit=_LIMIT.value, tell=_tell)
+    search = Search(
+        config, topology, vocab_size, price=_PRICE.value, limit=_LIMIT.value, report=_tell
+    )
     found = search.run()
     if not found:
         gave_up = f"; the compiler gave up {search.skipped}, see above" if search.skipped else ""
         if search.ended:
             raise Halted(f"Nothing was found that fits, until {search.ended}{gave_up}.")
-        raise Halted(f"Nothing that was tried fits {target.text}{gave_up}: take more chips.")
-    print(markdown(table(found)))
+        raise Halted(f"Nothing that was tried fits {topology.name}{gave_up}: take more chips.")
+    print(markdown(as_table(found)))
     if search.ended:
         print(f"\nEnded by {search.ended}: not all was tried.")
     print(f"\nThe command that trains with the best:\n\n    {_train_command(found[0].config)}")
     facts = {"program": "training step", "versions": _versions()}
     plans = [
-        as_json(each.outlook, facts | {"config": dataclasses.asdict(each.config)}) for each in found
+        as_json(each.estimate, facts | {"config": dataclasses.asdict(each.config)})
+        for each in found
     ]
     _write(_OUTPUT.value, to_json(plans))
 

@@ -21,6 +21,7 @@ FLOORS = [
     {"planning"},
     {"train", "sample", "demo", "exact", "prepare", "convert", "evaluate", "report", "plan"},
 ]
+HLO_COST = PACKAGE / "planning" / "hlo_cost"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -67,6 +68,12 @@ def test_imports_go_down_only(path):
 def test_only_the_model_imports_flax(path):
     if room(path) != "model":
         assert not [name for name in imports(path.read_text()) if name.split(".")[0] == "flax"]
+
+
+@pytest.mark.parametrize("path", sorted(HLO_COST.glob("*.py")), ids=lambda path: path.name)
+def test_the_cost_model_imports_nothing_of_the_package_but_itself(path):
+    own = [name for name in imports(path.read_text()) if name.split(".")[0] == "sedd_jax"]
+    assert all(name.startswith("sedd_jax.planning.hlo_cost.") for name in own)
 
 
 @pytest.mark.parametrize(

@@ -82,9 +82,11 @@ def _exponent(value, digits):
 
 
 def duration(seconds: float) -> str:
-    """Returns seconds as "42 s", "3 min 05 s" or "7 h 12 min"."""
+    """Returns seconds as "42 s", "3 min 05 s", "7 h 12 min" or, from two days on, "3 d 14 h"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes_left = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
     if hours:
         return f"{hours} h {minutes_left:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

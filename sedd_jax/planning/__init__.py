@@ -1,1 +1,1 @@
-"""What a program will cost on a machine that is not here: read from what the compiler made."""
+"""Estimates what a program needs and costs on machines that are not at hand, by compiling it."""

@@ -1,16 +1,26 @@
-"""The programs that a run compiles, ready to be compiled for another machine."""
+"""The programs of a run, lowered for the devices of a mesh and ready to be compiled.
+
+The vocabulary head computes only the positions that count, in blocks. How many count is random (in
+training and for a bound with t, in a sampler from one network evaluation to the next), so the trips
+of its loops are not in the program: the mean over the noise stands for them.
+"""
 
 import dataclasses
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from sedd_jax.data.tokenizer import FITTED_TOKENIZERS, build_tokenizer
-from sedd_jax.diffusion.importance import guess_proposal
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.importance import Proposal, guess_proposal
+from sedd_jax.diffusion.noise import Noise
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import mesh as sharding
 from sedd_jax.experiment.config import Config
@@ -18,46 +28,50 @@ from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.load import build_trained
 from sedd_jax.inference.prompt import Prompt
+from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import ScoreBased, share_with_loss
 from sedd_jax.model.score_model import count_params
 from sedd_jax.model.sharding import num_batch_shards
-from sedd_jax.model.tiles import tiling_for
-from sedd_jax.planning import head
+from sedd_jax.model.tiles import BLOCKS_OF, tiling_for
 from sedd_jax.planning.hlo_cost.hlo import Instruction
 from sedd_jax.system.rounding import round_up
 from sedd_jax.training.step import build_programs
 from sedd_jax.training.throughput import step_flops
 
+_DRAWS = 4096  # of the times of a device's sequences
+
 
 class Program(NamedTuple):
-    """A program to be compiled.
+    """A program to compile.
 
     Attributes:
-      lowered: as traced for the devices of the mesh.
+      kind: in words.
+      lowered: for the devices of the mesh.
       mesh: the devices.
       parameters: numbers that training changes.
-      model_flops: what the model asks for, over all devices, per run of the program.
-      tokens: of the sequences of a run, over all devices.
-      kept: bytes per chip of what is kept between runs and given to them, by name.
-      dynamic_trips: mean trips of a loop whose count is known only while it runs.
-      steps: of the run, each a run of the program; None if it is no training step.
+      model_flops: of the model, without recomputation, over all devices, per run of the program.
+      tokens: of the sequences of a run of the program, over all devices.
+      argument_bytes: on a chip, by name.
+      dynamic_trips: returns the mean trips of a loop whose count is not in the program.
+      steps: runs of the program in a training run; None if it is not a training step.
     """
 
+    kind: str
     lowered: jax.stages.Lowered
     mesh: Mesh
     parameters: int
     model_flops: float
     tokens: int
-    kept: dict[str, int]
+    argument_bytes: dict[str, int]
     dynamic_trips: Callable[[Instruction], float]
     steps: int | None = None
 
 
 def vocab_size_of(config: Config) -> int:
-    """Returns the tokens of the config's tokenizer, as far as they are known without its text.
+    """Returns the number of tokens of the config's tokenizer.
 
     Raises:
-      BadInput: they are not.
+      BadInput: only the text of the tokenizer tells.
     """
     data = config.data
     if data.vocab_size:
@@ -71,167 +85,258 @@ def vocab_size_of(config: Config) -> int:
 
 
 def with_batch(config: Config, mesh: Mesh, per_chip: int) -> Config:
-    """Returns the config with a batch in one part, of so many sequences per chip.
+    """Returns the config with a batch of one microbatch.
 
-    Or per group of `tensor` chips, which work on the same ones.
+    Args:
+      config: the settings.
+      mesh: the devices.
+      per_chip: sequences per chip, or per group of `tensor` chips, which share them.
     """
-    train = dataclasses.replace(
-        config.train, batch_size=per_chip * num_batch_shards(mesh), microbatches=1
-    )
+    size = per_chip * num_batch_shards(mesh)
+    train = dataclasses.replace(config.train, batch_size=size, microbatches=1)
     return dataclasses.replace(config, train=train)
 
 
 def state_per_chip(config: Config, vocab_size: int, mesh: Mesh) -> int:
-    """Returns the bytes that a chip keeps of parameters, moments and average.
+    """Returns the bytes of parameters, moments and averages on a chip.
 
     Args:
-      config: the settings of the run.
+      config: the settings.
       vocab_size: tokens of the tokenizer.
       mesh: the devices.
     """
-    family = build_family(config, vocab_size, sharding.placement(mesh))
-    return per_chip(build_programs(family, config, run_keys(config.seed), mesh).abstract)
+    return bytes_per_chip(_training(config, vocab_size, mesh)[1].abstract)
 
 
 def train_program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
     """Returns the training step.
 
     Args:
-      config: the settings of the run.
+      config: the settings.
       vocab_size: tokens of the tokenizer.
       mesh: the devices.
 
     Raises:
-      BadInput: batch or heads do not divide over the devices.
+      BadInput: the batch or the heads do not divide over the devices.
     """
     sharding.check_divisions(config, mesh)
-    family = build_family(config, vocab_size, sharding.placement(mesh))
-    programs = build_programs(family, config, run_keys(config.seed), mesh)
+    family, programs = _training(config, vocab_size, mesh)
     state, train, length = programs.abstract, config.train, config.model.length
     trips = {}
     if isinstance(family, ScoreBased):
         rows = train.batch_size // train.microbatches // num_batch_shards(mesh)
         trips = _loss_trips(family, family.training_proposal(train), rows, length, mesh)
     return Program(
+        kind="training step",
         lowered=programs.train_step.lower(state, programs.batch),
         mesh=mesh,
         parameters=count_params(state.params),
-        model_flops=step_flops(family, config.model, config.train),
+        model_flops=step_flops(family, config.model, train),
         tokens=train.batch_size * length,
-        kept={
-            "parameters": per_chip(state.params),
-            "moments": per_chip(state.opt_state),
-            "average": per_chip(state.ema_params),
-            "counters": per_chip((state.step, state.skipped)),
-            "batch": per_chip(programs.batch),
+        argument_bytes={
+            "parameters": bytes_per_chip(state.params),
+            "moments": bytes_per_chip(state.opt_state),
+            "average": bytes_per_chip(state.ema_params),
+            "counters": bytes_per_chip((state.step, state.skipped)),
+            "batch": bytes_per_chip(programs.batch),
         },
-        dynamic_trips=head.dynamic_trips(trips),
+        dynamic_trips=dynamic_trips(trips),
         steps=train.steps,
     )
 
 
 def bound_program(config: Config, vocab_size: int, mesh: Mesh, rows: int) -> Program:
-    """Returns a pass of the held-out bound over a batch, its rows rounded up to fill the devices.
+    """Returns a pass of the held-out bound over a batch.
 
     Args:
-      config: the settings of the run.
+      config: the settings.
       vocab_size: tokens of the tokenizer.
       mesh: the devices.
-      rows: of the batch.
+      rows: sequences of the batch, rounded up to fill the devices.
 
     Raises:
-      BadInput: heads do not divide over the devices.
+      BadInput: the heads do not divide over the devices.
     """
-    family, params, rows = _trained(config, vocab_size, mesh, rows)
-    length, t_min = config.model.length, config.train.t_min
-    tokens = _over_batch(mesh, (rows, length), jnp.int32)
-    drawn = _keys(mesh, rows), _over_batch(mesh, (rows,), jnp.float32)
-    share, trips = 1.0, {}
+    rows = round_up(rows, num_batch_shards(mesh))
+    family, params = build_trained(config, vocab_size, mesh)
+    t_min, tokens = config.train.t_min, (rows, config.model.length)
+    inputs = _keys(mesh, rows), *_over_batch(mesh, ((rows,), jnp.float32), (tokens, jnp.int32))
+    kind, share, trips = "held-out likelihood", 1.0, {}
     if isinstance(family, ScoreBased):
+        kind = "held-out bound, one draw"
         proposal = guess_proposal(family.graph, family.noise, t_min)
         share = share_with_loss(family.graph, family.noise, proposal)
-        trips = _loss_trips(family, proposal, rows // num_batch_shards(mesh), length, mesh)
+        per_chip = rows // num_batch_shards(mesh)
+        trips = _loss_trips(family, proposal, per_chip, config.model.length, mesh)
     loss = family.row_loss(t_min, "low-discrepancy")
-    return Program(
-        lowered=sharding.jit_replicated(loss, mesh).lower(params, *drawn, tokens),
-        mesh=mesh,
-        parameters=count_params(params),
-        model_flops=rows * family.forward_flops(config.model, share),
-        tokens=rows * length,
-        kept={"parameters": per_chip(params), "batch": per_chip((drawn, tokens))},
-        dynamic_trips=head.dynamic_trips(trips),
-    )
+    flops = rows * family.forward_flops(config.model, share)
+    return _inference(kind, loss, mesh, params, inputs, flops, math.prod(tokens), trips)
 
 
 def sample_program(
     config: Config, vocab_size: int, mesh: Mesh, settings: dict[str, Any], rows: int
-) -> tuple[str, Program]:
-    """Returns the sampler over a batch with nothing given, in words and as a program.
+) -> Program:
+    """Returns the sampler over a batch without a prompt.
 
     Args:
-      config: the settings of the run.
+      config: the settings.
       vocab_size: tokens of the tokenizer.
       mesh: the devices.
       settings: how to draw, see `Family.sampling`.
-      rows: of the batch, rounded up to fill the devices.
+      rows: sequences of the batch, rounded up to fill the devices.
 
     Raises:
-      BadInput: heads do not divide over the devices, or the graph has no such sampler.
+      BadInput: the heads do not divide over the devices, or the graph has no such sampler.
     """
-    family, params, rows = _trained(config, vocab_size, mesh, rows)
+    rows = round_up(rows, num_batch_shards(mesh))
+    family, params = build_trained(config, vocab_size, mesh)
     sampling = family.sampling(**settings)
     length, t_min = config.model.length, config.train.t_min
     generator = family.generator(sampling, t_min=t_min)
     how, calls, share, trips, otherwise = "a token at a time", 1, 1.0, {}, None
     if isinstance(family, ScoreBased):
-        tiling = tiling_for(sharding.placement(mesh).platform)
-        active, jumps = head.shares_by_call(family.graph, family.noise, sampling, t_min, length)
+        active, jumps = shares_by_call(family.graph, family.noise, sampling, t_min, length)
         calls, share = sampling.particles * len(active), active.mean()
-        draws_times = sampling.method.draws_times
-        how = f"{sampling.sampler}, {'at most ' if draws_times else ''}{len(active)} calls"
-        # a loop whose trips depend on the draws; others are counted in the program
-        otherwise = calls if draws_times else None
+        # with times that are drawn it loops until all have passed; other loops have a known count
+        loops = sampling.method.draws_times
+        otherwise = calls if loops else None
+        how = f"{sampling.sampler}, {'at most ' if loops else ''}{len(active)} calls"
         positions = rows // num_batch_shards(mesh) * sampling.particles * length
+        tiling = tiling_for(sharding.placement(mesh).platform)
         trips = {
-            **head.block_trips(jumps * positions, positions, (tiling.jumps,)),
-            **head.block_trips(active * positions, positions, tiling.rows),
+            **block_trips(jumps * positions, positions, (tiling.jumps,)),
+            **block_trips(active * positions, positions, tiling.rows),
         }
-    prompt = Prompt(*(_over_batch(mesh, (rows, length), kind) for kind in (jnp.int32, bool)))
-    keys = _keys(mesh, rows)
-    program = Program(
-        lowered=sharding.jit_replicated(generator, mesh).lower(params, keys, prompt),
-        mesh=mesh,
-        parameters=count_params(params),
-        model_flops=rows * calls * family.forward_flops(config.model, share),
-        tokens=rows * length,
-        kept={"parameters": per_chip(params), "batch": per_chip((keys, prompt))},
-        dynamic_trips=head.dynamic_trips(trips, otherwise),
-    )
-    return how, program
+    prompt = Prompt(*_over_batch(mesh, ((rows, length), jnp.int32), ((rows, length), bool)))
+    inputs, kind = (_keys(mesh, rows), prompt), f"sampler ({how})"
+    flops = rows * calls * family.forward_flops(config.model, share)
+    return _inference(kind, generator, mesh, params, inputs, flops, rows * length, trips, otherwise)
 
 
-def per_chip(tree: Any) -> int:
-    """Returns the bytes that a chip holds of arrays, without what tiling pads."""
+def bytes_per_chip(tree: Any) -> int:
+    """Returns the bytes of placed arrays or shapes on a chip, without the padding of layouts."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
 
 
-def _trained(config, vocab_size, mesh, rows):
-    """The family, the placed shapes of its parameters, and the rows that fill the devices."""
-    family, params = build_trained(config, vocab_size, mesh)
-    return family, params, round_up(rows, num_batch_shards(mesh))
+def counts_with_loss(
+    graph: Graph, noise: Noise, proposal: Proposal, rows: int, length: int
+) -> Float[np.ndarray, "N"]:
+    """Returns draws of the expected number of positions with a loss, given the sequences' times.
+
+    Times are independent here, while `config.train.low_discrepancy` stratifies those of all
+    devices.
+
+    Args:
+      graph: under the uniform graph all positions have a loss.
+      noise: the schedule.
+      proposal: the distribution of the times.
+      rows: sequences of a device.
+      length: L.
+    """
+    if graph.mask_id is None:
+        return np.full(1, float(rows * length))
+    unit = np.random.default_rng(0).random((_DRAWS, rows))
+    sigma = noise.sigma(np.interp(unit, proposal.quantiles, proposal.edges))
+    return length * -np.expm1(-np.asarray(sigma)).sum(1)
+
+
+def shares_by_call(
+    graph: Graph, noise: Noise, sampling: Sampling, t_min: float, length: int
+) -> tuple[Float[np.ndarray, "S"], Float[np.ndarray, "S"]]:
+    """Returns the share of active positions in every network evaluation, and of those that jump.
+
+    The reverse process under the uniform graph jumps as often as the forward process.
+
+    Args:
+      graph: under the uniform graph all positions are active.
+      noise: the schedule.
+      sampling: the sampler and its steps.
+      t_min: time of the last step, in (0, 1).
+      length: L.
+    """
+    calls = sampling.max_nfe(length)
+    if sampling.method.draws_times:
+        return (np.full(calls, 1 / calls),) * 2
+    sigma = np.asarray(noise.sigma(np.linspace(1.0, t_min, calls)), float)
+    after = np.append(sigma[1:], 0.0)
+    if graph.mask_id is None:
+        return np.ones(calls), -np.expm1(after - sigma) * (1 - 1 / graph.num_states)
+    return -np.expm1(-sigma), np.exp(-after) - np.exp(-sigma)
+
+
+def block_trips(
+    counts: Float[np.ndarray, "N"], positions: int, sizes: tuple[int, ...]
+) -> dict[int, float]:
+    """Returns the mean trips of the loop over blocks of each size, as `tiles.ActiveRows` runs them.
+
+    Args:
+      counts: draws of the number of positions that count.
+      positions: all positions of a device.
+      sizes: of blocks, as in `Tiling`.
+    """
+    *large, last = [size for size in sizes if size <= positions] or sizes[-1:]
+    trips = {}
+    for size in large:
+        trips[size] = float((counts // size).mean())
+        counts = counts % size
+    return trips | {last: float(np.ceil(counts / last).mean())}
+
+
+def dynamic_trips(
+    trips: Mapping[int, float], otherwise: float | None = None
+) -> Callable[[Instruction], float]:
+    """Returns a function from a loop whose count is not in the program to its mean trips.
+
+    Args:
+      trips: of the loops over blocks, by their size.
+      otherwise: of the one other such loop of the program, None if it has none.
+    """
+
+    def trips_of(loop):
+        found = re.search(rf"{BLOCKS_OF}(\d+)/while$", loop.source)
+        if found:
+            return trips[int(found[1])]
+        if otherwise is None:
+            raise BadInput(
+                f"The compiled program has a loop whose trips are not known: {loop.name} "
+                f"({loop.source or 'of the compiler'})."
+            )
+        return otherwise
+
+    return trips_of
+
+
+def _training(config, vocab_size, mesh):
+    family = build_family(config, vocab_size, sharding.placement(mesh))
+    return family, build_programs(family, config, run_keys(config.seed), mesh)
+
+
+def _inference(kind, function, mesh, params, inputs, flops, tokens, trips, otherwise=None):
+    return Program(
+        kind=kind,
+        lowered=sharding.jit_replicated(function, mesh).lower(params, *inputs),
+        mesh=mesh,
+        parameters=count_params(params),
+        model_flops=flops,
+        tokens=tokens,
+        argument_bytes={"parameters": bytes_per_chip(params), "batch": bytes_per_chip(inputs)},
+        dynamic_trips=dynamic_trips(trips, otherwise),
+    )
 
 
 def _loss_trips(family, proposal, rows, length, mesh):
-    counts = head.counts_with_loss(family.graph, family.noise, proposal, rows, length)
+    counts = counts_with_loss(family.graph, family.noise, proposal, rows, length)
     tiling = tiling_for(sharding.placement(mesh).platform)
-    return head.block_trips(counts, rows * length, tiling.rows)
+    return block_trips(counts, rows * length, tiling.rows)
 
 
-def _over_batch(mesh, shape, dtype):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.over_batch(mesh))
+def _over_batch(mesh, *arrays):
+    """The shapes, of (shape, dtype), of arrays that the devices split along the batch."""
+    place = sharding.over_batch(mesh)
+    return [jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in arrays]
 
 
 def _keys(mesh, rows):
-    return _over_batch(mesh, (rows,), jax.random.key(0).dtype)
+    return _over_batch(mesh, ((rows,), jax.random.key(0).dtype))[0]

@@ -52,7 +52,10 @@ def test_a_number_has_the_digits_of_its_error(value, error, text):
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.4, "0 s"), (59.6, "1 min 00 s"), (185.0, "3 min 05 s"), (7 * 3600 + 725.0, "7 h 12 min")],
-)
+    [
+        (0.4, "0 s"), (59.6, "1 min 00 s"), (185.0, "3 min 05 s"), (7 * 3600 + 725.0, "7 h 12 min"),
+        (47 * 3600.0, "47 h 00 min"), (86 * 3600.0, "3 d 14 h"),
+    ],
+)  # fmt: skip
 def test_duration(seconds, text):
     assert duration(seconds) == text

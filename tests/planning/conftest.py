@@ -6,14 +6,14 @@ import pytest
 
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.experiment.mesh import build_mesh
-from sedd_jax.planning.estimate import foresee
-from sedd_jax.planning.hlo_cost.target import parse_target
+from sedd_jax.planning.estimate import estimate
 from sedd_jax.planning.lower import train_program
+from sedd_jax.planning.topology import parse_topology
 
 
 @pytest.fixture(scope="package")
 def node():
-    return parse_target("h100:1x8")
+    return parse_topology("h100:1x8")
 
 
 @pytest.fixture(scope="package")
@@ -43,8 +43,8 @@ def compiled(training):
 
 
 @pytest.fixture(scope="package")
-def outlook(compiled, training, node):
-    """What is foreseen of it, at 2 dollars an hour of a chip."""
+def estimated(compiled, training, node):
+    """Its estimate, at 2 dollars an hour of a chip."""
     lowered = type("Lowered", (), {"compile": lambda self: compiled})()
-    outlook = foresee(training._replace(lowered=lowered), node, price=2.0)
-    return outlook._replace(program=training)
+    found = estimate(training._replace(lowered=lowered), node, price=2.0)
+    return found._replace(program=training)

@@ -1,18 +1,31 @@
 """The programs of a run: what they are given is known to the byte."""
 
 import dataclasses
+import itertools
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from sedd_jax.diffusion import graph as graphs
+from sedd_jax.diffusion import noise as noises
+from sedd_jax.diffusion.importance import guess_proposal, plain_proposal
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import Config, DataConfig
 from sedd_jax.inference.sampling import Sampling
+from sedd_jax.inference.score_based import share_with_loss
 from sedd_jax.model.score_model import forward_flops
+from sedd_jax.model.tiles import ActiveRows
 from sedd_jax.planning.hlo_cost import hlo
 from sedd_jax.planning.hlo_cost.hlo import Instruction
 from sedd_jax.planning.lower import (
+    block_trips,
     bound_program,
+    counts_with_loss,
+    dynamic_trips,
     sample_program,
+    shares_by_call,
     state_per_chip,
     train_program,
     vocab_size_of,
@@ -37,15 +50,15 @@ def answered_in_full(config, answered):
 def given(program, compiled=None):
     """The bytes that the compiled program takes on each device, every loop of it counted."""
     compiled = compiled or program.lowered.compile()
-    hlo.read(compiled.as_text()).runs(program.dynamic_trips)
+    hlo.parse(compiled.as_text()).execution_counts(program.dynamic_trips)
     return compiled.memory_analysis().argument_size_in_bytes
 
 
 def test_a_training_step_is_given_the_state_and_the_batch(planned, training, compiled):
     config, mesh = planned
-    state = sum(size for name, size in training.kept.items() if name != "batch")
-    assert given(training, compiled) == state + training.kept["batch"]
-    assert training.kept["batch"] == 4 * 128 * 4  # 4 of 32 rows, int32
+    state = sum(size for name, size in training.argument_bytes.items() if name != "batch")
+    assert given(training, compiled) == state + training.argument_bytes["batch"]
+    assert training.argument_bytes["batch"] == 4 * 128 * 4  # 4 of 32 rows, int32
     assert state == state_per_chip(config, 257, mesh)
     assert training.tokens == 32 * 128
     expected = 3 * 32 * answered_in_full(config, 0.5)
@@ -55,23 +68,24 @@ def test_a_training_step_is_given_the_state_and_the_batch(planned, training, com
 def test_a_pass_of_the_bound_is_given_parameters_and_a_batch(planned, training):
     config, mesh = planned
     program = bound_program(config, 257, mesh, rows=9)
-    assert given(program) == sum(program.kept.values())
+    assert given(program) == sum(program.argument_bytes.values())
     assert program.tokens == 16 * 128  # filled up
     assert program.parameters == training.parameters
-    assert program.kept["parameters"] == training.kept["parameters"]
+    assert program.argument_bytes["parameters"] == training.argument_bytes["parameters"]
 
 
 @pytest.mark.parametrize(
-    ("sampling", "calls", "answered"),
+    ("settings", "calls", "answered", "kind"),
     [
-        (Sampling(steps=3), 4, (1 + 2 / 3 + 1 / 3) / 4),
-        (Sampling(sampler="first_hitting"), 128, 1 / 128),
+        ({"steps": 3}, 4, (1 + 2 / 3 + 1 / 3) / 4, "sampler (tweedie, 4 calls)"),
+        ({"sampler": "first_hitting"}, 128, 1 / 128, "sampler (first_hitting, at most 128 calls)"),
     ],
 )
-def test_a_sampler_is_given_parameters_and_a_prompt(planned, sampling, calls, answered):
+def test_a_sampler_is_given_parameters_and_a_prompt(planned, settings, calls, answered, kind):
     config, mesh = planned
-    program = sample_program(config, 257, mesh, sampling, rows=8)
-    assert given(program) == sum(program.kept.values())
+    program = sample_program(config, 257, mesh, settings, rows=8)
+    assert program.kind == kind
+    assert given(program) == sum(program.argument_bytes.values())
     assert program.tokens == 8 * 128
     expected = 8 * calls * answered_in_full(config, answered)
     assert program.model_flops == pytest.approx(expected, rel=1e-2)
@@ -90,20 +104,20 @@ def test_attention_of_a_trained_model_is_chosen_where_it_is_loaded(planned):
 def test_only_first_hitting_has_a_loop_that_is_not_counted_in_the_program(planned):
     config, mesh = planned
     loop = Instruction("while.1", "while", (), (), 'metadata={op_name="jit(f)/while"}')
-    hitting = sample_program(config, 257, mesh, Sampling(4, "first_hitting"), rows=8)
+    hitting = sample_program(config, 257, mesh, {"steps": 4, "sampler": "first_hitting"}, rows=8)
     assert hitting.dynamic_trips(loop) == 5
     with pytest.raises(BadInput, match="trips are not known"):
-        sample_program(config, 257, mesh, Sampling(4), rows=8).dynamic_trips(loop)
+        sample_program(config, 257, mesh, {"steps": 4}, rows=8).dynamic_trips(loop)
 
 
 def test_the_baseline_computes_every_position_once(planned):
     config = Config(family="autoregressive", mesh=planned[0].mesh)
     sizes = dict(hidden_size=32, num_blocks=1, num_heads=2, length=16, scale_by_sigma=True)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
-    sampled = sample_program(config, 257, planned[1], Sampling(), rows=8)
+    sampled = sample_program(config, 257, planned[1], {}, rows=8)
     scored = bound_program(config, 257, planned[1], rows=8)
     assert sampled.model_flops == scored.model_flops > 0
-    assert given(scored) == sum(scored.kept.values())
+    assert given(scored) == sum(scored.argument_bytes.values())
 
 
 def test_a_batch_that_does_not_divide_is_refused(planned):
@@ -137,3 +151,93 @@ def test_tokens_are_known_or_asked_for(data, size):
     else:
         with pytest.raises(BadInput, match="--vocab_size=N"):
             vocab_size_of(config)
+
+
+NOISE = noises.loglinear(1e-3)
+
+
+@pytest.mark.parametrize("sizes", [(64, 16), (16,), (256, 64, 16)])
+def test_blocks_are_counted_as_the_head_runs_them(sizes):
+    positions, counts = 200, np.array([0, 1, 15, 16, 17, 64, 100, 199, 200])
+
+    @jax.jit
+    def run(count):
+        front = ActiveRows.of((jnp.arange(positions) < count)[None], sizes)
+        tally = {size: jnp.zeros((), jnp.int32) for size in sizes}
+
+        def body(block, tally):
+            return tally | {block.size: tally[block.size] + 1}
+
+        return front.fold(body, tally)
+
+    runs = [jax.device_get(run(count)) for count in counts]
+    expected = {size: np.mean([each[size] for each in runs]) for size in sizes}
+    found = block_trips(counts.astype(float), positions, sizes)
+    assert {size: found.get(size, 0.0) for size in sizes} == pytest.approx(expected)
+
+
+def test_positions_with_a_loss_are_those_that_are_masked():
+    # evenly drawn times of a log-linear schedule: a sum of four even shares of 32 positions
+    found = counts_with_loss(graphs.absorbing(10), NOISE, plain_proposal(1e-3), rows=4, length=32)
+    assert found.mean() == pytest.approx(4 * 32 / 2, rel=0.02)
+    assert found.std() == pytest.approx(32 * (4 / 12) ** 0.5, rel=0.05)
+
+
+def test_times_are_drawn_by_the_proposal():
+    graph = graphs.absorbing(10)
+    noise = noises.geometric(1e-3, 3.0)  # under which masks are rare at most times
+    proposal = guess_proposal(graph, noise, 1e-3)
+    found = counts_with_loss(graph, noise, proposal, 4, 32).mean()
+    assert found == pytest.approx(4 * 32 * share_with_loss(graph, noise, proposal), rel=0.02)
+    assert found != pytest.approx(
+        counts_with_loss(graph, noise, plain_proposal(1e-3), 4, 32).mean(), rel=0.1
+    )
+
+
+def test_under_the_uniform_graph_every_position_has_a_loss():
+    found = counts_with_loss(
+        graphs.uniform(4), noises.geometric(1e-4, 20.0), plain_proposal(1e-3), 3, 5
+    )
+    assert found.tolist() == [15.0]
+
+
+def test_a_sampler_moves_every_masked_position_once():
+    sampling = Sampling(steps=7)
+    active, jumps = shares_by_call(graphs.absorbing(10), NOISE, sampling, 1e-3, 32)
+    assert len(active) == len(jumps) == 8
+    masked = 1 - 1e-3  # of the forward process at t = 1
+    assert active[0] == pytest.approx(masked, abs=1e-6)
+    assert jumps.sum() == pytest.approx(masked, abs=1e-6)
+    np.testing.assert_allclose(active[:-1] - active[1:], jumps[:-1], atol=1e-6)
+
+
+def test_jumps_of_the_uniform_graph_are_those_of_the_forward_process():
+    graph, noise = graphs.uniform(4), noises.geometric(1e-2, 3.0)
+    active, jumps = shares_by_call(graph, noise, Sampling(steps=2), 1e-3, 32)
+    assert active.tolist() == [1, 1, 1]
+    sigma = [*np.asarray(noise.sigma(np.linspace(1, 1e-3, 3))), 0.0]
+    expected = [
+        1 - float(graph.transition(jnp.array([0]), jnp.array([high - low]))[0, 0])
+        for high, low in itertools.pairwise(sigma)
+    ]
+    np.testing.assert_allclose(jumps, expected, rtol=1e-4)
+
+
+def test_first_hitting_moves_one_position_a_call():
+    sampling = Sampling(sampler="first_hitting")
+    active, jumps = shares_by_call(graphs.absorbing(10), NOISE, sampling, 1e-3, 32)
+    assert active.tolist() == jumps.tolist() == [1 / 32] * 32
+
+
+def loop(source):
+    return Instruction("while.1", "while", (), (), f'metadata={{op_name="{source}"}}')
+
+
+def test_a_loop_is_known_by_its_scope():
+    trips = dynamic_trips({32: 1.5, 128: 4.0}, otherwise=9.0)
+    assert trips(loop("jit(f)/while/body/blocks_of_128/while")) == 4.0
+    assert trips(loop("jit(f)/blocks_of_32/while")) == 1.5
+    assert trips(loop("jit(f)/while")) == 9.0
+    assert trips(loop("jit(f)/blocks_of_32/while/body/gather/while")) == 9.0
+    with pytest.raises(BadInput, match=r"while.1 \(jit\(f\)/while\)"):
+        dynamic_trips({32: 1.5})(loop("jit(f)/while"))

@@ -1,8 +1,8 @@
-"""How long a compiled program will take: a prediction from its text, nothing is run.
+"""How long a compiled program takes: a prediction from its text, without running it.
 
-TPU: the compiler wrote how many cycles it thinks every fusion takes; kernels and collectives it
-left out are added here. GPU: every kernel takes as long as its FLOPs or its bytes at a share of the
-chip's peak, whichever is longer, and a fixed time.
+TPU: the compiler writes the cycles that it expects of every fusion; custom calls and collectives,
+which it leaves out, are added here. GPU: every kernel is a roofline (Williams et al. 2009), its
+FLOPs or its bytes at a share of the chip's peak, whichever takes longer, and a launch.
 """
 
 from collections import Counter
@@ -11,29 +11,37 @@ from typing import NamedTuple
 
 from jax.sharding import Mesh
 
-from sedd_jax.planning.hlo_cost.chips import Chip
-from sedd_jax.planning.hlo_cost.collectives import Collective, awaited, collectives, is_collective
+from sedd_jax.planning.hlo_cost import Chip
+from sedd_jax.planning.hlo_cost.collectives import (
+    Collective,
+    collectives,
+    is_collective,
+    starts_by_end,
+)
 from sedd_jax.planning.hlo_cost.hlo import Instruction, Module
-from sedd_jax.planning.hlo_cost.kernels import LANES, kernel_flops
-from sedd_jax.planning.hlo_cost.products import product_flops
-from sedd_jax.planning.hlo_cost.traffic import traffic
+from sedd_jax.planning.hlo_cost.instructions import (
+    LANES,
+    bytes_accessed,
+    custom_call_flops,
+    matmul_flops,
+)
 
-PRODUCTS, MEMORY = "matrix products", "memory and elementwise"
+MATMULS, MEMORY = "matrix products", "memory and elementwise"
 ATTENTION, OTHERS = "attention kernels", "other kernels"
-STARTS, EXPOSED = "starting kernels and waiting for the host", "collectives not hidden"
+LAUNCHES, EXPOSED = "kernel launches and host waits", "exposed communication"
 # Of the peak that an attention kernel reaches, forward and backward; not measured. The compiler's
 # schedules come to 0.99 (rotation and attention in one) and 0.86 (splash) on v5e, without stalls.
-TPU_KERNEL_SHARE = 0.8
+TPU_ATTENTION_SHARE = 0.8
 
 # From the kernels of one program on an H100: the training step of owt_small, 16 sequences, jax
 # 0.11.2. For 12 others, 2 of them compiled there, predictions were 0% to 13% longer than measured.
-GPU_PRODUCT_SHARE = 0.7  # of the peak, by cuBLAS and Triton
-GPU_KERNEL_SHARE = 0.37  # of the peak, by cuDNN's attention, forward 0.43, backward 0.34
+GPU_MATMUL_SHARE = 0.7  # of the peak, by cuBLAS and Triton
+GPU_ATTENTION_SHARE = 0.37  # of the peak, by cuDNN's attention, forward 0.43, backward 0.34
 GPU_MEMORY_SHARE = 0.85  # of the bandwidth
-GPU_START = 2e-6  # seconds that a kernel takes at least
-GPU_WAIT = 36e-6  # seconds until the host has read whether a loop goes on
+GPU_LAUNCH = 2e-6  # seconds that a kernel takes at least
+GPU_HOST_WAIT = 36e-6  # seconds until the host has read whether a loop continues
 
-# what takes no time: names, views, and what starts something in the background
+# take no time: names, views, and starts of asynchronous operations
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "after-all", "partition-id", "replica-id", "copy-start", "slice-start", "async-start",
@@ -41,40 +49,35 @@ _FREE = {
 }  # fmt: skip
 
 
-class Line(NamedTuple):
+class TimedInstruction(NamedTuple):
     """An instruction and its time.
 
     Attributes:
       computation: that it is in.
       instruction: itself.
-      parts: seconds by class, per run of the program.
-      known: whether it is more than a guess from its bytes.
+      seconds_by_part: by class, per run of the program.
+      known: whether the time is more than a guess from its bytes.
     """
 
     computation: str
     instruction: Instruction
-    parts: dict[str, float]
+    seconds_by_part: dict[str, float]
     known: bool = True
-
-    @property
-    def seconds(self) -> float:
-        """All its seconds, per run of the program."""
-        return sum(self.parts.values())
 
 
 class Prediction(NamedTuple):
-    """How long a run of a program takes, on every chip at once.
+    """How long a run of a program takes, on all chips at once.
 
     Attributes:
       seconds: in all.
-      parts: by class; they sum to `seconds`.
-      collectives: every one, also those that are hidden.
-      assumptions: what was assumed, a sentence each.
-      unknown: names of kernels of which only the bytes were counted.
+      seconds_by_part: by class; they sum to `seconds`.
+      collectives: all, overlapped or exposed.
+      assumptions: a sentence each.
+      unknown: names of custom calls of which only the bytes count.
     """
 
     seconds: float
-    parts: dict[str, float]
+    seconds_by_part: dict[str, float]
     collectives: tuple[Collective, ...]
     assumptions: tuple[str, ...]
     unknown: tuple[str, ...]
@@ -87,148 +90,141 @@ def predict(
 
     Args:
       module: the program.
-      chip: what the mesh is made of.
+      chip: the chips of the mesh.
       mesh: that the program was compiled for.
-      dynamic_trips: trips of a loop whose count is not in the program.
+      dynamic_trips: returns the trips of a loop whose count is not in the program.
 
     Raises:
-      BadInput: the text says things in a way that is not known here.
+      HloError: the text is in an unknown form.
     """
-    runs = module.runs(dynamic_trips)
-    lines = list(_lines(module, chip, runs))
-    found = collectives(module, runs, chip, mesh)
+    counts = module.execution_counts(dynamic_trips)
+    timed = list(_timed(module, chip, counts))
+    found = collectives(module, counts, chip, mesh)
     parts: Counter[str] = Counter()
-    for line in lines:
-        parts.update(line.parts)
-    parts[EXPOSED] = _exposed(module, runs, found, lines)
-    unknown = tuple(sorted({line.instruction.name for line in lines if not line.known}))
-    assumptions = (*_ASSUMPTIONS[chip.platform], _OF_COLLECTIVES)
-    return Prediction(parts.total(), dict(parts), found, assumptions, unknown)
+    for each in timed:
+        parts.update(each.seconds_by_part)
+    parts[EXPOSED] = _exposed(module, counts, found, timed)
+    unknown = tuple(sorted({each.instruction.name for each in timed if not each.known}))
+    return Prediction(parts.total(), dict(parts), found, _assumptions(chip), unknown)
 
 
-def _exposed(module, runs, found, lines):
-    """The seconds that a program waits for what is sent.
+def _exposed(module, counts, found, timed):
+    """The seconds that a program waits for communication.
 
-    Line by line: what was started is sent while others run, first come first served; the line that
-    wants it waits for the rest.
+    Asynchronous collectives are sent in the order of their starts, beside the instructions that
+    follow; the instruction that needs the result waits for what is left.
     """
-    seconds: Counter[tuple[str, str]] = Counter()
-    for line in lines:
-        seconds[line.computation, line.instruction.name] += line.seconds
+    own: Counter[tuple[str, str]] = Counter()
+    for each in timed:
+        own[each.computation, each.instruction.name] += sum(each.seconds_by_part.values())
 
-    def taken(computation, instruction):
-        return seconds[computation, instruction.name] + sum(
-            taken(name, inner)
+    def seconds(computation, instruction):
+        return own[computation, instruction.name] + sum(
+            seconds(name, inner)
             for name in instruction.called
-            if name in runs  # not the inside of a fusion
+            if name in counts  # not the inside of a fusion
             for inner in module.computations[name].values()
         )
 
-    waited = sum(each.seconds for each in found if not each.hidden)
-    for computation in {each.computation for each in found if each.hidden}:
-        sending: Counter[str] = Counter()  # a line may start several
+    exposed = sum(each.seconds for each in found if not each.overlapped)
+    for computation in {each.computation for each in found if each.overlapped}:
+        started: Counter[str] = Counter()  # one instruction may start several
         for each in found:
-            if each.computation == computation and each.hidden:
-                sending[each.name] += each.seconds
-        ends = awaited(module, computation)
-        wires: dict[str, float] = {}
+            if each.computation == computation and each.overlapped:
+                started[each.name] += each.seconds
+        ends = starts_by_end(module, computation)
+        queue: dict[str, float] = {}  # seconds left to send
         for name, instruction in module.computations[computation].items():
-            if name in sending:
-                wires[name] = sending[name]
-            elif ends.get(name) in wires:
-                waited += _sent(wires, ends[name])
+            if name in started:
+                queue[name] = started[name]
+            elif ends.get(name) in queue:
+                names = list(queue)
+                exposed += sum(queue.pop(each) for each in names[: names.index(ends[name]) + 1])
             else:
-                _pass(wires, taken(computation, instruction))
-    return waited
+                _send(queue, seconds(computation, instruction))
+    return exposed
 
 
-def _sent(wires, last):
-    """Takes off the wires what is before the last one, and it, and returns how long that takes."""
-    names = list(wires)
-    return sum(wires.pop(name) for name in names[: names.index(last) + 1])
-
-
-def _pass(wires, seconds):
-    """Sends for some time."""
-    for name, left in wires.items():
-        wires[name] = max(0.0, left - seconds)
+def _send(queue, seconds):
+    """Sends for some time, first come first served."""
+    for name, left in queue.items():
+        queue[name] = max(0.0, left - seconds)
         seconds = max(0.0, seconds - left)
 
 
-def _lines(module: Module, chip: Chip, runs: dict[str, float]) -> Iterator[Line]:
+def _timed(module: Module, chip: Chip, counts: dict[str, float]) -> Iterator[TimedInstruction]:
     """Yields the instructions that take time, without the collectives."""
-    parts_of = {"tpu": _on_tpu, "gpu": _on_gpu}[chip.platform]
-    for name, calls in runs.items():
+    seconds_of = {"tpu": _on_tpu, "gpu": _on_gpu}[chip.platform]
+    for name, calls in counts.items():
         for instruction in module.computations[name].values():
-            if instruction.opcode == "while" and chip.platform == "gpu":
-                yield _waiting(module, name, instruction, runs)
-            free = instruction.opcode in _FREE or instruction.opcode.endswith(("-update", "-done"))
+            opcode = instruction.opcode
+            if opcode == "while" and chip.platform == "gpu" and module.trips(instruction) is None:
+                waits = counts[instruction.called[0]]  # the GPU idles until the host has read it
+                yield TimedInstruction(name, instruction, {LAUNCHES: waits * GPU_HOST_WAIT})
+            free = opcode in _FREE or opcode.endswith(("-update", "-done"))
             if free or is_collective(instruction, module):
                 continue
-            parts, known = parts_of(module, name, instruction, chip)
-            times = {kind: calls * seconds for kind, seconds in parts.items()}
-            yield Line(name, instruction, times, known)
+            parts, known = seconds_of(module, name, instruction, chip)
+            times = {part: calls * seconds for part, seconds in parts.items()}
+            yield TimedInstruction(name, instruction, times, known)
 
 
 def _on_tpu(module, computation, instruction, chip):
     cycles = instruction.attribute(r'"estimated_cycles":"(\d+)"')
     if cycles:
-        multiplies = product_flops(module, computation, instruction) > 0
-        return {PRODUCTS if multiplies else MEMORY: int(cycles) / chip.clock}, True
-    if instruction.opcode == "custom-call":
-        if "tpu_custom_call" not in instruction.attributes:
-            return {}, True  # the compiler's own: room for a result, parts side by side
-        return _kernel(module, computation, instruction, chip, TPU_KERNEL_SHARE, 1.0)
-    return {MEMORY: traffic(module, computation, instruction) / chip.bandwidth}, True
+        multiplies = matmul_flops(module, computation, instruction) > 0
+        return {MATMULS if multiplies else MEMORY: int(cycles) / chip.clock}, True
+    if instruction.opcode != "custom-call":
+        accessed = bytes_accessed(module, computation, instruction)
+        return {MEMORY: accessed / chip.hbm_bytes_per_second}, True
+    if "tpu_custom_call" not in instruction.attributes:
+        return {}, True  # the compiler's own: buffers, concatenations
+    return _kernel(module, computation, instruction, chip, (TPU_ATTENTION_SHARE, 1.0))
 
 
 def _on_gpu(module, computation, instruction, chip):
-    start = {STARTS: GPU_START}
-    flops = product_flops(module, computation, instruction)
+    flops = matmul_flops(module, computation, instruction)
     if instruction.opcode == "custom-call" and not flops:
-        share = GPU_KERNEL_SHARE, GPU_MEMORY_SHARE
-        parts, known = _kernel(module, computation, instruction, chip, *share)
-        return parts | start, known
-    moving = traffic(module, computation, instruction) / (chip.bandwidth * GPU_MEMORY_SHARE)
-    computing = flops / (chip.peak * GPU_PRODUCT_SHARE)
-    return {PRODUCTS if computing > 0 else MEMORY: max(computing, moving)} | start, True
+        shares = GPU_ATTENTION_SHARE, GPU_MEMORY_SHARE
+        parts, known = _kernel(module, computation, instruction, chip, shares)
+    else:
+        accessed = bytes_accessed(module, computation, instruction)
+        moving = accessed / (chip.hbm_bytes_per_second * GPU_MEMORY_SHARE)
+        computing = flops / (chip.flops_per_second * GPU_MATMUL_SHARE)
+        parts, known = {MATMULS if flops else MEMORY: max(computing, moving)}, True
+    return parts | {LAUNCHES: GPU_LAUNCH}, known
 
 
-def _waiting(module, computation, loop, runs):
-    """A GPU stands still while the host reads whether a loop goes on, if that is not known."""
-    turns = runs[loop.called[0]] if module.trips(loop) is None else 0.0
-    return Line(computation, loop, {STARTS: turns * GPU_WAIT})
+def _kernel(module, computation, kernel, chip, shares):
+    """A custom call at its shares of the peak and of the bandwidth."""
+    flops = custom_call_flops(module, computation, kernel)
+    computing = (flops or 0.0) / (chip.flops_per_second * shares[0])
+    accessed = bytes_accessed(module, computation, kernel)
+    moving = accessed / (chip.hbm_bytes_per_second * shares[1])
+    return {OTHERS if flops is None else ATTENTION: max(computing, moving)}, flops is not None
 
 
-def _kernel(module, computation, instruction, chip, of_peak, of_bandwidth):
-    lines = module.computations[computation]
-    flops = kernel_flops(instruction, [lines[name] for name in instruction.operands])
-    moving = traffic(module, computation, instruction) / (chip.bandwidth * of_bandwidth)
-    computing = (flops or 0.0) / (chip.peak * of_peak)
-    known = flops is not None
-    return {ATTENTION if known else OTHERS: max(computing, moving)}, known
-
-
-_OF_COLLECTIVES = (
-    "Collectives run as rings at the whole bandwidth of the wires, one after the other; what a "
-    "program starts early is hidden by what it does until it needs it."
-)
-_ASSUMPTIONS = {
-    "tpu": (
-        "The compiler's cycles hold at the clock at which the chip reaches its peak; copies in the "
-        "background cost nothing.",
-        f"Attention kernels reach {TPU_KERNEL_SHARE:.0%} of the peak, with head dimensions filled "
-        f"up to {LANES}.",
-        "A side of a slice is a closed ring if it is a multiple of 16 chips (v5e, v6e) or of 4 "
-        "(v4, v5p).",
-    ),
-    "gpu": (
-        f"Matrix products reach {GPU_PRODUCT_SHARE:.0%} of the peak, attention kernels "
-        f"{GPU_KERNEL_SHARE:.0%}, everything else {GPU_MEMORY_SHARE:.0%} of the bandwidth; "
-        f"a kernel takes {GPU_START * 1e6:.0f} us more, and a turn of a loop whose end only the "
-        f"program knows {GPU_WAIT * 1e6:.0f} us.",
-        "These figures are from one training step on an H100: for 12 others the prediction was 0% "
-        "to 13% too long, for samplers 17% to 22%. Nothing was measured on several GPUs, nor on "
-        "other kinds.",
-    ),
-}
+def _assumptions(chip):
+    on_platform = {
+        "tpu": (
+            "The compiler's cycles hold at the clock at which the chip reaches its peak; "
+            "asynchronous copies take no time.",
+            f"Attention kernels reach {TPU_ATTENTION_SHARE:.0%} of the peak, with head dimensions "
+            f"padded to {LANES}.",
+            f"A side of a slice is a closed ring if it is a multiple of {chip.ring} chips.",
+        ),
+        "gpu": (
+            f"Matrix products reach {GPU_MATMUL_SHARE:.0%} of the peak, attention kernels "
+            f"{GPU_ATTENTION_SHARE:.0%}, everything else {GPU_MEMORY_SHARE:.0%} of the bandwidth; "
+            f"a kernel takes {GPU_LAUNCH * 1e6:.0f} us more, and an iteration of a loop whose end "
+            f"only the program knows {GPU_HOST_WAIT * 1e6:.0f} us.",
+            "These figures are from one training step on an H100: for 12 others the prediction was "
+            "0% to 13% too long, for samplers 17% to 22%. Nothing was measured on several GPUs, "
+            "nor on other kinds.",
+        ),
+    }
+    return (
+        *on_platform[chip.platform],
+        "Collectives run as rings at the full bandwidth of the links, one after the other; an "
+        "asynchronous one overlaps with what the program does until it needs the result.",
+    )

@@ -1,29 +1,40 @@
-"""Reads the text of a compiled program: its instructions, and how often each one runs.
+"""Parses the HLO text of a compiled program: its instructions, and how often each one runs.
 
-The compilers for TPUs and for GPUs write the same language. What is read here is no more than what
-costs are counted from: shapes, operands, called computations and the trip counts of loops.
+The compilers for TPUs and GPUs write the same language. Only what costs depend on is parsed:
+shapes, operands, called computations and the trip counts of loops.
 """
 
 import functools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from sedd_jax.errors import BadInput
-
-# bits of an element, by the start of its type
-_BITS = {"pred": 8, "token": 0, "opaque": 0}
+_BITS = {"pred": 8, "token": 0, "opaque": 0}  # of types whose name does not hold them
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,<=]*)\]")
-_HEAD = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_HEADER = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
 _LINE = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = ")
-_CALL = re.compile(r"^\s*([\w\-]+)\(")
+_OPCODE = re.compile(r"^\s*([\w\-]+)\(")
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(
     r"\b(?:body|calls|to_apply|true_computation|false_computation|branch_computations|"
     r"called_computations)=(?:\{([^}]*)\}|%([\w.\-]+))"
 )
+
+
+class HloError(ValueError):
+    """HLO text in a form that this package does not know.
+
+    Args:
+      what: the part that is not understood.
+    """
+
+    def __init__(self, what: str):
+        super().__init__(
+            f"The compiler's text is not understood ({what}): the compiler is newer than this "
+            "parser. Use the versions that setup.py names."
+        )
 
 
 class Shape(NamedTuple):
@@ -39,7 +50,7 @@ class Shape(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Its bytes, without what tiling pads."""
+        """Its bytes, without the padding of tiled layouts."""
         bits = _BITS.get(self.dtype)
         if bits is None:
             bits = int(re.search(r"\d+", self.dtype).group())
@@ -47,13 +58,13 @@ class Shape(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """A line of a computation.
+    """An instruction of a computation.
 
     Attributes:
       name: unique in the module.
-      opcode: as the language calls it: fusion, while, all-gather.
+      opcode: such as fusion, while, all-gather.
       shapes: of the result, more than one if it is a tuple.
-      operands: names of the instructions that it takes.
+      operands: names of the instructions whose results it reads.
       attributes: the rest of the line.
     """
 
@@ -65,7 +76,7 @@ class Instruction(NamedTuple):
 
     @property
     def called(self) -> tuple[str, ...]:
-        """The computations that it runs; not the condition of a loop."""
+        """The computations that it calls, without the condition of a loop."""
         return tuple(
             name
             for several, one in _CALLED.findall(self.attributes)
@@ -74,8 +85,13 @@ class Instruction(NamedTuple):
 
     @property
     def source(self) -> str:
-        """What of the traced function it comes from, such as "jit(step)/while/body/dot_general"."""
+        """The traced operation, such as "jit(step)/while/body/dot_general"."""
         return self.attribute(r'op_name="([^"]*)"') or ""
+
+    @property
+    def count(self) -> int:
+        """The elements of its result."""
+        return sum(shape.count for shape in self.shapes)
 
     @property
     def nbytes(self) -> int:
@@ -83,7 +99,7 @@ class Instruction(NamedTuple):
         return sum(shape.nbytes for shape in self.shapes)
 
     def attribute(self, pattern: str) -> str | None:
-        """Returns the first group of a pattern in the rest of the line, None if it is not there."""
+        """Returns the first group of a pattern in the attributes, None without a match."""
         found = re.search(pattern, self.attributes)
         return found and found.group(1)
 
@@ -92,44 +108,45 @@ class Module(NamedTuple):
     """A compiled program.
 
     Attributes:
-      computations: by name, their instructions by name, in the order that they run in.
-      entry: the name of the one that runs first.
+      computations: by name, their instructions by name, in the order of the schedule.
+      entry: the name of the entry computation.
     """
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
 
-    def runs(self, dynamic_trips: Callable[[Instruction], float]) -> dict[str, float]:
+    def execution_counts(self, dynamic_trips: Callable[[Instruction], float]) -> dict[str, float]:
         """Returns how often every computation outside of fusions runs, per run of the program.
 
-        Of the branches of a condition the longest is the one that runs. What runs in the
-        background is not counted.
+        The longest branch of a conditional counts. Asynchronous computations do not count.
 
         Args:
-          dynamic_trips: trips of a loop whose count is not in the program.
+          dynamic_trips: returns the trips of a loop whose count is not in the program.
         """
-        runs: dict[str, float] = defaultdict(float)
+        counts: dict[str, float] = defaultdict(float)
 
         def visit(name, times):
-            runs[name] += times
+            counts[name] += times
             for instruction in self.computations[name].values():
                 if instruction.opcode == "while":
                     trips = self.trips(instruction)
-                    again = dynamic_trips(instruction) if trips is None else trips
-                    visit(instruction.called[0], times * again)
+                    trips = dynamic_trips(instruction) if trips is None else trips
+                    visit(instruction.called[0], times * trips)
                 elif instruction.opcode in ("call", "conditional"):
                     visit(max(instruction.called, key=self._length), times)
 
         visit(self.entry, 1.0)
-        return dict(runs)
+        return dict(counts)
 
     def _length(self, computation):
         """The instructions of a computation and of all that it calls."""
-        lines = self.computations[computation].values()
-        return len(lines) + sum(self._length(name) for line in lines for name in line.called)
+        instructions = self.computations[computation].values()
+        return len(instructions) + sum(
+            self._length(name) for each in instructions for name in each.called
+        )
 
     def trips(self, loop: Instruction) -> int | None:
-        """Returns how often a loop's body runs, None if that is decided while it runs.
+        """Returns how often a loop's body runs, None if only the running program knows.
 
         Loops count up by one from zero, as JAX writes them.
         """
@@ -144,44 +161,44 @@ class Module(NamedTuple):
         return int(bound.attributes.split(")")[0]) if bound.opcode == "constant" else None
 
 
-def read(text: str) -> Module:
-    """Returns the program that `jax.stages.Compiled.as_text` gives.
+def parse(text: str) -> Module:
+    """Returns the program whose text `jax.stages.Compiled.as_text` gives.
 
     Raises:
-      BadInput: the text is not such a program.
+      HloError: the text is not such a program.
     """
     computations, entry, current = {}, "", {}
-    for line in _whole_lines(text):
-        if found := _HEAD.match(line):
+    for line in _joined_lines(text):
+        if found := _HEADER.match(line):
             current = computations.setdefault(found.group(1), {})
             entry = found.group(1) if line.startswith("ENTRY") else entry
         elif found := _LINE.match(line):
             instruction = _instruction(found.group(1), line[found.end() :])
             current[instruction.name] = instruction
     if not computations.get(entry):
-        raise not_understood("it holds no entry computation")
+        raise HloError("it holds no entry computation")
     return Module(computations, entry)
 
 
-def _whole_lines(text):
-    """Yields the lines of a program; the metadata of kernels is broken into several."""
-    whole = ""
+def _joined_lines(text) -> Iterator[str]:
+    """Yields a line per instruction: the metadata of custom calls has line breaks."""
+    joined = ""
     for line in text.replace('": ', '":').splitlines():  # JSON has spaces in some versions
-        if not line or line == "}" or _HEAD.match(line) or _LINE.match(line):
-            yield whole
-            whole = line
+        if not line or line == "}" or _HEADER.match(line) or _LINE.match(line):
+            yield joined
+            joined = line
         else:
-            whole += line
-    yield whole
+            joined += line
+    yield joined
 
 
 def _instruction(name, rest):
     """Parses "type opcode(operands), attributes"."""
     end = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
     kind, rest = rest[:end], rest[end:]
-    opcode = _CALL.match(rest)
+    opcode = _OPCODE.match(rest)
     if not opcode:
-        raise not_understood(f"the line of {name}")
+        raise HloError(f"the line of {name}")
     close = _closing(rest, opcode.end() - 1)
     inside = rest[opcode.end() : close - 1]
     # a constant's "operands" are its value
@@ -198,21 +215,13 @@ def _closing(text, start):
         depth += {"(": 1, ")": -1}.get(text[position], 0)
         if depth == 0:
             return position + 1
-    raise not_understood("it ends within brackets")
-
-
-def not_understood(what: str) -> BadInput:
-    """Returns what is raised for a text that is written in a way that is not known here."""
-    return BadInput(
-        f"The compiler's text is not understood ({what}): the compiler is newer than this reader. "
-        "Use the versions that setup.py names."
-    )
+    raise HloError("it ends within brackets")
 
 
 @functools.lru_cache(maxsize=65536)
 def shapes(kind: str) -> tuple[Shape, ...]:
-    """Returns the arrays of a type as the text writes it: one, or those of a tuple."""
-    # sizes before the layout, which stands in braces
+    """Returns the arrays of a type in HLO syntax: one, or those of a tuple."""
+    # sizes come before the layout, which stands in braces
     found = _ARRAY.findall(re.sub(r"\{[^{}]*\}", "", kind))
     return tuple(
         Shape(dtype, tuple(int(size.strip("<=")) for size in sizes.split(",") if size))

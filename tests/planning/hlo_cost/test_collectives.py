@@ -1,4 +1,4 @@
-"""Collectives in programs written by hand: what is sent is worked out here, number by number."""
+"""Collectives in programs written by hand: the bytes are worked out here, number by number."""
 
 import dataclasses
 import itertools
@@ -8,8 +8,15 @@ import pytest
 from jax.sharding import Mesh
 
 from sedd_jax.planning.hlo_cost import hlo
-from sedd_jax.planning.hlo_cost.chips import CHIPS
-from sedd_jax.planning.hlo_cost.collectives import awaited, collectives, is_collective, totals
+from sedd_jax.planning.hlo_cost.collectives import (
+    collectives,
+    is_collective,
+    mesh_axes,
+    replica_groups,
+    starts_by_end,
+    totals,
+)
+from sedd_jax.planning.topology import CHIPS
 
 GATHER = """all-gather(%param_0), channel_id=7, \
 replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}, dimensions={0}, \
@@ -124,8 +131,8 @@ def gpus(nodes, each):
 
 
 def read(text, chip, mesh):
-    module = hlo.read(text)
-    return collectives(module, module.runs(lambda loop: 1), CHIPS[chip], mesh)
+    module = hlo.parse(text)
+    return collectives(module, module.execution_counts(lambda loop: 1), CHIPS[chip], mesh)
 
 
 def only(operation, chip, mesh):
@@ -140,10 +147,14 @@ def test_a_tpu_program_has_every_collective_once():
     # gathered in a loop of 3 trips, on a line of 4: 32 x 64 x 2 bytes go to the 3 others
     assert gather[:4] == ("all-gather", ("fsdp",), 3, 3 * 3 * 4096)
     assert gather.seconds == pytest.approx(3 * 3 * 4096 / 45e9)
-    assert (gather.hidden, gather.computation, gather.source) == (True, "body", "jit(step)/gather")
+    assert (gather.overlapped, gather.computation, gather.source) == (
+        True,
+        "body",
+        "jit(step)/gather",
+    )
     # the fusion keeps a quarter of the sum: 4 x 16 x 4 bytes
     assert scatter[:4] == ("reduce-scatter", ("fsdp",), 3, 3 * 256 * 3 / 4)
-    assert not scatter.hidden
+    assert not scatter.overlapped
     # 8 + 6 numbers over all 8 chips, on the wires of both sides
     assert reduce[:4] == ("all-reduce", ("data", "fsdp"), 1, 2 * 56 * 7 / 8)
     assert reduce.seconds == pytest.approx(2 * 56 * 7 / 8 / (2 * 45e9))
@@ -156,9 +167,14 @@ def test_a_gpu_program_waits_for_some_and_not_for_others():
     assert reduce[:4] == ("all-reduce", ("data", "fsdp"), 1, 2 * 32 * 7 / 8)
     assert all_to_all[:4] == ("all-to-all", ("data",), 1, 32 / 2)
     assert scatter[:4] == ("reduce-scatter", ("fsdp",), 1, 32 * 3 / 4)
-    assert [x.hidden for x in (gather, reduce, scatter, all_to_all)] == [True, False, True, False]
-    assert gather.seconds == pytest.approx(32 * 3 / CHIPS["h100"].link)
-    assert all_to_all.seconds == pytest.approx(32 / 2 / CHIPS["h100"].network)
+    assert [x.overlapped for x in (gather, reduce, scatter, all_to_all)] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert gather.seconds == pytest.approx(32 * 3 / CHIPS["h100"].link_bytes_per_second)
+    assert all_to_all.seconds == pytest.approx(32 / 2 / CHIPS["h100"].network_bytes_per_second)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +190,7 @@ def test_a_gpu_program_waits_for_some_and_not_for_others():
 def test_a_ring_uses_the_wires_of_the_sides_it_runs_along(chip, sides, directions):
     mesh = tpu(*sides)
     operation = "f32[8] all-reduce(%a), replica_groups={}"
-    expected = 2 * 32 * (1 - 1 / mesh.size) / (CHIPS[chip].link * directions)
+    expected = 2 * 32 * (1 - 1 / mesh.size) / (CHIPS[chip].link_bytes_per_second * directions)
     assert only(operation, chip, mesh).seconds == pytest.approx(expected)
 
 
@@ -201,7 +217,10 @@ def test_between_slices_what_must_goes_through_the_network(operation, across):
     one = only(f"f32[8] {operation}(%a), replica_groups=[1,8]<=[8]", "v5e", tpu(1, 4, slices=2))
     chip = CHIPS["v5e"]
     assert one.axes == ("slice", "fsdp")
-    assert one.seconds == pytest.approx((one.nbytes - across) / chip.link + across / chip.network)
+    assert one.seconds == pytest.approx(
+        (one.bytes_sent - across) / chip.link_bytes_per_second
+        + across / chip.network_bytes_per_second
+    )
 
 
 SLICES = """\
@@ -223,14 +242,16 @@ _xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
 def test_hosts_send_between_slices_of_tpus():
     (one,) = read(SLICES, "v5e", tpu(2, 2, slices=2))
     assert one[:4] == ("all-reduce", ("slice",), 1, 2 * 32 / 2)
-    assert one.seconds == pytest.approx(32 / CHIPS["v5e"].network)
-    assert one.hidden
-    assert awaited(hlo.read(SLICES), "main") == {"recv-done": "send"}
+    assert one.seconds == pytest.approx(32 / CHIPS["v5e"].network_bytes_per_second)
+    assert one.overlapped
+    assert starts_by_end(hlo.parse(SLICES), "main") == {"recv-done": "send"}
 
 
 def test_lines_that_wait_know_what_was_started():
-    assert awaited(hlo.read(TPU), "body") == {"async-collective-done": "async-collective-start"}
-    assert awaited(hlo.read(GPU), "main") == {
+    assert starts_by_end(hlo.parse(TPU), "body") == {
+        "async-collective-done": "async-collective-start"
+    }
+    assert starts_by_end(hlo.parse(GPU), "main") == {
         "all-gather-done": "all-gather-start",
         "all-reduce-done": "all-reduce-start",
         "rs-done": "rs-start",
@@ -240,24 +261,24 @@ def test_lines_that_wait_know_what_was_started():
 def test_the_slowest_pair_of_a_permutation_counts():
     operation = "f32[8] collective-permute(%a), source_target_pairs={{0,1},{3,4}}"
     one = only(operation, "v5e", tpu(1, 4, slices=2))
-    assert one.seconds == pytest.approx(32 / CHIPS["v5e"].network)
+    assert one.seconds == pytest.approx(32 / CHIPS["v5e"].network_bytes_per_second)
 
 
 def test_totals_are_sums_over_what_is_alike_most_bytes_first():
     first = read(TPU, "v5e", tpu(2, 4))
     again = totals(first + first[2:3])
     assert [x.kind for x in again][:2] == ["all-gather", "reduce-scatter"]
-    assert again[0].nbytes == 2 * first[2].nbytes
+    assert again[0].bytes_sent == 2 * first[2].bytes_sent
     assert again[0].seconds == pytest.approx(2 * first[2].seconds)
     assert again[0].calls == 6
     assert len(again) == 4
 
 
 def test_a_fusion_that_computes_meanwhile_is_no_collective():
-    module = hlo.read(TPU)
+    module = hlo.parse(TPU)
     names = [x.name for x in module.computations["body"].values() if is_collective(x, module)]
     assert names == ["async-collective-start", "async-collective-done", "fusion.4"]
-    gpu = hlo.read(GPU)
+    gpu = hlo.parse(GPU)
     names = [x.name for x in gpu.computations["main"].values() if is_collective(x, gpu)]
     assert names == [
         "all-gather-start",
@@ -266,3 +287,59 @@ def test_a_fusion_that_computes_meanwhile_is_no_collective():
         "all-reduce-done",
         "all-to-all.1",
     ]
+
+
+ROWS = [[0, 1, 2, 3], [4, 5, 6, 7]]
+COLUMNS = [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
+def groups(attributes):
+    return replica_groups(
+        hlo.Instruction("x.1", "all-reduce", (), (), attributes), gpus(2, 4)
+    ).tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", ROWS),
+        ("{}", [list(range(8))]),
+        ("[2,4]<=[8]", ROWS),
+        ("[4,2]<=[2,4]T(1,0)", COLUMNS),
+        ("[1,8]<=[8]", [list(range(8))]),
+        ("mesh['a'=2,'b'=4] {'b'}", ROWS),
+        ("mesh['a'=2,'b'=4] {'a'}", COLUMNS),
+        ("mesh['a'=8,'b'=1] {'a','b'}", [list(range(8))]),
+        ("mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'a'}", ROWS),
+        ("mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'c'}", COLUMNS),
+        ("mesh['a'=2,'b'=2], device_ids=(3,1,2,0) {'b'}", [[3, 1], [2, 0]]),
+        # parts of an axis of 8: the middle 2 of 2 x 2 x 2, then the first 2 of 2 x 4
+        ("mesh['a'=8] {'a':(2)2}", [[0, 2], [1, 3], [4, 6], [5, 7]]),
+        ("mesh['a'=8] {'a':(1)2}", COLUMNS),
+    ],
+)
+def test_every_way_to_write_groups(text, expected):
+    assert groups(f", channel_id=3, replica_groups={text}, use_global_device_ids=true") == expected
+
+
+def test_a_permutation_has_pairs():
+    assert groups(", channel_id=1, source_target_pairs={{0,1},{1,0}}") == [[0, 1], [1, 0]]
+
+
+def test_other_ways_are_refused():
+    with pytest.raises(hlo.HloError, match=r"not understood \(which devices x\.1 names\)"):
+        groups(", replica_groups=by_some_other_rule")
+
+
+@pytest.mark.parametrize(
+    ("found", "axes"),
+    [
+        (ROWS, ("fsdp",)),
+        (COLUMNS, ("data",)),
+        ([list(range(8))], ("data", "fsdp")),
+        ([[0, 1], [2, 3], [4, 5], [6, 7]], ("fsdp",)),  # a part of an axis
+        ([[0, 0], [3, 7]], ("data",)),  # pairs, one of which stays where it is
+    ],
+)
+def test_groups_extend_along_axes_of_the_mesh(found, axes):
+    assert mesh_axes(np.array(found), gpus(2, 4)) == axes

@@ -12,10 +12,10 @@ from sedd_jax.model.config import padded
 from sedd_jax.model.score_model import forward_flops
 from sedd_jax.model.tiles import BLOCKS_OF, CPU
 from sedd_jax.planning.hlo_cost import cost, hlo
-from sedd_jax.planning.hlo_cost.chips import CHIPS
 from sedd_jax.planning.hlo_cost.collectives import collectives, totals
 from sedd_jax.planning.hlo_cost.cost import predict
-from sedd_jax.planning.hlo_cost.products import all_product_flops
+from sedd_jax.planning.hlo_cost.instructions import matmul_flops
+from sedd_jax.planning.topology import CHIPS
 from sedd_jax.training.step import build_programs
 
 V5E, H100 = CHIPS["v5e"], CHIPS["h100"]
@@ -69,31 +69,31 @@ def line_of(n):
 
 
 def test_a_tpu_program_takes_its_cycles_its_kernels_and_its_collectives():
-    found = predict(hlo.read(TPU), V5E, line_of(8), trips)
-    second = V5E.peak / V5E.flops_per_cycle
-    reduced = 2.5 * 2 * 128 * 7 / 8 / V5E.link
-    assert found.parts == pytest.approx(
+    found = predict(hlo.parse(TPU), V5E, line_of(8), trips)
+    second = V5E.flops_per_second / V5E.flops_per_cycle
+    reduced = 2.5 * 2 * 128 * 7 / 8 / V5E.link_bytes_per_second
+    assert found.seconds_by_part == pytest.approx(
         {
             "matrix products": 2.5 * 3000 / second,
             # a reshape of which nothing is said reads 128 bytes and writes 82 MB
-            "memory and elementwise": 500 / second + (82e6 + 128) / V5E.bandwidth,
-            "other kernels": 328e6 / V5E.bandwidth,
-            "collectives not hidden": reduced,
+            "memory and elementwise": 500 / second + (82e6 + 128) / V5E.hbm_bytes_per_second,
+            "other kernels": 328e6 / V5E.hbm_bytes_per_second,
+            "exposed communication": reduced,
         }
     )
-    assert found.seconds == pytest.approx(sum(found.parts.values()))
+    assert found.seconds == pytest.approx(sum(found.seconds_by_part.values()))
     assert found.unknown == ("mine.1",)
-    assert [x.hidden for x in found.collectives] == [True, False]
+    assert [x.overlapped for x in found.collectives] == [True, False]
     assert "A side of a slice is a closed ring" in " ".join(found.assumptions)
 
 
 def test_a_collective_in_the_background_costs_what_outlasts_the_computation():
     quick = TPU.replace("3000", "10")
-    found = predict(hlo.read(quick), V5E, line_of(8), trips)
-    gathered = 128 * 7 / V5E.link
+    found = predict(hlo.parse(quick), V5E, line_of(8), trips)
+    gathered = 128 * 7 / V5E.link_bytes_per_second
     assert gathered > 10 / V5E.clock
-    expected = 2.5 * (gathered - 10 / V5E.clock + 2 * 128 * 7 / 8 / V5E.link)
-    assert found.parts["collectives not hidden"] == pytest.approx(expected)
+    expected = 2.5 * (gathered - 10 / V5E.clock + 2 * 128 * 7 / 8 / V5E.link_bytes_per_second)
+    assert found.seconds_by_part["exposed communication"] == pytest.approx(expected)
 
 
 WAITING = f"""\
@@ -132,13 +132,15 @@ backend_config={"known_trip_count":{"n":"2"}}"""
     ],
 )
 def test_what_was_started_first_is_sent_first(middle, cycles):
-    found = predict(hlo.read(WAITING.replace("MIDDLE", middle)), V5E, line_of(8), trips)
-    gather, permute, reduce = (size / V5E.link for size in (128 * 7, 128, 2 * 128 * 7 / 8))
+    found = predict(hlo.parse(WAITING.replace("MIDDLE", middle)), V5E, line_of(8), trips)
+    gather, permute, reduce = (
+        size / V5E.link_bytes_per_second for size in (128 * 7, 128, 2 * 128 * 7 / 8)
+    )
     # what waits for the permutation waits for the gather before it, the end of which then is free
     first = max(0, gather + permute - cycles / V5E.clock)
     spare = max(0, cycles / V5E.clock - gather - permute)
     second = max(0, reduce - spare - 3 / V5E.clock)
-    assert found.parts["collectives not hidden"] == pytest.approx(first + second)
+    assert found.seconds_by_part["exposed communication"] == pytest.approx(first + second)
 
 
 GPU = """\
@@ -199,13 +201,13 @@ backend_config={"known_trip_count":{"n":"7"}}
 
 
 def test_a_gpu_program_takes_its_flops_or_its_bytes():
-    found = predict(hlo.read(GPU), H100, line_of(1), trips)
+    found = predict(hlo.parse(GPU), H100, line_of(1), trips)
     assert "slice" not in " ".join(found.assumptions)
-    bandwidth = H100.bandwidth * cost.GPU_MEMORY_SHARE
-    products = 2 * 4096**3 / (H100.peak * cost.GPU_PRODUCT_SHARE)
+    bandwidth = H100.hbm_bytes_per_second * cost.GPU_MEMORY_SHARE
+    products = 2 * 4096**3 / (H100.flops_per_second * cost.GPU_MATMUL_SHARE)
     thin = (2 * 8 * 4096 * 2 + 8 * 8 * 4) / bandwidth  # moving it takes longer than the product
-    attention = 4 * 8 * 16 * 1024**2 * 64 / (H100.peak * cost.GPU_KERNEL_SHARE)
-    assert found.parts == pytest.approx(
+    attention = 4 * 8 * 16 * 1024**2 * 64 / (H100.flops_per_second * cost.GPU_ATTENTION_SHARE)
+    assert found.seconds_by_part == pytest.approx(
         {
             "matrix products": products + thin,
             # the copy, and the row that is put into place beside other work
@@ -213,8 +215,8 @@ def test_a_gpu_program_takes_its_flops_or_its_bytes():
             "attention kernels": attention,
             "other kernels": 2 * 8 * 4096 * 2 / bandwidth,
             # six kernels, and a loop of 2.5 turns of which the host must know the end
-            cost.STARTS: 6 * cost.GPU_START + 2.5 * cost.GPU_WAIT,
-            "collectives not hidden": 0,
+            cost.LAUNCHES: 6 * cost.GPU_LAUNCH + 2.5 * cost.GPU_HOST_WAIT,
+            "exposed communication": 0,
         }
     )
     assert found.unknown == ("sort.1",)
@@ -222,7 +224,7 @@ def test_a_gpu_program_takes_its_flops_or_its_bytes():
 
 @pytest.fixture(scope="module")
 def module(compiled):
-    return hlo.read(compiled.as_text())
+    return hlo.parse(compiled.as_text())
 
 
 ANSWERED = 0.5  # of the positions, which makes whole blocks of rows
@@ -242,7 +244,12 @@ def half_of_the_rows(config, mesh):
 def test_products_of_a_training_step_are_those_of_the_closed_formula(planned, module):
     """Every product of the formula is there, and no other: the count is exact."""
     config, mesh = planned
-    counted = mesh.size * all_product_flops(module, module.runs(half_of_the_rows(config, mesh)))
+    counts = module.execution_counts(half_of_the_rows(config, mesh))
+    counted = mesh.size * sum(
+        times * matmul_flops(module, name, instruction)
+        for name, times in counts.items()
+        for instruction in module.computations[name].values()
+    )
     model = config.model
     forward = forward_flops(
         hidden_size=model.hidden_size,
@@ -259,16 +266,16 @@ def test_products_of_a_training_step_are_those_of_the_closed_formula(planned, mo
 
 def test_collectives_of_a_training_step_are_those_of_its_parameters(planned, module):
     config, mesh = planned
-    components = build_family(config, 257, placement(mesh))
-    params = build_programs(components, config, run_keys(config.seed), mesh).abstract.params
-    found = collectives(module, module.runs(half_of_the_rows(config, mesh)), V5E, mesh)
+    family = build_family(config, 257, placement(mesh))
+    params = build_programs(family, config, run_keys(config.seed), mesh).abstract.params
+    found = collectives(module, module.execution_counts(half_of_the_rows(config, mesh)), V5E, mesh)
     split = sum(4 * x.size for x in jax.tree.leaves(params) if not x.sharding.is_fully_replicated)
     gathers = [x for x in totals(found) if x.kind == "all-gather"]
     # every parameter that is split over fsdp is gathered once, in float32: 3 of 4 parts come
-    assert [(x.axes, x.nbytes) for x in gathers] == [(("fsdp",), split * 3 / 4)]
+    assert [(x.axes, x.bytes_sent) for x in gathers] == [(("fsdp",), split * 3 / 4)]
     axes = {x.axes for x in found}
     assert axes == {("fsdp",), ("data",), ("data", "fsdp")}
-    assert not any(x.hidden for x in found)
+    assert not any(x.overlapped for x in found)
     # the gradients of the table are summed over fsdp in parts, and then over data
     (scatter,) = [x for x in found if x.kind == "reduce-scatter"]
-    assert scatter.nbytes == 4 * params["head"]["kernel"].size * 3 / 4
+    assert scatter.bytes_sent == 4 * params["head"]["kernel"].size * 3 / 4

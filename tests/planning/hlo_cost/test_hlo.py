@@ -2,7 +2,6 @@
 
 import pytest
 
-from sedd_jax.errors import BadInput
 from sedd_jax.planning.hlo_cost import hlo
 
 # lines as the compiler for TPUs writes them: layouts, tiles, memory spaces, a condition to resolve
@@ -118,7 +117,7 @@ def test_a_tuple_has_the_shapes_of_its_parts():
 
 
 def test_lines_are_taken_apart():
-    module = hlo.read(TPU)
+    module = hlo.parse(TPU)
     assert module.entry == "main.8"
     fusion = module.computations["main.8"]["fusion.1"]
     assert fusion.opcode == "fusion"
@@ -137,13 +136,13 @@ def test_lines_are_taken_apart():
 
 
 def test_a_line_that_is_broken_is_read_to_its_end():
-    kernel = hlo.read(TPU).computations["body.2"]["splash_mha_fwd.1"]
+    kernel = hlo.parse(TPU).computations["body.2"]["splash_mha_fwd.1"]
     assert kernel.source == "jit(step)/while/body/attention"
     assert '"block_q' in kernel.attributes.replace("\\", "")
 
 
 def test_a_condition_tells_how_often_a_loop_of_a_tpu_program_runs():
-    module = hlo.read(TPU)
+    module = hlo.parse(TPU)
     assert module.trips(module.computations["outer.6"]["while.2"]) == 24
     assert module.trips(module.computations["main.8"]["while.1"]) is None
 
@@ -155,14 +154,14 @@ def test_runs_multiply_through_nested_loops_and_the_longest_branch_counts():
         asked.append(loop.source)
         return 2.5
 
-    runs = hlo.read(TPU).runs(trips)
+    runs = hlo.parse(TPU).execution_counts(trips)
     # the outer loop 2.5 times, and once more as a branch
     assert runs == {"main.8": 1, "outer.6": 3.5, "body.2": 3.5 * 24}
     assert asked == ["jit(step)/blocks_of_4096/while"]
 
 
 def test_runs_of_a_gpu_program():
-    assert hlo.read(GPU).runs(never) == {
+    assert hlo.parse(GPU).execution_counts(never) == {
         "main": 1,
         "command_buffer": 1,
         "body": 12,
@@ -178,13 +177,13 @@ def test_runs_of_a_gpu_program():
     ],
 )
 def test_a_text_without_an_entry_is_refused(text):
-    with pytest.raises(BadInput, match="no entry computation"):
-        hlo.read(text)
+    with pytest.raises(hlo.HloError, match="no entry computation"):
+        hlo.parse(text)
 
 
 @pytest.mark.parametrize(
     ("line", "said"), [("add(%b, (%c)", "within brackets"), ("", "the line of a")]
 )
 def test_a_line_that_ends_too_early_is_refused(line, said):
-    with pytest.raises(BadInput, match=said):
-        hlo.read(f"ENTRY %main (a: f32[]) -> f32[] {{\n  %a = f32[] {line}\n}}\n")
+    with pytest.raises(hlo.HloError, match=said):
+        hlo.parse(f"ENTRY %main (a: f32[]) -> f32[] {{\n  %a = f32[] {line}\n}}\n")

@@ -5,8 +5,13 @@ import jax.numpy as jnp
 import pytest
 
 from sedd_jax.planning.hlo_cost import hlo
-from sedd_jax.planning.hlo_cost.chips import CHIPS
-from sedd_jax.planning.hlo_cost.memory import Memory, largest_carried, memory_of, refusal
+from sedd_jax.planning.hlo_cost.memory import (
+    Memory,
+    largest_carried,
+    memory_of,
+    memory_of_refused,
+)
+from sedd_jax.planning.topology import CHIPS
 
 GIB = 2**30
 SHORT = (
@@ -36,33 +41,33 @@ RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 41.74G of 16.00G
     ],
 )
 def test_a_refusal_is_read(text, needed, largest):
-    memory = refusal(jax.errors.JaxRuntimeError(text), 3 * GIB, CHIPS["v5e"])
+    memory = memory_of_refused(jax.errors.JaxRuntimeError(text), 3 * GIB, CHIPS["v5e"])
     assert memory.refused and not memory.fits
-    assert memory.needed == pytest.approx(needed * GIB)
-    assert memory.parts["arguments"] == 3 * GIB
-    assert memory.largest == largest
+    assert memory.needed_bytes == pytest.approx(needed * GIB)
+    assert memory.bytes_by_part["arguments"] == 3 * GIB
+    assert memory.largest_temporaries_bytes == largest
 
 
 def test_a_refusal_in_other_words_says_what_is_known():
     error = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no more.")
-    memory = refusal(error, 3 * GIB, CHIPS["v5e"])
+    memory = memory_of_refused(error, 3 * GIB, CHIPS["v5e"])
     assert not memory.fits
-    assert memory.needed == 3 * GIB
+    assert memory.needed_bytes == 3 * GIB
 
 
 def test_other_errors_are_raised():
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
-        refusal(jax.errors.JaxRuntimeError("INTERNAL: bug"), 0, CHIPS["v5e"])
+        memory_of_refused(jax.errors.JaxRuntimeError("INTERNAL: bug"), 0, CHIPS["v5e"])
 
 
 @pytest.mark.parametrize(("donated", "results"), [((), 4096), ((0,), 0)])
 def test_results_in_place_of_arguments_take_nothing(donated, results):
     function = jax.jit(lambda x: jnp.sort(x) + 1, donate_argnums=donated)
     compiled = function.lower(jnp.zeros(1024)).compile()
-    memory = memory_of(compiled, hlo.read(compiled.as_text()), CHIPS["h100"])
-    assert memory.parts["arguments"] == 4096
-    assert memory.parts["results"] == results
-    assert memory.largest["f32[1024]"] == 4096
+    memory = memory_of(compiled, hlo.parse(compiled.as_text()), CHIPS["h100"])
+    assert memory.bytes_by_part["arguments"] == 4096
+    assert memory.bytes_by_part["results"] == results
+    assert memory.largest_temporaries_bytes["f32[1024]"] == 4096
     assert memory.fits
 
 
