@@ -160,15 +160,16 @@ def bound_program(config: Config, vocab_size: int, mesh: Mesh, rows: int) -> Pro
     rows = round_up(rows, num_batch_shards(mesh))
     family, params = build_trained(config, vocab_size, mesh)
     t_min, tokens = config.train.t_min, (rows, config.model.length)
-    inputs = _keys(mesh, rows), *_over_batch(mesh, ((rows,), jnp.float32), (tokens, jnp.int32))
-    kind, share, trips = "held-out likelihood", 1.0, {}
+    kind, drawn, share, trips = "held-out likelihood", (None, None), 1.0, {}
     if isinstance(family, ScoreBased):
+        drawn = _keys(mesh, rows), *_over_batch(mesh, ((rows,), jnp.float32))
         kind = "held-out bound, one draw"
         proposal = guess_proposal(family.graph, family.noise, t_min)
         share = share_with_loss(family.graph, family.noise, proposal)
         per_chip = rows // num_batch_shards(mesh)
         trips = _loss_trips(family, proposal, per_chip, config.model.length, mesh)
     loss = family.row_loss(t_min, "low-discrepancy")
+    inputs = *drawn, *_over_batch(mesh, (tokens, jnp.int32))
     flops = rows * family.forward_flops(config.model, share)
     return _inference(kind, loss, mesh, params, inputs, flops, math.prod(tokens), trips)
 
