@@ -49,9 +49,13 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", ours)
 
 
+LONGEST = ("test_distributed.py", "test_train.py")  # started early, not when all else is done
+
+
 def pytest_collection_modifyitems(items):
-    """Run the slow end-to-end tests last: the quick ones name a fault more exactly."""
-    items.sort(key=lambda item: item.path.parent == Path(__file__).parent)
+    """Run the end-to-end tests last, the longest of them first: the others name a fault better."""
+    end_to_end = Path(__file__).parent
+    items.sort(key=lambda item: (item.path.parent == end_to_end, item.path.name not in LONGEST))
 
 
 @pytest.fixture(scope="session")
