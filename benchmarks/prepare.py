@@ -22,7 +22,7 @@ from typing import BinaryIO
 from absl import flags
 
 from benchmarks.measure import check_output, report
-from sedd_jax.data.blocks import open_blocks
+from sedd_jax.data.prepared import open_blocks
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
 

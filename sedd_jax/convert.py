@@ -17,17 +17,17 @@ from sedd_jax.system import hub
 from sedd_jax.system.files import check_output_path
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder, or OWNER/NAME on the hub.")
-_OUTPUT = flags.DEFINE_string("output", None, "The folder to make; must not exist yet.")
-_TO = flags.DEFINE_enum("to", None, list(LAYOUTS), "Layout to make; by default the other one.")
+_OUTPUT = flags.DEFINE_string("output", None, "The folder to create; must not exist yet.")
+_TO = flags.DEFINE_enum("to", None, list(LAYOUTS), "Layout to write; by default the other one.")
 _STEP = flags.DEFINE_integer("checkpoint_step", None, "Step to convert; the latest by default.")
 _EMA = flags.DEFINE_bool("ema", True, "Convert the averaged weights.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Folder, or OWNER/NAME, of the tokenizer.")
 _PUSH = flags.DEFINE_string("push_to_hub", None, "OWNER/NAME to upload the result to.")
-_PUBLIC = flags.DEFINE_bool("public", False, "Let everyone see what is uploaded.")
+_PUBLIC = flags.DEFINE_bool("public", False, "Make the repository public.")
 
 
 def main() -> None:
-    """Converts as the flags say."""
+    """Converts the model that the flags name."""
     for flag in (_CHECKPOINT, _OUTPUT):
         if not flag.value:
             raise BadInput(f"--{flag.name}=FOLDER is needed.")
@@ -36,7 +36,7 @@ def main() -> None:
     if push:
         hub.check_upload(push)
     elif _PUBLIC.value:
-        raise BadInput("--public is of --push_to_hub=OWNER/NAME, which is not given.")
+        raise BadInput("--public needs --push_to_hub=OWNER/NAME.")
     checkpoint = load(
         _CHECKPOINT.value, step=_STEP.value, ema=_EMA.value, tokenizer=_TOKENIZER.value
     )

@@ -1,7 +1,8 @@
 """Prepares text for training: `python -m sedd_jax.prepare --config=FILE --output=data/owt`.
 
-The config is that of the run to come: `config.data` says which text and which tokens. The same
-command goes on after a kill, and the run takes the result with `--config.data.prepared=data/owt`.
+The config is the one of the training run: `config.data` says which text and which tokens. After a
+kill the same command continues, and training reads the result with
+`--config.data.prepared=data/owt`.
 """
 
 import os
@@ -15,27 +16,27 @@ from sedd_jax.data.preparation import prepare_blocks
 from sedd_jax.data.prepared import check_name
 from sedd_jax.errors import BadInput, Halted
 
-# Workers import this module anew, and need nothing of JAX, which only cli imports: see below.
+# each worker imports this module again and needs no JAX, so `cli` is imported in main
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config file of the run to come.")
-_OUTPUT = flags.DEFINE_string("output", None, "The folder to make.")
-_WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Processes.", lower_bound=1)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config file of the training run.")
+_OUTPUT = flags.DEFINE_string("output", None, "The folder to create.")
+_WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Number of processes.", lower_bound=1)
 
 
 def main() -> None:
-    """Prepares as the flags say."""
+    """Prepares the data that the flags describe."""
     from sedd_jax.experiment import cli
 
     config = cli.config_from(_CONFIG)
     if not _OUTPUT.value:
-        raise BadInput("--output=FOLDER is needed: where the prepared data are kept.")
+        raise BadInput("--output=FOLDER is needed: where the prepared data are written.")
     if config.data.prepared:
         raise BadInput("config.data.prepared names data prepared before; leave it out here.")
     check_name(_OUTPUT.value)
     try:
         dataset = prepare_blocks(_OUTPUT.value, config.data, config.model.length, _WORKERS.value)
     except KeyboardInterrupt:
-        raise Halted("Stopped; the same command goes on from there.", 130) from None
+        raise Halted("Stopped; the same command continues from there.", 130) from None
     manifest = dataset.manifest
     for split, counts in manifest["splits"].items():
         print(
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def _config_flags(arguments: list[str]) -> list[str]:
-    """The arguments without what is only for this binary, as --output=data or --output data."""
+    """Returns the arguments without those of this binary alone, --output=data or --output data."""
     kept, rest = [], iter(arguments)
     for argument in rest:
         name, equals, _ = argument.partition("=")

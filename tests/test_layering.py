@@ -80,7 +80,7 @@ def test_the_cost_model_imports_nothing_of_the_package_but_itself(path):
     ("name", "source"),
     [
         ("diffusion", "from sedd_jax.model import transformer"),
-        ("diffusion", "def f():\n    from sedd_jax.data.blocks import Dataset"),
+        ("diffusion", "def f():\n    from sedd_jax.data.prepared import Dataset"),
         ("model", "import sedd_jax.experiment.config"),
         ("experiment", "from sedd_jax import inference"),
         ("inference", "from sedd_jax.train import train"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sedd_jax.data.blocks import open_blocks
+from sedd_jax.data.prepared import open_blocks
 from sedd_jax.experiment.run import open_run
 
 SMOKE = "--config=configs/smoke.py"
@@ -139,7 +139,7 @@ def test_ctrl_c_stops_at_once_and_the_same_command_goes_on(tmp_path, corpus, bin
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130
-    assert err.splitlines()[-1] == "error: Stopped; the same command goes on from there."
+    assert err.splitlines()[-1] == "error: Stopped; the same command continues from there."
     assert "Traceback" not in err
     _await_end(workers)
     surveyed = {path.name for path in (tmp_path / ".data.staging" / "survey").iterdir()}

@@ -10,9 +10,9 @@ import jax
 import pytest
 
 import sedd_jax as sedd
-from sedd_jax.data.blocks import open_blocks
 from sedd_jax.data.characters import Characters
 from sedd_jax.data.pipeline import batch_blocks
+from sedd_jax.data.prepared import open_blocks
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment import mesh as sharding
 from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints

@@ -1,9 +1,7 @@
 """The interface of all tokenizers, and the kinds without a model: bytes, characters, integers.
 
-Every kind has `vocab_size` (real tokens, the end-of-document token included), `eod_id` (or None),
-`encode(content)`, `decode(ids)`, `pieces(ids)`, `size(ids)`, `save(folder)` and `fingerprint()`.
-The mask of the absorbing graph is no token of a tokenizer: its id is `vocab_size`, and only
-`decode` and `pieces` know it.
+The mask of the absorbing graph is not a token of a tokenizer: its id is `vocab_size`, which only
+`decode` and `pieces` accept.
 """
 
 import abc
@@ -20,44 +18,55 @@ from sedd_jax.errors import BadInput
 
 END_OF_DOCUMENT = "<|endoftext|>"
 SETTINGS_FILE = "tokenizer.json"
-# Characters are looked up this many at a time.
-_CHUNK = 2**20
+_CHUNK = 2**20  # characters looked up at a time
 
 
 class Tokenizer(abc.ABC):
-    """What all tokenizers share; a subclass sets the attributes and adds the methods below."""
+    """The interface of all tokenizers; a subclass sets the attributes and the abstract methods.
+
+    Attributes:
+      kind: the name of the kind.
+      vocab_size: the number of tokens, including the end-of-document token.
+      eod_id: the id of the end-of-document token, or None.
+    """
 
     kind: str
     vocab_size: int
     eod_id: int | None
-    # What a document is made of, and what `decode` puts between two runs of tokens.
+    # the type of a document, and what `decode` puts between two runs of tokens
     _takes: type = str
     _space = ""
 
     @abc.abstractmethod
     def _encode(self, content: Any) -> np.ndarray:
-        """Token ids of a document of the type `_takes`, int32 [tokens]."""
+        """Returns the token ids of a document of the type `_takes`, int32 [tokens]."""
 
     @abc.abstractmethod
     def _decode_run(self, ids: np.ndarray) -> str:
-        """Text of int64 [tokens] ids that hold neither the end-of-document token nor the mask."""
+        """Returns the text of int64 [tokens] ids, without end-of-document tokens and masks."""
 
     @abc.abstractmethod
     def _spelling(self, id_: int) -> bytes:
-        """UTF-8 of one such id, perhaps half a character."""
+        """Returns the UTF-8 of one such id, perhaps half a character."""
 
     def _settings(self) -> dict[str, Any]:
-        """What `tokenizer.json` holds besides the kind."""
+        """Returns the contents of `tokenizer.json` besides the kind."""
         return {}
 
     def _files(self) -> dict[str, bytes]:
-        """Model files by name."""
+        """Returns the model files by name."""
         return {}
 
-    def encode(self, content: str | np.ndarray) -> np.ndarray:
-        """Token ids of a document, int32 [tokens], without an end-of-document token.
+    @classmethod
+    def load(cls, folder: pathlib.Path, settings: dict[str, Any]) -> "Tokenizer":
+        """Returns the tokenizer that `save(folder)` wrote; `settings` are in `tokenizer.json`."""
+        return cls(**{name: value for name, value in settings.items() if name != "kind"})
 
-        The kind `integers` takes ids, all others text; BadInput for what is the other.
+    def encode(self, content: str | np.ndarray) -> np.ndarray:
+        """Returns the token ids of a document, int32 [tokens], without an end-of-document token.
+
+        Raises:
+          BadInput: the document is text for the kind `integers`, or ids for another.
         """
         if not isinstance(content, self._takes):
             taken, given = ("text", "integers") if self._takes is str else ("integers", "text")
@@ -68,11 +77,17 @@ class Tokenizer(abc.ABC):
         return self._encode(content)
 
     def decode(self, ids: Sequence[int] | np.ndarray, mask: str = "░") -> str:
-        """Text of `ids` (integers, flattened), each in [0, vocab_size].
+        """Returns the text of ids.
 
-        The end-of-document token shows as `<|endoftext|>` and the id `vocab_size`, the mask of the
-        absorbing graph, as `mask`. Ids that form no valid text (half a character, say) show as the
-        replacement character. Raises BadInput for an id out of range.
+        The end-of-document token becomes `<|endoftext|>`; ids that form no valid text, such as half
+        a character, become the replacement character.
+
+        Args:
+          ids: integers in [0, vocab_size], of any shape.
+          mask: the text for the id `vocab_size`, the mask of the absorbing graph.
+
+        Raises:
+          BadInput: an id is out of range.
         """
         ids, marks = self._checked(ids), self._marks(mask)
         pieces, start = [], 0
@@ -83,10 +98,14 @@ class Tokenizer(abc.ABC):
         return self._space.join(piece for piece in pieces if piece)
 
     def pieces(self, ids: Sequence[int] | np.ndarray, mask: str = "░") -> list[str]:
-        """Text of `ids` one by one; for ids from `encode` it is, joined, what `decode` returns.
+        """Returns the text of each id; for ids from `encode`, joined, this is `decode`.
 
-        A character that several ids spell stands at the last of them, and one that none completes
-        as the replacement character. Integers end with a space each.
+        A character that several ids spell is at the last of them, and one that stays incomplete
+        becomes the replacement character. Integers end with a space each.
+
+        Args:
+          ids: integers in [0, vocab_size], of any shape.
+          mask: the text for the id `vocab_size`.
         """
         decoder, marks = codecs.getincrementaldecoder("utf-8")("replace"), self._marks(mask)
         pieces: list[str] = []
@@ -101,7 +120,7 @@ class Tokenizer(abc.ABC):
 
     @staticmethod
     def _complete(pieces, decoder):
-        """Ends the last of `pieces` with what is left of a character that was not completed."""
+        """Appends what is left of an incomplete character to the last of `pieces`."""
         if rest := decoder.decode(b"", final=True):
             pieces[-1] += rest
 
@@ -116,26 +135,26 @@ class Tokenizer(abc.ABC):
         return ids
 
     def _marks(self, mask):
-        """What stands for the ids that are no text."""
+        """Returns the text for the ids that are no text."""
         end = {} if self.eod_id is None else {self.eod_id: END_OF_DOCUMENT}
         return {self.vocab_size: mask} | end
 
     def size(self, ids: np.ndarray) -> int:
-        """The UTF-8 bytes that ids from `encode` stand for, half characters too.
+        """Returns the UTF-8 bytes that ids from `encode` spell, including half characters.
 
-        Of the kind `integers`, their number: bits per byte are bits per id.
+        For the kind `integers`, it is the number of ids: bits per byte are bits per id.
         """
         return len(self.decode(ids).encode())
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes `tokenizer.json` and the model files, if any, into `folder` (made when absent)."""
+        """Writes `tokenizer.json` and the model files into a folder, which may not exist yet."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in self._saved().items():
             (folder / name).write_bytes(content)
 
     def fingerprint(self) -> str:
-        """SHA-256 of what `save` writes: where it agrees, every text gets the same ids."""
+        """Returns the SHA-256 of what `save` writes: if equal, every text gets the same ids."""
         digest = hashlib.sha256()
         for name, content in sorted(self._saved().items()):
             digest.update(f"{name} {len(content)}\n".encode())
@@ -166,38 +185,31 @@ class Bytes(Tokenizer):
     def _spelling(self, id_: int) -> bytes:
         return bytes([id_])
 
-    @classmethod
-    def load(cls, folder: pathlib.Path, settings: dict[str, Any]) -> "Bytes":
-        return cls()
-
 
 def _codepoints(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.int64)
 
 
 class Characters(Tokenizer):
-    """One id per character, in the order of `alphabet`; with `eod` one more id, the last.
-
-    Raises BadInput when the alphabet is empty or repeats a character, and from `encode` for a
-    text with a character outside it.
-    """
+    """One id per character, in the order of an alphabet; `encode` refuses other characters."""
 
     kind = "characters"
 
     def __init__(self, alphabet: str, eod: bool = True):
+        """Takes the alphabet, distinct characters; with `eod`, the last id ends a document."""
         if not alphabet or len(set(alphabet)) != len(alphabet):
             raise BadInput("The alphabet of a characters tokenizer must be distinct characters.")
         self.alphabet = alphabet
         self.vocab_size = len(alphabet) + eod
         self.eod_id = len(alphabet) if eod else None
         codepoints = _codepoints(alphabet)
-        # One spare entry stands for every code point above the largest of the alphabet.
+        # one more entry is for every code point above the largest of the alphabet
         self._id_of = np.full(codepoints.max() + 2, -1, np.int32)
         self._id_of[codepoints] = np.arange(len(alphabet), dtype=np.int32)
 
     def _encode(self, content: str) -> np.ndarray:
         ids = np.empty(len(content), np.int32)
-        # In parts, since the code points alone take several times the memory of the text.
+        # in parts, since the code points take several times the memory of the text
         for start in range(0, len(content), _CHUNK):
             codepoints = _codepoints(content[start : start + _CHUNK])
             known = np.minimum(codepoints, len(self._id_of) - 1)
@@ -221,16 +233,9 @@ class Characters(Tokenizer):
     def _settings(self) -> dict[str, Any]:
         return {"alphabet": self.alphabet, "eod": self.eod_id is not None}
 
-    @classmethod
-    def load(cls, folder: pathlib.Path, settings: dict[str, Any]) -> "Characters":
-        return cls(settings["alphabet"], settings["eod"])
-
 
 class Integers(Tokenizer):
-    """Documents that are ids already, each in [0, vocab_size); they have no end-of-document token.
-
-    Raises BadInput from `encode` for an id out of range.
-    """
+    """Documents that are ids in [0, vocab_size) already; there is no end-of-document token."""
 
     kind = "integers"
     eod_id = None
@@ -262,7 +267,3 @@ class Integers(Tokenizer):
 
     def _settings(self) -> dict[str, Any]:
         return {"vocab_size": self.vocab_size}
-
-    @classmethod
-    def load(cls, folder: pathlib.Path, settings: dict[str, Any]) -> "Integers":
-        return cls(settings["vocab_size"])

@@ -1,22 +1,25 @@
-"""Documents, and the pieces of a corpus that are read one at a time."""
+"""Documents, the pieces of a corpus, and the recipe that makes token blocks of them."""
 
 import abc
+import dataclasses
 import math
 import pathlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+
+from sedd_jax.system.settings import setting
 
 PIECE_BYTES = 32 * 2**20
 
 
 class Fault(NamedTuple):
-    """Why a document cannot be used, to be read after its place: "has no field 'text'".
+    """Why a document cannot be used, as a predicate of it: "has no field 'text'".
 
     Attributes:
-      kind: the reason without its details, to count by: a corpus has a handful.
-      detail: what is to be read after it.
+      kind: the reason without details, by which faults are counted; a corpus has a handful.
+      detail: the rest of the sentence.
     """
 
     kind: str
@@ -24,7 +27,7 @@ class Fault(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """All of it."""
+        """The whole reason."""
         return self.kind + self.detail
 
 
@@ -35,8 +38,8 @@ class Document(NamedTuple):
     """One document of a piece.
 
     Attributes:
-      content: text, or integer ids [tokens], or what is wrong with it.
-      where: for `Piece.place`.
+      content: text, or integer ids [tokens], or why it cannot be used.
+      where: its position, for `Piece.place`.
     """
 
     content: str | np.ndarray | Fault
@@ -44,13 +47,13 @@ class Document(NamedTuple):
 
 
 class Piece(abc.ABC):
-    """A part of a corpus that one worker reads from start to end; it can be pickled.
+    """A part of a corpus that one worker reads from start to end; picklable.
 
-    The pieces of a corpus depend on nothing but the corpus.
+    The pieces of a corpus depend on the corpus alone.
 
     Attributes:
-      name: of this piece alone, as in "a.txt[0:33554432]".
-      size: bytes to read, or a guess of them, for a progress bar.
+      name: unique in the corpus, as in "a.txt[0:33554432]".
+      size: bytes to read, perhaps estimated, for the progress bar.
     """
 
     name: str
@@ -58,31 +61,77 @@ class Piece(abc.ABC):
 
     @abc.abstractmethod
     def documents(self) -> Iterator[Document]:
-        """Yields the documents, in order. Raises BadInput for a file that cannot be read on."""
+        """Yields the documents in order.
+
+        Raises:
+          BadInput: the rest of the file cannot be read.
+        """
 
     @abc.abstractmethod
     def place(self, where: int) -> str:
-        """Returns where a document is, for a person: "a.jsonl, line 12"."""
+        """Returns where a document is, for a message: "a.jsonl, line 12"."""
 
     @abc.abstractmethod
     def version(self) -> str:
-        """Returns what changes when the content does: size and time of change of the file."""
+        """Returns text that changes with the content: a file's size and modification time."""
 
 
 def file_version(path: pathlib.Path) -> str:
-    """What `Piece.version` returns for a piece of a file."""
+    """Returns the `Piece.version` of a piece of a file."""
     status = path.stat()
     return f"{status.st_size} bytes, {status.st_mtime_ns}"
 
 
-def ranges(count: int, size: int) -> list[tuple[int, int]]:
-    """Cuts `count` rows of `size` bytes in all into [start, stop) of about PIECE_BYTES each."""
+@dataclasses.dataclass(frozen=True)
+class RowRange(Piece):
+    """Rows [start, stop) of a file or a data set.
+
+    Attributes:
+      source: the file, or the name of the data set.
+      limit: the largest document, in bytes.
+      start: the first row.
+      stop: the row after the last.
+      size: bytes to read, perhaps estimated.
+    """
+
+    source: pathlib.Path | str
+    limit: int
+    start: int
+    stop: int
+    size: int
+    _unit = "record"
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}[{self.start}:{self.stop}]"
+
+    def place(self, where: int) -> str:
+        return f"{self.source}, {self._unit} {where + 1}"
+
+    def version(self) -> str:
+        return file_version(self.source)
+
+
+def ranges(count: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """Divides `count` rows, `size` bytes in total, into pieces of about PIECE_BYTES.
+
+    Yields:
+      The first row of a piece, the row after its last, and its size in bytes.
+    """
     rows = max(PIECE_BYTES * count // max(size, 1), 1)
-    return [(start, min(start + rows, count)) for start in range(0, count, rows)]
+    for start in range(0, count, rows):
+        stop = min(start + rows, count)
+        yield start, stop, size * (stop - start) // count
 
 
 def checked_text(value: object, field: str, limit: float = math.inf) -> str | Fault:
-    """`value` of `field` if it is text, or UTF-8, of at most `limit` bytes; else what is wrong."""
+    """Returns a field's value as text, or why it cannot be used.
+
+    Args:
+      value: text, UTF-8 bytes, or anything else, which is a fault.
+      field: the name of the field, for the fault.
+      limit: the largest size, in bytes of UTF-8.
+    """
     if not isinstance(value, str | bytes):
         return Fault(f"has no text in the field {field!r}", f" but {type(value).__name__}")
     try:
@@ -101,5 +150,31 @@ def checked_text(value: object, field: str, limit: float = math.inf) -> str | Fa
 
 
 def too_large(limit: float) -> Fault:
-    """The fault of a document above `limit` bytes."""
+    """Returns the fault of a document larger than `limit` bytes."""
     return Fault(f"is larger than the {limit / 2**20:g} MB of data.max_document_mb")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The settings of a preparation: the documents, their tokens, and how they become blocks."""
+
+    # the text inside Python ("pydoc"); a file, a folder or a pattern; tfds:NAME or hf:NAME, either
+    # with :SPLIT
+    corpus: str = "pydoc"
+    format: Literal[
+        "auto", "text", "jsonl", "parquet", "fasta", "npy", "uint16", "uint32", "array_record"
+    ] = "auto"  # of the files; auto: by the endings of their names
+    field: str = "text"  # of a JSON line or a row of a table
+    separator: str = ""  # splits a text file into documents; empty: the file is one document
+    heldout_corpus: str = ""  # documents never trained on; empty: a part of `corpus` is held out
+    heldout_fraction: float = setting(0.1, above=0, below=1)  # of `corpus`, in whole documents
+    bad_documents: Literal["refuse", "skip"] = "refuse"  # skip: leave them out, and count them
+    # a larger document is a bad one: a worker needs up to ten times its size in memory
+    max_document_mb: int = setting(512, above=0)
+    tokenizer: Literal[
+        "bytes", "characters", "text8", "dna", "sentencepiece", "gpt2", "integers"
+    ] = "bytes"
+    tokenizer_path: str = ""  # a saved one to use again; gpt2: folder or hub id with its files
+    # tokens the tokenizer must have; 0: whatever the corpus gives
+    vocab_size: int = setting(257, at_least=0)
+    wrap: bool = True  # documents run on over the borders of blocks; False: one document a block

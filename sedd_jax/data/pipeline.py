@@ -1,9 +1,9 @@
 """Batches of token blocks: a training stream addressed by step, and a fixed held-out set.
 
-The batch of a training step is a pure function of (seed, step, batch_size, crop): nothing but the
-step is needed to resume, on any number of hosts, each of which reads its own rows of every batch.
-A mixture adds to that its weights: of the positions in the stream of all rows, each belongs to one
-set, which has an endless order of its own.
+The batch of a training step is a pure function of (seed, step, batch_size, crop): resuming needs
+the step alone, on any number of hosts, each of which reads its own rows of every batch. In a
+mixture, the weights assign every position in the stream of all rows to one set, and each set has
+its own endless order.
 """
 
 import functools
@@ -19,15 +19,14 @@ from sedd_jax.errors import BadInput
 
 
 class TrainBatches:
-    """An endless iterator of int32 [rows, length] whose threads read ahead; close it.
+    """An endless iterator of int32 [rows, length] batches, whose threads read ahead.
 
-    A context manager; what was read ahead and not taken is dropped at `close`. After that, `next`
-    raises ValueError.
+    A context manager; `close` stops the threads, and after it `next` raises ValueError.
     """
 
     def __init__(self, batches: Iterator[np.ndarray], close: Callable[[], None]):
         self._batches = batches
-        # Also runs at the exit of the interpreter, where an open Grain iterator complains.
+        # also runs when the interpreter exits, where an open Grain iterator prints errors
         self._close = weakref.finalize(self, close)
 
     def __iter__(self) -> "TrainBatches":
@@ -64,7 +63,7 @@ def _random_grid(seed: int, epoch: int, length: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] % length)
 
 
-# By how many tokens the grid of blocks is shifted in an epoch, in [0, length).
+# the shift of the grid of blocks in an epoch, in tokens in [0, length)
 _GRID_OFFSETS: dict[str, Callable[[int, int, int], int]] = {
     "blocks": _fixed_grid,
     "random": _random_grid,
@@ -83,19 +82,29 @@ def train_batches(
     num_threads: int = 2,
     buffer: int = 4,
 ) -> TrainBatches:
-    """The training batches from step `start_step` on, each int32 [len(rows), length], without end.
+    """Returns the training batches from a step on, without end.
 
-    `rows` are the rows of the whole batch, in increasing order, that this process reads (None:
-    all); nothing else is read, and they hold the same tokens however the batch is divided.
+    Every epoch visits every block once, in its own order; a batch may span two epochs, so nothing
+    is left out. With crop="random" the grid of blocks is shifted in each epoch by an offset drawn
+    from (seed, epoch), and wraps around the end of the stream: every token still comes once an
+    epoch, but the borders of the blocks move. Starting at a later step reads nothing before it.
 
-    Every epoch visits every block once, in an order of its own; batches run across the border of
-    two epochs, so nothing is left out. With crop="random" the grid of blocks is shifted in each
-    epoch by an offset drawn from (seed, epoch), wrapping around the end of the stream: every token
-    still comes once an epoch, but the borders of the blocks move. Starting late is a jump, not a
-    read.
+    Args:
+      blocks: the training split.
+      batch_size: rows of the whole batch, on all processes.
+      seed: of the order, in [0, 2**32).
+      rows: the rows of the whole batch that this process reads, increasing; None for all. A row
+        holds the same tokens however the batch is divided.
+      start_step: the first step, from 0.
+      crop: "blocks" or "random".
+      num_threads: threads that read.
+      buffer: batches read ahead.
 
-    `seed` lies in [0, 2**32) and `buffer` counts the batches read ahead by `num_threads` threads.
-    Raises BadInput for an argument out of range or an unknown `crop`.
+    Returns:
+      An iterator of int32 [len(rows), length].
+
+    Raises:
+      BadInput: an argument is out of range, or `crop` is unknown.
     """
     if crop not in _GRID_OFFSETS:
         raise BadInput(f"Unknown crop {crop!r}; choose one of {', '.join(CROPS)}.")
@@ -121,7 +130,7 @@ def train_batches(
         grain.MapDataset.range(start_step, sys.maxsize)
         .map(read)
         .to_iter_dataset(
-            # Grain's default of 500 elements would be 500 whole batches in memory.
+            # Grain's default, 500 elements, would keep 500 whole batches in memory
             grain.ReadOptions(
                 num_threads=num_threads, prefetch_buffer_size=max(buffer, num_threads)
             )
@@ -133,13 +142,23 @@ def train_batches(
 def batch_blocks(
     blocks: TokenBlocks | Mixture, *, batch_size: int, seed: int, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The sets (0 where there is one) and numbers of the blocks in the batch of `step`.
+    """Returns which blocks are in the batch of a step, to name a bad batch.
 
-    Both int64 [batch_size], to name a bad batch. Steps count from 0, as `start_step` of
-    `train_batches` does. Without a mixture, row r is at the position p = step * batch_size + r of
-    its set, and belongs to the epoch e = p // len(blocks); block b holds `length` tokens from token
-    b * length of the training split on, or, with crop="random", from token b * length + the offset
-    of the grid in epoch e. Raises BadInput for an argument out of range.
+    Without a mixture, row r has the position p = step * batch_size + r in its set and belongs to
+    epoch e = p // len(blocks). Block b holds `length` tokens from token b * length of the training
+    split on; with crop="random", from token b * length + the offset of the grid in epoch e.
+
+    Args:
+      blocks: the training split.
+      batch_size: rows of the whole batch.
+      seed: of the order, as in `train_batches`.
+      step: the step, from 0.
+
+    Returns:
+      The sets (0 without a mixture) and the numbers of the blocks, each int64 [batch_size].
+
+    Raises:
+      BadInput: an argument is out of range.
     """
     _check_least(batch_size=(batch_size, 1), step=(step, 0))
     stream = _Stream(blocks, seed)
@@ -157,15 +176,23 @@ def heldout_batches(
     rows: np.ndarray | None = None,
     max_blocks: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Held-out blocks in a fixed order, as batches of exactly int32 [batch_size, length].
+    """Returns held-out blocks in a fixed order, in batches of one shape.
 
-    Of each batch only `rows` are read and returned, as in `train_batches` (None: all).
+    The blocks are evenly spaced over the split, of a mixture in proportion to the weights. Their
+    number is rounded down to a multiple of `batch_size`; fewer than `batch_size` blocks make a
+    single, smaller batch.
 
-    At most `max_blocks` blocks (None: all) are taken, evenly spaced over the split; their number is
-    rounded down to a multiple of `batch_size`, so that every batch has one shape. Only when fewer
-    than `batch_size` are to be had is there a single, smaller batch. Of a mixture come blocks of
-    each set in proportion to its weight. Raises BadInput for a `batch_size` or `max_blocks` below
-    1, and for `rows` that a batch does not have.
+    Args:
+      blocks: the held-out split.
+      batch_size: rows of a whole batch, on all processes.
+      rows: the rows of a batch that this process reads, increasing; None for all.
+      max_blocks: the largest number of blocks; None for all.
+
+    Returns:
+      An iterator of int32 [len(rows), length].
+
+    Raises:
+      BadInput: `batch_size` or `max_blocks` is below 1, or a batch does not have those `rows`.
     """
     _check_least(batch_size=(batch_size, 1))
     if max_blocks is not None:
@@ -179,18 +206,18 @@ def heldout_batches(
 
 
 class _EndlessOrder:
-    """The blocks of a set, epoch after epoch in another order, by position."""
+    """The blocks of a set in an endless order, by position; each epoch has another order."""
 
     def __init__(self, blocks: TokenBlocks, seed: int):
         import grain
 
         self.blocks = blocks
-        # Grain draws the order of an epoch afresh from (seed, epoch) and finds any position in
-        # constant time.
+        # Grain draws the order of an epoch from (seed, epoch) and finds any position in constant
+        # time
         self._order = grain.MapDataset.range(len(blocks)).seed(seed).shuffle().repeat(None)
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The numbers and the epochs of the blocks at `positions`, each int64 [positions]."""
+        """Returns the numbers and epochs of the blocks at `positions`, each int64 [positions]."""
         numbers = np.array([self._order[position] for position in positions.tolist()], np.int64)
         return numbers, positions // len(self.blocks)
 
@@ -207,7 +234,7 @@ class _Stream:
             (blocks.sets, blocks.weights) if isinstance(blocks, Mixture) else ((blocks,), (1.0,))
         )
         self.orders = [_EndlessOrder(part, seed) for part in sets]
-        # For any position, the set and the position in its own order.
+        # maps a position to its set and the position in the order of that set
         self._places = grain.MapDataset.mix(
             [
                 grain.MapDataset.range(sys.maxsize).map(functools.partial(_pair, number))
@@ -217,7 +244,7 @@ class _Stream:
         )
 
     def places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The sets of `positions` and the positions in their own orders, each int64."""
+        """Returns the sets of `positions` and the positions in the sets' orders, each int64."""
         if len(self.orders) == 1:
             return np.zeros_like(positions), positions
         return np.array([self._places[position] for position in positions.tolist()]).T

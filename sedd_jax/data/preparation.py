@@ -1,4 +1,4 @@
-"""Text prepared once: a survey of the corpus, a tokenizer, and the tokens of every document."""
+"""Prepares a corpus once: its statistics, a tokenizer, and the tokens of every document."""
 
 import collections
 import dataclasses
@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from sedd_jax.data.blocks import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest
-from sedd_jax.data.corpus_statistics import Survey, Surveyor
-from sedd_jax.data.heldout import BINS, heldout_bins
-from sedd_jax.data.recipe import Recipe
-from sedd_jax.data.shards import SPLITS, Shards, Split, id_dtype
+from sedd_jax.data.corpus_statistics import BINS, SPLITS, Split, Survey, Surveyor, heldout_bins
+from sedd_jax.data.documents import Recipe
+from sedd_jax.data.prepared import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest
+from sedd_jax.data.shards import Shards, id_dtype
 from sedd_jax.data.sources import pieces
 from sedd_jax.data.tokenizer import (
     FITTED_TOKENIZERS,
@@ -30,26 +29,36 @@ from sedd_jax.errors import BadInput
 from sedd_jax.system.files import atomic_move, atomic_write_json, check_local
 from sedd_jax.system.staging import check_target, differences, staged, staging_folder
 
-# A tokenizer is fitted on about so much text, spread over the corpus: more takes memory in
-# proportion, and no better pieces come of it.
+# A tokenizer is fitted on about this much text, spread over the corpus: memory grows in proportion,
+# and more text gives no better pieces.
 _FITTING_CHARACTERS = 10_000_000
 
 
 def prepare_blocks(
     folder: str | os.PathLike[str], recipe: Recipe, length: int, workers: int = 1
 ) -> Dataset:
-    """Prepares the corpus of `recipe` in `folder`, or opens `folder` when it holds just that.
+    """Prepares the corpus of a recipe, or opens the folder if it holds exactly that.
 
-    The corpus is read twice, by `workers` processes: for a survey, then to be tokenised, each
-    document whole and followed by an end-of-document token (where the tokenizer has one). Unless
-    the recipe wraps, a document becomes one block of `length`; else the files know of no length,
-    and the remainder below one block is dropped when they are opened. What is done lies in a draft
-    beside `folder`, which appears in one step; after a kill the same call goes on from there, to
-    the same bytes, as any number of workers give.
+    The corpus is read twice: for statistics, and to be tokenised, each document whole and followed
+    by an end-of-document token (if the tokenizer has one). Unless the recipe wraps, a document
+    becomes one block of `length`; otherwise the files do not depend on the length, and the
+    remainder below one block is dropped when they are opened. The work is done in a staging folder
+    and moved to `folder` in one step. After a kill the same call continues it, to the same bytes,
+    which do not depend on the number of workers.
 
-    Raises BadInput when `folder` holds anything else (nothing is overwritten) or cannot be made,
-    when another process prepares it, for a bad document unless the recipe skips those, when a
-    split has less than one block, and what `pieces` and `build_tokenizer` raise.
+    Args:
+      folder: the folder to make.
+      recipe: the settings.
+      length: tokens of a block.
+      workers: the number of processes.
+
+    Returns:
+      The data, opened as blocks of `length`.
+
+    Raises:
+      BadInput: `folder` holds anything else (nothing is overwritten) or cannot be made, another
+        process prepares it, a document is bad and the recipe does not skip those, a split has less
+        than one block, or `pieces` or `build_tokenizer` raises it.
     """
     for name, value in (("block length", length), ("number of workers", workers)):
         if value < 1:
@@ -61,7 +70,7 @@ def prepare_blocks(
         )
     check_local(folder, "The folder for prepared data")
     folder = Path(folder)
-    folder = folder.resolve() if folder.exists() else folder  # what a link names, not the link
+    folder = folder.resolve() if folder.exists() else folder  # the target of a link
     if not _is_occupied(folder):
         check_target(folder)
     tasks = _tasks(recipe)
@@ -70,7 +79,7 @@ def prepare_blocks(
         _check_settings(folder, settings)
     if not _is_occupied(folder) or staging_folder(folder).exists():
         with staged(folder, settings) as staging:
-            if not _is_occupied(folder):  # else it was done just now, or killed at the last moment
+            if not _is_occupied(folder):  # or it was finished just now, or killed at the end
                 _Preparation(staging, recipe, length, tasks, workers).run(settings)
                 atomic_move(staging / "data", folder)
         _check_settings(folder, settings)
@@ -78,7 +87,7 @@ def prepare_blocks(
 
 
 def check_vocab_size(tokenizer: Tokenizer, recipe: Recipe) -> None:
-    """Raises BadInput unless the tokenizer has as many tokens as the recipe wants."""
+    """Raises BadInput unless the tokenizer has as many tokens as the recipe asks for."""
     if recipe.vocab_size not in (0, tokenizer.vocab_size):
         raise BadInput(
             f"config.data.vocab_size is {recipe.vocab_size}, but the {tokenizer.kind} tokenizer "
@@ -87,7 +96,7 @@ def check_vocab_size(tokenizer: Tokenizer, recipe: Recipe) -> None:
 
 
 def _tasks(recipe: Recipe) -> list[Task]:
-    """All pieces of the corpora, numbered."""
+    """Returns all pieces of the corpora, numbered."""
     corpora = {"corpus": recipe.corpus, "heldout_corpus": recipe.heldout_corpus}
     found = []
     for name, corpus in corpora.items():
@@ -106,7 +115,7 @@ def _empty(recipe: Recipe, name: str, reason: str) -> BadInput:
 
 
 def _left_out(skipped: dict[str, int]) -> str:
-    """What was skipped, in words, to be read after a sentence."""
+    """Returns what was skipped, as a parenthesis of a sentence."""
     told = [
         f"{count:,} {'documents, each' if count > 1 else 'document, which'} {kind}"
         for kind, count in skipped.items()
@@ -115,9 +124,9 @@ def _left_out(skipped: dict[str, int]) -> str:
 
 
 def _settings(recipe: Recipe, length: int, tasks: list[Task]) -> dict[str, Any]:
-    """All that the prepared data depend on: the settings that matter, and the sources."""
+    """Returns everything that the prepared data depend on: used settings, and sources."""
     choices = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(Recipe)}
-    unused = {"corpus", "heldout_corpus"}  # the sources tell
+    unused = {"corpus", "heldout_corpus"}  # the sources say more
     if recipe.heldout_corpus:
         unused.add("heldout_fraction")
     if recipe.tokenizer not in SIZED_TOKENIZERS:
@@ -144,7 +153,7 @@ def _is_occupied(folder: Path) -> bool:
 
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Raises BadInput, which says what differs, unless `folder` was prepared with `settings`."""
+    """Raises BadInput, which lists the differences, unless `folder` has these `settings`."""
     if not (folder / MANIFEST).is_file():
         raise BadInput(
             f"{folder} exists but is no complete folder of prepared data ({MANIFEST} is missing); "
@@ -159,7 +168,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 class _Preparation:
-    """Makes the folder `data` in a draft, from as much as there is of it and beside it."""
+    """Makes the folder `data` in a staging folder, from what earlier calls left there."""
 
     def __init__(self, staging: Path, recipe: Recipe, length: int, tasks: list[Task], workers: int):
         self._staging, self._recipe, self._length = staging, recipe, length
@@ -168,12 +177,12 @@ class _Preparation:
             (staging / name).mkdir(exist_ok=True)
 
     def run(self, settings: dict[str, Any]) -> None:
-        """Leaves the folder complete; `settings` go into its manifest."""
+        """Completes the folder; `settings` go into its manifest."""
         recipe = self._recipe
         fitted = recipe.tokenizer in FITTED_TOKENIZERS and not recipe.tokenizer_path
         if fitted:
             self._check_is_text()
-        else:  # what is wrong with it shows before the corpus is read
+        else:  # before the corpus is read, since it may be damaged
             self._keep_tokenizer(lambda: build_tokenizer(recipe))
         surveys = self._survey()
         split = self._split(surveys["corpus"])
@@ -208,7 +217,7 @@ class _Preparation:
         atomic_move(self._staging / MANIFEST, self._staging / "data" / MANIFEST)
 
     def _check_is_text(self) -> None:
-        """Raises BadInput for a corpus of integers, as its beginning tells."""
+        """Raises BadInput if the first document is one of integers."""
         for content, _ in itertools.islice(self._tasks[0].piece.documents(), 1):
             if isinstance(content, np.ndarray):
                 raise BadInput(
@@ -217,7 +226,7 @@ class _Preparation:
                 )
 
     def _keep_tokenizer(self, build: Callable[[], Tokenizer]) -> None:
-        """Saves the tokenizer in one step, unless it is there already."""
+        """Saves the tokenizer in one step, unless an earlier call did."""
         folder = self._staging / "data" / "tokenizer"
         if not folder.exists():
             tokenizer = build()
@@ -226,7 +235,7 @@ class _Preparation:
             atomic_move(self._staging / "tokenizer", folder)
 
     def _survey(self) -> dict[str, Survey]:
-        """The survey of each corpus."""
+        """Returns the statistics of each corpus."""
         recipe = self._recipe
         build = functools.partial(
             Surveyor,
@@ -261,7 +270,7 @@ class _Preparation:
         return Split({"corpus": border}, fraction)
 
     def _fitting_texts(self, split: Split, survey: Survey) -> Iterator[str]:
-        """Training documents to fit a tokenizer on: the first ones of every piece, or all."""
+        """Yields training documents to fit a tokenizer on: the first ones of every piece."""
         share = min(1, _FITTING_CHARACTERS / survey.characters)
         tasks = [task for task in self._tasks if task.corpus == "corpus"]
         for task, counts in zip(tasks, survey.pieces, strict=True):
@@ -277,7 +286,7 @@ class _Preparation:
     def _totals(
         self, name: str, counts: list[dict[str, Any]], skipped: dict[str, int]
     ) -> dict[str, Any]:
-        """The counts of a split, and its files."""
+        """Returns the counts of a split, and its files."""
         shards = [
             {"file": piece["file"], "tokens": piece["tokens"]}
             for piece in counts
@@ -296,6 +305,6 @@ class _Preparation:
 
 
 def _sum(counts: list[dict[str, int]]) -> dict[str, int]:
-    """The sums by name, zeros too."""
+    """Returns the sums by name, including zeros."""
     names = dict.fromkeys(name for some in counts for name in some)
     return {name: sum(some.get(name, 0) for some in counts) for name in names}

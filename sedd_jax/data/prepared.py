@@ -1,19 +1,113 @@
-"""The data of a run: its own, or data prepared before in one folder, or mixed from several."""
+"""Prepared folders: token ids in files, opened as blocks, linked to a run and mixed by weight.
 
+A prepared folder holds `tokenizer/`, `manifest.json` and, for each piece of the corpus and each
+split, a file of ids. It never changes afterwards, so that the data of a run stay the same.
+"""
+
+import dataclasses
+import json
 import math
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from sedd_jax.data.blocks import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest
-from sedd_jax.data.recipe import Recipe
-from sedd_jax.data.shards import SPLITS
-from sedd_jax.data.token_blocks import Mixture
-from sedd_jax.data.tokenizer import build_tokenizer, load_tokenizer
+from sedd_jax.data.corpus_statistics import SPLITS
+from sedd_jax.data.documents import Recipe
+from sedd_jax.data.token_blocks import Mixture, TokenBlocks
+from sedd_jax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.system.files import atomic_move, atomic_write_json
 from sedd_jax.system.staging import staged
+
+FORMAT = 2
+MANIFEST = "manifest.json"
+# the keys that every manifest has: of data in its own folder, and of data elsewhere
+_OF_DATA = ("recipe", "length", "tokenizer", "fingerprint", "vocab_size", "dtype", "splits")
+_OF_LINKS = ("prepared", "splits")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Prepared data: the tokenizer, the two splits and the manifest."""
+
+    tokenizer: Tokenizer
+    train: TokenBlocks | Mixture
+    heldout: TokenBlocks | Mixture
+    manifest: dict[str, Any]
+
+
+def open_blocks(folder: str | os.PathLike[str], length: int) -> Dataset:
+    """Opens a prepared folder as blocks of `length` tokens, without its corpus.
+
+    Raises:
+      BadInput: the manifest is missing, damaged or of another format, the files or the tokenizer
+        are not those of the manifest, or a split has less than one block of this length.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    try:
+        if manifest["length"] not in (None, length):
+            raise BadInput(
+                f"{folder} holds a document in each block of {manifest['length']} tokens, but the "
+                f"length is {length} here; prepare the data again in another folder."
+            )
+        blocks = {split: _open_split(folder, manifest, split, length) for split in SPLITS}
+    except (KeyError, TypeError) as error:
+        raise _damaged(folder / MANIFEST, repr(error)) from error
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    known = (tokenizer.fingerprint(), tokenizer.vocab_size)
+    if known != (manifest["fingerprint"], manifest["vocab_size"]):
+        raise _damaged(folder / "tokenizer", "it is not the tokenizer of the manifest")
+    return Dataset(tokenizer=tokenizer, manifest=manifest, **blocks)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Returns the manifest of a folder.
+
+    Raises:
+      BadInput: it is missing, damaged or of another format.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BadInput(
+            f"There are no prepared data in {folder}: {MANIFEST} is missing; prepare them first."
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found, missing = manifest["format"], _missing(manifest)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise _damaged(path, repr(error)) from error
+    if found != FORMAT:
+        raise BadInput(
+            f"{folder} was prepared in format {found}, this version reads format {FORMAT}; "
+            "prepare the data again in another folder."
+        )
+    if missing:
+        raise _damaged(path, f"it says nothing of {', '.join(missing)}")
+    return manifest
+
+
+def _missing(manifest: dict[str, Any]) -> list[str]:
+    return [
+        name for name in (_OF_LINKS if "prepared" in manifest else _OF_DATA) if name not in manifest
+    ]
+
+
+def _open_split(folder: Path, manifest: dict[str, Any], split: str, length: int) -> TokenBlocks:
+    shards, dtype = manifest["splits"][split]["shards"], manifest["dtype"]
+    for shard in shards:
+        path = folder / shard["file"]
+        found = path.stat().st_size if path.is_file() else 0
+        wanted = shard["tokens"] * (2 if dtype == "uint16" else 4)
+        if found != wanted:
+            raise _damaged(path, f"it holds {found} bytes where the manifest says {wanted}")
+    return TokenBlocks([folder / shard["file"] for shard in shards], length, dtype)
+
+
+def _damaged(path: Path, reason: str) -> BadInput:
+    return BadInput(f"{path} is damaged ({reason}); prepare the data again in another folder.")
+
 
 _COMMAND = "python -m sedd_jax.prepare --config=CONFIG --output={}, with the --config of this run"
 
@@ -21,12 +115,21 @@ _COMMAND = "python -m sedd_jax.prepare --config=CONFIG --output={}, with the --c
 def link_prepared(
     folder: str | os.PathLike[str], prepared: str, recipe: Recipe, length: int
 ) -> None:
-    """Makes `folder` stand for the data in `prepared`: FOLDER or FOLDER:WEIGHT,FOLDER:WEIGHT,...
+    """Links a folder to data that were prepared before.
 
-    It gets their tokenizer, and a manifest that holds theirs, by which `open_data` knows them
-    again, and where they are. A `folder` that stands for them already takes their new places.
-    Raises BadInput for a folder that is not there, for data that do not fit the recipe, the length
-    or each other, and when `folder` stands for other data or other weights.
+    The folder gets their tokenizer, and a manifest with their manifests, by which `open_data`
+    recognises them, and their places. A folder that is linked to the same data already gets their
+    new places.
+
+    Args:
+      folder: the folder to make or to update.
+      prepared: FOLDER or FOLDER:WEIGHT,FOLDER:WEIGHT,...
+      recipe: the settings of the run.
+      length: tokens of a block.
+
+    Raises:
+      BadInput: a prepared folder is missing, the data do not fit the recipe, the length or each
+        other, or `folder` is linked to other data or with other weights.
     """
     folder, weights = Path(folder), _parse(prepared)
     manifests = {name: _checked(name, recipe, length) for name in weights}
@@ -59,9 +162,10 @@ def link_prepared(
 
 
 def open_data(folder: str | os.PathLike[str], length: int) -> Dataset:
-    """Opens the prepared data in `folder`, or those that `link_prepared` made it stand for.
+    """Opens the prepared data in `folder`, or those that `link_prepared` linked it to.
 
-    Raises BadInput when those are gone or no longer what they were, and what `open_blocks` raises.
+    Raises:
+      BadInput: the linked data are gone or have changed, or `open_blocks` raises it.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -76,7 +180,7 @@ def open_data(folder: str | os.PathLike[str], length: int) -> Dataset:
 
 
 def check_name(folder: str) -> None:
-    """Raises BadInput for a folder that config.data.prepared could not name."""
+    """Raises BadInput for a folder that config.data.prepared cannot name."""
     if "," in folder or re.search(r":[^/]*$", folder):
         raise BadInput(
             f"{folder} cannot be named in config.data.prepared, where a comma ends a folder and a "
@@ -85,13 +189,13 @@ def check_name(folder: str) -> None:
 
 
 def _placeless(manifest: dict[str, Any]) -> list[tuple[float, dict[str, Any]]] | None:
-    """The weights and manifests of the data a folder stands for; None if they are its own."""
+    """Returns the weights and manifests of the data a folder is linked to; None if its own."""
     entries = manifest.get("prepared")
     return entries and [(entry["weight"], entry["manifest"]) for entry in entries]
 
 
 def _parse(prepared: str) -> dict[str, float]:
-    """The weights by folder."""
+    """Returns the weights by folder."""
     weights = {}
     for part in prepared.split(","):
         folder, colon, weight = part.strip().rpartition(":")
@@ -109,7 +213,7 @@ def _parse(prepared: str) -> dict[str, float]:
 
 
 def _checked(name: str, recipe: Recipe, length: int) -> dict[str, Any]:
-    """The manifest of the prepared folder `name`, if its data are what the config asks for."""
+    """Returns the manifest of the prepared folder `name`, if its data fit the config."""
     command = _COMMAND.format(name)
     if not (Path(name) / MANIFEST).is_file():
         raise BadInput(
@@ -134,7 +238,7 @@ def _checked(name: str, recipe: Recipe, length: int) -> dict[str, Any]:
                 f"{name} was prepared with {setting}={there}, but it is {here} here; set it to "
                 f"{there}, or prepare other data: {_COMMAND.format('FOLDER')}."
             )
-    # One on the hub is not fetched for this alone.
+    # a tokenizer on the hub is not downloaded for this check alone
     given = recipe.tokenizer_path and (
         Path(recipe.tokenizer_path).exists() or recipe.tokenizer != "gpt2"
     )
@@ -152,7 +256,7 @@ def _named(manifest: dict[str, Any]) -> str:
 
 
 def _mixed_counts(entries: list[dict[str, Any]], split: str) -> dict[str, float]:
-    """What is counted of a mixture: all bytes, and bytes a token as the weights have it."""
+    """Returns the counts of a mixture: all bytes, and the weighted mean of bytes per token."""
     total = sum(entry["weight"] for entry in entries)
     counts = [(entry["weight"] / total, entry["manifest"]["splits"][split]) for entry in entries]
     return {
@@ -162,7 +266,7 @@ def _mixed_counts(entries: list[dict[str, Any]], split: str) -> dict[str, float]
 
 
 def _open_same(entry: dict[str, Any], folder: Path, length: int) -> Dataset:
-    """The data that an entry of the manifest in `folder` names, if they are what they were."""
+    """Opens the data that an entry of the manifest in `folder` names, if they are unchanged."""
     name = entry["folder"]
     if not (Path(name) / MANIFEST).is_file():
         raise BadInput(

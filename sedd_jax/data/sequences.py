@@ -1,7 +1,7 @@
-"""Files of integer ids: NumPy arrays, raw ones, and ArrayRecord; each row or record is a document.
+"""Files of integer ids: NumPy arrays, raw ids and ArrayRecord; each row or record is a document.
 
-The type of an ArrayRecord file stands in its name: `X.uint16.array_record` and
-`X.uint32.array_record` (with `-00000-of-00008` after it or not) hold little-endian numbers.
+The name of an ArrayRecord file says its type: `X.uint16.array_record` and `X.uint32.array_record`
+(with or without `-00000-of-00008` after it) hold little-endian numbers.
 """
 
 import pathlib
@@ -18,7 +18,7 @@ from sedd_jax.data.documents import (
     Document,
     Fault,
     Piece,
-    file_version,
+    RowRange,
     ranges,
     too_large,
 )
@@ -26,23 +26,29 @@ from sedd_jax.errors import BadInput, first_line
 from sedd_jax.system.packages import package
 
 _RAW = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
-_RUN = 2**20
-# Records are read this many at a time.
-_BATCH = 64
+_RUN = 2**20  # ids of a document where there are no rows
+_BATCH = 64  # records read at a time
 
 
 def arrays(path: pathlib.Path, form: str, limit: int) -> list[Piece]:
-    """The pieces of a file of arrays; `form` is "npy" (.npz files too), "uint16" or "uint32".
+    """Returns the pieces of a file of arrays.
 
-    A row of a 2-D array is a document. A 1-D array and a raw file know of none: they are read in
-    runs of 2^20 ids. Raises BadInput for any other array and for a damaged file. The arrays
-    of an .npz file are read whole, others are mapped.
+    A row of a 2-D array is a document; a 1-D array and a raw file are read in runs of 2^20 ids. The
+    arrays of an .npz file are read into memory, others are mapped.
+
+    Args:
+      path: the file.
+      form: "npy" (.npz files too), "uint16" or "uint32".
+      limit: the largest document, in bytes.
+
+    Raises:
+      BadInput: the file is damaged, or an array is of another shape or type.
     """
     if form != "npy" or not zipfile.is_zipfile(path):
         count, size = len(_rows(path, form, "")), path.stat().st_size
         return [
-            _Rows(path, form, "", limit, start, stop, size * (stop - start) // count)
-            for start, stop in ranges(count, size)
+            _Rows(path, limit, start, stop, part, form, "")
+            for start, stop, part in ranges(count, size)
         ]
     try:
         with zipfile.ZipFile(path) as archive:
@@ -50,13 +56,13 @@ def arrays(path: pathlib.Path, form: str, limit: int) -> list[Piece]:
     except (NotImplementedError, ValueError, zipfile.BadZipFile) as error:
         raise _damaged(path, first_line(error)) from error
     return [
-        _Rows(path, form, entry.filename.removesuffix(".npy"), limit, 0, None, entry.file_size)
+        _Rows(path, limit, 0, None, entry.file_size, form, entry.filename.removesuffix(".npy"))
         for entry in members
     ]
 
 
 def array_records(path: pathlib.Path, limit: int) -> list[Piece]:
-    """The pieces of an ArrayRecord file. Raises BadInput when its name or content is no such."""
+    """Returns the pieces of an ArrayRecord file; BadInput for another name or content."""
     named = re.search(r"\.(uint16|uint32)\.array_record(-\d+-of-\d+)?$", path.name)
     if named is None:
         raise BadInput(
@@ -67,64 +73,48 @@ def array_records(path: pathlib.Path, limit: int) -> list[Piece]:
     if not count:
         raise _damaged(path, "no record is found in it")
     return [
-        _ArrayRecords(path, named[1], limit, start, stop, size * (stop - start) // count)
-        for start, stop in ranges(count, size)
+        _ArrayRecords(path, limit, start, stop, part, named[1])
+        for start, stop, part in ranges(count, size)
     ]
 
 
 @dataclass(frozen=True)
-class _Rows(Piece):
-    """Rows or runs [start, stop) of an array, `member` of an .npz file, or of a raw file."""
+class _Rows(RowRange):
+    """Rows or runs [start, stop) of an array, of the `member` of an .npz file, or of a raw file."""
 
-    path: pathlib.Path
+    stop: int | None
     form: str
     member: str
-    limit: int
-    start: int
-    stop: int | None
-    size: int
 
     @property
     def name(self) -> str:
-        return f"{self.path}[{self.member}{self.start}:{self.stop}]"
+        return f"{self.source}[{self.member}{self.start}:{self.stop}]"
 
     def documents(self) -> Iterator[Document]:
-        rows = _rows(self.path, self.form, self.member)
+        rows = _rows(self.source, self.form, self.member)
         for number, row in enumerate(rows[self.start : self.stop], self.start):
             yield Document(_checked(row, self.limit), number)
 
     def place(self, where: int) -> str:
         array = f", array {self.member!r}" if self.member else ""
-        unit = "run" if isinstance(_rows(self.path, self.form, self.member), list) else "row"
-        return f"{self.path}{array}, {unit} {where + 1}"
-
-    def version(self) -> str:
-        return file_version(self.path)
+        unit = "run" if isinstance(_rows(self.source, self.form, self.member), list) else "row"
+        return f"{self.source}{array}, {unit} {where + 1}"
 
 
 @dataclass(frozen=True)
-class _ArrayRecords(Piece):
+class _ArrayRecords(RowRange):
     """Records [start, stop) of an ArrayRecord file."""
 
-    path: pathlib.Path
     form: str
-    limit: int
-    start: int
-    stop: int
-    size: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.path}[{self.start}:{self.stop}]"
 
     def documents(self) -> Iterator[Document]:
-        reader = _reader(self.path)
+        reader = _reader(self.source)
         dtype = _RAW[self.form]
         for start in range(self.start, self.stop, _BATCH):
             try:
                 records = reader.read(start, min(start + _BATCH, self.stop))
             except (IndexError, RuntimeError) as error:
-                raise _damaged(self.path, first_line(error)) from error
+                raise _damaged(self.source, first_line(error)) from error
             for number, record in enumerate(records, start):
                 if len(record) % dtype.itemsize:
                     content = Fault(f"is no {self.form} numbers", f": it has {len(record)} bytes")
@@ -132,17 +122,12 @@ class _ArrayRecords(Piece):
                     content = _checked(np.frombuffer(record, dtype), self.limit)
                 yield Document(content, number)
 
-    def place(self, where: int) -> str:
-        return f"{self.path}, record {where + 1}"
-
-    def version(self) -> str:
-        return file_version(self.path)
-
 
 def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
-    """The rows of an array, or a list of the runs of one in one dimension.
+    """Returns the rows of a 2-D array, or a list of the runs of a 1-D one.
 
-    Raises BadInput unless it is one of integers in a whole file.
+    Raises:
+      BadInput: the file is damaged, or the array is not one of integers.
     """
     try:
         if member:
@@ -152,7 +137,7 @@ def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             surplus = path.stat().st_size - array.offset - array.nbytes
             if surplus:
-                raise ValueError(f"it holds {surplus} bytes more than its header tells of")
+                raise ValueError(f"it holds {surplus} bytes more than its header says")
         else:
             array = np.memmap(path, _RAW[form], mode="r")
     except Exception as error:  # a dozen kinds, since a header is parsed as Python
@@ -169,7 +154,7 @@ def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
 
 
 def _checked(ids: np.ndarray, limit: int) -> np.ndarray | Fault:
-    """The ids of a document, or what is wrong with them."""
+    """Returns the ids of a document, or why they cannot be used."""
     if not ids.size:
         return BLANK
     if ids.nbytes > limit:

@@ -1,62 +1,44 @@
-"""The second reading of a corpus: a piece becomes a file of token ids for each split."""
+"""The second pass over a corpus: a piece becomes a file of token ids for each split."""
 
 import collections
-import dataclasses
 import json
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sedd_jax.data.corpus_statistics import size_of
-from sedd_jax.data.documents import Fault
-from sedd_jax.data.heldout import Content, bin_of, content_bytes, cut
-from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.corpus_statistics import SPLITS, Content, Split, size_of
+from sedd_jax.data.documents import Fault, Recipe
 from sedd_jax.data.tokenizer import load_tokenizer
 from sedd_jax.data.workers import Task
 from sedd_jax.errors import BadInput
 from sedd_jax.system.files import atomic_move, atomic_write_json
 
-SPLITS = ("train", "heldout")
 _COUNTS = ("documents", "characters", "utf8_bytes", "tokens", "filling", "cut_off")
 
 
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Which documents of each corpus are held out.
-
-    Attributes:
-      heldout: by corpus, the number b for which the documents of the bins [0, b) are held out; None
-        where each document is cut in two.
-      fraction: of a document that is cut, to be held out.
-    """
-
-    heldout: dict[str, int | None]
-    fraction: float
-
-    def parts(self, corpus: str, content: Content) -> Iterator[tuple[str, Content]]:
-        """Yields the splits that the document has a part in, and the parts."""
-        border = self.heldout[corpus]
-        if border is None:
-            yield from zip(SPLITS, cut(content, self.fraction), strict=True)
-        else:
-            yield SPLITS[bin_of(content_bytes(content)) < border], content
-
-
 class Shards:
-    """Tokenises a task, unless it was done before, and returns what was counted.
+    """Tokenises a task, unless an earlier call did, and returns its counts.
 
-    Files `train-NUMBER.bin` and `heldout-NUMBER.bin` with the ids of whole documents, one at a time
-    in memory, each followed by an end-of-document token where the tokenizer has one; no file for a
-    split without tokens. Unless the recipe wraps, a document is one block of `length` instead.
-    Their bytes depend on nothing but the piece and the arguments here. Raises BadInput for a
-    document that the tokenizer refuses, unless the recipe skips those.
+    It writes `train-NUMBER.bin` and `heldout-NUMBER.bin`, with the ids of one document after
+    another, each followed by an end-of-document token if the tokenizer has one; a split without
+    tokens gets no file. Unless the recipe wraps, each document is one block of `length` instead.
+    The bytes depend on the piece and the arguments of `__init__` alone.
+
+    Raises BadInput for a document that the tokenizer refuses, unless the recipe skips those.
     """
 
     def __init__(self, staging: Path, recipe: Recipe, split: Split, length: int):
+        """Loads the tokenizer.
+
+        Args:
+          staging: the staging folder, which holds `data/tokenizer` and `shards`.
+          recipe: the settings.
+          split: which documents are held out.
+          length: tokens of a block; used unless the recipe wraps.
+        """
         self._data, self._work = staging / "data", staging / "shards"
         self._recipe, self._split, self._length = recipe, split, length
         self._tokenizer = load_tokenizer(self._data / "tokenizer")
@@ -79,7 +61,7 @@ class Shards:
             }
             for content, where in task.piece.documents():
                 if isinstance(content, Fault):
-                    continue  # the survey has counted those
+                    continue  # counted in the first pass
                 blocks = self._blocks(task.corpus, content)
                 if isinstance(blocks, Fault):
                     if self._recipe.bad_documents == "refuse":
@@ -106,18 +88,18 @@ class Shards:
     def _blocks(
         self, corpus: str, content: Content
     ) -> dict[str, tuple[np.ndarray, dict[str, int]]] | Fault:
-        """What `_block` gives for the part of a document in each split, or what is wrong."""
+        """Returns the `_block` of a document's part in each split, or why there is none."""
         parts = dict(self._split.parts(corpus, content))
         blocks = {split: self._block(part) for split, part in parts.items()}
         faults = [block for block in blocks.values() if isinstance(block, Fault)]
         if not faults:
             return blocks
-        # Positions are those of the whole document, also where that is cut in two.
+        # a position in the message counts from the start of the whole document
         whole = self._block(content) if len(parts) > 1 else faults[0]
         return whole if isinstance(whole, Fault) else faults[0]
 
     def _block(self, content: Content) -> tuple[np.ndarray, dict[str, int]] | Fault:
-        """The tokens of a part of a document as they are written, and its counts."""
+        """Returns the tokens of a part of a document as they are written, and its counts."""
         kind, end = self._tokenizer.kind, self._tokenizer.eod_id
         try:
             ids = self._tokenizer.encode(content).astype(self._dtype)
@@ -145,5 +127,5 @@ class Shards:
 
 
 def id_dtype(vocab_size: int) -> str:
-    """The smallest type for ids in [0, vocab_size)."""
+    """Returns the smallest type for ids in [0, vocab_size)."""
     return "uint16" if vocab_size <= 2**16 else "uint32"

@@ -1,4 +1,4 @@
-"""Where documents come from: the corpus of a recipe as the pieces that workers read."""
+"""The corpus of a recipe, as the pieces that workers read."""
 
 import glob
 import pathlib
@@ -7,15 +7,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sedd_jax.data.documents import Document, Piece
-from sedd_jax.data.recipe import Recipe
-from sedd_jax.data.records import CODECS, FASTA, JSON_LINES, Layout, parse_text, records
+from sedd_jax.data.documents import Document, Piece, Recipe
 from sedd_jax.data.sequences import array_records, arrays
 from sedd_jax.data.tables import HUGGING_FACE, TFDS, hugging_face, parquet, tfds
+from sedd_jax.data.text_files import CODECS, FASTA, JSON_LINES, plain_text, records
 from sedd_jax.errors import BadInput
 
 EMBEDDED_CORPUS = "pydoc"
-# The format of a file by the ending of its name.
+# the format of a file by the suffix of its name
 _FORMATS = {
     ".txt": "text",
     ".json": "jsonl",
@@ -30,18 +29,21 @@ _FORMATS = {
     ".uint32": "uint32",
     ".array_record": "array_record",
 }
-# Those of which a file may be compressed.
-_COMPRESSIBLE = frozenset({"text", "jsonl", "fasta"})
+_COMPRESSIBLE = frozenset({"text", "jsonl", "fasta"})  # formats whose files may be compressed
 
 
 def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
-    """The parts of `corpus`, always the same ones in the same order.
+    """Returns the pieces of a corpus, always the same ones in the same order.
 
-    `corpus` is "pydoc" (the help topics of the running Python, about 0.5 MB of English, one
-    document per topic, so the text depends on the version of Python), a file, a pattern of file
-    names, a folder (all files below it whose endings are known), or what `tfds` and `hugging_face`
-    describe. The recipe says how a file becomes documents (`format`, `separator`, `field`,
-    `max_document_mb`). Raises BadInput for what is missing, damaged or of no known format.
+    Args:
+      recipe: how a file becomes documents: `format`, `separator`, `field`, `max_document_mb`.
+      corpus: "pydoc" (the help topics of the running Python, about 0.5 MB of English, one document
+        per topic, so the text depends on the version of Python), a file, a pattern of file names, a
+        folder (all files below it whose suffixes are known), or what `tfds` and `hugging_face`
+        describe.
+
+    Raises:
+      BadInput: the corpus is missing, damaged or of no known format.
     """
     if corpus == EMBEDDED_CORPUS:
         return [_Topics()]
@@ -56,14 +58,13 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
 
 
 def _read(recipe: Recipe, path: pathlib.Path, form: str) -> list[Piece]:
-    """The pieces of one file."""
+    """Returns the pieces of one file."""
     limit = recipe.max_document_mb * 2**20
     if path.suffix in CODECS and form not in _COMPRESSIBLE:
         raise BadInput(f"{path} is compressed, and {form} is not read so; decompress it.")
     match form:
         case "text":
-            layout = Layout(recipe.separator.encode(), parse_text)
-            return records(path, layout, recipe.field, limit)
+            return records(path, plain_text(recipe.separator), recipe.field, limit)
         case "jsonl":
             return records(path, JSON_LINES, recipe.field, limit)
         case "fasta":
@@ -77,12 +78,12 @@ def _read(recipe: Recipe, path: pathlib.Path, form: str) -> list[Piece]:
 
 
 def _files(corpus: str, wanted: str) -> list[tuple[pathlib.Path, str]]:
-    """The files of `corpus`, each with its format."""
+    """Returns the files of a corpus, each with its format."""
     path = pathlib.Path(corpus)
     if path.is_dir():
         below = [file for file in sorted(path.rglob("*")) if not _is_hidden(file, path)]
         found = [(file, _FORMATS.get(_ending(file))) for file in below if file.is_file()]
-        # Settings are kept in .json files too: such a file is read only when it is named.
+        # .json files often hold settings: such a file is read only if it is named
         files = [
             (file, form)
             for file, form in found
@@ -116,7 +117,7 @@ def _is_hidden(file: pathlib.Path, folder: pathlib.Path) -> bool:
 
 
 def _ending(path: pathlib.Path) -> str:
-    """The ending of a name, without that of a compressed file or the number of a shard."""
+    """Returns the suffix of a name, without that of compression or the number of a shard."""
     name = path.name.removesuffix(path.suffix) if path.suffix in CODECS else path.name
     return pathlib.PurePath(re.sub(r"-\d+-of-\d+$", "", name)).suffix
 

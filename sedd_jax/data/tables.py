@@ -1,7 +1,4 @@
-"""Tables with a column of text: Parquet files, and data sets of TFDS and of Hugging Face.
-
-Their packages are heavy and imported where they are used.
-"""
+"""Tables with a column of text: Parquet files, and data sets of TFDS and of Hugging Face."""
 
 import pathlib
 import re
@@ -12,6 +9,7 @@ from typing import Any
 from sedd_jax.data.documents import (
     Document,
     Piece,
+    RowRange,
     checked_text,
     file_version,
     ranges,
@@ -21,64 +19,61 @@ from sedd_jax.system.packages import package
 
 TFDS = "tfds:"
 HUGGING_FACE = "hf:"
-# Rows are read this many at a time.
-_BATCH = 64
-# A row group may be large: its pages are read as they are needed.
-_BUFFER_BYTES = 2**20
+_BATCH = 64  # rows read at a time
+_BUFFER_BYTES = 2**20  # a row group may be large: its pages are read when they are needed
 
 
 def parquet(path: pathlib.Path, field: str, limit: int) -> list[Piece]:
-    """The row groups of a Parquet file. Raises BadInput when it is damaged or has no `field`."""
+    """Returns the row groups of a Parquet file.
+
+    Args:
+      path: the file.
+      field: the column of text.
+      limit: the largest document, in bytes.
+
+    Raises:
+      BadInput: the file is damaged or has no such column.
+    """
     file = _parquet_file(path)
     _check_field(field, file.schema_arrow.names, str(path))
     groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
     return [
-        _RowGroup(path, field, limit, number, group.total_byte_size)
+        _RowGroup(path, limit, number, number + 1, group.total_byte_size, field)
         for number, group in enumerate(groups)
     ]
 
 
 @dataclass(frozen=True)
-class _RowGroup(Piece):
-    """A row group of a Parquet file."""
+class _RowGroup(RowRange):
+    """The row group number `start` of a Parquet file."""
 
-    path: pathlib.Path
     field: str
-    limit: int
-    group: int
-    size: int
 
     @property
     def name(self) -> str:
-        return f"{self.path}[group {self.group}]"
+        return f"{self.source}[group {self.start}]"
 
     def documents(self) -> Iterator[Document]:
         import pyarrow
 
-        file = _parquet_file(self.path)
-        number = sum(file.metadata.row_group(group).num_rows for group in range(self.group))
+        file = _parquet_file(self.source)
+        number = sum(file.metadata.row_group(group).num_rows for group in range(self.start))
         try:
-            for batch in file.iter_batches(_BATCH, [self.group], [self.field]):
+            for batch in file.iter_batches(_BATCH, [self.start], [self.field]):
                 column = batch.column(0)
                 if not pyarrow.types.is_null(column.type):
-                    # Bytes, since text that does not decode is the fault of a row, not of the file.
+                    # as bytes, so that text that does not decode is the fault of a row
                     column = column.cast(pyarrow.large_binary())
                 for value in column.to_pylist():
                     yield Document(checked_text(value, self.field, self.limit), number)
                     number += 1
         except pyarrow.ArrowNotImplementedError as error:
             raise BadInput(
-                f"The field {self.field!r} of {self.path} has the type {column.type}, not text; "
+                f"The field {self.field!r} of {self.source} has the type {column.type}, not text; "
                 "set data.field."
             ) from error
         except (OSError, pyarrow.ArrowException) as error:
-            raise _damaged(self.path, error) from error
-
-    def place(self, where: int) -> str:
-        return f"{self.path}, record {where + 1}"
-
-    def version(self) -> str:
-        return file_version(self.path)
+            raise _damaged(self.source, error) from error
 
 
 def _parquet_file(path: pathlib.Path) -> Any:
@@ -100,18 +95,25 @@ def _damaged(path: pathlib.Path, error: Exception) -> BadInput:
 
 
 def tfds(corpus: str, field: str, limit: int) -> list[Piece]:
-    """The pieces of "tfds:NAME[:SPLIT]" or "tfds:FOLDER[:SPLIT]", without a split of "train".
+    """Returns the pieces of a data set of TensorFlow Datasets.
 
     A data set that is not on this machine yet is downloaded and prepared, as ArrayRecord files, in
-    the folder of TFDS (TFDS_DATA_DIR). Raises BadInput when that fails, and for a split or a field
-    that is not there.
+    the folder of TFDS (TFDS_DATA_DIR).
+
+    Args:
+      corpus: "tfds:NAME[:SPLIT]" or "tfds:FOLDER[:SPLIT]"; the split is "train" by default.
+      field: the feature with the text.
+      limit: the largest document, in bytes.
+
+    Raises:
+      BadInput: the data set, the split or the field is not available.
     """
-    # A version may follow the name, and colons are part of a split such as train[:50%].
+    # a version may follow the name, and a split such as train[:50%] has a colon
     name, split = re.fullmatch(
         r"([^:]*(?::[\d*][\d.*]*)?)(?::(.*))?", corpus.removeprefix(TFDS)
     ).groups(default="train")
     module = package("tensorflow_datasets", "tensorflow-datasets", f"The corpus {corpus}")
-    # Whatever a data set of TFDS raises while it is prepared is the reason why there is none.
+    # preparing a data set of TFDS may raise anything
     try:
         if pathlib.Path(name).is_dir():
             builder = module.builder_from_directory(name)
@@ -133,32 +135,19 @@ def tfds(corpus: str, field: str, limit: int) -> list[Piece]:
     total = max(sum(part.num_examples for part in builder.info.splits.values()), 1)
     per_example = builder.info.dataset_size // total
     return [
-        _Examples(
-            corpus,
-            str(builder.data_path),
-            split,
-            field,
-            limit,
-            start,
-            stop,
-            (stop - start) * per_example,
-        )
-        for start, stop in ranges(len(source), len(source) * per_example)
+        _Examples(corpus, limit, start, stop, size, field, str(builder.data_path), split)
+        for start, stop, size in ranges(len(source), len(source) * per_example)
     ]
 
 
 @dataclass(frozen=True)
-class _Examples(Piece):
+class _Examples(RowRange):
     """Examples [start, stop) of a split of a prepared folder of TFDS."""
 
-    corpus: str
+    field: str
     folder: str
     split: str
-    field: str
-    limit: int
-    start: int
-    stop: int
-    size: int
+    _unit = "example"
 
     @property
     def name(self) -> str:
@@ -173,23 +162,26 @@ class _Examples(Piece):
             for number, row in zip(numbers, source.__getitems__(numbers), strict=True):
                 yield Document(checked_text(row[self.field], self.field, self.limit), number)
 
-    def place(self, where: int) -> str:
-        return f"{self.corpus}, example {where + 1}"
-
     def version(self) -> str:
         return file_version(pathlib.Path(self.folder) / "dataset_info.json")
 
 
 def hugging_face(corpus: str, field: str, limit: int) -> list[Piece]:
-    """The pieces of "hf:ID[:SPLIT]" or "hf:FOLDER[:SPLIT]", without a split of "train".
+    """Returns the pieces of a data set of Hugging Face.
 
-    FOLDER is one that `save_to_disk` of the package datasets wrote. ID is OWNER/NAME, or
-    OWNER/NAME/CONFIG for a data set of several; it is taken from the local cache or downloaded.
-    Raises BadInput when neither works, and for a split or a field that is not there.
+    Args:
+      corpus: "hf:FOLDER[:SPLIT]", written by `save_to_disk` of the package datasets, or
+        "hf:ID[:SPLIT]", from the local cache or downloaded, where ID is OWNER/NAME or, with several
+        configurations, OWNER/NAME/CONFIG; the split is "train" by default.
+      field: the column with the text.
+      limit: the largest document, in bytes.
+
+    Raises:
+      BadInput: the data set, the split or the field is not available.
     """
     name, _, split = corpus.removeprefix(HUGGING_FACE).partition(":")
     module = package("datasets", '"sedd_jax[hub]"', f"The corpus {corpus}")
-    # Whatever the package raises while it looks for a data set is the reason why there is none.
+    # the package may raise anything while it looks for a data set
     try:
         if pathlib.Path(name).is_dir():
             dataset = module.load_from_disk(name)
@@ -207,28 +199,19 @@ def hugging_face(corpus: str, field: str, limit: int) -> list[Piece]:
         ) from error
     _check_field(field, dataset.column_names, corpus)
     texts = dataset.select_columns([field])
-    size = texts.data.nbytes
     return [
-        _HubRows(corpus, texts, field, limit, start, stop, size * (stop - start) // len(texts))
-        for start, stop in ranges(len(texts), size)
+        _HubRows(corpus, limit, start, stop, size, field, texts)
+        for start, stop, size in ranges(len(texts), texts.data.nbytes)
     ]
 
 
 @dataclass(frozen=True)
-class _HubRows(Piece):
-    """Rows [start, stop) of a `datasets.Dataset`, which travels as the names of its files."""
+class _HubRows(RowRange):
+    """Rows [start, stop) of a `datasets.Dataset`, which is pickled as the names of its files."""
 
-    corpus: str
-    dataset: Any
     field: str
-    limit: int
-    start: int
-    stop: int
-    size: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.corpus}[{self.start}:{self.stop}]"
+    dataset: Any
+    _unit = "example"
 
     def documents(self) -> Iterator[Document]:
         for start in range(self.start, self.stop, _BATCH):
@@ -236,11 +219,8 @@ class _HubRows(Piece):
             for number, value in enumerate(rows, start):
                 yield Document(checked_text(value, self.field, self.limit), number)
 
-    def place(self, where: int) -> str:
-        return f"{self.corpus}, example {where + 1}"
-
     def version(self) -> str:
-        # The package gives every data set a name that follows from its content and its history.
+        # a name that the package derives from the content and its history
         return self.dataset._fingerprint
 
 

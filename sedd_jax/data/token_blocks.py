@@ -1,4 +1,4 @@
-"""Random access to fixed blocks of a stream of token ids, which lies in flat files in a row."""
+"""Random access to fixed blocks of a stream of token ids, kept in consecutive flat files."""
 
 import functools
 import os
@@ -11,27 +11,37 @@ import numpy as np
 
 from sedd_jax.errors import BadInput
 
-# So many files of a set are held open whatever the limit, and more as long as so many sets, or
-# other parts of the program, could do the same.
+# _FEW files of a set are kept open whatever the limit, and more while _SETS sets, or other parts of
+# the program, could do the same.
 _FEW, _SETS = 128, 8
 
 
 class TokenBlocks:
-    """The whole blocks of `length` tokens in flat files of `dtype` ("uint16" or "uint32") ids.
+    """The whole blocks of a stream of ids in flat files.
 
-    The files are one stream: blocks run on over their borders, and what is left below one block at
-    the end is dropped. `blocks[i]` is int32 [length] for i in [0, len(blocks)), else IndexError. A
-    file is mapped when it is first read, in each process anew; it must not change while it is in
-    use, and one that has before it is mapped is BadInput. Raises OSError without a file and
-    BadInput when all hold less than one block.
+    The files are one stream: a block may span two of them, and a rest below one block is dropped.
+    `blocks[i]` is int32 [length] for i in [0, len(blocks)), otherwise IndexError. A file is mapped
+    when it is first read, in each process, and must not change while it is in use; if it has
+    changed before it is mapped, reading raises BadInput.
     """
 
     def __init__(self, paths: Sequence[str | pathlib.Path], length: int, dtype: str):
+        """Looks up the sizes of the files.
+
+        Args:
+          paths: the files, in order.
+          length: tokens of a block.
+          dtype: of the ids in the files, "uint16" or "uint32".
+
+        Raises:
+          BadInput: the files hold less than one block.
+          OSError: a file is missing.
+        """
         self.length = length
         self._paths = tuple(map(str, paths))
         self._dtype = np.dtype(dtype)
         sizes = [os.path.getsize(path) // self._dtype.itemsize for path in self._paths]
-        # File i holds the tokens from borders[i] to borders[i + 1] of the stream.
+        # file i holds the tokens [borders[i], borders[i + 1]) of the stream
         self._borders = np.cumsum([0, *sizes])
         tokens = int(self._borders[-1])
         self._blocks = tokens // length
@@ -53,20 +63,20 @@ class TokenBlocks:
 
     @property
     def stream(self) -> np.ndarray:
-        """All tokens, those after the last whole block too, int32 [tokens], in memory."""
+        """All tokens, including those after the last whole block, int32 [tokens], in memory."""
         tokens = np.empty(self._borders[-1], np.int32)
         self._copy(tokens, 0)
         return tokens
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
-        """The blocks of these numbers, int32 [len(numbers), length]."""
+        """Returns the blocks of these numbers, int32 [len(numbers), length]."""
         return self.read(numbers * self.length)
 
     def read(self, starts: np.ndarray) -> np.ndarray:
-        """The `length` tokens from each of `starts` in the stream on, int32 [len(starts), length].
+        """Returns the `length` tokens from each start on, int32 [len(starts), length].
 
-        A start lies in [0, len(self) * length); a row that runs over the end of the last block goes
-        on at the beginning.
+        A start is in [0, len(self) * length); a row that reaches the end of the last block
+        continues at the beginning of the stream.
         """
         rows = np.empty((len(starts), self.length), np.int32)
         end = self._blocks * self.length
@@ -77,7 +87,7 @@ class TokenBlocks:
         return rows
 
     def _copy(self, row: np.ndarray, start: int) -> None:
-        """Fills `row` with the stream from `start` on."""
+        """Fills `row` with the tokens of the stream from `start` on."""
         filled = 0
         while filled < len(row):
             file = int(np.searchsorted(self._borders, start + filled, side="right")) - 1
@@ -87,7 +97,7 @@ class TokenBlocks:
             filled += len(tokens)
 
     def _maps(self) -> Callable[[int], np.ndarray]:
-        """From the number of a file to its tokens, kept."""
+        """Returns a cached function from the number of a file to its tokens."""
         mapped = functools.partial(_mapped, self._paths, self._borders, self._dtype)
         return functools.lru_cache(_room(len(self._paths)))(mapped)
 
@@ -106,30 +116,30 @@ def _mapped(paths: Sequence[str], borders: np.ndarray, dtype: np.dtype, number: 
     path, tokens = paths[number], int(borders[number + 1] - borders[number])
     if os.path.getsize(path) // dtype.itemsize != tokens:
         raise BadInput(f"{path} has changed since it was opened; start again.")
-    # A plain array: slicing a memmap makes a memmap, which costs more than the copy.
+    # a plain array, since slicing a memmap makes a memmap, which costs more than the copy
     return np.asarray(np.memmap(path, dtype, "r"))
 
 
 def _room(files: int) -> int:
-    """How many of `files` may be mapped at once; the limit of the process is raised for many."""
+    """Returns how many of `files` may be mapped at once; raises the process's limit for many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _SETS * files
     if files <= _FEW or soft == resource.RLIM_INFINITY or wanted <= soft:
         return files
-    # A mapping holds its file open, and by default a process may often have 1024. Beyond the hard
-    # limit files are opened again and again.
+    # A mapping keeps its file open, and the default limit is often 1024. Beyond the hard limit,
+    # files are opened again and again.
     soft = wanted if hard == resource.RLIM_INFINITY else max(soft, min(wanted, hard))
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return min(files, max(soft // _SETS, _FEW))
 
 
 class Mixture:
-    """Sets of blocks of one length, to be drawn on in proportion to weights.
+    """Sets of blocks of one length, drawn in proportion to weights.
 
     Attributes:
-      sets: the parts.
-      weights: of the parts, as given.
-      shares: the weights, so that they sum to 1.
+      sets: the sets.
+      weights: their weights, as given.
+      shares: the weights, normalised to sum to 1.
     """
 
     def __init__(self, sets: Sequence[TokenBlocks], weights: Sequence[float]):
@@ -138,18 +148,18 @@ class Mixture:
         self.shares = tuple(weight / sum(weights) for weight in weights)
         self.length = self.sets[0].length
         most = min(len(part) / share for part, share in zip(self.sets, self.shares, strict=True))
-        # Rounded, lest a product a hair below a whole number loses a block.
+        # rounded first, since a product just below a whole number would lose a block
         counts = [max(1, int(round(most * share, 6))) for share in self.shares]
         self._borders = np.cumsum([0, *counts])
 
     def __len__(self) -> int:
-        """The blocks to be had in proportion to the weights before a set runs out."""
+        """Returns how many blocks there are in proportion to the weights before a set runs out."""
         return int(self._borders[-1])
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
-        """Blocks of those, int32 [len(numbers), length].
+        """Returns the blocks of these numbers, int32 [len(numbers), length].
 
-        They are counted set by set, and evenly spaced over each.
+        The numbers run through one set after another, evenly spaced over each.
         """
         rows = np.empty((len(numbers), self.length), np.int32)
         for part, first, stop in zip(self.sets, self._borders[:-1], self._borders[1:], strict=True):

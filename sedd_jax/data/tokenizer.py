@@ -1,37 +1,243 @@
-"""Tokenizers by name: built from a corpus, saved to a folder, read back.
+"""Tokenizers by name: built from a corpus, loaded from a folder.
 
 The kinds: `bytes` (257 ids), `characters` (the alphabet of the corpus), `text8` (27 ids: space is
 0, a to z are 1 to 26) and `dna` (A, C, G, T), both without an end-of-document token,
 `sentencepiece` (trained on the corpus), `gpt2` (from its files) and `integers` (ids that need no
-tokenizer). What they share is described at `Tokenizer`.
+tokenizer). `Tokenizer` describes their interface.
 """
 
+import hashlib
+import io
 import json
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
-from sedd_jax.data.characters import SETTINGS_FILE, Bytes, Characters, Integers, Tokenizer
-from sedd_jax.data.recipe import Recipe
-from sedd_jax.data.subword import GPT2, GPT2_FILES, SentencePiece
+import numpy as np
+
+from sedd_jax.data.characters import (
+    END_OF_DOCUMENT,
+    SETTINGS_FILE,
+    Bytes,
+    Characters,
+    Integers,
+    Tokenizer,
+)
+from sedd_jax.data.documents import Recipe
 from sedd_jax.errors import BadInput
 from sedd_jax.system import hub
+from sedd_jax.system.packages import package
 
-__all__ = [
-    "FITTED_TOKENIZERS",
-    "GPT2",
-    "GPT2_FILES",
-    "SIZED_TOKENIZERS",
-    "TOKENIZERS",
-    "Bytes",
-    "Characters",
-    "Integers",
-    "SentencePiece",
-    "Tokenizer",
-    "build_tokenizer",
-    "find_tokenizer",
-    "has_gpt2_files",
-    "load_tokenizer",
-]
+# SentencePiece silently skips a training line above max_sentence_length (in bytes, at most four per
+# character), so longer lines are cut.
+_MAX_LINE_CHARACTERS = 20_000
+# SentencePiece drops a training line with its symbol for "space" or "unknown".
+_RESERVED = str.maketrans("", "", "\u2581\u2585")
+
+
+def _training_lines(texts: Iterable[str]) -> Iterator[str]:
+    """Yields the lines that SentencePiece trains on; a newline is a piece by itself."""
+    for text in texts:
+        for line in text.translate(_RESERVED).split("\n"):
+            for start in range(0, len(line), _MAX_LINE_CHARACTERS):
+                yield line[start : start + _MAX_LINE_CHARACTERS]
+
+
+class SentencePiece(Tokenizer):
+    """The pieces of a SentencePiece model; every text round-trips through one that `fit` made.
+
+    With such a model, `encode` never gives the ids for unknown pieces and the end of a document.
+
+    References:
+      Kudo, Richardson 2018, SentencePiece, arXiv 1808.06226
+    """
+
+    kind = "sentencepiece"
+    _FILE = "sentencepiece.model"
+
+    def __init__(self, model: bytes, place: str = "the sentencepiece model"):
+        """Loads a serialised model; `place` is where it comes from, for messages.
+
+        Raises:
+          BadInput: the model is damaged or has no id for the end of a document.
+        """
+        module = package("sentencepiece", "sentencepiece", "The tokenizer 'sentencepiece'")
+        self._model = model
+        try:
+            self._processor = module.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise BadInput(
+                f"{place} is damaged or no sentencepiece model; get it again."
+            ) from error
+        self.vocab_size = self._processor.vocab_size()
+        self.eod_id = self._processor.eos_id()
+        if self.eod_id < 0:
+            raise BadInput(
+                f"{place} has no id for the end of a sentence, which ends documents here; train "
+                "one with an eos_id."
+            )
+        # SentencePiece stores a space as U+2581, so a real U+2581 would be decoded as a space; as
+        # bytes it survives
+        self._lower_block = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in "\u2581".encode()]
+
+    @classmethod
+    def fit(cls, texts: Iterable[str], vocab_size: int) -> "SentencePiece":
+        """Trains byte-pair pieces, with bytes for what no piece covers, deterministically.
+
+        Args:
+          texts: the training documents, which have to fit in memory.
+          vocab_size: the exact number of ids.
+
+        Raises:
+          BadInput: the text does not give `vocab_size` pieces.
+        """
+        trainer = package(
+            "sentencepiece", "sentencepiece", "The tokenizer 'sentencepiece'"
+        ).SentencePieceTrainer
+        model = io.BytesIO()
+        try:
+            trainer.train(
+                sentence_iterator=_training_lines(texts),
+                model_writer=model,
+                vocab_size=vocab_size,
+                model_type="bpe",
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                user_defined_symbols=["\n"],
+                unk_id=0,
+                eos_id=1,
+                bos_id=-1,
+                pad_id=-1,
+                max_sentence_length=100_000,
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            reason = " ".join(str(error).rpartition("] ")[2].split()) or "there is no text"
+            advice = "raise it" if "smaller than" in reason else "lower it or give more text"
+            raise BadInput(
+                f"Cannot train a sentencepiece tokenizer with vocab_size={vocab_size} on this "
+                f"text, {advice} (sentencepiece says: {reason.rstrip('.')})."
+            ) from error
+        return cls(model.getvalue())
+
+    def _encode(self, content: str) -> np.ndarray:
+        first, *rest = self._processor.encode(content.split("\u2581"))
+        ids = list(first)
+        for part in rest:
+            ids += [*self._lower_block, *part]
+        return np.array(ids, np.int32)
+
+    def size(self, ids: np.ndarray) -> int:
+        pieces = [id_ for id_ in ids.tolist() if not self._processor.is_byte(id_)]
+        return len(self._processor.decode(pieces).encode()) + len(ids) - len(pieces)
+
+    def _decode_run(self, ids: np.ndarray) -> str:
+        return self._processor.decode(ids.tolist())
+
+    def _spelling(self, id_: int) -> bytes:
+        if self._processor.is_byte(id_):
+            return bytes([int(self._processor.id_to_piece(id_)[1:-1], 16)])
+        if self._processor.is_unknown(id_) or self._processor.is_control(id_):
+            return self._processor.decode([id_]).encode()
+        # `decode` of the first piece of a text drops its space in many models
+        return self._processor.id_to_piece(id_).replace("\u2581", " ").encode()
+
+    def _files(self) -> dict[str, bytes]:
+        return {self._FILE: self._model}
+
+    @classmethod
+    def load(cls, folder: pathlib.Path, settings: dict[str, Any]) -> "SentencePiece":
+        return cls.read(folder / cls._FILE)
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> "SentencePiece":
+        """Returns the tokenizer of a .model file."""
+        if not path.is_file():
+            raise BadInput(f"There is no sentencepiece model {path}.")
+        return cls(path.read_bytes(), str(path))
+
+
+# the files of GPT-2's tokenizer, as first published and as on the Hugging Face hub
+GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+
+
+class GPT2(Tokenizer):
+    """The byte-level byte-pair encoding of GPT-2.
+
+    References:
+      Radford et al. 2019, Language Models are Unsupervised Multitask Learners
+    """
+
+    kind = "gpt2"
+    vocab_size = 50257
+    eod_id = 50256
+
+    def __init__(self, folder: str | pathlib.Path):
+        """Loads `encoder.json` and `vocab.bpe`, or `vocab.json` and `merges.txt`, from a folder.
+
+        Raises:
+          BadInput: a file is missing, the two do not belong together, or tiktoken is missing.
+        """
+        folder = pathlib.Path(folder)
+        own, of_hub = GPT2_FILES
+        hub_names = all((folder / name).is_file() for name in of_hub)
+        encoder, merges = (folder / name for name in (of_hub if hub_names else own))
+        for path in (encoder, merges):
+            if not path.is_file():
+                raise BadInput(
+                    f"The gpt2 tokenizer needs {' and '.join(own)}, or {' and '.join(of_hub)}, in "
+                    f"the folder {folder}, but {path.name} is not there."
+                )
+        extra = '"sedd_jax[gpt2]"'
+        tiktoken = package("tiktoken", extra, "The tokenizer 'gpt2'")
+        load = package("tiktoken.load", extra, "The tokenizer 'gpt2'")
+        contents = [encoder.read_bytes(), merges.read_bytes()]
+        self._contents = dict(zip(own, contents, strict=True))
+        digests = [hashlib.sha256(content).hexdigest() for content in contents]
+        try:
+            # tiktoken caches files by path in the temporary folder and checks the digests
+            ranks = load.data_gym_to_mergeable_bpe_ranks(
+                str(merges), str(encoder), vocab_bpe_hash=digests[1], encoder_json_hash=digests[0]
+            )
+        except (AssertionError, KeyError, ValueError) as error:
+            raise BadInput(
+                f"The files {encoder.name} and {merges.name} in {folder} are damaged or do not "
+                "belong together; fetch both again."
+            ) from error
+        if len(ranks) != self.eod_id:
+            raise BadInput(f"{encoder} has {len(ranks)} tokens, GPT-2 has {self.eod_id}.")
+        self._encoding = tiktoken.Encoding(
+            "gpt2",
+            explicit_n_vocab=self.vocab_size,
+            mergeable_ranks=ranks,
+            special_tokens={END_OF_DOCUMENT: self.eod_id},
+            pat_str=r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$"""
+            r"""|\s+(?!\S)|\s""",
+        )
+
+    def _encode(self, content: str) -> np.ndarray:
+        # a literal "<|endoftext|>" in a document is text: not its end, and no error
+        return self._encoding.encode_to_numpy(content, disallowed_special=()).astype(np.int32)
+
+    def size(self, ids: np.ndarray) -> int:
+        return len(self._encoding.decode_bytes(ids.tolist()))
+
+    def _decode_run(self, ids: np.ndarray) -> str:
+        return self._encoding.decode(ids.tolist(), errors="replace")
+
+    def _spelling(self, id_: int) -> bytes:
+        return self._encoding.decode_single_token_bytes(id_)
+
+    def _files(self) -> dict[str, bytes]:
+        return dict(self._contents)
+
+    @classmethod
+    def load(cls, folder: pathlib.Path, settings: dict[str, Any]) -> "GPT2":
+        return cls(folder)
+
 
 TEXT8_ALPHABET = " abcdefghijklmnopqrstuvwxyz"
 
@@ -42,8 +248,7 @@ _FIXED: dict[str, Callable[[], Tokenizer]] = {
 }
 _CLASSES = {cls.kind: cls for cls in (Bytes, Characters, SentencePiece, GPT2, Integers)}
 
-# The names a config may use, those among them for which vocab_size is a choice, and those that are
-# made from the corpus.
+# the names in a config, those for which vocab_size is a choice, and those built from the corpus
 TOKENIZERS = ("bytes", "characters", "text8", "dna", "sentencepiece", "gpt2", "integers")
 SIZED_TOKENIZERS = frozenset({"sentencepiece", "integers"})
 FITTED_TOKENIZERS = frozenset({"characters", "sentencepiece"})
@@ -52,15 +257,16 @@ FITTED_TOKENIZERS = frozenset({"characters", "sentencepiece"})
 def build_tokenizer(
     recipe: Recipe, texts: Callable[[], Iterable[str]] = tuple, alphabet: str = ""
 ) -> Tokenizer:
-    """The tokenizer of a recipe: the one in its `tokenizer_path`, else made anew.
+    """Returns the tokenizer of a recipe: the one in its `tokenizer_path`, or a new one.
 
     Args:
-      recipe: its `tokenizer`, `tokenizer_path` and, for SIZED_TOKENIZERS, `vocab_size` count.
-      texts: starts to read the training documents; only `sentencepiece` learns from them.
+      recipe: its `tokenizer`, `tokenizer_path` and, for SIZED_TOKENIZERS, `vocab_size` are used.
+      texts: starts to read the training documents; only for `sentencepiece`.
       alphabet: the sorted characters of the corpus; only for `characters`.
 
-    Raises BadInput for an unknown kind, a missing setting, a path that holds no tokenizer of that
-    kind, and what the kind itself raises.
+    Raises:
+      BadInput: the kind is unknown, a setting is missing, the path holds no tokenizer of that kind,
+        or the kind itself raises it.
     """
     kind = recipe.tokenizer
     if kind not in TOKENIZERS:
@@ -87,13 +293,13 @@ def build_tokenizer(
 
 
 def _given_tokenizer(kind: str, path: pathlib.Path) -> Tokenizer:
-    """The tokenizer that lies in `path`, of the kind `kind`."""
+    """Returns the tokenizer in `path`, which has to be of the kind `kind`."""
     if kind == "sentencepiece" and path.suffix == ".model":
         return SentencePiece.read(path)
     if kind == "gpt2" and not _is_saved(path):
         return GPT2(hub.folder(str(path), GPT2_FILES[1], has_gpt2_files))
     tokenizer = load_tokenizer(path)
-    # text8 and dna are saved as characters: what they are is their alphabet.
+    # text8 and dna are saved as characters: their alphabet identifies them
     fixed = _FIXED.get(kind)
     agrees = tokenizer.fingerprint() == fixed().fingerprint() if fixed else tokenizer.kind == kind
     if not agrees:
@@ -105,30 +311,32 @@ def _given_tokenizer(kind: str, path: pathlib.Path) -> Tokenizer:
 
 
 def _is_saved(folder: pathlib.Path) -> bool:
-    """Whether `save` wrote `folder`: those of the hub have a tokenizer.json too, another one."""
+    """Returns whether `save` wrote a folder; those of the hub have another tokenizer.json."""
     path = folder / SETTINGS_FILE
     return path.is_file() and path.read_bytes().startswith(b'{\n "kind"')
 
 
 def has_gpt2_files(folder: pathlib.Path) -> bool:
-    """Whether `folder` has the files of GPT-2's tokenizer."""
+    """Returns whether a folder has the files of GPT-2's tokenizer."""
     return any(all((folder / name).is_file() for name in names) for names in GPT2_FILES)
 
 
 def find_tokenizer(folder: pathlib.Path) -> Tokenizer | None:
-    """The tokenizer in `folder`: a saved one, or GPT-2's by its files; None when there is none.
+    """Returns the tokenizer in a folder, a saved one or GPT-2's by its files, or None.
 
-    Raises BadInput when it is damaged.
+    Raises:
+      BadInput: it is damaged.
     """
-    if has_gpt2_files(folder):  # looked for first: tokenizer.json beside them may be another's
+    if has_gpt2_files(folder):  # first, since a tokenizer.json beside them may be another one
         return GPT2(folder)
     return load_tokenizer(folder) if (folder / SETTINGS_FILE).is_file() else None
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
-    """The tokenizer that `save(folder)` wrote.
+    """Returns the tokenizer that `save(folder)` wrote.
 
-    Raises BadInput when there is none or its settings are damaged.
+    Raises:
+      BadInput: there is none, or its settings are damaged.
     """
     folder = pathlib.Path(folder)
     if not (folder / SETTINGS_FILE).is_file():

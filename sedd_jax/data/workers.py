@@ -1,4 +1,4 @@
-"""The pieces of a corpus, one after the other or by several processes."""
+"""Runs a function on every piece of a corpus, in this process or in several workers."""
 
 import contextlib
 import multiprocessing
@@ -16,7 +16,7 @@ from sedd_jax.errors import Halted
 
 
 class Task(NamedTuple):
-    """A piece to be worked on; `number` counts all pieces of a preparation."""
+    """A piece to process; `number` counts all pieces of a preparation."""
 
     number: int
     corpus: str
@@ -26,19 +26,30 @@ class Task(NamedTuple):
 def results(
     build: Callable[[], Callable[[Task], Any]], tasks: Sequence[Task], workers: int, label: str
 ) -> list[Any]:
-    """The result of each task, as `build()(task)` gives it in some process.
+    """Runs `build()(task)` for every task and shows progress on a terminal.
 
-    `build` is called once in each process and can be pickled, unless one worker is enough: then
-    all happens here. A terminal shows progress. What a task raises is raised here, of several the
-    first that is known, and ends the other workers in the midst of theirs, as Ctrl-C does. Raises
-    Halted when a worker dies. Workers end with this process, however it ends.
+    What a task raises is raised here, the first of several, and terminates the other workers, as
+    Ctrl-C does. Workers end with this process, however it ends.
+
+    Args:
+      build: makes the function that processes a task; called once in each process. It has to be
+        picklable unless one worker is enough, which is then this process.
+      tasks: the tasks, numbered from 0.
+      workers: the largest number of processes.
+      label: the name of the progress bar.
+
+    Returns:
+      The result of each task, in the order of the tasks.
+
+    Raises:
+      Halted: a worker died.
     """
     from tqdm import tqdm
 
     found = {}
     sizes = [task.piece.size for task in tasks]
     done = contextlib.closing(_each(build, tasks, min(workers, len(tasks))))
-    # A log file is spared the bar.
+    # disable=None: no bar where stderr is not a terminal
     bar = tqdm(total=sum(sizes), unit="B", unit_scale=True, desc=label, disable=None)
     with bar, done as numbered:
         for number, result in numbered:
@@ -49,7 +60,7 @@ def results(
 
 
 def _each(build, tasks, workers):
-    """Yields the index and the result of each task, as they are done."""
+    """Yields the index and the result of each task as it finishes."""
     if workers < 2:
         yield from enumerate(map(build(), tasks))
         return
@@ -59,16 +70,16 @@ def _each(build, tasks, workers):
         try:
             futures = {pool.submit(_work, task): number for number, task in enumerate(tasks)}
             for future in as_completed(futures):
-                if future.exception():  # of those known the first
+                if future.exception():  # raise the first that is known
                     future = next(f for f in futures if f.done() and f.exception())
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
             raise Halted(
-                "A worker process died, perhaps for want of memory; give the same command fewer "
-                "--workers, and it goes on from there."
+                "A worker process died, perhaps because memory ran out; give the same command "
+                "fewer --workers, and it continues from there."
             ) from error
         except BaseException:
-            # Nobody waits for the pieces in hand, which may take hours.
+            # do not wait for the current pieces, which may take hours
             for worker in set(multiprocessing.active_children()) - before:
                 worker.terminate()
             raise

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sedd_jax.data.documents import BLANK, Fault
-from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.documents import BLANK, Fault, Recipe
 from sedd_jax.data.sources import pieces
 from sedd_jax.data.tables import HUGGING_FACE, TFDS
 from sedd_jax.errors import BadInput

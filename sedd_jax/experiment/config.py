@@ -11,7 +11,7 @@ import dataclasses
 import json
 from typing import Any, Literal
 
-from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.documents import Recipe
 from sedd_jax.errors import BadInput
 from sedd_jax.model.config import ModelConfig
 from sedd_jax.system.settings import flatten, marked, parse_settings, setting

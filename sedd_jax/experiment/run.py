@@ -5,9 +5,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from sedd_jax.data.blocks import Dataset
 from sedd_jax.data.preparation import check_vocab_size, prepare_blocks
-from sedd_jax.data.prepared import link_prepared, open_data
+from sedd_jax.data.prepared import Dataset, link_prepared, open_data
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import config as configs
 from sedd_jax.experiment.config import Config

@@ -1,4 +1,4 @@
-"""Progress and time left, on stderr."""
+"""Progress and remaining time, on stderr."""
 
 import contextlib
 import sys
@@ -12,9 +12,14 @@ _LOG_SECONDS = 30.0  # between two lines where there is no terminal
 
 @contextlib.contextmanager
 def progress(name: str, unit: str = "batch") -> Iterator[Callable[[int, int], None]]:
-    """Gives what is to be called with units (done, total): it moves a bar.
+    """Shows a progress bar, or prints a line every 30 seconds where stderr is not a terminal.
 
-    Where there is no terminal a line is printed now and then; only the lead shows anything.
+    Args:
+      name: what is in progress.
+      unit: what is counted.
+
+    Yields:
+      A function to call with the number of units (done, total). Only process 0 shows anything.
     """
     from tqdm import tqdm
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sedd_jax.data.blocks import Dataset
 from sedd_jax.data.pipeline import heldout_batches
+from sedd_jax.data.prepared import Dataset
 from sedd_jax.experiment import mesh as sharding
 from sedd_jax.experiment.config import EvalConfig
 from sedd_jax.experiment.state import RunKeys

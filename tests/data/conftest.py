@@ -4,9 +4,8 @@ import hashlib
 
 import pytest
 
-from sedd_jax.data.documents import Fault
-from sedd_jax.data.heldout import cut
-from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.corpus_statistics import cut
+from sedd_jax.data.documents import Fault, Recipe
 from sedd_jax.data.sources import pieces
 
 

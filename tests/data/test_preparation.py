@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sedd_jax.data import blocks as blocks_module
 from sedd_jax.data import preparation, shards
-from sedd_jax.data.blocks import open_blocks
+from sedd_jax.data import prepared as prepared_module
+from sedd_jax.data.documents import Recipe
 from sedd_jax.data.preparation import prepare_blocks
-from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.prepared import open_blocks
 from sedd_jax.data.tokenizer import SentencePiece, Tokenizer
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.system.staging import staged, staging_folder
@@ -109,7 +109,7 @@ def test_large_vocabularies_use_four_bytes(tmp_path, corpus, monkeypatch):
             return b""
 
     monkeypatch.setattr(preparation, "build_tokenizer", lambda *args: Wide())
-    for module in (preparation, shards, blocks_module):
+    for module in (preparation, shards, prepared_module):
         monkeypatch.setattr(module, "load_tokenizer", lambda folder: Wide())
     dataset = _prepare(tmp_path / "data", corpus)
     assert dataset.manifest["dtype"] == "uint32"

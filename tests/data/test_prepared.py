@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sedd_jax.data.blocks import open_blocks
+from sedd_jax.data.documents import Recipe
 from sedd_jax.data.pipeline import batch_blocks, heldout_batches, train_batches
 from sedd_jax.data.preparation import prepare_blocks
-from sedd_jax.data.prepared import check_name, link_prepared, open_data
-from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.prepared import check_name, link_prepared, open_blocks, open_data
 from sedd_jax.data.token_blocks import Mixture
 from sedd_jax.errors import BadInput
 

@@ -6,8 +6,7 @@ import pytest
 
 from sedd_jax.data import documents as documents_module
 from sedd_jax.data import sequences
-from sedd_jax.data.documents import BLANK, Fault
-from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.documents import BLANK, Fault, Recipe
 from sedd_jax.data.sources import pieces
 from sedd_jax.errors import BadInput
 

@@ -7,10 +7,9 @@ import typing
 import pytest
 
 from sedd_jax.data.characters import Characters
-from sedd_jax.data.documents import BLANK
-from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.documents import BLANK, Recipe
 from sedd_jax.data.sources import pieces
-from sedd_jax.data.subword import GPT2
+from sedd_jax.data.tokenizer import GPT2
 from sedd_jax.errors import BadInput
 
 SHARED = pathlib.Path(__file__).parents[2].parent / "shared" / "data"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sedd_jax.data import characters
-from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.documents import Recipe
 from sedd_jax.data.sources import pieces
 from sedd_jax.data.tokenizer import (
     GPT2,
@@ -443,7 +443,7 @@ def test_load_tokenizer_refuses_what_it_cannot_read(tmp_path):
 
 def test_heavy_packages_are_not_imported_with_the_modules():
     code = (
-        "import sys, sedd_jax.data.pipeline, sedd_jax.data.blocks;"
+        "import sys, sedd_jax.data.pipeline, sedd_jax.data.prepared;"
         "print({'grain', 'sentencepiece', 'tiktoken', 'pyarrow', 'datasets', 'tensorflow_datasets',"
         "'array_record', 'huggingface_hub'} & sys.modules.keys() or '[]')"
     )

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.documents import Recipe
 from sedd_jax.data.sources import pieces
 from sedd_jax.data.workers import Task, results
 from sedd_jax.errors import BadInput, Halted

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sedd_jax.data.blocks import open_blocks
+from sedd_jax.data.documents import Recipe
 from sedd_jax.data.preparation import prepare_blocks
-from sedd_jax.data.prepared import link_prepared
-from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.prepared import link_prepared, open_blocks
 from sedd_jax.data.tokenizer import Bytes, Characters
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.catalog import Text

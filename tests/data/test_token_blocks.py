@@ -6,10 +6,10 @@ import resource
 import numpy as np
 import pytest
 
-from sedd_jax.data.blocks import open_blocks
 from sedd_jax.data.characters import Characters
+from sedd_jax.data.documents import Recipe
 from sedd_jax.data.preparation import prepare_blocks
-from sedd_jax.data.recipe import Recipe
+from sedd_jax.data.prepared import open_blocks
 from sedd_jax.data.token_blocks import Mixture, TokenBlocks
 from sedd_jax.errors import BadInput
 

@@ -1,7 +1,7 @@
-"""Files of text: documents, JSON lines or FASTA records, cut at a separator of bytes.
+"""Files of text: documents, JSON lines or FASTA records, divided by a separator of bytes.
 
 A large plain file is read in pieces, by ranges of bytes; a compressed one is a single piece. Memory
-stays flat in the size of the file and, beyond the limit, in that of a document.
+does not grow with the file nor, above the limit, with a document.
 """
 
 import json
@@ -23,32 +23,32 @@ from sedd_jax.data.documents import (
 from sedd_jax.errors import BadInput
 
 _BLOCK_BYTES = 2**20
-# By the ending of a name, as pyarrow calls them; of the two zstd readers at hand it is the one that
-# notices a file cut short.
+# pyarrow's names by the suffix of a file; of the two zstd readers at hand pyarrow's is the one that
+# notices a truncated file
 CODECS = {".gz": "gzip", ".zst": "zstd"}
 _WHITE_SPACE = str.maketrans("", "", " \t\r\n")
 
 
-class Layout(NamedTuple):
+class TextFormat(NamedTuple):
     """How a file of text becomes documents.
 
     Attributes:
       separator: between two records; empty: the file is one record.
-      parse: (record, whether it is the first of the file, field) to a text, what is wrong with it,
-        or None for what is no document.
+      parse: takes (record, whether it is the first of the file, field) and returns the text, why it
+        cannot be used, or None for what is no document.
     """
 
     separator: bytes
     parse: Callable[[str, bool, str], str | Fault | None]
 
 
-def parse_text(record: str, first: bool, field: str) -> str | Fault:
-    """A document of a text file: all of it, line ends too."""
+def _parse_text(record: str, first: bool, field: str) -> str | Fault:
+    """Returns a document of a text file as it is."""
     return BLANK if not record or record.isspace() else record
 
 
-def parse_json(line: str, first: bool, field: str) -> str | Fault | None:
-    """The text in `field` of a JSON object; a blank line is no document."""
+def _parse_json(line: str, first: bool, field: str) -> str | Fault | None:
+    """Returns the text in `field` of a JSON object; a blank line is no document."""
     if not line or line.isspace():
         return None
     try:
@@ -60,27 +60,32 @@ def parse_json(line: str, first: bool, field: str) -> str | Fault | None:
     return checked_text(row[field], field)
 
 
-def parse_fasta(record: str, first: bool, field: str) -> str | Fault:
-    """The letters of a sequence, in capitals, since small ones only mark repeats."""
+def _parse_fasta(record: str, first: bool, field: str) -> str | Fault:
+    """Returns the letters of a sequence in capitals, since small ones only mark repeats."""
     if first and not record.startswith(">"):
         return Fault("does not begin with '>', as a FASTA record does")
     _, _, lines = record.partition("\n")
     return lines.translate(_WHITE_SPACE).upper() or BLANK
 
 
-JSON_LINES = Layout(b"\n", parse_json)
-FASTA = Layout(b"\n>", parse_fasta)
+def plain_text(separator: str) -> TextFormat:
+    """Returns the format of documents divided by a separator; an empty one divides nothing."""
+    return TextFormat(separator.encode(), _parse_text)
+
+
+JSON_LINES = TextFormat(b"\n", _parse_json)
+FASTA = TextFormat(b"\n>", _parse_fasta)
 
 
 @dataclass(frozen=True)
 class Records(Piece):
-    """The records of a file that start in [start, stop); without `stop`, those up to its end.
+    """The records of a file that start in [start, stop); without `stop`, up to its end.
 
-    `limit` is the size in bytes above which a record is a fault, and is never held whole.
+    A record larger than `limit` bytes is a fault, and is never in memory as a whole.
     """
 
     path: pathlib.Path
-    layout: Layout
+    text_format: TextFormat
     field: str
     limit: int
     start: int = 0
@@ -95,7 +100,7 @@ class Records(Piece):
         return (self.path.stat().st_size if self.stop is None else self.stop) - self.start
 
     def documents(self) -> Iterator[Document]:
-        separator, parse = self.layout
+        separator, parse = self.text_format
         for offset, record, last in self._records():
             first = offset == 0
             if record is None:
@@ -114,7 +119,7 @@ class Records(Piece):
                 yield Document(content, offset)
 
     def _records(self) -> Iterator[tuple[int, bytes | None, bool]]:
-        separator, start, stop = self.layout.separator, self.start, self.stop
+        separator, start, stop = self.text_format.separator, self.start, self.stop
         with _open(self.path) as file:
             if start:
                 start = _first_start(file, self.path, separator, start, stop)
@@ -127,7 +132,7 @@ class Records(Piece):
                 yield start + offset, record, last
 
     def place(self, where: int) -> str:
-        if not self.layout.separator:
+        if not self.text_format.separator:
             return str(self.path)
         with _open(self.path) as file:
             lines = sum(block.count(b"\n") for block in _blocks(file, self.path, where))
@@ -137,21 +142,37 @@ class Records(Piece):
         return file_version(self.path)
 
 
-def records(path: pathlib.Path, layout: Layout, field: str, limit: int) -> list[Piece]:
-    """The pieces of a file of text."""
-    if path.suffix in CODECS or not layout.separator:
-        return [Records(path, layout, field, limit)]
+def records(path: pathlib.Path, text_format: TextFormat, field: str, limit: int) -> list[Piece]:
+    """Returns the pieces of a file of text.
+
+    Args:
+      path: the file; .gz and .zst files are decompressed.
+      text_format: how it becomes documents.
+      field: of a JSON line.
+      limit: the largest document, in bytes.
+    """
+    if path.suffix in CODECS or not text_format.separator:
+        return [Records(path, text_format, field, limit)]
     size = path.stat().st_size
-    return [Records(path, layout, field, limit, start, stop) for start, stop in ranges(size, size)]
+    return [
+        Records(path, text_format, field, limit, start, stop)
+        for start, stop, _ in ranges(size, size)
+    ]
 
 
 def split(
     blocks: Iterator[bytes], separator: bytes, limit: int
 ) -> Iterator[tuple[int, bytes | None, bool]]:
-    """Cuts a stream as `bytes.split` cuts all of it; an empty `separator` never occurs.
+    """Divides a stream as `bytes.split` divides the whole; holds at most `limit` and one block.
 
-    Yields the offset of each record, the record (None for one above `limit` bytes) and whether it
-    is the last. At most `limit` and one block are held.
+    Args:
+      blocks: the stream.
+      separator: between two records; an empty one never occurs.
+      limit: the largest record, in bytes.
+
+    Yields:
+      The offset of each record, the record (None if it is larger than `limit`) and whether it is
+      the last.
     """
     offset, dropped, tail = 0, 0, bytearray()
     overlap = max(len(separator) - 1, 0)
@@ -165,7 +186,7 @@ def split(
                 yield offset, part if size <= limit else None, False
                 offset += size + len(separator)
                 dropped = 0
-        # The end of the tail may be the beginning of a separator, and no part of the record.
+        # the end of the tail may be the beginning of a separator and not a part of the record
         if dropped + len(tail) - overlap > limit:
             surplus = len(tail) - overlap
             dropped += surplus
@@ -176,7 +197,7 @@ def split(
 def _first_start(
     file: BinaryIO, path: pathlib.Path, separator: bytes, start: int, stop: int
 ) -> int:
-    r"""Where the first record at or after `start` starts; `stop` if there is none before.
+    r"""Returns where the first record at or after `start` starts; `stop` if there is none before.
 
     A separator may overlap itself, as "\n\n" does: the search goes back to where no two of them
     overlap, since from there on every reader finds the same ones.
@@ -196,7 +217,7 @@ def _first_start(
 
 
 def _open(path: pathlib.Path) -> BinaryIO:
-    """The bytes of a file, decompressed. Raises BadInput for one that cannot be opened."""
+    """Opens a file to read its bytes, decompressed; BadInput if it cannot be opened."""
     codec = CODECS.get(path.suffix)
     try:
         if codec is None:
@@ -209,7 +230,7 @@ def _open(path: pathlib.Path) -> BinaryIO:
 
 
 def _blocks(file: BinaryIO, path: pathlib.Path, size: int | None = None) -> Iterator[bytes]:
-    """The next `size` bytes, or all that are left. Raises BadInput for a damaged file."""
+    """Yields the next `size` bytes, or the rest; BadInput for a damaged file."""
     while size is None or size > 0:
         try:
             block = file.read(_BLOCK_BYTES if size is None else min(size, _BLOCK_BYTES))

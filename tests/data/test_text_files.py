@@ -7,11 +7,10 @@ import tracemalloc
 import pytest
 
 from sedd_jax.data import documents as documents_module
-from sedd_jax.data import records as records_module
-from sedd_jax.data.documents import BLANK, Fault
-from sedd_jax.data.recipe import Recipe
-from sedd_jax.data.records import split
+from sedd_jax.data import text_files
+from sedd_jax.data.documents import BLANK, Fault, Recipe
 from sedd_jax.data.sources import pieces
+from sedd_jax.data.text_files import split
 from sedd_jax.errors import BadInput
 
 
@@ -39,7 +38,7 @@ def small(monkeypatch):
 
     def set_sizes(piece, block):
         monkeypatch.setattr(documents_module, "PIECE_BYTES", piece)
-        monkeypatch.setattr(records_module, "_BLOCK_BYTES", block)
+        monkeypatch.setattr(text_files, "_BLOCK_BYTES", block)
 
     return set_sizes
 
