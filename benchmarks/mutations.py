@@ -278,7 +278,7 @@ MUTATIONS = [
     ),
     *mutations_of(
         "data/token_blocks.py",
-        "data/test_blocks.py data/test_pipeline.py",
+        "data/test_token_blocks.py data/test_pipeline.py",
         ("row[before_end:], 0)", "row[before_end:], start)"),
         ("(numbers[own] - first) * len(part) // (stop - first)", "numbers[own] - first"),
     ),
