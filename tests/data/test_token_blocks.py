@@ -62,9 +62,7 @@ def test_open_blocks_refuses_what_is_damaged(folder, tmp_path):
 
 def test_open_blocks_refuses_another_tokenizer(folder):
     Characters("ab").save(folder / "tokenizer")
-    with pytest.raises(
-        BadInput, match="tokenizer is damaged .it is not the tokenizer that the mani"
-    ):
+    with pytest.raises(BadInput, match="tokenizer is damaged .it is not the tokenizer of the mani"):
         open_blocks(folder, 32)
 
 
