@@ -184,7 +184,7 @@ class ScoringModel:
         def compute(rows):
             return program(checkpoint.params, *(checkpoint.shard_batch(x[rows]) for x in arrays))
 
-        batches = batch_rows(count, self.batch_size, checkpoint.num_batch_shards)
+        batches = batch_rows(count, min(self.batch_size, count), checkpoint.num_batch_shards)
         return np.concatenate([found for _, found in one_ahead(batches, compute)])[:count]
 
 

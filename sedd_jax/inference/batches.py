@@ -67,7 +67,7 @@ def batch_rows(count: int, batch_size: int, shards: int) -> list[np.ndarray]:
       batch_size: rows at a time, rounded up to a multiple of `shards`.
       shards: parts that the devices split a batch into.
     """
-    size = round_up(min(batch_size, count), shards)
+    size = round_up(batch_size, shards)
     starts = range(0, count, size)
     return [np.minimum(np.arange(start, start + size), count - 1) for start in starts]
 

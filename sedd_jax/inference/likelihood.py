@@ -180,7 +180,7 @@ def nll_bound(
         check_draws(draws, times)
     tokens, lengths = _checked(family, np.asarray(tokens), lengths)
     count = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
-    rows = batch_rows(len(tokens), batch_size, model.num_batch_shards)
+    rows = batch_rows(len(tokens), min(batch_size, len(tokens)), model.num_batch_shards)
 
     def placed(numbers):
         real = None if lengths is None else model.shard_batch(lengths[numbers])
