@@ -143,7 +143,7 @@ def test_a_row_depends_on_its_number_alone_and_prefixes_come_back(checkpoint):
             16,
             prompt=sedd.prefix_suffix(prefix, prefix[:0], count, 16),
             batch_size=batch,
-        )
+        )[0]
         for count, batch in ((3, 3), (5, 2))
     )
     np.testing.assert_array_equal(three, five[:3])
