@@ -110,11 +110,6 @@ def smoke_run(smoke_config, tmp_path_factory):
     return run
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Nothing: no module's programs are optimised."""
-
-
 PATIENCE = 300  # seconds that a binary may take
 
 

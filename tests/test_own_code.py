@@ -23,8 +23,6 @@ from sedd_jax.inference.export import save_run
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.training.step import build_train_step, init_state
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NUMBER = 3
 
 

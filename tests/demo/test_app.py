@@ -20,8 +20,6 @@ from sedd_jax.errors import BadInput
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.template import pad, row_from_template
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 REQUEST = {
     "template": "ab[MASK:5]<b>&",
     "sampler": "tweedie",

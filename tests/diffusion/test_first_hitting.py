@@ -14,8 +14,6 @@ from sedd_jax.diffusion.first_hitting import FirstHitting, hits_from_uniforms
 from sedd_jax.diffusion.sampler import Clamp, Process
 from sedd_jax.diffusion.score import DenseScore
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 T_MIN = 0.05
 SCHEDULES = {
     "loglinear": (noises.loglinear(1e-3), lambda t: -math.log(1 - 0.999 * t)),

@@ -95,7 +95,6 @@ def test_every_position_moves_alike_and_apart(position):
     assert both / one == pytest.approx(0.5, abs=0.08)
 
 
-@pytest.mark.usefixtures("quick_compilation")
 def test_a_padded_row_is_drawn_as_the_row_alone():
     graph, noise = graphs.uniform(VOCAB_SIZE), GEOMETRIC
     proposal = guess_proposal(graph, noise, T_MIN)

@@ -23,8 +23,6 @@ from sedd_jax.inference.load import load
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.system import processes
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 END, LENGTH = 256, 8
 DOCUMENTS = ["the mill", "", "it turned and turned"]  # 31 tokens with their ends
 CHOICES = Choices(draws=2, max_blocks=8)

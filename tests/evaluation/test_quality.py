@@ -28,7 +28,7 @@ DIAGNOSTICS = Diagnostics(np.full(3, 3), np.zeros((3, 3), int), np.ones(3, bool)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(smoke_run, quick_compilation):
+def checkpoint(smoke_run):
     return sedd.load(smoke_run)
 
 

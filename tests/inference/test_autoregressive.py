@@ -85,7 +85,7 @@ def test_sequences_have_the_law_of_their_conditionals(params, temperature, top_p
 
 
 @pytest.fixture(scope="module")
-def run(smoke_config, tmp_path_factory, quick_compilation):
+def run(smoke_config, tmp_path_factory):
     """A finished run of the baseline at the smoke config's size.
 
     Compiled quickly, so nothing here may be the first to ask for `smoke_run`, whose bits are held

@@ -22,7 +22,6 @@ from sedd_jax.verification.exact.reverse_process import base_distribution, exact
 from sedd_jax.verification.exact.space import Space
 
 VOCAB_SIZE, LENGTH = 5, 4
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def constant_model(graph):

@@ -18,7 +18,6 @@ from sedd_jax.verification.exact.reverse_process import sampler_distribution
 from sedd_jax.verification.exact.scores import exact_model, exact_params, tabulated
 from sedd_jax.verification.exact.space import Space, float64, total_variation
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 LEVEL = 1e-4  # of a chi-square test; keys are fixed, so a pass stays a pass
 ROWS, T_MIN = 4096, 1e-3
 SPACE = Space(graphs.uniform(3), 3)

@@ -13,8 +13,6 @@ from sedd_jax.inference.prompt import Prompt
 
 KEY = jax.random.key(0)
 STEPS = 6
-# every test here asks for `smoke_run`, which pytest makes before, so that its bits are as elsewhere
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

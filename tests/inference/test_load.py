@@ -110,7 +110,7 @@ def check_placement(loaded, config):
     assert part * config.fsdp * config.tensor == table.size
 
 
-def test_a_mesh_gives_the_same_scores(network, quick_compilation):
+def test_a_mesh_gives_the_same_scores(network):
     there = sedd.load(network, mesh=MESHES["fsdp and tensor"])
     check_placement(there, MESHES["fsdp and tensor"])
     here = log_score(sedd.load(network))
@@ -118,7 +118,7 @@ def test_a_mesh_gives_the_same_scores(network, quick_compilation):
 
 
 @pytest.fixture(scope="module")
-def alone(network, quick_compilation):
+def alone(network):
     """What the model answers on one device."""
     return answers(sedd.load(network))
 

@@ -17,7 +17,6 @@ from sedd_jax.model.score_model import dense_model
 
 KEY = jax.random.key(0)
 TRAINED = 16
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def plan_of(prompt, width, overlap):

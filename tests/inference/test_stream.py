@@ -13,7 +13,6 @@ from sedd_jax.inference.stream import generate_stream
 
 KEY = jax.random.key(0)
 LENGTH = 12
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,6 @@ LINES = [
     {"template": "It was[MASK:*]"},
     {"prefix": "a", "length": 70, "id": "long"},  # in windows of 32
 ]
-# every test here asks for `smoke_run`, which pytest makes before, so that its bits are as elsewhere
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

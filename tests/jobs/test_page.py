@@ -21,7 +21,6 @@ from sedd_jax.inference.template import pad, row_from_template
 from sedd_jax.jobs import page
 from sedd_jax.jobs.page import frame, guess, keep, write_page
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 NASTY = "</script><!--"
 
 

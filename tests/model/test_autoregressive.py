@@ -24,7 +24,6 @@ CONFIG = TransformerConfig(
     max_length=POSITIONS,
 )
 MODEL = CausalModel(CONFIG)
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def changed(**settings):

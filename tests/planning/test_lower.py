@@ -32,8 +32,6 @@ from sedd_jax.planning.lower import (
     with_batch,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def answered_in_full(config, answered):
     model = config.model

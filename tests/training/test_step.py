@@ -22,7 +22,6 @@ from sedd_jax.training.step import (
 )
 
 VOCAB_SIZE, LENGTH = 257, 32
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

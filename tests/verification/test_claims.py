@@ -24,7 +24,6 @@ from sedd_jax.verification.scores import check_scores
 from sedd_jax.verification.training import check_bound, check_training
 
 SCHEDULES = {"loglinear": noises.loglinear(), "geometric": noises.geometric(1e-4, 20.0)}
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 GRAPHS = pytest.mark.parametrize("graph", ["absorb", "uniform"])
 
 

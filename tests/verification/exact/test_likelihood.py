@@ -19,8 +19,6 @@ from sedd_jax.verification.exact.reverse_process import (
 from sedd_jax.verification.exact.scores import exact_model, exact_params
 from sedd_jax.verification.exact.space import float64
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 T_MIN = 0.02
 NOISE = noises.geometric(1e-3, 6.0)
 SMALL = pytest.mark.parametrize("brute", ["absorb-3-2", "uniform-3-2"], indirect=True)

@@ -11,8 +11,6 @@ from sedd_jax.verification.exact.scores import (
     implicit_score_entropy,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROUNDING = 1e-11
 
 

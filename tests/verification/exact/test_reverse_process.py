@@ -25,8 +25,6 @@ from sedd_jax.verification.exact.reverse_process import (
 from sedd_jax.verification.exact.scores import exact_model, exact_params
 from sedd_jax.verification.exact.space import total_variation
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 T_MIN = 0.05
 LEVEL = 1e-4  # of a chi-square test; keys are fixed, so a pass stays a pass
 

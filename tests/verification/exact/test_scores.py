@@ -13,8 +13,6 @@ from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.score_model import dense_model
 from sedd_jax.verification.exact.scores import exact_model, exact_params, tabulated
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # float32 throughout, so that both precisions are asked about the same noise
 SIGMAS = np.float32([1e-4, 1e-2, 0.5, 3, 6.9, 20])
 SPARSE = 0.3
