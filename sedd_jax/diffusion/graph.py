@@ -101,7 +101,13 @@ class Graph(abc.ABC):
     def sample_transition(
         self, key: Key[Array, ""], x0: Int[Array, "*s"], sigma: Float[Array, "..."]
     ) -> Int[Array, "*s"]:
-        """Draws x_t given x0: each position moves to a draw from pi with prob. 1 - exp(-sigma)."""
+        """Draws x_t given x0: each position moves to a draw from pi with prob. 1 - exp(-sigma).
+
+        Args:
+          key: random key, used once.
+          x0: clean tokens.
+          sigma: total noise, of the shape of the leading axes of x0.
+        """
         move_key, limit_key = jax.random.split(key)
         prob = jnp.broadcast_to(-jnp.expm1(-align(sigma, x0.ndim)), x0.shape)
         moves = categorical.bernoulli(move_key, prob)

@@ -50,6 +50,12 @@ def prefix_suffix(
 ) -> Prompt:
     """Returns the prompt that holds `prefix` at the start and `suffix` at the end of every row.
 
+    Args:
+      prefix: token ids.
+      suffix: token ids.
+      num_samples: rows, N.
+      length: tokens of a row, L.
+
     Raises:
       BadInput: the two leave no position to sample.
     """
@@ -72,7 +78,16 @@ def prefix_suffix(
 
 
 def check_prompt(prompt: Prompt, shape: tuple[int, int], num_tokens: int) -> None:
-    """Raises BadInput unless rows are [N, L], of lengths in [1, L], with tokens of the model."""
+    """Checks that a prompt fits what is drawn.
+
+    Args:
+      prompt: tokens to hold.
+      shape: [N, L] of the rows.
+      num_tokens: of the model; ids are below.
+
+    Raises:
+      BadInput: rows of another shape, lengths outside [1, L], or ids that the model does not have.
+    """
     for name, array in (("tokens", prompt.tokens), ("held", prompt.held)):
         if array.shape != shape:
             raise BadInput(
