@@ -1,7 +1,7 @@
 """Shows runs side by side: `python -m sedd_jax.report runs/a runs/b --output=report.html`.
 
-One page that needs nothing else, neither the network nor a program in it: how the runs were
-trained, what they write and how good they are. Runs may still be in training.
+The report is one self-contained page without scripts: how the runs were trained, their samples and
+their evaluations. Runs may still be in training.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from sedd_jax.evaluation.dashboard import dashboard, read_runs
 from sedd_jax.experiment import cli
 from sedd_jax.system.files import atomic_write, check_output_path
 
-_OUTPUT = flags.DEFINE_string("output", "report.html", "The page; one made before is made anew.")
+_OUTPUT = flags.DEFINE_string("output", "report.html", "The page; an older report is replaced.")
 _MADE = "<!-- Made by sedd_jax.report; without this line it is not made anew. -->\n"
 
 
@@ -26,22 +26,22 @@ def main(folders: list[str]) -> None:
     output = Path(_OUTPUT.value)
     check_output(output)
     check_plots()
-    # nothing is computed, and a device that trains has room for no one else
+    # nothing is computed, and a training run may occupy the accelerator
     jax.config.update("jax_platforms", "cpu")
     write(output, dashboard(read_runs([Path(folder) for folder in folders])))
     print(f"Wrote {output}.")
 
 
 def check_output(path: Path) -> None:
-    """Raises BadInput unless a page can be written there, and nothing else is lost by it."""
+    """Raises BadInput unless a page can be written there without replacing another file."""
     check_output_path(path, must_be_new=False)
     if path.exists() and not path.read_bytes().endswith(_MADE.encode()):
         raise BadInput(f"{path} exists and was not made by report; choose another --output.")
 
 
 def write(path: Path, text: str) -> None:
-    """Writes the page at once or not at all."""
-    # half a pair of UTF-16, which JSON can hold and a file cannot
+    """Writes the page atomically."""
+    # JSON can hold a lone surrogate, UTF-8 cannot
     atomic_write(path, (text + _MADE).encode("utf-8", "replace"))
 
 

@@ -9,21 +9,28 @@ from typing import Any, NamedTuple
 
 from sedd_jax.system.packages import package
 
-_INK = "#010203"  # becomes the colour of the text around an inline image
+_INK = "#010203"  # placeholder for the text colour of the page
 _INKED = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-_MARKED = 50  # a curve of more points is a line
-_LONGEST = 60  # signs of a name
-_LINE = 84  # signs of a line of names
+_MARKED = 50  # a curve of more points has no markers
+_LONGEST = 60  # characters of a name
+_LINE = 84  # characters of a line of names
 
 Curve = tuple[list[float], list[float]] | tuple[list[float], list[float], list[float]]
 
 
 class Plot(NamedTuple):
-    """Curves over one axis, by name, positive where a scale is logarithmic.
+    """Curves over one axis.
 
-    A curve is (x, y) or (x, y, standard error of y). One without points keeps its colour for those
-    that come after it. `levels` are values of y that hold wherever x is. The plot `below` has the
-    same x and is drawn under this one; a name stands for the same in both.
+    Attributes:
+      name: of its file.
+      x_label: of the axis.
+      y_label: of the axis.
+      curves: by name, (x, y) or (x, y, standard error of y), positive on a logarithmic scale; a
+        curve without points still takes a colour.
+      log_x: whether the x axis is logarithmic.
+      log_y: whether the y axis is logarithmic.
+      levels: values of y, by name, drawn as horizontal lines.
+      below: a panel with the same x axis and the same meaning of names, drawn below.
     """
 
     name: str
@@ -49,7 +56,7 @@ def image(plot: Plot, form: str = "png") -> bytes:
 
 
 def inline_svg(plot: Plot) -> str:
-    """Returns the plot as an element of a page, in the colour of its text and on its ground."""
+    """Returns the plot as an element of a page, in its text and background colours."""
     import matplotlib
 
     style = {
@@ -62,10 +69,10 @@ def inline_svg(plot: Plot) -> str:
     with matplotlib.rc_context(style):
         drawn = image(plot, "svg").decode()
     drawn = drawn[drawn.index("<svg") :].replace(_INK, "currentColor")
-    # what a page knows without being told, and a style that would be the page's
+    # a page needs no metadata, and a style element would apply to all of it
     drawn = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", drawn, flags=re.DOTALL)
     drawn = re.sub(r' xmlns(:\w+)?="[^"]*"', "", drawn)
-    # several plots on a page have the same names for other things
+    # ids of several plots on a page would collide
     return re.sub(r' id="([^"]*)"', lambda it: it[0] if f"#{it[1]}" in drawn else "", drawn)
 
 
@@ -96,14 +103,14 @@ def _drawn(plot: Plot) -> Any:
 
 
 def _panel(axes, plot, colours):
-    """Draws curves and levels, and returns them by their names."""
+    """Draws curves and levels, and returns their artists by name."""
     shown = {}
     for name, (x, y, *error) in plot.curves.items():
         if x:
             index = colours[name]
             look = {"linewidth": 1.3, "capsize": 2, "color": f"C{index}"}
             if len(x) <= _MARKED:
-                # those that lie upon each other are all seen: the lower ones are wider
+                # overlapping curves are all visible: the lower ones are wider
                 lower = min(len(colours) - 1 - index, 4)
                 look |= {"linewidth": 1.3 + 0.6 * lower, "elinewidth": 1.2}
                 look |= {"marker": "o^sv"[index % 4], "markersize": 4 + 0.8 * lower}
@@ -119,15 +126,15 @@ def _panel(axes, plot, colours):
 
 
 def _log_x(axes, values):
-    """Labels the values themselves, as far as there is room."""
+    """Labels the values themselves, as far as they fit."""
     from matplotlib.ticker import NullLocator
 
     axes.set_xscale("log", base=2)
     if not values:
         return
-    room = 0.022 * math.log(max(values) / min(values))  # for a sign
+    room = 0.022 * math.log(max(values) / min(values))  # of a character
     ticks: list[float] = []
-    for value in sorted(values, reverse=True):  # the last one is always there
+    for value in sorted(values, reverse=True):  # the largest is always labelled
         if not ticks or math.log(ticks[-1] / value) >= room * (len(_plain(ticks[-1])) + 1):
             ticks.append(value)
     axes.set_xticks(ticks, map(_plain, ticks))
@@ -135,7 +142,7 @@ def _log_x(axes, values):
 
 
 def _log_y(axes):
-    """Labels numbers that are written out."""
+    """Labels numbers in decimal notation."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     axes.set_yscale("log")

@@ -1,4 +1,4 @@
-"""A page about runs, side by side: how they were trained, what they write, how good they are."""
+"""The report on runs, side by side: training, samples and evaluations."""
 
 import dataclasses
 import json
@@ -25,10 +25,10 @@ from sedd_jax.inference.build import build_family
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system.settings import flatten
 
-_POINTS = 500  # of a curve: more are not seen
-_SETS = 10  # of samples in training that are shown beside the last one
-_BOUNDS = ("bound", "nll")  # of a diffusion model, of an autoregressive one: either is logged
-# metrics, what they are, whether their axis is logarithmic
+_POINTS = 500  # of a curve; more are not visible
+_SETS = 10  # sets of samples from training that are shown beside the last one
+_BOUNDS = ("bound", "nll")  # logged by diffusion and by autoregressive models
+# metrics, their axis label, whether their axis is logarithmic
 _CURVES = (
     (("loss",), "training loss, nats/token", False),
     (_BOUNDS, "held out: {}, nats/token", False),
@@ -39,10 +39,10 @@ _CURVES = (
 
 
 class Run(NamedTuple):
-    """What is known of a run.
+    """A run folder.
 
     Attributes:
-      label: its name, unlike that of the others.
+      label: its unique name.
       facts: its settings and training; None where there are only evaluations.
       records: its evaluations, under its label.
     """
@@ -53,7 +53,7 @@ class Run(NamedTuple):
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Returns the runs in these folders, whether they have ended or not; one named twice is one.
+    """Returns the runs in these folders, finished or not; duplicates are dropped.
 
     Raises:
       BadInput: a folder is missing, or holds neither a run nor evaluations.
@@ -63,7 +63,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _labels(folders):
-    """As many of the last parts of each path as tell it from the others."""
+    """The shortest ending of each path that no other path has."""
 
     def last(folder, count):
         return "/".join(folder.parts[-count:])
@@ -71,8 +71,8 @@ def _labels(folders):
     def label(folder):
         counts = range(1, len(folder.parts))
         others = [other for other in folders if other != folder]
-        unlike = (n for n in counts if last(folder, n) not in {last(it, n) for it in others})
-        return last(folder, next(unlike, len(folder.parts)))
+        unique = (n for n in counts if last(folder, n) not in {last(it, n) for it in others})
+        return last(folder, next(unique, len(folder.parts)))
 
     return [label(folder) for folder in folders]
 
@@ -95,7 +95,7 @@ def _read(folder, label):
 def _facts(folder):
     settings, tokens = folder / CONFIG_FILE, folder / DATA_FOLDER
     if not settings.is_file() or not tokens.exists():
-        return None  # a published model has settings too, of another kind
+        return None  # the config.json of a published model has another layout
     config, tokenizer = from_json(settings.read_text()), find_tokenizer(tokens / "tokenizer")
     vocab_size = tokenizer.vocab_size if tokenizer else config.data.vocab_size
     if not vocab_size:
@@ -112,7 +112,7 @@ def _facts(folder):
 
 
 def _parameters(config, vocab_size):
-    # the machine that trained it may have had another kind of device
+    # the run may have been trained on another kind of device
     here = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
     init = build_family(here, vocab_size).model.init
     return count_params(jax.eval_shape(init, jax.random.key(0)))
@@ -186,7 +186,7 @@ def training_plots(runs: Sequence[Run]) -> Iterator[Plot]:
     """Yields a plot of every metric that a run has logged, with a curve for each run."""
     trained = [run for run in runs if run.facts]
     sizes = [it.facts.config.train.batch_size * it.facts.config.model.length for it in trained]
-    # a step is not the same to runs with other batches
+    # steps of different batch sizes are not comparable
     by_tokens = len(set(sizes)) > 1
     for names, label, log_y in _CURVES:
         logged = [
@@ -204,7 +204,7 @@ def training_plots(runs: Sequence[Run]) -> Iterator[Plot]:
 
 
 def _curve(rows, name, scale, log_y):
-    """Steps times scale, values and their errors; of many rows the means of neighbours."""
+    """Steps times scale, values and their errors; means of neighbours where rows are many."""
     stderr = f"{name}_stderr"
     kept = [row for row in rows if name in row and (row[name] > 0 or not log_y)]
     together = math.ceil(len(kept) / _POINTS) or 1
@@ -220,20 +220,19 @@ def _curve(rows, name, scale, log_y):
 
 
 def _samples(run):
-    """The texts of a run: those of its training, the last ones first, and of its evaluations."""
+    """The texts of a run: from training, the last ones first, and from evaluations."""
     drawn: dict[str, list[str]] = {}
     for row in run.facts.rows if run.facts else []:
         if texts := [row[key] for key in row if key.startswith("sample_")]:
             drawn.setdefault(f"Step {row['step']:,}", []).extend(texts)
     newest_first = [*reversed(drawn.items())]
     last, earlier = newest_first[:1], newest_first[1:]
-    # at most _SETS of the earlier ones, evenly spaced, with the first and the last
+    # at most _SETS of the earlier ones, evenly spaced, including the first and the last
     count = min(len(earlier), _SETS)
     kept = [earlier[i * (len(earlier) - 1) // max(count - 1, 1)] for i in range(count)]
     title = "Earlier in training"
     if count < len(earlier):
         title += f": {count} of {len(earlier):,} steps, {len(earlier) - count:,} left out"
-    # texts that evaluations drew, under all that distinguishes them, and real text
     label = labels(run.records)
     shown = summary.qualities([it for it in run.records if it.figures.get("texts")], label)
     evaluated = [

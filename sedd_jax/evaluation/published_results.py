@@ -183,30 +183,30 @@ def _measured(records, shown) -> list[tuple[Cell, ...]]:
     """A row for each model and protocol; the settings in which rows differ are their caution."""
     rows, seen, label = {}, Counter(), labels(records)
     for record in records:
-        asked = {"weights": record.model.get("weights"), "dtype": record.model.get("dtype")}
-        asked |= {key: it for key, it in record.protocol.items() if key not in _OF_TEXT}
-        name, key = record.name, json.dumps(asked, sort_keys=True)
+        settings = {"weights": record.model.get("weights"), "dtype": record.model.get("dtype")}
+        settings |= {key: it for key, it in record.protocol.items() if key not in _OF_TEXT}
+        name, key = record.name, json.dumps(settings, sort_keys=True)
         if version := seen[key, name]:  # another text of the same name
             text = record.protocol
-            asked["source"] = f"{text.get('source')} {text.get('sha256', '')[:8]}"
+            settings["source"] = f"{text.get('source')} {text.get('sha256', '')[:8]}"
         seen[key, name] += 1
-        row = rows.setdefault((key, version), (label(record), asked, {}))
+        row = rows.setdefault((key, version), (label(record), settings, {}))
         row[2][name] = _figure(record)
-    keys = dict.fromkeys(key for _, asked, _ in rows.values() for key in asked)
+    keys = dict.fromkeys(key for _, settings, _ in rows.values() for key in settings)
     differing = [
         key
         for key in keys
         if key not in ("weights", "protocol")  # shown in the first columns
-        and len({str(asked.get(key)) for _, asked, _ in rows.values()}) > 1
+        and len({str(settings.get(key)) for _, settings, _ in rows.values()}) > 1
     ]
     return [
         (
             model,
-            f"measured, protocol {asked['protocol']}",
+            f"measured, protocol {settings['protocol']}",
             *(figures.get(name, "") for name in shown),
-            ", ".join(f"{key} {asked[key]}" for key in differing if key in asked),
+            ", ".join(f"{key} {settings[key]}" for key in differing if key in settings),
         )
-        for model, asked, figures in rows.values()
+        for model, settings, figures in rows.values()
     ]
 
 
