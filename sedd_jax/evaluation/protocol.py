@@ -201,15 +201,8 @@ def of_text(text: Text, tokenizer: Tokenizer, block_format: BlockFormat) -> Bloc
     ids = [part for document in text.documents for part in (tokenizer.encode(document), end)]
     rows = cut(np.concatenate(ids), block_format)
     size = sum(len(document.encode()) for document in text.documents)
-    provenance = {
-        "source": text.source,
-        "sha256": text.sha256,
-        "split": text.split,
-        "detokenizer": text.detokenizer,
-    }
-    return Blocks(
-        *rows, len(text.documents), size, tokenizer, provenance | _of_stream(block_format)
-    )
+    source = {name: getattr(text, name) for name in ("source", "sha256", "split", "detokenizer")}
+    return Blocks(*rows, len(text.documents), size, tokenizer, source | _of_stream(block_format))
 
 
 def _of_stream(block_format):

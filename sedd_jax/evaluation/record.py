@@ -203,32 +203,34 @@ def real_names(records: Sequence[Record]) -> list[str]:
 
 def sampler_names(records: Sequence[Record], label: Label) -> list[str]:
     """Returns names of sampler settings; records of one name differ in steps only."""
-    several = len({label(record) for record in records}) > 1
-    names = [
-        ", ".join([*([label(it)] if several else []), str(it.protocol.get("sampler"))])
-        for it in records
-    ]
-    return _with_counts(distinguish(names, _differing_models(records, label)), records)
+    names = distinguish(_plain_names(records, label), _differing_models(records, label))
+    return _with_counts(names, records)
 
 
 def sample_titles(records: Sequence[Record], label: Label) -> list[str]:
     """Returns unique titles for the texts of samples: how they were drawn, in full."""
-    several = len({label(record) for record in records}) > 1
     reals = iter(real_names([record for record in records if record.is_real]))
-    names = [next(reals) if it.is_real else _sample_title(it, several, label) for it in records]
+    names = [
+        next(reals) if record.is_real else ", ".join([name, *_counts(record)])
+        for name, record in zip(_plain_names(records, label), records, strict=True)
+    ]
     return distinguish(names, _differing_models(records, label))
 
 
-def _sample_title(record, several, label):
-    protocol, samples = record.protocol, record.figures.get("samples")
-    words = [label(record) if several else None, protocol.get("sampler")]
-    words += [
-        f"{count:,} {name}"
-        for name, count in (("steps", protocol.get("steps")), ("samples", samples))
-        if count
-    ]
-    seed = protocol.get("seed")
-    return ", ".join([word for word in words if word] + [f"seed {seed}"] * (seed is not None))
+def _plain_names(records, label):
+    """The samplers, after the labels of the models if there are several."""
+    several = len({label(record) for record in records}) > 1
+    samplers = [str(record.protocol.get("sampler")) for record in records]
+    if not several:
+        return samplers
+    return [f"{label(it)}, {name}" for it, name in zip(records, samplers, strict=True)]
+
+
+def _counts(record):
+    counts = {"steps": record.protocol.get("steps"), "samples": record.figures.get("samples")}
+    yield from (f"{count:,} {name}" for name, count in counts.items() if count)
+    if (seed := record.protocol.get("seed")) is not None:
+        yield f"seed {seed}"
 
 
 def model_settings(records: Sequence[Record], label: Label) -> list[dict[str, str]]:

@@ -138,7 +138,7 @@ def no_network(monkeypatch):
     "change",
     [{"seed": 1}, {"draws": 3}, {"times": "quadrature"}, {"complete": True}, {"max_blocks": 7}],
 )
-def test_another_question_has_another_file(diffusion, catalog, tmp_path, no_network, change):
+def test_another_query_has_another_file(diffusion, catalog, tmp_path, no_network, change):
     other = dataclasses.replace(CHOICES, **change)
     for choices in (CHOICES, other, CHOICES, other):
         (eval_set,) = load_sets(diffusion, ["heldout"], catalog, choices)
@@ -190,7 +190,7 @@ def test_a_record_says_all_that_was_chosen(diffusion, catalog, tmp_path, no_netw
     assert record["model"]["parameters"] == sum(x.size for x in jax.tree.leaves(diffusion.params))
 
 
-def test_another_estimator_or_protocol_asks_anew(diffusion, catalog, tmp_path, no_network):
+def test_another_estimator_or_protocol_is_computed_again(diffusion, catalog, tmp_path, no_network):
     (eval_set,) = load_sets(diffusion, ["ptb"], catalog, CHOICES)
     files = set()
     for change in ({}, {"estimator": 2}, {"protocol": "mdlm"}):
@@ -199,7 +199,7 @@ def test_another_estimator_or_protocol_asks_anew(diffusion, catalog, tmp_path, n
     assert len(files) == 3
 
 
-def test_a_record_of_another_question_is_refused(diffusion, catalog, tmp_path, no_network):
+def test_a_record_of_another_query_is_refused(diffusion, catalog, tmp_path, no_network):
     (eval_set,) = load_sets(diffusion, ["ptb"], catalog, CHOICES)
     (record,) = measure(diffusion, [eval_set], CHOICES, tmp_path)
     path = tmp_path / record.file

@@ -80,7 +80,7 @@ def test_a_record_says_what_was_found_and_how(checkpoint, causal, folder):
     assert other.protocol == said | {"steps": 3}
 
 
-def test_what_is_answered_is_not_asked_again(checkpoint, causal, folder, monkeypatch, capsys):
+def test_what_is_cached_is_not_computed_again(checkpoint, causal, folder, monkeypatch, capsys):
     asked = []
 
     def generate(*_, steps, **options):
@@ -101,8 +101,8 @@ def test_what_is_answered_is_not_asked_again(checkpoint, causal, folder, monkeyp
     assert again[1].figures["entropy"] == 0
 
 
-def test_what_the_lead_has_is_not_asked_by_others(checkpoint, causal, tmp_path, monkeypatch):
-    """Else they wait for a lead that does not compute: by chance, or if it alone sees the files."""
+def test_what_process_0_has_is_not_computed_by_others(checkpoint, causal, tmp_path, monkeypatch):
+    """Otherwise they wait for process 0, which computes nothing where it alone sees the files."""
     told = iter([True, False])
     asked = []
     monkeypatch.setattr(quality, "run_primary_first", lambda first, others: others())
@@ -126,7 +126,7 @@ def test_progress_is_shown_by_batch(folder, checkpoint, tmp_path, capsys):
     assert "tweedie-2: 100%" in (err := capsys.readouterr().err) and "1/1" in err
 
 
-def test_a_sweep_asks_every_question(checkpoint, tmp_path, monkeypatch):
+def test_a_sweep_measures_every_setting(checkpoint, tmp_path, monkeypatch):
     tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
     monkeypatch.setattr(quality, "generate", lambda *_, **__: (tokens, DIAGNOSTICS))
     settings = Settings(2, 12, (1, 5), ("euler", "tweedie"))

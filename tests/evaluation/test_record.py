@@ -11,52 +11,52 @@ from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.record import Record, describe_model, find_cached, read_records, save
 from sedd_jax.inference.load import load
 
-QUESTION = Record("likelihood", "ptb", {"weights": "a1"}, {"draws": 16, "seed": 0})
+QUERY = Record("likelihood", "ptb", {"weights": "a1"}, {"draws": 16, "seed": 0})
 
 
-def test_a_record_answers_its_own_question_and_no_other(tmp_path):
-    assert find_cached(tmp_path, QUESTION) is None
-    record = dataclasses.replace(QUESTION, figures={"perplexity": 50.9, "by_t": [[0.0, 1.0, 4.0]]})
+def test_a_record_is_found_by_its_own_query_and_no_other(tmp_path):
+    assert find_cached(tmp_path, QUERY) is None
+    record = dataclasses.replace(QUERY, figures={"perplexity": 50.9, "by_t": [[0.0, 1.0, 4.0]]})
     save(tmp_path, record)
-    assert find_cached(tmp_path, QUESTION) == record
+    assert find_cached(tmp_path, QUERY) == record
     for change in ({"protocol": {"draws": 16, "seed": 1}}, {"model": {"weights": "b2"}}):
-        other = dataclasses.replace(QUESTION, **change)
+        other = dataclasses.replace(QUERY, **change)
         assert find_cached(tmp_path, other) is None
         save(tmp_path, other)
     assert len(read_records(tmp_path)) == 3
-    assert find_cached(tmp_path, QUESTION) == record
+    assert find_cached(tmp_path, QUERY) == record
 
 
-def test_the_order_of_settings_makes_no_other_question():
-    turned = dataclasses.replace(QUESTION, protocol={"seed": 0, "draws": 16})
-    assert turned.file == QUESTION.file
+def test_the_order_of_settings_makes_no_other_query():
+    turned = dataclasses.replace(QUERY, protocol={"seed": 0, "draws": 16})
+    assert turned.file == QUERY.file
 
 
 def test_a_file_that_is_no_record_is_named_and_costs_the_others_nothing(tmp_path, capsys):
-    other = dataclasses.replace(QUESTION, name="lambada")
+    other = dataclasses.replace(QUERY, name="lambada")
     save(tmp_path, other)
-    path = tmp_path / QUESTION.file
+    path = tmp_path / QUERY.file
     wrong = (b'{"kind": "likelihood"', b'{"other": 1}', b"[]", b"\xff", _text(model=[]))
     for text in wrong:
         path.write_bytes(text)
         assert read_records(tmp_path) == [other]
         assert f"Left out: {path} is not a record" in capsys.readouterr().err
-        with pytest.raises(BadInput, match=QUESTION.file):
-            find_cached(tmp_path, QUESTION)
+        with pytest.raises(BadInput, match=QUERY.file):
+            find_cached(tmp_path, QUERY)
 
 
 def _text(**changes):
-    return json.dumps(dataclasses.asdict(QUESTION) | changes).encode()
+    return json.dumps(dataclasses.asdict(QUERY) | changes).encode()
 
 
 def test_numbers_that_json_lacks_come_back_and_texts_stay(tmp_path):
     inf = float("inf")
     figures = {"perplexity": inf, "by_t": [[0.0, -inf]], "texts": ["nan"], "notes": ["of nan"]}
-    record = dataclasses.replace(QUESTION, figures=figures)
+    record = dataclasses.replace(QUERY, figures=figures)
     save(tmp_path, record)
-    assert find_cached(tmp_path, QUESTION) == record
-    save(tmp_path, dataclasses.replace(QUESTION, figures={"stderr": float("nan")}))
-    assert math.isnan(find_cached(tmp_path, QUESTION).figures["stderr"])
+    assert find_cached(tmp_path, QUERY) == record
+    save(tmp_path, dataclasses.replace(QUERY, figures={"stderr": float("nan")}))
+    assert math.isnan(find_cached(tmp_path, QUERY).figures["stderr"])
 
 
 def test_other_weights_are_another_model(smoke_run):
@@ -81,7 +81,7 @@ def test_weights_that_are_not_finite_are_refused(causal):
         describe_model(broken, averaged=True)
 
 
-def test_a_name_makes_no_other_question():
+def test_a_name_makes_no_other_query():
     judged = {"weights": "c3", "name": "gpt2"}
     asked, renamed = (
         Record("quality", "tweedie-2", {"weights": "a1", "name": name}, {"judge": judge})
