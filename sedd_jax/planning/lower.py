@@ -123,7 +123,7 @@ def train_program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
     family, programs = _training(config, vocab_size, mesh)
     state, train, length = programs.abstract, config.train, config.model.length
     trips = {}
-    if isinstance(family, ScoreBased):
+    if _draws_positions(family):
         rows = train.batch_size // train.microbatches // num_batch_shards(mesh)
         trips = _loss_trips(family, family.training_proposal(train), rows, length, mesh)
     return Program(
@@ -161,7 +161,7 @@ def bound_program(config: Config, vocab_size: int, mesh: Mesh, rows: int) -> Pro
     family, params = build_trained(config, vocab_size, mesh)
     t_min, tokens = config.train.t_min, (rows, config.model.length)
     kind, drawn, share, trips = "held-out likelihood", (None, None), 1.0, {}
-    if isinstance(family, ScoreBased):
+    if _draws_positions(family):
         drawn = _keys(mesh, rows), *_over_batch(mesh, ((rows,), jnp.float32))
         kind = "held-out bound, one draw"
         proposal = guess_proposal(family.graph, family.noise, t_min)
@@ -195,7 +195,7 @@ def sample_program(
     length, t_min = config.model.length, config.train.t_min
     generator = family.generator(sampling, t_min=t_min)
     how, calls, share, trips, otherwise = "a token at a time", 1, 1.0, {}, None
-    if isinstance(family, ScoreBased):
+    if _draws_positions(family):
         active, jumps = shares_by_call(family.graph, family.noise, sampling, t_min, length)
         calls, share = sampling.particles * len(active), active.mean()
         # with times that are drawn it loops until all have passed; other loops have a known count
@@ -325,6 +325,11 @@ def _inference(kind, function, mesh, params, inputs, flops, tokens, trips, other
         argument_bytes={"parameters": bytes_per_chip(params), "batch": bytes_per_chip(inputs)},
         dynamic_trips=dynamic_trips(trips, otherwise),
     )
+
+
+def _draws_positions(family):
+    """Whether the positions that pass through the head depend on draws: not in other families."""
+    return isinstance(family, ScoreBased)
 
 
 def _loss_trips(family, proposal, rows, length, mesh):
