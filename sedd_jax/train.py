@@ -12,13 +12,12 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from sedd_jax.data.pipeline import batch_blocks, train_batches
-from sedd_jax.data.token_blocks import Mixture
+from sedd_jax.data.pipeline import train_batches
 from sedd_jax.display.table import duration
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as sharding
-from sedd_jax.experiment.card import Story, find_records, read_history, write_card
+from sedd_jax.experiment.card import RunFacts, find_records, read_history, write_card
 from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.metrics import MetricWriter
@@ -29,7 +28,16 @@ from sedd_jax.model.score_model import count_params
 from sedd_jax.system import processes
 from sedd_jax.system.processes import StopSignal, is_primary, print_on_primary
 from sedd_jax.training.evaluator import Evaluator, bound_text
-from sedd_jax.training.hooks import Evaluation, Hook, Log, NotFinite, Stall, Trace, every
+from sedd_jax.training.hooks import (
+    Evaluation,
+    Hook,
+    Log,
+    NotFinite,
+    Stall,
+    Trace,
+    every,
+    stop_at_signal,
+)
 from sedd_jax.training.initial_weights import load_initial, with_weights_of
 from sedd_jax.training.step import build_programs
 from sedd_jax.training.throughput import StepTimer, step_flops
@@ -88,7 +96,7 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
             state = programs.init(keys.init)
             if initial is not None:
                 state = with_weights_of(initial, state, config, dataset.tokenizer)
-        start = int(state.step)
+        start, parameters = int(state.step), count_params(state.params)
         _announce(config, family, dataset, state, mesh)
         train_step = programs.train_step.lower(programs.abstract, programs.batch).compile()
         processes.barrier("training step compiled")
@@ -111,23 +119,15 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
             MetricWriter(run, start) as writer,
             Stall(train.stall_minutes) as stall,
             Trace(run, trace_steps, start) as trace,
-            StopSignal() as stop_signal,
+            StopSignal() as signals,
         ):
 
             def save(step, state, metrics):
                 checkpoints.save(state, config)
                 if is_primary():
-                    _write_card(config, run, dataset.tokenizer, state)
-
-            def stop(step, state, metrics):
-                if signal := stop_signal.after(step):
-                    save(step, state, metrics)
-                    checkpoints.wait()
-                    raise Halted(
-                        f"Stopped by {signal.name} after step {step}, which is saved; the same "
-                        "command continues from there.",
-                        exit_code=128 + signal,
-                    )
+                    history = read_history(find_records(run), step)
+                    facts = RunFacts(config, parameters, dataset.tokenizer, **history)
+                    write_card(run, facts, run.name)
 
             evaluation = Evaluation(evaluator, writer)
             untimed = timer.paused()
@@ -139,7 +139,7 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
                 untimed(every(config.checkpoint.every, last, save)),
                 stall,
                 untimed(trace),
-                stop,
+                stop_at_signal(signals, save, checkpoints),
             ]
             try:
                 for step in range(start + 1, last + 1):
@@ -150,7 +150,8 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
                     for hook in hooks:
                         hook(step, state, metrics)
             except NotFinite as error:
-                raise Halted(_diverged(error, config, dataset, checkpoints)) from error
+                saved = checkpoints.latest
+                raise Halted(error.advice(dataset.train, train, config.seed, saved)) from error
             checkpoints.wait()  # while signals are still handled
     if evaluation.bound is None:  # the run was complete already
         evaluation.bound = evaluator.bound(state.ema_params)
@@ -169,39 +170,6 @@ def _announce(config, family, dataset, state, mesh):
     print_on_primary(sharding.describe({"params": state.params}, mesh))
     if state.step:
         print_on_primary(f"Continuing after step {state.step}.")
-
-
-def _write_card(config, run, tokenizer, state):
-    story = Story(
-        config=config,
-        parameters=count_params(state.params),
-        tokenizer=tokenizer,
-        weights="averaged, and as trained",
-        **read_history(find_records(run), int(state.step)),
-    )
-    write_card(run, story, run.name)
-
-
-def _diverged(error, config, dataset, checkpoints):
-    sets, numbers = batch_blocks(
-        dataset.train,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        step=error.step - 1,
-    )
-    mixed = isinstance(dataset.train, Mixture)  # then SET:BLOCK, in the order of data.prepared
-    blocks = [f"{a}:{b}" if mixed else str(b) for a, b in zip(sets, numbers, strict=True)]
-    saved = checkpoints.latest
-    return (
-        f"{error}. Blocks of that batch: {_abridged(blocks)}. Last good checkpoint: "
-        f"{'none' if saved is None else f'step {saved}'}. Start another run with a lower learning "
-        "rate, or look at these blocks."
-    )
-
-
-def _abridged(names, most=16):
-    shown = ", ".join(names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _conclude(run, config, evaluation, seconds):

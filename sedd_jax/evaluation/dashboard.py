@@ -48,7 +48,7 @@ class Run(NamedTuple):
     """
 
     label: str
-    facts: card.Story | None
+    facts: card.RunFacts | None
     records: list[Record]
 
 
@@ -102,11 +102,10 @@ def _facts(folder):
         raise BadInput(f"{folder} lacks its {DATA_FOLDER}/tokenizer; copy it there.")
     history = card.read_history(card.find_records(folder), sys.maxsize)
     rows = history["rows"]
-    return card.Story(
+    return card.RunFacts(
         config=config,
         parameters=_parameters(config, vocab_size),
         tokenizer=tokenizer,
-        weights="averaged, and as trained",
         **history | {"step": rows[-1]["step"] if rows else None},
     )
 
@@ -176,7 +175,7 @@ def _differences(runs):
 
 
 def _settings(config):
-    values = card.placeless(flatten(dataclasses.asdict(config)))
+    values = card.without_folders(flatten(dataclasses.asdict(config)))
     return {
         key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()
     }

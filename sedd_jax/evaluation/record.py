@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from sedd_jax.display.table import to_json
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.card import noise_in_words
+from sedd_jax.experiment.card import describe_noise
 from sedd_jax.experiment.integrity import not_finite
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.model.score_model import count_params
@@ -86,7 +86,7 @@ def describe_model(checkpoint: TrainedModel, *, averaged: bool) -> dict[str, Any
         "name": checkpoint.name,
         "family": config.family,
         "graph": config.graph if config.uses_noise else None,
-        "noise": noise_in_words(config.noise) if config.uses_noise else None,
+        "noise": describe_noise(config.noise) if config.uses_noise else None,
         "step": checkpoint.step,
         "averaged": averaged,
         "parameters": count_params(checkpoint.params),

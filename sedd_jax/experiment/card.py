@@ -1,7 +1,6 @@
-"""The model card: what a model is and how it was made, as the files of its run tell it.
+"""The model card: what a model is and how it was trained, from the files of its run.
 
-README.md as the Hugging Face hub reads it. It holds facts only, and the same files give the same
-card.
+README.md as the Hugging Face hub reads it: facts only, and the same files give the same card.
 """
 
 import importlib.metadata
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import sedd_jax
 from sedd_jax.data.tokenizer import Tokenizer
+from sedd_jax.display.table import markdown_lines
 from sedd_jax.experiment import metrics
 from sedd_jax.experiment.config import Config, NoiseConfig
 from sedd_jax.experiment.run import DATA_FOLDER
@@ -20,7 +20,7 @@ from sedd_jax.system.files import atomic_write
 from sedd_jax.system.processes import print_on_primary
 
 FILE = "README.md"
-RECORDS = ("manifest.json", metrics.FILE)  # what a copy of a model takes along, in its root
+RECORDS = ("manifest.json", metrics.FILE)  # what an exported model has too, in its root
 _MADE = (
     "<!-- Made by sedd_jax from the files of the run; without this line it is not made anew. -->"
 )
@@ -38,17 +38,17 @@ _EXPLAINED = {
 Fact = tuple[str, str]
 
 
-class Story(NamedTuple):
+class RunFacts(NamedTuple):
     """What is known of a model.
 
     Attributes:
       config: its settings.
-      parameters: how many numbers, the padding of the vocabulary included.
-      tokenizer: that of its text, if it is known.
-      step: the last one of training.
-      manifest: of the data, or those of several folders; none if it is not known.
-      rows: of the metrics up to `step`; none if the training is not known.
-      weights: which of the training these are, in words.
+      parameters: their number, the padding of the vocabulary included.
+      tokenizer: None if it is not known.
+      step: the last step of training.
+      manifest: of the data, or those of several folders; None if it is not known.
+      rows: of the metrics up to `step`; empty if the training is not known.
+      weights: which weights these are, in words.
     """
 
     config: Config
@@ -57,32 +57,32 @@ class Story(NamedTuple):
     step: int | None
     manifest: Any
     rows: list[dict[str, Any]]
-    weights: str
+    weights: str = "averaged, and as trained"
 
 
-def write_card(folder: Path, story: Story, name: str) -> None:
-    """Writes the card into `folder`, in place of one made before; another README.md stays.
+def write_card(folder: Path, facts: RunFacts, name: str) -> None:
+    """Writes the card into `folder`, in place of an earlier one; another README.md stays.
 
     Args:
       folder: of the model.
-      story: what is known of it.
-      name: by which it can be loaded, a folder or a repository of the hub.
+      facts: what is known of it.
+      name: a folder or a repository of the hub, from which the model can be loaded.
     """
     path = folder / FILE
     if path.exists() and _MADE not in path.read_text():
-        print_on_primary(f"{path} is not one that was made here, and is left as it is.")
+        print_on_primary(f"{path} was not written by sedd_jax, and stays as it is.")
     else:
-        atomic_write(path, card(story, name))
+        atomic_write(path, card(facts, name))
 
 
 def find_records(folder: Path) -> dict[str, Path]:
-    """Returns those of `RECORDS` that a run folder has, or what was made of one, by their names."""
+    """Returns the paths of the `RECORDS` of a run folder or an exported model, by name."""
     places = [(name, place / name) for place in (folder, folder / DATA_FOLDER) for name in RECORDS]
     return {name: path for name, path in places if path.is_file()}
 
 
 def read_history(records: Mapping[str, Path], step: int | None) -> dict[str, Any]:
-    """Returns the fields `step`, `manifest` and `rows` of a `Story`, from those files.
+    """Returns the fields `step`, `manifest` and `rows` of a `RunFacts`, from those files.
 
     Raises:
       BadInput: the manifest is not JSON.
@@ -95,16 +95,16 @@ def read_history(records: Mapping[str, Path], step: int | None) -> dict[str, Any
     }
 
 
-def card(story: Story, name: str) -> str:
+def card(facts: RunFacts, name: str) -> str:
     """Returns the text of the card; arguments as in `write_card`."""
     sections = [
-        _front_matter(story.config),
+        _front_matter(facts.config),
         _MADE,
         f"# {PurePath(name).name}",
-        _table("Model", model_facts(story)),
-        _table("Data", data_facts(story.manifest)),
-        _table("Training", training_facts(story)),
-        _figures(story.rows),
+        _table("Model", model_facts(facts)),
+        _table("Data", data_facts(facts.manifest)),
+        _table("Training", training_facts(facts)),
+        _figures(facts.rows),
         _usage(name),
         f"This card was written by sedd_jax {sedd_jax.__version__} with "
         + " and ".join(f"{it} {importlib.metadata.version(it)}" for it in ("jax", "flax"))
@@ -113,19 +113,19 @@ def card(story: Story, name: str) -> str:
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-def model_facts(story: Story) -> list[Fact]:
+def model_facts(facts: RunFacts) -> list[Fact]:
     """Returns what the model is."""
-    config, model, tokenizer = story.config, story.config.model, story.tokenizer
+    config, model, tokenizer = facts.config, facts.config.model, facts.tokenizer
     if config.uses_noise:
         kind = f"score entropy discrete diffusion (SEDD), graph {config.graph}"
-        noise = [("Noise", noise_in_words(config.noise))]
+        noise = [("Noise", describe_noise(config.noise))]
     else:
         kind, noise = f"{config.family} transformer", []
     return [
         ("Kind", kind),
         *noise,
-        ("Parameters", f"{story.parameters:,}, the padding of the vocabulary included"),
-        *([("Weights", story.weights)] if story.rows else []),
+        ("Parameters", f"{facts.parameters:,}, the padding of the vocabulary included"),
+        *([("Weights", facts.weights)] if facts.rows else []),
         ("Length", f"{model.length:,} tokens"),
         (
             "Network",
@@ -141,8 +141,8 @@ def model_facts(story: Story) -> list[Fact]:
 
 
 def data_facts(manifest: Any) -> list[Fact]:
-    """Returns what a manifest tells of the data, or of those that were prepared apart."""
-    manifest = placeless(manifest or {})
+    """Returns what a manifest says of the data: of one folder, or of several."""
+    manifest = without_folders(manifest or {})
     if "prepared" in manifest:
         return [
             fact
@@ -171,7 +171,7 @@ def data_facts(manifest: Any) -> list[Fact]:
         ),
         *(("Left out", f"{count:,}: each {why}") for why, count in skipped.items()),
         *(
-            (f"Split {split}", ", ".join(_told(counts)))
+            (f"Split {split}", ", ".join(_counted(counts)))
             for split, counts in manifest.get("splits", {}).items()
         ),
     ]
@@ -185,29 +185,29 @@ def _source(pieces):
     return shown + more
 
 
-def _told(counts):
+def _counted(counts):
     return [f"{counts[it]:,} {it.replace('_', ' ')}" for it in _COUNTS if it in counts]
 
 
-def placeless(value: Any) -> Any:
-    """Returns settings or a manifest with the files of this machine by their last names alone."""
+def without_folders(value: Any) -> Any:
+    """Returns settings or a manifest with paths on this machine cut to the names of their files."""
     if isinstance(value, dict):
-        return {key: placeless(each) for key, each in value.items()}
+        return {key: without_folders(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [placeless(each) for each in value]
+        return [without_folders(each) for each in value]
     return _PLACE.sub(r"\1", value) if isinstance(value, str) else value
 
 
-def training_facts(story: Story) -> list[Fact]:
-    """Returns how the model was trained; nothing where that is not known."""
-    train, optim = story.config.train, story.config.optim
-    if not story.rows or story.step is None:
+def training_facts(facts: RunFacts) -> list[Fact]:
+    """Returns how the model was trained; empty if that is not known."""
+    train, optim = facts.config.train, facts.config.optim
+    if not facts.rows or facts.step is None:
         return []
-    tokens = story.step * train.batch_size * story.config.model.length
-    began = [("Started from", placeless(train.initial))] if train.initial else []
+    tokens = facts.step * train.batch_size * facts.config.model.length
+    began = [("Started from", without_folders(train.initial))] if train.initial else []
     return [
         *began,
-        ("Steps", f"{story.step:,} of {train.batch_size} sequences, {tokens:,} tokens in all"),
+        ("Steps", f"{facts.step:,} of {train.batch_size} sequences, {tokens:,} tokens in all"),
         (
             "Optimizer",
             f"AdamW, beta {optim.beta1:g} and {optim.beta2:g}, eps {optim.eps:g}, weight decay "
@@ -218,7 +218,7 @@ def training_facts(story: Story) -> list[Fact]:
             f"{optim.learning_rate:g}, {optim.decay} after {optim.warmup_steps:,} steps of warm-up",
         ),
         ("Average of the weights", f"decay {optim.ema_decay:g}"),
-        ("Seed", str(story.config.seed)),
+        ("Seed", str(facts.config.seed)),
     ]
 
 
@@ -229,7 +229,7 @@ def _front_matter(config):
     return f"---\nlibrary_name: sedd_jax\n# license: yours to choose\ntags:{tags}\n---"
 
 
-def noise_in_words(noise: NoiseConfig) -> str:
+def describe_noise(noise: NoiseConfig) -> str:
     """Returns the schedule and its settings."""
     words = {
         "loglinear": f"loglinear, eps {noise.eps:g}",
@@ -245,23 +245,17 @@ def _figures(rows: list[dict[str, Any]]):
     measured = [row for row in rows if kind in row]
     names = (kind, f"{kind}_stderr", "perplexity", "bits_per_byte")
     best = min(measured, key=lambda row: row[kind])
-    lines = [
-        "## Held-out figures\n",
-        f"{_EXPLAINED[kind]}\n",
-        f"| | step | {kind} | standard error | perplexity | bits per byte |",
-        "|---|---|---|---|---|---|",
+    table = [
+        (which, row["step"], *(f"{row[it]:.4f}" if it in row else "" for it in names))
+        for which, row in (("last", measured[-1]), ("best", best))
     ]
-    for which, row in (("last", measured[-1]), ("best", best)):
-        figures = " | ".join(f"{row[it]:.4f}" if it in row else "" for it in names)
-        lines.append(f"| {which} | {row['step']} | {figures} |")
-    return "\n".join(lines)
+    columns = ("", "step", kind, "standard error", "perplexity", "bits per byte")
+    title = ["## Held-out figures\n", f"{_EXPLAINED[kind]}\n"]
+    return "\n".join([*title, *markdown_lines(columns, table)])
 
 
 def _table(title, facts):
-    if not facts:
-        return ""
-    rows = ["| {} | {} |".format(*(it.replace("|", r"\|") for it in fact)) for fact in facts]
-    return "\n".join([f"## {title}\n", "| | |", "|---|---|", *rows])
+    return "\n".join([f"## {title}\n", *markdown_lines(("", ""), facts)]) if facts else ""
 
 
 def _usage(name):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from sedd_jax.experiment.card import (
     RECORDS,
-    Story,
+    RunFacts,
     find_records,
-    placeless,
     read_history,
+    without_folders,
     write_card,
 )
 from sedd_jax.experiment.checkpoint import Checkpoints
@@ -79,11 +79,11 @@ def export(checkpoint: TrainedModel, output: Path, layout: str, *, weights: str,
     records = find_records(checkpoint.folder) if checkpoint.folder else {}
     # a copy may travel: it names no folders of this machine
     config = checkpoint.config
-    data = dataclasses.replace(config.data, **placeless(dataclasses.asdict(config.data)))
-    train = dataclasses.replace(config.train, initial=placeless(config.train.initial))
+    data = dataclasses.replace(config.data, **without_folders(dataclasses.asdict(config.data)))
+    train = dataclasses.replace(config.train, initial=without_folders(config.train.initial))
     config = dataclasses.replace(config, data=data, train=train)
     checkpoint = dataclasses.replace(checkpoint, config=config)
-    story = Story(
+    facts = RunFacts(
         config=checkpoint.config,
         parameters=count_params(checkpoint.params),
         tokenizer=checkpoint.tokenizer,
@@ -98,9 +98,9 @@ def export(checkpoint: TrainedModel, output: Path, layout: str, *, weights: str,
         LAYOUTS[layout](checkpoint, folder)
         manifest, rows = RECORDS
         if manifest in records:
-            text = json.dumps(placeless(story.manifest), indent=1)
+            text = json.dumps(without_folders(facts.manifest), indent=1)
             (folder / manifest).write_text(text + "\n")
         if rows in records:
             shutil.copyfile(records[rows], folder / rows)
-        write_card(folder, story, name)
+        write_card(folder, facts, name)
         atomic_move(folder, output)

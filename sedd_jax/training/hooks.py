@@ -9,11 +9,15 @@ from typing import Protocol, TextIO, runtime_checkable
 
 import jax
 
+from sedd_jax.data.pipeline import batch_blocks
+from sedd_jax.data.token_blocks import Mixture, TokenBlocks
 from sedd_jax.display.table import duration
+from sedd_jax.errors import Halted
+from sedd_jax.experiment.checkpoint import Checkpoints
 from sedd_jax.experiment.config import TrainConfig
 from sedd_jax.experiment.metrics import MetricWriter, Row, finite
 from sedd_jax.experiment.state import TrainState
-from sedd_jax.system.processes import print_on_primary
+from sedd_jax.system.processes import StopSignal, print_on_primary
 from sedd_jax.training.evaluator import Evaluator, bound_text
 from sedd_jax.training.step import Metrics
 from sedd_jax.training.throughput import StepTimer
@@ -67,6 +71,29 @@ class NotFinite(ArithmeticError):
             f"{in_row} steps in a row made no update; the {name} of step {step} is {value}"
         )
         self.step, self.in_row, self.name, self.value = step, in_row, name, value
+
+    def advice(
+        self, data: TokenBlocks | Mixture, config: TrainConfig, seed: int, saved: int | None
+    ) -> str:
+        """Returns what happened, where, and what to do.
+
+        Args:
+          data: the training split.
+          config: of the training.
+          seed: of the run.
+          saved: the step of the last checkpoint, None if there is none.
+        """
+        sets, numbers = batch_blocks(
+            data, batch_size=config.batch_size, seed=seed, step=self.step - 1
+        )
+        mixed = isinstance(data, Mixture)  # then SET:BLOCK, in the order of data.prepared
+        names = [f"{a}:{b}" if mixed else str(b) for a, b in zip(sets, numbers, strict=True)]
+        more = f" and {len(names) - 16} more" if len(names) > 16 else ""
+        return (
+            f"{self}. Blocks of that batch: {', '.join(names[:16])}{more}. Last good checkpoint: "
+            f"{'none' if saved is None else f'step {saved}'}. Start another run with a lower "
+            "learning rate, or look at these blocks."
+        )
 
 
 class PendingLosses:
@@ -248,3 +275,25 @@ class Trace:
             f"The trace from step {self._before + 1} on is in {self._folder}; to look at it: "
             f"pip install xprof; xprof --logdir {self._folder}"
         )
+
+
+def stop_at_signal(signals: StopSignal, save: Hook, checkpoints: Checkpoints) -> Hook:
+    """Returns a hook that saves and raises Halted when a signal asks to stop.
+
+    Args:
+      signals: whether one has come.
+      save: starts to save the state.
+      checkpoints: waits for that.
+    """
+
+    def stop(step, state, metrics):
+        if signal := signals.after(step):
+            save(step, state, metrics)
+            checkpoints.wait()
+            raise Halted(
+                f"Stopped by {signal.name} after step {step}, which is saved; the same command "
+                "continues from there.",
+                exit_code=128 + signal,
+            )
+
+    return stop

@@ -26,8 +26,8 @@ MANIFEST = {
 }
 
 
-def story(**changes):
-    return card.Story(
+def known(**changes):
+    return card.RunFacts(
         **{
             "config": Config(
                 model=ModelConfig(length=32), train=TrainConfig(batch_size=4), seed=17
@@ -45,11 +45,12 @@ def story(**changes):
 
 def cells(text):
     """The rows of all tables, as lists of cells."""
-    return [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line[1:-1].split(" | ")] for line in lines]
 
 
 def test_the_facts_are_those_of_the_files():
-    rows = cells(card.card(story(), "owner/name"))
+    rows = cells(card.card(known(), "owner/name"))
     for fact in (
         ["Kind", "score entropy discrete diffusion (SEDD), graph absorb"],
         ["Noise", "loglinear, eps 0.001"],
@@ -72,7 +73,7 @@ def test_the_facts_are_those_of_the_files():
 
 def test_the_front_matter_is_what_the_hub_reads():
     hub = pytest.importorskip("huggingface_hub")
-    data = hub.ModelCard(card.card(story(), "owner/name")).data.to_dict()
+    data = hub.ModelCard(card.card(known(), "owner/name")).data.to_dict()
     assert data == {
         "library_name": "sedd_jax",
         "tags": ["text-generation", "jax", "sedd", "discrete-diffusion"],
@@ -80,15 +81,15 @@ def test_the_front_matter_is_what_the_hub_reads():
 
 
 def test_the_same_files_give_the_same_card_and_it_loads_by_its_name():
-    text = card.card(story(), "owner/name")
-    assert text == card.card(story(), "owner/name")
+    text = card.card(known(), "owner/name")
+    assert text == card.card(known(), "owner/name")
     assert text.startswith("---\n")
     assert "\n# name\n" in text
     assert "--checkpoint=owner/name\n" in text and 'sedd.load("owner/name")' in text
 
 
 def test_what_is_not_known_is_not_told():
-    text = card.card(story(step=None, manifest=None, rows=[], tokenizer=None), "owner/name")
+    text = card.card(known(step=None, manifest=None, rows=[], tokenizer=None), "owner/name")
     for title in ("Data", "Training", "Held-out", "Tokenizer", "Weights"):
         assert title not in text
     assert "Parameters" in text
@@ -101,10 +102,10 @@ def test_other_models_are_called_by_their_names():
         noise=NoiseConfig(schedule="geometric"),
         model=ModelConfig(scale_by_sigma=False),
     )
-    facts = dict(card.model_facts(story(config=config)))
+    facts = dict(card.model_facts(known(config=config)))
     assert facts["Kind"].endswith("graph uniform")
     assert facts["Noise"] == "geometric, sigma from 0.0001 to 20"
-    facts = dict(card.model_facts(story(config=Config(family="autoregressive"))))
+    facts = dict(card.model_facts(known(config=Config(family="autoregressive"))))
     assert facts["Kind"] == "autoregressive transformer"
     assert "Noise" not in facts
 
@@ -127,14 +128,14 @@ def test_sets_prepared_apart_are_told_one_after_the_other():
 
 
 def test_a_run_that_did_not_start_from_nothing_says_so():
-    facts = card.training_facts(story(config=Config(train=TrainConfig(initial="/runs/first"))))
+    facts = card.training_facts(known(config=Config(train=TrainConfig(initial="/runs/first"))))
     assert facts[0] == ("Started from", "first")
-    assert "Started from" not in dict(card.training_facts(story()))
+    assert "Started from" not in dict(card.training_facts(known()))
 
 
 def test_the_baseline_has_a_likelihood_and_its_own_call():
     rows = [{"step": 20, "nll": 2.5, "nll_stderr": 0.01, "perplexity": 12.18, "bits_per_byte": 1}]
-    text = card.card(story(config=Config(family="autoregressive"), rows=rows), "run")
+    text = card.card(known(config=Config(family="autoregressive"), rows=rows), "run")
     assert ["last", "20", "2.5000", "0.0100", "12.1800", "1.0000"] in cells(text)
     assert "sedd.generate(" in text and "bound" not in text
 
@@ -151,16 +152,16 @@ def test_the_baseline_has_a_likelihood_and_its_own_call():
     ],
 )
 def test_a_copy_names_no_folders_of_this_machine(text, expected):
-    assert card.placeless({"a": [{"b": text}], "c": 1}) == {"a": [{"b": expected}], "c": 1}
+    assert card.without_folders({"a": [{"b": text}], "c": 1}) == {"a": [{"b": expected}], "c": 1}
 
 
 def test_the_card_is_made_anew_and_another_is_left(tmp_path, capsys):
     path = tmp_path / "README.md"
-    card.write_card(tmp_path, story(step=10), "run")
-    card.write_card(tmp_path, story(), "run")
-    assert path.read_text() == card.card(story(), "run")
+    card.write_card(tmp_path, known(step=10), "run")
+    card.write_card(tmp_path, known(), "run")
+    assert path.read_text() == card.card(known(), "run")
     path.write_text("My own words.")
-    card.write_card(tmp_path, story(), "run")
+    card.write_card(tmp_path, known(), "run")
     assert path.read_text() == "My own words."
     assert "is left as it is" in capsys.readouterr().out
 
