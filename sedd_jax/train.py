@@ -27,17 +27,8 @@ from sedd_jax.inference.build import build_family, check_names
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system import processes
 from sedd_jax.system.processes import StopSignal, is_primary, print_on_primary
+from sedd_jax.training import hooks
 from sedd_jax.training.evaluator import Evaluator, bound_text
-from sedd_jax.training.hooks import (
-    Evaluation,
-    Hook,
-    Log,
-    NotFinite,
-    Stall,
-    Trace,
-    every,
-    stop_at_signal,
-)
 from sedd_jax.training.initial_weights import load_initial, with_weights_of
 from sedd_jax.training.step import build_programs
 from sedd_jax.training.throughput import StepTimer, step_flops
@@ -117,8 +108,8 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
         with (
             batches,
             MetricWriter(run, start) as writer,
-            Stall(train.stall_minutes) as stall,
-            Trace(run, trace_steps, start) as trace,
+            hooks.Stall(train.stall_minutes) as stall,
+            hooks.Trace(run, trace_steps, start) as trace,
             StopSignal() as signals,
         ):
 
@@ -129,17 +120,18 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
                     facts = RunFacts(config, parameters, dataset.tokenizer, **history)
                     write_card(run, facts, run.name)
 
-            evaluation = Evaluation(evaluator, writer)
+            evaluation = hooks.Evaluation(evaluator, writer)
             untimed = timer.paused()
-            hooks: list[Hook] = [  # in an order that a resumed run repeats: rows, then save
+            # in an order that a resumed run repeats: rows, then save
+            after_step: list[hooks.Hook] = [
                 lambda *_: checkpoints.check(),
-                Log(writer, timer, train),
-                untimed(every(config.eval.every, last, evaluation.measure)),
-                untimed(every(config.eval.sample_every, last, evaluation.sample)),
-                untimed(every(config.checkpoint.every, last, save)),
+                hooks.Log(writer, timer, train),
+                untimed(hooks.every(config.eval.every, last, evaluation.measure)),
+                untimed(hooks.every(config.eval.sample_every, last, evaluation.sample)),
+                untimed(hooks.every(config.checkpoint.every, last, save)),
                 stall,
                 untimed(trace),
-                stop_at_signal(signals, save, checkpoints),
+                hooks.stop_at_signal(signals, save, checkpoints),
             ]
             try:
                 for step in range(start + 1, last + 1):
@@ -147,9 +139,9 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
                         rows = next(batches)
                     batch = sharding.global_batch(rows, train.batch_size, mesh)
                     state, metrics = train_step(state, batch)
-                    for hook in hooks:
+                    for hook in after_step:
                         hook(step, state, metrics)
-            except NotFinite as error:
+            except hooks.NotFinite as error:
                 saved = checkpoints.latest
                 raise Halted(error.advice(dataset.train, train, config.seed, saved)) from error
             checkpoints.wait()  # while signals are still handled
