@@ -27,7 +27,7 @@ SAVE_SECONDS = 600  # that processes wait for each other in a save: one may have
 
 
 def has_checkpoints(run: Path) -> bool:
-    """Says whether anything was saved in a run folder, whole or damaged."""
+    """Returns whether a run folder has any checkpoint, complete or damaged."""
     folder = run / FOLDER
     return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
@@ -94,7 +94,12 @@ class Checkpoints:
         self._save(int(state.step), _items(state), skipped, config)
 
     def save_weights(self, step: int, params: Params, config: Config) -> None:
-        """Saves weights alone, to be loaded: as those trained and as their average.
+        """Saves weights alone, to be loaded: both as the trained ones and as their average.
+
+        Args:
+          step: the step to save them under.
+          params: the weights.
+          config: the settings to save with them.
 
         Raises:
           Halted: as `save`.
@@ -133,7 +138,7 @@ class Checkpoints:
 
         Args:
           step: a complete step.
-          abstract: the shapes, types and placement wanted, see `sharding.placed`.
+          abstract: the shapes, types and placements to restore to, see `mesh.placed`.
 
         Raises:
           BadInput: no such step, one of another shape, or a damaged one.
@@ -169,7 +174,13 @@ class Checkpoints:
         return None
 
     def restore_weights(self, step: int, abstract: Params, *, ema: bool) -> Params:
-        """Returns the weights of `step`, averaged or as trained; arguments as in `restore`."""
+        """Returns the weights of `step`; raises as `restore`.
+
+        Args:
+          step: a complete step.
+          abstract: their shapes, types and placements.
+          ema: the averaged ones instead of those trained.
+        """
         name = "ema" if ema else "params"
         with self._offering_others(step):
             return read_verified(self._path(step), {name: abstract})[0][name]

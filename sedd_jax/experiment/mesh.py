@@ -46,8 +46,8 @@ def build_mesh(
             f"{found}."
         )
     axis_types = (AxisType.Auto,) * len(AXES)
-    # This knows the wiring inside a slice; an axis that no sides of a slice make up, such as 8 of
-    # 4 x 4 x 4, takes parts of them.
+    # create_device_mesh knows the wiring inside a slice; an axis that no product of sides equals,
+    # such as 8 of 4 x 4 x 4, takes parts of sides.
     meshes = [
         mesh_utils.create_device_mesh(inner, list(part), allow_split_physical_axes=True)
         for part in parts
@@ -98,7 +98,13 @@ def rows_here(batch_size: int, mesh: Mesh) -> np.ndarray:
 
 
 def global_batch(rows: np.ndarray, batch_size: int, mesh: Mesh) -> Array:
-    """Returns the batch of which every process gives the rows that `rows_here` names."""
+    """Returns the batch, over the devices of all processes.
+
+    Args:
+      rows: [R, ...], the rows of this process, those that `rows_here` names.
+      batch_size: B, the rows of all processes.
+      mesh: the devices.
+    """
     here = rows_here(batch_size, mesh)
 
     def part(index):
@@ -142,7 +148,7 @@ def check_divisions(config: Config, mesh: Mesh) -> None:
 
 
 def describe(params: Any, mesh: Mesh) -> str:
-    """Returns in words what lies where: the mesh, the parameters that are split, and which are not.
+    """Returns the mesh and the layout of the parameters as text: which are split, and why not.
 
     Args:
       params: the parameters, or their shapes.

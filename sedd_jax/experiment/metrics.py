@@ -43,7 +43,13 @@ class MetricWriter:
         self._write(step, finite(values))
 
     def text(self, step: int, name: str, value: str) -> None:
-        """Writes one row with a text, such as a sample."""
+        """Writes one row with a text.
+
+        Args:
+          step: the step.
+          name: of the text, for instance "sample_0".
+          value: the text.
+        """
         self._write(step, {name: value})
 
     def _write(self, step, values):

@@ -1,4 +1,4 @@
-"""The settings of a run and those in a published config.json, each from the other."""
+"""Conversion between the settings of a run and those in a published config.json."""
 
 import dataclasses
 from operator import attrgetter
@@ -15,13 +15,13 @@ _KEYS = {field.name: f"model.{field.name}" for field in dataclasses.fields(Publi
     "sigma_min": "noise.sigma_min",
     "sigma_max": "noise.sigma_max",
 }
-# what the published code has no setting for, and always does in one way
+# for these the published code has no setting, but one fixed choice
 _FIXED = {"family": "diffusion", "model.learned_positions": False, "train.t_min": 1e-3}
 _FIXED_LOGLINEAR = {"noise.eps": 1e-3}
 
 
 def from_published(published: PublishedConfig | GPT2Config) -> Config:
-    """Returns the settings of a published model; what it does not tell has its default.
+    """Returns the settings of a published model, with defaults for those that it lacks.
 
     Raises:
       BadInput: settings that make no model.
@@ -29,7 +29,7 @@ def from_published(published: PublishedConfig | GPT2Config) -> Config:
     settings = dataclasses.asdict(Config())
     if isinstance(published, GPT2Config):
         settings["family"] = "autoregressive"
-        settings["model"]["dtype"] = "float32"  # a judge of texts: the same one on every device
+        settings["model"]["dtype"] = "float32"  # it scores texts: the same on every device
     for field, value in dataclasses.asdict(published).items():
         group, _, key = _KEYS[field].rpartition(".")
         (settings[group] if group else settings)[key] = value
@@ -38,7 +38,7 @@ def from_published(published: PublishedConfig | GPT2Config) -> Config:
 
 
 def to_published(config: Config) -> PublishedConfig:
-    """Returns what the published code needs to know of a model with `data.vocab_size` tokens.
+    """Returns the published settings of a model with `data.vocab_size` tokens.
 
     Raises:
       BadInput: a model that the published code does not have.

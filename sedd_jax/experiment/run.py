@@ -1,4 +1,4 @@
-"""The run folder: its data and its settings, made once, checked ever after."""
+"""The run folder: its data and its settings, written once and checked whenever the run resumes."""
 
 import contextlib
 import shutil
@@ -23,10 +23,10 @@ LOCK_FILE = "lock"
 def open_run(run: Path, config: Config) -> Dataset:
     """Makes the folder of a new run, or checks that it holds this run, and returns its data.
 
-    The data are prepared once, here or before, and stay what they were: to continue, the corpus is
-    not needed. Those prepared before may have moved, if `config.data.prepared` tells where to. A
-    preparation that was killed goes on. Of several processes one alone does this, under the lock of
-    the folder; the others `read_run`.
+    The data are prepared once, here or in advance, and do not change: to resume, the corpus is not
+    needed. Data prepared in advance may have moved, if `config.data.prepared` names their new
+    place. A preparation that was killed is resumed. Of several processes one alone does this, under
+    the lock of the folder; the others `read_run`.
 
     Raises:
       BadInput: the folder holds something else or a run with other settings, the text cannot be
@@ -91,14 +91,14 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def check_folder(run: Path) -> None:
-    """Raises BadInput unless `run` is a run folder, an empty one or one to be made; only looks."""
+    """Raises BadInput unless `run` is a run folder, an empty one or absent; changes nothing."""
     check_local(run, "--workdir")
     if not run.exists():
         return
     if run.is_dir():
         if (run / CONFIG_FILE).is_file() or (run / DATA_FOLDER).is_dir():
             return
-        # what a run killed early on leaves, and one that has just begun has
+        # what a run has when it has just started, and leaves when killed then
         if set(run.iterdir()) <= {run / LOCK_FILE, run / staging_folder(run / DATA_FOLDER).name}:
             return
     raise BadInput(f"{run} exists and is not a run folder; choose another --workdir.")

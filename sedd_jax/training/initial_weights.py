@@ -1,4 +1,4 @@
-"""Training that starts from the weights of another model."""
+"""The weights of another model as the start of a run."""
 
 from operator import attrgetter
 from pathlib import Path
@@ -16,8 +16,8 @@ from sedd_jax.inference.build import dotted_paths
 from sedd_jax.inference.load import load
 from sedd_jax.inference.model import TrainedModel
 
-# what weights mean something by; the noise too: a network knows it by its total alone, but another
-# schedule asks it about noise that it has not seen
+# settings that weights depend on; the noise too: a network is given the total noise alone, but
+# another schedule gives it totals that it was not trained on
 _MEANING = (
     "family", "graph", "noise", "model.hidden_size", "model.cond_dim", "model.num_blocks",
     "model.num_heads", "model.scale_by_sigma", "model.learned_positions",
@@ -26,6 +26,11 @@ _MEANING = (
 
 def load_initial(config: Config, run: Path, mesh: Mesh) -> TrainedModel | None:
     """Returns the model that a new run starts from, None if there is none or the run has begun.
+
+    Args:
+      config: the settings of the run.
+      run: its folder.
+      mesh: the devices to load the weights onto.
 
     Raises:
       BadInput: it cannot be loaded, or its weights are no weights of this run.
@@ -51,6 +56,12 @@ def with_weights_of(
     initial: TrainedModel, state: TrainState, config: Config, tokenizer: Tokenizer
 ) -> TrainState:
     """Returns the first state with the weights of another model in place of random ones.
+
+    Args:
+      initial: the other model.
+      state: the first state, with random weights.
+      config: the settings of the run.
+      tokenizer: of the run.
 
     Raises:
       BadInput: the other model was trained on other tokens.
