@@ -68,8 +68,12 @@ MUTATIONS = [
         ("+ moved * self.limit[x][..., None]", "+ moved * self._limit_per_row(x)"),
         ("* score - jnp.expm1(sigma) * redrawn", "* score + jnp.expm1(-sigma) * redrawn"),
         ("-jnp.expm1(-align(sigma, x0.ndim))", "-jnp.expm1(-align(sigma / 2, x0.ndim))"),
-        ("* token / self.num_tokens", "* token / self.num_states"),
         ("return 1 / self.num_states", "return 1 / (self.num_states - 1)"),
+    ),
+    *mutations_of(
+        "diffusion/graph.py",
+        "diffusion/test_score_entropy.py inference/test_bound.py",
+        ("* token / self.num_tokens", "* token / self.num_states"),
     ),
     *mutations_of(
         "diffusion/score_entropy.py",

@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import fcntl
+import gc
 import importlib.metadata
 import multiprocessing
 import os
@@ -56,6 +57,13 @@ def pytest_collection_modifyitems(items):
     """Run the end-to-end tests last, the longest of them first: the others name a fault better."""
     end_to_end = Path(__file__).parent
     items.sort(key=lambda item: (item.path.parent == end_to_end, item.path.name not in LONGEST))
+
+
+def pytest_collection_finish():
+    """Looks for garbage seldom: 15 % of the time of a test that traces went into it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def test_a_row_does_not_depend_on_the_width_of_its_array(checkpoint, settings):
 
 def test_progress_is_told_after_every_batch(five, checkpoint):
     told = []
-    generate(checkpoint, 5, batch_size=2, progress=lambda *done: told.append(done))
+    generate(checkpoint, 7, batch_size=3, progress=lambda *done: told.append(done))
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -80,8 +80,8 @@ def test_no_batch_is_drawn_after_numbers_that_are_not_finite(five, checkpoint):
         checkpoint, params=jax.tree.map(lambda x: x * np.nan, checkpoint.params)
     )
     told = []
-    with pytest.raises(FloatingPointError, match=r"not finite in rows \[0 1\]: its weights"):
-        generate(broken, 5, batch_size=2, progress=lambda *done: told.append(done))
+    with pytest.raises(FloatingPointError, match=r"not finite in rows \[0 1 2\]: its weights"):
+        generate(broken, 7, batch_size=3, progress=lambda *done: told.append(done))
     assert told == []
 
 
