@@ -10,12 +10,11 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from types import TracebackType
 
 import numpy as np
 
 from sedd_jax.data.token_blocks import Mixture, TokenBlocks
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, check_positive
 
 
 class TrainBatches:
@@ -44,31 +43,20 @@ class TrainBatches:
     def __enter__(self) -> "TrainBatches":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
-def _fixed_grid(seed: int, epoch: int, length: int) -> int:
-    return 0
+CROPS = ("blocks", "random")
 
 
 @functools.lru_cache(maxsize=8)
-def _random_grid(seed: int, epoch: int, length: int) -> int:
+def _grid_offset(crop: str, seed: int, epoch: int, length: int) -> int:
+    """Returns the shift of the grid of blocks in an epoch, in tokens in [0, length)."""
+    if crop == "blocks":
+        return 0
     # SeedSequence, unlike the generators, promises the same numbers in every version of numpy.
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] % length)
-
-
-# the shift of the grid of blocks in an epoch, in tokens in [0, length)
-_GRID_OFFSETS: dict[str, Callable[[int, int, int], int]] = {
-    "blocks": _fixed_grid,
-    "random": _random_grid,
-}
-CROPS = tuple(_GRID_OFFSETS)
 
 
 def train_batches(
@@ -106,13 +94,13 @@ def train_batches(
     Raises:
       BadInput: an argument is out of range, or `crop` is unknown.
     """
-    if crop not in _GRID_OFFSETS:
+    if crop not in CROPS:
         raise BadInput(f"Unknown crop {crop!r}; choose one of {', '.join(CROPS)}.")
-    _check_least(batch_size=(batch_size, 1), start_step=(start_step, 0))
-    _check_least(num_threads=(num_threads, 1), buffer=(buffer, 1))
+    check_positive(batch_size=batch_size, num_threads=num_threads, buffer=buffer)
+    _check_step(start_step)
     rows = _checked_rows(rows, batch_size)
     stream = _Stream(blocks, seed)
-    grid_offset, length = _GRID_OFFSETS[crop], blocks.length
+    length = blocks.length
 
     def read(step: int) -> np.ndarray:
         sets, positions = stream.places(step * batch_size + rows)
@@ -120,7 +108,7 @@ def train_batches(
         for number, order in enumerate(stream.orders):
             own = sets == number
             numbers, epochs = order.at(positions[own])
-            offsets = [grid_offset(seed, epoch, length) for epoch in epochs.tolist()]
+            offsets = [_grid_offset(crop, seed, epoch, length) for epoch in epochs.tolist()]
             batch[own] = order.blocks.read(numbers * length + np.array(offsets, np.int64))
         return batch
 
@@ -160,7 +148,8 @@ def batch_blocks(
     Raises:
       BadInput: an argument is out of range.
     """
-    _check_least(batch_size=(batch_size, 1), step=(step, 0))
+    check_positive(batch_size=batch_size)
+    _check_step(step)
     stream = _Stream(blocks, seed)
     sets, positions = stream.places(step * batch_size + np.arange(batch_size))
     numbers = np.empty(batch_size, np.int64)
@@ -194,10 +183,9 @@ def heldout_batches(
     Raises:
       BadInput: `batch_size` or `max_blocks` is below 1, or a batch does not have those `rows`.
     """
-    _check_least(batch_size=(batch_size, 1))
-    if max_blocks is not None:
-        _check_least(max_blocks=(max_blocks, 1))
-    count = len(blocks) if max_blocks is None else min(len(blocks), max_blocks)
+    max_blocks = len(blocks) if max_blocks is None else max_blocks
+    check_positive(batch_size=batch_size, max_blocks=max_blocks)
+    count = min(len(blocks), max_blocks)
     batch_size = min(batch_size, count)
     rows = _checked_rows(rows, batch_size)
     count -= count % batch_size
@@ -266,7 +254,6 @@ def _checked_rows(rows: np.ndarray | None, batch_size: int) -> np.ndarray:
     return rows
 
 
-def _check_least(**limits: tuple[int, int]) -> None:
-    for name, (value, least) in limits.items():
-        if value < least:
-            raise BadInput(f"{name} is {value}, it must be at least {least}.")
+def _check_step(step: int) -> None:
+    if step < 0:
+        raise BadInput(f"A training step must be at least 0, got {step}.")

@@ -25,7 +25,7 @@ from sedd_jax.data.tokenizer import (
     load_tokenizer,
 )
 from sedd_jax.data.workers import Task, results
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.system.files import atomic_move, atomic_write_json, check_local
 from sedd_jax.system.staging import check_target, differences, staged, staging_folder
 
@@ -60,9 +60,7 @@ def prepare_blocks(
         process prepares it, a document is bad and the recipe does not skip those, a split has less
         than one block, or `pieces` or `build_tokenizer` raises it.
     """
-    for name, value in (("block length", length), ("number of workers", workers)):
-        if value < 1:
-            raise BadInput(f"The {name} is {value}, it must be at least 1.")
+    check_positive(length=length, workers=workers)
     if not 0 < recipe.heldout_fraction < 1:
         raise BadInput(
             f"heldout_fraction is {recipe.heldout_fraction}, it must lie between 0 and 1, both "

@@ -75,7 +75,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        found, missing = manifest["format"], _missing(manifest)
+        found, keys = manifest["format"], _OF_LINKS if "prepared" in manifest else _OF_DATA
+        missing = [name for name in keys if name not in manifest]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise _damaged(path, repr(error)) from error
     if found != FORMAT:
@@ -86,12 +87,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if missing:
         raise _damaged(path, f"it says nothing of {', '.join(missing)}")
     return manifest
-
-
-def _missing(manifest: dict[str, Any]) -> list[str]:
-    return [
-        name for name in (_OF_LINKS if "prepared" in manifest else _OF_DATA) if name not in manifest
-    ]
 
 
 def _open_split(folder: Path, manifest: dict[str, Any], split: str, length: int) -> TokenBlocks:
@@ -222,7 +217,8 @@ def _checked(name: str, recipe: Recipe, length: int) -> dict[str, Any]:
         )
     manifest = read_manifest(Path(name))
     if "recipe" not in manifest:
-        raise BadInput(f"{name} is the data/ of a run, which stands for {_named(manifest)}.")
+        linked = " and ".join(entry["folder"] for entry in manifest["prepared"])
+        raise BadInput(f"{name} is the data/ of a run, which stands for {linked}.")
     wanted = {
         "config.data.tokenizer": (manifest["recipe"]["tokenizer"], recipe.tokenizer),
         "config.data.vocab_size": (
@@ -249,10 +245,6 @@ def _checked(name: str, recipe: Recipe, length: int) -> dict[str, Any]:
             f"{_COMMAND.format('FOLDER')}."
         )
     return manifest
-
-
-def _named(manifest: dict[str, Any]) -> str:
-    return " and ".join(entry["folder"] for entry in manifest["prepared"])
 
 
 def _mixed_counts(entries: list[dict[str, Any]], split: str) -> dict[str, float]:

@@ -11,6 +11,7 @@ import io
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ from sedd_jax.system.packages import package
 _MAX_LINE_CHARACTERS = 20_000
 # SentencePiece drops a training line with its symbol for "space" or "unknown".
 _RESERVED = str.maketrans("", "", "\u2581\u2585")
+
+
+def _sentencepiece() -> ModuleType:
+    return package("sentencepiece", "sentencepiece", "The tokenizer 'sentencepiece'")
 
 
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:
@@ -61,10 +66,9 @@ class SentencePiece(Tokenizer):
         Raises:
           BadInput: the model is damaged or has no id for the end of a document.
         """
-        module = package("sentencepiece", "sentencepiece", "The tokenizer 'sentencepiece'")
         self._model = model
         try:
-            self._processor = module.SentencePieceProcessor(model_proto=model)
+            self._processor = _sentencepiece().SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise BadInput(
                 f"{place} is damaged or no sentencepiece model; get it again."
@@ -91,12 +95,9 @@ class SentencePiece(Tokenizer):
         Raises:
           BadInput: the text does not give `vocab_size` pieces.
         """
-        trainer = package(
-            "sentencepiece", "sentencepiece", "The tokenizer 'sentencepiece'"
-        ).SentencePieceTrainer
         model = io.BytesIO()
         try:
-            trainer.train(
+            _sentencepiece().SentencePieceTrainer.train(
                 sentence_iterator=_training_lines(texts),
                 model_writer=model,
                 vocab_size=vocab_size,

@@ -95,7 +95,7 @@ def test_the_blocks_of_a_batch_can_be_named(blocks, crop):
 
 def test_the_blocks_of_no_batch_are_refused(blocks):
     for options, message in (
-        ({"step": -1}, "step is -1, it must be at least 0"),
+        ({"step": -1}, "step must be at least 0, got -1"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"seed": -1}, "data seed is -1"),
     ):
@@ -160,10 +160,10 @@ def test_the_largest_seed_is_accepted(blocks):
     [
         ({"seed": 2**32}, r"data seed is 4294967296, it must lie in \[0, 2\*\*32\)"),
         ({"seed": -1}, "data seed is -1"),
-        ({"batch_size": 0}, "batch_size is 0, it must be at least 1"),
-        ({"start_step": -1}, "start_step is -1, it must be at least 0"),
-        ({"num_threads": 0}, "num_threads is 0, it must be at least 1"),
-        ({"buffer": 0}, "buffer is 0, it must be at least 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"start_step": -1}, "step must be at least 0, got -1"),
+        ({"num_threads": 0}, "num_threads must be at least 1, got 0"),
+        ({"buffer": 0}, "buffer must be at least 1, got 0"),
         (
             {"rows": np.array([3, 4])},
             r"rows is \[3, 4\], it must be increasing numbers in \[0, 4\)",
