@@ -232,7 +232,7 @@ def test_a_name_that_is_none_is_refused_first(smoke_run, tmp_path, api, name):
 
 
 def test_public_without_an_upload_is_refused(smoke_run, tmp_path):
-    with flagsaver.flagsaver(public=True), pytest.raises(BadInput, match="--public is of --push"):
+    with flagsaver.flagsaver(public=True), pytest.raises(BadInput, match="--public needs --push"):
         converted(checkpoint=smoke_run, output=tmp_path / "out")
 
 
