@@ -96,7 +96,7 @@ def test_the_blocks_of_a_batch_can_be_named(blocks, crop):
 def test_the_blocks_of_no_batch_are_refused(blocks):
     for options, message in (
         ({"step": -1}, "step must be at least 0, got -1"),
-        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"seed": -1}, "data seed is -1"),
     ):
         with pytest.raises(BadInput, match=message):
@@ -244,9 +244,9 @@ def test_processes_read_their_own_rows_of_the_heldout_batches(blocks, max_blocks
 
 
 def test_heldout_batches_check_their_arguments_at_once(blocks):
-    with pytest.raises(BadInput, match="batch_size is 0"):
+    with pytest.raises(BadInput, match="batch_size must be at least 1"):
         heldout_batches(blocks, batch_size=0)
-    with pytest.raises(BadInput, match="max_blocks is 0"):
+    with pytest.raises(BadInput, match="max_blocks must be at least 1"):
         heldout_batches(blocks, batch_size=1, max_blocks=0)
     # The one small batch of 3 blocks has no row 3.
     with pytest.raises(BadInput, match=r"rows is \[2, 3\], .* in \[0, 3\)"):

@@ -546,7 +546,7 @@ def test_a_split_without_a_block_is_refused(tmp_path, corpus):
     with pytest.raises(BadInput, match=message):
         _prepare(tmp_path / "data", corpus, length=tokens + 1)
     assert not (tmp_path / "data").exists()
-    with pytest.raises(BadInput, match="block length is 0"):
+    with pytest.raises(BadInput, match="length must be at least 1"):
         _prepare(tmp_path / "data", corpus, length=0)
 
 
@@ -575,7 +575,7 @@ def test_a_wrong_size_of_the_vocabulary_shows_before_anything_is_read(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"workers": 0}, "number of workers is 0"),
+        ({"workers": 0}, "workers must be at least 1"),
         *(
             ({"heldout_fraction": value}, "heldout_fraction is .*, it must lie between 0 and 1")
             for value in (0, 1, -0.1, 1.5, float("nan"))
