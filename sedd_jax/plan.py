@@ -1,12 +1,10 @@
-"""Foresees a run: `python -m sedd_jax.plan --config=configs/owt_medium.py --topology=v5e:2x4`.
+"""Estimates a run: `python -m sedd_jax.plan --config=configs/owt_medium.py --topology=v5e:2x4`.
 
-Compiles the training step for a machine that is not here, with --sample the sampler and with
---evaluate a pass of the held-out bound, and tells whether it fits, how long it will take and what
-it will cost. All of it is a prediction: nothing is run. `--search` looks for the settings that
-train fastest. Exit code 1: it does not fit.
+Compiles the training step (`--sample`: the sampler, `--evaluate`: a pass of the held-out bound)
+ahead of time for a topology, and prints memory, time and price per chip. Nothing is run. `--search`
+looks for the settings that train fastest. Exit code 1: it does not fit.
 
-The compiler for a machine needs no such device: `pip install "sedd_jax[tpu]"` or
-`"sedd_jax[cuda]"`.
+The compiler needs no accelerator: `pip install "sedd_jax[tpu]"` or `"sedd_jax[cuda]"`.
 """
 
 import dataclasses
@@ -16,7 +14,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # what compilers tell is read before jax starts
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read before jax starts: compilers are verbose
 
 import jax
 from absl import flags
@@ -45,40 +43,41 @@ from sedd_jax.system.settings import flatten
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "The machine: v5e:8x8, 2*v5e:8x8 (two slices), h100:1x8 (nodes x GPUs)."
+    "topology", None, "Such as v5e:8x8, 2*v5e:8x8 (two slices) or h100:1x8 (nodes x GPUs)."
 )
 _SAMPLE = flags.DEFINE_bool("sample", False, "Plan the sampler instead.")
 _EVALUATE = flags.DEFINE_bool("evaluate", False, "Plan a pass of the held-out bound instead.")
 _PER_CHIP = flags.DEFINE_integer(
     "per_chip",
     None,
-    "Sequences of a chip, or group of `tensor` chips, at a time; by default as the config says, "
-    "and 32 samples in all.",
+    "Sequences at a time per chip, or per group of `tensor` chips; by default those of the "
+    "config, and 32 samples in all.",
     lower_bound=1,
 )
-_SAMPLER = flags.DEFINE_string("sampler", "tweedie", "For --sample, as there.")
-_STEPS = flags.DEFINE_integer("steps", None, "For --sample, as there.")
+_SAMPLER = flags.DEFINE_string("sampler", "tweedie", "For --sample, as in sedd_jax.sample.")
+_STEPS = flags.DEFINE_integer("steps", None, "For --sample, as in sedd_jax.sample.")
 _SEARCH = flags.DEFINE_bool("search", False, "Look for the settings that train fastest.")
-_LIMIT = flags.DEFINE_integer(
-    "limit", 24, "Programs that --search compiles at most.", lower_bound=1
-)
+_LIMIT = flags.DEFINE_integer("limit", 24, "Most programs that --search compiles.", lower_bound=1)
 _PRICE = flags.DEFINE_float(
-    "price", None, "US dollars an hour of a chip; an assumption by default.", lower_bound=0.0
+    "price",
+    None,
+    "US dollars per hour of a chip; by default as in planning/topology.py.",
+    lower_bound=0.0,
 )
 _VOCAB_SIZE = flags.DEFINE_integer(
-    "vocab_size", None, "Tokens of the tokenizer; by default as the config says.", lower_bound=1
+    "vocab_size", None, "Tokens of the tokenizer; by default those of the config.", lower_bound=1
 )
-_OUTPUT = flags.DEFINE_string("output", None, "File for all of it as JSON; must not exist.")
+_OUTPUT = flags.DEFINE_string("output", None, "File for the estimate as JSON; must not exist.")
 _KEEP_HLO = flags.DEFINE_string(
-    "keep_hlo", None, "File for what the compiler made, as text; must not exist."
+    "keep_hlo", None, "File for the HLO text of the compiled program; must not exist."
 )
-_SAMPLES = 32  # as many as `sample` draws at a time
+_SAMPLES = 32  # as many as `sedd_jax.sample` draws at a time
 
 
 def main() -> None:
-    """Plans as the flags say."""
+    """Prints the estimate, or the result of the search, that the flags ask for."""
     _check_flags()
-    # nothing runs, and compilers for devices that are not here read no program from the cache
+    # nothing runs, and compilers for other machines read no program from the cache
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
     config, topology = cli.config_from(_CONFIG), parse_topology(_TOPOLOGY.value)
@@ -90,7 +89,7 @@ def main() -> None:
 
 
 def _estimate(config, topology, vocab_size):
-    """Plans with the settings that are given."""
+    """Prints the estimate of one program."""
     mesh = build_mesh(config.mesh, topology_devices(topology))
     training = not (_SAMPLE.value or _EVALUATE.value)
     if _PER_CHIP.value and training:
@@ -121,14 +120,18 @@ def _check_flags():
     modes = [flag for flag in (_SAMPLE, _EVALUATE, _SEARCH) if flag.value]
     if len(modes) > 1:
         raise BadInput(f"--{modes[0].name} and --{modes[1].name} are different plans: take one.")
-    for mode, heeded in ((_SAMPLE, (_SAMPLER, _STEPS)), (_SEARCH, (_LIMIT,))):
-        for flag in heeded:
+    for mode, options in ((_SAMPLE, (_SAMPLER, _STEPS)), (_SEARCH, (_LIMIT,))):
+        for flag in options:
             if flag.present and not mode.value:
                 raise BadInput(f"--{flag.name} is for --{mode.name}.")
     if _SEARCH.value and (_PER_CHIP.value or _KEEP_HLO.value):
-        raise BadInput("--search keeps the batch of the config, and no program.")
+        raise BadInput(
+            "--search keeps the batch of the config and no HLO: drop --per_chip and --keep_hlo."
+        )
     if _PRICE.value is not None and not math.isfinite(_PRICE.value):
-        raise BadInput(f"--price={_PRICE.value} is no price: give US dollars an hour of a chip.")
+        raise BadInput(
+            f"--price={_PRICE.value} is not a price: give US dollars per hour of a chip."
+        )
     if _OUTPUT.value and _OUTPUT.value == _KEEP_HLO.value:
         raise BadInput(f"--output and --keep_hlo are both {_OUTPUT.value}: give one another name.")
     for flag in (_OUTPUT, _KEEP_HLO):
@@ -164,26 +167,28 @@ def _show(found: Estimate) -> None:
         for line in found.assumptions:
             print(f"- {line}")
         if found.prediction.unknown:
-            print(f"- Only the bytes of these count: {', '.join(found.prediction.unknown)}.")
+            print(
+                f"- Kernels of which only the bytes count: {', '.join(found.prediction.unknown)}."
+            )
 
 
 def _search(config: Config, topology: Topology, vocab_size: int) -> None:
     batch = f"{config.train.batch_size} sequences of {config.model.length} a step"
     print(f"{_file()} on {topology.name}, {batch}.")
     print("A prediction: the programs are compiled, and nothing is run.\n", flush=True)
-    _tell("Compiling, minutes each for a large model; after Ctrl-C it shows what was found ...")
+    _tell("Compiling, minutes each for a large model; Ctrl-C ends it and shows the best ...")
     search = Search(
         config, topology, vocab_size, price=_PRICE.value, limit=_LIMIT.value, report=_tell
     )
     found = search.run()
     if not found:
-        gave_up = f"; the compiler gave up {search.skipped}, see above" if search.skipped else ""
+        skipped = f"; the compiler failed on {search.skipped}, see above" if search.skipped else ""
         if search.ended:
-            raise Halted(f"Nothing was found that fits, until {search.ended}{gave_up}.")
-        raise Halted(f"Nothing that was tried fits {topology.name}{gave_up}: take more chips.")
+            raise Halted(f"Nothing was found that fits until {search.ended}{skipped}.")
+        raise Halted(f"Nothing that was tried fits {topology.name}{skipped}: take more chips.")
     print(markdown(as_table(found)))
     if search.ended:
-        print(f"\nEnded by {search.ended}: not all was tried.")
+        print(f"\nEnded by {search.ended}: not everything was tried.")
     print(f"\nThe command that trains with the best:\n\n    {_train_command(found[0].config)}")
     facts = {"program": "training step", "versions": _versions()}
     plans = [
@@ -194,7 +199,7 @@ def _search(config: Config, topology: Topology, vocab_size: int) -> None:
 
 
 def _train_command(config):
-    own = flags.FLAGS[_CONFIG.name].parser.parse(_file())  # without what was given on the way
+    own = flags.FLAGS[_CONFIG.name].parser.parse(_file())  # without the --config.* flags
     return train_command(_file(), config, flatten(own.to_dict()))
 
 

@@ -16,7 +16,7 @@ SMOKE = "--config=configs/smoke.py"
         ((SMOKE,), "--topology=MACHINE is needed"),
         (("--topology=v5e:2x2",), "--config=FILE is needed"),
         ((SMOKE, "--topology=v5e:2"), "v5e takes 2 sizes"),
-        ((SMOKE, "--topology=v5e:2x2", "--price=nan"), "--price=nan is no price"),
+        ((SMOKE, "--topology=v5e:2x2", "--price=nan"), "--price=nan is not a price"),
         ((SMOKE, "--config.modle.remat=none"), "'modle' is no setting of the config: 'model' is."),
         ((SMOKE, "--config.model.remt=none"), "'remt' is no setting of the config: 'remat' is."),
         ((SMOKE, "--config.nosuch=1"), "'nosuch' is no setting of the config."),

@@ -87,12 +87,9 @@ def collectives(
                 continue
             sent = _sent(kind, nbytes, 2 if "permute" in kind else groups.shape[1])
             times = [_seconds(kind, nbytes, group, chip, mesh) for group in groups]
-            found.append(
-                Collective(
-                    kind, axes, calls, calls * sent, calls * max(times),  # the slowest group counts
-                    overlapped, computation, name, instruction.source,
-                )
-            )  # fmt: skip
+            figures = calls, calls * sent, calls * max(times)  # the slowest group counts
+            place = computation, name, instruction.source
+            found.append(Collective(kind, axes, *figures, overlapped, *place))
     return tuple(found)
 
 
@@ -229,11 +226,12 @@ def _directions(devices, chip, mesh):
     spans = [len(set(along)) for along in coords.T]
     if math.prod(spans) != len(coords):
         return 1
-    return sum(
+    lines = [
         1 + (span == side and span % chip.ring == 0)
         for span, side in zip(spans, sides, strict=True)
         if span > 1
-    ) or 1  # fmt: skip
+    ]
+    return sum(lines) or 1
 
 
 def replica_groups(collective: Instruction, mesh: Mesh) -> np.ndarray:

@@ -49,22 +49,6 @@ _FREE = {
 }  # fmt: skip
 
 
-class TimedInstruction(NamedTuple):
-    """An instruction and its time.
-
-    Attributes:
-      computation: that it is in.
-      instruction: itself.
-      seconds_by_part: by class, per run of the program.
-      known: whether the time is more than a guess from its bytes.
-    """
-
-    computation: str
-    instruction: Instruction
-    seconds_by_part: dict[str, float]
-    known: bool = True
-
-
 class Prediction(NamedTuple):
     """How long a run of a program takes, on all chips at once.
 
@@ -98,25 +82,25 @@ def predict(
       HloError: the text is in an unknown form.
     """
     counts = module.execution_counts(dynamic_trips)
-    timed = list(_timed(module, chip, counts))
-    found = collectives(module, counts, chip, mesh)
     parts: Counter[str] = Counter()
-    for each in timed:
-        parts.update(each.seconds_by_part)
-    parts[EXPOSED] = _exposed(module, counts, found, timed)
-    unknown = tuple(sorted({each.instruction.name for each in timed if not each.known}))
-    return Prediction(parts.total(), dict(parts), found, _assumptions(chip), unknown)
+    own: Counter[tuple[str, str]] = Counter()  # seconds by computation and instruction
+    unknown = set()
+    for computation, name, times, known in _timed(module, chip, counts):
+        parts.update(times)
+        own[computation, name] += sum(times.values())
+        if not known:
+            unknown.add(name)
+    found = collectives(module, counts, chip, mesh)
+    parts[EXPOSED] = _exposed(module, counts, found, own)
+    return Prediction(parts.total(), dict(parts), found, _assumptions(chip), tuple(sorted(unknown)))
 
 
-def _exposed(module, counts, found, timed):
+def _exposed(module, counts, found, own):
     """The seconds that a program waits for communication.
 
     Asynchronous collectives are sent in the order of their starts, beside the instructions that
     follow; the instruction that needs the result waits for what is left.
     """
-    own: Counter[tuple[str, str]] = Counter()
-    for each in timed:
-        own[each.computation, each.instruction.name] += sum(each.seconds_by_part.values())
 
     def seconds(computation, instruction):
         return own[computation, instruction.name] + sum(
@@ -152,21 +136,26 @@ def _send(queue, seconds):
         seconds = max(0.0, seconds - left)
 
 
-def _timed(module: Module, chip: Chip, counts: dict[str, float]) -> Iterator[TimedInstruction]:
-    """Yields the instructions that take time, without the collectives."""
+def _timed(
+    module: Module, chip: Chip, counts: dict[str, float]
+) -> Iterator[tuple[str, str, dict[str, float], bool]]:
+    """Yields the instructions that take time, without the collectives.
+
+    Each: its computation, its name, its seconds by class per run of the program, and whether they
+    are more than a guess from its bytes.
+    """
     seconds_of = {"tpu": _on_tpu, "gpu": _on_gpu}[chip.platform]
     for name, calls in counts.items():
         for instruction in module.computations[name].values():
             opcode = instruction.opcode
             if opcode == "while" and chip.platform == "gpu" and module.trips(instruction) is None:
                 waits = counts[instruction.called[0]]  # the GPU idles until the host has read it
-                yield TimedInstruction(name, instruction, {LAUNCHES: waits * GPU_HOST_WAIT})
+                yield name, instruction.name, {LAUNCHES: waits * GPU_HOST_WAIT}, True
             free = opcode in _FREE or opcode.endswith(("-update", "-done"))
-            if free or is_collective(instruction, module):
-                continue
-            parts, known = seconds_of(module, name, instruction, chip)
-            times = {part: calls * seconds for part, seconds in parts.items()}
-            yield TimedInstruction(name, instruction, times, known)
+            if not free and not is_collective(instruction, module):
+                parts, known = seconds_of(module, name, instruction, chip)
+                times = {part: calls * seconds for part, seconds in parts.items()}
+                yield name, instruction.name, times, known
 
 
 def _on_tpu(module, computation, instruction, chip):
