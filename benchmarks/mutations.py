@@ -87,6 +87,10 @@ MUTATIONS = [
         ("graph.noised_guess(sigma)", "graph.noised_guess(2 * sigma)"),
         ("(order_key, grid % 1)", "(order_key, jnp.minimum(grid, 1))"),
         ("t_min + (1 - t_min) * sample_quantiles", "t_min + sample_quantiles"),
+    ),
+    *mutations_of(
+        "diffusion/score_entropy.py",
+        "inference/test_bound.py",
         ("return v**2 * (3 - 2 * v)", "return v**3 * (3 - 2 * v)"),
     ),
     *mutations_of(

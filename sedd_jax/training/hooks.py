@@ -186,13 +186,25 @@ class Evaluation:
         self.bound, self.samples = None, None
 
     def measure(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        """A hook: measures the bound with the averaged weights; writes and prints it."""
+        """A hook: measures the bound with the averaged weights; writes and prints it.
+
+        Args:
+          step: number of the step.
+          state: after the step.
+          metrics: of the step; not read.
+        """
         self.bound = self._evaluator.bound(state.ema_params)
         self._writer.scalars(step, self.bound)
         print_on_primary(f"  held-out {bound_text(self.bound)}")
 
     def sample(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        """A hook: draws samples with the averaged weights, and writes them."""
+        """A hook: draws samples with the averaged weights, and writes them.
+
+        Args:
+          step: number of the step.
+          state: after the step.
+          metrics: of the step; not read.
+        """
         self.samples = self._evaluator.samples(state.ema_params)
         for number, text in enumerate(self.samples):
             self._writer.text(step, f"sample_{number}", text)
