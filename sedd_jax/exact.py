@@ -64,8 +64,8 @@ def main() -> None:
 def sections_of(config: ExactConfig) -> Iterator[Section]:
     """Yields the sections of the report, one after another as they are computed."""
     exact, t_min = config.exact, config.train.t_min
-    components = build_family(config, config.data.vocab_size)
-    space = Space(components.graph, config.model.length)
+    family = build_family(config, config.data.vocab_size)
+    space = Space(family.graph, config.model.length)
     data = space.random_data(config.seed, exact.support)
     schedules = {
         "loglinear": noises.loglinear(config.noise.eps),
@@ -88,7 +88,7 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
     yield check_rare_tokens(num_draws=exact.num_draws, seed=config.seed)
     trained = check_training(
         config,
-        components,
+        family,
         space,
         data,
         set_sizes=(64, 512, 4096, 65_536),
@@ -96,7 +96,7 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
         num_samples=exact.num_samples,
     )
     yield trained.section
-    yield check_bound(config, components, trained.params, space, data, repeats=exact.repeats)
+    yield check_bound(config, family, trained.params, space, data, repeats=exact.repeats)
 
 
 def _new_folder():

@@ -7,15 +7,14 @@ claim is on many particles, weighted by the given tokens (in the limit of infini
 
 import itertools
 
+import jax
 import numpy as np
 
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Table
-from sedd_jax.inference.score_based import ScoreBased
-from sedd_jax.verification.exact.reverse_process import sampler_distribution
-from sedd_jax.verification.exact.scores import exact_model, exact_params
-from sedd_jax.verification.exact.space import Distribution, Space, float64, total_variation
+from sedd_jax.verification.exact.reverse_process import exact_process
+from sedd_jax.verification.exact.space import Distribution, Space, total_variation
 from sedd_jax.verification.report import Claim, Section
 from sedd_jax.verification.samplers import sample_frequencies
 
@@ -45,9 +44,8 @@ def check_conditioning(
         methods["tweedie, weighted particles"] = ("tweedie", "resample")
     tables, claims, curves = [], [], {}
     for (name, noise), (pattern, given) in itertools.product(schedules.items(), givens.items()):
-        components = ScoreBased(space.graph, noise, exact_model(space))
         distances = {
-            method: _distances(components, space, data, given, steps, t_min, *settings)
+            method: _distances(space, noise, data, given, steps, t_min, *settings)
             for method, settings in methods.items()
         }
         rows = list(zip(steps, *distances.values(), strict=True))
@@ -71,23 +69,22 @@ def check_conditioning(
             claims.append(Claim(statement, worst, "<=", 1e-10))
     plots = []
     if not absorbing:
-        components = ScoreBased(space.graph, schedules["loglinear"], exact_model(space))
-        claims.append(_few_particles(components, space, data, givens["all but the last"], t_min))
+        case = space, schedules["loglinear"], data, givens["all but the last"]
+        claims.append(_few_particles(*case, t_min))
         plots = [Plot("given", "reverse steps", "total variation to Bayes", curves)]
     return Section("Samples with given tokens", claims, tables, plots)
 
 
-def _distances(components, space, data, given, steps, t_min, sampler, conditioning):
+def _distances(space, noise, data, given, steps, t_min, sampler, conditioning):
     """Total variation to Bayes' rule for every number of steps."""
     bayes, settings = space.conditional(data, given), {"given": given, "t_min": t_min}
     settings |= {"sampler": sampler, "conditioning": conditioning}
 
     def distance(count):
-        params = exact_params(data)
-        sampled = sampler_distribution(components, params, space, steps=count, **settings)
-        return total_variation(sampled, bayes)
+        process = exact_process(space, noise, data)
+        return total_variation(process.sampler_distribution(steps=count, **settings), bayes)
 
-    with float64():
+    with jax.enable_x64(True):
         return [distance(count) for count in steps]
 
 
@@ -98,12 +95,12 @@ def _first_order(case, curves):
     return Claim(statement, np.max(np.abs(ratios - 2)), "<=", 0.2)
 
 
-def _few_particles(components, space, data, given, t_min):
+def _few_particles(space, noise, data, given, t_min):
     """A few particles are much nearer to Bayes' rule than clamping is."""
 
     def distance(**settings):
         settings |= {"steps": 64, "t_min": t_min, "num_samples": NUM_SAMPLES, "given": given}
-        frequencies = sample_frequencies(components, exact_params(data), space, **settings)
+        frequencies = sample_frequencies(exact_process(space, noise, data), **settings)
         return total_variation(frequencies, space.conditional(data, given))
 
     chance = np.sqrt(space.graph.num_tokens / NUM_SAMPLES) / 2  # TV of exact samples to Bayes' rule

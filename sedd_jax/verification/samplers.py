@@ -21,19 +21,15 @@ from sedd_jax.display.table import Table
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling, sampler_named
-from sedd_jax.inference.score_based import ScoreBased
-from sedd_jax.model.score_model import Params
 from sedd_jax.verification.exact.reverse_process import (
-    denoising_kernel,
-    first_hitting_distribution,
+    ReverseProcess,
+    exact_process,
     reverse_distribution,
-    sampler_distribution,
 )
-from sedd_jax.verification.exact.scores import exact_model, exact_params, tabulated
+from sedd_jax.verification.exact.scores import tabulated
 from sedd_jax.verification.exact.space import (
     Distribution,
     Space,
-    float64,
     goodness_of_fit,
     kl_divergence,
     total_variation,
@@ -81,8 +77,7 @@ def check_samplers(
     rules = {name: RULES[name] for name in (GRID_SAMPLERS if absorbing else RULES)}
     tables, claims, curves = [], [], {}
     for name, noise in schedules.items():
-        components = ScoreBased(space.graph, noise, exact_model(space))
-        sampled, targets = _distributions(components, space, data, rules, steps, t_min)
+        sampled, targets = _distributions(space, noise, data, rules, steps, t_min)
         tables.append(_table(name, rules, sampled, data, steps))
         claims.append(_first_order(name, rules, sampled, targets, steps))
         if absorbing and name == "loglinear":
@@ -92,8 +87,8 @@ def check_samplers(
             ]
             tied = "loglinear: TV between Tweedie and Euler"
             claims.append(Claim(tied, np.max(apart), "<=", 1e-10))
-            claims += _first_hitting(components, space, data, t_min, num_samples)
-        table, worst = _comparison(name, components, space, rules, t_min, num_distributions)
+            claims += _first_hitting(space, noise, data, t_min, num_samples)
+        table, worst = _comparison(name, space, noise, rules, t_min, num_distributions)
         tables.append(table)
         if absorbing or name == "loglinear":
             statement = f"{name}: TV of Tweedie - TV of Euler, worst of {num_distributions} cases"
@@ -101,10 +96,10 @@ def check_samplers(
         for rule in ("euler", "tweedie"):
             distances = [total_variation(sampled[rule, count, True], data) for count in steps]
             curves[f"{rule}, {name}"] = (steps, distances)
-        params = exact_params(data)  # float32, as samples are drawn
+        process = exact_process(space, noise, data)  # float32, as samples are drawn
         for count in drawn_steps:
             settings = {"steps": count, "t_min": t_min, "num_samples": num_samples}
-            frequencies = sample_frequencies(components, params, space, **settings)
+            frequencies = sample_frequencies(process, **settings)
             p_value = goodness_of_fit(frequencies, sampled["tweedie", count, True], num_samples)
             statement = f"{name}: {num_samples} drawn samples, {count} steps: chi-square p-value"
             claims.append(Claim(statement, p_value, ">=", SIGNIFICANCE))
@@ -112,36 +107,36 @@ def check_samplers(
     return Section("Samplers with true scores", claims, tables, [plot])
 
 
-def _distributions(components, space, data, rules, steps, t_min):
+def _distributions(space, noise, data, rules, steps, t_min):
     """Distributions by (rule, steps, final step taken), and those of the exact reverse process."""
     sampled = {}
-    with float64():
-        params = exact_params(data)
-        final = denoising_kernel(components, params, space, t_min)
+    with jax.enable_x64(True):
+        process = exact_process(space, noise, data)
+        final = process.denoising_kernel(t_min)
         for rule, count in itertools.product(rules, steps):
             settings = {"steps": count, "sampler": rules[rule], "t_min": t_min, "denoise": False}
-            noised = sampler_distribution(components, params, space, **settings)
+            noised = process.sampler_distribution(**settings)
             sampled[rule, count, False] = noised
             sampled[rule, count, True] = space.extend(noised @ final)
     targets = {
-        denoise: reverse_distribution(space, components.noise, data, t)
+        denoise: reverse_distribution(space, noise, data, t)
         for denoise, t in ((True, 0.0), (False, t_min))
     }
     return sampled, targets
 
 
-def _first_hitting(components, space, data, t_min, num_samples):
+def _first_hitting(space, noise, data, t_min, num_samples):
     """No time is discretised: free samples are the data, and given a token Bayes' rule."""
     token = int(space.states[np.argmax(data)][0])  # given at the first position
     start = np.array([token, *[space.graph.mask_id] * (space.length - 1)])
     one_start = np.float64(np.arange(len(data)) == space.index(start))
-    with float64():
-        params = exact_params(data)
-        free = first_hitting_distribution(components, params, space)
-        conditioned = first_hitting_distribution(components, params, space, one_start)
-    settings = {"steps": None, "t_min": t_min, "num_samples": num_samples}
-    settings["sampler"] = "first_hitting"
-    frequencies = sample_frequencies(components, exact_params(data), space, **settings)
+    with jax.enable_x64(True):
+        process = exact_process(space, noise, data)
+        free = process.first_hitting_distribution()
+        conditioned = process.first_hitting_distribution(one_start)
+    process = exact_process(space, noise, data)
+    settings = {"sampler": "first_hitting", "t_min": t_min, "num_samples": num_samples}
+    frequencies = sample_frequencies(process, **settings)
     p_value = goodness_of_fit(frequencies, data, num_samples)
     to_bayes = total_variation(conditioned, space.conditional(data, {0: token}))
     drawn = f"first hitting: {num_samples} drawn samples against the data: chi-square p-value"
@@ -153,14 +148,10 @@ def _first_hitting(components, space, data, t_min, num_samples):
 
 
 def sample_frequencies(
-    components: ScoreBased,
-    params: Params,
-    space: Space,
+    process: ReverseProcess,
     *,
-    steps: int | None,
     t_min: float,
     num_samples: int,
-    sampler: str = "tweedie",
     given: Mapping[int, int] = MappingProxyType({}),
     **settings: Any,
 ) -> Distribution:
@@ -170,19 +161,15 @@ def sample_frequencies(
     nothing where the normalised ratios are the same at all noise, as the true ones are.
 
     Args:
-      components: graph, noise and score model.
-      params: of the score model.
-      space: all sequences.
-      steps: reverse steps before the final one.
+      process: the model.
       t_min: the time at which the steps end.
       num_samples: the number of samples.
-      sampler: the rule of the reverse step.
       given: tokens that are clamped, by position.
-      **settings: further settings of `Sampling`.
+      **settings: those of `Sampling`.
     """
-    components = components._replace(model=tabulated(components.model, space))
-    sampling = Sampling(steps, sampler, **settings)
-    generator = jax.jit(components.generator(sampling, t_min=t_min))
+    family, params, space = process
+    family = family._replace(model=tabulated(family.model, space))
+    generator = jax.jit(family.generator(Sampling(**settings), t_min=t_min))
     keys = row_keys(jax.random.key(0), jnp.arange(num_samples))
     tokens = np.zeros((num_samples, space.length), np.int32)
     clamped = np.zeros(tokens.shape, bool)
@@ -221,7 +208,7 @@ def _first_order(name, rules, sampled, targets, steps):
     return Claim(statement, np.max(np.abs(np.array(ratios) - 2)), "<=", 0.2)
 
 
-def _comparison(name, components, space, rules, t_min, num_distributions):
+def _comparison(name, space, noise, rules, t_min, num_distributions):
     """On how many random data Tweedie ends at least as near as the others; its worst excess.
 
     Theorem 4.2 orders single steps, not whole runs. Where it is claimed, Tweedie ended at least as
@@ -232,10 +219,10 @@ def _comparison(name, components, space, rules, t_min, num_distributions):
 
     def distance(data, count, rule):
         settings = {"steps": count, "sampler": rules[rule], "t_min": t_min}
-        sampled = sampler_distribution(components, exact_params(data), space, **settings)
+        sampled = exact_process(space, noise, data).sampler_distribution(**settings)
         return total_variation(sampled, data)
 
-    with float64():
+    with jax.enable_x64(True):
         data = [space.random_data(seed) for seed in range(num_distributions)]
         distances = {
             (rule, count): np.array([distance(each, count, rule) for each in data])

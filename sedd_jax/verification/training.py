@@ -25,16 +25,13 @@ from sedd_jax.inference.score_based import ScoreBased, sequence_loss
 from sedd_jax.model.score_model import Params
 from sedd_jax.training.step import build_train_step, init_state
 from sedd_jax.verification.exact.reverse_process import (
+    ReverseProcess,
     base_distribution,
-    exact_bound,
-    exact_nll,
-    sampler_distribution,
+    exact_process,
 )
-from sedd_jax.verification.exact.scores import exact_model, exact_params
 from sedd_jax.verification.exact.space import (
     Distribution,
     Space,
-    float64,
     goodness_of_fit,
     kl_divergence,
     total_variation,
@@ -58,7 +55,7 @@ class TrainingResult(NamedTuple):
 
 def check_training(
     config: Config,
-    components: ScoreBased,
+    family: ScoreBased,
     space: Space,
     data: Distribution,
     *,
@@ -70,25 +67,26 @@ def check_training(
 
     Args:
       config: the settings of the training.
-      components: graph, noise and network.
+      family: graph, noise and network.
       space: all sequences.
       data: distribution of the data.
       set_sizes: sequences in each training set, increasing; the claims are on the last.
       sampler_steps: reverse steps of the sampler.
       num_samples: samples drawn from the last network.
     """
-    train = build_training(components, config, space)
+    train = build_training(family, config, space)
     settings = {"steps": sampler_steps, "t_min": config.train.t_min}
     rows = []
     for size in set_sizes:
         training_set = np.random.default_rng(config.seed).choice(len(data), size, p=data)
         params = train(training_set)
-        sampled = sampler_distribution(components, params, space, sampler="tweedie", **settings)
+        process = ReverseProcess(family, params, space)
+        sampled = process.sampler_distribution(sampler="tweedie", **settings)
         frequencies = np.bincount(training_set, minlength=len(data)) / size
         pairs = ((frequencies, data), (sampled, data), (sampled, frequencies))
         distances = (total_variation(*pair) for pair in pairs)
         rows.append((size, *distances, kl_divergence(data, sampled)))
-    drawn = sample_frequencies(components, params, space, num_samples=num_samples, **settings)
+    drawn = sample_frequencies(process, num_samples=num_samples, **settings)
     table = Table(
         f"Distance from the data by size of the training set; {config.train.steps} training steps "
         f"of {config.train.batch_size}, {sampler_steps} sampling steps",
@@ -110,7 +108,7 @@ def check_training(
 
 
 def build_training(
-    components: ScoreBased, config: Config, space: Space
+    family: ScoreBased, config: Config, space: Space
 ) -> Callable[[Int[np.ndarray, "N"]], Params]:
     """Returns train(rows) -> params: the averaged weights after `config.train.steps` steps.
 
@@ -118,13 +116,13 @@ def build_training(
     every step is that of `sedd_jax.train`.
 
     Args:
-      components: graph, noise and network.
+      family: graph, noise and network.
       config: the settings of the training.
       space: all sequences.
     """
     keys = run_keys(config.seed)
     states = jnp.asarray(space.states)
-    train_step = build_train_step(components, config.train, config.optim, keys.train)
+    train_step = build_train_step(family, config.train, config.optim, keys.train)
 
     @jax.jit
     def train_all(state, rows):
@@ -139,7 +137,7 @@ def build_training(
     def train(rows):
         if PADDED_SIZE % len(rows):
             raise ValueError(f"The size of the set must divide {PADDED_SIZE}, got {len(rows)}.")
-        state = init_state(keys.init, components, config.optim)
+        state = init_state(keys.init, family, config.optim)
         # padded by repetition to one shape, so that all sets share a program
         return train_all(state, jnp.asarray(np.resize(rows, PADDED_SIZE)))
 
@@ -148,7 +146,7 @@ def build_training(
 
 def check_bound(
     config: Config,
-    components: ScoreBased,
+    family: ScoreBased,
     params: Params,
     space: Space,
     data: Distribution,
@@ -160,7 +158,7 @@ def check_bound(
 
     Args:
       config: the settings of the training.
-      components: graph, noise and network.
+      family: graph, noise and network.
       params: the trained weights.
       space: all sequences.
       data: distribution of the data.
@@ -168,9 +166,9 @@ def check_bound(
       repeats: estimates by each estimator.
     """
     t_min = config.train.t_min
-    base = base_distribution(space, components.noise, space.uniform_data())
-    nll = exact_nll(components, params, space, base, t_min)
-    bound = exact_bound(components, params, space, base, t_min)
+    base = base_distribution(space, family.noise, space.uniform_data())
+    process = ReverseProcess(family, params, space)
+    nll, bound = process.nll(base, t_min), process.bound(base, t_min)
     gap, clean = bound.total - nll, data[space.clean]
     terms = {
         "entropy of the data": -np.sum(xlogy(clean, clean)),
@@ -188,31 +186,29 @@ def check_bound(
         ("quantity", "nats"),
         [(name, float(value)) for name, value in terms.items()],
     )
-    trained = TrainedModel(components, params, config, None, None)
+    trained = TrainedModel(family, params, config, None, None)
     rows = np.random.default_rng(config.seed).choice(space.clean, num_sequences, p=clean)
     drawn = np.searchsorted(space.clean, rows)
     exact = bound.diffusion[drawn].mean() / (1 - t_min), bound.total[drawn].mean()
     estimates, estimate_claims = _estimates(trained, space.states[rows], *exact, repeats)
     least = "trained: bound - exact -log p, least over all x_0"
     claims = [
-        *_tight_at_the_truth(components, space, data, t_min),
+        *_tight_at_the_truth(space, family.noise, data, t_min),
         Claim(least, gap.min(), ">=", -GAP_TOLERANCE),
         *estimate_claims,
     ]
     return Section("The bound", claims, [table, estimates])
 
 
-def _tight_at_the_truth(components, space, data, t_min):
+def _tight_at_the_truth(space, noise, data, t_min):
     """With true scores, started from p_1, the mean bound is the entropy of the data.
 
     Except for the final step, whose positions are independent: for sequences so rare that two
     redrawn tokens at t_min are as likely, that shows in the single bound.
     """
-    with float64():
-        truth = components._replace(model=exact_model(space))
-        params, base = exact_params(data), base_distribution(space, components.noise, data)
-        bound = exact_bound(truth, params, space, base, t_min).total
-        nll = exact_nll(truth, params, space, base, t_min)
+    with jax.enable_x64(True):
+        process, base = exact_process(space, noise, data), base_distribution(space, noise, data)
+        nll, bound = process.nll(base, t_min), process.bound(base, t_min).total
     support = data[space.clean] > 0
     clean, bound, nll = data[space.clean][support], bound[support], nll[support]
     entropy_error, gap = abs(clean @ (bound + np.log(clean))), (bound - nll).min()

@@ -15,7 +15,14 @@ import pytest
 from scipy.stats import chisquare, kstest
 
 from sedd_jax.diffusion import categorical as categorical_module
-from sedd_jax.diffusion.categorical import bernoulli, categorical, jump, uniform, uniform_from_bits
+from sedd_jax.diffusion.categorical import (
+    bernoulli,
+    categorical,
+    jump,
+    jump_probs,
+    uniform,
+    uniform_from_bits,
+)
 
 RARE_DRAWS = 200_000
 DRAWS = 20_000  # one shape [DRAWS, 4] nearly everywhere: one compilation
@@ -274,6 +281,16 @@ def test_jump_reaches_a_rare_target_of_a_rare_jump_at_its_rate(monkeypatch):
     # 10,000 hits: the standard error is 1 %, and the check of 3 % three of them
     _assert_frequency(drawn == 2, 2.0 ** (55 + 54 - 128), 1e-7)
     _assert_frequency(drawn != 0, 2.0 ** (55 - 64), 1e-3)
+
+
+def test_jump_probs_are_the_clamped_normalised_weights():
+    weights = np.random.default_rng(0).normal(0.3, 1, (3, 2, 4)).astype(np.float32)
+    weights[..., 0] = 0.5  # so that every row has some weight
+    assert weights.min() < 0
+    got = jump_probs(jnp.array(weights))
+    for b, i in np.ndindex(3, 2):
+        clamped = [max(float(w), 0.0) for w in weights[b, i]]
+        np.testing.assert_allclose(got[b, i], [w / sum(clamped) for w in clamped], rtol=1e-6)
 
 
 def test_uniforms_by_position_do_not_depend_on_how_many_there_are():

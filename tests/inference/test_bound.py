@@ -18,7 +18,7 @@ from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.score_model import dense_model, score_model
-from sedd_jax.verification.exact.reverse_process import base_distribution, exact_bound
+from sedd_jax.verification.exact.reverse_process import ReverseProcess, base_distribution
 from sedd_jax.verification.exact.space import Space
 
 VOCAB_SIZE, LENGTH = 5, 4
@@ -150,7 +150,8 @@ def text(graph):
         space = Space(checkpoint.graph, length)
         chosen = rng.choice(len(space.clean), 8, replace=False)
         base = base_distribution(space, NOISE, space.uniform_data())
-        terms = exact_bound(checkpoint.family, checkpoint.params, space, base, 0.02, 20)
+        process = ReverseProcess(checkpoint.family, checkpoint.params, space)
+        terms = process.bound(base, 0.02, 20)
         states = np.pad(space.states[space.clean[chosen]], ((0, 0), (0, 3 - length)))
         rows = (states, np.full(8, length), terms.diffusion[chosen] / 0.98, terms.total[chosen])
         parts.append(rows)

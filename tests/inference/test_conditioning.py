@@ -14,9 +14,9 @@ from sedd_jax.inference.conditioning import systematic
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import ScoreBased
-from sedd_jax.verification.exact.reverse_process import sampler_distribution
+from sedd_jax.verification.exact.reverse_process import exact_process
 from sedd_jax.verification.exact.scores import exact_model, exact_params, tabulated
-from sedd_jax.verification.exact.space import Space, float64, total_variation
+from sedd_jax.verification.exact.space import Space, total_variation
 
 LEVEL = 1e-4  # of a chi-square test; keys are fixed, so a pass stays a pass
 ROWS, T_MIN = 4096, 1e-3
@@ -51,14 +51,8 @@ def fits(frequencies, law, rows=ROWS):
 
 def exact_law(given, conditioning, steps=8):
     options = {"steps": steps, "sampler": "tweedie", "t_min": T_MIN}
-    return sampler_distribution(
-        COMPONENTS._replace(model=exact_model(SPACE)),
-        exact_params(DATA),
-        SPACE,
-        given=given,
-        conditioning=conditioning,
-        **options,
-    )
+    process = exact_process(SPACE, COMPONENTS.noise, DATA)
+    return process.sampler_distribution(given=given, conditioning=conditioning, **options)
 
 
 def test_samples_follow_the_law_by_enumeration():
@@ -70,7 +64,7 @@ def test_samples_follow_the_law_by_enumeration():
 
 def test_the_law_of_many_copies_is_bayes_to_first_order():
     bayes = SPACE.conditional(DATA, GIVEN)
-    with float64():
+    with jax.enable_x64(True):
         found = [
             total_variation(exact_law(GIVEN, "resample", steps), bayes) for steps in (2, 8, 32)
         ]
@@ -103,10 +97,10 @@ def test_with_nothing_held_copies_are_the_unconditional_sampler():
 
 def test_laws_of_other_ways_are_of_the_uniform_graph():
     space = Space(graphs.absorbing(2), 2)
-    components = ScoreBased(space.graph, noises.loglinear(), exact_model(space))
+    process = exact_process(space, noises.loglinear(), space.uniform_data())
     options = {"steps": 1, "sampler": "tweedie", "t_min": T_MIN, "given": {0: 1}}
     with pytest.raises(ValueError, match="'resample' is for the uniform graph"):
-        sampler_distribution(components, None, space, conditioning="resample", **options)
+        process.sampler_distribution(conditioning="resample", **options)
 
 
 def test_systematic_draws_every_index_as_often_as_its_weight_says():

@@ -9,8 +9,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from sedd_jax.model.attention import attention_for, rotary_tables, rotate
 from sedd_jax.model.sharding import Placement
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class OnGpu(Placement):
     platform = "gpu"

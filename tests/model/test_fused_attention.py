@@ -12,8 +12,6 @@ from sedd_jax.model.attention import (
 from sedd_jax.model.fused_attention import fits, fused_rotary_attention
 from sedd_jax.model.sharding import Placement
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 class OnTpu(Placement):
     platform = "tpu"

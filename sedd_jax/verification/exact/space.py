@@ -5,7 +5,6 @@ distribution is 0 at sequences with a mask. Kernels are [S, S], [from, to]; gene
 [to, from].
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping
@@ -20,13 +19,6 @@ from scipy.stats import chisquare
 from sedd_jax.diffusion.graph import Graph
 
 Distribution = Float[np.ndarray, "S"]
-
-
-@contextlib.contextmanager
-def float64():
-    """Makes JAX compute in float64, and at once, even while some function is being traced."""
-    with jax.enable_x64(True), jax.ensure_compile_time_eval():
-        yield
 
 
 def sequences(num_states: int, length: int) -> Int[np.ndarray, "S L"]:
@@ -74,14 +66,15 @@ class Space:
 
     def forward_generator(self) -> Float[np.ndarray, "S S"]:
         """Returns Q of sequences (Section 3.3): the sum of the token Q over positions."""
-        return self.generator(np.float64(self.graph.rate(jnp.asarray(self.states))))
+        rates = np.float64(self.graph.rate(jnp.arange(self.graph.num_states)))
+        return self.generator(rates[self.states])
 
     def transition(self, sigma: float) -> Float[np.ndarray, "S S"]:
         """Returns exp(sigma Q) of sequences, [from, to]: the product over positions (Eq. 14)."""
-        with float64():
-            states = jnp.asarray(self.states)
-            probs = np.asarray(self.graph.transition(states, jnp.float64(sigma)))
-        return product_distribution(probs)
+        with jax.enable_x64(True):
+            tokens = jnp.arange(self.graph.num_states)
+            kernel = np.asarray(self.graph.transition(tokens, jnp.float64(sigma)))
+        return product_distribution(kernel[self.states])
 
     def extend(self, clean: Float[np.ndarray, "C"]) -> Distribution:
         """Returns a distribution over the clean sequences as one over all sequences."""
@@ -91,7 +84,7 @@ class Space:
 
     def limit(self) -> Distribution:
         """Returns the distribution that samplers start from: pi at every position."""
-        with float64():
+        with jax.enable_x64(True):
             probs = np.tile(np.asarray(self.graph.limit), (1, self.length, 1))
         return product_distribution(probs)[0]
 

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.linalg import expm
-from scipy.stats import chisquare
 
 from sedd_jax.diffusion import noise as noises
-from sedd_jax.diffusion.categorical import jump, jump_probs
 from sedd_jax.diffusion.score import StepWeights
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.prompt import Prompt, free
@@ -18,12 +16,12 @@ from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.score_model import dense_model
 from sedd_jax.verification.exact.reverse_process import (
-    first_hitting_distribution,
+    ReverseProcess,
+    exact_process,
     reverse_distribution,
-    sampler_distribution,
 )
-from sedd_jax.verification.exact.scores import exact_model, exact_params
-from sedd_jax.verification.exact.space import total_variation
+from sedd_jax.verification.exact.scores import exact_params
+from sedd_jax.verification.exact.space import goodness_of_fit, total_variation
 
 T_MIN = 0.05
 LEVEL = 1e-4  # of a chi-square test; keys are fixed, so a pass stays a pass
@@ -46,7 +44,7 @@ SAMPLERS = pytest.mark.parametrize("sampler", ["tweedie", "euler"])
 
 
 def _rough_model(num_states):
-    """A score model that is wrong: its scores fit no law, so some weights are negative."""
+    """A score model that is wrong: its scores fit no distribution, so some weights are negative."""
 
     def apply(params, xt, sigma, key=None):
         del key
@@ -75,11 +73,9 @@ _fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimizati
 
 @functools.cache
 def _rough(brute):
-    """Components and parameters; one per space, so that programs are shared."""
-    components = ScoreBased(
-        brute.space.graph, SCHEDULES[brute.name][0], _rough_model(brute.num_states)
-    )
-    return components, {"weights": np.array(WEIGHTS[: brute.length])}
+    """One process for each space, so that programs are shared."""
+    family = ScoreBased(brute.space.graph, SCHEDULES[brute.name][0], _rough_model(brute.num_states))
+    return ReverseProcess(family, {"weights": np.array(WEIGHTS[: brute.length])}, brute.space)
 
 
 def _position_weights(brute, sampler, state, i, t, t_next):
@@ -97,28 +93,27 @@ def _position_weights(brute, sampler, state, i, t, t_next):
     return (expm(-delta * Q) @ score) * expm(delta * Q)[x]
 
 
-def _pushed(brute, law, sampler, t, t_next):
-    """The law after a step, and the most negative weight; t_next None removes all noise."""
-    new, lowest = np.zeros(len(law)), 0.0
+def _after_step(brute, before, sampler, t, t_next):
+    """The distribution after a step, and the lowest weight; t_next None removes all noise."""
+    after, lowest = np.zeros(len(before)), 0.0
     tokens = brute.num_states - (brute.name == "absorb" and t_next is None)
     for s, state in enumerate(brute.states):
-        laws = []
+        probs = []
         for i in range(brute.length):
             weights = _position_weights(brute, sampler, state, i, t, t_next)[:tokens]
             lowest = min(lowest, weights.min())
             clamped = [max(w, 0.0) for w in weights]
-            laws.append([w / sum(clamped) for w in clamped])
+            probs.append([w / sum(clamped) for w in clamped])
         for to, target in enumerate(brute.states):
             if max(target) < tokens:
-                new[to] += law[s] * math.prod(p[y] for p, y in zip(laws, target, strict=True))
-    return new, lowest
+                after[to] += before[s] * math.prod(p[y] for p, y in zip(probs, target, strict=True))
+    return after, lowest
 
 
 @SMALL
 @SAMPLERS
-@pytest.mark.parametrize("steps", [1, 3])
-def test_sampler_law_is_the_sum_over_all_paths(brute, sampler, steps):
-    components, params = _rough(brute)
+def test_sampler_distribution_is_the_sum_over_all_paths(brute, sampler):
+    steps, process = 3, _rough(brute)
     expected = np.zeros(len(brute.states))
     if brute.name == "absorb":
         expected[-1] = 1  # masks only
@@ -126,59 +121,49 @@ def test_sampler_law_is_the_sum_over_all_paths(brute, sampler, steps):
         expected[:] = 1 / len(expected)
     negative = []
     for t, t_next in itertools.pairwise(np.linspace(1, T_MIN, steps + 1)):
-        expected, lowest = _pushed(brute, expected, sampler, t, t_next)
+        expected, lowest = _after_step(brute, expected, sampler, t, t_next)
         negative.append(lowest)
     if brute.name == "uniform" or sampler == "euler":
         assert min(negative) < -0.01  # so that clamping matters
     arguments = {"steps": steps, "sampler": sampler, "t_min": T_MIN}
     with jax.enable_x64(True):
-        noised = sampler_distribution(components, params, brute.space, denoise=False, **arguments)
-        clean = sampler_distribution(components, params, brute.space, **arguments)
+        noised = process.sampler_distribution(denoise=False, **arguments)
+        clean = process.sampler_distribution(**arguments)
     np.testing.assert_allclose(noised, expected, rtol=1e-9, atol=1e-14)
-    expected, _ = _pushed(brute, expected, "tweedie", T_MIN, None)
+    expected, _ = _after_step(brute, expected, "tweedie", T_MIN, None)
     np.testing.assert_allclose(clean, expected, rtol=1e-9, atol=1e-14)
     assert clean.dtype == np.float64 and clean.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("brute", ["uniform-3-3"], indirect=True)
-def test_sampler_law_is_computed_in_the_present_precision(brute):
-    components, params = _rough(brute)
+def test_sampler_distribution_is_computed_in_the_default_precision(brute):
+    process = _rough(brute)
     arguments = {"steps": 3, "sampler": "tweedie", "t_min": T_MIN}
     with jax.enable_x64(True):
-        exact = sampler_distribution(components, params, brute.space, **arguments)
-    rounded = sampler_distribution(components, params, brute.space, **arguments)
+        exact = process.sampler_distribution(**arguments)
+    rounded = process.sampler_distribution(**arguments)
     assert 1e-9 < total_variation(rounded, exact) < 1e-4
 
 
 @pytest.mark.parametrize(
     ("brute", "sampler"), [("absorb-4-2", "tweedie"), ("uniform-3-3", "euler")], indirect=["brute"]
 )
-def test_sampler_law_is_that_of_what_the_generator_draws(brute, sampler):
+def test_the_generator_draws_from_the_sampler_distribution(brute, sampler):
     rows = 4096
-    components, params = _rough(brute)
-    params = jax.tree.map(jnp.asarray, params)
-    generate = _fast_jit(components.generator(Sampling(3, sampler), t_min=T_MIN))
+    process = _rough(brute)
+    params = jax.tree.map(jnp.asarray, process.params)
+    generate = _fast_jit(process.family.generator(Sampling(3, sampler), t_min=T_MIN))
     keys = row_keys(jax.random.key(0), jnp.arange(rows))
     tokens, _ = generate(params, keys, free(rows, brute.length))
-    law = sampler_distribution(
-        components, params, brute.space, steps=3, sampler=sampler, t_min=T_MIN
-    )
-    _assert_drawn_from(law, tokens, brute)
+    probs = process.sampler_distribution(steps=3, sampler=sampler, t_min=T_MIN)
+    _assert_drawn_from(probs, tokens, brute)
 
 
-def _assert_drawn_from(law, tokens, brute):
-    counts = np.zeros(len(brute.states))
-    for state, count in zip(*np.unique(tokens, axis=0, return_counts=True), strict=True):
-        counts[brute.states.index(tuple(state.tolist()))] = count
+def _assert_drawn_from(probs, tokens, brute):
     rows = len(tokens)
-    assert counts[law == 0].sum() == 0
-    frequent = rows * law > 5
-    observed = [*counts[frequent], counts[~frequent].sum()]
-    expected = [*(rows * law[frequent]), rows * law[~frequent].sum()]
-    keep = np.array(expected) > 0
-    observed, expected = np.array(observed)[keep], np.array(expected)[keep]
-    assert len(expected) > 3
-    assert chisquare(observed, expected * rows / expected.sum()).pvalue > LEVEL
+    counts = np.bincount(brute.space.index(np.asarray(tokens)), minlength=len(probs))
+    assert np.sum(rows * probs > 5) >= 3
+    assert goodness_of_fit(counts / rows, probs, rows) > LEVEL
 
 
 def _calibrated(graph, noise, xt, total, t, t_next):
@@ -192,16 +177,14 @@ def _calibrated(graph, noise, xt, total, t, t_next):
 @pytest.mark.parametrize("brute", ["absorb-4-2"], indirect=True)
 def test_first_hitting_on_a_grid_is_the_chain_of_calibrated_steps(brute):
     rows, steps = 4096, 3
-    components, params = _rough(brute)
-    params = jax.tree.map(jnp.asarray, params)
+    process = _rough(brute)
+    params = jax.tree.map(jnp.asarray, process.params)
     sampling = Sampling(steps, "first_hitting")
-    generate = _fast_jit(components.generator(sampling, t_min=T_MIN))
+    generate = _fast_jit(process.family.generator(sampling, t_min=T_MIN))
     keys = row_keys(jax.random.key(0), jnp.arange(rows))
     tokens, diagnostics = generate(params, keys, free(rows, brute.length))
-    law = sampler_distribution(
-        components, params, brute.space, steps=steps, sampler=_calibrated, t_min=T_MIN
-    )
-    _assert_drawn_from(law, tokens, brute)
+    probs = process.sampler_distribution(steps=steps, sampler=_calibrated, t_min=T_MIN)
+    _assert_drawn_from(probs, tokens, brute)
     # as many calls as intervals in which a position falls: of two positions, two or one
     masked = [1 - math.exp(-SCHEDULES["absorb"][1](t)) for t in np.linspace(1, T_MIN, steps + 1)]
     shares = -np.diff([*masked, 0]) / masked[0]
@@ -211,27 +194,27 @@ def test_first_hitting_on_a_grid_is_the_chain_of_calibrated_steps(brute):
 
 
 @pytest.mark.parametrize("brute", ["absorb-3-3"], indirect=True)
-def test_first_hitting_has_the_law_of_the_data_and_of_bayes(brute):
+def test_first_hitting_draws_from_the_data_and_from_bayes_rule(brute):
     data, mask, held = brute.space.random_data(0), brute.num_states - 1, 1
-    components = ScoreBased(brute.space.graph, SCHEDULES["absorb"][0], exact_model(brute.space))
     posterior = data * (brute.space.states[:, 1] == held)  # in the middle
     posterior /= posterior.sum()
     start = np.zeros(len(data))
     start[brute.states.index((mask, held, mask))] = 1
     with jax.enable_x64(True):
-        params = exact_params(data)
-        law = first_hitting_distribution(components, params, brute.space)
-        given = first_hitting_distribution(components, params, brute.space, start)
-    np.testing.assert_allclose(law, data, atol=1e-12)
+        process = exact_process(brute.space, SCHEDULES["absorb"][0], data)
+        probs = process.first_hitting_distribution()
+        given = process.first_hitting_distribution(start)
+    np.testing.assert_allclose(probs, data, atol=1e-12)
     np.testing.assert_allclose(given, posterior, atol=1e-12)
 
     rows = 8192  # in every other one the token is held
     free_rows = np.arange(rows) % 2 == 0
     prompt = free(rows, brute.length)
     prompt = Prompt(jnp.full_like(prompt.tokens, held), prompt.held.at[1::2, 1].set(True))
-    generate = _fast_jit(components.generator(Sampling(None, "first_hitting"), t_min=T_MIN))
+    generator = process.family.generator(Sampling(None, "first_hitting"), t_min=T_MIN)
     keys = row_keys(jax.random.key(1), jnp.arange(rows))
-    tokens, diagnostics = jax.device_get(generate(exact_params(data), keys, prompt))
+    drawn = _fast_jit(generator)(exact_params(data), keys, prompt)
+    tokens, diagnostics = jax.device_get(drawn)
     _assert_drawn_from(data, tokens[free_rows], brute)
     _assert_drawn_from(posterior, tokens[~free_rows], brute)
     np.testing.assert_array_equal(diagnostics.evaluations, np.where(free_rows, 3, 2))
@@ -248,8 +231,9 @@ def _bayes(brute, data, sigma_late, sigma_early):
     return kernel
 
 
+@SMALL
 @pytest.mark.parametrize(("support", "t"), [(1.0, 0.2), (0.3, 0.0)])
-def test_reverse_law_is_the_product_of_bayes_kernels(brute, support, t):
+def test_reverse_distribution_is_the_product_of_bayes_kernels(brute, support, t):
     noise, sigma_at, _ = SCHEDULES[brute.name]
     data = brute.space.random_data(0, support)
     if brute.name == "absorb":
@@ -265,7 +249,8 @@ def test_reverse_law_is_the_product_of_bayes_kernels(brute, support, t):
         assert total_variation(got, brute.marginal(data, sigmas[-1])) > 1e-5
 
 
-def test_reverse_law_starts_at_the_limit(brute):
+@SMALL
+def test_reverse_distribution_starts_at_the_limit(brute):
     data = brute.space.random_data(0)
     got = reverse_distribution(brute.space, SCHEDULES[brute.name][0], data, 1.0)
     np.testing.assert_allclose(got, brute.space.limit(), rtol=1e-12, atol=1e-15)
@@ -274,77 +259,12 @@ def test_reverse_law_starts_at_the_limit(brute):
 @pytest.mark.parametrize("brute", ["absorb-4-1", "uniform-4-1"], indirect=True)
 def test_tweedie_with_exact_scores_is_exact_for_a_single_token(brute):
     noise = SCHEDULES[brute.name][0]
-    components = ScoreBased(brute.space.graph, noise, exact_model(brute.space))
     data = brute.space.random_data(0)
     with jax.enable_x64(True):
-        params = exact_params(data)
+        process = exact_process(brute.space, noise, data)
         arguments = {"steps": 2, "sampler": "tweedie", "t_min": T_MIN}
-        noised = sampler_distribution(components, params, brute.space, denoise=False, **arguments)
-        clean = sampler_distribution(components, params, brute.space, **arguments)
-    np.testing.assert_allclose(
-        noised, reverse_distribution(brute.space, noise, data, T_MIN), atol=1e-12
-    )
-    np.testing.assert_allclose(
-        clean, reverse_distribution(brute.space, noise, data, 0.0), atol=1e-12
-    )
-
-
-@pytest.mark.parametrize(
-    ("brute", "sampler"),
-    [("absorb-4-2", "tweedie"), ("uniform-3-3", "euler"), ("uniform-4-2", "tweedie")],
-    indirect=["brute"],
-)
-def test_twice_the_steps_halve_the_error_of_exact_scores(brute, sampler):
-    noise = SCHEDULES[brute.name][0]
-    components = ScoreBased(brute.space.graph, noise, _exact(brute))
-    data = brute.space.random_data(0)
-    truth = reverse_distribution(brute.space, noise, data, T_MIN)
-    with jax.enable_x64(True):
-        params = exact_params(data)
-        errors = [
-            total_variation(
-                sampler_distribution(
-                    components,
-                    params,
-                    brute.space,
-                    steps=steps,
-                    sampler=sampler,
-                    t_min=T_MIN,
-                    denoise=False,
-                ),
-                truth,
-            )
-            for steps in (16, 32, 64)
-        ]
-    assert errors[-1] > 1e-6
-    for coarse, fine in itertools.pairwise(errors):
-        assert 1.6 < coarse / fine < 2.4
-
-
-@functools.cache
-def _exact(brute):
-    return exact_model(brute.space)
-
-
-def test_jump_law_clamps_and_normalises():
-    weights = np.random.default_rng(0).normal(0.3, 1, (3, 2, 4)).astype(np.float32)
-    weights[..., 0] = 0.5  # so that every row has some weight
-    assert weights.min() < 0
-    got = jump_probs(jnp.array(weights))
-    for b, i in np.ndindex(3, 2):
-        clamped = [max(float(w), 0.0) for w in weights[b, i]]
-        expected = [w / sum(clamped) for w in clamped]
-        np.testing.assert_allclose(got[b, i], expected, rtol=1e-6)
-
-
-def test_jump_law_is_the_law_of_jump():
-    # the last row has no state to stay in, as the mask in the final denoising step
-    weights = jnp.array([[0.7, -0.2, 0.1, 0.6], [0.0, 0.3, 0.1, 2.0], [0.4, 0.5, -1.0, 0.1]])
-    xt, rows = jnp.array([0, 0, 4]), 4000
-    keys = jax.random.split(jax.random.key(0), rows)
-    draw = _fast_jit(jax.vmap(lambda key: jump(key, xt, weights)))
-    drawn = np.asarray(draw(keys))
-    for i, law in enumerate(np.float64(jump_probs(weights))):
-        counts = np.bincount(drawn[:, i], minlength=4)
-        assert counts[law == 0].sum() == 0
-        assert chisquare(counts[law > 0], rows * law[law > 0] / law.sum()).pvalue > LEVEL
+        noised = process.sampler_distribution(denoise=False, **arguments)
+        clean = process.sampler_distribution(**arguments)
+    for got, t in ((noised, T_MIN), (clean, 0.0)):
+        expected = reverse_distribution(brute.space, noise, data, t)
+        np.testing.assert_allclose(got, expected, atol=1e-12)

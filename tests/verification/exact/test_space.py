@@ -7,6 +7,7 @@ from scipy.linalg import expm
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.verification.exact.space import (
     Space,
+    goodness_of_fit,
     kl_divergence,
     product_distribution,
     sequences,
@@ -160,3 +161,12 @@ def test_conditional_is_bayes_rule_over_the_sequences(brute):
     expected = np.array([p * (state[1] == 0) for p, state in zip(data, brute.states, strict=True)])
     got = brute.space.conditional(data, given)
     np.testing.assert_allclose(got, expected / expected.sum(), rtol=1e-12)
+
+
+def test_goodness_of_fit():
+    probs = np.array([0.5, 0.3, 0.2 - 1e-5, 1e-5, 0.0])
+    counts = np.random.default_rng(0).multinomial(10_000, probs)
+    assert goodness_of_fit(counts / 10_000, probs, 10_000) > 1e-3
+    other = np.array([0.47, 0.33, 0.2, 0, 0])
+    assert goodness_of_fit(other, probs, 10_000) < 1e-6
+    assert goodness_of_fit(np.array([0.5, 0.3, 0.19, 0, 0.01]), probs, 10_000) == 0  # impossible
