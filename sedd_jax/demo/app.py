@@ -23,7 +23,6 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -85,14 +84,15 @@ class Server:
         self._socket = socket.create_server((host, port), family=kind, dualstack_ipv6=dual)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
-        app = Starlette(
+        self._names = ("localhost", host.lower())
+        self._routes = Starlette(
             routes=[Route("/", self._show), Route("/draw", self._draw, methods=["POST"])],
-            middleware=[Middleware(_guard, server=self, host=host)],
             exception_handlers={BadInput: _refuse, HTTPException: _refuse, Exception: _refuse},
         )
-        app.router.redirect_slashes = False
+        self._routes.router.redirect_slashes = False
         config = uvicorn.Config(
-            app,
+            self._answer,
+            interface="asgi3",  # uvicorn takes a bound method for ASGI 2
             http=functools.partial(_Protocol, limits),
             h11_max_incomplete_event_size=MAX_BYTES,
             loop="asyncio",
@@ -117,10 +117,31 @@ class Server:
         self._closing = self._uvicorn.should_exit = True
         self._thread.join(_GRACE + 2)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether more connections are open than may be."""
-        return len(self._uvicorn.server_state.connections) > self.limits.connections
+    async def _answer(self, scope, receive, send):
+        await (self._refusal(scope) or self._routes)(scope, receive, send)
+
+    def _refusal(self, scope):
+        """Refuses what exceeds the server, and what another site may be asking.
+
+        A name that others own could be made to point here, so a request must call the server by its
+        own name, by `localhost` or by an address; at any port, which may be forwarded.
+        """
+        headers = Headers(scope=scope)
+        host, origin = headers.get("host", ""), headers.get("origin")
+        limit = self.limits.connections
+        if len(self._uvicorn.server_state.connections) > limit:
+            return _Refusal(503, f"{limit} connections are open, the most; try again soon.")
+        if not _is_named(host, self._names):
+            return _Refusal(
+                421,
+                f"The server does not go by the name {host[:80]!r}; use its address, or start it "
+                "with --host=NAME.",
+            )
+        site = headers.get("sec-fetch-site", "none")
+        foreign = origin not in (None, f"http://{host}", f"https://{host}")
+        if scope["method"] == "POST" and (foreign or site not in ("same-origin", "none")):
+            return _Refusal(403, "A page of another site may not ask for this.")
+        return None
 
     async def _show(self, request: Request) -> Response:
         return HTMLResponse(self._page, headers=_PAGE_HEADERS)
@@ -175,6 +196,14 @@ class Server:
             reason = _reason(error)
             _log(client, 500, reason)
             yield _json({"error": reason})
+
+
+def _is_named(host, names):
+    """Whether a Host header has one of the names or any address."""
+    with contextlib.suppress(ValueError):
+        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        return name in names or bool(ipaddress.ip_address(name))
+    return False
 
 
 class _Drawing(StreamingResponse):
@@ -237,44 +266,6 @@ def _log(client, status, reason):
     shown = "".join(sign if sign.isprintable() else " " for sign in reason)[:400]
     shown = shown.encode("ascii", "backslashreplace").decode()
     print(f"refused {status} from {client[0]}: {shown}", file=sys.stderr, flush=True)
-
-
-def _guard(app, server, host):
-    """Wraps an application: refuses what exceeds the server, and what another site may be asking.
-
-    A name that others own could be made to point here, so a request must call the server by its own
-    name, by `localhost` or by an address; at any port, which may be forwarded.
-    """
-    names = ("localhost", host.lower())
-
-    def is_own(called):
-        with contextlib.suppress(ValueError):
-            name = urllib.parse.urlsplit(f"//{called}").hostname or ""
-            return name in names or bool(ipaddress.ip_address(name))
-        return False
-
-    def refusal(scope):
-        headers = Headers(scope=scope)
-        called, origin = headers.get("host", ""), headers.get("origin")
-        if server.is_full:
-            limit = server.limits.connections
-            return _Refusal(503, f"{limit} connections are open, the most; try again soon.")
-        if not is_own(called):
-            return _Refusal(
-                421,
-                f"The server does not go by the name {called[:80]!r}; use its address, or start it "
-                "with --host=NAME.",
-            )
-        site = headers.get("sec-fetch-site", "none")
-        foreign = origin not in (None, f"http://{called}", f"https://{called}")
-        if scope["method"] == "POST" and (foreign or site not in ("same-origin", "none")):
-            return _Refusal(403, "A page of another site may not ask for this.")
-        return None
-
-    async def guarded(scope, receive, send):
-        await (refusal(scope) or app)(scope, receive, send)
-
-    return guarded
 
 
 class _Protocol(H11Protocol):
