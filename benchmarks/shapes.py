@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from sedd_jax.diffusion.score import DenseScore
 from sedd_jax.diffusion.score_entropy import target
 from sedd_jax.experiment.config import Config, ModelConfig, TrainConfig
+from sedd_jax.inference.build import build_family
 from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.config import padded
 from sedd_jax.model.score_model import dense_model

@@ -29,6 +29,7 @@ from sedd_jax.experiment import cli
 from sedd_jax.experiment.config import Config, default_config, parse
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.batches import row_keys
+from sedd_jax.inference.build import build_family
 from sedd_jax.inference.prompt import free
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import ScoreBased
