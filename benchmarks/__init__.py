@@ -1,1 +1,1 @@
-"""Measurements that anybody can repeat: `python -m benchmarks.NAME`."""
+"""Repeatable measurements: `python -m benchmarks.NAME`."""

@@ -1,9 +1,10 @@
-"""Times the baseline: its training step against diffusion's, its cache against none.
+"""Times the autoregressive baseline: its training step, and its key-value cache.
 
     python -m benchmarks.baseline
 
-The networks of configs/tiny.py and configs/ar_tiny.py, in turn in one process: a training step, and
-a batch of sequences sampled with the key-value cache, or with a whole forward pass for every token.
+The networks of configs/tiny.py and configs/ar_tiny.py alternate in one process. One table compares
+their training steps, another compares sampling a batch with the key-value cache and with a whole
+forward pass for every token.
 """
 
 import statistics
@@ -25,14 +26,14 @@ from sedd_jax.inference.build import build_family
 from sedd_jax.inference.prompt import free
 from sedd_jax.model.autoregressive import CausalModel
 
-_ROUNDS = flags.DEFINE_integer("rounds", 10, "Rounds that count.")
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "Measured rounds.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Sequences sampled at a time.")
 _LENGTH = flags.DEFINE_integer("length", 128, "Tokens sampled, at most 128.", upper_bound=128)
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
 
 
 def main() -> None:
-    """Measures as the flags say."""
+    """Runs the benchmark."""
     check_output(_OUTPUT.value)
     configs = {"diffusion": parse(tiny.get_config()), "baseline": parse(ar_tiny.get_config())}
     steps = {name: _step(config) for name, config in configs.items()}

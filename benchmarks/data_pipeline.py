@@ -1,9 +1,9 @@
-"""Times the training batches: tokens a second that the data pipeline delivers.
+"""Times the data pipeline: tokens per second of training batches.
 
     python -m benchmarks.data_pipeline
 
-Over memory-mapped files of random token ids, blocks of 1024 in batches of 64, in random order. The
-last column is how many times faster that is than the training step of configs/tiny.py here.
+The data are memory-mapped files of random token ids, read in blocks of 1024 and batches of 64, in
+random order. The last column is the ratio to the training step of configs/tiny.py on this machine.
 """
 
 import tempfile
@@ -26,7 +26,7 @@ from sedd_jax.inference.build import build_family
 from sedd_jax.training.step import build_programs
 
 _BLOCKS = flags.DEFINE_integer("blocks", 20_000, "Blocks in all files.")
-_FILES = flags.DEFINE_integer("files", 8, "Files, as of so many pieces of a corpus.")
+_FILES = flags.DEFINE_integer("files", 8, "Number of files.")
 _LENGTH = flags.DEFINE_integer("length", 1024, "Tokens in a block.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Blocks in a batch.")
 _BATCHES = flags.DEFINE_integer("batches", 1000, "Batches to take.")
@@ -34,7 +34,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
 
 
 def main() -> None:
-    """Measures as the flags say."""
+    """Runs the benchmark."""
     check_output(_OUTPUT.value)
     with tempfile.TemporaryDirectory() as folder:
         tokens = np.random.default_rng(0).integers(
@@ -63,8 +63,8 @@ def _model_rate(steps: int = 10) -> float:
     """Returns the tokens a second of the training step of configs/tiny.py."""
     config = parse(tiny.get_config())
     keys, mesh = run_keys(config.seed), sharding.build_mesh(config.mesh)
-    components = build_family(config, config.data.vocab_size, sharding.placement(mesh))
-    programs = build_programs(components, config, keys, mesh)
+    family = build_family(config, config.data.vocab_size, sharding.placement(mesh))
+    programs = build_programs(family, config, keys, mesh)
     shape = (config.train.batch_size, config.model.length)
     tokens = np.random.default_rng(0).integers(0, config.data.vocab_size, shape, np.int32)
     batch = sharding.global_batch(tokens, config.train.batch_size, mesh)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.head
 
-Dense, and streamed with all, half and an eighth of the positions masked, in turn in one process.
-The floor is the operations of the three matrix products of the masked positions, at the rate of one
-large product on this machine. Absorbing graph, float32.
+A dense head, and a streamed head with all, half and an eighth of the positions masked, alternate in
+one process. The floor is the FLOPs of the three matrix products of the masked positions at the rate
+of one large product on this machine. Absorbing graph, float32.
 """
 
 import statistics
@@ -27,12 +27,12 @@ from sedd_jax.model.config import padded
 from sedd_jax.model.tiles import Unembedding
 
 _SHAPE = flags.DEFINE_enum("shape", "head_heavy", list(SHAPES), "Sizes, as in training_step.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Calls of each that count.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Measured calls of each.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
 
 
 def main() -> None:
-    """Measures as the flags say."""
+    """Runs the benchmark."""
     check_output(_OUTPUT.value)
     shape = SHAPES[_SHAPE.value]
     keys = jax.random.split(jax.random.key(0), 4)

@@ -2,11 +2,11 @@
 
     python -m benchmarks.learning_parity --config=configs/parity_absorb.py
 
-Protocol: the text is the help topics of Python 3.11.7 joined by blank lines; the first 90 % of its
-bytes train, the rest is held out. A batch is random crops. The held-out bound is the mean over 2000
-fixed crops with stratified times t in [1e-3, 1], in bits per byte, and neither the factor 1 - 1e-3
-nor a prior term is included. Of the config, the graph, noise, model, train and optim sections and
-the tokenizer count; the published code's results are for bytes.
+Protocol: the text is the help topics of Python 3.11.7 joined by blank lines. The first 90 % of its
+bytes are the training split, the rest is held out. A batch consists of random crops. The held-out
+bound is the mean over 2000 fixed crops with stratified times t in [1e-3, 1], in bits per byte,
+without the factor 1 - 1e-3 and the prior term. The script uses the graph, noise, model, train and
+optim sections of the config, and the tokenizer. The results of the published code are for bytes.
 """
 
 import hashlib
@@ -33,13 +33,13 @@ from sedd_jax.training.step import build_train_step, init_state
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A config file.")
 _DATA_SEED = flags.DEFINE_integer("data_seed", 0, "Seed of the order of the training crops.")
-_SECONDS = flags.DEFINE_float("seconds", None, "Stop after so many seconds of training steps.")
+_SECONDS = flags.DEFINE_float("seconds", None, "Stop after this many seconds of training steps.")
 _HELDOUT_CROPS = 2000
 _SHA256 = "71f2ff5d99bdc1f9c48c5c2353ad138201c5ca1c377e0226857ef8fa89b8bcee"
 
 
 def text_split() -> tuple[str, str]:
-    """Returns the text to train on and the held-out text."""
+    """Returns the training text and the held-out text."""
     from pydoc_data import topics
 
     text = "\n\n".join(topics.topics.values()).encode()
@@ -71,15 +71,15 @@ def main() -> None:
     tokenizer = build_tokenizer(data, lambda: [train_text], "".join(sorted(set(train_text))))
     train_tokens, heldout_tokens = map(tokenizer.encode, (train_text, heldout_text))
     bytes_per_token = len(heldout_text.encode()) / len(heldout_tokens)
-    # the published runs had no end-of-document token, which is the last of the bytes
+    # the published runs had no end-of-document token, the last id of the byte tokenizer
     vocab_size = 256 if data.tokenizer == "bytes" else tokenizer.vocab_size
-    components, keys = build_family(settings, vocab_size), run_keys(settings.seed)
+    family, keys = build_family(settings, vocab_size), run_keys(settings.seed)
     train_step = jax.jit(
-        build_train_step(components, settings.train, settings.optim, keys.train), donate_argnums=0
+        build_train_step(family, settings.train, settings.optim, keys.train), donate_argnums=0
     )
     t_min = settings.train.t_min
-    loss = jax.jit(sequence_loss(components, plain_proposal(t_min)))
-    state = init_state(keys.init, components, settings.optim)
+    loss = jax.jit(sequence_loss(family, plain_proposal(t_min)))
+    state = init_state(keys.init, family, settings.optim)
     length, batch_size = settings.model.length, settings.train.batch_size
     held, times = heldout(heldout_tokens, length, t_min)
     units = (times - t_min) / (1 - t_min)
@@ -100,7 +100,7 @@ def main() -> None:
         state, metrics = train_step(state, crops(train_tokens, starts, length))
         losses.add(step, metrics)
         if step == 1:
-            jax.block_until_ready(metrics)  # compiles: not part of the time
+            jax.block_until_ready(metrics)  # the first step compiles and is not timed
             continue
         seconds += time.perf_counter() - began
         if step % 100 == 0:

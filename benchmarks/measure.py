@@ -1,4 +1,4 @@
-"""How the benchmarks time and report: in one process, in turn, with the machine beside it."""
+"""Timing and reports of the benchmarks: programs alternate in one process."""
 
 import json
 import os
@@ -15,9 +15,10 @@ from sedd_jax.system.files import check_output_path
 
 
 def alternate(programs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Returns the seconds that each program says it took, over `rounds` rounds of all of them.
+    """Returns the seconds that each program reports, over `rounds` rounds of all of them.
 
-    One round before those is not counted. Taking turns spreads over all what else the machine does.
+    A first round is not counted. Programs alternate, so that other load on the machine affects all
+    of them alike.
     """
     seconds = {name: [] for name in programs}
     for turn in range(rounds + 1):
@@ -29,7 +30,7 @@ def alternate(programs: dict[str, Callable[[], float]], rounds: int) -> dict[str
 
 
 def timed(f: Callable, *args) -> Callable[[], float]:
-    """Returns a program for `alternate`: f of fixed arguments, until its result is there."""
+    """Returns a program for `alternate`: calls f with fixed arguments and waits for the result."""
 
     def program():
         began = time.perf_counter()
@@ -40,12 +41,12 @@ def timed(f: Callable, *args) -> Callable[[], float]:
 
 
 def temporaries(compiled: jax.stages.Compiled) -> int:
-    """Returns the bytes that a program holds besides arguments and results."""
+    """Returns the bytes of a program's temporaries, without arguments and results."""
     return compiled.memory_analysis().temp_size_in_bytes
 
 
 def product_rate() -> float:
-    """Returns operations a second of a matrix product as transformers have it, at its best."""
+    """Returns the best FLOP/s of one matrix product of a size that transformers have."""
     x, y = jnp.ones((4096, 256)), jnp.ones((256, 1024))
     product = jax.jit(jnp.dot).lower(x, y).compile()
     taken = alternate({"product": timed(product, x, y)}, 200)["product"]
@@ -58,7 +59,7 @@ def cores() -> int:
 
 
 def machine() -> dict[str, str | int]:
-    """Returns what a figure depends on besides the code."""
+    """Returns the facts of the machine and the software that a figure depends on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -74,7 +75,7 @@ def machine() -> dict[str, str | int]:
 
 
 def report(rows: list[dict], output: str | None) -> None:
-    """Prints rows as a table, and writes them with the machine as JSON to a new file.
+    """Prints rows as a table, and writes them with `machine()` as JSON to a new file.
 
     Raises:
       FileExistsError: the file exists; see `check_output`.
@@ -91,7 +92,7 @@ def report(rows: list[dict], output: str | None) -> None:
 
 
 def check_output(output: str | None) -> None:
-    """Raises BadInput if the file for the results cannot be made, before anything is measured."""
+    """Raises BadInput if the results cannot be written; call it before measuring."""
     if output:
         check_output_path(Path(output))
 

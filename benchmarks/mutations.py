@@ -1,7 +1,7 @@
-"""Does the quick test suite notice a mistake in the maths? One textual mutation at a time.
+"""Counts which mistakes in the mathematics the quick test suite catches, one at a time.
 
-Every mutation turns a right formula into a wrong one, in a copy of the tree, and runs the tests of
-the quick suite that should fail. A mutation that survives is a claim that nothing proves.
+A mutation turns a correct formula into a wrong one, in a copy of the tree. The script runs the
+quick tests that should fail. A mutation that survives is a claim that no test proves.
 
     python -m benchmarks.mutations                # all of them: 10 to 20 minutes on 2 cores
     python -m benchmarks.mutations --list
@@ -24,7 +24,7 @@ FILES = ("pyproject.toml", "setup.py", "README.md", "CHANGELOG.md")
 
 
 class Mutation(NamedTuple):
-    """A mistake in one line.
+    """A mistake in the source of one module.
 
     Attributes:
       path: of the module, from `sedd_jax/` on.
@@ -40,7 +40,7 @@ class Mutation(NamedTuple):
 
 
 def mutations_of(path: str, tests: str, *pairs: tuple[str, str]) -> list[Mutation]:
-    """Returns the mutations of one module: (old, new) pairs, caught by the same tests.
+    """Returns the mutations of one module that the same tests catch.
 
     Args:
       path: of the module, from `sedd_jax/` on.
@@ -353,7 +353,7 @@ class Workplace:
 
 
 def faults(mutations: list[Mutation]) -> list[str]:
-    """Returns what is wrong with the list itself: texts that are not there once, missing tests."""
+    """Returns faults of the list: texts that do not occur exactly once, missing tests."""
     found = []
     for number, mutation in enumerate(mutations):
         module = ROOT / "sedd_jax" / mutation.path
@@ -366,7 +366,7 @@ def faults(mutations: list[Mutation]) -> list[str]:
 
 
 def main() -> int:
-    """Runs the mutations and prints which of them are caught."""
+    """Runs the mutations and prints which ones the tests catch."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", type=int, action="append", help="number of a mutation to run")
     parser.add_argument("--list", action="store_true", help="print the mutations and run none")

@@ -1,12 +1,12 @@
-"""Holds what `sedd_jax.plan` predicts against what the devices of this machine do.
+"""Compares what `sedd_jax.plan` predicts with measurements on the devices of this machine.
 
     python -m benchmarks.predicted --config=configs/owt_small.py --per_chip=16
     python -m benchmarks.predicted --config=configs/tiny.py --config.train.batch_size=8
 
-Compiles the training step as `plan` does, for the devices that are here, and runs it on random
-tokens: steps that are each waited for, then steps that are queued, as a training run has them.
-Prints their milliseconds, the tokens a second and the share of the chips' peak; what the compiler
-says of the memory, and what the device, or on a CPU the process, held at most; what is predicted,
+The script compiles the training step as `plan` does, for the devices of this machine, and runs it
+on random tokens: first steps that are awaited one by one, then queued steps, as in a training run.
+It prints their milliseconds, tokens per second and share of the chips' peak; the memory according
+to the compiler, and the peak memory of the device, or on a CPU of the process; and the prediction,
 where `plan` knows the chip.
 """
 
@@ -34,13 +34,13 @@ from sedd_jax.training.throughput import peak_flops, peak_memory_gib
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
 _PER_CHIP = flags.DEFINE_integer("per_chip", None, "As for plan.", lower_bound=1)
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", None, "As for plan.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 10, "Steps that are timed, both ways.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 10, "Timed steps of each kind.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
 _GIB = 2**30
 
 
 def main() -> None:
-    """Compiles, predicts, measures."""
+    """Runs the benchmark."""
     check_output(_OUTPUT.value)
     config = cli.config_from(_CONFIG)
     mesh = build_mesh(config.mesh)
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _seconds(compiled, config, vocab_size, mesh):
-    """The median second of steps that are waited for, and the mean of steps that are queued."""
+    """Returns the median seconds of awaited steps, and the mean seconds of queued steps."""
     family = build_family(config, vocab_size, placement(mesh))
     keys = run_keys(config.seed)
     state = build_programs(family, config, keys, mesh).init(keys.init)
@@ -92,7 +92,7 @@ def _seconds(compiled, config, vocab_size, mesh):
 
 
 def _predicted(compiled, program):
-    """Milliseconds, of chips that are known."""
+    """Returns the predicted milliseconds, "" for an unknown chip."""
     kind = jax.devices()[0].device_kind
     for chip in CHIPS.values():
         if chip.device_kind == kind:
@@ -102,7 +102,7 @@ def _predicted(compiled, program):
 
 
 def _held_gib():
-    """The most that a device has held, or this process where the device is its processor."""
+    """Returns the peak GiB of a device, or on a CPU of this process."""
     most = peak_memory_gib()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 if most is None else most
 

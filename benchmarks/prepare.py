@@ -1,12 +1,12 @@
-"""Times the preparation of text, and its memory: tokens a second, parent and workers.
+"""Measures the preparation of text: tokens per second, and memory of parent and workers.
 
     python -m benchmarks.prepare --gpt2=FOLDER
 
-Text is the help of Python again and again, each document with a number of its own, in one file:
-JSON lines, compressed or not, or with a separator. Plain files are cut into ranges of 32 MB, a
-compressed one is a single piece. The binary prepares it in a process of its own; a row gives the
-largest resident memory of that process and of any worker. They must not grow with the text, but for
-what a tokenizer is fitted on, which is bounded.
+The text repeats the help topics of Python, each document with a different number, in one file: JSON
+lines, compressed or not, or text with a separator. Plain files are split into ranges of 32 MB; a
+compressed file is a single piece. The binary prepares it in a process of its own. A row has the
+peak resident memory of that process and of its largest worker. They must not grow with the text,
+apart from the sample that a tokenizer is fitted on, which is bounded.
 """
 
 import gzip
@@ -36,7 +36,7 @@ _LENGTH = 1024
 
 
 def main() -> None:
-    """Measures as the flags say."""
+    """Runs the benchmark."""
     check_output(_OUTPUT.value)
     tokenizers = {"bytes": [], "sentencepiece": ["--config.data.vocab_size=4096"]}
     if _GPT2.value:
@@ -68,7 +68,7 @@ _FORMS = {"txt": _text, "jsonl": _json_line, "jsonl.gz": _json_line}
 
 
 def _written(folder: Path, form: str, megabytes: int) -> str:
-    """Writes a corpus of so many bytes, before they are compressed, and returns its path."""
+    """Writes a corpus of `megabytes` before compression, and returns its path."""
     path, documents, written = folder / f"{megabytes}.{form}", _documents(), 0
     with gzip.open(path, "wb") if form.endswith(".gz") else path.open("wb") as file:
         while written < megabytes * 2**20:
@@ -87,7 +87,7 @@ def _documents() -> Iterator[str]:
 
 
 def _prepared(corpus: str, output: Path, tokenizer: str, choices: list[str]) -> dict[str, float]:
-    """Prepares the corpus and returns tokens a second and memory."""
+    """Prepares the corpus, and returns tokens per second and memory."""
     command = [
         sys.executable, "-m", "sedd_jax.prepare", "--config=configs/smoke.py",
         f"--config.data.corpus={corpus}", f"--config.data.separator={_SEPARATOR}",
@@ -96,7 +96,7 @@ def _prepared(corpus: str, output: Path, tokenizer: str, choices: list[str]) -> 
         f"--workers={_WORKERS.value}",
     ]  # fmt: skip
     began = time.perf_counter()
-    # What it says goes to a file: a pipe that nobody reads would fill up and stop it.
+    # Its output goes to a file: a pipe that nobody reads would fill up and block it.
     with (
         tempfile.TemporaryFile() as said,
         subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT) as process,
@@ -126,13 +126,13 @@ def _all_of(file: BinaryIO) -> str:
 
 
 def _peaks(pid: int) -> dict[int, int]:
-    """The largest resident memory so far, in bytes, of a process and its children."""
+    """Returns the peak resident memory, in bytes, of a process and of its children."""
     peaks = {}
     for path in Path("/proc").glob("[0-9]*/status"):
         try:
             lines = dict(line.split(":\t", 1) for line in path.read_text().splitlines())
         except (OSError, ValueError):
-            continue  # it has ended
+            continue  # the process has ended
         number = int(path.parent.name)
         if pid in (number, int(lines["PPid"])):
             peaks[number] = int(lines.get("VmHWM", "0 kB").split()[0]) * 1024

@@ -1,4 +1,4 @@
-"""Times the published PyTorch code beside ours, in its own process that is idle meanwhile."""
+"""Times the published PyTorch code in a process of its own, idle while ours is timed."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ class Published:
     """The published code in a worker process; use as a context manager.
 
     Args:
-      python: A Python interpreter with torch and what the published code imports.
+      python: A Python interpreter with torch and the packages that the published code imports.
       path: Folder of the published code.
 
     Raises:
@@ -27,7 +27,7 @@ class Published:
     def __init__(self, python: str, path: str):
         # a file, since nobody reads a pipe while the worker runs
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 lives as long as the worker
-        # our module path would give the worker's Python the packages of another version
+        # our module path would give the worker packages of another Python version
         env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         try:
             self._process = subprocess.Popen(
@@ -49,7 +49,7 @@ class Published:
 
     def ask(self, op: str, **spec) -> dict:
         """Returns the worker's answer to a request (see published_worker.py)."""
-        with contextlib.suppress(BrokenPipeError):  # then `_read` says why
+        with contextlib.suppress(BrokenPipeError):  # `_read` reports the reason
             self._process.stdin.write(json.dumps({"op": op, **spec}) + "\n")
             self._process.stdin.flush()
         answer = self._read()

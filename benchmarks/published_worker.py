@@ -1,14 +1,14 @@
-"""Times the published PyTorch code; `benchmarks.published` starts and asks it.
+"""Times the published PyTorch code; `benchmarks.published` starts it and sends requests.
 
     PYTHON benchmarks/published_worker.py --path=PUBLISHED_CODE
 
-PYTHON has torch, numpy, einops, omegaconf and huggingface_hub (jax is not needed). Each line of
-stdin is a request and gets one JSON line on stdout: {"seconds": ..., "cpu_seconds": ...} or
-{"error": "..."}. Absorbing graph, loglinear noise, float32, CPU. A request has an "op", the fields
-of `SIZES` and, to differ from 0, a "dropout":
+PYTHON needs torch, numpy, einops, omegaconf and huggingface_hub, no jax. Each line of stdin is a
+request and gets one JSON line on stdout: {"seconds": ..., "cpu_seconds": ...} or {"error": "..."}.
+Absorbing graph, log-linear noise, float32, CPU. A request has an "op", the fields of `SIZES` and
+optionally a "dropout" (0 by default):
   train        one training step as published: draw t and xt, loss, gradient, clip, AdamW, EMA
   sample       one run of the published sampler with "steps" analytic updates and the denoiser;
-               the answer also has "updates", the seconds of each of these
+               the answer also has "updates", the seconds of each of them
   sample_step  one analytic update of length 1/"steps" at time "t"
 """
 
@@ -28,7 +28,7 @@ _MODULES = ("graph_lib", "losses", "model", "model.ema", "model.utils", "noise_l
 
 
 def _attention(qkv, cu_seqlens, max_seqlen, dropout_p, causal):
-    """Plain softmax attention in place of flash_attn's, which is for GPUs; [b s, 3, h, d]."""
+    """Plain softmax attention in place of flash_attn, which needs a GPU; [b s, 3, h, d]."""
     del cu_seqlens, dropout_p, causal  # equal lengths, no dropout, not causal
     query, key, value = (
         part.transpose(1, 2) for part in qkv.unflatten(0, (-1, max_seqlen)).unbind(2)
@@ -38,7 +38,7 @@ def _attention(qkv, cu_seqlens, max_seqlen, dropout_p, causal):
 
 
 def load(path: str, threads: int) -> types.SimpleNamespace:
-    """Imports torch and the published modules, with stand-ins for what only a GPU has.
+    """Imports torch and the published modules, with substitutes for what needs a GPU.
 
     Raises:
       ImportError: `path` or this Python lacks a module.
@@ -51,7 +51,7 @@ def load(path: str, threads: int) -> types.SimpleNamespace:
     torch.set_num_interop_threads(1)
     # on CPU the published bfloat16 regions would be slower than float32, which we compare
     torch.cuda.amp.autocast = lambda *args, **kwargs: contextlib.nullcontext()
-    # no submodule `layers`: the published code then takes its own rotary embedding
+    # without a submodule `layers` the published code uses its own rotary embedding
     sys.modules["flash_attn"] = types.ModuleType("flash_attn")
     interface = types.ModuleType("flash_attn.flash_attn_interface")
     interface.flash_attn_varlen_qkvpacked_func = _attention
@@ -68,7 +68,7 @@ class Runs:
 
     Args:
       published: The modules.
-      request: A request, of which the sizes and the dropout count.
+      request: A request; its sizes and dropout are used.
     """
 
     def __init__(self, published, request):
@@ -137,13 +137,13 @@ class Runs:
 
 
 class Worker:
-    """Answers requests; keeps the model of the last size."""
+    """Answers requests, and keeps the model of the last size."""
 
     def __init__(self, published):
         self._published, self._key, self._runs = published, None, None
 
     def answer(self, request: dict) -> dict:
-        """Does what the request asks for and returns the answer."""
+        """Carries out the request and returns the answer."""
         ops = {"train": Runs.train, "sample": Runs.sample, "sample_step": Runs.sample_step}
         if request.get("op") not in ops:
             raise ValueError(f"the op is {request.get('op')!r}, not one of {', '.join(ops)}")
@@ -152,7 +152,7 @@ class Worker:
             self._key = self._runs = None  # frees the previous model before the next is built
             self._runs, self._key = Runs(self._published, request), key
         run = ops[request["op"]](self._runs, request)
-        next(run)  # prepares, which is not timed
+        next(run)  # preparation is not timed
         wall, cpu = time.perf_counter(), time.process_time()
         extra = next(run)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -160,12 +160,12 @@ class Worker:
 
 
 def main() -> None:
-    """Loads the published code, says so with a line, then answers until stdin ends."""
+    """Loads the published code, prints a line when ready, and answers until stdin ends."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--path", required=True, help="folder of the published code")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     args = parser.parse_args()
-    # whatever libraries print goes to stderr; only our answers go to stdout
+    # output of libraries goes to stderr; stdout has our answers only
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if not all(os.path.exists(os.path.join(args.path, f)) for f in ("graph_lib.py", "losses.py")):
@@ -178,7 +178,7 @@ def main() -> None:
     for line in sys.stdin:
         try:
             answer = worker.answer(json.loads(line))
-        except Exception as error:  # the worker lives on for the next request
+        except Exception as error:  # the worker stays alive for the next request
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
 

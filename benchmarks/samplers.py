@@ -2,8 +2,8 @@
 
     python -m benchmarks.samplers --checkpoint=runs/tiny --ways=first_hitting,tweedie:512
 
-A way is a sampler, or SAMPLER:STEPS. All take turns; `times_first` is the time over that of the
-first way in the same round. How good the samples are `sedd_jax.evaluate --suite=quality` says.
+A way is SAMPLER or SAMPLER:STEPS. The ways alternate; `times_first` is the time over that of the
+first way in the same round. `sedd_jax.evaluate --suite=quality` measures the quality of samples.
 """
 
 import statistics
@@ -28,12 +28,12 @@ _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "8", "32"], "Sequences at 
 _LENGTH = flags.DEFINE_integer(
     "length", None, "Tokens per sequence; the trained length by default."
 )
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Runs of each that count.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Measured runs of each.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
 
 
 def main() -> None:
-    """Measures as the flags say."""
+    """Runs the benchmark."""
     check_output(_OUTPUT.value)
     if not _CHECKPOINT.value:
         raise BadInput("--checkpoint=FOLDER is needed.")
@@ -53,7 +53,7 @@ def _sampling(way):
 
 
 def _measured(checkpoint, ways, batch_size):
-    """The rows of a batch size."""
+    """Returns the rows of a batch size."""
     config = checkpoint.config
     length = _LENGTH.value or config.model.length
     keys = row_keys(jax.random.key(0), jnp.arange(batch_size))

@@ -2,11 +2,12 @@
 
     python -m benchmarks.sampling_step --batch_size=4
 
-"streamed" is the sampler as it is; "parts" the least it could be: the blocks of the network, and
-the product of the table with half of the positions (those masked, on average), written to memory.
-"dense" is the same sampler with log-scores written out, over a few steps, which all cost the same.
-With --published=FOLDER and --published_python=PYTHON the published sampler takes its turn: one
-analytic update halfway. Absorbing graph, Tweedie steps; the final denoising step counts as one.
+"streamed" is the sampler of the library. "parts" is the work that it cannot avoid: the network's
+blocks, and the product of the unembedding with half of the positions (those masked, on average),
+written to memory. "dense" is the same sampler with materialised log-scores, over a few steps, since
+each costs the same. With --published=FOLDER and --published_python=PYTHON the published sampler
+alternates with them: one analytic update halfway. Absorbing graph, Tweedie steps; the final
+denoising step counts as one.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from absl import flags
 
 from benchmarks.measure import alternate, check_output, report, temporaries, timed
 from benchmarks.published import Published
-from benchmarks.shapes import Shape, components_of
+from benchmarks.shapes import Shape, family_of
 from sedd_jax.experiment import cli
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.prompt import free
@@ -31,22 +32,22 @@ _HIDDEN = flags.DEFINE_integer("hidden", 256, "Width of the network.")
 _BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of the network.")
 _STEPS = flags.DEFINE_integer("steps", 64, "Steps of the streamed run.")
 _DENSE_STEPS = flags.DEFINE_integer("dense_steps", 3, "Steps of the dense run.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Runs of each that count.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Measured runs of each.")
 _PUBLISHED = flags.DEFINE_string("published", None, "Folder of the published PyTorch code.")
 _PYTHON = flags.DEFINE_string("published_python", "python", "A Python that has torch.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
 
 
-def random_params(components):
-    """Weights of a network whose answers differ by token."""
-    params = jax.jit(components.model.init)(jax.random.key(0))
+def random_params(family):
+    """Returns weights of a network whose scores differ by token."""
+    params = jax.jit(family.model.init)(jax.random.key(0))
     kernel = params["head"]["kernel"]
     params["head"]["kernel"] = 0.05 * jax.random.normal(jax.random.key(1), kernel.shape)
     return params
 
 
 def main() -> None:
-    """Measures as the flags say."""
+    """Runs the benchmark."""
     check_output(_OUTPUT.value)
     shape = Shape(
         tokens=_TOKENS.value,
@@ -56,7 +57,7 @@ def main() -> None:
         length=_LENGTH.value,
         batch=_BATCH_SIZE.value,
     )
-    streamed = components_of(shape, "streamed", "none")
+    streamed = family_of(shape, "streamed", "none")
     params = random_params(streamed)
     args = (
         params,
@@ -65,13 +66,15 @@ def main() -> None:
     )
     programs, memory = {}, {}
     for head, steps in (("streamed", _STEPS.value), ("dense", _DENSE_STEPS.value)):
-        generator = components_of(shape, head, "none").generator(Sampling(steps), t_min=1e-3)
+        generator = family_of(shape, head, "none").generator(Sampling(steps), t_min=1e-3)
         compiled = jax.jit(generator).lower(*args).compile()
         memory[head] = temporaries(compiled)
         programs[head] = _per_step(timed(compiled, *args), steps + 1)
 
     xt = jnp.full((shape.batch, shape.length), streamed.graph.mask_id)
-    blocks = jax.jit(lambda params: streamed.model.score(params, xt, jnp.ones(len(xt))).rows.hidden)
+    blocks = jax.jit(
+        lambda params: streamed.model.score(params, xt, jnp.ones(len(xt))).inputs.hidden
+    )
     programs["blocks"] = _repeated(timed(blocks.lower(params).compile(), params))
     masked = jax.random.normal(jax.random.key(3), (xt.size // 2, shape.hidden))
     product = jax.jit(jnp.dot).lower(masked, params["head"]["kernel"]).compile()
@@ -113,7 +116,7 @@ def main() -> None:
 
 
 def _repeated(program, times=20):
-    """As often in a row as a run would: the first call after another program finds cold caches."""
+    """Repeats a program as a run does: the first call after another program has cold caches."""
     return lambda: sum(program() for _ in range(times)) / times
 
 

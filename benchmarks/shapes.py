@@ -1,4 +1,4 @@
-"""What the benchmarks run: networks of some shapes, and the vocabulary head alone."""
+"""The networks that the benchmarks run, by name, and the vocabulary head alone."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from sedd_jax.model.vocab_head import StreamedScore
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Sizes of a step."""
+    """Sizes of a training step."""
 
     tokens: int
     hidden: int
@@ -29,7 +29,7 @@ class Shape:
     batch: int
 
     def product_operations(self) -> tuple[float, float]:
-        """Returns operations in the matrix products of the blocks and of the head, backward too."""
+        """Returns the FLOPs of a step's matrix products, forward and backward: blocks, head."""
         positions = self.batch * self.length
         weights = 12 * self.hidden**2 * self.blocks
         attention = 2 * self.length * self.hidden * self.blocks
@@ -51,7 +51,7 @@ HEADS = {
 
 
 def config_of(shape: Shape, remat: str) -> Config:
-    """Returns the settings of a step."""
+    """Returns the settings of a training step of this shape."""
     model = ModelConfig(
         hidden_size=shape.hidden,
         num_blocks=shape.blocks,
@@ -63,18 +63,29 @@ def config_of(shape: Shape, remat: str) -> Config:
     return Config(model=model, train=TrainConfig(batch_size=shape.batch))
 
 
-def components_of(shape: Shape, head: str, remat: str) -> ScoreBased:
-    """Returns graph, noise and network; "dense" has the network write out its log-scores."""
-    components = build_family(config_of(shape, remat), shape.tokens)
-    return components._replace(model=HEADS[head](components.model))
+def family_of(shape: Shape, head: str, remat: str) -> ScoreBased:
+    """Returns a diffusion model of this shape.
+
+    Args:
+      shape: sizes.
+      head: "streamed", or "dense" for a network that materialises its log-scores.
+      remat: what the backward pass recomputes, see `config.model.remat`.
+    """
+    family = build_family(config_of(shape, remat), shape.tokens)
+    return family._replace(model=HEADS[head](family.model))
 
 
 def compiled_head(shape: Shape, head: str) -> jax.stages.Compiled:
-    """Returns loss and gradient as a function of hidden states and table, float32.
+    """Returns the compiled loss and gradient from the hidden states on, float32.
 
-    Its arguments: hidden [B, L, D], table, sigma [B], xt [B, L] and x0 [B, L].
+    The arguments of the program are hidden [B, L, D], the unembedding, sigma [B], xt [B, L] and
+    x0 [B, L].
+
+    Args:
+      shape: sizes.
+      head: "streamed" or "dense".
     """
-    graph = components_of(shape, head, "none").graph
+    graph = family_of(shape, head, "none").graph
     stream = StreamedHead(graph.num_states, tiling_for(ANYWHERE.platform), ANYWHERE)
     columns = padded(graph.num_states)
 

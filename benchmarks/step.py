@@ -1,4 +1,4 @@
-"""A training step to be timed."""
+"""A training step for the benchmarks to time."""
 
 import time
 
@@ -11,22 +11,20 @@ from sedd_jax.training.step import build_train_step, init_state
 
 
 class Step:
-    """A compiled training step with a state of its own, which every call advances."""
+    """A compiled training step with its own state, which every call advances."""
 
-    def __init__(self, components: Family, config: Config, tokens: jax.Array):
+    def __init__(self, family: Family, config: Config, tokens: jax.Array):
         keys = run_keys(0)
-        self._init = lambda: jax.jit(lambda key: init_state(key, components, config.optim))(
-            keys.init
-        )
+        self._init = lambda: jax.jit(lambda key: init_state(key, family, config.optim))(keys.init)
         self._state = None
         self._tokens = tokens
         step = jax.jit(
-            build_train_step(components, config.train, config.optim, keys.train), donate_argnums=0
+            build_train_step(family, config.train, config.optim, keys.train), donate_argnums=0
         )
         self.compiled = step.lower(jax.eval_shape(self._init), self._tokens).compile()
 
     def __call__(self) -> float:
-        """Takes a step and returns its seconds."""
+        """Runs one step and returns its seconds."""
         if self._state is None:
             self._state = jax.block_until_ready(self._init())
         began = time.perf_counter()

@@ -4,12 +4,13 @@
     python -m benchmarks.training_step --shape=body_heavy --variants=streamed/products,streamed/none
     python -m benchmarks.training_step --shape=owt_small --batch_size=8 --rounds=0
 
-A variant is HEAD/REMAT: the head streamed or dense (the oracle, same network, same loss), and
-`config.model.remat`. Steps take turns in one process. With --published=FOLDER and
---published_python=PYTHON the published code takes its turn, in a process that sleeps meanwhile. The
-memory is the compiler's: of the step, and of loss and gradient from the hidden states on (head).
-The floor is the operations of the matrix products, half the positions masked, at the rate of one
-large product on this machine. Absorbing graph, no dropout. --rounds=0 compiles only.
+A variant is HEAD/REMAT: a streamed or a dense head (the oracle: same network, same loss), and
+`config.model.remat`. Steps alternate in one process. With --published=FOLDER and
+--published_python=PYTHON the published code alternates with them, in a process that sleeps
+otherwise. The memory figures are the compiler's, of the step and of loss and gradient from the
+hidden states on (head). The floor is the FLOPs of the matrix products, with half of the positions
+masked, at the rate of one large product on this machine. Absorbing graph, no dropout. --rounds=0
+compiles only.
 """
 
 import contextlib
@@ -21,23 +22,23 @@ from absl import flags
 
 from benchmarks.measure import alternate, check_output, product_rate, report, temporaries
 from benchmarks.published import Published
-from benchmarks.shapes import HEADS, SHAPES, compiled_head, components_of, config_of
+from benchmarks.shapes import HEADS, SHAPES, compiled_head, config_of, family_of
 from benchmarks.step import Step
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
 from sedd_jax.model.transformer import REMAT
 
 _SHAPE = flags.DEFINE_enum("shape", "head_heavy", list(SHAPES), "Sizes of the step.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Sequences, if not those of the shape.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Sequences; those of the shape by default.")
 _VARIANTS = flags.DEFINE_list("variants", ["streamed/products", "dense/products"], "What to time.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Steps of each variant that count.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Measured steps of each variant.")
 _PUBLISHED = flags.DEFINE_string("published", None, "Folder of the published PyTorch code.")
 _PYTHON = flags.DEFINE_string("published_python", "python", "A Python that has torch.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
 
 
 def main() -> None:
-    """Measures as the flags say."""
+    """Runs the benchmark."""
     check_output(_OUTPUT.value)
     shape = SHAPES[_SHAPE.value]
     if _BATCH_SIZE.value is not None:
@@ -48,12 +49,12 @@ def main() -> None:
     tokens = jax.random.randint(jax.random.key(1), (shape.batch, shape.length), 0, shape.tokens)
     with contextlib.ExitStack() as stack:
         published = {}
-        if _PUBLISHED.value:  # first: it may not be there, and ours take long to compile
+        if _PUBLISHED.value:  # first: it may be missing, and ours take long to compile
             worker = stack.enter_context(Published(_PYTHON.value, _PUBLISHED.value))
             spec = dataclasses.asdict(shape) | {"cond": 128}
             published["published"] = lambda: worker.seconds("train", **spec)
         steps = {
-            name: Step(components_of(shape, head, remat), config_of(shape, remat), tokens)
+            name: Step(family_of(shape, head, remat), config_of(shape, remat), tokens)
             for name, (head, remat) in variants.items()
         }
         programs = steps | published

@@ -1,4 +1,4 @@
-"""Demonstrations on problems small enough to see whole: `python -m examples.NAME`."""
+"""Demonstrations on problems small enough to print: `python -m examples.NAME`."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from sedd_jax.errors import BadInput
 
 
 def new_file(workdir: str | None, name: str) -> Path:
-    """Returns the path of a file to be written in `workdir`, which is made if absent.
+    """Returns the path of a new file in `workdir`, which is created if absent.
 
     Raises:
-      BadInput: no folder is named, it cannot be made, or it holds such a file already.
+      BadInput: `workdir` is missing, it cannot be created, or it has such a file already.
     """
     if not workdir:
         raise BadInput("--workdir=FOLDER is needed.")

@@ -2,17 +2,20 @@
 
     python -m examples.ratios --workdir=FOLDER    # 10 seconds on 2 CPU cores
 
-One token with p = (0.05, 0.15, 0.30, 0.50), no noise, every state a neighbour of every other. The
-same two-layer network learns s(x)_y = p(y) / p(x) by concrete score matching (Eq. 4: its output is
-the ratio) and by score entropy (Eq. 5: its output is the log ratio), with exact expectations, the
-same 32 initial weights and the same optimizer; each learning rate is the best of RATES at step 70.
+There is one token with p = (0.05, 0.15, 0.30, 0.50) and no noise, and every state is a neighbour of
+every other. The same two-layer network learns s(x)_y = p(y) / p(x) by concrete score matching
+(Eq. 4; the output is the ratio) and by score entropy (Eq. 5; the output is the log ratio), with
+exact expectations, the same 32 initial weights and the same optimizer. Each learning rate is the
+best of RATES at step 70.
 
-Score entropy never has a negative ratio; squared error has some, for some initial weights until
-step 33. Which learns faster depends on the measure and on the optimizer. By Adam, score entropy has
-the smaller relative error (by a factor of 1.5 to 2), squared error slightly the smaller absolute
-error; by plain gradient descent (--optimizer=sgd) squared error has the smaller of both.
+Score entropy never gives a negative ratio. Squared error gives some, with some initial weights
+until step 33. Which one learns faster depends on the measure and the optimizer. With Adam, score
+entropy has the smaller relative error (by a factor of 1.5 to 2), and squared error a slightly
+smaller absolute error. With plain gradient descent (--optimizer=sgd) squared error is smaller in
+both.
 
-Prints the matrices of the first initial weights and the mean errors of all; writes `ratios.png`.
+The example prints the matrices of the first initial weights and the mean errors of all of them, and
+writes `ratios.png`.
 """
 
 from collections.abc import Callable
@@ -38,7 +41,7 @@ from sedd_jax.verification.exact.space import Space
 PROBS = np.array([0.05, 0.15, 0.30, 0.50])
 SPACE = Space(graph.uniform(4), length=1)
 TRUTH = exact_ratios(SPACE, PROBS)[:, 0]  # [x, y]
-LEARNT = ~np.eye(4, dtype=bool)  # the ratio of a state to itself is 1, and no objective counts it
+LEARNT = ~np.eye(4, dtype=bool)  # the ratio of a state to itself is 1; no objective counts it
 HIDDEN = 32
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 OPTIMIZERS = {"adam": optax.adam, "sgd": optax.sgd}
@@ -46,7 +49,7 @@ SHOWN = (10, 30, 50, 70)
 
 
 class Objective(NamedTuple):
-    """How ratios are learnt: the loss of the output [S, 1, V], and the ratios that it means."""
+    """An objective: the loss of the output [S, 1, V], and the map from output to ratios."""
 
     loss: Callable
     ratio: Callable
@@ -63,7 +66,7 @@ MEASURES = {
 
 
 def init(key):
-    """Returns the weights of the network, such that its outputs are of order 1."""
+    """Returns initial weights that give outputs of order 1."""
     inner_key, outer_key = jax.random.split(key)
     return {
         "inner": jax.random.normal(inner_key, (4, HIDDEN)),
@@ -74,13 +77,21 @@ def init(key):
 
 
 def network(params):
-    """Returns the outputs for all four states, [S, 1, V]: with one-hot input, a row of `inner`."""
+    """Returns the outputs for all four states, [S, 1, V]: one-hot input picks a row of `inner`."""
     hidden = jax.nn.relu(params["inner"] + params["inner_bias"][None])
     return (hidden @ params["outer"] + params["outer_bias"][None])[:, None]
 
 
 def learn(objective: Objective, optimizer: str, rates=RATES, num_inits=32, steps=SHOWN[-1]):
-    """Returns the ratios after every step, [rates, num_inits, steps, 4, 4]."""
+    """Returns the ratios after every step, [rates, num_inits, steps, 4, 4].
+
+    Args:
+      objective: what is minimised.
+      optimizer: a key of OPTIMIZERS.
+      rates: learning rates.
+      num_inits: number of initial weights.
+      steps: updates.
+    """
 
     def run(rate, key):
         transform = OPTIMIZERS[optimizer](rate)
@@ -101,18 +112,18 @@ def learn(objective: Objective, optimizer: str, rates=RATES, num_inits=32, steps
 
 
 def best(ratios, measure):
-    """Returns the index of the learning rate with the least mean error after the last step."""
+    """Returns the index of the learning rate with the smallest mean error after the last step."""
     last = measure(ratios[:, :, -1]).mean(1)
-    return int(np.argmin(np.where(np.isfinite(last), last, np.inf)))  # too large a rate: no number
+    return int(np.argmin(np.where(np.isfinite(last), last, np.inf)))  # divergence gives NaN
 
 
 def negatives(ratios):
-    """Returns the number of the 12 learnt ratios that are not positive, over the last two axes."""
+    """Returns how many of the 12 learnt ratios are not positive, over the last two axes."""
     return (ratios <= 0)[..., LEARNT].sum(-1)
 
 
 def show(runs: dict[str, np.ndarray]) -> None:
-    """Prints matrices and errors of the runs, {objective: [rates, inits, steps, 4, 4]}."""
+    """Prints the matrices and errors of the runs, {objective: [rates, inits, steps, 4, 4]}."""
     relative = MEASURES["mean relative error"]
     paths = {name: ratios[best(ratios, relative), 0] for name, ratios in runs.items()}
     for step in SHOWN:
@@ -136,8 +147,8 @@ def show(runs: dict[str, np.ndarray]) -> None:
 
 
 def plot(runs: dict[str, np.ndarray], file: Path) -> None:
-    """Writes errors against steps, and the matrices of the first initial weights as heat maps."""
-    from matplotlib.colors import LogNorm  # only here: a plot is the last thing that is made
+    """Plots errors against steps, and the matrices of the first initial weights as heat maps."""
+    from matplotlib.colors import LogNorm  # imported here: optional, and the plot comes last
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 9), layout="constrained")
@@ -157,7 +168,7 @@ def plot(runs: dict[str, np.ndarray], file: Path) -> None:
         for axes, (title, ratio) in zip(row, panels.items(), strict=True):
             ratio = np.where(LEARNT, ratio, 1)
             axes.imshow(np.where(ratio > 0, ratio, np.nan), norm=LogNorm(0.05, 20))
-            axes.set_facecolor("red")  # shows where a ratio is not positive and has no logarithm
+            axes.set_facecolor("red")  # visible where a ratio is not positive and has no logarithm
             for (x, y), value in np.ndenumerate(ratio):
                 axes.text(y, x, f"{value:.2f}", ha="center", va="center", color="white")
             axes.set(title=title, xticks=[], yticks=[])
@@ -165,7 +176,7 @@ def plot(runs: dict[str, np.ndarray], file: Path) -> None:
 
 
 def main() -> None:
-    """Learns, prints and plots as the flags say."""
+    """Learns the ratios, prints them and plots them."""
     file = new_file(flags.FLAGS.workdir, "ratios.png")
     runs = {name: learn(one, flags.FLAGS.optimizer) for name, one in OBJECTIVES.items()}
     show(runs)
@@ -173,7 +184,7 @@ def main() -> None:
     print(f"\nwritten: {file}")
 
 
-if __name__ == "__main__":  # flags only here: the binaries define one of the same name
+if __name__ == "__main__":  # here, since the binaries define a flag of the same name
     flags.DEFINE_string("workdir", None, "Folder for the plot; made if absent.")
     flags.DEFINE_enum("optimizer", "adam", list(OPTIMIZERS), "Optimizer of both objectives.")
     cli.run(main)

@@ -2,15 +2,15 @@
 
     python -m examples.sentences --workdir=FOLDER    # 40 seconds on 2 CPU cores
 
-Prints the forward process on one token, what the trained network predicts for masked words, one
-sample being denoised, and how often each sentence comes out of [MASK] [MASK] [MASK] [MASK]: every
-sample must be one of the six, all six alike (chi-square test), or the exit code is 1. Writes
-`frequencies.png`. Training and sampling are those of the library, on a network of 45 thousand
-parameters.
+The example prints the forward process on one token, what the trained network predicts for masked
+words, one sample while it is denoised, and how often each sentence is sampled from [MASK] [MASK]
+[MASK] [MASK]. Every sample must be one of the six, with equal frequencies (chi-square test), or the
+exit code is 1. It writes `frequencies.png`. Training and sampling are those of the library, with a
+network of 45 thousand parameters.
 
-The published network knows positions only relative to each other (rotary embedding), so four masks
-look alike from every place, and trained so, four samples of five are no sentence. Sentences that
-stand at fixed places need `model.learned_positions`.
+The published network has rotary embeddings, which encode relative positions only. In a row of four
+masks it therefore predicts the same word everywhere, and four of five of its samples are not a
+sentence. Sentences at fixed positions need `model.learned_positions`.
 """
 
 import sys
@@ -54,7 +54,7 @@ PARTLY_NOISED = ("[MASK] love [MASK] .", "You [MASK] NLP [MASK]", "[MASK] [MASK]
 
 
 def settings() -> Config:
-    """Returns the settings of the run: the default ones but for the sizes and the pace."""
+    """Returns the settings of the run: the defaults, with a small network and a fast schedule."""
     config = default_config()
     config.model.hidden_size = 32
     config.model.cond_dim = 16
@@ -69,57 +69,69 @@ def settings() -> Config:
     config.optim.learning_rate = 5e-3
     config.optim.warmup_steps = 20
     config.optim.decay = "cosine"
-    config.optim.ema_decay = 0.98  # the run is shorter than the memory of 0.9999
+    config.optim.ema_decay = 0.98  # 0.9999 averages over more steps than the run has
     return parse(config)
 
 
 def train(config: Config) -> tuple[ScoreBased, Params, list[float]]:
-    """Returns graph, noise and network, the averaged weights, and the loss of every step."""
-    components = build_family(config, vocab_size=len(WORDS) - 1)
+    """Returns the model, its averaged weights, and the loss of every step."""
+    family = build_family(config, vocab_size=len(WORDS) - 1)
     keys = run_keys(config.seed)
-    state = jax.jit(lambda key: init_state(key, components, config.optim))(keys.init)
+    state = jax.jit(lambda key: init_state(key, family, config.optim))(keys.init)
     train_step = jax.jit(
-        build_train_step(components, config.train, config.optim, keys.train), donate_argnums=0
+        build_train_step(family, config.train, config.optim, keys.train), donate_argnums=0
     )
     batch, losses = jnp.asarray(np.tile(DATA, (config.train.batch_size // len(DATA), 1))), []
     for _ in range(config.train.steps):
         state, metrics = train_step(state, batch)
         losses.append(metrics["loss"])
-    return components, state.ema_params, jax.device_get(losses)
+    return family, state.ema_params, jax.device_get(losses)
 
 
-def predictions(components: ScoreBased, params: Params, xt: np.ndarray, t) -> np.ndarray:
-    """Returns the predicted law of the clean word at every place (Eq. 18), [B, L, words].
+def predictions(family: ScoreBased, params: Params, xt: np.ndarray, t) -> np.ndarray:
+    """Returns the predicted distribution of the clean word at every position (Eq. 18), [B, L, N].
 
-    The time t, one for all or [B], hardly matters: under the absorbing graph the law does not
-    depend on it.
+    Args:
+      family: the model.
+      params: its weights.
+      xt: noised tokens, [B, L].
+      t: time, a scalar or [B]. It hardly matters: under the absorbing graph the true distribution
+        does not depend on it.
     """
-    graph, noise, model = components
+    graph, noise, model = family
 
-    def laws(params, xt, t):
+    def denoised(params, xt, t):
         sigma = jnp.broadcast_to(noise.sigma(t), len(xt))
         probs = denoise_probs(graph, xt, jnp.exp(model.apply(params, xt, sigma)), sigma)
         return probs / probs.sum(-1, keepdims=True)
 
-    return np.asarray(jax.jit(laws)(params, jnp.asarray(xt), jnp.float32(t)))
+    return np.asarray(jax.jit(denoised)(params, jnp.asarray(xt), jnp.float32(t)))
 
 
-def draw(components: ScoreBased, params: Params, config: Config, num_samples: int, steps: int):
-    """Returns samples [N, L] and how the first came about, [steps + 2, L]."""
-    generator = components.generator(Sampling(steps), t_min=config.train.t_min, trace=True)
+def draw(family: ScoreBased, params: Params, config: Config, num_samples: int, steps: int):
+    """Returns samples [N, L], and the first one after every step, [steps + 2, L].
+
+    Args:
+      family: the model.
+      params: its weights.
+      config: the settings, for the seed and t_min.
+      num_samples: N.
+      steps: Tweedie steps before the final denoising step.
+    """
+    generator = family.generator(Sampling(steps), t_min=config.train.t_min, trace=True)
     keys = row_keys(run_keys(config.seed).sample, jnp.arange(num_samples))
     tokens, diagnostics = jax.jit(generator)(params, keys, free(num_samples, DATA.shape[1]))
     return np.asarray(tokens), np.asarray(diagnostics.trace[:, 0])
 
 
 def frequencies(tokens: np.ndarray) -> tuple[np.ndarray, int, float]:
-    """Returns how many samples are each sentence, how many are none, and the chi-square p-value."""
+    """Returns the count of each sentence, that of other samples, and the chi-square p-value."""
     counts = (tokens[:, None] == DATA).all(-1).sum(0)
     return counts, len(tokens) - int(counts.sum()), float(chisquare(counts).pvalue)
 
 
 def fault(invalid: int, p_value: float) -> str:
-    """Returns what is wrong with the samples, nothing if they are as they must be."""
+    """Returns what is wrong with the samples, an empty string if nothing is."""
     if invalid:
         return f"failed: {invalid} of the samples are none of the six sentences."
     if p_value < 1e-3:
@@ -128,26 +140,26 @@ def fault(invalid: int, p_value: float) -> str:
 
 
 def show_forward(sigma: float = 1.5) -> None:
-    """Prints the law of one token after the forward process (Eq. 16)."""
+    """Prints the distribution of one token after the forward process (Eq. 16)."""
     words = ("cat", "dog")
-    law = absorbing(len(words)).transition(jnp.array(words.index("cat")), jnp.array(sigma))
-    cells = ", ".join(f"{word} {p:.3f}" for word, p in zip((*words, "[MASK]"), law, strict=True))
+    probs = absorbing(len(words)).transition(jnp.array(words.index("cat")), jnp.array(sigma))
+    cells = ", ".join(f"{word} {p:.3f}" for word, p in zip((*words, "[MASK]"), probs, strict=True))
     print(f"cat after total noise {sigma}: {cells}; 1 - exp(-{sigma}) = {-np.expm1(-sigma):.3f}")
 
 
-def show_predictions(components: ScoreBased, params: Params) -> None:
-    """Prints the predicted law of every masked word of some sentences."""
+def show_predictions(family: ScoreBased, params: Params) -> None:
+    """Prints the predicted distribution of every masked word of some sentences."""
     xt = encode(*PARTLY_NOISED)
-    for row, laws in zip(xt, predictions(components, params, xt, t=0.5), strict=True):
+    for row, probs in zip(xt, predictions(family, params, xt, t=0.5), strict=True):
         print(f"\n{decode(row)}")
         for place in np.flatnonzero(row == len(WORDS) - 1):
-            cells = zip(WORDS, laws[place], strict=False)  # no law has an entry for the mask
+            cells = zip(WORDS, probs[place], strict=False)  # the mask has no entry
             print(f"  word {place + 1}: " + "  ".join(f"{word} {p:.4f}" for word, p in cells))
 
 
 def plot(counts: np.ndarray, file: Path) -> None:
-    """Writes the frequencies as bars, with that of equal shares."""
-    from matplotlib.figure import Figure  # only here: a plot is the last thing that is made
+    """Writes a bar chart of the frequencies, with a line at equal shares."""
+    from matplotlib.figure import Figure  # imported here: optional, and the plot comes last
 
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
@@ -160,17 +172,17 @@ def plot(counts: np.ndarray, file: Path) -> None:
 
 
 def main() -> None:
-    """Trains, shows and checks."""
+    """Trains, prints the tables, and checks the samples."""
     file = new_file(flags.FLAGS.workdir, "frequencies.png")
     show_forward()
     config = settings()
-    components, params, losses = train(config)
+    family, params, losses = train(config)
     print(
         f"\nloss, mean of the first and of the last 100 of {len(losses)} steps: "
         f"{np.mean(losses[:100]):.3f}, {np.mean(losses[-100:]):.3f} nats per word"
     )
-    show_predictions(components, params)
-    tokens, trace = draw(components, params, config, flags.FLAGS.num_samples, steps=16)
+    show_predictions(family, params)
+    tokens, trace = draw(family, params, config, flags.FLAGS.num_samples, steps=16)
     print("\none sample:")
     for step, row in enumerate(trace):
         if step == 0 or (row != trace[step - 1]).any():
@@ -186,7 +198,7 @@ def main() -> None:
         sys.exit(reason)
 
 
-if __name__ == "__main__":  # flags only here: the binaries define one of the same name
+if __name__ == "__main__":  # here, since the binaries define a flag of the same name
     flags.DEFINE_string("workdir", None, "Folder for the plot; made if absent.")
     flags.DEFINE_integer("num_samples", 600, "Number of samples.", lower_bound=60)
     cli.run(main)

@@ -33,8 +33,8 @@ def trained():
     config = sentences.settings()
     short = dataclasses.replace(config.train, steps=800)
     config = dataclasses.replace(config, train=short)
-    components, params, losses = sentences.train(config)
-    return config, components, params, losses
+    family, params, losses = sentences.train(config)
+    return config, family, params, losses
 
 
 def curve(ratio, measure):
@@ -112,20 +112,20 @@ def test_the_loss_reaches_the_entropy_of_the_data(trained):
 
 
 @pytest.mark.slow
-def test_predictions_are_the_conditional_laws_at_all_times(trained):
-    _, components, params, _ = trained
+def test_predictions_are_the_conditional_distributions_at_all_times(trained):
+    _, family, params, _ = trained
     xt = np.tile(sentences.encode("[MASK] love [MASK] .", "You [MASK] NLP [MASK]"), (3, 1))
     who, what = [1 / 3] * 3 + [0] * 4, [0] * 4 + [1 / 2] * 2 + [0]
     one = np.eye(7)
     want = [[who, one[3], what, one[6]], [one[1], one[3], one[5], one[6]]] * 3
-    got = sentences.predictions(components, params, xt, np.repeat([0.1, 0.5, 0.9], 2))
+    got = sentences.predictions(family, params, xt, np.repeat([0.1, 0.5, 0.9], 2))
     np.testing.assert_allclose(got, want, atol=0.03)
 
 
 @pytest.mark.slow
 def test_samples_are_the_six_sentences_equally_often(trained):
-    config, components, params, _ = trained
-    tokens, trace = sentences.draw(components, params, config, num_samples=600, steps=16)
+    config, family, params, _ = trained
+    tokens, trace = sentences.draw(family, params, config, num_samples=600, steps=16)
     _, invalid, p_value = sentences.frequencies(tokens)
     # after this short run an impossible word has a probability of some 2e-4: 0.5 in 2400 words
     assert invalid <= 3
