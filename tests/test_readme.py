@@ -2,9 +2,17 @@
 
 import importlib
 import re
+import sys
+import types
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+
+from sedd_jax.experiment.config import default_config, parse
+from sedd_jax.inference.build import check_names
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -41,6 +49,22 @@ def test_every_row_of_the_table_names_something_that_exists(function, test):
         value = getattr(value, part)
     assert callable(value)
     assert function.rsplit(".", 1)[-1] in (ROOT / test).read_text()
+
+
+def test_the_example_of_extending_is_code_that_the_settings_can_name(monkeypatch):
+    (example,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL
+    )
+    module = types.ModuleType("my_code")
+    monkeypatch.setitem(sys.modules, "my_code", module)
+    exec(compile(example, "extending.md", "exec"), module.__dict__)
+    config = default_config()
+    config.graph, config.noise.schedule = "my_code:masking", "my_code:quadratic"
+    config.train.objective, config.eval.sampler = "my_code:per_token", "my_code:EqualNoise"
+    check_names(parse(config))
+    t = jnp.array([0.2, 0.7])
+    sigma, dsigma = module.quadratic(default_config().noise)
+    np.testing.assert_allclose(dsigma(t), jax.vmap(jax.grad(sigma))(t), rtol=1e-5)
 
 
 def test_documents_link_to_files_that_exist():
