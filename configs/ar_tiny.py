@@ -1,4 +1,4 @@
-"""The autoregressive baseline at the size of tiny.py, on the same text: what diffusion is up to.
+"""The autoregressive baseline with the size and the text of tiny.py, to compare diffusion with.
 
 Paper row: none. Hardware: 2 CPU cores. Metric: held-out bits per byte, exact.
 

@@ -1,11 +1,11 @@
 """SEDD on DNA, four letters, uniform graph.
 
-Paper row: none; the graph and noise that users of the published code train DNA with, and the size
-of their convolutional networks. Hardware: one accelerator, or a CPU for short sequences. Metric:
-perplexity bound per letter, 4 for noise.
+Paper row: none; graph and noise are those that users of the published code train on DNA, and the
+size is that of their convolutional networks. Hardware: one accelerator, or a CPU for short
+sequences. Metric: perplexity bound per letter, 4 for noise.
 
-The corpus is FASTA; a sequence is a block, so it must have at least `model.length` letters, and is
-cut there. Shorter ones, and those with other letters than A, C, G and T, are left out and counted.
+The corpus is FASTA. A sequence is a block: it must have at least `model.length` letters and is cut
+there. Shorter sequences, and those with letters other than A, C, G and T, are skipped and counted.
 
     python -m sedd_jax.train --config=configs/dna_uniform.py --workdir=runs/dna \
         --config.data.corpus=sequences.fa.gz --config.model.length=100
@@ -23,7 +23,7 @@ def get_config():
     config.model.num_blocks = 6
     config.model.num_heads = 4
     config.model.length = 1024
-    config.model.learned_positions = True  # a motif has its place in the window
+    config.model.learned_positions = True  # a motif has a fixed position in the window
     config.data.corpus = "sequences.fa.gz"
     config.data.bad_documents = "skip"
     config.data.tokenizer = "dna"

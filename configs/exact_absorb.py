@@ -18,7 +18,7 @@ def get_config():
     config.model.num_blocks = 2
     config.model.num_heads = 2
     config.model.dropout = 0.0
-    config.model.dtype = "float32"  # the limits are for it
+    config.model.dtype = "float32"  # the limits of the claims assume it
     config.model.learned_positions = True  # the distribution of a token depends on its position
     config.train.steps = 2000
     config.train.batch_size = 256

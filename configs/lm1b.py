@@ -1,16 +1,17 @@
 """SEDD on One Billion Words, absorbing graph, sentences in a row cut at 128 tokens.
 
-Paper row: 1BW, test perplexity bound 32.79; of its tokens, and whether sentences were wrapped, the
-paper says little, so compare bits per byte. Hardware: one TPU or GPU host; this project has not
-trained it, so no time is given. The tokenizer is a sentencepiece model of 8192 pieces, trained on
-10 million characters from all over the training split. Held out: the test split.
+Paper row: 1BW, test perplexity bound 32.79. The paper says little about its tokens and about
+wrapping of sentences, so compare bits per byte. Hardware: one TPU or GPU host; not trained by this
+project, so no time is given. The tokenizer is a sentencepiece model of 8192 pieces, trained on 10
+million characters sampled from the whole training split. Held out: the test split.
 
     python -m sedd_jax.prepare --config=configs/lm1b.py --output=data/lm1b
     python -m sedd_jax.train --config=configs/lm1b.py --workdir=runs/lm1b \
         --config.data.prepared=data/lm1b
 
-The data set comes from tensorflow-datasets. From the files of the benchmark itself, a sentence a
-line: `--config.data.corpus=training-monolingual --config.data.heldout_corpus=heldout-monolingual`.
+The data set comes from tensorflow-datasets. With the files of the benchmark itself, one sentence
+per line, give `--config.data.corpus=training-monolingual` and
+`--config.data.heldout_corpus=heldout-monolingual`.
 """
 
 from sedd_jax.experiment.config import default_config

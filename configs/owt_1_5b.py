@@ -1,11 +1,11 @@
 """SEDD with 1.45 billion parameters on OpenWebText, absorbing graph: beyond the paper's sizes.
 
-Paper row: none. Hardware it is laid out for, on which it has not run: 8 accelerators of 80 GB or
-more that share the parameters, one host of H100 or a v5p-16 slice. A parameter takes 16 bytes of
-state (weight, two moments, average), 23 GB in all and 2.9 GB a device; the gradient and the sum
-over microbatches add 8 while a step runs, 1.5 GB a device. The rest is for gathered weights and the
-activations of 8 sequences. The learning rate is a choice below the medium model's, untested and not
-tuned. Data as in owt_small.py.
+Paper row: none. Intended hardware, on which it has not run: 8 accelerators of at least 80 GB, with
+the parameters sharded over all 8; one host of H100 or a v5p-16 slice. The state has 16 bytes per
+parameter (weight, two moments, average), 23 GB in total and 2.9 GB per device. During a step the
+gradient and the sum over microbatches add 8 bytes, 1.5 GB per device. The rest is for gathered
+weights and the activations of 8 sequences. The learning rate is below that of the medium model,
+untested and not tuned. Data as in owt_small.py.
 
     python -m sedd_jax.train --config=configs/owt_1_5b.py --workdir=runs/owt_1_5b \
         --config.data.prepared=data/owt

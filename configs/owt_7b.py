@@ -1,13 +1,13 @@
 """SEDD with 6.95 billion parameters on OpenWebText, absorbing graph: beyond the paper's sizes.
 
-Paper row: none. Hardware it is laid out for, on which it has not run: 64 accelerators of 80 GB or
-more, 8 hosts of H100 or a v5p-128 slice, where each 8 share the parameters, over the fast network
-of a host. A parameter takes 16 bytes of state (weight, two moments, average), 111 GB in all and
-13.9 GB a device; the gradient and the sum over microbatches add 8 while a step runs, 7.0 GB a
-device. Of a block only its input is kept, 4.3 GB for 8 sequences in float32; the rest is for
-gathered weights and one block's activations. Moments in bfloat16 (`optim.first_moment`,
-`optim.second_moment`) would save 3.5 GB a device. Batch and learning rate are choices, untested and
-not tuned. Data as in owt_small.py.
+Paper row: none. Intended hardware, on which it has not run: 64 accelerators of at least 80 GB, 8
+hosts of H100 or a v5p-128 slice, with the parameters sharded over 8 devices each, over the fast
+network of a host. The state has 16 bytes per parameter (weight, two moments, average), 111 GB in
+total and 13.9 GB per device. During a step the gradient and the sum over microbatches add 8 bytes,
+7.0 GB per device. Only the input of a block is kept, 4.3 GB for 8 sequences in float32; the rest is
+for gathered weights and the activations of one block. bfloat16 moments (`optim.first_moment`,
+`optim.second_moment`) save 3.5 GB per device. Batch size and learning rate are untested and not
+tuned. Data as in owt_small.py.
 
     python -m sedd_jax.train --config=configs/owt_7b.py --workdir=runs/owt_7b \
         --config.data.prepared=data/owt

@@ -1,8 +1,8 @@
 """SEDD medium on OpenWebText, absorbing graph.
 
 Paper row: SEDD absorb, medium; zero-shot perplexity bounds LAMBADA 42.77, WikiText2 31.04,
-PTB 87.12, WikiText103 29.98, 1BW 61.19. Hardware: one host with 8 accelerators; this project
-has not trained it, so no time is given. Data as in owt_small.py.
+PTB 87.12, WikiText103 29.98, 1BW 61.19. Hardware: one host with 8 accelerators; not trained
+by this project, so no time is given. Data as in owt_small.py.
 
     python -m sedd_jax.train --config=configs/owt_medium.py --workdir=runs/owt_medium \
         --config.data.prepared=data/owt

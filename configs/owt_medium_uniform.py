@@ -2,7 +2,8 @@
 
 Paper row: SEDD uniform, medium; zero-shot perplexity bounds LAMBADA 51.28, WikiText2 38.93,
 PTB 102.28, WikiText103 36.81, 1BW 79.12. Hardware: as owt_medium.py; not trained by this project.
-Append `:paper` to the config's name for the noise of the paper's text, see owt_small_uniform.py.
+With `:paper` appended to the config's name, the noise is that of the paper's text; see
+owt_small_uniform.py.
 
     python -m sedd_jax.train --config=configs/owt_medium_uniform.py --workdir=runs/medium_uniform \
         --config.data.prepared=data/owt

@@ -3,8 +3,8 @@
 Paper row: SEDD uniform, small; zero-shot perplexity bounds LAMBADA 65.40, WikiText2 50.27,
 PTB 140.12, WikiText103 49.60, 1BW 101.37. Hardware: as owt_small.py; not trained by this project.
 
-The published code's noise runs from 1e-4 to 20, the paper's text says 1e-5 to 20: append `:paper`
-to the config's name for the latter.
+The noise goes from 1e-4 to 20 in the published code, and from 1e-5 to 20 in the paper's text. With
+`:paper` appended to the config's name it is the latter.
 
     python -m sedd_jax.train --config=configs/owt_small_uniform.py --workdir=runs/small_uniform \
         --config.data.prepared=data/owt

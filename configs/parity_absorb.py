@@ -1,4 +1,4 @@
-"""The small absorbing model whose learning curve is known from the published code.
+"""The small absorbing model to compare learning curves with the published code.
 
 Paper row: none; 1.1M parameters on 0.4 MB of English bytes, 1000 steps of 32 x 128 tokens.
 Hardware: 2 CPU cores, about 7 minutes. Metric: held-out bits per byte, docs/learning.md.

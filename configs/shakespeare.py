@@ -1,4 +1,4 @@
-"""Any UTF-8 text file of a megabyte or so, characters; named after the usual one.
+"""Characters of any UTF-8 text file of about a megabyte, such as tiny Shakespeare.
 
 Paper row: none. Hardware: 2 CPU cores or anything larger. Metric: held-out bits per byte.
 
@@ -13,5 +13,5 @@ def get_config():
     config = tiny.get_config()
     config.data.corpus = "input.txt"
     config.data.tokenizer = "characters"
-    config.data.vocab_size = 0  # as many as the text has
+    config.data.vocab_size = 0  # the number of different characters of the text
     return config

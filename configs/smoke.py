@@ -1,6 +1,6 @@
-"""Does everything once, in under a minute: for tests and for a first look.
+"""A run of less than a minute that does everything once, for tests and a first look.
 
-Paper row: none. Hardware: any. Metric: none, 40 steps learn nothing but letter frequencies.
+Paper row: none. Hardware: any. Metric: none; 40 steps learn letter frequencies only.
 
     python -m sedd_jax.train --config=configs/smoke.py --workdir=runs/smoke
 """

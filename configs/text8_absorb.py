@@ -1,11 +1,10 @@
 """SEDD on text8, characters, absorbing graph.
 
 Paper row: text8, 256 characters, 12 layers; 1.39 bits per character. Hardware: one TPU or GPU host;
-this project has not trained it, so no time is given.
+not trained by this project, so no time is given.
 
-The corpus is the text8 file: 100 MB of a to z and spaces. Its end is held out: the last 10 %,
-which is the usual validation and test parts together. The bound printed in bits per byte is bits
-per character here.
+The corpus is the text8 file: 100 MB of a to z and spaces. The last 10 % are held out, which are the
+usual validation and test splits together. The bound in bits per byte is in bits per character.
 
     python -m sedd_jax.train --config=configs/text8_absorb.py --workdir=runs/text8 \
         --config.data.corpus=text8

@@ -10,7 +10,7 @@ from sedd_jax.experiment.config import default_config
 
 def get_config():
     config = default_config()
-    config.data.tokenizer = "sentencepiece"  # 2.5 bytes a token: that much more text per step
+    config.data.tokenizer = "sentencepiece"  # 2.5 bytes per token: more text per step
     config.data.vocab_size = 1024
     config.model.hidden_size = 128
     config.model.cond_dim = 64
@@ -24,7 +24,7 @@ def get_config():
     config.optim.learning_rate = 2e-3
     config.optim.warmup_steps = 50
     config.optim.decay = "cosine"
-    config.optim.ema_decay = 0.99  # the run is shorter than the memory of 0.9999
+    config.optim.ema_decay = 0.99  # 0.9999 averages over more steps than the run has
     config.eval.every = 150
     config.eval.batch_size = 32
     config.eval.max_blocks = 256
