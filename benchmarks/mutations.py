@@ -85,11 +85,15 @@ MUTATIONS = [
         ("(states != target.xt[..., None]) & (", "(states >= 0) & ("),
         ("+ xlogy(ratio, ratio) - ratio", "+ xlogy(ratio, ratio)"),
         ("graph.noised_guess(sigma)", "graph.noised_guess(2 * sigma)"),
+    ),
+    *mutations_of(
+        "diffusion/times.py",
+        "diffusion/test_times.py",
         ("(order_key, grid % 1)", "(order_key, jnp.minimum(grid, 1))"),
         ("t_min + (1 - t_min) * sample_quantiles", "t_min + sample_quantiles"),
     ),
     *mutations_of(
-        "diffusion/score_entropy.py",
+        "diffusion/times.py",
         "inference/test_bound.py",
         ("return v**2 * (3 - 2 * v)", "return v**3 * (3 - 2 * v)"),
     ),
@@ -263,7 +267,7 @@ MUTATIONS = [
         "inference/test_conditioning.py",
         ("state.log_weight + info.log_prob", "state.log_weight"),
         ("jnp.arange(count) + categorical.uniform(key, ())", "jnp.arange(count) + 0.5"),
-        ("jnp.where(poor, 0, log_weight)", "log_weight"),
+        ("jnp.where(degenerate, 0, log_weight)", "log_weight"),
     ),
     *mutations_of(
         "training/step.py",

@@ -17,7 +17,7 @@ _HOMES = {
     "Score": "sedd_jax.diffusion.score",
     "DenseScore": "sedd_jax.diffusion.score",
     "prior_kl": "sedd_jax.diffusion.score_entropy",
-    "sample_times": "sedd_jax.diffusion.score_entropy",
+    "sample_times": "sedd_jax.diffusion.times",
     "staggered_score": "sedd_jax.diffusion.denoiser",
     "tweedie_probs": "sedd_jax.diffusion.denoiser",
     "denoise_probs": "sedd_jax.diffusion.denoiser",

@@ -87,8 +87,8 @@ class RequestHandler:
     def _lines(self, prompt, snapshots):
         yield {"note": "Waiting for the model; the first drawing of a size is compiled first."}
         for snapshot in snapshots:
-            if not snapshot.calls:
-                yield player_setup(self._checkpoint, prompt, snapshot.most)
+            if not snapshot.nfe:
+                yield player_setup(self._checkpoint, prompt, snapshot.max_nfe)
             yield frame(self._checkpoint, prompt, snapshot)
 
     def _is_encodable(self, template):

@@ -1,11 +1,11 @@
-"""The one way tokens are drawn: whether to jump first, then where to, with fine enough noise.
+"""How tokens are drawn: first whether to jump, then where to, from uniforms with a fine grid.
 
 Float32 noise on the usual 2^-23 grid never produces events rarer than about 1e-7. Drawing
 {stay, V tokens} jointly makes the probability of each token p/T at T steps, so rare tokens vanish
 as T grows: more steps look colder, and generative perplexity too good (Zheng et al. 2024). Two
-remedies, both used here: the decision to jump is drawn apart from the target, which removes the
-1/T, and uniforms are made from 64 random bits with their fine end near 0, so that probabilities
-down to 2^-64 (5e-20) occur.
+remedies, both used here: the decision to jump is drawn separately from the target, which removes
+the 1/T, and uniforms are made from 64 random bits with their finest grid near 0, so that
+probabilities down to 2^-64 (5e-20) occur.
 
 References:
   Zheng et al., Masked Diffusion Models are Secretly Time-Agnostic Masked Models and Exploit
@@ -39,14 +39,14 @@ def uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
 def uniform_by_position(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
     """Draws as `uniform` does; leading entries do not depend on the size of the first axis.
 
-    So a row draws the same numbers in an array of any width.
+    So a row of any width draws the same leading uniforms.
     """
     bits = jax.random.bits(key, (*shape, 2), jnp.uint32)
     return uniform_from_bits(bits[..., 0], bits[..., 1])
 
 
 def gumbel_from_uniform(u: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """Returns -log(-log(1 - u)): the fine end of u lies at the upper tail, where maxima live."""
+    """Returns -log(-log(1 - u)): u near 0, where its grid is finest, gives the upper tail."""
     return -jnp.log(-jnp.log1p(-u))
 
 
@@ -97,7 +97,7 @@ def jump(
     Args:
       key: random key, used once.
       xt: current states. A state outside [0, V) has no weight to stay, so it always leaves:
-        this is how the mask goes in the final denoising step, whose V excludes it.
+        this removes the mask in the final denoising step, whose V excludes it.
       probs: weights of the next state, need not be normalised.
       token_filter: temperature and top-p of the new state; it does not affect the jump probability.
     """

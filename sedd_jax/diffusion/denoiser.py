@@ -12,7 +12,7 @@ def staggered_score(
 ) -> Float[Array, "B L V"]:
     """Returns exp(-delta_sigma Q) score, the first factor of Eq. 19.
 
-    Times p_t(x_t), this is the marginal p_(t - dt) at each y: the forward step, undone.
+    Times p_t(x_t), this is the marginal p_(t - dt) at each y: it inverts the forward step.
 
     Args:
       graph: the token graph.
@@ -31,8 +31,8 @@ def tweedie_probs(
     """Returns the weights of x_(t - dt) given x_t, per position (Theorem 4.2, Eq. 19).
 
     With exact scores of a single token this is Bayes' rule; over sequences it is the optimum
-    among rules that treat positions independently. Rows sum to 1 whatever the score, but entries
-    of an approximate score may be negative: clamp before sampling. Rounding of the score is
+    among rules that treat positions independently. Rows sum to 1 for any score, but those of
+    an approximate score may have negative entries: clamp before sampling. Rounding of the score is
     multiplied by exp(delta_sigma): at float32, delta_sigma = 11 costs 2e-5 of a probability and 16
     costs 3e-3 (uniform graph, geometric noise to 20: the first of 16 and of 8 steps).
 

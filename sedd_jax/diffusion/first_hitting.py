@@ -6,15 +6,15 @@ with probability (1 - exp(-sigma)) / (1 - exp(-sigma(1))), independently of the 
 
     1 - exp(-sigma_i) = u_i (1 - exp(-sigma(1))),    u_i uniform on (0, 1),
 
-and at sigma_i the token is y with probability score_y / sum of score, given the tokens that are
-there by then. The network is evaluated only where something happens: at most once per position.
+and at sigma_i the token is y with probability score_y / sum of score, given the tokens
+present then. The network is evaluated only when a position changes: at most once per position.
 With exact scores the samples have the data distribution, and given held tokens the conditional one:
 no time is discretised.
 
 On a grid of T steps, positions whose times fall into the same interval are drawn together, by one
-evaluation at its start; positions that are left below t_min come last. This is the distribution of
-Tweedie with T steps and totals of the ratios of 1 / (exp(sigma) - 1), as the exact ones are,
-without the evaluations in which nothing happens.
+evaluation at its start; those whose times are below t_min come last. This is the distribution of
+Tweedie with T steps, if the ratios of a position sum to 1 / (exp(sigma) - 1), as exact ones do,
+without the evaluations in which nothing changes.
 
 Only normalised ratios are used. A network whose totals are larger jumps earlier under Tweedie.
 
@@ -41,21 +41,21 @@ class Hits(NamedTuple):
     """When positions leave the mask.
 
     Attributes:
-      call: number of the evaluation of its row that draws a position, from 0 on; -1 where held.
-      sigma: total noise at which that evaluation is made.
+      evaluation: index, from 0, of the network evaluation that draws a position; -1 where held.
+      sigma: total noise of that evaluation.
     """
 
-    call: Int[Array, "B L"]
+    evaluation: Int[Array, "B L"]
     sigma: Float[Array, "B L"]
 
     @property
-    def calls(self) -> Int[Array, "B"]:
-        """Evaluations of every row."""
-        return self.call.max(-1) + 1
+    def nfe(self) -> Int[Array, "B"]:
+        """Network evaluations of every row."""
+        return self.evaluation.max(-1) + 1
 
 
 class HittingState(NamedTuple):
-    """State of the sampler: the tokens, how many steps are done, and when positions change."""
+    """State of the sampler: the tokens, the number of steps done, and when positions change."""
 
     xt: Int[Array, "B L"]
     step: Int[Array, ""]
@@ -85,31 +85,31 @@ class FirstHitting(Sampler):
         self, keys: Key[Array, "B"], process: Process, state: HittingState
     ) -> tuple[HittingState, SamplerInfo]:
         hits = state.hits
-        called = state.step < hits.calls
-        at = hits.call == jnp.minimum(state.step, hits.calls - 1)[:, None]
+        evaluated = state.step < hits.nfe
+        at = hits.evaluation == jnp.minimum(state.step, hits.nfe - 1)[:, None]
         sigma = jnp.where(at, hits.sigma, 0).max(-1)  # a finished row stays at its last noise
 
         def weights(total):
             return StepWeights(scale=jnp.ones_like(total), cut=None, stay=jnp.zeros_like(total))
 
         score = process.score_fn(state.xt, sigma)
-        draw = score.draw(keys, weights, at & called[:, None], process.token_filter)
+        draw = score.draw(keys, weights, at & evaluated[:, None], process.token_filter)
         xt = process.clamp(draw.xt)
         info = SamplerInfo(
             changed=jnp.sum(xt != state.xt, axis=-1),
             finite=jnp.all(jnp.isfinite(draw.total), axis=-1),
             sigma=sigma,
-            called=called,
+            evaluated=evaluated,
         )
         return HittingState(xt, state.step + 1, hits), info
 
     final = step
 
     def nfe(self, process: Process, state: HittingState) -> Int[Array, "B"]:
-        return state.hits.calls
+        return state.hits.nfe
 
     def schedule(self, state: HittingState) -> Int[Array, "B L"]:
-        return state.hits.call
+        return state.hits.evaluation
 
 
 def hits_from_uniforms(
@@ -120,7 +120,7 @@ def hits_from_uniforms(
     Args:
       u: uniforms, one for each position.
       noise: the schedule.
-      free: positions that are sampled.
+      free: positions to sample, those not held.
       t_min: the smallest time of training: no evaluation is made at less noise than there.
       steps: of the grid, evenly from 1 to t_min; None for one position per evaluation.
     """
@@ -137,5 +137,5 @@ def hits_from_uniforms(
     interval = jnp.searchsorted(-masked[1:], -hit)  # how many later times of the grid are noisier
     in_order = jnp.take_along_axis(interval, order, -1)
     opens = jnp.pad(in_order[:, 1:] != in_order[:, :-1], ((0, 0), (1, 0)))
-    call = jnp.take_along_axis(jnp.cumsum(opens, axis=-1), rank, -1)
-    return Hits(jnp.where(free, call, -1).astype(jnp.int32), sigmas[interval])
+    evaluation = jnp.take_along_axis(jnp.cumsum(opens, axis=-1), rank, -1)
+    return Hits(jnp.where(free, evaluation, -1).astype(jnp.int32), sigmas[interval])

@@ -1,11 +1,11 @@
 """Importance sampling of (t, which positions move), in proportion to the loss of a uniform guess.
 
 The loss of a sequence is a mean over t uniform on [t_min, 1] and over which positions have moved,
-and varies widely between draws, above all with how many moved. A guess that knows nothing of the
-text has a known loss, a(t) at a position that moved and b(t) at any other. With draws in proportion
-to m a + (L - m) b, where m of L positions moved, the average is over the ratio of the model's loss
-to the guess's, which varies little; under the absorbing graph, where b = 0, it is the mean loss per
-mask. Weights keep the expectation of the loss, and of its gradient, unchanged.
+and varies widely between draws, above all with how many moved. The loss
+of a uniform guess is known: a(t) at a position that moved and b(t) at any other. With draws in
+proportion to m a + (L - m) b, where m of L positions moved, the average is over the ratio of the
+model's loss to the guess's, which varies little; under the absorbing graph, where b = 0, it is the
+mean loss per mask. Weights keep the expectation of the loss, and of its gradient, unchanged.
 """
 
 from typing import NamedTuple
@@ -21,15 +21,15 @@ from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.diffusion.score_entropy import score_entropy
 
-CELLS = 128  # of t; within a cell times are uniform
-FLOOR = 0.05  # share of the times that are uniform over [t_min, 1], so that no cell is left out
+CELLS = 128  # intervals of t; within one, times are uniform
+FLOOR = 0.05  # share of the times that are uniform over [t_min, 1]: every cell has draws
 
 
 class Proposal(NamedTuple):
     """A proposal distribution of (t, moved positions), piecewise constant in t.
 
     Attributes:
-      edges: of the cells of t.
+      edges: borders of the C cells of t.
       density: of t in each cell, relative to the uniform density.
       moved: loss a of the guess at a position that moved.
       other: loss b of the guess at any other position.
@@ -47,7 +47,7 @@ class Proposal(NamedTuple):
 
 
 class NoisedBatch(NamedTuple):
-    """Times, noised tokens, and importance weights: what `propose` draws."""
+    """Times, noised tokens and importance weights, as `propose` draws them."""
 
     t: Float[Array, "B"]
     xt: Int[Array, "B L"]
@@ -84,11 +84,11 @@ def propose(
     proposal: Proposal,
     graph: Graph,
     noise: Noise,
-    unit: Float[Array, "B"],
+    quantiles: Float[Array, "B"],
     x0: Int[Array, "B L"],
     lengths: Int[Array, "B"] | None = None,
 ) -> NoisedBatch:
-    """Draws x_t at times given by their quantiles.
+    """Draws x_t at the times of given quantiles.
 
     The mean of weight * f(t, x_t) is that of f under Algorithm 1, for every f that is 0 where the
     guess has no loss: under the absorbing graph, without a mask.
@@ -98,12 +98,12 @@ def propose(
       proposal: the distribution to draw from.
       graph: the token graph.
       noise: the schedule.
-      unit: quantiles of t, each uniform on [0, 1).
+      quantiles: of t, each uniform on [0, 1).
       x0: clean tokens.
       lengths: of the rows, whose padding does not move; None for full rows.
     """
     length = x0.shape[1] if lengths is None else lengths
-    t = jnp.interp(unit, jnp.asarray(proposal.quantiles), jnp.asarray(proposal.edges))
+    t = jnp.interp(quantiles, jnp.asarray(proposal.quantiles), jnp.asarray(proposal.edges))
     cell = jnp.searchsorted(jnp.asarray(proposal.edges[1:-1]), t, side="right")
     density, a, b = (jnp.asarray(column)[cell] for column in proposal[1:])
     p = -jnp.expm1(-noise.sigma(t))
@@ -112,7 +112,7 @@ def propose(
     # P(moves) (m a + (L - m) b) / (L mean) is the distribution of independent moves except for one
     # position, chosen uniformly, that moves with probability p a / mean
     special_key, chance_key, moves_key, limit_key = jax.random.split(key, 4)
-    special = jax.random.randint(special_key, unit.shape, 0, length)
+    special = jax.random.randint(special_key, quantiles.shape, 0, length)
     special_moves = categorical.bernoulli(chance_key, p * a / mean)
     moves = categorical.bernoulli(moves_key, jnp.broadcast_to(p[:, None], x0.shape))
     is_special = jnp.arange(x0.shape[1])[None] == special[:, None]
@@ -128,7 +128,8 @@ def propose(
 def _guess_entropy(graph, sigma):
     """The score entropy of the uniform guess, [2, T]: mean at a moved position, and at any other.
 
-    By symmetry token 0 represents all, and the last state all others, the mask included.
+    By symmetry x_0 = 0 represents every token, and the last state, which may be the mask, every
+    x_t != x_0.
     """
     states = jnp.array([[0, graph.num_states - 1]])
 

@@ -1,4 +1,4 @@
-"""What training makes smaller, given the score of a network (Algorithm 1)."""
+"""Training losses, given the score of a network (Algorithm 1)."""
 
 from typing import Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ from sedd_jax.diffusion.score_entropy import target
 
 @runtime_checkable
 class Objective(Protocol):
-    """A loss over a batch whose gradient by the network trains it."""
+    """A loss over a batch, differentiable in the network's parameters."""
 
     def __call__(
         self,
@@ -47,7 +47,7 @@ def dwdse_loss(
 ) -> Float[Array, "B"]:
     """Returns the diffusion-weighted denoising score entropy, nats per sequence (Algorithm 1).
 
-    To measure with; to train, differentiate `mean_dwdse_loss`.
+    For evaluation; training differentiates `mean_dwdse_loss`.
 
     dsigma(t) times the score entropy summed over positions. Its integral over t, mean over x_t, is
     the diffusion term of the bound on the negative log-likelihood (Theorem 3.6, Eq. 9).
@@ -63,9 +63,9 @@ def dwdse_loss(
         `score_fn` too.
     """
     sigma = noise.sigma(t)
-    wanted = target(graph, sigma, xt, x0)
-    wanted = wanted._replace(weight=zero_padding(wanted.weight, lengths))
-    entropy = score_fn(xt, sigma).entropy(wanted)
+    ratios = target(graph, sigma, xt, x0)
+    ratios = ratios._replace(weight=zero_padding(ratios.weight, lengths))
+    entropy = score_fn(xt, sigma).entropy(ratios)
     return noise.dsigma(t) * entropy.sum(-1)
 
 
@@ -74,7 +74,7 @@ def mean_dwdse_loss(
 ) -> Float[Array, ""]:
     """Returns the weighted mean of `dwdse_loss` over a batch: score entropy as an `Objective`.
 
-    Its gradient is by the network alone.
+    Times, tokens and weights are constants in its gradient.
 
     Args:
       graph: the token graph.

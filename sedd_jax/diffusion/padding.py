@@ -1,4 +1,4 @@
-"""Rows of different lengths in one array: what follows the length of a row is padding, not text.
+"""Rows of different lengths in one array: positions from the length of a row on are padding.
 
 Lengths are at least 1. None stands for rows that are full.
 """

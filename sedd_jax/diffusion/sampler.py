@@ -1,4 +1,4 @@
-"""What a sampler of the reverse process is (Algorithm 2), and the samplers on a grid of times."""
+"""Samplers of the reverse process (Algorithm 2), and those on a grid of times."""
 
 import abc
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ class Clamp(NamedTuple):
     """Positions held at given tokens while the rest is sampled.
 
     Attributes:
-      tokens: the tokens to hold, any value where free.
+      tokens: the tokens to hold; any value where not held.
       held: True where the token is held.
     """
 
@@ -42,7 +42,7 @@ class Process(NamedTuple):
       t_min: the smallest time of training, where the final step takes over.
       steps: reverse steps before the final denoising step; None for the sampler's default.
       token_filter: temperature and top-p of the token that a changing position takes.
-      weighed: held positions whose log-probability under each step is wanted; None for none.
+      log_prob_at: held positions whose log-probability each step reports; None for none.
     """
 
     graph: Graph
@@ -52,7 +52,7 @@ class Process(NamedTuple):
     t_min: float
     steps: int | None
     token_filter: TokenFilter = NO_FILTER
-    weighed: Bool[Array, "B L"] | None = None
+    log_prob_at: Bool[Array, "B L"] | None = None
 
 
 class SamplerState(NamedTuple):
@@ -72,14 +72,14 @@ class SamplerInfo(NamedTuple):
       changed: number of positions that changed.
       finite: whether all sums of scores were finite.
       sigma: total noise at which the network was evaluated.
-      called: whether the row needed the evaluation.
-      log_prob: log-probability of the weighed positions under the step, if there are any.
+      evaluated: whether the row needed the evaluation.
+      log_prob: of the tokens at `Process.log_prob_at` under the step, summed; None without them.
     """
 
     changed: Int[Array, "B"]
     finite: Bool[Array, "B"]
     sigma: Float[Array, "B"]
-    called: Bool[Array, "B"]
+    evaluated: Bool[Array, "B"]
     log_prob: Float[Array, "B"] | None = None
 
 
@@ -92,8 +92,8 @@ class Sampler(abc.ABC):
     Attributes:
       default_steps: reverse steps if none are given; None where the number follows from the length.
       draws_times: whether the times at which positions change are drawn beforehand, in `init`, so
-        that rows need different numbers of steps; `schedule` then tells them, and `step` makes the
-        final step too.
+        that rows need different numbers of steps; `schedule` then returns them, and `step` makes
+        the final step too.
       needs: the graphs that it serves, in words, if not all.
       weighs_held_tokens: whether the step weights of held tokens approximate their conditional
         probability, as resampling needs; clamped Euler weights do not.
@@ -155,7 +155,7 @@ class Sampler(abc.ABC):
 class GridSampler(Sampler):
     """Samplers that go through a grid of times, evenly from 1 to t_min (tau-leaping, Eq. 17).
 
-    The final step removes the noise that is left at t_min. A rule is the weights of one step.
+    The final step removes the remaining noise at t_min. A subclass gives the weights of one step.
     """
 
     @abc.abstractmethod
@@ -230,7 +230,7 @@ def advance(
       t: time of x_t.
       step_weights: maps the sum of the ratios over y != x_t to the weights of the next state.
     """
-    graph, clamp, weighed = process.graph, process.clamp, process.weighed
+    graph, clamp, log_prob_at = process.graph, process.clamp, process.log_prob_at
     sigma = process.noise.sigma(jnp.broadcast_to(t, state.xt.shape[:1]))
     # scores are needed only where a token can change and is not held
     active = (graph.limit[state.xt] > 0) & ~clamp.held
@@ -241,13 +241,13 @@ def advance(
         changed=jnp.sum(xt != state.xt, axis=-1),
         finite=jnp.all(jnp.isfinite(draw.total), axis=-1),
         sigma=sigma,
-        called=jnp.ones(len(sigma), bool),
-        log_prob=None if weighed is None else _held_log_prob(score, step_weights, weighed, xt),
+        evaluated=jnp.ones(len(sigma), bool),
+        log_prob=None if log_prob_at is None else _log_prob(score, step_weights, log_prob_at, xt),
     )
     return SamplerState(xt, state.step + 1), info
 
 
-def _held_log_prob(score: Score, step_weights, weighed, xt):
-    """The log-probability of the weighed tokens of every row."""
-    log_prob = jnp.maximum(score.log_prob(step_weights, weighed, xt), MIN_LOG_PROB)
-    return jnp.sum(jnp.where(weighed, log_prob, 0), axis=-1)
+def _log_prob(score: Score, step_weights, positions, xt):
+    """The log-probability, summed over some positions of every row, of drawing x_t there."""
+    log_prob = jnp.maximum(score.log_prob(step_weights, positions, xt), MIN_LOG_PROB)
+    return jnp.sum(jnp.where(positions, log_prob, 0), axis=-1)

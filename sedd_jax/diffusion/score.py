@@ -1,4 +1,4 @@
-"""What the mathematics needs of a network's output, and the dense output that serves as oracle.
+"""The interface of a network's output, and the dense output that serves as oracle.
 
 The loss and the samplers never look at all log-scores at once: they need sums over the vocabulary
 and, where a position jumps, one token. So a network's output at (x_t, sigma) is a `Score`, with the
@@ -69,15 +69,15 @@ class Score(abc.ABC):
     def entropy(self, target: Target) -> Float[Array, "B L"]:
         """Returns the score entropy of every position, in nats (Eqs. 5 and 10).
 
-        A streamed score cannot be differentiated here, see `weighted_entropy`.
+        A streamed score has no gradient here, see `weighted_entropy`.
         """
 
     @abc.abstractmethod
     def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
         """Returns the sum over positions of the score entropy, times a weight for each row.
 
-        Training differentiates this, by the network alone: a streamed score has no gradient by
-        weight, target or sigma.
+        Training differentiates this, in the network's parameters alone: a streamed score has no
+        gradient in weight, target or sigma.
         """
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""The score-entropy loss: how a network learns the ratios of the data distribution.
+"""The score-entropy loss, which trains a network to estimate ratios of the data distribution.
 
 The network emits log_score[y] = log s(x_t)_y, its estimate of log p_t(y) / p_t(x_t). The losses
 compare it with the conditional ratio r_y = p(y | x0) / p(x_t | x0), which is known.
@@ -8,17 +8,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.scipy.special import xlogy
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from sedd_jax.diffusion.graph import Graph
 
 
 class Target(NamedTuple):
-    """The conditional ratios at every position, which are two numbers under both graphs.
+    """The conditional ratios p(y | x0) / p(x_t | x0) at every position.
 
-    p(y | x0) / p(x_t | x0) has one value at y = x0 and one at all other tokens.
+    Under both graphs they have one value at y = x0 and one at all other tokens.
 
     Attributes:
       xt: noised tokens.
@@ -64,7 +63,7 @@ def entropy_terms(
     Their sum over all states, in chunks of any kind, times `target.weight`, is `score_entropy`.
 
     Args:
-      target: of every position.
+      target: the conditional ratios.
       states: states y that the last axis of log_score is over.
       log_score: log of the ratio estimates; ignored at x_t and where the weight is 0.
     """
@@ -123,54 +122,3 @@ def prior_kl(graph: Graph, sigma: Float[Array, ""]) -> Float[Array, ""]:
     """
     noised = graph.transition(jnp.zeros((), jnp.int32), sigma)
     return jnp.sum(xlogy(noised, noised) - xlogy(noised, graph.noised_guess(sigma)))
-
-
-def sample_times(
-    key: Key[Array, ""], batch_size: int, t_min: float, low_discrepancy: bool = True
-) -> Float[Array, "B"]:
-    """Draws times t, each uniform on [t_min, 1].
-
-    Args:
-      key: random key, used once.
-      batch_size: the GLOBAL batch size B.
-      t_min: the smallest time, 1e-3 in the paper: the weights grow without bound towards 0.
-      low_discrepancy: one time in each interval of length 1/B, frac(u + i/B) in random order,
-        which keeps every t uniform and lowers the variance of the mean; else independent draws.
-
-    References:
-      Kingma et al., Variational Diffusion Models, 2021 (arXiv 2107.00630), Appendix I.1.
-    """
-    return t_min + (1 - t_min) * sample_quantiles(key, batch_size, low_discrepancy)
-
-
-def sample_quantiles(
-    key: Key[Array, ""], batch_size: int, low_discrepancy: bool = True
-) -> Float[Array, "B"]:
-    """Draws the quantiles of `sample_times`: numbers each uniform on [0, 1).
-
-    Args:
-      key: random key, used once.
-      batch_size: the GLOBAL batch size B.
-      low_discrepancy: one number in each interval of length 1/B, in random order.
-    """
-    shift_key, order_key = jax.random.split(key)
-    if low_discrepancy:
-        grid = jnp.arange(batch_size) / batch_size + jax.random.uniform(shift_key)
-        return jax.random.permutation(order_key, grid % 1)
-    return jax.random.uniform(shift_key, (batch_size,))
-
-
-def quadrature_quantiles(
-    num_nodes: int,
-) -> tuple[Float[np.ndarray, "N"], Float[np.ndarray, "N"]]:
-    """Returns quantiles of a uniform t to evaluate a mean over t at, and their weights.
-
-    Gauss-Legendre nodes in v, with t = v^2 (3 - 2 v), which puts more of them near both ends, where
-    the log-linear schedule is steep. Weights add up to 1.
-
-    Args:
-      num_nodes: at least 2.
-    """
-    v, weights = np.polynomial.legendre.leggauss(num_nodes)
-    v, weights = (v + 1) / 2, weights / 2
-    return v**2 * (3 - 2 * v), 6 * v * (1 - v) * weights

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 
 from sedd_jax.errors import BadInput
 
-MIN_TEMPERATURE = 1e-6  # float32 log-weights divided by much less are not numbers
+MIN_TEMPERATURE = 1e-6  # float32 log-weights divided by much less overflow
 
 
 class TokenFilter(NamedTuple):
-    """Which token is drawn: one of the nucleus of the weights ** (1 / temperature).
+    """Weights to draw a token with: weights ** (1 / temperature), then the nucleus of these.
 
     Attributes:
       temperature: 1 for the model's distribution, 0 for the most likely token (greedy).
@@ -61,7 +61,7 @@ NO_FILTER = TokenFilter()
 def nucleus(weights: Float[Array, "*s V"], top_p: float) -> Float[Array, "*s V"]:
     """Returns the weights of the fewest tokens whose share of the sum reaches `top_p`, 0 elsewhere.
 
-    Ties go to the first tokens. At 1 all are kept, whatever the rounding of sums.
+    Ties go to the first tokens. With top_p = 1 all are kept, even if sums round.
 
     Args:
       weights: non-negative, not all zero along the last axis.

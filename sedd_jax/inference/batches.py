@@ -1,4 +1,4 @@
-"""Rows computed a batch at a time, each a function of the seed and its own number alone."""
+"""Rows computed a batch at a time, each a function of the key and its own number alone."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ class RowKeys(NamedTuple):
     """The random keys of rows, one for each purpose.
 
     Attributes:
-      limit: of the noise that sampling starts from.
-      times: of times that are drawn beforehand.
-      steps: of the steps; step i folds in i.
-      windows: of later windows of a long row; window n folds in n.
+      limit: for the draw from the limiting distribution that sampling starts from.
+      times: for the times that a sampler draws before the first step.
+      steps: step i folds in i.
+      windows: window n > 0 of a long row folds in n, and splits the result by purpose again.
     """
 
     limit: Key[Array, "B"]

@@ -1,17 +1,17 @@
-"""How given tokens are held while the rest is sampled: clean, or clean in weighed copies.
+"""How given tokens are held while the rest is sampled: clean, or clean in weighted copies.
 
 Under the absorbing graph a held token is what the network was trained to see at any time: a token
 that is not masked is a clean one. So clamping is exact. Under the uniform graph the network takes
 every token for a noised one, and a token that is held clean counts too little while the noise is
 large.
 
-What is missing are weights. With the exact reverse process, the distribution of the free text given
-the whole path of the held tokens is that given its end, since the forward process noises positions
-independently of each other. This holds for any one path, of which the constant one says the most.
-So of several copies of a row, held clean, those survive whose free text makes it probable that the
-held tokens stay; with many copies and steps the samples follow Bayes' rule. (Particle smoothing
-with one path for all copies, as SMCDiff does for continuous data. Copies with paths of their own
-would be weighed for these as well.) Many copies with few steps do not follow Bayes' rule: their
+Importance weights correct this. With the exact reverse process, the distribution of the free text
+given the whole path of the held tokens depends on the end of the path alone, since the forward
+process noises positions independently of each other. This holds for any one path, and the constant
+one is the most informative. So several copies of a row are held clean, and those survive whose
+free text makes it probable that the held tokens stay; with many copies and steps the samples follow
+Bayes' rule. (Particle smoothing with one path for all copies, as SMCDiff does for continuous data.
+Copies with different paths would need weights for these as well.) Many copies with few steps do not follow Bayes' rule: their
 distribution is computed in `verification.exact`. With nothing held all copies have the same weight,
 and cost K times as much as one for no gain.
 
@@ -35,10 +35,10 @@ class ParticleState(NamedTuple):
     """State of a sampler of several copies of every row.
 
     Attributes:
-      xt: the first copy, which resampling may replace by another; the one drawn, in the end.
-      step: how many steps are done.
-      copies: all copies.
-      log_weight: of the copies.
+      xt: the first copy, which resampling may replace; after the final step the copy drawn.
+      step: number of steps done.
+      copies: all K copies.
+      log_weight: log importance weight of each copy.
     """
 
     xt: Int[Array, "B L"]
@@ -48,14 +48,14 @@ class ParticleState(NamedTuple):
 
 
 class Resampled(Sampler):
-    """A sampler of K copies of every row, weighed by the probability of the held tokens.
+    """A sampler of K copies of every row, weighted by the probability of the held tokens.
 
     After every step copies are resampled by weight where their effective number is less than K / 2.
-    The final step draws one. `process.weighed` are the positions that count; `process.score_fn`
+    The final step draws one. `process.log_prob_at` are the held positions; `process.score_fn`
     takes K B rows, the copies of a row one after another.
 
-    Copies are weighed by the model's distribution even where tokens are drawn with a filter.
-    `changed` compares with the copy shown before, so a swap of copies counts too.
+    The weights follow the model's distribution even where tokens are drawn with a filter. `changed`
+    compares with the first copy before the step, so a swap of copies counts too.
     """
 
     def __init__(self, sampler: Sampler, particles: int):
@@ -77,11 +77,11 @@ class Resampled(Sampler):
         step_keys, choice_keys = _split(keys, 2)
         copies, log_weight, info = self._advance(self._sampler.step, step_keys, process, state)
         weights = jax.nn.softmax(log_weight, axis=-1)
-        poor = jnp.sum(weights**2, axis=-1, keepdims=True) * self._particles > 2
+        degenerate = jnp.sum(weights**2, axis=-1, keepdims=True) * self._particles > 2
         chosen = jax.vmap(systematic)(choice_keys, weights)
-        chosen = jnp.where(poor, chosen, jnp.arange(self._particles)[None])
+        chosen = jnp.where(degenerate, chosen, jnp.arange(self._particles)[None])
         copies = jnp.take_along_axis(copies, chosen[..., None], axis=1)
-        return _finished(state, copies, jnp.where(poor, 0, log_weight), copies[:, 0], info)
+        return _result(state, copies, jnp.where(degenerate, 0, log_weight), copies[:, 0], info)
 
     def final(
         self, keys: Key[Array, "B"], process: Process, state: ParticleState
@@ -91,9 +91,9 @@ class Resampled(Sampler):
         weights = jax.nn.softmax(log_weight, axis=-1)
         chosen = jax.vmap(categorical.categorical)(choice_keys, weights)
         xt = jnp.take_along_axis(copies, chosen[:, None, None], axis=1)[:, 0]
-        return _finished(state, copies, log_weight, xt, info)
+        return _result(state, copies, log_weight, xt, info)
 
-    def _advance(self, advance: Callable[..., Any], keys, process, state):
+    def _advance(self, kernel: Callable[..., Any], keys, process, state):
         """The copies after a step, their log-weights, and what the step did, [B, K]."""
 
         def per_copy(x):
@@ -102,16 +102,16 @@ class Resampled(Sampler):
         copy_keys = _split(keys, self._particles).T.reshape(-1)
         rows, _, length = state.copies.shape
         of_copies = process._replace(
-            clamp=jax.tree.map(per_copy, process.clamp), weighed=per_copy(process.weighed)
+            clamp=jax.tree.map(per_copy, process.clamp), log_prob_at=per_copy(process.log_prob_at)
         )
-        flat, info = advance(
+        flat, info = kernel(
             copy_keys, of_copies, SamplerState(state.copies.reshape(-1, length), state.step)
         )
         info = jax.tree.map(lambda x: x.reshape(rows, self._particles), info)
         return flat.xt.reshape(state.copies.shape), state.log_weight + info.log_prob, info
 
 
-def _finished(state, copies, log_weight, xt, info):
+def _result(state, copies, log_weight, xt, info):
     first = jax.tree.map(lambda x: x[:, 0], info)._replace(log_prob=None)
     return ParticleState(xt, state.step + 1, copies, log_weight), first._replace(
         changed=jnp.sum(xt != state.xt, axis=-1), finite=jnp.all(info.finite, axis=-1)
@@ -119,7 +119,7 @@ def _finished(state, copies, log_weight, xt, info):
 
 
 def systematic(key: Key[Array, ""], weights: Float[Array, "K"]) -> Int[Array, "K"]:
-    """Draws K indices of which i occurs K weights[i] times on average, rounded up or down.
+    """Draws K indices; i occurs K weights[i] times on average, each time rounded up or down.
 
     Args:
       key: random key, used once.

@@ -32,9 +32,9 @@ def generate(
 ) -> tuple[np.ndarray, Diagnostics]:
     """Draws token sequences from a trained model: Algorithm 2, or from left to right.
 
-    A row is a function of (key, its number), its prompt and the settings, whatever `num_samples`
-    and `batch_size`; on another mesh it is so up to rounding. The rows of a batch are split over
-    the model's mesh, and every process gets all.
+    A row is a function of (key, its number), its prompt and the settings, not of `num_samples` or
+    `batch_size`; on another mesh, up to rounding. The rows of a batch are split over the model's
+    mesh, and every process returns all.
 
     Args:
       key: random key.
@@ -65,9 +65,9 @@ def generate(
     family, config = model.family, model.config
     if prompt is None and num_samples is None:
         raise BadInput("num_samples is needed where there is no prompt to say how many.")
-    given = (num_samples, config.model.length) if prompt is None else prompt.tokens.shape
-    num_samples = given[0] if num_samples is None else num_samples
-    length = given[1] if length is None else length
+    shape = (num_samples, config.model.length) if prompt is None else prompt.tokens.shape
+    num_samples = shape[0] if num_samples is None else num_samples
+    length = shape[1] if length is None else length
     sampling = family.sampling(**settings)
     check_rows(model, num_samples, length, batch_size)
     prompt = free(num_samples, length) if prompt is None else prompt
@@ -79,19 +79,19 @@ def generate(
     if trace and length > trained:
         raise BadInput(f"trace is for rows of at most {trained} tokens, the trained length.")
     sampling, overlap = split_overlap(sampling, trained)
-    numbers, size = row_numbers(rows, num_samples), min(batch_size, num_samples)
+    numbers, batch_size = row_numbers(rows, num_samples), min(batch_size, num_samples)
     generator = model.compiled(build_sampler, sampling, config.train.t_min, trace)
 
-    def draw(part, told, chosen=slice(None), window=0):
-        return _draw(generator, model, key, part, numbers[chosen], size, told, window)
+    def draw(part, progress, rows=slice(None), window=0):
+        return _draw(generator, model, key, part, numbers[rows], batch_size, progress, window)
 
     if length <= trained:
         return draw(prompt, progress)
     plan = windows(prompt, trained, overlap)
-    total = sum(len(batch_rows(len(w.rows), size, model.num_batch_shards)) for w in plan)
+    total = sum(len(batch_rows(len(w.rows), batch_size, model.num_batch_shards)) for w in plan)
     done = itertools.count(1)
-    told = progress and (lambda *_: progress(next(done), total))
-    return slide(prompt, plan, lambda part, window: draw(part, told, window.rows, window.number))
+    overall = progress and (lambda *_: progress(next(done), total))
+    return slide(prompt, plan, lambda part, window: draw(part, overall, window.rows, window.number))
 
 
 def build_sampler(family: Family, sampling: Any, t_min: float, trace: bool) -> Generator:
@@ -107,14 +107,20 @@ def build_sampler(family: Family, sampling: Any, t_min: float, trace: bool) -> G
 
 
 def split_overlap(sampling: Any, trained: int) -> tuple[Any, int]:
-    """Returns the settings without `overlap`, which makes no other program, and the overlap.
+    """Returns the settings without `overlap`, which compiled programs do not use, and the overlap.
+
+    Half of the trained length by default.
 
     Raises:
-      BadInput: windows of the trained length cannot overlap so.
+      BadInput: the overlap is not at least 1 and less than the trained length.
     """
-    overlap = overlap_of(getattr(sampling, "overlap", None), trained)
-    if getattr(sampling, "overlap", None) is not None:
+    overlap = getattr(sampling, "overlap", None)
+    if overlap is None:
+        overlap = trained // 2
+    else:
         sampling = dataclasses.replace(sampling, overlap=None)
+    if not 0 < overlap < trained:
+        raise BadInput(f"overlap must be in [1, {trained}), the trained length, got {overlap}.")
     return sampling, overlap
 
 
@@ -137,38 +143,42 @@ def check_rows(model: TrainedModel, num_samples: int, length: int, batch_size: i
 
 
 def not_finite(rows: Integer[np.ndarray, "N"]) -> FloatingPointError:
-    """Returns the error that rows of these numbers cannot be drawn."""
+    """Returns the error for rows, by number, whose scores are not finite."""
     return FloatingPointError(
         f"The network gave numbers that are not finite in rows {rows}: its weights are NaN or Inf, "
         "or produce them; try another checkpoint."
     )
 
 
-def _draw(generator, model, key, prompt, numbers, size, progress, window):
-    """The rows of a prompt, a batch at a time: tokens and diagnostics."""
-    held = jax.tree.map(np.asarray, prompt)
-    count = len(held.tokens)
+def _draw(generator, model, key, prompt, numbers, batch_size, progress, window):
+    """The rows of a prompt, a batch at a time: tokens [N, L] and diagnostics.
+
+    Row i has the number numbers[i] and draws window `window` of that row.
+    """
+    prompt = jax.tree.map(np.asarray, prompt)
+    count = len(prompt.tokens)
 
     def compute(rows):
         keys = row_keys(key, model.shard_batch(numbers[rows]))
         if window:
             keys = window_keys(keys, np.uint32(window))
         return generator(
-            model.params, keys, jax.tree.map(lambda x: model.shard_batch(x[rows]), held)
+            model.params, keys, jax.tree.map(lambda x: model.shard_batch(x[rows]), prompt)
         )
 
-    batches = batch_rows(count, size, model.num_batch_shards)
+    batches = batch_rows(count, batch_size, model.num_batch_shards)
     parts = []
-    for rows, (tokens, found) in one_ahead(batches, compute):
+    for rows, (tokens, diagnostics) in one_ahead(batches, compute):
         real = min(len(rows), count - rows[0])  # the rest fills up the batch
-        if not found.finite[:real].all():
-            raise not_finite(numbers[rows[:real][~found.finite[:real]]])
-        parts.append((tokens, found, real))
+        finite = diagnostics.finite[:real]
+        if not finite.all():
+            raise not_finite(numbers[rows[:real][~finite]])
+        parts.append((tokens, diagnostics, real))
         if progress is not None:
             progress(len(parts), len(batches))
 
     def join(name, axis):
-        arrays = [getattr(found, name).take(np.arange(real), axis) for _, found, real in parts]
+        arrays = [getattr(each, name).take(np.arange(real), axis) for _, each, real in parts]
         return np.concatenate(arrays, axis)
 
     return np.concatenate([tokens[:real] for tokens, _, real in parts]), Diagnostics(
@@ -182,13 +192,13 @@ def _draw(generator, model, key, prompt, numbers, size, progress, window):
 class Window(NamedTuple):
     """A window of some rows longer than the trained length.
 
-    Every window holds the end of the text before it, and the given tokens that lie in it. Tokens
-    given further on are not seen by the windows before. The last window of a row ends with the row,
-    so a window is shorter than the trained length only where its row is.
+    Every window holds the end of the text before it, and the given tokens inside it. It does not
+    see tokens that are given after its end. The last window of a row ends with the row, so a window
+    is shorter than the trained length only where its row is.
 
     Attributes:
       number: of the window in its rows, from 0.
-      rows: those with something to draw there.
+      rows: indices of the rows with positions to draw in the window.
       places: positions of the window in those rows.
     """
 
@@ -197,35 +207,23 @@ class Window(NamedTuple):
     places: Int[np.ndarray, "n W"]
 
 
-def overlap_of(overlap: int | None, width: int) -> int:
-    """Returns how many tokens windows share: half of their width by default.
-
-    Raises:
-      BadInput: it is not at least 1 and less than the width.
-    """
-    overlap = width // 2 if overlap is None else overlap
-    if not 0 < overlap < width:
-        raise BadInput(f"overlap must be in [1, {width}), the trained length, got {overlap}.")
-    return overlap
-
-
 def windows(prompt: Prompt, width: int, overlap: int) -> list[Window]:
     """Returns the windows of the rows, in the order in which they are drawn.
 
     Args:
       prompt: tokens to hold.
       width: tokens of a window, at most those of the prompt's rows.
-      overlap: tokens that a window shares with the one before, at least.
+      overlap: the least number of tokens that a window shares with the one before.
     """
     lengths, length = _lengths(prompt), prompt.tokens.shape[1]
-    free = ~np.asarray(prompt.held) & (np.arange(length) < lengths[:, None])
+    undrawn = ~np.asarray(prompt.held) & (np.arange(length) < lengths[:, None])
     last = np.maximum(lengths - width, 0)
     found = []
     for number in range(1 - (-last.max() // (width - overlap))):
         starts = np.minimum(number * (width - overlap), last)
         places = starts[:, None] + np.arange(width)
-        rows = np.flatnonzero(np.take_along_axis(free, places, axis=1).any(axis=1))
-        np.put_along_axis(free, places, False, axis=1)
+        rows = np.flatnonzero(np.take_along_axis(undrawn, places, axis=1).any(axis=1))
+        np.put_along_axis(undrawn, places, False, axis=1)
         if len(rows):
             found.append(Window(number, rows, places[rows]))
     return found
@@ -255,9 +253,9 @@ def slide(
     for window in plan:
         place = window.rows[:, None], window.places
         sizes = np.minimum(lengths[window.rows], window.places.shape[1])
-        # given also where all are full, so that the program of a row does not depend on other rows
-        shorter = None if prompt.lengths is None else sizes.astype(np.int32)
-        part = Prompt(text[place], known[place], shorter)
+        # also where all windows are full: the program of a row does not depend on other rows
+        part_lengths = None if prompt.lengths is None else sizes.astype(np.int32)
+        part = Prompt(text[place], known[place], part_lengths)
         text[place], diagnostics = draw(part, window)
         known[place] = True
         evaluations[window.rows] += diagnostics.evaluations

@@ -1,4 +1,4 @@
-"""Sampling as functions of weights, keys and prompt: one program when jitted, or one per step."""
+"""Sampling as pure functions of (params, keys, prompt): all steps in one, or one at a time."""
 
 import functools
 from collections.abc import Callable
@@ -22,9 +22,9 @@ class Diagnostics(NamedTuple):
     """What happened while sampling.
 
     Attributes:
-      evaluations: network evaluations of every row, the final denoising step included, [B].
-      changed: positions changed by each evaluation, [S, B], S the most that a row can take.
-      finite: True for a row all of whose scores were finite, [B].
+      evaluations: network evaluations (NFE) of every row, the final denoising step included, [B].
+      changed: number of positions that each evaluation changed, [S, B], S the largest NFE of a row.
+      finite: whether all scores of a row were finite, [B].
       trace: the tokens before the first and after every evaluation, [S + 1, B, L], if asked for.
     """
 
@@ -42,8 +42,8 @@ class Chain(NamedTuple):
 
     Attributes:
       sampler: the sampler, with its copies of rows.
-      init: init(params, keys, prompt) -> (state, network evaluations that a copy of each row needs
-        [B]).
+      init: init(params, keys, prompt) -> (state, nfe), the network evaluations [B] that each row
+        needs; of one copy of it.
       step: step(params, keys, prompt, state) -> (state, info).
       final: the last step, with the same arguments.
     """
@@ -57,7 +57,7 @@ class Chain(NamedTuple):
 def build_chain(
     graph: Graph, noise: Noise, model: ScoreModel, sampling: Sampling, *, t_min: float
 ) -> Chain:
-    """Returns the steps that `build_generator` makes in one program.
+    """Returns the steps that `build_generator` runs in one program.
 
     Args:
       graph: the token graph.
@@ -87,16 +87,16 @@ def build_chain(
         )
 
     def init(params, keys, prompt):
-        of = RowKeys.split(keys)
+        row_keys = RowKeys.split(keys)
         length = prompt.tokens.shape[1]
-        limit = jax.vmap(lambda key: graph.sample_limit(key, (length,)))(of.limit)
-        bound = process(params, prompt)
-        state = sampler.init(of.times, bound, limit)
-        return state, sampler.nfe(bound, state)
+        limit = jax.vmap(lambda key: graph.sample_limit(key, (length,)))(row_keys.limit)
+        of_rows = process(params, prompt)
+        state = sampler.init(row_keys.times, of_rows, limit)
+        return state, sampler.nfe(of_rows, state)
 
-    def advance(make, params, keys, prompt, state):
+    def advance(kernel, params, keys, prompt, state):
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(RowKeys.split(keys).steps, state.step)
-        return make(step_keys, process(params, prompt), state)
+        return kernel(step_keys, process(params, prompt), state)
 
     return Chain(
         sampler,
@@ -128,46 +128,44 @@ def build_generator(
     chain = build_chain(graph, noise, model, sampling, t_min=t_min)
 
     def generator(params, keys, prompt):
-        given = params, keys, prompt
-        if chain.sampler.draws_times:
-            return _while_needed(chain, given, sampling, trace)
-        return _scan_steps(chain, given, sampling, trace)
+        run = _while_needed if chain.sampler.draws_times else _scan_steps
+        return run(chain, (params, keys, prompt), sampling, trace)
 
     return generator
 
 
-def _scan_steps(chain, given, sampling, trace):
-    """The samples after all steps and the final one, which every row needs."""
+def _scan_steps(chain, arguments, sampling, trace):
+    """The samples where every row takes all steps and the final one."""
 
     def scanned(state, _):
-        state, info = chain.step(*given, state)
+        state, info = chain.step(*arguments, state)
         return state, (info, state.xt if trace else None)
 
-    start, nfe = chain.init(*given)
+    start, nfe = chain.init(*arguments)
     length = start.xt.shape[1]
     steps = chain.sampler.max_nfe(sampling.steps, length) - 1
     state, (infos, path) = jax.lax.scan(scanned, start, length=steps)
-    state, last = chain.final(*given, state)
+    state, last = chain.final(*arguments, state)
     path = jnp.concatenate([start.xt[None], path, state.xt[None]]) if trace else None
     changed = jnp.concatenate([infos.changed, last.changed[None]])
     finite = jnp.all(infos.finite, axis=0) & last.finite
     return state.xt, Diagnostics(sampling.particles * nfe, changed, finite, path)
 
 
-def _while_needed(chain, given, sampling, trace):
+def _while_needed(chain, arguments, sampling, trace):
     """The samples after as many steps as the slowest row needs."""
-    start, nfe = chain.init(*given)
+    start, nfe = chain.init(*arguments)
     needed = nfe.max()
 
     def body(carry):
         state, finite = carry
-        state, info = chain.step(*given, state)
+        state, info = chain.step(*arguments, state)
         return state, finite & info.finite
 
     carry = start, jnp.ones(nfe.shape, bool)
     state, finite = jax.lax.while_loop(lambda carry: carry[0].step < needed, body, carry)
-    call_of = chain.sampler.schedule(start)[None]
-    calls = jnp.arange(sampling.max_nfe(start.xt.shape[1]) + 1)[:, None, None]
-    changed = jnp.sum(call_of == calls[:-1], axis=-1)
-    path = jnp.where(call_of < calls, state.xt[None], start.xt[None]) if trace else None
+    drawn_at = chain.sampler.schedule(start)[None]
+    steps = jnp.arange(sampling.max_nfe(start.xt.shape[1]) + 1)[:, None, None]
+    changed = jnp.sum(drawn_at == steps[:-1], axis=-1)
+    path = jnp.where(drawn_at < steps, state.xt[None], start.xt[None]) if trace else None
     return state.xt, Diagnostics(nfe, changed, finite, path)

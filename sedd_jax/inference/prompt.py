@@ -1,4 +1,4 @@
-"""What is given of every row, and how long it is."""
+"""The given tokens of every row, and its length."""
 
 from typing import NamedTuple
 
@@ -15,10 +15,10 @@ class Prompt(NamedTuple):
     """Rows with tokens given at some positions, of one length or of different ones.
 
     Attributes:
-      tokens: the tokens to hold, any value where free.
+      tokens: the tokens to hold; any value where not held.
       held: True where the token is held.
-      lengths: tokens of every row, at least 1; what follows is padding, which the model never takes
-        for text and which comes back as 0. None for rows that are full.
+      lengths: tokens of every row, at least 1; the rest of the row is padding, which the model
+        does not see and which comes back as 0. None for full rows.
     """
 
     tokens: Int[Array | np.ndarray, "N L"]
@@ -27,12 +27,12 @@ class Prompt(NamedTuple):
 
     @property
     def given(self) -> Bool[Array | np.ndarray, "N L"]:
-        """Where text is held: not in the padding."""
+        """Where tokens are given: held, and not padding."""
         return zero_padding(self.held, self.lengths)
 
     @property
     def clamp(self) -> Clamp:
-        """What is held while sampling: the given tokens, and 0 in the padding."""
+        """What sampling holds: the given tokens, and 0 in the padding."""
         if self.lengths is None:
             return Clamp(self.tokens, self.held)
         real = real_positions(self.lengths, self.tokens.shape[1])
@@ -78,7 +78,7 @@ def prefix_suffix(
 
 
 def check_prompt(prompt: Prompt, shape: tuple[int, int], num_tokens: int) -> None:
-    """Checks that a prompt fits what is drawn.
+    """Checks that a prompt fits the rows to draw.
 
     Args:
       prompt: tokens to hold.

@@ -26,7 +26,7 @@ def sampler_named(name: str) -> Sampler:
     """Returns the sampler of a short name or a dotted path, which is imported.
 
     Raises:
-      BadInput: there is none, or it lacks a method of `diffusion.sampler.Sampler`.
+      BadInput: no such sampler, or one that lacks a method of `diffusion.sampler.Sampler`.
     """
     return SAMPLERS.check(name, SAMPLERS[name]())
 
@@ -59,7 +59,7 @@ class Sampling:
       steps: reverse steps before the final denoising step, at least 1; 128 if not given, except
         for "first_hitting", which then draws one token per network evaluation.
       sampler: "tweedie", "euler", "first_hitting" (absorbing graph), which evaluates the network
-        only where something happens, or the dotted path of a `diffusion.sampler.Sampler`.
+        only when a position changes, or the dotted path of a `diffusion.sampler.Sampler`.
       temperature: 1 for the model's distribution. Else a departure from it: tokens are drawn with
         weights ** (1 / temperature), 0 takes the most likely one. It changes which token is drawn,
         not when.
@@ -67,8 +67,8 @@ class Sampling:
         smallest set with this probability.
       conditioning: how given tokens are held: "clamp", clean, which is exact under the absorbing
         graph; under the uniform graph also "resample", clean in `particles` copies of every row
-        that are weighed by them, which is exact for many copies and many steps (Tweedie's): see
-        `inference.conditioning`.
+        that are weighted by the probability of these tokens, which is exact for many copies and
+        many steps (Tweedie's): see `inference.conditioning`.
       particles: copies of every row, each a network evaluation at every step.
       overlap: tokens of the preceding text that a window of a row longer than the trained length
         holds; half the trained length by default.

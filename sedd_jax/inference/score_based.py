@@ -14,7 +14,8 @@ from sedd_jax.diffusion.importance import Proposal, guess_proposal, plain_propos
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.objective import Objective, dwdse_loss, mean_dwdse_loss
 from sedd_jax.diffusion.padding import zero_padding
-from sedd_jax.diffusion.score_entropy import prior_kl, quadrature_quantiles, sample_quantiles
+from sedd_jax.diffusion.score_entropy import prior_kl
+from sedd_jax.diffusion.times import quadrature_quantiles, sample_quantiles
 from sedd_jax.experiment.build import build_graph, build_noise, network_config
 from sedd_jax.experiment.config import Config, TrainConfig
 from sedd_jax.inference.batches import row_keys

@@ -1,5 +1,6 @@
-"""Sampling that can be watched: what `generate` draws, after every network evaluation."""
+"""Sampling as a stream: the rows that `generate` draws, after every network evaluation."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -23,17 +24,29 @@ class Snapshot(NamedTuple):
 
     Attributes:
       tokens: of the rows, the mask included.
-      calls: evaluations so far; 0 before the first.
-      most: evaluations in all.
-      evaluations: evaluations that every row needed so far.
+      nfe: network evaluations so far; 0 before the first.
+      max_nfe: network evaluations in all.
+      evaluations: those that every row needed so far.
       sigma: total noise of the last evaluation; that of t = 1 before the first.
     """
 
     tokens: Int[np.ndarray, "N L"]
-    calls: int
-    most: int
+    nfe: int
+    max_nfe: int
     evaluations: Int[np.ndarray, "N"]
     sigma: Float[np.ndarray, "N"]
+
+    @property
+    def calls(self) -> int:
+        """Deprecated: now `nfe`."""
+        warnings.warn("calls is now nfe.", DeprecationWarning, stacklevel=2)
+        return self.nfe
+
+    @property
+    def most(self) -> int:
+        """Deprecated: now `max_nfe`."""
+        warnings.warn("most is now max_nfe.", DeprecationWarning, stacklevel=2)
+        return self.max_nfe
 
 
 def generate_stream(
@@ -58,8 +71,8 @@ def generate_stream(
       **settings: how to draw, see `Sampling`.
 
     Raises:
-      BadInput: as `generate`, before the first snapshot is asked for.
-      FloatingPointError: while snapshots are: the network gave a score that is not finite.
+      BadInput: as `generate`, when called.
+      FloatingPointError: when a snapshot is asked for: the network gave a score that is not finite.
     """
     family, config = model.diffusion, model.config
     sampling = family.sampling(**settings)
@@ -86,21 +99,21 @@ def _snapshots(key, model, prompt, numbers, programs, particles):
     count = len(numbers)
     (batch,) = batch_rows(count, count, model.num_batch_shards)
     placed = jax.tree.map(lambda x: model.shard_batch(np.asarray(x)[batch]), prompt)
-    given = model.params, row_keys(key, model.shard_batch(numbers[batch])), placed
+    arguments = model.params, row_keys(key, model.shard_batch(numbers[batch])), placed
     start, step, final = programs
-    state, most, sigma = start(*given)
+    state, max_nfe, sigma = start(*arguments)
     if model.mesh is None:  # committed as the steps return it, or the second step compiles again
         state = jax.device_put(state, jax.tree.leaves(model.params)[0].sharding)
-    most = int(most)
+    max_nfe = int(max_nfe)
     evaluations = np.zeros(count, np.int32)
-    yield Snapshot(_host(state.xt, count), 0, most, evaluations, _host(sigma, count))
-    for done in range(1, most + 1):
-        state, info = (step if done < most else final)(*given, state)
-        found = jax.tree.map(lambda x: _host(x, count), info)
-        if not found.finite.all():
-            raise not_finite(numbers[~found.finite])
-        evaluations = evaluations + particles * found.called
-        yield Snapshot(_host(state.xt, count), done, most, evaluations, found.sigma)
+    yield Snapshot(_host(state.xt, count), 0, max_nfe, evaluations, _host(sigma, count))
+    for nfe in range(1, max_nfe + 1):
+        state, info = (step if nfe < max_nfe else final)(*arguments, state)
+        info = jax.tree.map(lambda x: _host(x, count), info)
+        if not info.finite.all():
+            raise not_finite(numbers[~info.finite])
+        evaluations = evaluations + particles * info.evaluated
+        yield Snapshot(_host(state.xt, count), nfe, max_nfe, evaluations, info.sigma)
 
 
 def _host(rows, count):
@@ -110,8 +123,8 @@ def _host(rows, count):
 def _start(family: ScoreBased, sampling: Sampling, t_min: float) -> Callable:
     chain = build_chain(*family, sampling, t_min=t_min)
 
-    def start(*given):
-        state, nfe = chain.init(*given)
+    def start(*arguments):
+        state, nfe = chain.init(*arguments)
         return state, nfe.max(), family.noise.sigma(jnp.ones(len(nfe)))
 
     return start

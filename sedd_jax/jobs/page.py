@@ -72,7 +72,7 @@ def write_page(
     content = render(
         __package__,
         "page.html",
-        data=player_setup(checkpoint, prompt, last.most) | {"frames": frames},
+        data=player_setup(checkpoint, prompt, last.max_nfe) | {"frames": frames},
         facts=list(facts.items()),
         version=sedd_jax.__version__,
     )
@@ -80,19 +80,19 @@ def write_page(
     return last
 
 
-def player_setup(checkpoint: TrainedModel, prompt: Prompt, most: int) -> dict[str, Any]:
+def player_setup(checkpoint: TrainedModel, prompt: Prompt, max_nfe: int) -> dict[str, Any]:
     """Returns what the player needs before the first frame.
 
     Args:
       checkpoint: the model.
       prompt: the given tokens, [N, L].
-      most: calls of the network until the end.
+      max_nfe: network evaluations until the end.
     """
     rows = zip(np.asarray(prompt.held).astype(int).tolist(), _lengths(prompt), strict=True)
     return {
         "held": [held[:length] for held, length in rows],
         "masks": checkpoint.graph.mask_id is not None,
-        "most": most,
+        "most": max_nfe,
     }
 
 
@@ -109,7 +109,7 @@ def frame(checkpoint: TrainedModel, prompt: Prompt, snapshot: Snapshot) -> dict[
         ids = tokens[:length]
         pieces = [f"{i} " for i in ids] if tokenizer is None else tokenizer.pieces(ids)
         rows.append([None if i == mask else it for i, it in zip(ids, pieces, strict=True)])
-    return {"calls": snapshot.calls, "evaluations": snapshot.evaluations.tolist(), "rows": rows}
+    return {"calls": snapshot.nfe, "evaluations": snapshot.evaluations.tolist(), "rows": rows}
 
 
 def keep(snapshots: Iterable[Snapshot], max_frames: int = 32) -> list[Kept]:
@@ -121,18 +121,18 @@ def keep(snapshots: Iterable[Snapshot], max_frames: int = 32) -> list[Kept]:
     kept = []
     with progress("samples", unit="call") as advance:
         for snapshot in snapshots:
-            if not snapshot.calls:
-                chosen = _calls_of_frames(snapshot, max_frames)
+            if not snapshot.nfe:
+                chosen = _shown_evaluations(snapshot, max_frames)
             elif kept[-1][1] is None:
                 kept[-1] = (kept[-1][0], snapshot.sigma)
-            if snapshot.calls in chosen:
+            if snapshot.nfe in chosen:
                 kept.append((snapshot, None))
-            advance(snapshot.calls, snapshot.most)
+            advance(snapshot.nfe, snapshot.max_nfe)
     return kept
 
 
-def _calls_of_frames(first, max_frames):
-    count = min(max_frames, first.most + 1)
+def _shown_evaluations(first, max_frames):
+    count = min(max_frames, first.max_nfe + 1)
     positions = count * first.tokens.size
     if positions > MAX_POSITIONS:
         rows, length = first.tokens.shape
@@ -140,7 +140,7 @@ def _calls_of_frames(first, max_frames):
             f"A page of {rows} samples of {length} tokens at {count} moments has {positions:,} "
             f"positions, at most {MAX_POSITIONS:,} are shown: draw fewer samples."
         )
-    return set(np.linspace(0, first.most, count).round().astype(int).tolist())
+    return set(np.linspace(0, first.max_nfe, count).round().astype(int).tolist())
 
 
 def guess(

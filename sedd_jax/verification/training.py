@@ -13,7 +13,7 @@ from jaxtyping import Int
 from scipy.special import xlogy
 
 from sedd_jax.diffusion.importance import guess_proposal, plain_proposal
-from sedd_jax.diffusion.score_entropy import sample_quantiles
+from sedd_jax.diffusion.times import sample_quantiles
 from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Table
 from sedd_jax.experiment.config import Config

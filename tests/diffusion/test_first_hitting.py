@@ -56,14 +56,14 @@ def test_positions_leave_at_their_own_times(schedule, steps):
         u[2:] **= 20
     hits = hits_from_uniforms(jnp.array(u, jnp.float32), noise, jnp.array(FREE), T_MIN, steps)
     call, sigma = _by_loops(np.float64(np.float32(u)), sigma_at, steps)
-    np.testing.assert_array_equal(hits.call, call)
+    np.testing.assert_array_equal(hits.evaluation, call)
     np.testing.assert_allclose(np.asarray(hits.sigma)[FREE], sigma[FREE], rtol=2e-5)
-    np.testing.assert_array_equal(hits.calls, call.max(-1) + 1)
-    assert hits.calls[1] == 0 and np.asarray(hits.sigma).min() > 0
+    np.testing.assert_array_equal(hits.nfe, call.max(-1) + 1)
+    assert hits.nfe[1] == 0 and np.asarray(hits.sigma).min() > 0
     if steps is None:
-        np.testing.assert_array_equal(hits.calls, FREE.sum(-1))
+        np.testing.assert_array_equal(hits.nfe, FREE.sum(-1))
     else:
-        assert hits.calls.max() <= steps + 1
+        assert hits.nfe.max() <= steps + 1
 
 
 def test_times_of_rows_and_positions_are_drawn_apart():
@@ -75,9 +75,9 @@ def test_times_of_rows_and_positions_are_drawn_apart():
         return FirstHitting().init(keys, process, jnp.full(held.shape, MASK)).hits
 
     hits = hits_of(keys)
-    assert len(np.unique(hits.call, axis=0)) == B
+    assert len(np.unique(hits.evaluation, axis=0)) == B
     alone = hits_of(keys[2:3])
-    np.testing.assert_array_equal(alone.call[0], hits.call[2])
+    np.testing.assert_array_equal(alone.evaluation[0], hits.evaluation[2])
 
 
 def _score_fn(xt, sigma, bad=0.0):
@@ -103,7 +103,7 @@ def _run(steps, bad=0.0):
     state = FirstHitting().init(keys[-1], process, jnp.full((B, L), MASK))
     hits, found = state.hits, [(np.asarray(state.xt), None)]
     kernel = jax.jit(lambda keys, state: FirstHitting().step(keys, process, state))
-    for number in range(int(hits.calls.max())):
+    for number in range(int(hits.nfe.max())):
         state, info = kernel(keys[number], state)
         found.append((np.asarray(state.xt), jax.device_get(info)))
     return hits, found
@@ -112,13 +112,13 @@ def _run(steps, bad=0.0):
 @pytest.mark.parametrize("steps", [None, 3])
 def test_a_call_draws_the_positions_of_its_number_at_their_noise(steps):
     hits, found = _run(steps)
-    call, sigma = np.asarray(hits.call), np.asarray(hits.sigma)
+    call, sigma = np.asarray(hits.evaluation), np.asarray(hits.sigma)
     for number, (xt, info) in enumerate(found[1:]):
         before = found[number][0]
         np.testing.assert_array_equal(xt != before, call == number)
         np.testing.assert_array_equal(info.changed, (call == number).sum(-1))
-        np.testing.assert_array_equal(info.called, (call == number).any(-1))
-        for row in np.flatnonzero(info.called):
+        np.testing.assert_array_equal(info.evaluated, (call == number).any(-1))
+        for row in np.flatnonzero(info.evaluated):
             assert {info.sigma[row]} == set(sigma[row][call[row] == number])
         assert info.finite.all() and (info.sigma > 0).all()
     last = found[-1][0]

@@ -45,11 +45,11 @@ def test_the_moments_are_the_trace_of_the_same_samples(checkpoint, prompt, setti
     )
     np.testing.assert_array_equal(moments[-1].tokens, tokens)
     calls = diagnostics.evaluations.max()
-    assert [moment.calls for moment in moments] == list(range(calls + 1))
-    assert {moment.most for moment in moments} == {calls}
+    assert [moment.nfe for moment in moments] == list(range(calls + 1))
+    assert {moment.max_nfe for moment in moments} == {calls}
     for moment, traced in zip(moments, diagnostics.trace, strict=False):
         np.testing.assert_array_equal(moment.tokens, traced)
-        used = np.minimum(moment.calls, diagnostics.evaluations)
+        used = np.minimum(moment.nfe, diagnostics.evaluations)
         np.testing.assert_array_equal(moment.evaluations, used)
     sigma = np.stack([moment.sigma for moment in moments])
     assert (sigma[0] == checkpoint.noise.sigma(np.float32(1))).all()
@@ -66,6 +66,6 @@ def test_what_cannot_be_drawn_is_said(checkpoint, prompt):
     moments = generate_stream(
         KEY, broken, prompt, rows=np.array([7, 8, 9]), steps=3
     )  # compiled above
-    assert next(moments).calls == 0
+    assert next(moments).nfe == 0
     with pytest.raises(FloatingPointError, match=r"not finite in rows \[7 8 9\]"):
         next(moments)

@@ -123,7 +123,7 @@ def test_masks_are_guessed_by_their_normalised_ratios(tiny):
     first, second, end = frames(tiny, given, keep(drawing))
     assert first.rows == [["a", None, None, "b"]]
     assert second.rows == [["a", "c", None, "b"]]
-    assert (second.calls, second.evaluations) == (1, [1])
+    assert (second.nfe, second.evaluations) == (1, [1])
     assert end.guesses == [[None] * 4]
     (guesses,) = second.guesses
     assert [bool(each) for each in guesses] == [False, False, True, False]
@@ -160,7 +160,7 @@ def test_noise_is_guessed_by_the_denoising_law(tiny):
 def test_the_moments_shown_are_spread_evenly(tiny, most, calls):
     drawing = moments(*[[97, 98]] * 9, sigmas=range(9))
     kept = keep(iter(drawing), most)
-    assert [moment.calls for moment, _ in kept] == calls
+    assert [moment.nfe for moment, _ in kept] == calls
     # each with the noise that the next call, shown or not, takes it to have
     assert [sigma for _, sigma in kept] == [*(call + 1 for call in calls[:-1]), None]
 
@@ -170,7 +170,7 @@ def test_a_page_has_bounds_that_are_met_before_the_first_call(monkeypatch):
     drawing = moments(*[[97, 98]] * 9, sigmas=range(9))
     assert len(keep(drawing, max_frames=3)) == 3
     with pytest.raises(BadInput, match="1 samples of 2 tokens at 4 moments has 8 .* fewer samples"):
-        keep((moment for moment in drawing if not moment.calls or 1 / 0), max_frames=4)
+        keep((moment for moment in drawing if not moment.nfe or 1 / 0), max_frames=4)
 
 
 @pytest.mark.parametrize("final", [200, 250])

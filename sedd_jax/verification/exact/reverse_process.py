@@ -22,7 +22,7 @@ from sedd_jax.diffusion.denoiser import denoise_weights
 from sedd_jax.diffusion.euler import reverse_rate
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.score import StepWeights, total_away
-from sedd_jax.diffusion.score_entropy import quadrature_quantiles
+from sedd_jax.diffusion.times import quadrature_quantiles
 from sedd_jax.inference.sampling import sampler_named
 from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.score_model import Params
