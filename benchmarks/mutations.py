@@ -242,7 +242,7 @@ MUTATIONS = [
         ("self.nats.mean(0).sum() / self.", "self.nats.sum() / self."),
         ("nats *= 1 - t_min", "nats *= 1 + t_min"),
         ("nats + family.prior_nll() * tokens +", "nats +"),
-        ("jax.random.fold_in(noise_key, draw)", "noise_key"),
+        ("[jax.random.fold_in(key, draw) for", "[key for"),
     ),
     *mutations_of(
         "inference/score_based.py",

@@ -88,8 +88,8 @@ _FRAMES = flags.DEFINE_integer("frames", 8, "Moments shown by --trace.")
 _HTML = flags.DEFINE_string("html", None, "Page that replays the sampling; a new file.")
 _PROCESSES = cli.define_process_flags()
 _PLAIN = "plain samples"
-# the ways to show samples in which flags have an effect, where it is not all
-_WAYS_OF_FLAGS = {
+# modes: the flags that have an effect in these alone
+_FLAGS_OF_MODES = {
     ("--input",): _PROCESSES,
     ("--trace",): (_FRAMES,),
     (_PLAIN, "--input"): (_OUTPUT, _BATCH_SIZE),
@@ -97,7 +97,7 @@ _WAYS_OF_FLAGS = {
     (_PLAIN, "--html", "--trace"): (_LENGTH, _PREFIX, _SUFFIX, _TEMPLATE),
 }
 _SETTINGS = (_STEPS, _SAMPLER, _TEMPERATURE, _TOP_P, _CONDITIONING, _PARTICLES, _OVERLAP)
-_OF_DIFFUSION = (_STEPS, _SAMPLER, _CONDITIONING, _PARTICLES, _OVERLAP, _TRACE, _FRAMES, _HTML)
+_DIFFUSION_FLAGS = (_STEPS, _SAMPLER, _CONDITIONING, _PARTICLES, _OVERLAP, _TRACE, _FRAMES, _HTML)
 
 
 def main() -> None:
@@ -111,16 +111,16 @@ def main() -> None:
 
 
 def _check_flags():
-    """Refuses flags without effect."""
-    ways = [flag for flag in (_INPUT, _TRACE, _HTML) if flag.value not in (None, False)]
-    if len(ways) > 1:
-        names = " and ".join(f"--{flag.name}" for flag in ways)
+    """Raises BadInput for a flag that has no effect."""
+    modes = [flag for flag in (_INPUT, _TRACE, _HTML) if flag.value not in (None, False)]
+    if len(modes) > 1:
+        names = " and ".join(f"--{flag.name}" for flag in modes)
         raise BadInput(f"{names} show samples in different ways: give one of them.")
-    way = f"--{ways[0].name}" if ways else _PLAIN
-    for allowed, those in _WAYS_OF_FLAGS.items():
-        for flag in those:
-            if flag.present and way not in allowed:
-                raise BadInput(f"--{flag.name} is for {' or '.join(allowed)}, and not for {way}.")
+    mode = f"--{modes[0].name}" if modes else _PLAIN
+    for allowed, flags_of_modes in _FLAGS_OF_MODES.items():
+        for flag in flags_of_modes:
+            if flag.present and mode not in allowed:
+                raise BadInput(f"--{flag.name} is for {' or '.join(allowed)}, and not for {mode}.")
 
 
 def _run_job():
@@ -141,13 +141,11 @@ def _run_job():
     processes.run_primary_first(check_source, check_source)
     resumption = f"the same command continues with the rows not in {output}."
     with processes.end_on_signal(), processes.abort_with_peers(resumption):
-        checkpoint = load(
-            **_MODEL(), mesh=sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
-        )
-        settings = _settings(checkpoint)
+        model = load(**_MODEL(), mesh=sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig()))
+        settings = _settings(model)
         processes.print_on_primary(f"A signal ends the job at once; {resumption}")
         job.run(
-            checkpoint,
+            model,
             source,
             output,
             seed=_SEED.value,
@@ -163,37 +161,36 @@ def _draw_samples():
         check_output_path(output)
     if _HTML.value is not None:
         check_output_path(Path(_HTML.value), "--html")
-    checkpoint = load(**_MODEL(), mesh=cli.mesh_from(_MESH))
-    settings = _settings(checkpoint)
-    key, prompt = jax.random.key(_SEED.value), _prompt(checkpoint)
+    model = load(**_MODEL(), mesh=cli.mesh_from(_MESH))
+    settings = _settings(model)
+    key, prompt = jax.random.key(_SEED.value), _prompt(model)
     options = settings | {"batch_size": _BATCH_SIZE.value}
     started = time.monotonic()
     if _TRACE.value:
-        tokens, found = generate(key, checkpoint, prompt=prompt, trace=True, **options)
-        evaluations = found.evaluations
-        _show_trace(checkpoint, found.trace[:, 0])
+        tokens, diagnostics = generate(key, model, prompt=prompt, trace=True, **options)
+        evaluations = diagnostics.evaluations
+        _show_trace(model, diagnostics.trace[:, 0])
     elif _HTML.value is not None:
-        facts = {"model": checkpoint.name or "", "seed": _SEED.value} | settings
+        facts = {"model": model.name or "", "seed": _SEED.value} | settings
         facts = {name: str(value) for name, value in facts.items() if value is not None}
-        snapshots = generate_stream(key, checkpoint, prompt, **settings)
-        last = write_page(Path(_HTML.value), checkpoint, prompt, snapshots, facts)
+        snapshots = generate_stream(key, model, prompt, **settings)
+        last = write_page(Path(_HTML.value), model, prompt, snapshots, facts)
         tokens, evaluations = last.tokens, last.evaluations
     else:
-        tokens, found = generate(key, checkpoint, prompt=prompt, **options)
-        evaluations = found.evaluations
+        tokens, diagnostics = generate(key, model, prompt=prompt, **options)
+        evaluations = diagnostics.evaluations
     seconds = time.monotonic() - started
     if output:
-        held = np.asarray(prompt.held)
-        rows = zip(evaluations.tolist(), held, tokens, strict=True)
+        rows = zip(evaluations.tolist(), np.asarray(prompt.held), tokens, strict=True)
         records = (
-            {"index": index, "seed": _SEED.value, **settings, "evaluations": count}
-            | job.decode(checkpoint.tokenizer, held, row)
-            for index, (count, held, row) in enumerate(rows)
+            {"index": index, "seed": _SEED.value, **settings, "evaluations": nfe}
+            | job.decode(model.tokenizer, held, row)
+            for index, (nfe, held, row) in enumerate(rows)
         )
         write_new(output, records)
     elif not _TRACE.value and _HTML.value is None:
         for row in tokens:
-            print(f"--- sample ---\n{_text(checkpoint.tokenizer, row)}")
+            print(f"--- sample ---\n{_text(model.tokenizer, row)}")
     num_samples, length = tokens.shape
     print(
         f"{num_samples} x {length} tokens, {evaluations.mean():g} network evaluations, "
@@ -202,22 +199,22 @@ def _draw_samples():
     )
 
 
-def _settings(checkpoint):
-    """How to draw from a model: what `generate` takes."""
-    if not checkpoint.family.infills:
-        cli.refuse_flags_of_others(checkpoint.config.family, {"diffusion": _OF_DIFFUSION})
+def _settings(model):
+    """The settings of `generate` that the flags give."""
+    if not model.family.infills:
+        cli.refuse_flags_of_others(model.config.family, {"diffusion": _DIFFUSION_FLAGS})
     given = {flag.name: flag.value for flag in _SETTINGS if flag.present}
-    sampling = checkpoint.family.sampling(**given)
-    split_overlap(sampling, checkpoint.config.model.length)
+    sampling = model.family.sampling(**given)
+    split_overlap(sampling, model.config.model.length)
     return dataclasses.asdict(sampling)
 
 
-def _prompt(checkpoint):
+def _prompt(model):
     """The prompt that all samples share."""
     num_samples = 1 if _TRACE.value else _NUM_SAMPLES.value
     check_positive(num_samples=num_samples)
-    tokenizer, length = checkpoint.tokenizer, _LENGTH.value
-    limit = max_tokens(checkpoint, length)
+    tokenizer, length = model.tokenizer, _LENGTH.value
+    limit = max_tokens(model, length)
     if _TEMPLATE.value is None:
         row = row_between(_PREFIX.value, _SUFFIX.value, tokenizer, length, limit)
     elif _PREFIX.present or _SUFFIX.present:
@@ -231,12 +228,12 @@ def _text(tokenizer, row):
     return " ".join(map(str, row)) if tokenizer is None else tokenizer.decode(row)
 
 
-def _show_trace(checkpoint, path):
-    """Prints frames of the path [steps + 2, L], evenly spaced, the first and the last included."""
-    calls = len(path) - 1
-    for moment in np.unique(np.linspace(0, calls, max(_FRAMES.value, 2)).round().astype(int)):
-        print(f"--- after {moment} of {calls} network evaluations ---")
-        print(_text(checkpoint.tokenizer, path[moment]), flush=True)
+def _show_trace(model, path):
+    """Prints frames of the path [NFE + 1, L], evenly spaced, the first and the last included."""
+    max_nfe = len(path) - 1
+    for nfe in np.unique(np.linspace(0, max_nfe, max(_FRAMES.value, 2)).round().astype(int)):
+        print(f"--- after {nfe} of {max_nfe} network evaluations ---")
+        print(_text(model.tokenizer, path[nfe]), flush=True)
 
 
 if __name__ == "__main__":

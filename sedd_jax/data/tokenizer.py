@@ -2,8 +2,7 @@
 
 The kinds: `bytes` (257 ids), `characters` (the alphabet of the corpus), `text8` (27 ids: space is
 0, a to z are 1 to 26) and `dna` (A, C, G, T), both without an end-of-document token,
-`sentencepiece` (trained on the corpus), `gpt2` (from its files) and `integers` (ids that need no
-tokenizer). `Tokenizer` describes their interface.
+`sentencepiece` (trained on the corpus), `gpt2` (from its files) and `integers` (ids as input).
 """
 
 import hashlib
@@ -11,7 +10,6 @@ import io
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,10 +32,7 @@ from sedd_jax.system.packages import package
 _MAX_LINE_CHARACTERS = 20_000
 # SentencePiece drops a training line with its symbol for "space" or "unknown".
 _RESERVED = str.maketrans("", "", "\u2581\u2585")
-
-
-def _sentencepiece() -> ModuleType:
-    return package("sentencepiece", "sentencepiece", "The tokenizer 'sentencepiece'")
+_PACKAGE = ("sentencepiece", "sentencepiece", "The tokenizer 'sentencepiece'")
 
 
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:
@@ -68,7 +63,7 @@ class SentencePiece(Tokenizer):
         """
         self._model = model
         try:
-            self._processor = _sentencepiece().SentencePieceProcessor(model_proto=model)
+            self._processor = package(*_PACKAGE).SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
             raise BadInput(
                 f"{place} is damaged or no sentencepiece model; get it again."
@@ -97,7 +92,7 @@ class SentencePiece(Tokenizer):
         """
         model = io.BytesIO()
         try:
-            _sentencepiece().SentencePieceTrainer.train(
+            package(*_PACKAGE).SentencePieceTrainer.train(
                 sentence_iterator=_training_lines(texts),
                 model_writer=model,
                 vocab_size=vocab_size,

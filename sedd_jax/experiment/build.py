@@ -54,7 +54,7 @@ def network_config(
     Args:
       model: the settings.
       num_states: V.
-      placement: how activations lie on the devices.
+      placement: how activations are sharded over the devices.
       learned_positions: whether absolute positions are learned, whatever the settings.
     """
     learned = learned_positions or model.learned_positions

@@ -103,7 +103,7 @@ def build_autoregressive(
     Args:
       config: the settings.
       vocab_size: tokens of the tokenizer.
-      placement: how activations lie on the devices.
+      placement: how activations are sharded over the devices.
     """
     network = network_config(config.model, vocab_size, placement, learned_positions=True)
     return Autoregressive(vocab_size, CausalModel(network, placement))
@@ -112,7 +112,7 @@ def build_autoregressive(
 def build_generator(model: CausalModel, token_filter: TokenFilter = NO_FILTER) -> Generator:
     """Returns generate(params, keys, prompt) -> (tokens, diagnostics), one program when jitted.
 
-    Positions of the prompt that are held must come first in their row. Every position counts as one
+    The held positions of a prompt must come first in their row. Every position counts as one
     network evaluation.
 
     Args:

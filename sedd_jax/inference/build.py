@@ -1,4 +1,4 @@
-"""From settings to a model of its family, by names or by the dotted paths of the user's own."""
+"""From settings to a model of its family, by registered names or dotted paths of user code."""
 
 from collections.abc import Callable, Collection
 
@@ -25,7 +25,7 @@ def build_family(config: Config, vocab_size: int, placement: Placement = ANYWHER
     Args:
       config: the settings; dotted paths in them are imported.
       vocab_size: tokens of the tokenizer.
-      placement: how activations lie on the devices.
+      placement: how activations are sharded over the devices.
 
     Raises:
       BadInput: a name that does not exist or cannot be imported, or an object that lacks a method.

@@ -11,9 +11,9 @@ process noises positions independently of each other. This holds for any one pat
 one is the most informative. So several copies of a row are held clean, and those survive whose
 free text makes it probable that the held tokens stay; with many copies and steps the samples follow
 Bayes' rule. (Particle smoothing with one path for all copies, as SMCDiff does for continuous data.
-Copies with different paths would need weights for these as well.) Many copies with few steps do not follow Bayes' rule: their
-distribution is computed in `verification.exact`. With nothing held all copies have the same weight,
-and cost K times as much as one for no gain.
+Copies with different paths would need weights for these as well.) Many copies with few steps do not
+follow Bayes' rule: `verification.exact` computes their distribution. With nothing held all copies
+have the same weight, and cost K times as much as one for no gain.
 
 References:
   Trippe et al., Diffusion probabilistic modeling of protein backbones in 3D for the

@@ -1,4 +1,4 @@
-"""A loaded model written to a folder of its own, in the published layout or as a run folder."""
+"""Writing a loaded model to a new folder, in the published layout or as a run folder."""
 
 import dataclasses
 import json
@@ -24,35 +24,35 @@ from sedd_jax.system.files import atomic_move, check_output_path
 from sedd_jax.system.staging import staged
 
 
-def save_published(checkpoint: TrainedModel, folder: Path) -> None:
+def save_published(model: TrainedModel, folder: Path) -> None:
     """Writes config.json, model.safetensors and tokenizer/ of the published layout.
 
     Raises:
       BadInput: the published code has no such model.
     """
-    published = to_published(checkpoint.config)
-    published = dataclasses.replace(published, tokens=checkpoint.graph.num_tokens)
-    num_states = checkpoint.graph.num_states
-    pretrained.write_published(folder, published, checkpoint.params, num_states)
-    if checkpoint.tokenizer is not None:
-        checkpoint.tokenizer.save(folder / TOKENIZER_FOLDER)
+    published = to_published(model.config)
+    published = dataclasses.replace(published, tokens=model.graph.num_tokens)
+    num_states = model.graph.num_states
+    pretrained.write_published(folder, published, model.params, num_states)
+    if model.tokenizer is not None:
+        model.tokenizer.save(folder / TOKENIZER_FOLDER)
 
 
-def save_run(checkpoint: TrainedModel, folder: Path) -> None:
+def save_run(model: TrainedModel, folder: Path) -> None:
     """Writes config.json, data/tokenizer/ and the one checkpoint of a run folder to load from."""
-    config, place = checkpoint.config, f"{DATA_FOLDER}/{TOKENIZER_FOLDER}"
-    # of what was not trained here only some settings are known
-    settings = dataclasses.asdict(config) if checkpoint.step else _known(checkpoint, place)
+    config, place = model.config, f"{DATA_FOLDER}/{TOKENIZER_FOLDER}"
+    # of a model that was not trained here only some settings are known
+    settings = dataclasses.asdict(config) if model.step else _known(model, place)
     (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
-    if checkpoint.tokenizer is not None:
-        checkpoint.tokenizer.save(folder / place)
+    if model.tokenizer is not None:
+        model.tokenizer.save(folder / place)
     with Checkpoints(folder, config.checkpoint) as saved:
-        saved.save_weights(checkpoint.step or 0, checkpoint.params, config)
+        saved.save_weights(model.step or 0, model.params, config)
 
 
-def _known(checkpoint, place):
-    config, tokenizer = checkpoint.config, checkpoint.tokenizer
-    data = {"vocab_size": checkpoint.family.num_tokens}
+def _known(model, place):
+    config, tokenizer = model.config, model.tokenizer
+    data = {"vocab_size": model.family.num_tokens}
     if tokenizer is not None:
         data |= {"tokenizer": tokenizer.kind, "tokenizer_path": place}
     groups = ("family", "model", *(("graph", "noise") if config.uses_noise else ()))
@@ -63,39 +63,39 @@ def _known(checkpoint, place):
 LAYOUTS = {"published": save_published, "run": save_run}
 
 
-def export(checkpoint: TrainedModel, output: Path, layout: str, *, weights: str, name: str) -> None:
-    """Writes a model to a new folder, whole or not at all, with what is known of it and its card.
+def export(model: TrainedModel, output: Path, layout: str, *, weights: str, name: str) -> None:
+    """Writes a model to a new folder, atomically, with its records and its card.
 
     Args:
-      checkpoint: the model.
+      model: the model.
       output: the folder to make.
       layout: one of `LAYOUTS`.
       weights: which weights these are, in the words of the card.
-      name: by which the card says it is loaded.
+      name: that the card gives for loading it.
 
     Raises:
       BadInput: `output` exists, or the layout has no such model.
     """
-    records = find_records(checkpoint.folder) if checkpoint.folder else {}
+    records = find_records(model.folder) if model.folder else {}
     # a copy may travel: it names no folders of this machine
-    config = checkpoint.config
+    config = model.config
     data = dataclasses.replace(config.data, **without_folders(dataclasses.asdict(config.data)))
     train = dataclasses.replace(config.train, initial=without_folders(config.train.initial))
     config = dataclasses.replace(config, data=data, train=train)
-    checkpoint = dataclasses.replace(checkpoint, config=config)
+    model = dataclasses.replace(model, config=config)
     facts = RunFacts(
-        config=checkpoint.config,
-        parameters=count_params(checkpoint.params),
-        tokenizer=checkpoint.tokenizer,
+        config=model.config,
+        parameters=count_params(model.params),
+        tokenizer=model.tokenizer,
         weights=weights,
-        **read_history(records, checkpoint.step),
+        **read_history(records, model.step),
     )
     with staged(output, {}) as staging:
         check_output_path(output)
         folder = staging / "model"
         shutil.rmtree(folder, ignore_errors=True)  # of an export that was killed
         folder.mkdir()
-        LAYOUTS[layout](checkpoint, folder)
+        LAYOUTS[layout](model, folder)
         manifest, rows = RECORDS
         if manifest in records:
             text = json.dumps(without_folders(facts.manifest), indent=1)

@@ -1,4 +1,4 @@
-"""What a family of models is: what training, likelihoods and sampling need of it."""
+"""The interface of a family of models to training, likelihoods and sampling."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -20,8 +20,8 @@ class BatchLoss(NamedTuple):
     """A loss over a batch of clean tokens.
 
     Attributes:
-      draw: draw(time_key, noise_key, x0 [B, L]) -> what is drawn for the batch as a whole: arrays
-        with a leading axis of B, or none.
+      draw: draw(time_key, noise_key, x0 [B, L]) -> the random inputs of the loss, drawn for the
+        whole batch: a tree of arrays with a leading axis of B, or an empty one.
       loss: loss(params, draw, x0, dropout_key) -> mean nats per sequence of these rows.
     """
 
@@ -33,9 +33,9 @@ class DrawnTimes(NamedTuple):
     """The times of D draws of N rows.
 
     Attributes:
-      quantiles: of the times under the distribution that they are drawn from.
+      quantiles: of t under its proposal distribution.
       t: the times themselves.
-      weights: of the draws; their mean is 1.
+      weights: of the draws, with mean 1.
     """
 
     quantiles: Float[np.ndarray, "D N"]
@@ -45,19 +45,19 @@ class DrawnTimes(NamedTuple):
 
 @runtime_checkable
 class Family(Protocol):
-    """A kind of model, chosen once where the config is read: no other code asks which it is.
+    """A kind of model, chosen once where the config is read: no other code branches on it.
 
-    Hashable, since compiled programs are kept by it.
+    Hashable, since it is a key of the cache of compiled programs.
 
     Attributes:
       model: the network, as pure functions; `model.init(key)` gives its parameters.
       num_tokens: tokens of the tokenizer.
       num_states: V, columns of the network's output.
       max_length: the longest sequence that the network takes; None for any.
-      summary: its states, in a few words, for the first line of a run.
+      summary: number and kind of states in a few words, for the first line of a run.
       exact_likelihood: whether `row_loss` is the negative log-likelihood itself.
-      infills: whether tokens may be given anywhere, so that rows longer than the trained length are
-        sampled in windows and the steps of a row can be shown.
+      infills: whether tokens may be given anywhere in a row; then longer rows are sampled in
+        windows, and the steps of a row can be shown.
     """
 
     model: Any
@@ -76,7 +76,7 @@ class Family(Protocol):
     def infills(self) -> bool: ...
 
     def objective(self, config: TrainConfig) -> BatchLoss:
-        """Returns the loss that training makes smaller."""
+        """Returns the training loss."""
 
     def row_loss(self, t_min: float, times: str) -> RowLoss:
         """Returns the loss of every row as a function of its own key, time and tokens alone.
@@ -109,7 +109,7 @@ class Family(Protocol):
         """Returns the checked settings of a generator: a frozen dataclass.
 
         Raises:
-          BadInput: a setting out of range, or one that means nothing to the family.
+          BadInput: a setting out of range, or one that the family does not have.
         """
 
     def generator(self, sampling: Any, *, t_min: float, trace: bool = False) -> Generator:
@@ -122,7 +122,7 @@ class Family(Protocol):
         """
 
     def check_prompt(self, prompt: Prompt) -> None:
-        """Raises BadInput if tokens are given where the family cannot hold them."""
+        """Raises BadInput if tokens are given at positions that the family cannot hold."""
 
     def max_nfe(self, sampling: Any, length: int) -> int:
         """Returns the most network evaluations of a row of `length` tokens."""

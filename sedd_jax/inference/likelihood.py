@@ -32,12 +32,9 @@ class NLLEstimate:
       nats: what every draw gives for every sequence, float64 [D, N]; its mean over draws is the
         estimate. Infinite where a complete bound is.
       tokens: number of tokens of every sequence that were scored, [N].
-      times: how the draws are spread in t. "low-discrepancy": each draw of all sequences is spread
-        evenly, independently of the other draws. "quadrature": a draw is one node, the same t for
-        all sequences. "exact": nothing was drawn, D is 1.
+      times: how the draws are spread in t, see `nll_bound`; "exact": nothing was drawn, D is 1.
       by_t: (t_low, t_high, nats per token in between), equal parts of [t_min, 1] that add up to
-        `nats_per_token`, except for the prior term and the final step of a complete bound. Empty
-        if exact.
+        `nats_per_token`, less the prior term and final step of a complete bound. Empty if exact.
     """
 
     nats: np.ndarray
@@ -52,7 +49,7 @@ class NLLEstimate:
 
     @property
     def stderr(self) -> float:
-        """Standard error of `nats_per_token` from the draws alone: what another seed changes.
+        """Standard error of `nats_per_token` from the draws alone: its spread over seeds.
 
         From how the draws of the same sequence differ, over all sequences; 0 if exact.
 
@@ -72,30 +69,27 @@ class NLLEstimate:
         if draws == 1:
             return self.data_stderr
         with np.errstate(invalid="ignore"):  # infinite
-            apart = self.nats - self.nats.mean(0)
+            residuals = self.nats - self.nats.mean(0)
             freedom = (draws - 1) / draws
             if self.times == "quadrature":
-                apart = apart - np.outer(apart.sum(1) / self.tokens.sum(), self.tokens)
+                residuals -= np.outer(residuals.sum(1) / self.tokens.sum(), self.tokens)
                 freedom *= self._freedom
-            return _root(np.sum(apart**2), freedom) / (draws * self.tokens.sum())
+            return _root(np.sum(residuals**2), freedom) / (draws * self.tokens.sum())
 
     @property
     def data_stderr(self) -> float:
-        """Standard error of `nats_per_token` from the data: what other text of the kind changes.
+        """Standard error of `nats_per_token` from the data: its spread over texts of the same kind.
 
         Of a ratio of means over sequences, the noise of the draws included. NaN for a single
         sequence or an infinite bound.
         """
         with np.errstate(invalid="ignore"):  # infinite
-            apart = self.nats.mean(0) - self.nats_per_token * self.tokens
-        return _root(np.sum(apart**2), self._freedom) / float(self.tokens.sum())
+            residuals = self.nats.mean(0) - self.nats_per_token * self.tokens
+        return _root(np.sum(residuals**2), self._freedom) / float(self.tokens.sum())
 
     @property
     def _freedom(self) -> float:
-        """The factor by which subtracting a mean over sequences reduces their variance.
-
-        (N - 1) / N where all are of one length.
-        """
+        """The share of a variance left after subtracting the mean: (N - 1) / N at equal lengths."""
         return 1 - float(np.sum((self.tokens / self.tokens.sum()) ** 2))
 
     @property
@@ -111,7 +105,7 @@ class NLLEstimate:
 
 
 def _root(squares, freedom):
-    """The root of a sum of squares, by the degrees of freedom; NaN where there are none."""
+    """The root of a sum of squares, by the degrees of freedom; NaN without any."""
     return float(np.sqrt(squares / freedom)) if freedom else float("nan")
 
 
@@ -149,20 +143,21 @@ def nll_bound(
     One network evaluation per sequence and draw, two if complete, over all devices of the model's
     mesh. What is drawn for a row is a function of (key, row, draw), and its time also of the number
     of rows: another `batch_size`, mesh or padding gives the same figures up to rounding. For an
-    autoregressive model it is the negative log-likelihood itself, from one evaluation, whatever the
-    other settings.
+    autoregressive model it is the negative log-likelihood itself, from one evaluation, and the
+    other settings have no effect.
 
     Args:
       key: random key; it makes no difference to an exact value.
       model: the model, from `sedd.load`.
       tokens: token ids, [N, L].
-      lengths: number of tokens of every row, [N], at least 1; the rest of the row is padding, which
-        the model never sees, whatever its ids. None for all.
+      lengths: number of tokens of every row, [N], at least 1; the rest of the row is padding of any
+        ids, which the model does not see. None for full rows.
       batch_size: sequences at a time, rounded up to a multiple of what the devices divide.
       draws: of every sequence.
       times: "low-discrepancy": in proportion to the loss of a uniform guess, each draw spread
-        evenly over all sequences. "quadrature": the nodes of Gauss-Legendre quadrature, at least
-        2, the same for all sequences, and x_t drawn at each by the forward process.
+        evenly over all sequences, independently of the other draws. "quadrature": a draw is one
+        node of Gauss-Legendre quadrature, of at least 2, the same t for all sequences, and x_t is
+        drawn by the forward process.
       complete: a true bound, on the learned reverse process in continuous time from a noised
         uniform guess: the integral of the loss over [t_min, 1], the prior term and the final
         denoising step, infinite where that step gives a token probability 0. Else the published
@@ -203,7 +198,7 @@ def estimate_nll(
     times: str = "low-discrepancy",
     complete: bool = False,
 ) -> NLLEstimate:
-    """Returns the estimate for rows that are ready to be passed through a network.
+    """Returns the estimate for the rows of `passes`.
 
     Args:
       passes: evaluates functions of all rows.
@@ -221,30 +216,22 @@ def estimate_nll(
         nats = passes(_row_loss, (t_min, times), noise_key, np.zeros(len(tokens), np.float32))
         return NLLEstimate(nats[None], tokens, "exact")
     passes.total = draws * (1 + complete) * len(passes.rows)
-    draws_of_t = family.draw_times(time_key, times, t_min, draws, len(tokens))
-    nats = np.stack(
-        [
-            weight
-            * passes(_row_loss, (t_min, times), jax.random.fold_in(noise_key, draw), quantiles)
-            for draw, (quantiles, weight) in enumerate(
-                zip(draws_of_t.quantiles, draws_of_t.weights, strict=True)
-            )
-        ]
-    )
+
+    def over_draws(build, static, key, *columns, **options):
+        """The loss [D, N] of every draw and row."""
+        keys = [jax.random.fold_in(key, draw) for draw in range(draws)]
+        every = zip(keys, *columns, strict=True)
+        return np.stack([passes(build, static, *each, **options) for each in every])
+
+    drawn = family.draw_times(time_key, times, t_min, draws, len(tokens))
+    nats = over_draws(_row_loss, (t_min, times), noise_key, drawn.quantiles)
+    nats *= drawn.weights[:, None]
     if complete:
         nats *= 1 - t_min
-    by_t = split_by_t(nats, draws_of_t.t, tokens, t_min)
+    by_t = split_by_t(nats, drawn.t, tokens, t_min)
     if complete:
-        final = [
-            passes(
-                _reconstruction_loss,
-                (t_min,),
-                jax.random.fold_in(final_key, draw),
-                may_be_infinite=True,
-            )
-            for draw in range(draws)
-        ]
-        nats = nats + family.prior_nll() * tokens + np.stack(final)
+        final = over_draws(_reconstruction_loss, (t_min,), final_key, may_be_infinite=True)
+        nats = nats + family.prior_nll() * tokens + final
     return NLLEstimate(nats, tokens, times, by_t)
 
 
@@ -303,7 +290,8 @@ class RowPasses:
       rows: the rows of each batch, see `batch_rows`.
       placed: maps the rows of a batch to its tokens and lengths (None: full rows) on the devices.
       progress: called as progress(done, total) after every batch.
-      total: batches to be passed in all.
+      total: passes over a batch in all.
+      done: passes so far.
     """
 
     family: Family
@@ -339,9 +327,9 @@ class RowPasses:
 
         def compute(rows):
             tokens, lengths = self.placed(rows)
-            of_rows = [shard_batch(column[rows], self.mesh) for column in columns]
+            sharded = [shard_batch(column[rows], self.mesh) for column in columns]
             keys = row_keys(key, rows)
-            return program(self.params, keys, *of_rows, tokens, lengths=lengths)
+            return program(self.params, keys, *sharded, tokens, lengths=lengths)
 
         count = 1 + self.rows[-1][-1]
         found = np.zeros(count)

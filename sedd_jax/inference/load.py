@@ -60,36 +60,36 @@ def load(
       path: a run folder that `train` wrote, a folder in the published PyTorch layout
         (`config.json` with `model.safetensors` or `pytorch_model.bin`), a GPT-2 in the layout of
         Hugging Face, or a repository of the hub with one of them, OWNER/NAME or
-        OWNER/NAME@REVISION. Of the `config` of the latter models only the family, graph, noise,
-        model and vocabulary are known, the rest are defaults. Matrix products are made in the type
-        of `config.model.dtype`, bfloat16 on accelerators by default; those of a GPT-2 in float32.
+        OWNER/NAME@REVISION. For all but a run folder, the `config` knows only the family, graph,
+        noise, model and vocabulary; the rest are defaults. `config.model.dtype` is the type of
+        matrix products, by default bfloat16 on accelerators; float32 for a GPT-2.
       step: the step of a run folder to load; the latest by default.
       ema: load the averaged weights of a run folder, as evaluation and sampling do.
-      mesh: the devices that are to hold the weights in parts, and to compute: the sizes of a mesh
-        of all devices, or what `experiment.mesh.build_mesh` returns; by default one device. It
-        need not be that of the training.
+      mesh: the devices that hold the weights in parts, and compute: the sizes of a mesh of all
+        devices, or what `experiment.mesh.build_mesh` returns; by default one device. It may differ
+        from that of the training.
       tokenizer: a folder that `Tokenizer.save` wrote or one with GPT-2's files, here or on the
-        hub; by default what lies beside the weights.
+        hub; by default the one beside the weights.
       trust_code: whether code that the model names (a graph, a schedule or a family by its dotted
         path) may be imported and run: True, or the dotted paths that may be.
 
     Raises:
       BadInput: no such folder, no checkpoint in it, one that does not fit its config, or a damaged
-        one; no other is taken in its place. Or a mesh or a tokenizer that does not fit the model,
-        or not the tokenizer of a run that has its own.
+        one, even if there is another. Or a mesh or a tokenizer that does not fit the model, or a
+        tokenizer other than that of the run.
     """
     if isinstance(mesh, MeshConfig):
         mesh = sharding.build_mesh(mesh)
     if mesh is not None and mesh.axis_names != AXES:
         raise BadInput(f"The mesh has the axes {mesh.axis_names}, it must have {AXES}.")
     found = None if tokenizer is None else _given_tokenizer(tokenizer)
-    wish = _Wish(step, ema, mesh, found, trust_code)
-    folder = hub.folder(path, _FILES, functools.partial(_is_whole, wish), _WEIGHTS)
+    request = _Request(step, ema, mesh, found, trust_code)
+    folder = hub.folder(path, _FILES, functools.partial(_is_whole, request), _WEIGHTS)
     for is_it, load_it in _LAYOUTS:
         if is_it(folder):
             # a folder of the hub's cache is called by its revision
             name = folder.absolute().name if Path(path).is_dir() else str(path)
-            return dataclasses.replace(load_it(folder, wish), name=name)
+            return dataclasses.replace(load_it(folder, request), name=name)
     unfinished = next(folder.rglob("*.incomplete"), None)
     raise BadInput(
         f"{folder} holds neither {checkpoints.FOLDER}/ (a run of train) nor config.json with "
@@ -98,8 +98,8 @@ def load(
     )
 
 
-class _Wish(NamedTuple):
-    """What was asked of `load`, beside the folder."""
+class _Request(NamedTuple):
+    """The arguments of `load`, except the folder."""
 
     step: int | None
     ema: bool
@@ -109,54 +109,54 @@ class _Wish(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A tokenizer, and where."""
+    """A tokenizer, and its folder."""
 
     tokenizer: Tokenizer
     folder: Path
 
 
-def _load_run(folder, wish):
+def _load_run(folder, request):
     with checkpoints.Checkpoints(folder) as saved:
-        step = saved.latest if wish.step is None else wish.step
+        step = saved.latest if request.step is None else request.step
         if step is None:
             raise BadInput(f"{folder} holds no complete checkpoint yet.")
         config = saved.config(step)
-        check_trusted(config, wish.trust_code, str(folder))
+        check_trusted(config, request.trust_code, str(folder))
         own = _find(folder / DATA_FOLDER / TOKENIZER_FOLDER)
         tokens = own.tokenizer.vocab_size if own else config.data.vocab_size
         if not tokens:
             raise BadInput(f"{folder} lacks its {DATA_FOLDER}/{TOKENIZER_FOLDER}.")
-        tokenizer = _fitting(wish.tokenizer or own, tokens, folder)
+        tokenizer = _fitting(request.tokenizer or own, tokens, folder)
         if own and tokenizer.fingerprint() != own.tokenizer.fingerprint():
             raise BadInput(
-                f"The {tokenizer.kind} tokenizer in {wish.tokenizer.folder} gives other ids than "
-                f"the one that the model in {folder} was trained with; leave it out."
+                f"The {tokenizer.kind} tokenizer in {request.tokenizer.folder} gives other ids "
+                f"than the one that the model in {folder} was trained with; leave it out."
             )
-        family, abstract = build_trained(config, tokens, wish.mesh)
-        params = saved.restore_weights(step, abstract, ema=wish.ema)
-    return TrainedModel(family, params, config, tokenizer, step, folder, wish.mesh)
+        family, abstract = build_trained(config, tokens, request.mesh)
+        params = saved.restore_weights(step, abstract, ema=request.ema)
+    return TrainedModel(family, params, config, tokenizer, step, folder, request.mesh)
 
 
-def _load_state_dict(layout, folder, wish):
+def _load_state_dict(layout, folder, request):
     """A state dict of PyTorch with its config.json, as the module `layout` reads them."""
-    if wish.step is not None or not wish.ema:
+    if request.step is not None or not request.ema:
         raise BadInput(f"{folder} is in a PyTorch layout, which has one set of weights.")
     found = layout.read_config(folder)
     try:
         config = from_published(found)
     except BadInput as error:
         raise BadInput(f"{folder / 'config.json'} describes no model: {error}") from error
-    tokenizer = wish.tokenizer or _find(folder / TOKENIZER_FOLDER)
+    tokenizer = request.tokenizer or _find(folder / TOKENIZER_FOLDER)
     if tokenizer is None and has_gpt2_files(folder):
         tokenizer = _Found(GPT2(folder), folder)
     tokenizer = _fitting(tokenizer, found.tokens, folder)
-    family, abstract = build_trained(config, found.tokens, wish.mesh)
+    family, abstract = build_trained(config, found.tokens, request.mesh)
     read = layout.read_params(folder, abstract, family.num_states)
     params = jax.tree.map(_put, read, abstract)
-    return TrainedModel(family, params, config, tokenizer, None, folder, wish.mesh)
+    return TrainedModel(family, params, config, tokenizer, None, folder, request.mesh)
 
 
-# what a folder can be, and how it is then loaded; the first that fits counts
+# (whether a folder has this layout, how to load it); the first match is used
 _LAYOUTS = (
     (lambda folder: (folder / checkpoints.FOLDER).is_dir(), _load_run),
     (gpt2.is_gpt2, functools.partial(_load_state_dict, gpt2)),
@@ -164,9 +164,9 @@ _LAYOUTS = (
 )
 
 
-def _is_whole(wish, folder):
-    """Says whether a cached repository can be loaded, a GPT-2 with its tokenizer."""
-    if gpt2.is_gpt2(folder) and not wish.tokenizer:
+def _is_whole(request, folder):
+    """Returns whether a cached repository can be loaded, a GPT-2 with its tokenizer."""
+    if gpt2.is_gpt2(folder) and not request.tokenizer:
         return has_gpt2_files(folder) or _has_tokenizer(folder / TOKENIZER_FOLDER)
     return any(is_it(folder) for is_it, _ in _LAYOUTS)
 
@@ -194,9 +194,9 @@ def build_trained(config: Config, tokens: int, mesh: Mesh | None) -> tuple[Famil
     return family, sharding.placed(shapes, shardings(shapes, mesh))
 
 
-def _put(array, wanted):
-    # in parts: no device is sent more than it is to hold
-    return jax.make_array_from_callback(array.shape, wanted.sharding, array.__getitem__)
+def _put(array, abstract):
+    # in parts: no device receives more than it holds
+    return jax.make_array_from_callback(array.shape, abstract.sharding, array.__getitem__)
 
 
 def _given_tokenizer(name):

@@ -36,12 +36,12 @@ def compiled(
 ) -> Callable[..., Any]:
     """Returns build(family, *static) jitted, the same program for the same arguments.
 
-    Every process has all results.
+    Results are replicated: every process has all of them.
 
     Args:
       family: the model, without its weights.
       mesh: the devices; None for one.
-      build: a function of a module, which is what makes calls the same.
+      build: a function at module level: its identity is part of the cache key.
       *static: settings of the function that it builds.
     """
     return jit_replicated(build(family, *static), mesh)
@@ -62,7 +62,7 @@ class Identity(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """All of it in 16 hexadecimal digits."""
+        """A checksum of all three, in 16 hexadecimal digits."""
         return hashlib.sha256(json.dumps(self).encode()).hexdigest()[:16]
 
 
@@ -76,7 +76,7 @@ class TrainedModel:
       config: the settings of the run.
       tokenizer: the tokenizer of the run; None for a published folder without one.
       step: the training step, None if unknown.
-      folder: where it was read from, if it was.
+      folder: that it was read from, if any.
       mesh: the devices that hold the weights, sharded; None for one device.
       name: of the folder or the hub repository that it was read from.
     """
@@ -92,7 +92,7 @@ class TrainedModel:
 
     @property
     def graph(self) -> Graph:
-        """The token graph. BadInput: the model is autoregressive, here and below."""
+        """The token graph. Raises BadInput for an autoregressive model, as `noise` does."""
         return self.diffusion.graph
 
     @property
@@ -137,14 +137,14 @@ class TrainedModel:
 
     @property
     def num_batch_shards(self) -> int:
-        """Into how many parts the rows of a batch are split; they must divide it."""
+        """The number of parts that a batch is split into; it must divide the number of rows."""
         return 1 if self.mesh is None else num_batch_shards(self.mesh)
 
     def compiled(self, build: Callable[..., Callable], *static: Hashable) -> Callable[..., Any]:
         """Returns build(family, *static) jitted, see `compiled`.
 
         Args:
-          build: a function of a module.
+          build: a function at module level.
           *static: settings of the function that it builds.
         """
         return compiled(self.family, self.mesh, build, *static)

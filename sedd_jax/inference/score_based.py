@@ -145,7 +145,7 @@ def build_score_based(
     Args:
       config: the settings.
       vocab_size: tokens of the tokenizer.
-      placement: how activations lie on the devices.
+      placement: how activations are sharded over the devices.
     """
     graph = build_graph(config.graph, vocab_size)
     network = network_config(config.model, graph.num_states, placement)
@@ -155,9 +155,9 @@ def build_score_based(
 def sequence_loss(family: ScoreBased, proposal: Proposal) -> RowLoss:
     """Returns f(params, keys [B], quantiles [B], x0 [B, L], lengths=None) -> nats [B].
 
-    The loss of every row at one (t, x_t), a function of its own key and tokens alone, whatever its
-    padding. The mean over uniform quantiles is that of the DWDSE loss over t uniform on [t_min, 1],
-    whatever the proposal.
+    The loss of every row at one (t, x_t), a function of its own key and tokens, not of its padding.
+    For any proposal the mean over uniform quantiles is that of the DWDSE loss over t uniform on
+    [t_min, 1].
 
     Args:
       family: the model.
@@ -178,11 +178,11 @@ def sequence_loss(family: ScoreBased, proposal: Proposal) -> RowLoss:
 
 
 def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:
-    """Returns the mean share of positions that have a loss; the head computes for these alone.
+    """Returns the mean share of positions that have a loss; the head computes these alone.
 
-    Under the uniform graph all have one. Under the absorbing graph the masked ones: the mean of
-    1 - exp(-sigma(t)) over the distribution of t, by the midpoint rule. With importance sampling
-    the number of masks of a sequence is weighted too, which adds at most 1/L: left out.
+    Under the uniform graph all positions have a loss. Under the absorbing graph masked ones do: the
+    mean of 1 - exp(-sigma(t)) over the distribution of t, by the midpoint rule. Importance sampling
+    weights the number of masks of a sequence too, which adds at most 1/L and is left out.
 
     Args:
       graph: the token graph.
@@ -197,7 +197,7 @@ def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:
     return float(np.average(masked, weights=density))
 
 
-@functools.lru_cache(maxsize=8)  # the guess's loss takes a second to tabulate
+@functools.lru_cache(maxsize=8)  # tabulating the guess's loss takes a second
 def _proposal(graph, noise, t_min, times):
     return plain_proposal(t_min) if times == "quadrature" else guess_proposal(graph, noise, t_min)
 

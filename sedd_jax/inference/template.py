@@ -1,11 +1,11 @@
 r"""Text with holes, such as `Once[MASK:12] the end.`, as rows to fill in.
 
 `[MASK:12]` is a hole of 12 tokens; `[MASK:*]`, at most one, extends the row to its length. A
-backslash makes a marker text: `\[MASK:3]`; before a hole, `\\` is a backslash. Every text between
-two holes is encoded on its own, so a hole begins and ends between tokens: a subword tokenizer may
-split `Once` + ` upon` differently from the same words in one text, and a word that continues in a
-hole begins with whole tokens. A space that the tokenizer attaches to the word after it does not
-belong before a hole.
+backslash escapes a marker: `\[MASK:3]` is text; before a hole, `\\` is a backslash. Every text
+between two holes is encoded separately, so a hole begins and ends between tokens: a subword
+tokenizer may split `Once` + ` upon` differently from the same words in one text, and a word that
+continues in a hole begins with whole tokens. Put no space before a hole if the tokenizer attaches
+spaces to the word that follows.
 """
 
 import re
@@ -21,15 +21,15 @@ from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.system.rounding import round_up
 
-# every marker, also a malformed one, with the backslashes before it
+# every marker, even a malformed one, with the backslashes before it
 _MARKER = re.compile(r"(?<!\\)(\\*+)(\[MASK(?::[^\[\]\s]{0,12})?\]?)")
 _SIZE = re.compile(r"\[MASK:(\*|0*[1-9][0-9]{0,8})\]")
 _HOW = r"[MASK:12] is a hole of 12 tokens, [MASK:*] fills up, \[MASK is text"
-_FILL = None
+_FILL = None  # a part that fills the row up to its length
 _HOLE_ID = -1
-_MAX_CHARACTERS = 128  # of a token at most: GPT-2 has one of 128 spaces
-_MAX_QUOTED = 40  # characters of a text that are quoted
-_MAX_WINDOWS = 64  # trained lengths in a row at most
+_MAX_CHARACTERS = 128  # the most of one token: GPT-2 has one of 128 spaces
+_MAX_QUOTED = 40  # characters of a text that messages quote
+_MAX_WINDOWS = 64  # a row has at most so many trained lengths
 _MIN_LENGTH = 16  # of a padded row
 
 
@@ -58,9 +58,9 @@ def row_from_template(
 
     Raises:
       BadInput: a malformed marker, no hole, text that the tokenizer cannot encode, or a row that
-        is too long or differs from `length`; what follows the fault is not read.
+        is too long or differs from `length`; nothing after the fault is read.
     """
-    return _row(_of_template(template, tokenizer, limit), length, limit)
+    return _row(_parse_template(template, tokenizer, limit), length, limit)
 
 
 def templates(checkpoint: TrainedModel, texts: Sequence[str], length: int | None = None) -> Prompt:
@@ -148,33 +148,33 @@ def padded_length(length: int, trained: int) -> int:
     return min(width, trained)
 
 
-def max_tokens(checkpoint: TrainedModel, length: Any) -> int:
-    """Returns the most tokens that a row may have: of many windows if it asks for a length."""
-    several = length is not None and checkpoint.family.infills
-    return checkpoint.config.model.length * (_MAX_WINDOWS if several else 1)
+def max_tokens(model: TrainedModel, length: Any) -> int:
+    """Returns the most tokens that a row may have: several windows only if a length is given."""
+    several = length is not None and model.family.infills
+    return model.config.model.length * (_MAX_WINDOWS if several else 1)
 
 
 def _row(parts: Iterable[np.ndarray | None], length: int | None, limit: int) -> PromptRow:
-    """The row of tokens, _HOLE_ID in holes, and at most one _FILL; read until it is too long."""
+    """The row of parts: tokens with _HOLE_ID in holes, at most one _FILL; stops when too long."""
     if length is not None and not (type(length) is int and 1 <= length <= limit):
         raise BadInput(f"length must be a whole number in [1, {limit}], got {_quoted(length)}.")
-    read, total, star = [], 0, None
+    read, total, fill_at = [], 0, None
     for part in parts:
         if part is _FILL:
-            star = len(read)
+            fill_at = len(read)
         else:
             read.append(part)
             total += len(part)
         if total > limit:
             raise _too_long(limit)
-    wanted = length or (total if star is None else limit)
-    if star is not None:
+    wanted = length or (total if fill_at is None else limit)
+    if fill_at is not None:
         if total >= wanted:
             raise BadInput(
                 f"The given tokens and holes take {total} positions of {wanted}: nothing is left "
                 "to fill; give less text or a larger length."
             )
-        read.insert(star, np.full(wanted - total, _HOLE_ID, np.int32))
+        read.insert(fill_at, np.full(wanted - total, _HOLE_ID, np.int32))
     elif total != wanted:
         raise BadInput(
             f"The row has {total} positions and length is {wanted}: leave length out, or put "
@@ -187,8 +187,8 @@ def _row(parts: Iterable[np.ndarray | None], length: int | None, limit: int) -> 
     return PromptRow(np.where(held, tokens, 0), held)
 
 
-def _of_template(template: str, tokenizer: Tokenizer | None, limit: int) -> Iterator:
-    """Yields the tokens, holes and _FILL of a template in turn."""
+def _parse_template(template: str, tokenizer: Tokenizer | None, limit: int) -> Iterator:
+    """Yields the parts of a template in order: tokens, holes of _HOLE_ID, and _FILL."""
     _check_characters(template, "The template", limit)
     text, begin, end, starred = "", 0, 0, False
     for found in _MARKER.finditer(template):
@@ -206,7 +206,7 @@ def _of_template(template: str, tokenizer: Tokenizer | None, limit: int) -> Iter
                 "can fill up; give the others a size."
             )
         starred |= size == "*"
-        # a hole beyond the limit need not be larger to be refused
+        # limit + 1 is enough to be refused
         yield _FILL if size == "*" else np.full(min(int(size), limit + 1), _HOLE_ID, np.int32)
         text, begin = "", end
     yield _encode(

@@ -123,7 +123,7 @@ def test_masks_are_guessed_by_their_normalised_ratios(tiny):
     first, second, end = frames(tiny, given, keep(drawing))
     assert first.rows == [["a", None, None, "b"]]
     assert second.rows == [["a", "c", None, "b"]]
-    assert (second.nfe, second.evaluations) == (1, [1])
+    assert (second.calls, second.evaluations) == (1, [1])
     assert end.guesses == [[None] * 4]
     (guesses,) = second.guesses
     assert [bool(each) for each in guesses] == [False, False, True, False]
