@@ -19,7 +19,7 @@ from configs import tiny
 from sedd_jax.data.pipeline import CROPS, train_batches
 from sedd_jax.data.token_blocks import TokenBlocks
 from sedd_jax.experiment import cli
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import parse
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
@@ -62,12 +62,12 @@ def main() -> None:
 def _model_rate(steps: int = 10) -> float:
     """Returns the tokens a second of the training step of configs/tiny.py."""
     config = parse(tiny.get_config())
-    keys, mesh = run_keys(config.seed), sharding.build_mesh(config.mesh)
-    family = build_family(config, config.data.vocab_size, sharding.placement(mesh))
+    keys, mesh = run_keys(config.seed), meshes.build_mesh(config.mesh)
+    family = build_family(config, config.data.vocab_size, meshes.placement(mesh))
     programs = build_programs(family, config, keys, mesh)
     shape = (config.train.batch_size, config.model.length)
     tokens = np.random.default_rng(0).integers(0, config.data.vocab_size, shape, np.int32)
-    batch = sharding.global_batch(tokens, config.train.batch_size, mesh)
+    batch = meshes.global_batch(tokens, config.train.batch_size, mesh)
     state, _ = programs.train_step(programs.init(keys.init), batch)
     jax.block_until_ready(state)
     began = time.perf_counter()

@@ -14,7 +14,7 @@ class BadInput(ValueError):
 
 
 class Halted(RuntimeError):
-    """A run that cannot go on, or was told to stop; the message says why and what to do.
+    """A run that cannot continue, or was asked to stop; the message says why and what to do.
 
     Attributes:
       exit_code: of the process.

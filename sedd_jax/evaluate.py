@@ -21,7 +21,7 @@ from sedd_jax.evaluation.protocol import CONVENTIONS, Choices
 from sedd_jax.evaluation.record import FOLDER, Record, log_on_primary
 from sedd_jax.experiment import checkpoint as checkpoints
 from sedd_jax.experiment import cli
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.likelihood import TIMES
 from sedd_jax.inference.load import load
@@ -114,7 +114,7 @@ def main() -> None:
     catalog, names, missing = processes.run_primary_first(resolve, resolve)
     settings = _sampling() if _QUALITY in _SUITE.value else None
     folder = _folder()
-    mesh = sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
+    mesh = meshes.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
     checkpoint = load(**_MODEL(), mesh=mesh)
     for suite, words in missing.items():
         log_on_primary("\n  ".join([f"Of {suite} there is no data for:", *words]))

@@ -167,9 +167,7 @@ def _show(found: Estimate) -> None:
         for line in found.assumptions:
             print(f"- {line}")
         if found.prediction.unknown:
-            print(
-                f"- Kernels of which only the bytes count: {', '.join(found.prediction.unknown)}."
-            )
+            print(f"- Kernels whose bytes alone count: {', '.join(found.prediction.unknown)}.")
 
 
 def _search(config: Config, topology: Topology, vocab_size: int) -> None:

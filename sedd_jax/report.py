@@ -16,7 +16,8 @@ from sedd_jax.experiment import cli
 from sedd_jax.system.files import atomic_write, check_output_path
 
 _OUTPUT = flags.DEFINE_string("output", "report.html", "The page; an older report is replaced.")
-_MADE = "<!-- Made by sedd_jax.report; without this line it is not made anew. -->\n"
+_MARK = "<!-- Made by sedd_jax.report;"
+_MADE = f"{_MARK} remove this line to protect the page from being replaced. -->\n"
 
 
 def main(folders: list[str]) -> None:
@@ -35,7 +36,7 @@ def main(folders: list[str]) -> None:
 def check_output(path: Path) -> None:
     """Raises BadInput unless a page can be written there without replacing another file."""
     check_output_path(path, must_be_new=False)
-    if path.exists() and not path.read_bytes().endswith(_MADE.encode()):
+    if path.exists() and _MARK.encode() not in path.read_bytes()[-200:]:
         raise BadInput(f"{path} exists and was not made by report; choose another --output.")
 
 

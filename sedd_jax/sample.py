@@ -17,7 +17,7 @@ from absl import flags
 
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.experiment import cli
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.generate import generate, split_overlap
 from sedd_jax.inference.load import load
@@ -141,7 +141,7 @@ def _run_job():
     processes.run_primary_first(check_source, check_source)
     resumption = f"the same command continues with the rows not in {output}."
     with processes.end_on_signal(), processes.abort_with_peers(resumption):
-        model = load(**_MODEL(), mesh=sharding.build_mesh(cli.mesh_from(_MESH) or MeshConfig()))
+        model = load(**_MODEL(), mesh=meshes.build_mesh(cli.mesh_from(_MESH) or MeshConfig()))
         settings = _settings(model)
         processes.print_on_primary(f"A signal ends the job at once; {resumption}")
         job.run(

@@ -1,7 +1,7 @@
 """Trains a model: `python -m sedd_jax.train --config=configs/tiny.py --workdir=runs/tiny`.
 
-The same command continues a run that was stopped. Any setting can be changed on the command line,
-as in `--config.train.steps=500`.
+The same command resumes a stopped run. The command line overrides any setting, as in
+`--config.train.steps=500`.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from sedd_jax.data.pipeline import train_batches
 from sedd_jax.display.table import duration
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment import cli
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.card import RunFacts, find_records, read_history, write_card
 from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints
 from sedd_jax.experiment.config import Config
@@ -34,7 +34,7 @@ from sedd_jax.training.step import build_programs
 from sedd_jax.training.throughput import StepTimer, step_flops
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run folder: made, or continued.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run folder: created, or resumed.")
 _PROFILE = flags.DEFINE_integer("profile", 0, "Steps to trace, from the third on.", lower_bound=0)
 _PROCESSES = cli.define_process_flags()
 
@@ -57,20 +57,20 @@ def train(config: Config, run: Path, trace_steps: int = 0) -> None:
       trace_steps: steps to trace.
 
     Raises:
-      BadInput: data, settings or folder that cannot be used, before anything is computed.
+      BadInput: invalid data, settings or folder; before anything is computed.
       Halted: a signal to stop, steps that are not finite, or a checkpoint that cannot be written.
     """
     check_names(config)
-    mesh = sharding.build_mesh(config.mesh)
-    sharding.check_divisions(config, mesh)
+    mesh = meshes.build_mesh(config.mesh)
+    meshes.check_divisions(config, mesh)
     initial = load_initial(config, run, mesh)
-    with contextlib.ExitStack() as until_end:
+    with contextlib.ExitStack() as stack:
 
-        def open_first():
-            until_end.enter_context(locked(run))
+        def open_locked():
+            stack.enter_context(locked(run))
             return open_run(run, config)
 
-        dataset = processes.run_primary_first(open_first, lambda: read_run(run, config))
+        dataset = processes.run_primary_first(open_locked, lambda: read_run(run, config))
         _train(config, run, dataset, mesh, initial, trace_steps)
 
 
@@ -78,7 +78,7 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
     started = time.monotonic()
     train, last = config.train, config.train.steps
     keys = run_keys(config.seed)
-    family = build_family(config, dataset.tokenizer.vocab_size, sharding.placement(mesh))
+    family = build_family(config, dataset.tokenizer.vocab_size, meshes.placement(mesh))
     programs = build_programs(family, config, keys, mesh)
     evaluator = Evaluator(family, dataset, keys, mesh, config.eval, train.t_min)
     with Checkpoints(run, config.checkpoint) as checkpoints:
@@ -94,7 +94,7 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
         batches = train_batches(
             dataset.train,
             batch_size=train.batch_size,
-            rows=sharding.rows_here(train.batch_size, mesh),
+            rows=meshes.rows_here(train.batch_size, mesh),
             seed=config.seed,
             start_step=start,
             crop=config.data.crop,
@@ -122,7 +122,7 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
 
             evaluation = hooks.Evaluation(evaluator, writer)
             untimed = timer.paused()
-            # in an order that a resumed run repeats: rows, then save
+            # rows are written before the save: a resumed run continues after both
             after_step: list[hooks.Hook] = [
                 lambda *_: checkpoints.check(),
                 hooks.Log(writer, timer, train),
@@ -137,7 +137,7 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
                 for step in range(start + 1, last + 1):
                     with timer.waiting():
                         rows = next(batches)
-                    batch = sharding.global_batch(rows, train.batch_size, mesh)
+                    batch = meshes.global_batch(rows, train.batch_size, mesh)
                     state, metrics = train_step(state, batch)
                     for hook in after_step:
                         hook(step, state, metrics)
@@ -145,7 +145,7 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
                 saved = checkpoints.latest
                 raise Halted(error.advice(dataset.train, train, config.seed, saved)) from error
             checkpoints.wait()  # while signals are still handled
-    if evaluation.bound is None:  # the run was complete already
+    if evaluation.bound is None:  # the run was already complete
         evaluation.bound = evaluator.bound(state.ema_params)
         evaluation.samples = evaluator.samples(state.ema_params)
     _conclude(run, config, evaluation, time.monotonic() - started)
@@ -159,7 +159,7 @@ def _announce(config, family, dataset, state, mesh):
         f"{config.data.tokenizer} tokens from {train_split['utf8_bytes']:,} bytes, on "
         f"{jax.device_count()} {jax.devices()[0].platform} device(s)."
     )
-    print_on_primary(sharding.describe({"params": state.params}, mesh))
+    print_on_primary(meshes.describe({"params": state.params}, mesh))
     if state.step:
         print_on_primary(f"Continuing after step {state.step}.")
 

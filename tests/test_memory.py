@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
@@ -83,11 +83,11 @@ def test_a_training_step_holds_no_number_for_every_position_and_token(config):
 
 
 def test_nor_does_a_device_of_eight_for_its_part_of_the_batch(config):
-    mesh = sharding.build_mesh()
+    mesh = meshes.build_mesh()
     assert mesh.size == 8
-    components = build_family(config, VOCAB, sharding.placement(mesh))
+    components = build_family(config, VOCAB, meshes.placement(mesh))
     step, state = train_step(config, components)
-    everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    everywhere, rows = meshes.replicated(mesh), meshes.over_batch(mesh)
     most = largest(
         step,
         state,
@@ -117,9 +117,9 @@ def test_nor_does_the_gradient_of_the_baseline(baseline_config):
 
 
 def test_nor_does_a_device_of_eight_for_its_part_of_the_baseline_s(baseline_config):
-    mesh = sharding.build_mesh(MeshConfig(data=4, tensor=2))
-    components = build_family(baseline_config, VOCAB, sharding.placement(mesh))
-    layout, rows = shardings(params_of(components), mesh), sharding.over_batch(mesh)
+    mesh = meshes.build_mesh(MeshConfig(data=4, tensor=2))
+    components = build_family(baseline_config, VOCAB, meshes.placement(mesh))
+    layout, rows = shardings(params_of(components), mesh), meshes.over_batch(mesh)
     most = largest(
         gradient_of(components.model),
         params_of(components),
@@ -183,10 +183,10 @@ def test_the_outputs_written_out_are_found(config, compiled):
 
 def test_outputs_of_a_device_of_eight_are_found(smoke_config):
     """As above: the parts of a batch, written out, in a program for the mesh."""
-    mesh = sharding.build_mesh()
-    components = build_family(smoke_config, VOCAB, sharding.placement(mesh))
+    mesh = meshes.build_mesh()
+    components = build_family(smoke_config, VOCAB, meshes.placement(mesh))
     params, sigma = params_of(components), abstract(BATCH, dtype=jnp.float32)
-    everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    everywhere, rows = meshes.replicated(mesh), meshes.over_batch(mesh)
     most = largest(
         components.model.apply,
         params,

@@ -14,7 +14,7 @@ from sedd_jax.data.characters import Characters
 from sedd_jax.data.pipeline import batch_blocks
 from sedd_jax.data.prepared import open_blocks
 from sedd_jax.errors import BadInput, Halted
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints
 from sedd_jax.experiment.config import from_saved
 from sedd_jax.experiment.metrics import FILE
@@ -48,9 +48,9 @@ def final_state(run, config):
     abstract = jax.eval_shape(
         lambda key: init_state(key, components, config.optim), run_keys(0).init
     )
-    placement = sharding.replicated(sharding.build_mesh())
+    placement = meshes.replicated(meshes.build_mesh())
     with Checkpoints(run) as checkpoints:
-        return checkpoints.restore(checkpoints.latest, sharding.placed(abstract, placement))
+        return checkpoints.restore(checkpoints.latest, meshes.placed(abstract, placement))
 
 
 def test_a_run_leaves_metrics_samples_and_checkpoints(smoke_run, smoke_config):
@@ -198,7 +198,7 @@ def buffers(tree):
 
 
 def test_weights_to_start_from_take_the_place_of_random_ones(smoke_run, smoke_config, tmp_path):
-    config, mesh = started_from(smoke_config, smoke_run), sharding.build_mesh()
+    config, mesh = started_from(smoke_config, smoke_run), meshes.build_mesh()
     initial = load_initial(config, tmp_path, mesh)
     components = build_family(config, 257)
     first = jax.jit(lambda key: init_state(key, components, config.optim))(run_keys(0).init)

@@ -132,7 +132,7 @@ def bin_of(content: bytes | memoryview) -> int:
 
 
 def heldout_bins(histogram: np.ndarray, fraction: float) -> int | None:
-    """Returns the number b such that the documents of bins [0, b) are to be held out.
+    """Returns the number b such that the documents of bins [0, b) are held out.
 
     Bins are taken in order until `fraction` of all characters is reached, and at least one bin with
     text is left on each side. If every distinct text has its own bin, this is the order of the
@@ -143,7 +143,7 @@ def heldout_bins(histogram: np.ndarray, fraction: float) -> int | None:
       fraction: the share of the characters to hold out, in (0, 1).
 
     Returns:
-      b, or None when only one bin has text: then every document is to be `cut`.
+      b, or None when only one bin has text: then `cut` splits every document.
     """
     occupied = np.flatnonzero(histogram)
     if len(occupied) < 2:

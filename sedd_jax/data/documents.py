@@ -175,6 +175,6 @@ class Recipe:
         "bytes", "characters", "text8", "dna", "sentencepiece", "gpt2", "integers"
     ] = "bytes"
     tokenizer_path: str = ""  # a saved one to use again; gpt2: folder or hub id with its files
-    # tokens the tokenizer must have; 0: whatever the corpus gives
+    # tokens the tokenizer must have; 0: as many as the corpus gives
     vocab_size: int = setting(257, at_least=0)
     wrap: bool = True  # documents run on over the borders of blocks; False: one document a block

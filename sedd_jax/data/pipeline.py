@@ -1,9 +1,9 @@
 """Batches of token blocks: a training stream addressed by step, and a fixed held-out set.
 
 The batch of a training step is a pure function of (seed, step, batch_size, crop): resuming needs
-the step alone, on any number of hosts, each of which reads its own rows of every batch. In a
-mixture, the weights assign every position in the stream of all rows to one set, and each set has
-its own endless order.
+the step alone, on any number of hosts; each host reads its own rows of every batch. In a mixture,
+the weights assign every position in the stream of all rows to one set, and each set has its own
+endless order.
 """
 
 import functools
@@ -18,7 +18,7 @@ from sedd_jax.errors import BadInput, check_positive
 
 
 class TrainBatches:
-    """An endless iterator of int32 [rows, length] batches, whose threads read ahead.
+    """An endless iterator of int32 [rows, length] batches, which threads read ahead.
 
     A context manager; `close` stops the threads, and after it `next` raises ValueError.
     """
@@ -70,19 +70,19 @@ def train_batches(
     num_threads: int = 2,
     buffer: int = 4,
 ) -> TrainBatches:
-    """Returns the training batches from a step on, without end.
+    """Returns the endless training batches from `start_step` on.
 
-    Every epoch visits every block once, in its own order; a batch may span two epochs, so nothing
+    Every epoch visits every block once, in its own order; a batch may span two epochs, so no block
     is left out. With crop="random" the grid of blocks is shifted in each epoch by an offset drawn
-    from (seed, epoch), and wraps around the end of the stream: every token still comes once an
+    from (seed, epoch), and wraps around the end of the stream: every token still occurs once an
     epoch, but the borders of the blocks move. Starting at a later step reads nothing before it.
 
     Args:
       blocks: the training split.
       batch_size: rows of the whole batch, on all processes.
       seed: of the order, in [0, 2**32).
-      rows: the rows of the whole batch that this process reads, increasing; None for all. A row
-        holds the same tokens however the batch is divided.
+      rows: indices of the rows of the whole batch that this process reads, increasing; None for
+        all. A row holds the same tokens for any division of the batch.
       start_step: the first step, from 0.
       crop: "blocks" or "random".
       num_threads: threads that read.
@@ -105,8 +105,8 @@ def train_batches(
     def read(step: int) -> np.ndarray:
         sets, positions = stream.places(step * batch_size + rows)
         batch = np.empty((len(rows), length), np.int32)
-        for number, order in enumerate(stream.orders):
-            own = sets == number
+        for index, order in enumerate(stream.orders):
+            own = sets == index
             numbers, epochs = order.at(positions[own])
             offsets = [_grid_offset(crop, seed, epoch, length) for epoch in epochs.tolist()]
             batch[own] = order.blocks.read(numbers * length + np.array(offsets, np.int64))
@@ -130,7 +130,7 @@ def train_batches(
 def batch_blocks(
     blocks: TokenBlocks | Mixture, *, batch_size: int, seed: int, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which blocks are in the batch of a step, to name a bad batch.
+    """Returns which blocks are in the batch of a step, to name them in an error message.
 
     Without a mixture, row r has the position p = step * batch_size + r in its set and belongs to
     epoch e = p // len(blocks). Block b holds `length` tokens from token b * length of the training
@@ -143,7 +143,8 @@ def batch_blocks(
       step: the step, from 0.
 
     Returns:
-      The sets (0 without a mixture) and the numbers of the blocks, each int64 [batch_size].
+      The indices of the sets (0 without a mixture) and the numbers of the blocks in them, each
+      int64 [batch_size].
 
     Raises:
       BadInput: an argument is out of range.
@@ -153,8 +154,8 @@ def batch_blocks(
     stream = _Stream(blocks, seed)
     sets, positions = stream.places(step * batch_size + np.arange(batch_size))
     numbers = np.empty(batch_size, np.int64)
-    for number, order in enumerate(stream.orders):
-        numbers[sets == number], _ = order.at(positions[sets == number])
+    for index, order in enumerate(stream.orders):
+        numbers[sets == index], _ = order.at(positions[sets == index])
     return sets, numbers
 
 
@@ -167,7 +168,7 @@ def heldout_batches(
 ) -> Iterator[np.ndarray]:
     """Returns held-out blocks in a fixed order, in batches of one shape.
 
-    The blocks are evenly spaced over the split, of a mixture in proportion to the weights. Their
+    The blocks are evenly spaced over the split, in a mixture in proportion to the weights. Their
     number is rounded down to a multiple of `batch_size`; fewer than `batch_size` blocks make a
     single, smaller batch.
 
@@ -194,7 +195,7 @@ def heldout_batches(
 
 
 class _EndlessOrder:
-    """The blocks of a set in an endless order, by position; each epoch has another order."""
+    """The blocks of a set in an endless order, addressed by position and shuffled each epoch."""
 
     def __init__(self, blocks: TokenBlocks, seed: int):
         import grain
@@ -211,11 +212,11 @@ class _EndlessOrder:
 
 
 class _Stream:
-    """The endless stream of training blocks: which set each position belongs to, and its block."""
+    """The endless stream of training rows: the set of each position, and the position in it."""
 
     def __init__(self, blocks: TokenBlocks | Mixture, seed: int):
         if not 0 <= seed < 2**32:
-            raise BadInput(f"The data seed is {seed}, it must lie in [0, 2**32).")
+            raise BadInput(f"The data seed is {seed}, it must be in [0, 2**32).")
         import grain
 
         sets, weights = (
@@ -225,21 +226,21 @@ class _Stream:
         # maps a position to its set and the position in the order of that set
         self._places = grain.MapDataset.mix(
             [
-                grain.MapDataset.range(sys.maxsize).map(functools.partial(_pair, number))
-                for number in range(len(sets))
+                grain.MapDataset.range(sys.maxsize).map(functools.partial(_pair, index))
+                for index in range(len(sets))
             ],
             weights,
         )
 
     def places(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the sets of `positions` and the positions in the sets' orders, each int64."""
+        """Returns the sets of `positions`, and the positions in the orders of these, each int64."""
         if len(self.orders) == 1:
             return np.zeros_like(positions), positions
         return np.array([self._places[position] for position in positions.tolist()]).T
 
 
-def _pair(number: int, position: int) -> tuple[int, int]:
-    return number, position
+def _pair(index: int, position: int) -> tuple[int, int]:
+    return index, position
 
 
 def _checked_rows(rows: np.ndarray | None, batch_size: int) -> np.ndarray:

@@ -63,7 +63,7 @@ def prepare_blocks(
     check_positive(length=length, workers=workers)
     if not 0 < recipe.heldout_fraction < 1:
         raise BadInput(
-            f"heldout_fraction is {recipe.heldout_fraction}, it must lie between 0 and 1, both "
+            f"heldout_fraction is {recipe.heldout_fraction}, it must be between 0 and 1, both "
             "excluded."
         )
     check_local(folder, "The folder for prepared data")
@@ -114,11 +114,11 @@ def _empty(recipe: Recipe, name: str, reason: str) -> BadInput:
 
 def _left_out(skipped: dict[str, int]) -> str:
     """Returns what was skipped, as a parenthesis of a sentence."""
-    told = [
+    reasons = [
         f"{count:,} {'documents, each' if count > 1 else 'document, which'} {kind}"
         for kind, count in skipped.items()
     ]
-    return f" (left out: {'; '.join(told)})" if told else ""
+    return f" (left out: {'; '.join(reasons)})" if reasons else ""
 
 
 def _settings(recipe: Recipe, length: int, tasks: list[Task]) -> dict[str, Any]:

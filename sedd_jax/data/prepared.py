@@ -144,7 +144,7 @@ def link_prepared(
     if folder.exists():
         if _placeless(read_manifest(folder)) != _placeless(manifest):
             raise BadInput(
-                f"{folder} stands for other data than {prepared}, or with other weights; they may "
+                f"{folder} links to other data than {prepared}, or with other weights; they may "
                 "be moved, but not changed: go back to those, or choose another folder."
             )
         atomic_write_json(folder / MANIFEST, manifest, indent=1)
@@ -218,7 +218,7 @@ def _checked(name: str, recipe: Recipe, length: int) -> dict[str, Any]:
     manifest = read_manifest(Path(name))
     if "recipe" not in manifest:
         linked = " and ".join(entry["folder"] for entry in manifest["prepared"])
-        raise BadInput(f"{name} is the data/ of a run, which stands for {linked}.")
+        raise BadInput(f"{name} is the data/ of a run, which links to {linked}.")
     wanted = {
         "config.data.tokenizer": (manifest["recipe"]["tokenizer"], recipe.tokenizer),
         "config.data.vocab_size": (

@@ -88,7 +88,7 @@ class Shards:
     def _blocks(
         self, corpus: str, content: Content
     ) -> dict[str, tuple[np.ndarray, dict[str, int]]] | Fault:
-        """Returns the `_block` of a document's part in each split, or why there is none."""
+        """Returns the `_block` of a document's part in each split, or the `Fault` in it."""
         parts = dict(self._split.parts(corpus, content))
         blocks = {split: self._block(part) for split, part in parts.items()}
         faults = [block for block in blocks.values() if isinstance(block, Fault)]

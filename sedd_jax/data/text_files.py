@@ -43,7 +43,7 @@ class TextFormat(NamedTuple):
 
 
 def _parse_text(record: str, first: bool, field: str) -> str | Fault:
-    """Returns a document of a text file as it is."""
+    """Returns a document of a text file unchanged."""
     return BLANK if not record or record.isspace() else record
 
 

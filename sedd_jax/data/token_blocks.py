@@ -11,8 +11,8 @@ import numpy as np
 
 from sedd_jax.errors import BadInput
 
-# _FEW files of a set are kept open whatever the limit, and more while _SETS sets, or other parts of
-# the program, could do the same.
+# _FEW files of a set are kept open at any limit, and more while _SETS sets, or other parts of the
+# program, could do the same.
 _FEW, _SETS = 128, 8
 
 

@@ -41,7 +41,7 @@ from sedd_jax.system.processes import (
 )
 from sedd_jax.system.progress import progress
 
-REAL = "real text"  # stands in place of a sampler
+REAL = "real text"  # in place of a sampler
 _TEXTS = 4  # samples that a record shows
 _TITLES = {
     "gen_perplexity_samples": "generative perplexity by samples",

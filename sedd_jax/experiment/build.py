@@ -32,7 +32,7 @@ def build_graph(name: str, vocab_size: int) -> Graph:
     """Builds the token graph: `name` is a key of GRAPHS, or the path of function(vocab_size).
 
     Raises:
-      BadInput: there is none, or it gives an object that lacks a method of `Graph`.
+      BadInput: no such graph, or one that lacks a method of `Graph`.
     """
     return GRAPHS.check(name, GRAPHS[name](vocab_size))
 
@@ -41,7 +41,7 @@ def build_noise(config: NoiseConfig) -> Noise:
     """Builds the schedule: `config.schedule` is a key of NOISES, or a path of function(config).
 
     Raises:
-      BadInput: there is none, or it gives an object without sigma and dsigma.
+      BadInput: no such schedule, or an object without sigma and dsigma.
     """
     return NOISES.check(config.schedule, NOISES[config.schedule](config))
 
@@ -49,13 +49,13 @@ def build_noise(config: NoiseConfig) -> Noise:
 def network_config(
     model: ModelConfig, num_states: int, placement: Placement, *, learned_positions: bool = False
 ) -> TransformerConfig:
-    """Returns the sizes of a network, with what is "auto" decided.
+    """Returns the sizes of a network, with "auto" settings resolved.
 
     Args:
       model: the settings.
       num_states: V.
       placement: how activations are sharded over the devices.
-      learned_positions: whether absolute positions are learned, whatever the settings.
+      learned_positions: True overrides `model.learned_positions`.
     """
     learned = learned_positions or model.learned_positions
     return TransformerConfig(
@@ -68,9 +68,9 @@ def network_config(
 
 
 def unrolled(model: ModelConfig, placement: Placement) -> bool:
-    """Returns whether blocks are compiled one after another; "auto": where a GPU gains by it.
+    """Returns whether the loop over blocks is unrolled; "auto": where it is faster on a GPU.
 
-    It gains nothing where blocks are recomputed. Sharded weights would be kept gathered from the
+    It is not faster where blocks are recomputed. Sharded weights would be kept gathered from the
     forward pass to the backward pass.
     """
     if model.unroll == "auto":

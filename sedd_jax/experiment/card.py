@@ -1,6 +1,6 @@
 """The model card: what a model is and how it was trained, from the files of its run.
 
-README.md as the Hugging Face hub reads it: facts only, and the same files give the same card.
+It is a README.md for the Hugging Face hub, of facts only; the same files give the same card.
 """
 
 import importlib.metadata
@@ -20,10 +20,9 @@ from sedd_jax.system.files import atomic_write
 from sedd_jax.system.processes import print_on_primary
 
 FILE = "README.md"
-RECORDS = ("manifest.json", metrics.FILE)  # what an exported model has too, in its root
-_MADE = (
-    "<!-- Made by sedd_jax from the files of the run; without this line it is not made anew. -->"
-)
+RECORDS = ("manifest.json", metrics.FILE)  # an exported model has them too, in its root
+_MARK = "<!-- Made by sedd_jax from the files of the run;"
+_MADE = f"{_MARK} remove this line to protect it from being replaced. -->"
 _COUNTS = ("documents", "characters", "utf8_bytes", "tokens")
 _SHOWN = 5  # files of a corpus
 _CORPORA = {"corpus": "Source", "heldout_corpus": "Source of what is held out"}
@@ -39,7 +38,7 @@ Fact = tuple[str, str]
 
 
 class RunFacts(NamedTuple):
-    """What is known of a model.
+    """The known facts about a model.
 
     Attributes:
       config: its settings.
@@ -61,16 +60,16 @@ class RunFacts(NamedTuple):
 
 
 def write_card(folder: Path, facts: RunFacts, name: str) -> None:
-    """Writes the card into `folder`, in place of an earlier one; another README.md stays.
+    """Writes the card into `folder`, replacing an earlier one; any other README.md is kept.
 
     Args:
       folder: of the model.
-      facts: what is known of it.
+      facts: about the model.
       name: a folder or a repository of the hub, from which the model can be loaded.
     """
     path = folder / FILE
-    if path.exists() and _MADE not in path.read_text():
-        print_on_primary(f"{path} was not written by sedd_jax, and stays as it is.")
+    if path.exists() and _MARK not in path.read_text():
+        print_on_primary(f"{path} was not written by sedd_jax, and is kept.")
     else:
         atomic_write(path, card(facts, name))
 

@@ -23,7 +23,7 @@ from sedd_jax.system.processes import failure_of_any_process, is_primary, print_
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged"
-SAVE_SECONDS = 600  # that processes wait for each other in a save: one may have failed to write
+SAVE_SECONDS = 600  # how long processes wait for each other in a save: one may have failed
 
 
 def has_checkpoints(run: Path) -> bool:
@@ -50,7 +50,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(
                 create=True,
                 cleanup_tmp_directories=True,
-                # the loop decides when: a policy here would be a second opinion
+                # the training loop decides when to save
                 save_decision_policy=policies.FixedIntervalPolicy(1),
                 preservation_policy=policies.LatestN(config.keep),
                 # in the background, a folder that cannot be created leaves the threads that would
@@ -80,7 +80,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """The newest complete step, None if there is none; waits for a save."""
+        """The newest complete step, or None; waits for a save."""
         self.wait()  # Orbax counts a step from the start of its save
         return self._manager.latest_step()
 
@@ -94,7 +94,7 @@ class Checkpoints:
         self._save(int(state.step), _items(state), skipped, config)
 
     def save_weights(self, step: int, params: Params, config: Config) -> None:
-        """Saves weights alone, to be loaded: both as the trained ones and as their average.
+        """Saves weights alone, both as the trained weights and as their average.
 
         Args:
           step: the step to save them under.
@@ -153,13 +153,13 @@ class Checkpoints:
         return TrainState(counter, items["params"], items["optimizer"], items["ema"], skipped)
 
     def restore_latest(self, abstract: TrainState) -> TrainState | None:
-        """Returns the newest state that is whole, None if nothing was ever saved.
+        """Returns the newest undamaged state, None if nothing was ever saved.
 
-        Damaged checkpoints on the way there are reported and moved to `damaged/`.
+        Newer, damaged checkpoints are reported and moved to `damaged/`.
 
         Raises:
           BadInput: a checkpoint of another shape.
-          Halted: there are damaged checkpoints only, or one that cannot be moved.
+          Halted: all checkpoints are damaged, or a damaged one cannot be moved.
         """
         while (step := self.latest) is not None:
             try:
@@ -179,7 +179,7 @@ class Checkpoints:
         Args:
           step: a complete step.
           abstract: their shapes, types and placements.
-          ema: the averaged ones instead of those trained.
+          ema: the averaged weights instead of the trained ones.
         """
         name = "ema" if ema else "params"
         with self._offering_others(step):
@@ -226,7 +226,7 @@ class Checkpoints:
             raise BadInput(f"{damage} {advice}") from damage
 
     def _set_aside(self, step, damage):
-        """Moves a step to `damaged/`, where Orbax does not see it, and says so."""
+        """Moves a step to `damaged/`, where Orbax does not see it, and prints a warning."""
         failure = None
         if is_primary():
             target, number = self._aside / str(step), 1

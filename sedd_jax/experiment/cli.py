@@ -1,4 +1,4 @@
-"""How a binary starts and ends: flags, cached programs, one line for bad input."""
+"""How a binary starts and ends: flags, the compilation cache, one line for bad input."""
 
 import dataclasses
 import errno
@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment.config import Config, MeshConfig, parse
 
-# errors of a disk or of its owner's making, whatever the program does right
+# errors of a disk or of permissions, which are not the program's fault
 _OF_THE_MACHINE = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
     errno.ENOTDIR,

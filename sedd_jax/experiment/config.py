@@ -2,9 +2,9 @@
 
 A config file builds a `ConfigDict` from `default_config()` and overrides what differs; `parse`
 turns it into the frozen `Config` below before anything expensive starts. After that, settings are
-plain attributes that exist and have their type. `may_change` marks those that a resumed run may
-have other values of: they do not alter what was trained so far (those of the model and the mesh
-compute the same numbers up to rounding); `family`, those that one family of models alone has.
+plain attributes that exist and have their type. `may_change` marks those that may
+have other values in a resumed run: they do not affect the steps already taken (those of the model
+and the mesh compute the same numbers up to rounding); `family` marks those of one family alone.
 """
 
 import dataclasses
@@ -144,7 +144,7 @@ class Config:
 
     @property
     def uses_noise(self) -> bool:
-        """Whether the settings of graph and noise mean something to the family."""
+        """Whether the family uses the settings of graph and noise."""
         return self.family != "autoregressive"
 
 
@@ -183,7 +183,7 @@ def from_json(text: str) -> Config:
 def from_saved(values: dict) -> Config:
     """Returns the config whose settings were saved, now or before some of them existed.
 
-    A setting that is missing has its default, which is always what was done before it existed.
+    A missing setting has its default, which is how runs worked before it existed.
     """
     return parse(_completed(dataclasses.asdict(Config()), values))
 
@@ -199,7 +199,7 @@ def differences(old: Config, new: Config) -> list[str]:
 
 
 def _completed(defaults, values):
-    """The values, with the defaults of what they lack."""
+    """The values, with defaults for missing ones."""
     groups = {
         name: _completed(defaults[name], value)
         for name, value in values.items()

@@ -1,4 +1,4 @@
-"""Whether a checkpoint still is what was saved: checksums of arrays, and verified reading.
+"""Checksums of the arrays of a checkpoint, and verified reading.
 
 Beside its arrays and its settings a checkpoint has an item "meta", JSON: the shape and the checksum
 of every array, since Orbax does not notice bytes that changed on disk, and the count of skipped
@@ -24,12 +24,12 @@ from sedd_jax.model.sharding import leaves_by_path
 from sedd_jax.system.processes import failure_of_any_process, print_on_primary
 
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-# the file is missing, or its content is not what it was: no fault of the disk or the network
+# the file is missing or changed: not an error of the disk or the network
 _OF_A_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 class Damaged(BadInput):
-    """A checkpoint whose files are not what was saved."""
+    """A checkpoint whose files differ from what was saved."""
 
 
 def checksums(tree: Any) -> dict[str, int]:
@@ -37,7 +37,7 @@ def checksums(tree: Any) -> dict[str, int]:
 
     An array has the same checksum on any mesh, split in any way; each device computes that of its
     part. One changed element always changes it; other changes (more elements, elements that changed
-    places) go unseen with a chance of 2^-32. With several processes all must call this.
+    places) are missed with a probability of 2^-32. With several processes all must call this.
 
     Args:
       tree: arrays of whole or real numbers of 8, 16 or 32 bits.
@@ -84,9 +84,9 @@ def read_verified(path: Path, wanted: dict[str, Any]) -> tuple[dict[str, Any], l
       wanted: the shapes, types and placements of the arrays, by the names of their items.
 
     Raises:
-      Damaged: it is not what was saved.
+      Damaged: it differs from what was saved.
       BadInput: it is of another shape.
-      Halted: it cannot be read, for a reason that says nothing about it.
+      Halted: it cannot be read, for a reason other than damage.
     """
     meta = _read_meta(path)
     if meta is not None:
@@ -139,7 +139,7 @@ def _read(path, **items):
     try:
         read = reader.restore(path, args=ocp.args.Composite(**items))
     except (MemoryError, jax.errors.JaxRuntimeError):
-        raise  # of the machine, not of the file
+        raise  # an error of the machine, not of the file
     except Exception as error:  # of any type: for a file cut short it is Exception itself
         damage, cause = f"it cannot be read ({reason(error)})", error
     finally:

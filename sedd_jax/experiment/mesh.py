@@ -1,4 +1,4 @@
-"""Devices: the mesh, and where the state and the batch lie on it."""
+"""The mesh of devices, and how the state and the batch are sharded over it."""
 
 import math
 from collections import defaultdict
@@ -16,7 +16,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import Config, MeshConfig
 from sedd_jax.model.sharding import AXES, BATCH_AXES, Placement, num_batch_shards, param_layouts
 
-SMALL = ", no larger than an activation of one token"  # why the table splits some not at all
+SMALL = ", no larger than an activation of one token"  # why some parameters are not split
 
 
 def build_mesh(
@@ -30,8 +30,8 @@ def build_mesh(
       devices: by default all of the job; those of a topology that is only compiled for will do.
 
     Raises:
-      BadInput: sizes that cannot be, or that do not multiply to the number of devices, or a TPU
-        slice would be cut.
+      BadInput: invalid sizes, or a product other than the number of devices, or a TPU slice would
+        be cut.
     """
     devices = sorted(
         jax.devices() if devices is None else devices,
@@ -56,7 +56,7 @@ def build_mesh(
 
 
 def placement(mesh: Mesh) -> Placement:
-    """Returns how the activations of a batch lie on the mesh."""
+    """Returns how the activations of a batch are sharded over the mesh."""
     return Placement(mesh, batch=BATCH_AXES, tensor="tensor", fsdp="fsdp")
 
 
@@ -71,7 +71,7 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 
 def jit_replicated(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
-    """Returns the function jitted; every process has all results."""
+    """Returns the function jitted, with replicated results: every process has all of them."""
     return jax.jit(function, out_shardings=None if mesh is None else replicated(mesh))
 
 
@@ -101,7 +101,7 @@ def global_batch(rows: np.ndarray, batch_size: int, mesh: Mesh) -> Array:
     """Returns the batch, over the devices of all processes.
 
     Args:
-      rows: [R, ...], the rows of this process, those that `rows_here` names.
+      rows: [R, ...], the rows of this process, see `rows_here`.
       batch_size: B, the rows of all processes.
       mesh: the devices.
     """
@@ -168,7 +168,7 @@ def describe(params: Any, mesh: Mesh) -> str:
 
 
 def _sizes(config, devices):
-    """The sizes of the axes, what is left filled in."""
+    """The sizes of the axes, with -1 replaced."""
     config.check()
     sizes = [getattr(config, axis) for axis in AXES]
     given = math.prod(size for size in sizes if size != -1)

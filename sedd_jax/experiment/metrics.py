@@ -1,4 +1,4 @@
-"""What a run reports: JSON lines always, TensorBoard files if tensorboardX is installed."""
+"""Metrics of a run: JSON lines, and TensorBoard files if tensorboardX is installed."""
 
 import contextlib
 import json
@@ -19,9 +19,9 @@ Row = dict[str, float | int]
 class MetricWriter:
     """Appends rows to `metrics.jsonl` in the run folder, and to TensorBoard files.
 
-    On resume, rows after the restored step are dropped: those steps are done again, with the same
+    On resume, rows after the restored step are dropped: those steps run again, with the same
     results. A value that is not finite is left out of its row: JSON cannot express it. A row that
-    cannot be written, on a full disk say, raises Halted. Process 0 writes, and the others nothing.
+    cannot be written, on a full disk say, raises Halted. Only process 0 writes.
     """
 
     def __init__(self, run: Path, last_step: int):
@@ -35,7 +35,7 @@ class MetricWriter:
 
     def __exit__(self, *exception) -> None:
         for file in self._files:
-            with contextlib.suppress(OSError):  # what is left to write was reported by `_write`
+            with contextlib.suppress(OSError):  # `_write` has reported it
                 file.close()
 
     def scalars(self, step: int, values: Row) -> None:
@@ -85,14 +85,14 @@ class _JsonLines:
 
 
 class _EventFile:
-    """TensorBoard events, written at once: a SummaryWriter's thread ends unseen on a full disk."""
+    """TensorBoard events, written at once: a SummaryWriter's thread fails silently on full disks."""
 
     def __init__(self, tensorboard, folder, last_step):
         self.path = folder
         self._event, self._summary = tensorboard.proto.event_pb2, tensorboard.summary
         folder.mkdir(parents=True, exist_ok=True)
         self._file = tensorboard.event_file_writer.EventsWriter(str(folder / "events"))
-        # TensorBoard drops the events after it that files before this one hold
+        # TensorBoard drops later events of earlier files
         start = self._event.SessionLog(status=self._event.SessionLog.START)
         self._add(step=last_step + 1, session_log=start)
         self.close = self._file.close

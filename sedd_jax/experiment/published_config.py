@@ -15,7 +15,7 @@ _KEYS = {field.name: f"model.{field.name}" for field in dataclasses.fields(Publi
     "sigma_min": "noise.sigma_min",
     "sigma_max": "noise.sigma_max",
 }
-# for these the published code has no setting, but one fixed choice
+# the published code has one fixed choice of these, and no setting
 _FIXED = {"family": "diffusion", "model.learned_positions": False, "train.t_min": 1e-3}
 _FIXED_LOGLINEAR = {"noise.eps": 1e-3}
 

@@ -47,7 +47,7 @@ def open_run(run: Path, config: Config) -> Dataset:
         _check_data(dataset, config)
     except BadInput:
         if is_new and config.data.prepared:
-            shutil.rmtree(data)  # it only says where they are
+            shutil.rmtree(data)  # only links to the data
         raise
     atomic_write(settings, configs.to_json(config) + "\n")
     return dataset
@@ -57,7 +57,7 @@ def read_run(run: Path, config: Config) -> Dataset:
     """Returns the data of a run that another process has opened; changes nothing.
 
     Raises:
-      BadInput: no such run is to be seen from here, it has other settings than `config`, or its
+      BadInput: this process does not find the run, it has other settings than `config`, or its
         data are damaged.
     """
     check_folder(run)
@@ -98,7 +98,7 @@ def check_folder(run: Path) -> None:
     if run.is_dir():
         if (run / CONFIG_FILE).is_file() or (run / DATA_FOLDER).is_dir():
             return
-        # what a run has when it has just started, and leaves when killed then
+        # the files of a run that was killed just after its start
         if set(run.iterdir()) <= {run / LOCK_FILE, run / staging_folder(run / DATA_FOLDER).name}:
             return
     raise BadInput(f"{run} exists and is not a run folder; choose another --workdir.")
@@ -115,10 +115,10 @@ def _check_settings(run, old, new):
 
 def _may_change(line, old, new):
     key = line.partition(":")[0]
-    # data may be moved, but those of the run itself are never others
+    # prepared data may be moved; a run never changes to or from data of its own
     if key == "data.prepared":
         return bool(old.data.prepared and new.data.prepared)
-    # a cosine schedule is laid out over train.steps, so there the number is part of the past too
+    # a cosine schedule depends on train.steps: so do the steps already taken
     if key == "train.steps" and new.optim.decay != "constant":
         return False
     return key in marked(Config, "may_change")

@@ -1,4 +1,4 @@
-"""What a run is at a step: all that training changes, and the random keys of its purposes."""
+"""The state of a run after a step, and its random keys."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from sedd_jax.model.score_model import Params
 
 
 class Skipped(NamedTuple):
-    """Steps that changed nothing, because their loss or gradient was not finite."""
+    """Counts of steps without an update, because their loss or gradient was not finite."""
 
     total: Int[Array, ""]
-    in_row: Int[Array, ""]  # up to now
+    in_row: Int[Array, ""]  # of the latest steps
 
 
 class TrainState(NamedTuple):
-    """All that training changes; with the seed and the data, all that is needed to go on."""
+    """All that training changes; with the seed and the data, all that is needed to continue."""
 
     step: Int[Array, ""]  # batches seen; `step - skipped.total` of them made an update
     params: Params
@@ -27,7 +27,15 @@ class TrainState(NamedTuple):
 
 
 class RunKeys(NamedTuple):
-    """The random keys of a run, one for each purpose."""
+    """The random keys of a run, one for each purpose.
+
+    Attributes:
+      init: of the initial weights.
+      train: step i folds in i, and splits into keys of times, noised tokens, dropout, and rounding.
+      evaluate: of the held-out bound; split into times, noised tokens and final step, then draw n
+        folds in n and row i folds in i.
+      sample: of the samples shown; row i folds in i, see `inference.batches.RowKeys`.
+    """
 
     init: Key[Array, ""]
     train: Key[Array, ""]
@@ -36,5 +44,5 @@ class RunKeys(NamedTuple):
 
 
 def run_keys(seed: int) -> RunKeys:
-    """Returns the keys that belong to a seed."""
+    """Returns the keys of a seed."""
     return RunKeys(*jax.random.split(jax.random.key(seed), len(RunKeys._fields)))

@@ -21,7 +21,7 @@ from sedd_jax.data.tokenizer import (
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import card
 from sedd_jax.experiment import checkpoint as checkpoints
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import Config, MeshConfig
 from sedd_jax.experiment.published_config import from_published
 from sedd_jax.experiment.run import DATA_FOLDER
@@ -79,7 +79,7 @@ def load(
         tokenizer other than that of the run.
     """
     if isinstance(mesh, MeshConfig):
-        mesh = sharding.build_mesh(mesh)
+        mesh = meshes.build_mesh(mesh)
     if mesh is not None and mesh.axis_names != AXES:
         raise BadInput(f"The mesh has the axes {mesh.axis_names}, it must have {AXES}.")
     found = None if tokenizer is None else _given_tokenizer(tokenizer)
@@ -186,12 +186,12 @@ def build_trained(config: Config, tokens: int, mesh: Mesh | None) -> tuple[Famil
     model = dataclasses.replace(config.model, attention="auto")
     here = dataclasses.replace(config, model=model)
     if mesh is not None:
-        sharding.check_heads(config, mesh)
-    family = build_family(here, tokens, ANYWHERE if mesh is None else sharding.placement(mesh))
+        meshes.check_heads(config, mesh)
+    family = build_family(here, tokens, ANYWHERE if mesh is None else meshes.placement(mesh))
     shapes = jax.eval_shape(family.model.init, jax.random.key(0))
     if mesh is None:
-        return family, sharding.placed(shapes, SingleDeviceSharding(jax.devices()[0]))
-    return family, sharding.placed(shapes, shardings(shapes, mesh))
+        return family, meshes.placed(shapes, SingleDeviceSharding(jax.devices()[0]))
+    return family, meshes.placed(shapes, shardings(shapes, mesh))
 
 
 def _put(array, abstract):

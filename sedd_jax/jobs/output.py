@@ -40,7 +40,7 @@ class JobOutput:
 
 
 def write_new(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes records to a new file; if another process has made it by now, beside it.
+    """Writes records to a new file, or next to it if another process has created it meanwhile.
 
     Raises:
       BadInput: the file exists; the message says where the records are.

@@ -148,8 +148,8 @@ def guess(
 ) -> Iterator[list[list[Guess | None]]]:
     """Yields the guesses of every frame, at positions that may still change; None at others.
 
-    They come from the model's own scores, whatever sampler draws the tokens, and cost one more
-    network evaluation for each row and frame.
+    They come from the model's own scores for any sampler, and cost one more network evaluation for
+    each row and frame.
 
     Args:
       checkpoint: the model.

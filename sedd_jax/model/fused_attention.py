@@ -177,7 +177,7 @@ def _call(kernel, operands, lengths, shapes, written, *, head_dim, blocks, inter
         out_shape=shapes,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         cost_estimate=pl.CostEstimate(
-            # the matrix unit multiplies whole tiles, whatever the number of lanes of a head
+            # the matrix unit multiplies whole tiles, also where a head has fewer lanes
             flops=2 * products * pairs * LANES,
             transcendentals=pairs,
             bytes_accessed=sum(

@@ -250,7 +250,7 @@ def _publish(here, leaf, num_states):
     leaf = leaf[tuple(map(slice, unpadded))]
     shape = _file_shape(here, unpadded, transposed=True)
     tensor = leaf.reshape(shape[::-1]).T if here.endswith(".kernel") else leaf.reshape(shape)
-    return np.ascontiguousarray(tensor)  # safetensors writes memory as it lies
+    return np.ascontiguousarray(tensor)  # safetensors writes the buffer in memory order
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

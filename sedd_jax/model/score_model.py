@@ -67,8 +67,8 @@ class NetworkFn(Protocol):
           xt: noised tokens.
           sigma: total noise of every row.
           key: of dropout, None for none.
-          lengths: of the rows, None for full rows. What follows them is padding, whatever its ids:
-            no real position attends to it, and its own log-scores mean nothing.
+          lengths: of the rows, None for full rows. The rest of a row is padding, of any ids: no
+            real position attends to it, and its own log-scores mean nothing.
         """
 
 

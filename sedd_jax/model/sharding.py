@@ -42,11 +42,11 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 class Placement(NamedTuple):
     """How activations are sharded over a mesh.
 
-    Sharding constraints stand at the borders of blocks, and `shard_map` at the kernels that the
-    compiler cannot split.
+    Sharding constraints are set at the borders of blocks, and `shard_map` around the kernels that
+    the compiler cannot split.
 
     Attributes:
-      mesh: the devices; None: one device, or whatever the compiler chooses.
+      mesh: the devices; None: one device, or as the compiler chooses.
       batch: mesh axes that split the batch.
       tensor: mesh axis that splits the heads and the vocabulary, None for none.
       fsdp: batch axis that also splits stored parameters, None for none.

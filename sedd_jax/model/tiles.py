@@ -207,7 +207,7 @@ class Unembedding(NamedTuple):
 
 
 class VocabShard(NamedTuple):
-    """The states that the columns of an unembedding, or of a device's shard of it, stand for.
+    """The states of the columns of an unembedding, or of a device's shard of it.
 
     Attributes:
       first_state: the state of the first column.
@@ -313,7 +313,7 @@ class StreamedHead(NamedTuple):
         return shard.fold(unembedding.padded(), self.tiling.columns, body, carry)
 
     def shard(self, unembedding: Unembedding, inputs: HeadInputs) -> VocabShard:
-        """Returns what this device's columns stand for."""
+        """Returns the states of this device's columns."""
         columns, dtype = unembedding.bias.size, inputs.hidden.dtype
         return VocabShard(self.shard_index() * columns, columns, self.num_states, dtype)
 

@@ -237,7 +237,7 @@ def dropout(
     Args:
       x: the branch's output.
       rate: the probability of dropping.
-      keep: the keep mask; without one x is returned as it is.
+      keep: the keep mask; without one x is returned unchanged.
     """
     if keep is None:
         return x

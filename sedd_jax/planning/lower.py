@@ -1,8 +1,8 @@
 """The programs of a run, lowered for the devices of a mesh and ready to be compiled.
 
 The vocabulary head computes only the positions that count, in blocks. How many count is random (in
-training and for a bound with t, in a sampler from one network evaluation to the next), so the trips
-of its loops are not in the program: the mean over the noise stands for them.
+training and for a bound with t, in a sampler from one network evaluation to the next), so the trip
+counts of its loops are not in the program: the mean over the noise is used.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.importance import Proposal, guess_proposal
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
@@ -71,7 +71,7 @@ def vocab_size_of(config: Config) -> int:
     """Returns the number of tokens of the config's tokenizer.
 
     Raises:
-      BadInput: only the text of the tokenizer tells.
+      BadInput: it is only known from the text of the tokenizer.
     """
     data = config.data
     if data.vocab_size:
@@ -119,7 +119,7 @@ def train_program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
     Raises:
       BadInput: the batch or the heads do not divide over the devices.
     """
-    sharding.check_divisions(config, mesh)
+    meshes.check_divisions(config, mesh)
     family, programs = _training(config, vocab_size, mesh)
     state, train, length = programs.abstract, config.train, config.model.length
     trips = {}
@@ -203,7 +203,7 @@ def sample_program(
         otherwise = calls if loops else None
         how = f"{sampling.sampler}, {'at most ' if loops else ''}{len(active)} calls"
         positions = rows // num_batch_shards(mesh) * sampling.particles * length
-        tiling = tiling_for(sharding.placement(mesh).platform)
+        tiling = tiling_for(meshes.placement(mesh).platform)
         trips = {
             **block_trips(jumps * positions, positions, (tiling.jumps,)),
             **block_trips(active * positions, positions, tiling.rows),
@@ -310,14 +310,14 @@ def dynamic_trips(
 
 
 def _training(config, vocab_size, mesh):
-    family = build_family(config, vocab_size, sharding.placement(mesh))
+    family = build_family(config, vocab_size, meshes.placement(mesh))
     return family, build_programs(family, config, run_keys(config.seed), mesh)
 
 
 def _inference(kind, function, mesh, params, inputs, flops, tokens, trips, otherwise=None):
     return Program(
         kind=kind,
-        lowered=sharding.jit_replicated(function, mesh).lower(params, *inputs),
+        lowered=meshes.jit_replicated(function, mesh).lower(params, *inputs),
         mesh=mesh,
         parameters=count_params(params),
         model_flops=flops,
@@ -334,13 +334,13 @@ def _draws_positions(family):
 
 def _loss_trips(family, proposal, rows, length, mesh):
     counts = counts_with_loss(family.graph, family.noise, proposal, rows, length)
-    tiling = tiling_for(sharding.placement(mesh).platform)
+    tiling = tiling_for(meshes.placement(mesh).platform)
     return block_trips(counts, rows * length, tiling.rows)
 
 
 def _over_batch(mesh, *arrays):
     """The shapes, of (shape, dtype), of arrays that the devices split along the batch."""
-    place = sharding.over_batch(mesh)
+    place = meshes.over_batch(mesh)
     return [jax.ShapeDtypeStruct(shape, dtype, sharding=place) for shape, dtype in arrays]
 
 

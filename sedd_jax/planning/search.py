@@ -1,7 +1,7 @@
 """Settings for a topology: a greedy search for those that train fastest, and advice on one config.
 
 The search chooses the mesh first, then what the backward pass recomputes, each with as many
-sequences at a time as fit and with a few, then attention. The batch of a step stays as it is. A
+sequences at a time as fit and with a few, then attention. The batch size of a step is kept. A
 mesh whose chips cannot hold the state is not compiled for.
 """
 

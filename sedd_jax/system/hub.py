@@ -20,15 +20,15 @@ def folder(
     is_complete: Callable[[pathlib.Path], bool],
     alternatives: Sequence[Sequence[str]] = ((),),
 ) -> pathlib.Path:
-    """Returns a local folder as it is, and otherwise downloads a repository of the hub.
+    """Returns a local folder unchanged, or downloads a repository of the hub.
 
     A complete copy in the hub's cache is used without asking for a newer revision.
 
     Args:
       name: a local folder, or OWNER/NAME or OWNER/NAME@REVISION on the hub.
       patterns: the files to download, as in "*.json".
-      is_complete: returns whether a cached folder has all that is needed; the hub's client cannot
-        tell for a folder that was filled file by file.
+      is_complete: returns whether a cached folder has all that is needed; the hub's client does not
+        know for a folder that was filled file by file.
       alternatives: more patterns, in groups; only the first group that the repository has is
         downloaded.
 
@@ -118,7 +118,7 @@ def check_upload(name: str) -> None:
 
 
 def upload(folder: pathlib.Path, name: str, *, private: bool) -> str:
-    """Uploads a folder to a repository of the hub, which is created if there is none.
+    """Uploads a folder to a repository of the hub, which is created if absent.
 
     Args:
       folder: what to upload; files of the same names are replaced in a new revision.

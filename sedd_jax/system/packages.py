@@ -10,7 +10,7 @@ def package(name: str, requirement: str, user: str) -> ModuleType:
     """Imports a package that may not be installed.
 
     Args:
-      name: the module, dotted where it lies inside a package.
+      name: the module, dotted if it is inside a package.
       requirement: what pip is given to install it.
       user: who needs it, as the subject of the message: "The tokenizer 'gpt2'".
 

@@ -278,7 +278,7 @@ def _print_in_handler(text):
 
 @contextlib.contextmanager
 def end_on_signal() -> Iterator[None]:
-    """Lets SIGTERM and SIGINT end the process at once, whatever it computes.
+    """Lets SIGTERM and SIGINT end the process at once, even during a computation.
 
     Python would run its handler, which raises KeyboardInterrupt, only after the program on the
     device has returned, perhaps minutes later. For work whose finished parts are all safe on disk.

@@ -36,13 +36,13 @@ def progress(name: str, unit: str = "batch") -> Iterator[Callable[[int, int], No
 
 
 def _in_lines(name, unit, meter):
-    began = told = time.monotonic()
+    began = printed = time.monotonic()
 
     def advance(done, total):
-        nonlocal told
+        nonlocal printed
         now = time.monotonic()
-        if is_primary() and (done == total or now - told >= _LOG_SECONDS):
-            told = now
+        if is_primary() and (done == total or now - printed >= _LOG_SECONDS):
+            printed = now
             print(meter(done, total, now - began, prefix=name, unit=unit), file=sys.stderr)
 
     return advance

@@ -47,7 +47,7 @@ class Registry(Generic[T]):
             )
 
     def __getitem__(self, name: str) -> T:
-        """Returns the entry of a name. BadInput: there is none, or it cannot be imported."""
+        """Returns the entry of a name. Raises BadInput if unknown, or if it cannot be imported."""
         self.check_name(name, self._kind)
         if name in self._entries:
             return self._entries[name]

@@ -1,4 +1,4 @@
-"""Settings as frozen dataclasses: what a value may be stands beside its field."""
+"""Settings as frozen dataclasses, whose fields state the limits of their values."""
 
 import dataclasses
 import typing
@@ -28,7 +28,7 @@ def setting(
       at_least: the value must not be smaller than this.
       below: the value must be smaller than this.
       names: the value must be one of these, or have the form `package.module:function`.
-      **marks: what else is to be known of it, see `marked`; on a group, of all that it holds.
+      **marks: further properties, see `marked`; those of a group hold for all its fields.
     """
     limits = {"above": above, "at_least": at_least, "below": below, "names": names}
     return dataclasses.field(default=default, metadata={"limits": limits, "marks": marks})

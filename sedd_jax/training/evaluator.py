@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from sedd_jax.data.pipeline import heldout_batches
 from sedd_jax.data.prepared import Dataset
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import EvalConfig
 from sedd_jax.experiment.state import RunKeys
 from sedd_jax.inference.batches import row_keys
@@ -41,9 +41,9 @@ class Evaluator:
         Args:
           family: the model.
           dataset: its text.
-          keys: of the run, for the noise and the samples.
+          keys: random keys of the run.
           mesh: the devices.
-          config: how much to evaluate.
+          config: settings of evaluation.
           t_min: the smallest time of the training.
         """
         self._family, self._mesh, self._config = family, mesh, config
@@ -52,17 +52,17 @@ class Evaluator:
         self._bytes_per_token = dataset.manifest["splits"]["heldout"]["bytes_per_token"]
         batch_size = config.batch_size
         self._batches = [
-            sharding.global_batch(rows, batch_size, mesh)
+            meshes.global_batch(rows, batch_size, mesh)
             for rows in heldout_batches(
                 dataset.heldout,
                 batch_size=batch_size,
-                rows=sharding.rows_here(batch_size, mesh),
+                rows=meshes.rows_here(batch_size, mesh),
                 max_blocks=config.max_blocks,
             )
         ]
 
     def bound(self, params: Params) -> dict[str, float]:
-        """Returns the held-out bound, or nll, as a row of metrics; the same draws at every call."""
+        """Returns the held-out bound, or nll, as a row of metrics; the draws are always the same."""
         size, count = self._config.batch_size, len(self._batches)
         passes = RowPasses(
             self._family,
@@ -87,7 +87,7 @@ class Evaluator:
         }
 
     def samples(self, params: Params) -> list[str]:
-        """Returns sampled texts, from the same keys at every call."""
+        """Returns sampled texts, from the same keys every time."""
         settings, family = self._config, self._family
         count = settings.num_samples
         if not count:

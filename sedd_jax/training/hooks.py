@@ -1,4 +1,4 @@
-"""Hooks: what is done between the steps of a run, by one function each, in a fixed order."""
+"""Hooks: functions that the training loop calls after every step, in a fixed order."""
 
 import faulthandler
 import math
@@ -28,15 +28,15 @@ UNTRACED = 2  # steps before the trace: the first compiles, the second may wait 
 
 @runtime_checkable
 class Hook(Protocol):
-    """What is called after every step."""
+    """A function that the loop calls after every step."""
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
-        """Does what is due.
+        """Acts on the step.
 
         Args:
           step: the number of the step, from 1.
           state: after it; the next step donates its buffers.
-          metrics: of the step, perhaps not yet computed: to read them waits for the device.
+          metrics: of the step, perhaps not yet computed: reading them waits for the device.
         """
 
 
@@ -46,7 +46,7 @@ def every(interval: int, last: int, hook: Hook) -> Hook:
     Args:
       interval: steps.
       last: the number of the last step.
-      hook: what is called then.
+      hook: the hook to call.
     """
 
     def when_due(step, state, metrics):
@@ -63,7 +63,7 @@ class NotFinite(ArithmeticError):
       step: the last of them.
       in_row: how many.
       name: of the metric that was not finite at that step.
-      value: of that metric.
+      value: its value.
     """
 
     def __init__(self, step: int, in_row: int, name: str, value: float):
@@ -81,7 +81,7 @@ class NotFinite(ArithmeticError):
           data: the training split.
           config: of the training.
           seed: of the run.
-          saved: the step of the last checkpoint, None if there is none.
+          saved: the step of the last checkpoint, or None.
         """
         sets, numbers = batch_blocks(
             data, batch_size=config.batch_size, seed=seed, step=self.step - 1
@@ -99,7 +99,7 @@ class NotFinite(ArithmeticError):
 class PendingLosses:
     """Losses of the steps since the last row, read one step late so that the device never waits.
 
-    A step that was skipped, see `build_train_step`, is printed and left out of the mean.
+    A skipped step, see `build_train_step`, is printed and left out of the mean.
     """
 
     def __init__(self, max_skipped: int):
@@ -178,7 +178,7 @@ class Log:
 
 
 class Evaluation:
-    """Two hooks, which measure the held-out bound and draw samples, and keep the latest."""
+    """Two hooks: one measures the held-out bound, one draws samples; the latest are kept."""
 
     def __init__(self, evaluator: Evaluator, writer: MetricWriter):
         """Evaluates by `evaluator` and writes to `writer`."""
@@ -211,12 +211,12 @@ class Evaluation:
 
 
 class Stall:
-    """A hook: where no step is done for some time, prints the stacks of all threads.
+    """A hook: prints the stacks of all threads when no step ends for some time.
 
-    Once after `minutes` without a step, since the start or the last one, and again every `minutes`;
-    a sentence follows if the run continues. The stacks come from `faulthandler`, whose watchdog
-    needs no Python interpreter lock; to set it again takes under 0.1 ms a step. Nothing is stopped:
-    what a process of a job waits for may still come, and if not the launcher has to end the job.
+    It prints after `minutes` without a step, since the start or the last one, and again every
+    `minutes`; a sentence follows if the run continues. The stacks come from `faulthandler`, whose
+    watchdog needs no Python interpreter lock; setting it again takes under 0.1 ms a step. Nothing
+    is stopped: a process may only be waiting, and otherwise the launcher has to end the job.
 
     Use as a context manager.
     """
@@ -224,7 +224,7 @@ class Stall:
     def __init__(self, minutes: float, file: TextIO | None = None):
         """Reports to `file`, which must have a file descriptor; standard error if None."""
         self._patience = 60 * minutes
-        # not sys.stderr, in whose place a notebook puts an object without a descriptor
+        # not sys.stderr, which in a notebook has no descriptor
         self._file = file or sys.__stderr__
 
     def __enter__(self) -> "Stall":
@@ -254,7 +254,7 @@ class Stall:
 class Trace:
     """A hook: traces some steps, from the third after the start, into the run's folder.
 
-    Several processes write into folders of their own: a host may have many.
+    Each process writes into its own folder: a host may have several.
 
     Use as a context manager.
     """
@@ -285,7 +285,7 @@ class Trace:
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         if self._due and step == self._before:
-            jax.block_until_ready(metrics)  # what was started before is not part of the trace
+            jax.block_until_ready(metrics)  # earlier steps are not part of the trace
             jax.profiler.start_trace(self._folder)
             self._due, self._tracing = False, True
         elif self._tracing and step == self._last:
@@ -305,9 +305,9 @@ def stop_at_signal(signals: StopSignal, save: Hook, checkpoints: Checkpoints) ->
     """Returns a hook that saves and raises Halted when a signal asks to stop.
 
     Args:
-      signals: whether one has come.
+      signals: the signals received.
       save: starts to save the state.
-      checkpoints: waits for that.
+      checkpoints: waits for the save.
     """
 
     def stop(step, state, metrics):

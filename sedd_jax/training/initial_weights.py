@@ -16,8 +16,8 @@ from sedd_jax.inference.build import dotted_paths
 from sedd_jax.inference.load import load
 from sedd_jax.inference.model import TrainedModel
 
-# settings that weights depend on; the noise too: a network is given the total noise alone, but
-# another schedule gives it totals that it was not trained on
+# settings that the weights depend on; the noise too: another schedule gives the network values of
+# sigma that it was not trained on
 _MEANING = (
     "family", "graph", "noise", "model.hidden_size", "model.cond_dim", "model.num_blocks",
     "model.num_heads", "model.scale_by_sigma", "model.learned_positions",
@@ -25,7 +25,7 @@ _MEANING = (
 
 
 def load_initial(config: Config, run: Path, mesh: Mesh) -> TrainedModel | None:
-    """Returns the model that a new run starts from, None if there is none or the run has begun.
+    """Returns the model that a new run starts from; None if it names none or has checkpoints.
 
     Args:
       config: the settings of the run.
@@ -33,7 +33,7 @@ def load_initial(config: Config, run: Path, mesh: Mesh) -> TrainedModel | None:
       mesh: the devices to load the weights onto.
 
     Raises:
-      BadInput: it cannot be loaded, or its weights are no weights of this run.
+      BadInput: it cannot be loaded, or its weights do not fit this run.
     """
     if not config.train.initial or has_checkpoints(run):
         return None
@@ -55,7 +55,7 @@ def load_initial(config: Config, run: Path, mesh: Mesh) -> TrainedModel | None:
 def with_weights_of(
     initial: TrainedModel, state: TrainState, config: Config, tokenizer: Tokenizer
 ) -> TrainState:
-    """Returns the first state with the weights of another model in place of random ones.
+    """Returns the first state with the weights of another model instead of random ones.
 
     Args:
       initial: the other model.
@@ -74,6 +74,6 @@ def with_weights_of(
             f"config.train.initial={config.train.initial} is a model of other tokens: prepare the "
             "data with its tokenizer (config.data.tokenizer_path)."
         )
-    # not the same buffers: the state is donated
+    # other buffers: the state is donated
     ema_params = jax.tree.map(jnp.copy, initial.params)
     return state._replace(params=initial.params, ema_params=ema_params)

@@ -29,7 +29,7 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformationEx
     """Returns AdamW behind clipping by the global norm; only matrices decay.
 
     `update` takes a keyword `key`, new at every update, if a moment is kept in bfloat16; with both
-    in float32 it needs none, and is `optax.adamw`.
+    in float32 it needs no key, and is `optax.adamw`.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
@@ -45,11 +45,11 @@ def stochastic_round(key: Key[Array, ""], x: Float[Array, "..."]) -> BFloat16[Ar
     """Returns x as bfloat16: one of its two neighbours, so that the mean over keys is x.
 
     A float32 is a bfloat16 followed by 16 bits, f: adding 16 uniform bits carries into the upper
-    half with probability f / 2^16. Exact: what bfloat16 holds stays as it is, infinities and NaN
-    too. Not unbiased: beyond the largest bfloat16, where the neighbour is infinite, x is cut.
+    half with probability f / 2^16. Values that bfloat16 holds are unchanged, infinities and NaN
+    too. Beyond the largest bfloat16, where the neighbour is infinite, x is cut and so biased.
 
     Args:
-      key: used for x alone.
+      key: random key, used once.
       x: float32.
     """
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
@@ -65,7 +65,7 @@ def stochastic_round(key: Key[Array, ""], x: Float[Array, "..."]) -> BFloat16[Ar
 def ema_update(ema: Params, params: Params, count: Int[Array, ""], decay: float) -> Params:
     """Returns decay_n ema + (1 - decay_n) params, decay_n = min(decay, (1 + n) / (10 + n)).
 
-    There is no bfloat16 average: at decay 0.9999 it would stand still if rounded to nearest, and
+    There is no bfloat16 average: at decay 0.9999 it would not change if rounded to nearest, and
     carry 1 % of noise in every weight if rounded stochastically, where weights scatter by 3 %.
 
     Args:
@@ -79,12 +79,12 @@ def ema_update(ema: Params, params: Params, count: Int[Array, ""], decay: float)
 
 
 def _matrices(params):
-    """Marks the leaves that decay: not norms and biases, whatever axes are stacked before them."""
+    """Marks the leaves that decay: all but norms and biases; by name, since blocks are stacked."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key in ("kernel", "table"), params)
 
 
 def _adam(config):
-    """Adam's step, in float32, from and to moments as the settings keep them.
+    """Adam's step, computed in float32; moments are stored in the types of the settings.
 
     Rounding to the nearest bfloat16 would stop the second moment: neighbours are 0.4 to 0.8 %
     apart, and beta2 = 0.999 moves it by 0.1 % where the squared gradient is twice the mean.
@@ -114,7 +114,7 @@ def _adam(config):
 
 
 def _round_leaves(key, tree):
-    """Rounds every leaf with a key of its own, in its own shape: however it is sharded."""
+    """Rounds every leaf with its own key, without reshaping, so that its sharding is kept."""
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
     return structure.unflatten(

@@ -1,7 +1,7 @@
-"""One training step: a pure function, and its program for the devices of a mesh."""
+"""The training step as a pure function, and compiled for the devices of a mesh."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,11 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import Config, OptimConfig, TrainConfig
 from sedd_jax.experiment.state import RunKeys, Skipped, TrainState
 from sedd_jax.inference.family import Family
+from sedd_jax.model.score_model import Params
 from sedd_jax.model.sharding import shardings
 from sedd_jax.training.optim import ema_update, learning_rate, optimizer
 
@@ -21,13 +22,13 @@ def init_state(key: Key[Array, ""], family: Family, optim: OptimConfig) -> Train
     """Returns the state before the first step.
 
     Args:
-      key: of the random weights.
+      key: random key of the weights.
       family: the model.
-      optim: its optimiser.
+      optim: settings of the optimiser.
     """
     params = family.model.init(key)
-    opt_state = optimizer(optim, steps=1).init(params)  # whatever the number of steps
-    ema_params = jax.tree.map(jnp.copy, params)  # not the same buffers: the state is donated
+    opt_state = optimizer(optim, steps=1).init(params)  # the same for any number of steps
+    ema_params = jax.tree.map(jnp.copy, params)  # other buffers: the state is donated
     step, total, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
     return TrainState(step, params, opt_state, ema_params, Skipped(total, in_row))
 
@@ -39,18 +40,18 @@ Step = Callable[[TrainState, Int[Array, "B L"]], tuple[TrainState, Metrics]]
 def build_train_step(
     family: Family, train: TrainConfig, optim: OptimConfig, key: Key[Array, ""]
 ) -> Step:
-    """Returns train_step(state, tokens) -> (state, metrics), the objective and one AdamW update.
+    """Returns train_step(state, tokens [B, L]) -> (state, metrics): one AdamW update.
 
-    Everything random is a function of (key, state.step). The loss is the mean over the batch of
-    nats per sequence; it is reported per token. A step whose loss or gradient is not finite makes
-    no update: it is counted, and its tokens are not used again. Metrics: loss, grad_norm before
+    All random draws are functions of (key, state.step). The loss is the mean over the batch of nats
+    per sequence; its metric is per token. A step whose loss or gradient is not finite makes no
+    update: it is counted, and its tokens are not used again. Metrics: loss, grad_norm before
     clipping and learning_rate, float32 scalars, and the counts skipped and skipped_in_row.
 
     Args:
       family: the model.
-      train: of the objective, the microbatches and the number of steps.
-      optim: of the update.
-      key: of the whole training.
+      train: settings of the objective, the microbatches and the number of steps.
+      optim: settings of the update.
+      key: random key of the whole training.
     """
     transform = optimizer(optim, train.steps)
     rate_at = learning_rate(optim, train.steps)
@@ -77,11 +78,11 @@ def build_train_step(
             count = step - skipped.total
             return params, opt_state, ema_update(ema_params, params, count, optim.ema_decay)
 
-        # not a choice between old and new arrays: XLA:CPU held both, 3.7 bytes a parameter
+        # cond, not where: XLA:CPU held both old and new arrays, 3.7 bytes a parameter
         params, opt_state, ema_params = jax.lax.cond(
             finite,
             update,
-            lambda _, *kept: kept,
+            lambda _, *unchanged: unchanged,
             grads,
             state.params,
             state.opt_state,
@@ -99,11 +100,14 @@ def build_train_step(
     return train_step
 
 
-def mean_over_microbatches(value_and_grad, count: int):
-    """Returns a function of (params, batch, key) that averages over `count` parts of the batch.
+def mean_over_microbatches(
+    value_and_grad: Callable[..., tuple[Float[Array, ""], Params]], count: int
+) -> Callable[[Params, tuple[Any, ...], Key[Array, ""]], tuple[Float[Array, ""], Params]]:
+    """Returns f(params, batch, key) -> the mean (loss, gradient) over `count` parts of the batch.
 
-    Part i takes rows i, i + count, ...: on every device its own, where the batch is sharded in
-    contiguous rows. Each part has its own dropout key.
+    `batch` holds arguments of value_and_grad(params, *batch, key): trees of arrays [B, ...]. Part i
+    takes rows i, i + count, ..., so that a device keeps its rows where the batch is sharded in
+    contiguous ones. Each part has its own dropout key.
     """
 
     def split(x):
@@ -129,8 +133,8 @@ class Programs(NamedTuple):
 
     Attributes:
       abstract: shapes, types and placement of the state.
-      batch: the same of a batch of tokens.
-      init: init(key) -> state, each device computing the part that it holds.
+      batch: those of a batch of tokens.
+      init: init(key) -> state; each device computes its own part.
       train_step: train_step(state, tokens) -> (state, metrics); the old state is donated.
     """
 
@@ -157,16 +161,16 @@ def build_programs(family: Family, config: Config, keys: RunKeys, mesh: Mesh) ->
     layout = shardings(shapes, mesh)
     train_step = jax.jit(
         build_train_step(family, config.train, config.optim, keys.train),
-        in_shardings=(layout, sharding.over_batch(mesh)),
-        out_shardings=(layout, sharding.replicated(mesh)),
+        in_shardings=(layout, meshes.over_batch(mesh)),
+        out_shardings=(layout, meshes.replicated(mesh)),
         donate_argnums=0,
     )
     return Programs(
-        abstract=sharding.placed(shapes, layout),
+        abstract=meshes.placed(shapes, layout),
         batch=jax.ShapeDtypeStruct(
             (config.train.batch_size, config.model.length),
             jnp.int32,
-            sharding=sharding.over_batch(mesh),
+            sharding=meshes.over_batch(mesh),
         ),
         init=jax.jit(init, out_shardings=layout),
         train_step=train_step,

@@ -1,4 +1,4 @@
-"""How fast a run is, what it waits for, and how much of its devices it uses."""
+"""Speed of a run, its wait for data, and the utilisation of its devices."""
 
 import contextlib
 import time
@@ -39,7 +39,7 @@ class StepTimer:
         """Starts a clock.
 
         Args:
-          start: the step before the first.
+          start: the number of the last step already done.
           total: the last step of the run.
           tokens_per_step: over all devices.
           flops_per_step: over all devices.
@@ -115,7 +115,7 @@ def step_flops(family: Family, model: ModelConfig, train: TrainConfig) -> float:
 
 
 def peak_flops() -> float | None:
-    """Returns the peak FLOP/s of all devices together, None if that of one is not known."""
+    """Returns the peak FLOP/s of all devices together; None if unknown for one of them."""
     peaks = [PEAK_FLOPS.get(device.device_kind) for device in jax.devices()]
     return None if None in peaks else sum(peaks)
 

@@ -134,7 +134,7 @@ def _share(prob, masked, step, hits):
 
 
 def _small_uniforms(rng, bound):
-    """Draws of `uniform` given that they lie below a power of 2 that is at least `bound`."""
+    """Draws of `uniform` given that they are below a power of 2 that is at least `bound`."""
     bits = 64 + np.clip(np.ceil(np.log2(bound)), -63, 0).astype(np.int64)
     draws = rng.integers(0, 2**64, np.shape(bound), np.uint64) >> (64 - bits).astype(np.uint64)
     high = (draws >> np.uint64(32)).astype(np.uint32)

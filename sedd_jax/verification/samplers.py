@@ -157,7 +157,7 @@ def sample_frequencies(
 ) -> Distribution:
     """Returns the frequencies of real samples, from the generator that `sample` uses.
 
-    First hitting has rows at noises of their own, which `tabulated` takes for one: that changes
+    First hitting has a different noise in each row, and `tabulated` uses one for all: that changes
     nothing where the normalised ratios are the same at all noise, as the true ones are.
 
     Args:

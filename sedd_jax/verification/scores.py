@@ -114,7 +114,7 @@ def _objectives(space, data, rng):
         gradients += [np.abs(g).max() for g in evaluate(truth)[1]]
         elsewhere += [np.abs(g).max() for g in evaluate(tables[0])[1]]
         values = np.array([evaluate(table)[0][:3] for table in tables])
-        # each minus the first is a constant, whatever the scores
+        # each minus the first is a constant in the scores
         spread.append(np.ptp(values - values[:, :1], axis=0).max())
     constants = (
         "explicit, implicit and denoising score entropy: change of their differences between "

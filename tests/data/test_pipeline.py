@@ -158,7 +158,7 @@ def test_the_largest_seed_is_accepted(blocks):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seed": 2**32}, r"data seed is 4294967296, it must lie in \[0, 2\*\*32\)"),
+        ({"seed": 2**32}, r"data seed is 4294967296, it must be in \[0, 2\*\*32\)"),
         ({"seed": -1}, "data seed is -1"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"start_step": -1}, "step must be at least 0, got -1"),

@@ -577,7 +577,7 @@ def test_a_wrong_size_of_the_vocabulary_shows_before_anything_is_read(
     [
         ({"workers": 0}, "workers must be at least 1"),
         *(
-            ({"heldout_fraction": value}, "heldout_fraction is .*, it must lie between 0 and 1")
+            ({"heldout_fraction": value}, "heldout_fraction is .*, it must be between 0 and 1")
             for value in (0, 1, -0.1, 1.5, float("nan"))
         ),
     ],

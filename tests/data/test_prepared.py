@@ -37,7 +37,7 @@ def test_one_folder_is_just_that_folder(prepared):
     assert entry == {"folder": str(prepared / "a"), "weight": 1.0, "manifest": direct.manifest}
     assert (prepared / "run" / "data" / "tokenizer" / "tokenizer.json").is_file()
     link_prepared("run/data", "a", ANY, LENGTH)  # again, after a kill before the run began
-    with pytest.raises(BadInput, match="stands for other data than B"):
+    with pytest.raises(BadInput, match="links to other data than B"):
         link_prepared("run/data", "B", ANY, LENGTH)
 
 
@@ -144,16 +144,14 @@ def test_data_that_are_not_there_are_asked_for(prepared):
 
 def test_the_data_of_another_run_are_not_taken_for_prepared_ones(prepared):
     link_prepared("data", "a:3,B:1", ANY, LENGTH)
-    with pytest.raises(
-        BadInput, match="data is the data/ of a run, which stands for .*/a and .*/B"
-    ):
+    with pytest.raises(BadInput, match="data is the data/ of a run, which links to .*/a and .*/B"):
         link_prepared("other", "data", ANY, LENGTH)
 
 
 def test_data_may_move_but_not_change(prepared, monkeypatch):
     link_prepared("data", "a:3,B:1", ANY, LENGTH)
     shutil.move("B", "C")
-    with pytest.raises(BadInput, match="stands for other data than a:3,C:2, or with other weights"):
+    with pytest.raises(BadInput, match="links to other data than a:3,C:2, or with other weights"):
         link_prepared("data", "a:3,C:2", ANY, LENGTH)
     link_prepared("data", "a:3,C:1", ANY, LENGTH)
     monkeypatch.chdir(prepared / "C")  # from anywhere

@@ -10,7 +10,7 @@ import pytest
 from sedd_jax.data.tokenizer import Bytes, Characters
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.scoring_model import ScoringModel
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.build import build_family
 from sedd_jax.model.sharding import shardings
@@ -157,8 +157,8 @@ def test_features_are_of_the_text_alone(scorer, causal):
 
 
 def test_eight_devices_score_as_one(scorer, causal, rows):
-    mesh = sharding.build_mesh(MeshConfig(fsdp=2))
-    components = build_family(causal.config, Bytes.vocab_size, sharding.placement(mesh))
+    mesh = meshes.build_mesh(MeshConfig(fsdp=2))
+    components = build_family(causal.config, Bytes.vocab_size, meshes.placement(mesh))
     params = jax.device_put(causal.params, shardings(causal.params, mesh))
     spread = dataclasses.replace(causal, family=components, params=params, mesh=mesh)
     over_devices = ScoringModel(spread, 12, batch_size=2)

@@ -163,7 +163,7 @@ def test_the_card_is_made_anew_and_another_is_left(tmp_path, capsys):
     path.write_text("My own words.")
     card.write_card(tmp_path, known(), "run")
     assert path.read_text() == "My own words."
-    assert "stays as it is" in capsys.readouterr().out
+    assert "and is kept" in capsys.readouterr().out
 
 
 def test_the_history_ends_with_the_step(tmp_path):

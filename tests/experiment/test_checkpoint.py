@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from sedd_jax.errors import BadInput, Halted
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.checkpoint import DAMAGED_FOLDER, FOLDER, Checkpoints
 from sedd_jax.experiment.config import CheckpointConfig
 from sedd_jax.experiment.state import Skipped, TrainState
@@ -44,7 +44,7 @@ def state():
     opt_state = (opt_state[0]._replace(mu=weights()), *opt_state[1:])
     skipped = Skipped(jnp.int32(4), jnp.int32(1))
     state = TrainState(jnp.int32(0), params, opt_state, weights(), skipped)
-    return jax.device_put(state, sharding.replicated(sharding.build_mesh()))
+    return jax.device_put(state, meshes.replicated(meshes.build_mesh()))
 
 
 def at_step(state, step):
@@ -52,7 +52,7 @@ def at_step(state, step):
 
 
 def abstract(tree):
-    return sharding.placed(tree, sharding.replicated(sharding.build_mesh()))
+    return meshes.placed(tree, meshes.replicated(meshes.build_mesh()))
 
 
 def save(run, state, steps, config, keep=2):

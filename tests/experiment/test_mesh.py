@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
@@ -23,7 +23,7 @@ from sedd_jax.inference.build import build_family
     ],
 )
 def test_the_mesh_has_the_sizes_of_the_config(sizes, shape):
-    mesh = sharding.build_mesh(MeshConfig(**sizes))
+    mesh = meshes.build_mesh(MeshConfig(**sizes))
     assert mesh.axis_names == ("slice", "data", "fsdp", "tensor")
     assert mesh.devices.shape == shape
     assert len({device.id for device in mesh.devices.flat}) == 8
@@ -41,7 +41,7 @@ def test_the_mesh_has_the_sizes_of_the_config(sizes, shape):
 )
 def test_sizes_that_do_not_fit_the_devices_are_refused(sizes, message):
     with pytest.raises(BadInput, match=message):
-        sharding.build_mesh(MeshConfig(**sizes))
+        meshes.build_mesh(MeshConfig(**sizes))
 
 
 def test_a_slice_of_tpus_is_never_cut():
@@ -50,26 +50,26 @@ def test_a_slice_of_tpus_is_never_cut():
         for i in range(8)
     ]
     with pytest.raises(BadInput, match="slice is 2, but the devices are in 4 slices; set it to 4"):
-        sharding.build_mesh(MeshConfig(slice=2), devices)
+        meshes.build_mesh(MeshConfig(slice=2), devices)
 
 
 def test_hosts_of_gpus_are_no_slices():
     """XLA numbers hosts of GPUs in the attribute that has the slice of a TPU."""
     device = types.SimpleNamespace(slice_index=3, platform="gpu")
-    assert sharding._slice_of(device) == 0
+    assert meshes._slice_of(device) == 0
     device.platform = "tpu"
-    assert sharding._slice_of(device) == 3
+    assert meshes._slice_of(device) == 3
 
 
 def test_processes_together_give_the_whole_batch(monkeypatch):
-    mesh = sharding.build_mesh(MeshConfig(fsdp=2, tensor=2))
+    mesh = meshes.build_mesh(MeshConfig(fsdp=2, tensor=2))
     rows = np.arange(8 * 3).reshape(8, 3)
-    assert (sharding.rows_here(8, mesh) == np.arange(8)).all()
-    batch = sharding.global_batch(rows, 8, mesh)
+    assert (meshes.rows_here(8, mesh) == np.arange(8)).all()
+    batch = meshes.global_batch(rows, 8, mesh)
     np.testing.assert_array_equal(batch, rows)
-    assert batch.sharding.is_equivalent_to(sharding.over_batch(mesh), 2)
+    assert batch.sharding.is_equivalent_to(meshes.over_batch(mesh), 2)
     # a process that holds rows 2, 3, 6 and 7 alone, as wiring may order them
-    monkeypatch.setattr(sharding, "rows_here", lambda *_: np.array([2, 3, 6, 7]))
+    monkeypatch.setattr(meshes, "rows_here", lambda *_: np.array([2, 3, 6, 7]))
     parts = {}
 
     def take(shape, placed, part):
@@ -77,18 +77,18 @@ def test_processes_together_give_the_whole_batch(monkeypatch):
         return batch
 
     monkeypatch.setattr(jax, "make_array_from_callback", take)
-    sharding.global_batch(rows[[2, 3, 6, 7]], 8, mesh)
+    meshes.global_batch(rows[[2, 3, 6, 7]], 8, mesh)
     for first, part in parts.items():
         np.testing.assert_array_equal(part, rows[first : first + 2])
 
 
 def test_a_tree_is_placed_by_one_sharding_or_by_many():
-    mesh = sharding.build_mesh()
+    mesh = meshes.build_mesh()
     tree = {"a": np.zeros((8, 2)), "b": np.zeros(8)}
-    everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
-    one = sharding.placed(tree, rows)
+    everywhere, rows = meshes.replicated(mesh), meshes.over_batch(mesh)
+    one = meshes.placed(tree, rows)
     assert one["a"].sharding == one["b"].sharding == rows
-    many = sharding.placed(tree, {"a": rows, "b": everywhere})
+    many = meshes.placed(tree, {"a": rows, "b": everywhere})
     assert (many["a"].sharding, many["b"].sharding) == (rows, everywhere)
     chex.assert_trees_all_equal_shapes_and_dtypes(one, tree)
 
@@ -96,25 +96,25 @@ def test_a_tree_is_placed_by_one_sharding_or_by_many():
 def test_batches_divide_over_all_but_the_tensor_axis(smoke_config):
     def check(batch_size, mesh):
         train = dataclasses.replace(smoke_config.train, batch_size=batch_size)
-        sharding.check_divisions(dataclasses.replace(smoke_config, train=train), mesh)
+        meshes.check_divisions(dataclasses.replace(smoke_config, train=train), mesh)
 
-    check(4, sharding.build_mesh(MeshConfig(fsdp=2, tensor=2)))
+    check(4, meshes.build_mesh(MeshConfig(fsdp=2, tensor=2)))
     with pytest.raises(BadInput, match="is 4, which 8 parts .* a multiple of 8"):
-        check(4, sharding.build_mesh(MeshConfig(fsdp=2)))
+        check(4, meshes.build_mesh(MeshConfig(fsdp=2)))
 
 
 def test_heads_divide_over_the_tensor_axis(smoke_config):
-    mesh = sharding.build_mesh(MeshConfig(data=1, tensor=-1))
+    mesh = meshes.build_mesh(MeshConfig(data=1, tensor=-1))
     with pytest.raises(BadInput, match="num_heads is 2, which config.mesh.tensor=8 does not"):
-        sharding.check_divisions(smoke_config, mesh)
+        meshes.check_divisions(smoke_config, mesh)
 
 
 def test_the_mesh_in_words(smoke_config):
     params = jax.eval_shape(build_family(smoke_config, 257).model.init, run_keys(0).init)
-    assert sharding.describe(params, sharding.build_mesh()) == (
+    assert meshes.describe(params, meshes.build_mesh()) == (
         "Mesh: data 8, 1 process(es). Every device holds all parameters."
     )
-    lines = sharding.describe(params, sharding.build_mesh(MeshConfig(fsdp=2, tensor=4)))
+    lines = meshes.describe(params, meshes.build_mesh(MeshConfig(fsdp=2, tensor=4)))
     assert lines.startswith("Mesh: fsdp 2 x tensor 4, 1 process(es).\n")
     assert "axis 0 over tensor, axis 1 over fsdp: embedding/table" in lines
     assert "axis 1 over fsdp (its axis of 2 is no multiple of tensor=4): blocks/qkv/kernel" in lines

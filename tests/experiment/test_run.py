@@ -178,7 +178,7 @@ def test_a_run_killed_before_it_had_settings_keeps_its_kind_of_data(
     config = replaced(smoke_config, "data", prepared=str(prepared))
     for first, second, message in (
         (config, smoke_config, "holds other prepared data .*pydoc is new"),
-        (smoke_config, config, "data stands for other data than"),
+        (smoke_config, config, "data links to other data than"),
     ):
         run = tmp_path / message[:5]
         open_run(run, first)
@@ -217,7 +217,7 @@ def test_a_run_may_find_its_prepared_data_elsewhere(tmp_path, smoke_config, prep
     assert from_json((tmp_path / "run" / CONFIG_FILE).read_text()) == moved
     other = dataclasses.replace(smoke_config.data, heldout_fraction=0.3)
     prepare_blocks(tmp_path / "third", other, config.model.length)
-    with pytest.raises(BadInput, match="stands for other data than ../third"):
+    with pytest.raises(BadInput, match="links to other data than ../third"):
         open_run(tmp_path / "run", replaced(smoke_config, "data", prepared="../third"))
     with pytest.raises(BadInput, match="other settings .data.prepared: '../second' -> ''"):
         open_run(tmp_path / "run", smoke_config)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import erf, log_softmax, softmax
 
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.model import autoregressive
 from sedd_jax.model.autoregressive import CausalModel
@@ -159,10 +159,10 @@ def test_likelihood_and_gradients_are_those_of_the_dense_formula(dense, monkeypa
 )
 def test_likelihood_and_gradients_do_not_depend_on_the_mesh(dense, sizes, monkeypatch):
     monkeypatch.setattr(autoregressive, "ROWS", 4)
-    mesh = sharding.build_mesh(sizes)
-    model = CausalModel(changed(remat="blocks"), sharding.placement(mesh))
+    mesh = meshes.build_mesh(sizes)
+    model = CausalModel(changed(remat="blocks"), meshes.placement(mesh))
     layout = shardings(random_params(), mesh)
-    rows = sharding.over_batch(mesh)
+    rows = meshes.over_batch(mesh)
     params = jax.device_put(random_params(), layout)
     found = loss_and_gradients(
         model.nll, params, tokens(8, 9), in_shardings=(layout, rows), out_shardings=(layout, rows)
@@ -172,8 +172,8 @@ def test_likelihood_and_gradients_do_not_depend_on_the_mesh(dense, sizes, monkey
 
 @pytest.mark.slow
 def test_a_batch_that_the_mesh_does_not_divide_is_whole_on_every_device():
-    mesh = sharding.build_mesh(MeshConfig(data=4, tensor=2))
-    model = CausalModel(CONFIG, sharding.placement(mesh))
+    mesh = meshes.build_mesh(MeshConfig(data=4, tensor=2))
+    model = CausalModel(CONFIG, meshes.placement(mesh))
     found = jax.jit(model.nll)(random_params(), tokens())
     np.testing.assert_allclose(found, jax.jit(dense_nll)(random_params(), tokens()), rtol=1e-5)
 

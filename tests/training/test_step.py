@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sedd_jax.experiment import mesh as sharding
+from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.build import compute_dtype, unrolled
 from sedd_jax.experiment.config import MeshConfig, ModelConfig
 from sedd_jax.experiment.state import run_keys
@@ -112,9 +112,9 @@ def test_microbatches_are_summed_in_float32():
 
 def test_eight_devices_give_the_step_of_one(setup, after_one):
     config, state, tokens = setup
-    mesh = sharding.build_mesh()
+    mesh = meshes.build_mesh()
     assert mesh.size == 8
-    everywhere, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    everywhere, rows = meshes.replicated(mesh), meshes.over_batch(mesh)
     step = jax.jit(
         build_train_step(
             build_family(config, VOCAB_SIZE), config.train, config.optim, run_keys(0).train
@@ -240,25 +240,25 @@ def opened(params):
 
 def first_step(config, mesh):
     """The metrics of a step, and what it made of the gradients: AdamW's first averages."""
-    components = build_family(config, VOCAB_SIZE, sharding.placement(mesh))
+    components = build_family(config, VOCAB_SIZE, meshes.placement(mesh))
     keys = run_keys(config.seed)
     programs = build_programs(components, config, keys, mesh)
     state = programs.init(keys.init)
     placed = jax.tree.map(lambda x: x.sharding, state.params)
     state = state._replace(params=jax.jit(opened, out_shardings=placed)(state.params))
     rows = np.random.default_rng(0).integers(0, VOCAB_SIZE, (16, LENGTH)).astype(np.int32)
-    after, metrics = programs.train_step(state, sharding.global_batch(rows, 16, mesh))
+    after, metrics = programs.train_step(state, meshes.global_batch(rows, 16, mesh))
     return after, jax.device_get((metrics, after.opt_state[1][0].mu))
 
 
 @pytest.fixture(scope="module")
 def of_one_device(split_config):
-    return first_step(split_config, sharding.build_mesh(devices=jax.devices()[:1]))[1]
+    return first_step(split_config, meshes.build_mesh(devices=jax.devices()[:1]))[1]
 
 
 @pytest.mark.parametrize("sizes", MESHES)
 def test_loss_and_gradients_do_not_depend_on_the_mesh(split_config, of_one_device, sizes):
-    mesh = sharding.build_mesh(sizes)
+    mesh = meshes.build_mesh(sizes)
     state, found = first_step(split_config, mesh)
     assert found[0]["skipped"] == 0
     for got, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(of_one_device), strict=True):
@@ -277,10 +277,10 @@ def test_the_first_state_is_made_in_parts_and_the_same_on_every_mesh(split_confi
     config = split_config
     keys, states = run_keys(config.seed), []
     for mesh in (
-        sharding.build_mesh(devices=jax.devices()[:1]),
-        sharding.build_mesh(MeshConfig(data=1, fsdp=8)),
+        meshes.build_mesh(devices=jax.devices()[:1]),
+        meshes.build_mesh(MeshConfig(data=1, fsdp=8)),
     ):
-        components = build_family(config, VOCAB_SIZE, sharding.placement(mesh))
+        components = build_family(config, VOCAB_SIZE, meshes.placement(mesh))
         programs = build_programs(components, config, keys, mesh)
         init = programs.init.lower(keys.init).compile()
         state = init(keys.init)

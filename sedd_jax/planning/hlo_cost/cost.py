@@ -57,7 +57,7 @@ class Prediction(NamedTuple):
       seconds_by_part: by class; they sum to `seconds`.
       collectives: all, overlapped or exposed.
       assumptions: a sentence each.
-      unknown: names of custom calls of which only the bytes count.
+      unknown: names of custom calls whose bytes alone count.
     """
 
     seconds: float

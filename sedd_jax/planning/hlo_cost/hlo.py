@@ -221,7 +221,7 @@ def _closing(text, start):
 @functools.lru_cache(maxsize=65536)
 def shapes(kind: str) -> tuple[Shape, ...]:
     """Returns the arrays of a type in HLO syntax: one, or those of a tuple."""
-    # sizes come before the layout, which stands in braces
+    # sizes come before the layout, which is in braces
     found = _ARRAY.findall(re.sub(r"\{[^{}]*\}", "", kind))
     return tuple(
         Shape(dtype, tuple(int(size.strip("<=")) for size in sizes.split(",") if size))
