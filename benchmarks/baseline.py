@@ -23,7 +23,7 @@ from sedd_jax.experiment.config import parse
 from sedd_jax.inference.autoregressive import build_generator
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.build import build_family
-from sedd_jax.inference.prompt import free
+from sedd_jax.inference.prompt import empty_prompt
 from sedd_jax.model.autoregressive import CausalModel
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Measured rounds.")
@@ -41,7 +41,7 @@ def main() -> None:
     model = build_family(configs["baseline"], configs["baseline"].data.vocab_size).model
     params = jax.jit(model.init)(jax.random.key(0))
     keys = row_keys(jax.random.key(1), jnp.arange(_BATCH_SIZE.value))
-    prompt = free(_BATCH_SIZE.value, _LENGTH.value)
+    prompt = empty_prompt(_BATCH_SIZE.value, _LENGTH.value)
     generators = {
         "no cache": _without_cache(model),
         "cache": build_generator(model),

@@ -17,7 +17,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.load import load
-from sedd_jax.inference.prompt import free
+from sedd_jax.inference.prompt import empty_prompt
 from sedd_jax.inference.sampling import Sampling
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Run folder of a diffusion model.")
@@ -57,7 +57,7 @@ def _measured(checkpoint, ways, batch_size):
     config = checkpoint.config
     length = _LENGTH.value or config.model.length
     keys = row_keys(jax.random.key(0), jnp.arange(batch_size))
-    given = checkpoint.params, keys, free(batch_size, length)
+    given = checkpoint.params, keys, empty_prompt(batch_size, length)
     evaluations = {}
 
     def of_way(way, sampling):

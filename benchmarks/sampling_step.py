@@ -22,7 +22,7 @@ from benchmarks.published import Published
 from benchmarks.shapes import Shape, family_of
 from sedd_jax.experiment import cli
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.prompt import free
+from sedd_jax.inference.prompt import empty_prompt
 from sedd_jax.inference.sampling import Sampling
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences.")
@@ -62,7 +62,7 @@ def main() -> None:
     args = (
         params,
         row_keys(jax.random.key(2), jnp.arange(shape.batch)),
-        free(shape.batch, shape.length),
+        empty_prompt(shape.batch, shape.length),
     )
     programs, memory = {}, {}
     for head, steps in (("streamed", _STEPS.value), ("dense", _DENSE_STEPS.value)):

@@ -30,7 +30,7 @@ from sedd_jax.experiment.config import Config, default_config, parse
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.build import build_family
-from sedd_jax.inference.prompt import free
+from sedd_jax.inference.prompt import empty_prompt
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.score_model import Params
@@ -120,7 +120,7 @@ def draw(family: ScoreBased, params: Params, config: Config, num_samples: int, s
     """
     generator = family.generator(Sampling(steps), t_min=config.train.t_min, trace=True)
     keys = row_keys(run_keys(config.seed).sample, jnp.arange(num_samples))
-    tokens, diagnostics = jax.jit(generator)(params, keys, free(num_samples, DATA.shape[1]))
+    tokens, diagnostics = jax.jit(generator)(params, keys, empty_prompt(num_samples, DATA.shape[1]))
     return np.asarray(tokens), np.asarray(diagnostics.trace[:, 0])
 
 

@@ -12,7 +12,7 @@ from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
-from sedd_jax.inference.prompt import free
+from sedd_jax.inference.prompt import empty_prompt
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import sequence_loss
 from sedd_jax.model.sharding import shardings
@@ -147,7 +147,7 @@ def test_sampling_holds_no_number_for_every_position_and_token(config, sampling)
     components = build_family(config, VOCAB)
     generator = components.generator(sampling, t_min=1e-3)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
-    clamp = jax.eval_shape(lambda: free(BATCH, LENGTH))
+    clamp = jax.eval_shape(lambda: empty_prompt(BATCH, LENGTH))
     compiled = (config.graph, sampling) in [
         ("absorb", Sampling(4, "euler")),
         ("uniform", Sampling(4, "tweedie")),

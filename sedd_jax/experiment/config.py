@@ -2,9 +2,9 @@
 
 A config file builds a `ConfigDict` from `default_config()` and overrides what differs; `parse`
 turns it into the frozen `Config` below before anything expensive starts. After that, settings are
-plain attributes that exist and have their type. `may_change` marks those that may
-have other values in a resumed run: they do not affect the steps already taken (those of the model
-and the mesh compute the same numbers up to rounding); `family` marks those of one family alone.
+plain attributes that exist and have their type. `may_change` marks those that may have other values
+in a resumed run: they do not affect the steps already taken (those of the model and the mesh
+compute the same numbers up to rounding); `family` marks those of one family alone.
 """
 
 import dataclasses

@@ -85,14 +85,14 @@ class _JsonLines:
 
 
 class _EventFile:
-    """TensorBoard events, written at once: a SummaryWriter's thread fails silently on full disks."""
+    """TensorBoard events, written at once: a SummaryWriter's thread hides a full disk."""
 
     def __init__(self, tensorboard, folder, last_step):
         self.path = folder
         self._event, self._summary = tensorboard.proto.event_pb2, tensorboard.summary
         folder.mkdir(parents=True, exist_ok=True)
         self._file = tensorboard.event_file_writer.EventsWriter(str(folder / "events"))
-        # TensorBoard drops later events of earlier files
+        # TensorBoard then drops events of later steps in earlier files
         start = self._event.SessionLog(status=self._event.SessionLog.START)
         self._add(step=last_step + 1, session_log=start)
         self.close = self._file.close

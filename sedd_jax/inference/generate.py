@@ -14,7 +14,7 @@ from sedd_jax.inference.batches import batch_rows, one_ahead, row_keys, row_numb
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.generator import Diagnostics, Generator
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.inference.prompt import Prompt, check_prompt, free
+from sedd_jax.inference.prompt import Prompt, check_prompt, empty_prompt
 
 
 def generate(
@@ -70,7 +70,7 @@ def generate(
     length = shape[1] if length is None else length
     sampling = family.sampling(**settings)
     check_rows(model, num_samples, length, batch_size)
-    prompt = free(num_samples, length) if prompt is None else prompt
+    prompt = empty_prompt(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), family.num_tokens)
     family.check_prompt(prompt)
     trained = config.model.length
@@ -80,7 +80,7 @@ def generate(
         raise BadInput(f"trace is for rows of at most {trained} tokens, the trained length.")
     sampling, overlap = split_overlap(sampling, trained)
     numbers, batch_size = row_numbers(rows, num_samples), min(batch_size, num_samples)
-    generator = model.compiled(build_sampler, sampling, config.train.t_min, trace)
+    generator = model.compiled(family_generator, sampling, config.train.t_min, trace)
 
     def draw(part, progress, rows=slice(None), window=0):
         return _draw(generator, model, key, part, numbers[rows], batch_size, progress, window)
@@ -94,8 +94,8 @@ def generate(
     return slide(prompt, plan, lambda part, window: draw(part, overall, window.rows, window.number))
 
 
-def build_sampler(family: Family, sampling: Any, t_min: float, trace: bool) -> Generator:
-    """Returns the family's generator, for `TrainedModel.compiled`.
+def family_generator(family: Family, sampling: Any, t_min: float, trace: bool) -> Generator:
+    """Returns the generator of a family, for `TrainedModel.compiled`.
 
     Args:
       family: the model.
@@ -109,7 +109,7 @@ def build_sampler(family: Family, sampling: Any, t_min: float, trace: bool) -> G
 def split_overlap(sampling: Any, trained: int) -> tuple[Any, int]:
     """Returns the settings without `overlap`, which compiled programs do not use, and the overlap.
 
-    Half of the trained length by default.
+    It is half of the trained length by default.
 
     Raises:
       BadInput: the overlap is not at least 1 and less than the trained length.

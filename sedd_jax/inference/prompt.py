@@ -39,8 +39,8 @@ class Prompt(NamedTuple):
         return Clamp(jnp.where(real, self.tokens, 0), self.held | ~real)
 
 
-def free(num_samples: int, length: int) -> Prompt:
-    """Returns the prompt that gives nothing."""
+def empty_prompt(num_samples: int, length: int) -> Prompt:
+    """Returns the prompt without given tokens."""
     shape = (num_samples, length)
     return Prompt(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool))
 

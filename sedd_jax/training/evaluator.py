@@ -14,10 +14,10 @@ from sedd_jax.experiment.config import EvalConfig
 from sedd_jax.experiment.state import RunKeys
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.family import Family
-from sedd_jax.inference.generate import build_sampler
+from sedd_jax.inference.generate import family_generator
 from sedd_jax.inference.likelihood import RowPasses, estimate_nll
 from sedd_jax.inference.model import compiled
-from sedd_jax.inference.prompt import free
+from sedd_jax.inference.prompt import empty_prompt
 from sedd_jax.model.score_model import Params
 
 
@@ -62,7 +62,7 @@ class Evaluator:
         ]
 
     def bound(self, params: Params) -> dict[str, float]:
-        """Returns the held-out bound, or nll, as a row of metrics; the draws are always the same."""
+        """Returns the held-out bound, or nll, as a row of metrics; draws are always the same."""
         size, count = self._config.batch_size, len(self._batches)
         passes = RowPasses(
             self._family,
@@ -96,9 +96,9 @@ class Evaluator:
         if family.infills:
             options = {"steps": settings.sample_steps, "sampler": settings.sampler}
         sampling = family.sampling(**options)
-        generator = compiled(family, self._mesh, build_sampler, sampling, self._t_min, False)
+        generator = compiled(family, self._mesh, family_generator, sampling, self._t_min, False)
         keys = row_keys(self._keys.sample, jnp.arange(count))
-        tokens, _ = generator(params, keys, free(count, self._length))
+        tokens, _ = generator(params, keys, empty_prompt(count, self._length))
         return [self._tokenizer.decode(row) for row in jax.device_get(tokens)]
 
 

@@ -16,7 +16,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import Config
 from sedd_jax.inference.autoregressive import build_generator
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.prompt import free
+from sedd_jax.inference.prompt import empty_prompt
 from sedd_jax.model.autoregressive import CausalModel
 from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.train import train
@@ -69,7 +69,7 @@ def test_sequences_have_the_law_of_their_conditionals(params, temperature, top_p
     else:
         assert (probs == 0).any()
     generator = jax.jit(build_generator(MODEL, TokenFilter(temperature, top_p)))
-    tokens, found = generator(params, row_keys(KEY, jnp.arange(DRAWS)), free(DRAWS, LENGTH))
+    tokens, found = generator(params, row_keys(KEY, jnp.arange(DRAWS)), empty_prompt(DRAWS, LENGTH))
     assert found.finite.all() and (found.evaluations == LENGTH).all()
     numbers = np.asarray(tokens) @ STATES ** np.arange(LENGTH)[::-1]
     counts = np.bincount(numbers, minlength=len(probs))

@@ -11,7 +11,7 @@ import sedd_jax as sedd
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.generate import slide, windows
 from sedd_jax.inference.generator import Diagnostics
-from sedd_jax.inference.prompt import Prompt, free
+from sedd_jax.inference.prompt import Prompt, empty_prompt
 from sedd_jax.inference.stream import generate_stream
 from sedd_jax.model.score_model import dense_model
 
@@ -26,14 +26,14 @@ def plan_of(prompt, width, overlap):
 
 def test_windows_move_on_by_what_they_do_not_share_and_end_with_the_row():
     lengths = np.array([11, 4, 3, 6], np.int32)
-    prompt = free(4, 11)._replace(lengths=lengths)
+    prompt = empty_prompt(4, 11)._replace(lengths=lengths)
     assert plan_of(prompt, 4, 1) == [
         (0, [0, 1, 2, 3], [0, 0, 0, 0]),
         (1, [0, 3], [3, 2]),
         (2, [0], [6]),
         (3, [0], [7]),
     ]
-    assert plan_of(free(1, 4), 4, 3) == [(0, [0], [0])]
+    assert plan_of(empty_prompt(1, 4), 4, 3) == [(0, [0], [0])]
 
 
 def test_windows_with_nothing_to_draw_are_left_out():
@@ -160,7 +160,7 @@ def test_copies_that_are_watched_end_as_the_sample(toy):
     np.testing.assert_array_equal(last.tokens, tokens)
     np.testing.assert_array_equal(last.evaluations, diagnostics.evaluations)
     with pytest.raises(BadInput, match="at most 16 tokens, the trained length, got 20"):
-        generate_stream(KEY, checkpoint, free(1, 20))
+        generate_stream(KEY, checkpoint, empty_prompt(1, 20))
 
 
 def test_windows_of_a_row_do_not_repeat_its_randomness(toy):
@@ -186,7 +186,7 @@ def test_rows_of_all_lengths_are_one_program(toy):
     components = checkpoint.family._replace(model=dense_model(checkpoint.model.init, apply))
     watched = dataclasses.replace(checkpoint, family=components)
     lengths = np.array([160, 150, 130, 96, 64, 33, 20, 7], np.int32)
-    prompt = free(8, 160)._replace(lengths=lengths)
+    prompt = empty_prompt(8, 160)._replace(lengths=lengths)
     options = {"prompt": prompt, "sampler": "first_hitting", "steps": 1, "batch_size": 8}
     sedd.generate(KEY, watched, **options)
     assert traced == [(8, TRAINED)]
@@ -200,6 +200,6 @@ def test_overlaps_that_cannot_be_and_traces_of_longer_rows_are_refused(toy):
         with pytest.raises(BadInput, match=rf"overlap must be in \[1, {TRAINED}\)"):
             sedd.generate(KEY, checkpoint, 1, TRAINED, overlap=overlap)
         with pytest.raises(BadInput, match="overlap must be in"):
-            generate_stream(KEY, checkpoint, free(1, TRAINED), overlap=overlap)
+            generate_stream(KEY, checkpoint, empty_prompt(1, TRAINED), overlap=overlap)
     with pytest.raises(BadInput, match="trace is for rows of at most 16 tokens"):
         sedd.generate(KEY, checkpoint, 1, TRAINED + 1, trace=True)

@@ -16,7 +16,7 @@ from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.experiment.mesh import build_mesh
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.inference.prompt import free
+from sedd_jax.inference.prompt import empty_prompt
 from sedd_jax.inference.template import pad, row_from_template
 from sedd_jax.jobs import job
 from sedd_jax.jobs.input import number_of
@@ -263,7 +263,7 @@ def test_an_autoregressive_model_takes_prefixes(smoke_config, tmp_path):
     error, *drawn = read(path)
     assert (error["id"], "must be a prefix" in error["error"]) == (1, True)
     first, last = sorted(drawn, key=lambda record: record["id"])
-    prompt = free(2, 16)._replace(lengths=np.array([5, 5], np.int32))
+    prompt = empty_prompt(2, 16)._replace(lengths=np.array([5, 5], np.int32))
     alone, _ = sedd.generate(
         jax.random.key(3), checkpoint, 2, 16, prompt=prompt, rows=np.array([9, 2]), temperature=0.5
     )

@@ -11,7 +11,7 @@ from scipy.linalg import expm
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.score import StepWeights
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.prompt import Prompt, free
+from sedd_jax.inference.prompt import Prompt, empty_prompt
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.score_model import dense_model
@@ -154,7 +154,7 @@ def test_the_generator_draws_from_the_sampler_distribution(brute, sampler):
     params = jax.tree.map(jnp.asarray, process.params)
     generate = _fast_jit(process.family.generator(Sampling(3, sampler), t_min=T_MIN))
     keys = row_keys(jax.random.key(0), jnp.arange(rows))
-    tokens, _ = generate(params, keys, free(rows, brute.length))
+    tokens, _ = generate(params, keys, empty_prompt(rows, brute.length))
     probs = process.sampler_distribution(steps=3, sampler=sampler, t_min=T_MIN)
     _assert_drawn_from(probs, tokens, brute)
 
@@ -182,7 +182,7 @@ def test_first_hitting_on_a_grid_is_the_chain_of_calibrated_steps(brute):
     sampling = Sampling(steps, "first_hitting")
     generate = _fast_jit(process.family.generator(sampling, t_min=T_MIN))
     keys = row_keys(jax.random.key(0), jnp.arange(rows))
-    tokens, diagnostics = generate(params, keys, free(rows, brute.length))
+    tokens, diagnostics = generate(params, keys, empty_prompt(rows, brute.length))
     probs = process.sampler_distribution(steps=steps, sampler=_calibrated, t_min=T_MIN)
     _assert_drawn_from(probs, tokens, brute)
     # as many calls as intervals in which a position falls: of two positions, two or one
@@ -209,7 +209,7 @@ def test_first_hitting_draws_from_the_data_and_from_bayes_rule(brute):
 
     rows = 8192  # in every other one the token is held
     free_rows = np.arange(rows) % 2 == 0
-    prompt = free(rows, brute.length)
+    prompt = empty_prompt(rows, brute.length)
     prompt = Prompt(jnp.full_like(prompt.tokens, held), prompt.held.at[1::2, 1].set(True))
     generator = process.family.generator(Sampling(None, "first_hitting"), t_min=T_MIN)
     keys = row_keys(jax.random.key(1), jnp.arange(rows))

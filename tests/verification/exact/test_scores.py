@@ -7,7 +7,7 @@ import pytest
 
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.prompt import free
+from sedd_jax.inference.prompt import empty_prompt
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.score_model import dense_model
@@ -148,7 +148,7 @@ def test_a_generator_takes_the_exact_model(brute):
     family = ScoreBased(space.graph, noises.loglinear(1e-3), exact_model(space))
     generate = jax.jit(family.generator(Sampling(3), t_min=1e-3))
     keys = row_keys(jax.random.key(0), jnp.arange(rows))
-    tokens, diagnostics = generate(exact_params(data), keys, free(rows, brute.length))
+    tokens, diagnostics = generate(exact_params(data), keys, empty_prompt(rows, brute.length))
     assert np.all(diagnostics.finite)
     np.testing.assert_array_equal(tokens, np.tile(brute.states[truth], (rows, 1)))
 
