@@ -197,7 +197,7 @@ def split(
 def _first_start(
     file: BinaryIO, path: pathlib.Path, separator: bytes, start: int, stop: int
 ) -> int:
-    r"""Returns where the first record at or after `start` starts; `stop` if there is none before.
+    r"""Returns where the first record at or after `start` starts, or `stop`.
 
     A separator may overlap itself, as "\n\n" does: the search goes back to where no two of them
     overlap, since from there on every reader finds the same ones.

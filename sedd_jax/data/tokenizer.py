@@ -332,7 +332,7 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
     """Returns the tokenizer that `save(folder)` wrote.
 
     Raises:
-      BadInput: there is none, or its settings are damaged.
+      BadInput: no tokenizer there, or its settings are damaged.
     """
     folder = pathlib.Path(folder)
     if not (folder / SETTINGS_FILE).is_file():

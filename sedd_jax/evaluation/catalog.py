@@ -76,7 +76,7 @@ class DatasetCatalog:
         }
 
     def find(self, name: str, split: Split) -> list[str]:
-        """Returns the files of a data set, or the corpus that holds it; [] if there is none.
+        """Returns the files of a data set, or the corpus that holds it, or [].
 
         Raises:
           BadInput: files in two folders match, or some of a set of files are missing.

@@ -129,7 +129,7 @@ class TextSet:
         "test" or "valid"; the first one that matches a file applies.
       rows: (text of a file, split) -> documents; JSON lines and tables have rows already.
       field: of the text in such rows.
-      remote: the corpus that --download fetches; "" if there is none.
+      remote: the corpus that --download fetches, or "".
       advice: what to fetch by hand; "" if the pattern shows it.
       mdlm_split: the split of MDLM's evaluation; SEDD's is always the test split.
       foreign: a string that only another version of the text holds; "" if none is known.

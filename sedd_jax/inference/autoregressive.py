@@ -91,7 +91,7 @@ class Autoregressive(NamedTuple):
             num_blocks=config.num_blocks,
             num_states=self.num_states,
             length=config.length,
-            answered=share,
+            head_share=share,
         )
 
 

@@ -133,7 +133,7 @@ class ScoreBased(NamedTuple):
             num_blocks=config.num_blocks,
             num_states=self.num_states,
             length=config.length,
-            answered=share,
+            head_share=share,
         )
 
 

@@ -178,7 +178,7 @@ def _row(parts: Iterable[np.ndarray | None], length: int | None, limit: int) -> 
     elif total != wanted:
         raise BadInput(
             f"The row has {total} positions and length is {wanted}: leave length out, or put "
-            "[MASK:*] where the row is to be filled up."
+            "[MASK:*] where the row should be filled up."
         )
     tokens = np.concatenate([np.zeros(0, np.int32), *read])
     held = tokens != _HOLE_ID

@@ -50,7 +50,7 @@ class TransformerConfig:
       dtype: type of the matrix products; parameters, norms and log-scores stay float32.
       max_length: number of learned absolute positions, None for none, as published. Rotary
         attention sees only differences of positions, so without them all positions of a sequence
-        of equal tokens, of masks for instance, get the same answer.
+        of equal tokens, of masks for instance, get the same output.
       unroll: whether the program has all blocks one after another instead of a loop.
     """
 

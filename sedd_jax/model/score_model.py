@@ -60,7 +60,7 @@ class NetworkFn(Protocol):
         key: Key[Array, ""] | None = None,
         lengths: Int[Array, "B"] | None = None,
     ) -> Any:
-        """Returns the network's answer at noised tokens.
+        """Returns the network's output at noised tokens.
 
         Args:
           params: as `init` returns them.
@@ -303,11 +303,11 @@ def forward_flops(
     num_blocks: int,
     num_states: int,
     length: int,
-    answered: float = 1.0,
+    head_share: float = 1.0,
 ) -> float:
     """Returns the FLOPs of one forward pass over one sequence, 2 for a multiply and an add.
 
-        blocks (24 L D^2 + 4 L^2 D + 12 C D)  +  2 C (256 + C) + 4 C D  +  answered 2 L D V
+        blocks (24 L D^2 + 4 L^2 D + 12 C D)  +  2 C (256 + C) + 4 C D  +  head_share 2 L D V
 
     A block's terms are the products with its weights (queries, keys and values 3, output 1, MLP 8,
     each 2 L D^2), attention's two products over all pairs of positions, and the modulation by the
@@ -323,9 +323,9 @@ def forward_flops(
       num_blocks: number of transformer blocks.
       num_states: V, without padding.
       length: L.
-      answered: share of the positions whose logits are computed, in [0, 1].
+      head_share: share of the positions whose logits are computed, in [0, 1].
     """
     d, c = hidden_size, cond_dim
     block = 24 * length * d**2 + 4 * length**2 * d + 12 * c * d
     conditioning = 2 * c * (FREQUENCIES + c) + 4 * c * d
-    return num_blocks * block + conditioning + answered * 2 * length * d * num_states
+    return num_blocks * block + conditioning + head_share * 2 * length * d * num_states

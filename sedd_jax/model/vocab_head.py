@@ -256,7 +256,7 @@ _weighted_entropy.defvjp(_forward, _backward)
 
 @dataclasses.dataclass(frozen=True)
 class StreamedScore(Score):
-    """A network's answer before the projection to the vocabulary, which never materialises.
+    """A network's output, never materialised: the inputs of the projection to the vocabulary.
 
     Attributes:
       head: how the unembedding is streamed.

@@ -69,7 +69,7 @@ class Evaluator:
             self._mesh,
             params,
             np.split(np.arange(size * count), count),
-            lambda rows: (self._batches[rows[0] // size], None),
+            lambda rows: (self._batches[rows[0] // size], None),  # full rows: no lengths
         )
         found = estimate_nll(
             passes,

@@ -310,7 +310,7 @@ def network():
 
 
 def counted(answered):
-    return FLOPS(cond_dim=16, answered=answered)
+    return FLOPS(cond_dim=16, head_share=answered)
 
 
 def inputs(rows):

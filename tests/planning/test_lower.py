@@ -41,7 +41,7 @@ def answered_in_full(config, answered):
         num_blocks=model.num_blocks,
         num_states=258,
         length=model.length,
-        answered=answered,
+        head_share=answered,
     )
 
 

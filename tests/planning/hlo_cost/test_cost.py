@@ -257,7 +257,7 @@ def test_products_of_a_training_step_are_those_of_the_closed_formula(planned, mo
         num_blocks=model.num_blocks,
         num_states=padded(257 + 1),  # padding is multiplied too
         length=model.length,
-        answered=ANSWERED,
+        head_share=ANSWERED,
     )
     # nothing asks for the gradient by the embedding of sigma: one of its three products is not made
     saved = 2 * 256 * model.cond_dim
