@@ -16,7 +16,7 @@ from typing import Any, Literal
 from sedd_jax.display.table import to_json
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.card import describe_noise
-from sedd_jax.experiment.integrity import not_finite
+from sedd_jax.experiment.integrity import nonfinite_paths
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system.files import atomic_write
@@ -76,7 +76,7 @@ def describe_model(checkpoint: TrainedModel, *, averaged: bool) -> dict[str, Any
       FloatingPointError: weights that are not finite.
     """
     config, tokenizer = checkpoint.config, checkpoint.tokenizer
-    if broken := not_finite(checkpoint.params):
+    if broken := nonfinite_paths(checkpoint.params):
         raise FloatingPointError(
             f"The weights of {checkpoint.name or 'the model'} are not finite in "
             f"{', '.join(broken[:3])}: try another checkpoint."

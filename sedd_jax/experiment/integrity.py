@@ -52,7 +52,7 @@ def fingerprint(tree: Any) -> str:
     return hashlib.sha256(sums.encode()).hexdigest()[:16]
 
 
-def not_finite(tree: Any) -> list[str]:
+def nonfinite_paths(tree: Any) -> list[str]:
     """Returns the paths of the leaves with NaN or Inf; with several processes all must call it."""
     finite = leaves_by_path(jax.device_get(_finite(tree)))
     return [path for path, value in finite.items() if not value]

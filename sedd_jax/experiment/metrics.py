@@ -40,7 +40,7 @@ class MetricWriter:
 
     def scalars(self, step: int, values: Row) -> None:
         """Writes one row {"step": step, **values}."""
-        self._write(step, finite(values))
+        self._write(step, finite_values(values))
 
     def text(self, step: int, name: str, value: str) -> None:
         """Writes one row with a text.
@@ -122,7 +122,7 @@ def read_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if _step(line) <= last_step]
 
 
-def finite(values: Row) -> Row:
+def finite_values(values: Row) -> Row:
     """Returns the values that are finite."""
     return {name: value for name, value in values.items() if math.isfinite(value)}
 

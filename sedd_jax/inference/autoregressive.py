@@ -13,7 +13,7 @@ from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.build import network_config
 from sedd_jax.experiment.config import Config, TrainConfig
-from sedd_jax.inference.family import BatchLoss, DrawnTimes, RowLoss, settings_of
+from sedd_jax.inference.family import BatchLoss, DrawnTimes, RowLoss, sampling_settings
 from sedd_jax.inference.generator import Diagnostics, Generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import TokenSampling
@@ -68,7 +68,7 @@ class Autoregressive(NamedTuple):
         return 0.0
 
     def sampling(self, **settings: Any) -> TokenSampling:
-        sampling = settings_of(TokenSampling, "autoregressive", settings)
+        sampling = sampling_settings(TokenSampling, "autoregressive", settings)
         sampling.token_filter.check()
         return sampling
 

@@ -139,7 +139,7 @@ class Family(Protocol):
         """
 
 
-def settings_of(kind: type, family: str, settings: dict[str, Any]) -> Any:
+def sampling_settings(kind: type, family: str, settings: dict[str, Any]) -> Any:
     """Returns settings of sampling as a dataclass.
 
     Args:

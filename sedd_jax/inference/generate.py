@@ -142,7 +142,7 @@ def check_rows(model: TrainedModel, num_samples: int, length: int, batch_size: i
         )
 
 
-def not_finite(rows: Integer[np.ndarray, "N"]) -> FloatingPointError:
+def not_finite_error(rows: Integer[np.ndarray, "N"]) -> FloatingPointError:
     """Returns the error for rows, by number, whose scores are not finite."""
     return FloatingPointError(
         f"The network gave numbers that are not finite in rows {rows}: its weights are NaN or Inf, "
@@ -172,7 +172,7 @@ def _draw(generator, model, key, prompt, numbers, batch_size, progress, window):
         real = min(len(rows), count - rows[0])  # the rest fills up the batch
         finite = diagnostics.finite[:real]
         if not finite.all():
-            raise not_finite(numbers[rows[:real][~finite]])
+            raise not_finite_error(numbers[rows[:real][~finite]])
         parts.append((tokens, diagnostics, real))
         if progress is not None:
             progress(len(parts), len(batches))

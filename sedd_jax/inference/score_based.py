@@ -19,7 +19,7 @@ from sedd_jax.diffusion.times import quadrature_quantiles, sample_quantiles
 from sedd_jax.experiment.build import build_graph, build_noise, network_config
 from sedd_jax.experiment.config import Config, TrainConfig
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.family import BatchLoss, DrawnTimes, RowLoss, settings_of
+from sedd_jax.inference.family import BatchLoss, DrawnTimes, RowLoss, sampling_settings
 from sedd_jax.inference.generator import Generator, build_generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
@@ -110,7 +110,7 @@ class ScoreBased(NamedTuple):
         return float(jax.jit(lambda: prior_kl(self.graph, self.noise.sigma(jnp.array(1.0))))())
 
     def sampling(self, **settings: Any) -> Sampling:
-        sampling = settings_of(Sampling, "diffusion", settings)
+        sampling = sampling_settings(Sampling, "diffusion", settings)
         sampling.check(self.graph)
         return sampling
 

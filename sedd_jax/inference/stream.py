@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.batches import batch_rows, row_keys, row_numbers
-from sedd_jax.inference.generate import check_rows, not_finite, split_overlap
+from sedd_jax.inference.generate import check_rows, not_finite_error, split_overlap
 from sedd_jax.inference.generator import build_chain
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt, check_prompt
@@ -111,7 +111,7 @@ def _snapshots(key, model, prompt, numbers, programs, particles):
         state, info = (step if nfe < max_nfe else final)(*arguments, state)
         info = jax.tree.map(lambda x: _host(x, count), info)
         if not info.finite.all():
-            raise not_finite(numbers[~info.finite])
+            raise not_finite_error(numbers[~info.finite])
         evaluations = evaluations + particles * info.evaluated
         yield Snapshot(_host(state.xt, count), nfe, max_nfe, evaluations, info.sigma)
 

@@ -15,7 +15,7 @@ from sedd_jax.display.table import duration
 from sedd_jax.errors import Halted
 from sedd_jax.experiment.checkpoint import Checkpoints
 from sedd_jax.experiment.config import TrainConfig
-from sedd_jax.experiment.metrics import MetricWriter, Row, finite
+from sedd_jax.experiment.metrics import MetricWriter, Row, finite_values
 from sedd_jax.experiment.state import TrainState
 from sedd_jax.system.processes import StopSignal, print_on_primary
 from sedd_jax.training.evaluator import Evaluator, bound_text
@@ -125,7 +125,7 @@ class PendingLosses:
         del row["skipped_in_row"]
         losses, self._losses = self._losses, []
         row["loss"] = sum(losses) / len(losses) if losses else math.nan
-        return finite(row)
+        return finite_values(row)
 
     def _read(self, step, metrics):
         row = {name: value.item() for name, value in jax.device_get(metrics).items()}

@@ -18,7 +18,7 @@ from sedd_jax.inference.model import TrainedModel
 
 # settings that the weights depend on; the noise too: another schedule gives the network values of
 # sigma that it was not trained on
-_MEANING = (
+_WEIGHT_SETTINGS = (
     "family", "graph", "noise", "model.hidden_size", "model.cond_dim", "model.num_blocks",
     "model.num_heads", "model.scale_by_sigma", "model.learned_positions",
 )  # fmt: skip
@@ -41,7 +41,7 @@ def load_initial(config: Config, run: Path, mesh: Mesh) -> TrainedModel | None:
     positions = config.model.learned_positions or not config.uses_noise
     differing = [
         f"config.{key} is {theirs} there and {ours} here"
-        for key in (*_MEANING, *(["model.length"] if positions else []))
+        for key in (*_WEIGHT_SETTINGS, *(["model.length"] if positions else []))
         for theirs, ours in [(attrgetter(key)(initial.config), attrgetter(key)(config))]
         if theirs != ours
     ]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from sedd_jax.experiment.integrity import _on_device, checksums, fingerprint, not_finite
+from sedd_jax.experiment.integrity import _on_device, checksums, fingerprint, nonfinite_paths
 
 TYPES = ("float32", "bfloat16", "int32", "int8")
 
@@ -96,9 +96,9 @@ def test_leaves_are_named_by_their_paths():
 
 def test_leaves_that_are_not_finite_are_named():
     tree = {name: numbers(name) for name in TYPES} | {"a": {"b": jnp.array([[1.0, jnp.inf]])}}
-    assert not_finite(tree) == ["a/b"]
+    assert nonfinite_paths(tree) == ["a/b"]
     tree["bfloat16"] = tree["bfloat16"].at[3, 4].set(jnp.nan)
-    assert not_finite(tree) == ["a/b", "bfloat16"]
+    assert nonfinite_paths(tree) == ["a/b", "bfloat16"]
 
 
 def test_a_fingerprint_tells_trees_apart():
