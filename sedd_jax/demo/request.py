@@ -80,7 +80,7 @@ class RequestHandler:
         prompt = pad([row] * request["samples"], padded_length(len(row.tokens), length))
         settings = {name: request[name] for name in self.choices if name != "samples"}
         if sampler_named(request["sampler"]).draws_times:
-            settings["steps"] = None  # one token a call: the page does not offer steps
+            settings["steps"] = None  # one token per evaluation: the page does not offer steps
         snapshots = generate_stream(jax.random.key(request["seed"]), checkpoint, prompt, **settings)
         return self._lines(prompt, snapshots)
 

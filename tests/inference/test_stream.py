@@ -51,6 +51,8 @@ def test_the_moments_are_the_trace_of_the_same_samples(checkpoint, prompt, setti
         np.testing.assert_array_equal(moment.tokens, traced)
         used = np.minimum(moment.nfe, diagnostics.evaluations)
         np.testing.assert_array_equal(moment.evaluations, used)
+    with pytest.warns(DeprecationWarning, match="is now"):
+        assert (moments[-1].calls, moments[-1].most) == (calls, calls)
     sigma = np.stack([moment.sigma for moment in moments])
     assert (sigma[0] == checkpoint.noise.sigma(np.float32(1))).all()
     assert (np.diff(sigma, axis=0) <= 0).all() and (sigma > 0).all()
