@@ -22,6 +22,9 @@ _TO = flags.DEFINE_enum("to", None, list(LAYOUTS), "Layout to write; by default 
 _STEP = flags.DEFINE_integer("checkpoint_step", None, "Step to convert; the latest by default.")
 _EMA = flags.DEFINE_bool("ema", True, "Convert the averaged weights.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Folder, or OWNER/NAME, of the tokenizer.")
+_TRUST_CODE = flags.DEFINE_bool(
+    "trust_code", False, "Import and run the code that the model names as its own."
+)
 _PUSH = flags.DEFINE_string("push_to_hub", None, "OWNER/NAME to upload the result to.")
 _PUBLIC = flags.DEFINE_bool("public", False, "Make the repository public.")
 
@@ -38,7 +41,11 @@ def main() -> None:
     elif _PUBLIC.value:
         raise BadInput("--public needs --push_to_hub=OWNER/NAME.")
     checkpoint = load(
-        _CHECKPOINT.value, step=_STEP.value, ema=_EMA.value, tokenizer=_TOKENIZER.value
+        _CHECKPOINT.value,
+        step=_STEP.value,
+        ema=_EMA.value,
+        tokenizer=_TOKENIZER.value,
+        trust_code=_TRUST_CODE.value,
     )
     published = checkpoint.step is None
     weights = "as published" if published else "averaged" if _EMA.value else "as trained"

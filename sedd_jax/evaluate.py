@@ -207,13 +207,16 @@ def _sampling():
 
 
 def _planned(checkpoint: TrainedModel, settings: quality.Settings, mesh: Mesh) -> quality.Plan:
-    cli.refuse_flags_of_others(
-        checkpoint.config.family,
-        {"diffusion": (_STEPS, _SAMPLERS)},
-    )
+    if not checkpoint.family.infills:
+        cli.refuse_flags_of_others(checkpoint.config.family, {"diffusion": (_STEPS, _SAMPLERS)})
     scorer = None
     if _JUDGE.value:
-        scorer = load(_JUDGE.value, mesh=mesh, tokenizer=_JUDGE_TOKENIZER.value)
+        scorer = load(
+            _JUDGE.value,
+            mesh=mesh,
+            tokenizer=_JUDGE_TOKENIZER.value,
+            trust_code=_MODEL()["trust_code"],
+        )
     return quality.plan(
         checkpoint, settings, averaged=_MODEL()["ema"], scorer=scorer, reference=_REFERENCE.value
     )

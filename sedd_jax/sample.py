@@ -21,7 +21,7 @@ from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.generate import generate, split_overlap
 from sedd_jax.inference.load import load
-from sedd_jax.inference.sampling import CONDITIONINGS, SAMPLERS
+from sedd_jax.inference.sampling import CONDITIONINGS, SAMPLERS, sampler_named
 from sedd_jax.inference.stream import generate_stream
 from sedd_jax.inference.template import max_tokens, pad, row_between, row_from_template
 from sedd_jax.jobs import job
@@ -111,7 +111,9 @@ def main() -> None:
 
 
 def _check_flags():
-    """Raises BadInput for a flag that has no effect."""
+    """Raises BadInput for a flag that has no effect, and for an unknown sampler."""
+    if _SAMPLER.present:
+        sampler_named(_SAMPLER.value)
     modes = [flag for flag in (_INPUT, _TRACE, _HTML) if flag.value not in (None, False)]
     if len(modes) > 1:
         names = " and ".join(f"--{flag.name}" for flag in modes)

@@ -13,6 +13,7 @@ FLOORS = [
     {"diffusion", "data", "display"},
     {"model"},
     {"experiment"},
+    {"runtime"},  # former names
     {"inference"},
     {"training"},
     {"jobs"},

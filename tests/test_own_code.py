@@ -1,6 +1,7 @@
 """A graph, a schedule, an objective and a sampler of the user's own, by their dotted paths."""
 
 import dataclasses
+import json
 import sys
 
 import jax
@@ -16,10 +17,11 @@ from sedd_jax.diffusion.objective import mean_dwdse_loss
 from sedd_jax.diffusion.sampler import GridSampler
 from sedd_jax.diffusion.tweedie import Tweedie
 from sedd_jax.errors import BadInput
+from sedd_jax.evaluation.dashboard import dashboard, read_runs
 from sedd_jax.experiment.config import from_saved
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family, check_names
-from sedd_jax.inference.export import save_run
+from sedd_jax.inference.export import save_published, save_run
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.training.step import build_train_step, init_state
 
@@ -74,6 +76,14 @@ def lacking(vocab_size):
     return object()
 
 
+def failing(vocab_size):
+    raise RuntimeError("out of luck")
+
+
+def two(one, other):
+    return Hybrid(one)
+
+
 @pytest.fixture
 def own(monkeypatch, smoke_config):
     """Settings that name this file's objects."""
@@ -123,11 +133,21 @@ def test_a_step_a_bound_and_samples_by_dotted_paths(own):
         ("own_code:absent", "own_code has no absent"),
         ("own_code:NUMBER", "must be a function or a class"),
         ("own_code:lacking", "which lacks num_states, "),
+        ("own_code:failing", "calling it fails .RuntimeError: out of luck"),
+        ("own_code:two", "it must take 1 positional arguments"),
     ],
 )
 def test_names_that_stand_for_nothing_are_one_sentence(own, name, message):
     with pytest.raises(BadInput, match=message):
         check_names(dataclasses.replace(own, graph=name))
+
+
+def test_an_objective_and_a_family_are_checked_before_a_run(own):
+    train = dataclasses.replace(own.train, objective="own_code:two")
+    with pytest.raises(BadInput, match=r"objective=own_code:two: it must take 5 positional"):
+        check_names(dataclasses.replace(own, train=train))
+    with pytest.raises(BadInput, match=r"config.family=own_code:hybrid: it must take 3 positional"):
+        check_names(dataclasses.replace(own, family="own_code:hybrid"))
 
 
 def test_a_loaded_model_runs_no_code_unless_it_is_trusted(smoke_run, tmp_path, monkeypatch, binary):
@@ -146,6 +166,16 @@ def test_a_loaded_model_runs_no_code_unless_it_is_trusted(smoke_run, tmp_path, m
         sedd.load(folder)
     said = binary.refuse("sample", f"--checkpoint={folder}")
     assert "graph_of_another:graph" in said and "--trust_code" in said
+    (folder / "data").mkdir(exist_ok=True)
+    dashboard(read_runs([folder]))  # a report imports nothing either
+    published = tmp_path / "published"
+    published.mkdir()
+    save_published(model, published)
+    settings = json.loads((published / "config.json").read_text())
+    settings["graph"]["type"] = "graph_of_another:graph"
+    (published / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(BadInput, match=r"names code of its own \(graph_of_another:graph\)"):
+        sedd.load(published)
     assert not marker.exists()
     assert sedd.load(folder, trust_code=True).graph == model.graph
     assert marker.exists()

@@ -21,7 +21,7 @@ from sedd_jax.evaluation.record import FOLDER, Record, labels, read_records, sam
 from sedd_jax.experiment import card
 from sedd_jax.experiment.config import Config, from_json
 from sedd_jax.experiment.run import CONFIG_FILE, DATA_FOLDER
-from sedd_jax.inference.build import build_family
+from sedd_jax.inference.build import build_family, dotted_paths
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system.settings import flatten
 
@@ -111,6 +111,8 @@ def _facts(folder):
 
 
 def _parameters(config, vocab_size):
+    if dotted_paths(config):  # a report runs no code that a folder names
+        return None
     # the run may have been trained on another kind of device
     here = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
     init = build_family(here, vocab_size).model.init

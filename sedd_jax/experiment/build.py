@@ -17,6 +17,7 @@ GRAPHS: Registry[Callable[[int], Graph]] = Registry(
     "config.graph",
     graphs.GRAPHS,
     methods=["num_states", *(name for name in vars(Graph) if not name.startswith("_"))],
+    arguments=1,
 )
 NOISES: Registry[Callable[[NoiseConfig], Noise]] = Registry(
     "config.noise.schedule",
@@ -25,6 +26,7 @@ NOISES: Registry[Callable[[NoiseConfig], Noise]] = Registry(
         "geometric": lambda config: noises.geometric(config.sigma_min, config.sigma_max),
     },
     methods=Noise._fields,
+    arguments=1,
 )
 
 
@@ -34,7 +36,7 @@ def build_graph(name: str, vocab_size: int) -> Graph:
     Raises:
       BadInput: no such graph, or one that lacks a method of `Graph`.
     """
-    return GRAPHS.check(name, GRAPHS[name](vocab_size))
+    return GRAPHS.build(name, vocab_size)
 
 
 def build_noise(config: NoiseConfig) -> Noise:
@@ -43,7 +45,7 @@ def build_noise(config: NoiseConfig) -> Noise:
     Raises:
       BadInput: no such schedule, or an object without sigma and dsigma.
     """
-    return NOISES.check(config.schedule, NOISES[config.schedule](config))
+    return NOISES.build(config.schedule, config)
 
 
 def network_config(

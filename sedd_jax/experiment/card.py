@@ -42,7 +42,7 @@ class RunFacts(NamedTuple):
 
     Attributes:
       config: its settings.
-      parameters: their number, the padding of the vocabulary included.
+      parameters: their number, the padding of the vocabulary included; None if unknown.
       tokenizer: None if it is not known.
       step: the last step of training.
       manifest: of the data, or those of several folders; None if it is not known.
@@ -51,7 +51,7 @@ class RunFacts(NamedTuple):
     """
 
     config: Config
-    parameters: int
+    parameters: int | None
     tokenizer: Tokenizer | None
     step: int | None
     manifest: Any
@@ -123,7 +123,11 @@ def model_facts(facts: RunFacts) -> list[Fact]:
     return [
         ("Kind", kind),
         *noise,
-        ("Parameters", f"{facts.parameters:,}, the padding of the vocabulary included"),
+        *(
+            [("Parameters", f"{facts.parameters:,}, the padding of the vocabulary included")]
+            if facts.parameters is not None
+            else []
+        ),
         *([("Weights", facts.weights)] if facts.rows else []),
         ("Length", f"{model.length:,} tokens"),
         (

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from sedd_jax.data.documents import Recipe
 from sedd_jax.errors import BadInput
 from sedd_jax.model.config import ModelConfig
+from sedd_jax.system.registry import is_dotted
 from sedd_jax.system.settings import flatten, marked, parse_settings, setting
 
 
@@ -57,7 +58,7 @@ class TrainConfig:
     # stop after this many steps in a row whose loss or gradient is not finite
     max_skipped: int = setting(10, above=0, may_change=True)
     # minutes without a step after which the stacks of all threads are printed
-    stall_minutes: float = setting(30.0, above=0, may_change=True)
+    stall_minutes: float = setting(30.0, above=0, below=1e6, may_change=True)
     initial: str = ""  # folder, or OWNER/NAME on the hub, of weights to start from; empty: random
 
 
@@ -214,7 +215,8 @@ def _check_rules(config):
     foreign = [
         line
         for line in differences(Config(), config)
-        if family_of.get(line.partition(":")[0], config.family) != config.family
+        if not is_dotted(config.family)
+        and family_of.get(line.partition(":")[0], config.family) != config.family
     ]
     rules = (
         (

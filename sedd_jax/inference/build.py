@@ -1,5 +1,6 @@
 """From settings to a model of its family, by registered names or dotted paths of user code."""
 
+import os
 from collections.abc import Callable, Collection
 
 from sedd_jax.errors import BadInput
@@ -16,6 +17,7 @@ FAMILIES: Registry[Callable[[Config, int, Placement], Family]] = Registry(
     "config.family",
     {"diffusion": build_score_based, "autoregressive": build_autoregressive},
     methods=[name for name in vars(Family) if not name.startswith("_")],
+    arguments=3,
 )
 
 
@@ -30,20 +32,22 @@ def build_family(config: Config, vocab_size: int, placement: Placement = ANYWHER
     Raises:
       BadInput: a name that does not exist or cannot be imported, or an object that lacks a method.
     """
-    build = FAMILIES[config.family]
-    return FAMILIES.check(config.family, build(config, vocab_size, placement))
+    return FAMILIES.build(config.family, config, vocab_size, placement)
 
 
 def check_names(config: Config) -> None:
     """Raises BadInput unless every name in the settings stands for an object of its kind.
 
-    Imports the dotted paths, and builds the graph for a small vocabulary.
+    Imports the dotted paths, and builds the graph, and a family of the user's own, for a small
+    vocabulary.
     """
-    FAMILIES[config.family]
+    vocab_size = config.data.vocab_size or 4
     OBJECTIVES[config.train.objective]
     sampler_named(config.eval.sampler)
-    build_graph(config.graph, config.data.vocab_size or 4)
+    build_graph(config.graph, vocab_size)
     build_noise(config.noise)
+    if is_dotted(config.family):
+        build_family(config, vocab_size)
 
 
 def dotted_paths(config: Config) -> set[str]:
@@ -53,7 +57,9 @@ def dotted_paths(config: Config) -> set[str]:
     }
 
 
-def check_trusted(config: Config, trusted: bool | Collection[str], where: str) -> None:
+def check_trusted(
+    config: Config, trusted: bool | Collection[str], where: str | os.PathLike[str]
+) -> None:
     """Raises BadInput if a saved model names code that is not trusted.
 
     Args:
@@ -61,8 +67,9 @@ def check_trusted(config: Config, trusted: bool | Collection[str], where: str) -
       trusted: True for any code, or the dotted paths that are trusted.
       where: the folder or repository of the model.
     """
-    paths = dotted_paths(config) - (set() if isinstance(trusted, bool) else set(trusted))
-    if paths and trusted is not True:
+    if trusted is True:
+        return
+    if paths := dotted_paths(config) - set(trusted or ()):
         raise BadInput(
             f"{where} names code of its own ({', '.join(sorted(paths))}), which loading it would "
             "run: give trust_code=True (--trust_code) if you trust it."

@@ -121,7 +121,6 @@ def _load_run(folder, request):
         if step is None:
             raise BadInput(f"{folder} holds no complete checkpoint yet.")
         config = saved.config(step)
-        check_trusted(config, request.trust_code, str(folder))
         own = _find(folder / DATA_FOLDER / TOKENIZER_FOLDER)
         tokens = own.tokenizer.vocab_size if own else config.data.vocab_size
         if not tokens:
@@ -132,6 +131,7 @@ def _load_run(folder, request):
                 f"The {tokenizer.kind} tokenizer in {request.tokenizer.folder} gives other ids "
                 f"than the one that the model in {folder} was trained with; leave it out."
             )
+        check_trusted(config, request.trust_code, folder)
         family, abstract = build_trained(config, tokens, request.mesh)
         params = saved.restore_weights(step, abstract, ema=request.ema)
     return TrainedModel(family, params, config, tokenizer, step, folder, request.mesh)
@@ -150,6 +150,7 @@ def _load_state_dict(layout, folder, request):
     if tokenizer is None and has_gpt2_files(folder):
         tokenizer = _Found(GPT2(folder), folder)
     tokenizer = _fitting(tokenizer, found.tokens, folder)
+    check_trusted(config, request.trust_code, folder)
     family, abstract = build_trained(config, found.tokens, request.mesh)
     read = layout.read_params(folder, abstract, family.num_states)
     params = jax.tree.map(_put, read, abstract)
@@ -173,6 +174,8 @@ def _is_whole(request, folder):
 
 def build_trained(config: Config, tokens: int, mesh: Mesh | None) -> tuple[Family, Any]:
     """Returns a trained model's family, and the shapes, types and placement of its parameters.
+
+    Imports what the settings name: call `check_trusted` before it with settings of somebody else.
 
     Args:
       config: the settings of the run.

@@ -28,7 +28,7 @@ def sampler_named(name: str) -> Sampler:
     Raises:
       BadInput: no such sampler, or one that lacks a method of `diffusion.sampler.Sampler`.
     """
-    return SAMPLERS.check(name, SAMPLERS[name]())
+    return SAMPLERS.build(name)
 
 
 @dataclasses.dataclass(frozen=True)

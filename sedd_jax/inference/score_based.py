@@ -28,7 +28,9 @@ from sedd_jax.model.score_model import ScoreModel, forward_flops, score_model
 from sedd_jax.model.sharding import ANYWHERE, Placement
 from sedd_jax.system.registry import Registry
 
-OBJECTIVES: Registry[Objective] = Registry("objective", {"score_entropy": mean_dwdse_loss})
+OBJECTIVES: Registry[Objective] = Registry(
+    "config.train.objective", {"score_entropy": mean_dwdse_loss}, arguments=5
+)
 
 
 class ScoreBased(NamedTuple):

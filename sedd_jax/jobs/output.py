@@ -95,6 +95,11 @@ def _own_records(content, path, rows, facts):
         record = _parse_record(text, path, position)
         if "error" in record:
             continue
+        if record.get("precision", "exact") != "exact":
+            raise BadInput(
+                f"{path} was drawn with precision={record['precision']!r}, which is gone: give "
+                "another --output."
+            )
         for name, value in facts.items():
             if name not in record or record[name] != value:
                 raise BadInput(

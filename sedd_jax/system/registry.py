@@ -1,11 +1,12 @@
 """Choices by name: a short name of ours, or the dotted path of the user's own object."""
 
 import importlib
+import inspect
 import re
 from collections.abc import Collection, Mapping
 from typing import Any, Generic, TypeVar
 
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, first_line
 
 T = TypeVar("T")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -23,15 +24,23 @@ class Registry(Generic[T]):
     that the user gave, and of those that came with somebody's checkpoint only trusted ones.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, T], methods: Collection[str] = ()):
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, T],
+        methods: Collection[str] = (),
+        arguments: int = 0,
+    ):
         """Holds the entries.
 
         Args:
           kind: what the entries are called in messages, for instance "sampler".
           entries: by short name.
-          methods: attributes that the objects must have, see `check`.
+          methods: attributes that the objects which entries make must have, see `build`.
+          arguments: number of positional arguments that an entry is called with.
         """
         self._kind, self._entries, self._methods = kind, dict(entries), tuple(methods)
+        self._arguments = arguments
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,25 +56,54 @@ class Registry(Generic[T]):
             )
 
     def __getitem__(self, name: str) -> T:
-        """Returns the entry of a name. Raises BadInput if unknown, or if it cannot be imported."""
+        """Returns the entry of a name. BadInput: there is none, or it cannot be imported."""
         self.check_name(name, self._kind)
         if name in self._entries:
             return self._entries[name]
         module, _, attribute = name.partition(":")
         try:
-            found = getattr(importlib.import_module(module), attribute)
-        except ImportError as error:
-            raise BadInput(
-                f"{self._kind}={name}: {module} cannot be imported ({error})."
-            ) from error
-        except AttributeError as error:
-            raise BadInput(f"{self._kind}={name}: {module} has no {attribute}.") from error
+            imported = importlib.import_module(module)
+        except Exception as error:  # whatever the user's module raises
+            raise self._refusal(name, f"{module} cannot be imported ({_said(error)})") from error
+        if not hasattr(imported, attribute):
+            raise self._refusal(name, f"{module} has no {attribute}")
+        found = getattr(imported, attribute)
         if not callable(found):
-            raise BadInput(f"{self._kind}={name} must be a function or a class, got {found!r}.")
+            raise self._refusal(name, f"it must be a function or a class, got {found!r}")
+        try:
+            inspect.signature(found).bind(*[None] * self._arguments)
+        except TypeError as error:
+            raise self._refusal(
+                name, f"it must take {self._arguments} positional arguments ({error})"
+            ) from error
+        except ValueError:
+            pass  # a builtin has no signature; calling it tells
         return found
 
-    def check(self, name: str, made: Any) -> Any:
-        """Returns what an entry has made. BadInput: it lacks a method."""
+    def build(self, name: str, *args: Any) -> Any:
+        """Returns what the entry of a name makes of arguments.
+
+        Args:
+          name: short, or a dotted path.
+          *args: of the entry.
+
+        Raises:
+          BadInput: there is no such entry, a dotted path fails, or what it makes lacks a method.
+        """
+        entry = self[name]
+        if name in self._entries:
+            return entry(*args)
+        try:
+            made = entry(*args)
+        except Exception as error:
+            raise self._refusal(name, f"calling it fails ({_said(error)})") from error
         if lacking := [method for method in self._methods if not hasattr(made, method)]:
-            raise BadInput(f"{self._kind}={name} gives {made!r}, which lacks {', '.join(lacking)}.")
+            raise self._refusal(name, f"it gives {made!r:.80}, which lacks {', '.join(lacking)}")
         return made
+
+    def _refusal(self, name, reason):
+        return BadInput(f"{self._kind}={name}: {reason}.")
+
+
+def _said(error):
+    return f"{type(error).__name__}: {first_line(error)}"
