@@ -172,7 +172,7 @@ MUTATIONS = [
     ),
     *mutations_of(
         "diffusion/objective.py",
-        "test_golden.py diffusion/test_conversions.py diffusion/test_importance.py",
+        "diffusion/test_score.py diffusion/test_conversions.py",
         ("return noise.dsigma(t) * entropy.sum(-1)", "return entropy.sum(-1)"),
         ("batch.weight * noise.dsigma(batch.t)", "noise.dsigma(batch.t)"),
     ),
