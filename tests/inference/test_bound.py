@@ -192,6 +192,20 @@ def test_the_bound_of_padded_rows_is_the_exact_one(graph, draws, most):
     assert sum(early) == pytest.approx(sum(parts[:8]) / 0.98, abs=4 * nodes.stderr)
 
 
+def test_the_final_step_starts_at_t_min():
+    """Its mean over noised rows is the sum over all of them, at a time when many are noised."""
+    checkpoint, t_min, draws = small("absorb"), 0.5, 400
+    space = Space(checkpoint.graph, 2)
+    base = base_distribution(space, NOISE, space.uniform_data())
+    terms = ReverseProcess(checkpoint.family, checkpoint.params, space).bound(base, t_min, 2)
+    rows = np.repeat(space.states[space.clean], draws, axis=0)
+    loss = jax.jit(checkpoint.family.reconstruction_loss(t_min))
+    nats = np.float64(loss(checkpoint.params, jax.random.split(jax.random.key(0), len(rows)), rows))
+    error = nats.mean() - terms.reconstruction.mean()
+    assert abs(error) < 4 * nats.std() / np.sqrt(len(rows))
+    assert nats.std() / np.sqrt(len(rows)) < 0.05 * nats.mean()
+
+
 @GRAPHS
 @pytest.mark.parametrize(
     ("times", "draws", "least"), [("low-discrepancy", 4, 0.45), ("quadrature", 16, 0.3)]
