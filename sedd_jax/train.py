@@ -23,7 +23,7 @@ from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.metrics import MetricWriter
 from sedd_jax.experiment.run import locked, open_run, read_run
 from sedd_jax.experiment.state import run_keys
-from sedd_jax.inference.build import build_family, check_names
+from sedd_jax.inference.build import build_family, check_names, dotted_paths
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system import processes
 from sedd_jax.system.processes import StopSignal, is_primary, print_on_primary
@@ -171,8 +171,9 @@ def _conclude(run, config, evaluation, seconds):
     for text in evaluation.samples:
         print_on_primary(f"\n--- sample ---\n{text}")
     print_on_primary(f"\nCheckpoint: {run / FOLDER / str(step)}")
-    trace = " --trace" if config.uses_noise else ""
-    print_on_primary(f"Next:       python -m sedd_jax.sample --checkpoint={run}{trace}")
+    options = " --trace" if config.uses_noise else ""
+    options += " --trust_code" if dotted_paths(config) else ""
+    print_on_primary(f"Next:       python -m sedd_jax.sample --checkpoint={run}{options}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.objective import mean_dwdse_loss
 from sedd_jax.diffusion.sampler import GridSampler
-from sedd_jax.diffusion.tweedie import Tweedie
+from sedd_jax.diffusion.score import StepWeights
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.dashboard import dashboard, read_runs
 from sedd_jax.experiment.config import from_saved
@@ -29,8 +29,8 @@ NUMBER = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class Hybrid(Graph):
-    """Half of the moves go to the mask, half to a uniformly drawn token."""
+class OwnMask(Graph):
+    """The absorbing graph, written again."""
 
     @property
     def num_tokens(self):
@@ -42,19 +42,34 @@ class Hybrid(Graph):
 
     @property
     def limit(self):
-        tokens = jnp.full(self.num_states, self.limit_of_token)
-        return tokens.at[self.mask_id].set(0.5)
+        return jnp.zeros(self.num_states).at[self.mask_id].set(1.0)
+
+    @property
+    def limit_of_token(self):
+        return 0.0
+
+    def sample_limit(self, key, shape):
+        return jnp.full(shape, self.mask_id, jnp.int32)
+
+
+class Half(OwnMask):
+    """Half of the moves go to the mask, half to a token: two ratios are not enough for it."""
+
+    @property
+    def limit(self):
+        return jnp.full(self.num_states, self.limit_of_token).at[self.mask_id].set(0.5)
 
     @property
     def limit_of_token(self):
         return 0.5 / self.num_tokens
 
-    def sample_limit(self, key, shape):
-        return jax.random.choice(key, self.num_states, shape, p=self.limit).astype(jnp.int32)
+
+def own_mask(vocab_size):
+    return OwnMask(vocab_size + 1)
 
 
-def hybrid(vocab_size):
-    return Hybrid(vocab_size + 1)
+def half(vocab_size):
+    return Half(vocab_size + 1)
 
 
 def linear(config):
@@ -65,11 +80,11 @@ def doubled(graph, noise, score_fn, batch, x0):
     return 2 * mean_dwdse_loss(graph, noise, score_fn, batch, x0)
 
 
-class FirstHalf(GridSampler):
-    """Tweedie with a step of half the noise: a rule of its own."""
+class OnlyAtTheEnd(GridSampler):
+    """Nothing changes before the final step: a rule of its own."""
 
     def weights(self, graph, noise, xt, total, t, t_next):
-        return Tweedie().weights(graph, noise, xt, total, t, (t + t_next) / 2)
+        return StepWeights(scale=0 * total, cut=None, stay=1 + 0 * total)
 
 
 def lacking(vocab_size):
@@ -81,7 +96,7 @@ def failing(vocab_size):
 
 
 def two(one, other):
-    return Hybrid(one)
+    return OwnMask(one)
 
 
 @pytest.fixture
@@ -90,7 +105,7 @@ def own(monkeypatch, smoke_config):
     monkeypatch.setitem(sys.modules, "own_code", sys.modules[__name__])
     return dataclasses.replace(
         smoke_config,
-        graph="own_code:hybrid",
+        graph="own_code:own_mask",
         noise=dataclasses.replace(smoke_config.noise, schedule="own_code:linear"),
         model=dataclasses.replace(smoke_config.model, scale_by_sigma=False, num_blocks=1),
         train=dataclasses.replace(smoke_config.train, objective="own_code:doubled"),
@@ -110,7 +125,7 @@ def test_a_step_a_bound_and_samples_by_dotted_paths(own):
         return family, *jax.jit(step)(state, jnp.asarray(tokens, jnp.int32))
 
     family, state, metrics = first_loss(config)
-    assert isinstance(family.graph, Hybrid) and state.step == 1 and state.skipped.total == 0
+    assert isinstance(family.graph, OwnMask) and state.step == 1 and state.skipped.total == 0
     usual = dataclasses.replace(config.train, objective="score_entropy")
     *_, plain = first_loss(dataclasses.replace(config, train=usual))
     assert float(metrics["loss"]) == pytest.approx(2 * float(plain["loss"]), rel=1e-5)
@@ -119,10 +134,10 @@ def test_a_step_a_bound_and_samples_by_dotted_paths(own):
     assert np.isfinite(bound.nats).all() and bound.nats_per_token > 0
     drawn = {
         name: sedd.generate(jax.random.key(0), model, 2, steps=4, sampler=name)[0]
-        for name in ("own_code:FirstHalf", "tweedie")
+        for name in ("own_code:OnlyAtTheEnd", "tweedie")
     }
     assert all(rows.max() < 257 for rows in drawn.values())
-    assert (drawn["own_code:FirstHalf"] != drawn["tweedie"]).any()
+    assert (drawn["own_code:OnlyAtTheEnd"] != drawn["tweedie"]).any()
 
 
 @pytest.mark.parametrize(
@@ -134,6 +149,7 @@ def test_a_step_a_bound_and_samples_by_dotted_paths(own):
         ("own_code:NUMBER", "must be a function or a class"),
         ("own_code:lacking", "which lacks num_states, "),
         ("own_code:failing", "calling it fails .RuntimeError: out of luck"),
+        ("own_code:half", "uniform over all states, or entirely on the mask"),
         ("own_code:two", "it must take 1 positional arguments"),
     ],
 )
@@ -146,8 +162,10 @@ def test_an_objective_and_a_family_are_checked_before_a_run(own):
     train = dataclasses.replace(own.train, objective="own_code:two")
     with pytest.raises(BadInput, match=r"objective=own_code:two: it must take 5 positional"):
         check_names(dataclasses.replace(own, train=train))
-    with pytest.raises(BadInput, match=r"config.family=own_code:hybrid: it must take 3 positional"):
-        check_names(dataclasses.replace(own, family="own_code:hybrid"))
+    with pytest.raises(
+        BadInput, match=r"config.family=own_code:own_mask: it must take 3 positional"
+    ):
+        check_names(dataclasses.replace(own, family="own_code:own_mask"))
 
 
 def test_a_loaded_model_runs_no_code_unless_it_is_trusted(smoke_run, tmp_path, monkeypatch, binary):

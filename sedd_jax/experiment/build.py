@@ -3,11 +3,13 @@
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
+from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import NoiseConfig
 from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.sharding import Placement
@@ -34,9 +36,20 @@ def build_graph(name: str, vocab_size: int) -> Graph:
     """Builds the token graph: `name` is a key of GRAPHS, or the path of function(vocab_size).
 
     Raises:
-      BadInput: no such graph, or one that lacks a method of `Graph`.
+      BadInput: there is none, it gives an object that lacks a method of `Graph`, or its limiting
+        distribution is neither uniform over all states nor entirely on the mask.
     """
-    return GRAPHS.build(name, vocab_size)
+    graph = GRAPHS.build(name, vocab_size)
+    states = np.arange(graph.num_states)
+    off_mask = states != graph.mask_id  # all states where there is no mask
+    # the loss and the samplers keep one ratio for all states but x_0: see `score_entropy.target`
+    expected = np.where(off_mask, graph.limit_of_token, 1.0)
+    if not np.allclose(graph.limit, expected, atol=1e-9) or abs(expected.sum() - 1) > 1e-4:
+        raise BadInput(
+            f"config.graph={name}: its limiting distribution must be uniform over all states, or "
+            "entirely on the mask."
+        )
+    return graph
 
 
 def build_noise(config: NoiseConfig) -> Noise:
