@@ -259,7 +259,7 @@ MUTATIONS = [
     ),
     *mutations_of(
         "inference/generator.py",
-        "inference/test_generate.py verification/exact/test_scores.py",
+        "inference/test_conditioning.py",
         ("split(keys).steps, state.step)", "split(keys).steps, 0 * state.step)"),
     ),
     *mutations_of(

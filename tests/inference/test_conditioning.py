@@ -8,9 +8,11 @@ from scipy.stats import chisquare
 
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
+from sedd_jax.diffusion.sampler import Clamp, Process, SamplerInfo, SamplerState
+from sedd_jax.diffusion.tweedie import Tweedie
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.conditioning import systematic
+from sedd_jax.inference.conditioning import ParticleState, Resampled, systematic
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import ScoreBased
@@ -101,6 +103,32 @@ def test_laws_of_other_ways_are_of_the_uniform_graph():
     options = {"steps": 1, "sampler": "tweedie", "t_min": T_MIN, "given": {0: 1}}
     with pytest.raises(ValueError, match="'resample' is for the uniform graph"):
         process.sampler_distribution(conditioning="resample", **options)
+
+
+class Told(Tweedie):
+    """Changes nothing, and gives the copies of a row the log-probabilities that it is told."""
+
+    def __init__(self, *log_prob):
+        self._log_prob = jnp.array(log_prob)
+
+    def step(self, keys, process, state):
+        zeros, ones = jnp.zeros(len(keys), jnp.int32), jnp.ones(len(keys), bool)
+        info = SamplerInfo(zeros, ones, jnp.zeros(len(keys)), ones, self._log_prob)
+        return SamplerState(state.xt, state.step + 1), info
+
+
+def test_weights_start_anew_where_copies_are_resampled():
+    copies = jnp.arange(4, dtype=jnp.int32)[None, :, None]
+    state = ParticleState(copies[:, 0], jnp.int32(0), copies, jnp.zeros((1, 4)))
+    nothing = Clamp(copies[:, 0], jnp.zeros((1, 1), bool))
+    process = Process(None, None, None, nothing, T_MIN, 8, log_prob_at=~nothing.held)
+    keys = jax.random.split(jax.random.key(0), 1)
+    kept, _ = Resampled(Told(-1.0, -1.0, -1.0, -1.5), 4).step(keys, process, state)
+    np.testing.assert_array_equal(kept.copies, copies)
+    np.testing.assert_array_equal(kept.log_weight, [[-1, -1, -1, -1.5]])
+    resampled, _ = Resampled(Told(-30.0, -30.0, 0.0, -30.0), 4).step(keys, process, state)
+    np.testing.assert_array_equal(resampled.copies, np.full((1, 4, 1), 2))
+    np.testing.assert_array_equal(resampled.log_weight, np.zeros((1, 4)))
 
 
 def test_systematic_draws_every_index_as_often_as_its_weight_says():

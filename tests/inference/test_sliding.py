@@ -9,6 +9,7 @@ import pytest
 
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput
+from sedd_jax.inference.batches import window_keys
 from sedd_jax.inference.generate import slide, windows
 from sedd_jax.inference.generator import Diagnostics
 from sedd_jax.inference.prompt import Prompt, empty_prompt
@@ -174,6 +175,12 @@ def test_windows_of_a_row_do_not_repeat_its_randomness(toy):
     assert tokens.shape == (4, 3 * TRAINED - 4)
     first, second, third = (tokens[:, at + 2 : at + TRAINED] for at in (0, 14, 28))
     assert (first == second).mean() < 0.5 and (second == third).mean() < 0.5
+
+
+def test_every_later_window_has_keys_of_its_own():
+    keys = jax.random.split(jax.random.key(0), 3)
+    second, third = (np.asarray(jax.random.key_data(window_keys(keys, i))) for i in (1, 2))
+    assert (second != third).any(axis=-1).all()
 
 
 def test_rows_of_all_lengths_are_one_program(toy):

@@ -13,6 +13,8 @@ from sedd_jax.experiment.build import compute_dtype, unrolled
 from sedd_jax.experiment.config import MeshConfig, ModelConfig
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
+from sedd_jax.inference.family import BatchLoss
+from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.sharding import Placement, param_layouts
 from sedd_jax.training.step import (
     build_programs,
@@ -213,6 +215,25 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(setup, after_o
         jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, mended.params, again.params),
         atol=1e-6,
     )
+
+
+class Kinked(ScoreBased):
+    """Has a loss of 0 with a gradient of 0 / 0."""
+
+    def objective(self, config):
+        def loss(params, draw, x0, key):
+            return jnp.sqrt(0 * params["head"]["bias"].sum())
+
+        return BatchLoss(lambda *_: (), loss)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_where_the_loss_is(setup):
+    config, state, tokens = setup
+    family = Kinked(*build_family(config, VOCAB_SIZE))
+    step = jax.jit(build_train_step(family, config.train, config.optim, run_keys(0).train))
+    after, metrics = step(state, tokens)
+    assert (float(metrics["loss"]), int(after.skipped.total)) == (0, 1)
+    chex.assert_trees_all_equal(after.params, state.params)
 
 
 MIXED = MeshConfig(slice=2, data=1, fsdp=2, tensor=2)
