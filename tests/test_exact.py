@@ -49,7 +49,7 @@ def test_everything_is_written_and_nothing_overwritten(untrained, binary):
     names = {path.name for path in folder.iterdir()}
     assert names == {"report.md", "report.json", "steps.png", "rare.png", "training.png"}
     line = binary.refuse("exact", *SMALLEST, f"--workdir={folder}")
-    assert "holds a report already" in line
+    assert "report.json exists already; give --workdir another name" in line
 
 
 def test_a_config_of_another_binary_is_refused(binary):
