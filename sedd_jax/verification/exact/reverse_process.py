@@ -94,7 +94,7 @@ class ReverseProcess(NamedTuple):
         if conditioning != "clamp" and graph.mask_id is not None:
             raise ValueError(f"{conditioning!r} is for the uniform graph.")
         condition = {"clamp": _clamped, "resample": _weighted}[conditioning]
-        rule = _rule(sampler) if isinstance(sampler, str) else sampler
+        rule = sampler_named(sampler).weights if isinstance(sampler, str) else sampler
         programs, times = self._programs, jnp.linspace(1.0, t_min, steps + 1)
         start = np.tile(np.float64(graph.limit), (1, self.space.length, 1))
         current = product_distribution(condition(start, given))[0]
@@ -209,11 +209,6 @@ def exact_process(space: Space, noise: Noise, data: Distribution) -> ReverseProc
     return ReverseProcess(
         ScoreBased(space.graph, noise, exact_model(space)), exact_params(data), space
     )
-
-
-@functools.cache  # one object for each name, so that its step is compiled once
-def _rule(name):
-    return sampler_named(name).weights
 
 
 def _clamped(probs, given):
