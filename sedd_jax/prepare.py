@@ -12,6 +12,7 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
+from sedd_jax.data import account
 from sedd_jax.data.preparation import prepare_blocks
 from sedd_jax.data.prepared import check_name
 from sedd_jax.errors import BadInput, Halted
@@ -37,16 +38,7 @@ def main() -> None:
         dataset = prepare_blocks(_OUTPUT.value, config.data, config.model.length, _WORKERS.value)
     except KeyboardInterrupt:
         raise Halted("Stopped; the same command continues from there.", 130) from None
-    manifest = dataset.manifest
-    for split, counts in manifest["splits"].items():
-        print(
-            f"{split + ':':9} {counts['documents']:,} documents, {counts['tokens']:,} tokens, "
-            f"{counts['bytes_per_token']:.3f} bytes a token"
-            + (f", {counts['filling']:,} tokens are filling" if counts["filling"] else "")
-            + (f", {counts['cut_off']:,} more tokens cut off" if counts["cut_off"] else "")
-        )
-    for reason, count in manifest["skipped"].items():
-        print(f"left out: {count:,} document{'s: each' if count > 1 else ':'} {reason}")
+    print(*account.lines(dataset.manifest), sep="\n")
     prepared = f"--config.data.prepared={_OUTPUT.value}"
     command = shlex.join([*_config_flags(sys.argv[1:]), prepared])
     print(f"Next:     python -m sedd_jax.train {command} --workdir=RUN")

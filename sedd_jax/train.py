@@ -12,6 +12,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from sedd_jax.data import account
 from sedd_jax.data.pipeline import train_batches
 from sedd_jax.display.table import duration
 from sedd_jax.errors import BadInput, Halted
@@ -71,6 +72,7 @@ def train(config: Config, run: Path, trace_steps: int = 0) -> None:
             return open_run(run, config)
 
         dataset = processes.run_primary_first(open_locked, lambda: read_run(run, config))
+        print_on_primary("\n".join(account.lines(dataset.manifest)))
         _train(config, run, dataset, mesh, initial, trace_steps)
 
 

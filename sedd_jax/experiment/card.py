@@ -10,6 +10,9 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import sedd_jax
+from sedd_jax.data import account
+from sedd_jax.data.account import Fact
+from sedd_jax.data.corpus_statistics import SPLITS
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.display.table import markdown_lines
 from sedd_jax.experiment import metrics
@@ -23,7 +26,6 @@ FILE = "README.md"
 RECORDS = ("manifest.json", metrics.FILE)  # an exported model has them too, in its root
 _MARK = "<!-- Made by sedd_jax from the files of the run;"
 _MADE = f"{_MARK} remove this line to protect it from being replaced. -->"
-_COUNTS = ("documents", "characters", "utf8_bytes", "tokens")
 _SHOWN = 5  # files of a corpus
 _CORPORA = {"corpus": "Source", "heldout_corpus": "Source of what is held out"}
 _PLACE = re.compile(r"(^|[:,])[/.~][^:,\[]*/")  # the folders of a path, also of tfds:/a/b
@@ -33,8 +35,6 @@ _EXPLAINED = {
     "nll": "The negative log-likelihood is in nats per token, of the averaged weights; beside it "
     "its standard error over sequences.",
 }
-
-Fact = tuple[str, str]
 
 
 class RunFacts(NamedTuple):
@@ -159,7 +159,6 @@ def data_facts(manifest: Any) -> list[Fact]:
     for piece in manifest.get("sources", []):
         corpora.setdefault(piece["corpus"], []).append(piece)
     recipe = manifest.get("recipe", {})
-    skipped = manifest.get("skipped", {})
     return [
         *((_CORPORA[corpus], _source(pieces)) for corpus, pieces in corpora.items()),
         *(
@@ -172,10 +171,9 @@ def data_facts(manifest: Any) -> list[Fact]:
             if "wrap" in recipe
             else []
         ),
-        *(("Left out", f"{count:,}: each {why}") for why, count in skipped.items()),
         *(
-            (f"Split {split}", ", ".join(_counted(counts)))
-            for split, counts in manifest.get("splits", {}).items()
+            (f"Split {name}" if name in SPLITS else name.capitalize(), text)
+            for name, text in account.facts(manifest)
         ),
     ]
 
@@ -186,10 +184,6 @@ def _source(pieces):
     shown = ", ".join(files[:_SHOWN])
     more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
     return shown + more
-
-
-def _counted(counts):
-    return [f"{counts[it]:,} {it.replace('_', ' ')}" for it in _COUNTS if it in counts]
 
 
 def without_folders(value: Any) -> Any:

@@ -1,0 +1,49 @@
+"""What a manifest says of prepared data, in words."""
+
+import re
+
+import pytest
+
+from sedd_jax.data import account
+
+COUNTS = {
+    "documents": 20,
+    "tokens": 3000,
+    "characters": 1990,
+    "utf8_bytes": 2000,
+    "bytes_per_token": 2 / 3,
+    "filling": 1000,
+    "cut_off": 0,
+}
+
+
+def test_every_count_is_told():
+    counts = COUNTS | {"cut_off": 123}
+    manifest = {"splits": {"train": COUNTS, "heldout": counts}, "skipped": {"is blank": 2}}
+    told = "20 documents, 3,000 tokens, 1,990 characters, 2,000 bytes, 0.667 bytes a token, 1,000 "
+    assert list(account.lines(manifest)) == [
+        f"train:    {told}tokens are filling",
+        f"heldout:  {told}tokens are filling, 123 more tokens cut off",
+        "left out: 2 documents: each is blank",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ({"splits": {"train": COUNTS | {"cut_off": 250}}}, "11% of the tokens .*wrap=True"),
+        ({"splits": {"train": COUNTS}, "skipped": {"is x": 40}}, "40 of 60 documents are left out"),
+    ],
+)
+def test_a_large_loss_is_a_warning(manifest, message):
+    (warning,) = account.warnings(manifest)
+    assert re.search(message, warning)
+    assert list(account.lines(manifest))[-1] == f"warning: {warning}"
+
+
+def test_a_small_loss_is_none_and_folders_follow_each_other():
+    manifest = {"splits": {"train": COUNTS | {"cut_off": 200}}, "skipped": {"is blank": 2}}
+    assert account.warnings(manifest) == []
+    entries = [{"folder": name, "weight": 2.0, "manifest": manifest} for name in ("a", "b")]
+    told = list(account.lines({"prepared": entries}))
+    assert len(told) == 6 and told[0] == "a, weight 2:" and told[3] == "b, weight 2:"
