@@ -20,11 +20,11 @@ SMOKE = "--config=configs/smoke.py"
 
 @pytest.fixture
 def corpus(tmp_path):
-    """A dozen files of documents."""
+    """A dozen files of documents, each large enough for a part of its own."""
     folder = tmp_path / "texts"
     folder.mkdir()
     for i in range(12):
-        lines = (json.dumps({"text": f"File {i}, line {j}. " * 20}) for j in range(40))
+        lines = (json.dumps({"text": f"File {i}, line {j}. " * 400}) for j in range(40))
         (folder / f"{i:02}.jsonl").write_text("\n".join(lines))
     return folder
 

@@ -36,7 +36,7 @@ class Surveyor:
     def __call__(self, task: Task) -> Path:
         path = self.folder / f"{task.number:05d}.json"
         if not path.exists():
-            atomic_write_json(path, self._survey(task.piece))
+            atomic_write_json(path, [self._survey(piece) for piece in task.pieces])
         return path
 
     def _survey(self, piece: Piece) -> dict[str, Any]:
@@ -87,13 +87,13 @@ class Survey:
         self.skipped = collections.Counter()
 
     def add(self, path: Path) -> None:
-        """Adds the statistics of a piece, from the file that `Surveyor` wrote."""
-        piece = json.loads(path.read_text(encoding="utf-8"))
-        self.pieces.append({name: piece[name] for name in (*_COUNTS, "sha256")})
-        bins = np.array(piece["bins"], np.int64)  # the list may be empty
-        self.histogram[bins] += np.array(piece["bin_characters"], np.int64)
-        self.letters.update(piece["letters"])
-        self.skipped.update(piece["skipped"])
+        """Adds the statistics of the pieces of a task, from the file that `Surveyor` wrote."""
+        for piece in json.loads(path.read_text(encoding="utf-8")):
+            self.pieces.append({name: piece[name] for name in (*_COUNTS, "sha256")})
+            bins = np.array(piece["bins"], np.int64)  # the list may be empty
+            self.histogram[bins] += np.array(piece["bin_characters"], np.int64)
+            self.letters.update(piece["letters"])
+            self.skipped.update(piece["skipped"])
 
     @property
     def characters(self) -> int:

@@ -6,14 +6,14 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sedd_jax.data.corpus_statistics import BINS, SPLITS, Split, Survey, Surveyor, heldout_bins
-from sedd_jax.data.documents import Recipe
+from sedd_jax.data.documents import PIECE_BYTES, Piece, Recipe
 from sedd_jax.data.prepared import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest
 from sedd_jax.data.shards import Shards, id_dtype
 from sedd_jax.data.sources import pieces
@@ -32,6 +32,11 @@ from sedd_jax.system.staging import check_target, differences, staged, staging_f
 # A tokenizer is fitted on about this much text, spread over the corpus: memory grows in proportion,
 # and more text gives no better pieces.
 _FITTING_CHARACTERS = 10_000_000
+# Small pieces are joined up to _PART_BYTES, or in a large corpus up to one of _PARTS parts (at most
+# twice as many result): workers share them, and a preparation that was killed repeats the last.
+_PARTS, _PART_BYTES = 50, 2**18
+# of what a staging folder holds: work of another number is not continued
+_WORK = 2
 
 
 def prepare_blocks(
@@ -76,7 +81,7 @@ def prepare_blocks(
     if _is_occupied(folder):
         _check_settings(folder, settings)
     if not _is_occupied(folder) or staging_folder(folder).exists():
-        with staged(folder, settings) as staging:
+        with staged(folder, {"work": _WORK, **settings}) as staging:
             if not _is_occupied(folder):  # or it was finished just now, or killed at the end
                 _Preparation(staging, recipe, length, tasks, workers).run(settings)
                 atomic_move(staging / "data", folder)
@@ -94,15 +99,30 @@ def check_vocab_size(tokenizer: Tokenizer, recipe: Recipe) -> None:
 
 
 def _tasks(recipe: Recipe) -> list[Task]:
-    """Returns all pieces of the corpora, numbered."""
+    """Returns all pieces of the corpora, small ones together, as numbered tasks."""
     corpora = {"corpus": recipe.corpus, "heldout_corpus": recipe.heldout_corpus}
     found = []
     for name, corpus in corpora.items():
         own = pieces(recipe, corpus) if corpus else []
         if not own and (corpus or name == "corpus"):
             raise _empty(recipe, name, "there are no documents in it")
-        found += [(name, piece) for piece in own]
-    return [Task(number, name, piece) for number, (name, piece) in enumerate(found)]
+        found += [(name, group) for group in _groups(own)]
+    return [Task(number, name, group) for number, (name, group) in enumerate(found)]
+
+
+def _groups(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, ...]]:
+    """Joins small neighbours, so that many small files become few files; by their sizes alone."""
+    sizes = [piece.size for piece in pieces]
+    most = min(max(sum(sizes) // _PARTS, _PART_BYTES), PIECE_BYTES)
+    group, filled = [], 0
+    for piece, size in zip(pieces, sizes, strict=True):
+        if group and filled + size > most:
+            yield tuple(group)
+            group, filled = [], 0
+        group.append(piece)
+        filled += size
+    if group:
+        yield tuple(group)
 
 
 def _empty(recipe: Recipe, name: str, reason: str) -> BadInput:
@@ -132,11 +152,12 @@ def _settings(recipe: Recipe, length: int, tasks: list[Task]) -> dict[str, Any]:
     sources = [
         {
             "corpus": task.corpus,
-            "name": task.piece.name,
-            "size": task.piece.size,
-            "version": task.piece.version(),
+            "name": piece.name,
+            "size": piece.size,
+            "version": piece.version(),
         }
         for task in tasks
+        for piece in task.pieces
     ]
     return {
         "format": FORMAT,
@@ -216,7 +237,7 @@ class _Preparation:
 
     def _check_is_text(self) -> None:
         """Raises BadInput if the first document is one of integers."""
-        for content, _ in itertools.islice(self._tasks[0].piece.documents(), 1):
+        for content, _ in itertools.islice(self._tasks[0].pieces[0].documents(), 1):
             if isinstance(content, np.ndarray):
                 raise BadInput(
                     f"The tokenizer {self._recipe.tokenizer!r} is fitted on text, but "
@@ -270,14 +291,14 @@ class _Preparation:
     def _fitting_texts(self, split: Split, survey: Survey) -> Iterator[str]:
         """Yields training documents to fit a tokenizer on: the first ones of every piece."""
         share = min(1, _FITTING_CHARACTERS / survey.characters)
-        tasks = [task for task in self._tasks if task.corpus == "corpus"]
-        for task, counts in zip(tasks, survey.pieces, strict=True):
+        own = [task.pieces for task in self._tasks if task.corpus == "corpus"]
+        for piece, counts in zip(itertools.chain(*own), survey.pieces, strict=True):
             left = share * counts["characters"]
-            for content, _ in task.piece.documents():
+            for content, _ in piece.documents():
                 if left <= 0:
                     break
                 if isinstance(content, str):
-                    parts = split.parts(task.corpus, content)
+                    parts = split.parts("corpus", content)
                     yield from (part[: math.ceil(left)] for name, part in parts if name == "train")
                     left -= len(content)
 

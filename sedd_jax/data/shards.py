@@ -1,4 +1,4 @@
-"""The second pass over a corpus: a piece becomes a file of token ids for each split."""
+"""The second pass over a corpus: a task becomes a file of token ids for each split."""
 
 import collections
 import json
@@ -25,7 +25,7 @@ class Shards:
     It writes `train-NUMBER.bin` and `heldout-NUMBER.bin`, with the ids of one document after
     another, each followed by an end-of-document token if the tokenizer has one; a split without
     tokens gets no file. Unless the recipe wraps, each document is one block of `length` instead.
-    The bytes depend on the piece and the arguments of `__init__` alone.
+    The bytes depend on the pieces and the arguments of `__init__` alone.
 
     Raises BadInput for a document that the tokenizer refuses, unless the recipe skips those.
     """
@@ -59,14 +59,15 @@ class Shards:
                 split: stack.enter_context((self._work / names[split]).open("wb"))
                 for split in SPLITS
             }
-            for content, where in task.piece.documents():
+            documents = ((piece, *found) for piece in task.pieces for found in piece.documents())
+            for piece, content, where in documents:
                 if isinstance(content, Fault):
                     continue  # counted in the first pass
                 blocks = self._blocks(task.corpus, content)
                 if isinstance(blocks, Fault):
                     if self._recipe.bad_documents == "refuse":
                         raise BadInput(
-                            f"{task.piece.place(where)} {blocks.reason.rstrip('.')}, or leave such "
+                            f"{piece.place(where)} {blocks.reason.rstrip('.')}, or leave such "
                             "documents out with config.data.bad_documents=skip."
                         )
                     skipped[blocks.kind] += 1

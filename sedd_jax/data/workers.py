@@ -1,4 +1,4 @@
-"""Runs a function on every piece of a corpus, in this process or in several workers."""
+"""Runs a function on all pieces of a corpus, in this process or in several workers."""
 
 import contextlib
 import multiprocessing
@@ -16,11 +16,11 @@ from sedd_jax.errors import Halted
 
 
 class Task(NamedTuple):
-    """A piece to process; `number` counts all pieces of a preparation."""
+    """One piece to process, or several small ones; `number` counts the tasks of a preparation."""
 
     number: int
     corpus: str
-    piece: Piece
+    pieces: tuple[Piece, ...]
 
 
 def results(
@@ -47,14 +47,14 @@ def results(
     from tqdm import tqdm
 
     found = {}
-    sizes = [task.piece.size for task in tasks]
+    sizes = [sum(piece.size for piece in task.pieces) for task in tasks]
     done = contextlib.closing(_each(build, tasks, min(workers, len(tasks))))
     # disable=None: no bar where stderr is not a terminal
     bar = tqdm(total=sum(sizes), unit="B", unit_scale=True, desc=label, disable=None)
     with bar, done as numbered:
         for number, result in numbered:
             found[number] = result
-            bar.set_postfix_str(f"{len(found)} of {len(tasks)} pieces", refresh=False)
+            bar.set_postfix_str(f"{len(found)} of {len(tasks)} parts", refresh=False)
             bar.update(sizes[number])
     return [found[number] for number in range(len(tasks))]
 

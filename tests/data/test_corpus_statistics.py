@@ -39,7 +39,8 @@ class Listed(Piece):
 
 def _survey(folder, *documents):
     survey = Survey()
-    survey.add(Surveyor(folder, refuse=False, letters=True)(Task(0, "corpus", Listed(*documents))))
+    task = Task(0, "corpus", (Listed(*documents),))
+    survey.add(Surveyor(folder, refuse=False, letters=True)(task))
     return survey
 
 
@@ -86,17 +87,17 @@ def test_the_first_fault_ends_a_survey_that_refuses(tmp_path, fault):
     piece = Listed("a", "b", fault, "c", Fault("is never seen"))
     message = f"listed, line 3 {fault.reason}; mend it or set config.data.bad_documents=skip"
     with pytest.raises(BadInput, match=message):
-        Surveyor(tmp_path, refuse=True, letters=False)(Task(0, "corpus", piece))
+        Surveyor(tmp_path, refuse=True, letters=False)(Task(0, "corpus", (piece,)))
     assert piece.read == 3
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_surveyed_is_not_read_again(tmp_path):
     surveyor = Surveyor(tmp_path, refuse=True, letters=False)
-    path = surveyor(Task(7, "corpus", Listed("a")))
+    path = surveyor(Task(7, "corpus", (Listed("a"),)))
     before = json.loads(path.read_text())
     again = Listed("b")
-    assert surveyor(Task(7, "corpus", again)) == path
+    assert surveyor(Task(7, "corpus", (again,))) == path
     assert again.read == 0 and json.loads(path.read_text()) == before
 
 

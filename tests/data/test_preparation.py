@@ -1,6 +1,8 @@
+import collections
 import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +21,8 @@ from sedd_jax.data.tokenizer import SentencePiece, Tokenizer
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.system.staging import staged, staging_folder
 
+MB = 2**20
+Sized = collections.namedtuple("Sized", ["name", "size"])
 RECIPE = Recipe(separator="---\n", heldout_fraction=0.2, vocab_size=0)
 
 
@@ -200,8 +204,9 @@ def test_a_foreign_folder_is_not_overwritten_but_an_empty_one_is_used(tmp_path, 
 
 
 @pytest.fixture
-def texts(tmp_path):
-    """A folder of seven small files."""
+def texts(tmp_path, monkeypatch):
+    """A folder of seven small files, each a task."""
+    monkeypatch.setattr(preparation, "_PART_BYTES", 0)
     folder = tmp_path / "texts"
     folder.mkdir()
     for i in range(7):
@@ -318,6 +323,43 @@ def test_several_workers_write_the_same_bytes(tmp_path, texts):
     _prepare(tmp_path / "one", texts)
     _prepare(tmp_path / "two", texts, workers=2)
     assert _contents(tmp_path / "one") == _contents(tmp_path / "two")
+
+
+def test_many_small_files_become_few_with_the_same_documents(tmp_path, texts, monkeypatch):
+    alone = _prepare(tmp_path / "alone", texts)
+    monkeypatch.setattr(preparation, "_PART_BYTES", 2**18)
+    together = _prepare(tmp_path / "together", texts, workers=2)
+    assert len(list((tmp_path / "alone").iterdir())) > 12
+    names = {path.name for path in (tmp_path / "together").iterdir()}
+    assert names == {"manifest.json", "tokenizer", "train-00000.bin", "heldout-00000.bin"}
+    for split in ("train", "heldout"):
+        joined = getattr(together, split).stream
+        np.testing.assert_array_equal(joined, getattr(alone, split).stream)
+    for fact in ("sources", "contents"):  # still those of each file
+        assert together.manifest[fact] == alone.manifest[fact]
+    (texts / "4.txt").write_text("good\n---\n" * 3 + " ")
+    (texts / "5.txt").write_bytes(b"good\n---\nna\xefve")
+    with pytest.raises(BadInput, match="5.txt, line 3 is not UTF-8 text: the byte at offset 11"):
+        _prepare(tmp_path / "bad", texts)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups"),
+    [
+        ([32 * MB, 32 * MB, 3 * MB, 20 * MB], 4),  # a few large files stay what they were
+        ([700] * 3000, 9),
+        ([300_000] * 3000, 50),
+        ([MB] * 3000, 94),
+        ([0] * 3000, 1),
+        ([5], 1),
+    ],
+)
+def test_small_pieces_are_joined_by_their_sizes(sizes, groups):
+    named = [Sized(f"{number}", size) for number, size in enumerate(sizes)]
+    found = list(preparation._groups(named))
+    assert list(itertools.chain(*found)) == named
+    assert len(found) == groups
+    assert all(sum(p.size for p in group) <= 32 * MB for group in found)
 
 
 def test_a_second_process_is_refused(tmp_path, corpus):

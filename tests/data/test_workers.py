@@ -15,8 +15,8 @@ NUMBER = functools.partial(operator.attrgetter, "number")
 
 
 def _tasks(count):
-    (piece,) = pieces(Recipe(), "pydoc")
-    return [Task(number, "corpus", piece) for number in range(count)]
+    topics = tuple(pieces(Recipe(), "pydoc"))
+    return [Task(number, "corpus", topics) for number in range(count)]
 
 
 def test_results_come_in_the_order_of_the_tasks():
