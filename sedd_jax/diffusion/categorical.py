@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 
-_BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
+BELOW_ONE = 1 - 2.0**-24  # the largest float32 below 1
 
 
 def uniform_from_bits(high: UInt32[Array, "*s"], low: UInt32[Array, "*s"]) -> Float[Array, "*s"]:
@@ -27,7 +27,7 @@ def uniform_from_bits(high: UInt32[Array, "*s"], low: UInt32[Array, "*s"]) -> Fl
     Relative precision is 2^-24 everywhere: near 0 the grid is as fine as 2^-65.
     """
     fraction = (low.astype(jnp.float32) + 0.5) * 2.0**-32
-    return jnp.minimum((high.astype(jnp.float32) + fraction) * 2.0**-32, _BELOW_ONE)
+    return jnp.minimum((high.astype(jnp.float32) + fraction) * 2.0**-32, BELOW_ONE)
 
 
 def uniform(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:

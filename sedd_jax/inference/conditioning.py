@@ -127,6 +127,7 @@ def systematic(key: Key[Array, ""], weights: Float[Array, "K"]) -> Int[Array, "K
     """
     count = len(weights)
     marks = (jnp.arange(count) + categorical.uniform(key, ())) / count
+    marks = jnp.minimum(marks, categorical.BELOW_ONE)  # K - 1 + u can round to K
     shares = jnp.cumsum(weights)
     return jnp.searchsorted(shares / shares[-1], marks, side="right").astype(jnp.int32)
 

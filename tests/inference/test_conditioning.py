@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.sampler import Clamp, Process, SamplerInfo, SamplerState
@@ -139,6 +140,16 @@ def test_systematic_draws_every_index_as_often_as_its_weight_says():
     expected = 5 * np.asarray(weights)
     assert (counts >= np.floor(expected)).all() and (counts <= np.ceil(expected)).all()
     np.testing.assert_allclose(counts.mean(0), expected, atol=0.04)  # 5 of the standard errors
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 64])
+def test_the_largest_uniform_points_at_a_copy_with_weight(count, monkeypatch):
+    largest = np.nextafter(np.float32(1), np.float32(0))
+    monkeypatch.setattr(categorical, "uniform", lambda key, shape: jnp.full(shape, largest))
+    for weighty in (count, count - 1):  # the last copy without weight is never drawn
+        weights = jnp.asarray(np.arange(count) < weighty, jnp.float32) / weighty
+        drawn = np.asarray(systematic(jax.random.key(0), weights))
+        assert (0 <= drawn).all() and (drawn < weighty).all()
 
 
 @pytest.mark.parametrize(
