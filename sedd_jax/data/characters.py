@@ -19,6 +19,7 @@ from sedd_jax.errors import BadInput
 END_OF_DOCUMENT = "<|endoftext|>"
 SETTINGS_FILE = "tokenizer.json"
 _CHUNK = 2**20  # characters looked up at a time
+_SHOWN = 20  # characters of a text that messages quote
 
 
 class Tokenizer(abc.ABC):
@@ -49,6 +50,14 @@ class Tokenizer(abc.ABC):
     def _spelling(self, id_: int) -> bytes:
         """Returns the UTF-8 of one such id, perhaps half a character."""
 
+    def _encode_later(self, text: str) -> np.ndarray:
+        """Returns the ids of text that is not at the start of a document."""
+        return self._encode(text)
+
+    def _decode_later(self, ids: np.ndarray) -> str:
+        """Returns the text of ids that are not at the start of a document."""
+        return self._decode_run(ids)
+
     def _settings(self) -> dict[str, Any]:
         """Returns the contents of `tokenizer.json` besides the kind."""
         return {}
@@ -76,6 +85,28 @@ class Tokenizer(abc.ABC):
             )
         return self._encode(content)
 
+    def encode_part(self, text: str, *, first: bool) -> np.ndarray:
+        """Returns the ids of a part of a document: decoded in their place, they are `text` again.
+
+        Args:
+          text: the part.
+          first: whether the document begins with it.
+
+        Raises:
+          BadInput: the tokenizer cannot spell the text exactly.
+        """
+        ids = self._encode(text) if first else self._encode_later(text)
+        back = self._decode_run(ids) if first else self._decode_later(ids)
+        if back != text:
+            ends = min(len(back), len(text))
+            same = next((i for i in range(ends) if back[i] != text[i]), ends)
+            raise BadInput(
+                f"the {self.kind} tokenizer cannot hold the text: from its character {same + 1} on "
+                f"{text[same : same + _SHOWN]!r} comes back as {back[same : same + _SHOWN]!r}; "
+                "write that, or leave it out."
+            )
+        return ids
+
     def decode(self, ids: Sequence[int] | np.ndarray, mask: str = "░") -> str:
         """Returns the text of ids.
 
@@ -90,16 +121,19 @@ class Tokenizer(abc.ABC):
           BadInput: an id is out of range.
         """
         ids, marks = self._checked(ids), self._marks(mask)
-        pieces, start = [], 0
+        pieces, start, decode = [], 0, self._decode_run
         for stop in np.flatnonzero(np.isin(ids, list(marks))):
-            pieces += [self._decode_run(ids[start:stop]), marks[int(ids[stop])]]
+            pieces += [decode(ids[start:stop]), marks[int(ids[stop])]]
+            # text goes on behind a mask
+            decode = self._decode_run if ids[stop] == self.eod_id else self._decode_later
             start = stop + 1
-        pieces.append(self._decode_run(ids[start:]))
+        pieces.append(decode(ids[start:]))
         return self._space.join(piece for piece in pieces if piece)
 
     def pieces(self, ids: Sequence[int] | np.ndarray, mask: str = "░") -> list[str]:
         """Returns the text of each id; for ids from `encode`, joined, this is `decode`.
 
+        Many a SentencePiece model puts a space before a text: it is shown here, not by `decode`.
         A character that several ids spell is at the last of them, and one that stays incomplete
         becomes the replacement character. Integers end with a space each.
 

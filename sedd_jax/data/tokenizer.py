@@ -32,6 +32,9 @@ from sedd_jax.system.packages import package
 _MAX_LINE_CHARACTERS = 20_000
 # SentencePiece drops a training line with its symbol for "space" or "unknown".
 _RESERVED = str.maketrans("", "", "\u2581\u2585")
+# Many models put a space before a text, and drop it when they decode. Text that is not at the start
+# of a document stands behind this private-use character, which no piece joins to what follows.
+_LEAD = "\ue000"
 _PACKAGE = ("sentencepiece", "sentencepiece", "The tokenizer 'sentencepiece'")
 
 
@@ -78,6 +81,9 @@ class SentencePiece(Tokenizer):
         # SentencePiece stores a space as U+2581, so a real U+2581 would be decoded as a space; as
         # bytes it survives
         self._lower_block = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in "\u2581".encode()]
+        lead = self._processor.encode(_LEAD)
+        spaced = self._processor.id_to_piece(lead[0]).startswith("\u2581")
+        self._lead = lead if spaced else []
 
     @classmethod
     def fit(cls, texts: Iterable[str], vocab_size: int) -> "SentencePiece":
@@ -120,11 +126,19 @@ class SentencePiece(Tokenizer):
         return cls(model.getvalue())
 
     def _encode(self, content: str) -> np.ndarray:
-        first, *rest = self._processor.encode(content.split("\u2581"))
-        ids = list(first)
-        for part in rest:
-            ids += [*self._lower_block, *part]
+        first, *rest = content.split("\u2581")
+        lead = _LEAD if self._lead else ""
+        ids, *later = self._processor.encode([first, *(lead + part for part in rest)])
+        for part in later:
+            ids += [*self._lower_block, *part[len(self._lead) :]]
         return np.array(ids, np.int32)
+
+    def _encode_later(self, text: str) -> np.ndarray:
+        return self._encode(_LEAD + text)[len(self._lead) :] if self._lead else self._encode(text)
+
+    def _decode_later(self, ids: np.ndarray) -> str:
+        lead = self._processor.decode(self._lead)
+        return self._processor.decode([*self._lead, *ids.tolist()])[len(lead) :]
 
     def size(self, ids: np.ndarray) -> int:
         pieces = [id_ for id_ in ids.tolist() if not self._processor.is_byte(id_)]

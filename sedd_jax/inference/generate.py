@@ -65,7 +65,7 @@ def generate(
     family, config = model.family, model.config
     if prompt is None and num_samples is None:
         raise BadInput("num_samples is needed where there is no prompt to say how many.")
-    shape = (num_samples, config.model.length) if prompt is None else prompt.tokens.shape
+    shape = (num_samples, config.model.length) if prompt is None else prompt.shape
     num_samples = shape[0] if num_samples is None else num_samples
     length = shape[1] if length is None else length
     sampling = family.sampling(**settings)

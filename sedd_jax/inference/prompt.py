@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
@@ -24,6 +25,23 @@ class Prompt(NamedTuple):
     tokens: Int[Array | np.ndarray, "N L"]
     held: Bool[Array | np.ndarray, "N L"]
     lengths: Int[Array | np.ndarray, "N"] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[N, L]. Raises BadInput unless the fields are arrays of their types."""
+        kinds = {"tokens": (np.integer, 2), "held": (np.bool_, 2), "lengths": (np.integer, 1)}
+        for name, (kind, axes) in kinds.items():
+            value = getattr(self, name)
+            array = isinstance(value, np.ndarray | jax.Array)
+            fits = array and value.ndim == axes and np.issubdtype(value.dtype, kind)
+            if not fits and not (name == "lengths" and value is None):
+                found = f"{value.dtype} {value.shape}" if array else f"a {type(value).__name__}"
+                wanted = "booleans" if name == "held" else "whole numbers"
+                raise BadInput(
+                    f"prompt.{name} must be an array of {wanted} with {axes} axes, got {found}; "
+                    "np.array(...) makes one of lists."
+                )
+        return self.tokens.shape
 
     @property
     def given(self) -> Bool[Array | np.ndarray, "N L"]:

@@ -76,7 +76,7 @@ def generate_stream(
     """
     family, config = model.diffusion, model.config
     sampling = family.sampling(**settings)
-    count, length = prompt.tokens.shape
+    count, length = prompt.shape
     check_rows(model, count, length, count)
     if length > config.model.length:
         raise BadInput(

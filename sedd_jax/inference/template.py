@@ -5,7 +5,8 @@ backslash escapes a marker: `\[MASK:3]` is text; before a hole, `\\` is a backsl
 between two holes is encoded separately, so a hole begins and ends between tokens: a subword
 tokenizer may split `Once` + ` upon` differently from the same words in one text, and a word that
 continues in a hole begins with whole tokens. Put no space before a hole if the tokenizer attaches
-spaces to the word that follows.
+spaces to the word that follows. The text comes back unchanged: what a tokenizer cannot spell
+exactly, such as two spaces in a row for a SentencePiece model that joins them, is refused.
 """
 
 import re
@@ -72,8 +73,13 @@ def templates(checkpoint: TrainedModel, texts: Sequence[str], length: int | None
       length: of every row; by default that of each template, or the trained length with `[MASK:*]`.
 
     Raises:
-      BadInput: see `row_from_template`.
+      BadInput: `texts` is no list of texts; else see `row_from_template`.
     """
+    if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
+        raise BadInput(
+            f"templates takes a list of texts with holes, one for each row, got {_quoted(texts)}; "
+            'for one row, ["Once[MASK:12]"].'
+        )
     limit = max_tokens(checkpoint, length)
     rows = [row_from_template(text, checkpoint.tokenizer, length, limit) for text in texts]
     return pad(rows, max(len(row.tokens) for row in rows))
@@ -95,7 +101,10 @@ def row_between(
       BadInput: see `row_from_template`.
     """
     texts = (("prefix", prefix), ("suffix", suffix))
-    first, last = (_encode(text, tokenizer, f"the {name}", limit) for name, text in texts)
+    first, last = (
+        _encode(text, tokenizer, f"the {name}", limit, first=name == "prefix")
+        for name, text in texts
+    )
     return _row([first, _FILL, last], length, limit)
 
 
@@ -198,7 +207,8 @@ def _parse_template(template: str, tokenizer: Tokenizer | None, limit: int) -> I
         if len(slashes) % 2:
             text += marker
             continue
-        yield _encode(text, tokenizer, f"the text at character {begin + 1} of the template", limit)
+        place = f"the text at character {begin + 1} of the template"
+        yield _encode(text, tokenizer, place, limit, first=begin == 0)
         size = _size(marker, found.start(2) + 1)
         if size == "*" and starred:
             raise BadInput(
@@ -209,12 +219,8 @@ def _parse_template(template: str, tokenizer: Tokenizer | None, limit: int) -> I
         # limit + 1 is enough to be refused
         yield _FILL if size == "*" else np.full(min(int(size), limit + 1), _HOLE_ID, np.int32)
         text, begin = "", end
-    yield _encode(
-        text + template[end:],
-        tokenizer,
-        f"the text at character {begin + 1} of the template",
-        limit,
-    )
+    place = f"the text at character {begin + 1} of the template"
+    yield _encode(text + template[end:], tokenizer, place, limit, first=begin == 0)
 
 
 def _size(marker, place):
@@ -223,7 +229,7 @@ def _size(marker, place):
     return found[1]
 
 
-def _encode(text, tokenizer, place, limit):
+def _encode(text, tokenizer, place, limit, *, first):
     """The tokens of a text; an empty one needs no tokenizer."""
     if not text:
         return np.zeros(0, np.int32)
@@ -242,7 +248,7 @@ def _encode(text, tokenizer, place, limit):
             "remove it."
         ) from error
     try:
-        return tokenizer.encode(text)
+        return tokenizer.encode_part(text, first=first)
     except BadInput as error:
         raise BadInput(f"In {place}: {error}") from error
 

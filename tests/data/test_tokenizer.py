@@ -383,9 +383,7 @@ def _trained(path, **settings):
         trainer.train(
             sentence_iterator=iter(["some plain words to train on"] * 20),
             model_writer=file,
-            vocab_size=18,
-            minloglevel=2,
-            **settings,
+            **{"vocab_size": 18, "minloglevel": 2} | settings,
         )
 
 
@@ -399,6 +397,15 @@ def test_a_sentencepiece_model_trained_elsewhere_is_used(tmp_path):
     tokenizer.save(tmp_path / "saved")
     again = build_tokenizer(dataclasses.replace(recipe, tokenizer_path=str(tmp_path / "saved")))
     assert again.fingerprint() == tokenizer.fingerprint()
+
+
+def test_a_text_with_the_mark_of_spaces_gets_no_more_spaces(tmp_path):
+    _trained(
+        tmp_path / "a.model", byte_fallback=True, vocab_size=275, remove_extra_whitespaces=False
+    )
+    tokenizer = SentencePiece.read(tmp_path / "a.model")
+    for text in ("some\u2581words", "\u2581words", "to \u2581\u2581 train"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_a_sentencepiece_model_that_cannot_be_used_is_refused(tmp_path):

@@ -149,7 +149,7 @@ def test_the_largest_uniform_points_at_a_copy_with_weight(count, monkeypatch):
     for weighty in (count, count - 1):  # the last copy without weight is never drawn
         weights = jnp.asarray(np.arange(count) < weighty, jnp.float32) / weighty
         drawn = np.asarray(systematic(jax.random.key(0), weights))
-        assert (0 <= drawn).all() and (drawn < weighty).all()
+        assert (drawn >= 0).all() and (drawn < weighty).all()
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,28 @@ def test_a_prompt_of_masks_is_refused(checkpoint):
         generate(checkpoint, 1, prompt=sedd.prefix_suffix(masks, masks[:0], 1, 16))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": [[1, 2]]}, "prompt.tokens must be an array of whole .* 2 axes, got a list; np"),
+        ({"tokens": np.ones((1, 2))}, r"prompt.tokens must be .*, got float64 \(1, 2\)"),
+        ({"held": np.array([[0, 1]])}, "prompt.held must be an array of booleans .* got int64"),
+        ({"held": np.array([True, False])}, r"prompt.held must be .* 2 axes, got bool \(2,\)"),
+        ({"lengths": [2]}, "prompt.lengths must be .* with 1 axes, got a list"),
+    ],
+)
+def test_a_prompt_is_of_arrays(checkpoint, changes, message):
+    prompt = Prompt(np.ones((1, 2), int), np.array([[True, False]]))._replace(**changes)
+    with pytest.raises(BadInput, match=message):
+        sedd.generate(KEY, checkpoint, prompt=prompt)
+
+
+@pytest.mark.parametrize("texts", ["a[MASK:1]", []])
+def test_templates_are_a_list_of_texts(checkpoint, texts):
+    with pytest.raises(BadInput, match="templates takes a list of texts with holes, .*, got"):
+        sedd.templates(checkpoint, texts)
+
+
 def test_prompts_that_do_not_fit_are_refused(checkpoint):
     with pytest.raises(BadInput, match="The prompt has 16 tokens and the length is 16"):
         sedd.prefix_suffix(np.zeros(10, np.int32), np.zeros(6, np.int32), 1, 16)

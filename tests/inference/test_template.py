@@ -1,5 +1,7 @@
 """Templates: what stands where, and one sentence for everything that is none."""
 
+import io
+import re
 import time
 
 import numpy as np
@@ -104,6 +106,77 @@ def test_every_text_is_encoded_on_its_own():
     row = row_from_template("the c[MASK:2]sat", tokenizer, None, 20)
     ids = [*tokenizer.encode("the c"), 0, 0, *tokenizer.encode("sat")]
     assert row.tokens.tolist() == ids
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """trained(**options) -> a sentencepiece tokenizer with the trainer's own defaults."""
+
+    def train(**options):
+        model = io.BytesIO()
+        trainer = pytest.importorskip("sentencepiece").SentencePieceTrainer
+        lines = iter(["x = foo(bar) + baz", "the bar and the baz"] * 20)
+        trainer.train(sentence_iterator=lines, model_writer=model, minloglevel=2, **options)
+        return SentencePiece(model.getvalue())
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def spaced(trained):
+    """A tokenizer that puts a space before a text, as Llama's does."""
+    options = {"byte_fallback": True, "normalization_rule_name": "identity", "vocab_size": 300}
+    return trained(**options, model_type="bpe", remove_extra_whitespaces=False)
+
+
+def with_holes_of(token, template):
+    return re.sub(r"\[MASK:(.)\]", lambda hole: token * int(hole[1]), template)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "x = foo([MASK:3]bar)[MASK:2]baz",
+        "[MASK:1]bar",
+        "[MASK:1] bar[MASK:1]  baz [MASK:2]\n",
+        " x[MASK:1]é\ue000[MASK:1]\u2581bar\u2581 b",
+    ],
+)
+def test_text_around_holes_comes_back(spaced, template):
+    row = row_from_template(template, spaced, None, 60)
+    masked = np.where(row.held, row.tokens, spaced.vocab_size)
+    assert spaced.decode(masked, mask="?") == re.sub(
+        r"\[MASK:(.)\]", lambda m: "?" * int(m[1]), template
+    )
+    x = spaced.encode_part("x", first=False)
+    assert len(x) == 1  # a token to fill the holes with
+    filled = spaced.decode(np.where(row.held, row.tokens, x[0]))
+    assert filled == with_holes_of("x", template)
+
+
+def test_a_suffix_does_not_begin_a_document(spaced):
+    row = row_between("x = ", "bar)", spaced, 12, 20)
+    x = spaced.encode_part("x", first=False)[0]
+    text = spaced.decode(np.where(row.held, row.tokens, x))
+    assert text.startswith("x = x") and text.endswith("xbar)")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (
+            "the \ufb00[MASK:1]",
+            r"from its character 5 on '\ufb00' comes back as 'ff'; write that, or",
+        ),
+        ("the  bar[MASK:1]", "from its character 5 on ' bar' comes back as 'bar'"),
+        ("the[MASK:2] bar ", "text at character 12 of the template: .* 5 on ' ' comes back as ''"),
+    ],
+)
+def test_text_that_a_tokenizer_loses_is_refused(trained, template, message):
+    lossy = trained(vocab_size=22)
+    assert row_from_template("the[MASK:1] bar", lossy, None, 20).held.any()
+    with pytest.raises(BadInput, match=message):
+        row_from_template(template, lossy, None, 20)
 
 
 def test_prefix_and_suffix_are_taken_as_they_are():
