@@ -4,6 +4,7 @@ The name of an ArrayRecord file says its type: `X.uint16.array_record` and `X.ui
 (with or without `-00000-of-00008` after it) hold little-endian numbers.
 """
 
+import os
 import pathlib
 import re
 import zipfile
@@ -28,6 +29,7 @@ from sedd_jax.system.packages import package
 _RAW = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 _RUN = 2**20  # ids of a document where there are no rows
 _BATCH = 64  # records read at a time
+_ZIP_END, _ZIP_END_BYTES = b"PK\5\6", 22  # the last record of a zip file, without its comment
 
 
 def arrays(path: pathlib.Path, form: str, limit: int) -> list[Piece]:
@@ -53,8 +55,13 @@ def arrays(path: pathlib.Path, form: str, limit: int) -> list[Piece]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
+            comment = len(archive.comment)
     except (NotImplementedError, ValueError, zipfile.BadZipFile) as error:
-        raise _damaged(path, first_line(error)) from error
+        raise damaged(path, first_line(error)) from error
+    with path.open("rb") as file:  # a reader of zip files allows anything after their end
+        file.seek(-_ZIP_END_BYTES - comment, os.SEEK_END)
+        if file.read(4) != _ZIP_END:
+            raise damaged(path, "something follows its end")
     return [
         _Rows(path, limit, 0, None, entry.file_size, form, entry.filename.removesuffix(".npy"))
         for entry in members
@@ -69,9 +76,9 @@ def array_records(path: pathlib.Path, limit: int) -> list[Piece]:
             f"The name of {path} does not say what its records hold; call it "
             "NAME.uint16.array_record or NAME.uint32.array_record."
         )
-    count, size = _reader(path).num_records(), path.stat().st_size
+    count, size = number_of_records(path), path.stat().st_size
     if not count:
-        raise _damaged(path, "no record is found in it")
+        raise damaged(path, "no record is found in it")
     return [
         _ArrayRecords(path, limit, start, stop, part, named[1])
         for start, stop, part in ranges(count, size)
@@ -114,7 +121,7 @@ class _ArrayRecords(RowRange):
             try:
                 records = reader.read(start, min(start + _BATCH, self.stop))
             except (IndexError, RuntimeError) as error:
-                raise _damaged(self.source, first_line(error)) from error
+                raise damaged(self.source, first_line(error)) from error
             for number, record in enumerate(records, start):
                 if len(record) % dtype.itemsize:
                     content = Fault(f"is no {self.form} numbers", f": it has {len(record)} bytes")
@@ -129,6 +136,7 @@ def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
     Raises:
       BadInput: the file is damaged, or the array is not one of integers.
     """
+    where = f"The array {member!r} of {path}" if member else f"The array of {path}"
     try:
         if member:
             with np.load(path, allow_pickle=False) as archive:
@@ -141,9 +149,13 @@ def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
         else:
             array = np.memmap(path, _RAW[form], mode="r")
     except Exception as error:  # a dozen kinds, since a header is parsed as Python
-        raise _damaged(path, first_line(error)) from error
+        if re.search("Python objects|Object arrays", str(error)):
+            raise BadInput(
+                f"{where} holds Python objects (dtype object), which are not read; save it as "
+                "integers, a row a document: rows of several lengths in an ArrayRecord file."
+            ) from error
+        raise damaged(path, first_line(error)) from error
     if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
-        where = f"The array {member!r} of {path}" if member else f"The array of {path}"
         raise BadInput(
             f"{where} has the type {array.dtype} and {array.ndim} dimensions; give integers, a row "
             "a document, or a stream of them in one dimension."
@@ -165,10 +177,16 @@ def _checked(ids: np.ndarray, limit: int) -> np.ndarray | Fault:
     return ids
 
 
-def _reader(path: pathlib.Path) -> Any:
+def number_of_records(path: str | pathlib.Path) -> int:
+    """Returns how many records an ArrayRecord file has, 0 if it is damaged, cut short or absent."""
+    return _reader(path).num_records()
+
+
+def _reader(path: str | pathlib.Path) -> Any:
     module = package("array_record.python.array_record_module", "array_record", "ArrayRecord")
     return module.ArrayRecordReader(str(path))
 
 
-def _damaged(path: pathlib.Path, reason: str) -> BadInput:
+def damaged(path: str | pathlib.Path, reason: str) -> BadInput:
+    """Returns the error of a file that cannot be read."""
     return BadInput(f"{path} is damaged, cut short or of another format ({reason}); make it again.")

@@ -1,5 +1,7 @@
 """Tables with a column of text: Parquet files, and data sets of TFDS and of Hugging Face."""
 
+import itertools
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -14,12 +16,14 @@ from sedd_jax.data.documents import (
     file_version,
     ranges,
 )
+from sedd_jax.data.sequences import damaged, number_of_records
 from sedd_jax.errors import BadInput, first_line
 from sedd_jax.system.packages import package
 
 TFDS = "tfds:"
 HUGGING_FACE = "hf:"
 _BATCH = 64  # rows read at a time
+_ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
 _BUFFER_BYTES = 2**20  # a row group may be large: its pages are read when they are needed
 
 
@@ -131,6 +135,12 @@ def tfds(corpus: str, field: str, limit: int) -> list[Piece]:
             f"split and the network, or prepare it elsewhere with 'tfds build {name} "
             "--file_format=array_record' and give the folder."
         ) from error
+    for shard in builder.info.splits[split].file_instructions:
+        wanted = shard.examples_in_shard
+        # a reader of ArrayRecord that meets damage may say nothing, and return empty records
+        if ".array_record" in shard.filename and wanted != number_of_records(shard.filename):
+            reason = f"it does not have the {wanted} records that dataset_info.json says"
+            raise damaged(shard.filename, reason)
     _check_field(field, builder.info.features, corpus)
     total = max(sum(part.num_examples for part in builder.info.splits.values()), 1)
     per_example = builder.info.dataset_size // total
@@ -156,11 +166,29 @@ class _Examples(RowRange):
     def documents(self) -> Iterator[Document]:
         import tensorflow_datasets
 
-        source = tensorflow_datasets.builder_from_directory(self.folder).as_data_source(self.split)
+        builder = tensorflow_datasets.builder_from_directory(self.folder)
+        source = builder.as_data_source(self.split)
         for start in range(self.start, self.stop, _BATCH):
             numbers = range(start, min(start + _BATCH, self.stop))
-            for number, row in zip(numbers, source.__getitems__(numbers), strict=True):
+            try:
+                rows = source.__getitems__(numbers)
+            except Exception as error:  # of any type: the bytes of an example are parsed, too
+                raise self._damage(builder, source, numbers) from error
+            for number, row in zip(numbers, rows, strict=True):
                 yield Document(checked_text(row[self.field], self.field, self.limit), number)
+
+    def _damage(self, builder: Any, source: Any, numbers: range) -> BadInput:
+        """Returns the error of the first of these examples that cannot be read, with its file."""
+        shards, number, reason = builder.info.splits[self.split].file_instructions, 0, "?"
+        for number in numbers:
+            try:
+                source[number]
+            except Exception as error:
+                reason = first_line(error)
+                break
+        stops = itertools.accumulate(shard.take for shard in shards)
+        file = next(s.filename for s, stop in zip(shards, stops, strict=True) if number < stop)
+        return damaged(file, f"{self.place(number)}: {reason}")
 
     def version(self) -> str:
         return file_version(pathlib.Path(self.folder) / "dataset_info.json")
@@ -193,16 +221,28 @@ def hugging_face(corpus: str, field: str, limit: int) -> list[Piece]:
             parts = name.split("/", 2)
             dataset = module.load_dataset("/".join(parts[:2]), *parts[2:], split=split or "train")
     except Exception as error:
+        for path in sorted(pathlib.Path(name).rglob("*.arrow")):
+            _check_arrow_end(path)
         raise BadInput(
             f"The corpus {corpus} cannot be opened ({first_line(error)}); check the name, the "
             "split and the network, or give a folder that save_to_disk wrote."
         ) from error
     _check_field(field, dataset.column_names, corpus)
+    for file in dataset.cache_files:
+        _check_arrow_end(file["filename"])
     texts = dataset.select_columns([field])
     return [
         _HubRows(corpus, limit, start, stop, size, field, texts)
         for start, stop, size in ranges(len(texts), texts.data.nbytes)
     ]
+
+
+def _check_arrow_end(path: str | pathlib.Path) -> None:
+    """Raises BadInput unless a stream of Arrow ends with its mark; a reader does without one."""
+    with open(path, "rb") as file:
+        file.seek(-min(len(_ARROW_END), os.path.getsize(path)), os.SEEK_END)
+        if file.read() != _ARROW_END:
+            raise damaged(path, "it does not end as a stream of Arrow does")
 
 
 @dataclass(frozen=True)

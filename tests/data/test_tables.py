@@ -1,4 +1,5 @@
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -108,7 +109,7 @@ def test_memory_is_flat_in_the_size_of_a_row_group(tmp_path):
 
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory):
-    """A data set of TFDS with TEXTS in "train" and two texts in "test", in order."""
+    """A data set of TFDS with TEXTS in "train" and two texts in "test", in order, in two shards."""
     tfds = pytest.importorskip("tensorflow_datasets")
 
     class Small(tfds.core.GeneratorBasedBuilder):
@@ -131,7 +132,8 @@ def tfds_folder(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("tfds")
     builder = Small(data_dir=folder, file_format="array_record")
-    builder.download_and_prepare()
+    config = tfds.download.DownloadConfig(num_shards=2)
+    builder.download_and_prepare(download_config=config)
     yield builder.data_path
     assert "tensorflow" not in sys.modules
 
@@ -149,6 +151,28 @@ def test_the_examples_of_a_tfds_folder_are_documents(tfds_folder, monkeypatch):
     assert read(corpus) == [
         (text, f"{corpus}, example {i + 1}") for i, text in enumerate(TEXTS[:100])
     ]
+
+
+@pytest.mark.parametrize("damage", ["cut", "lengthened", "empty", "gone", "flipped"])
+def test_a_damaged_shard_of_a_tfds_data_set_is_named(tfds_folder, tmp_path, damage):
+    folder = shutil.copytree(tfds_folder, tmp_path / "1.0.0")
+    shard = folder / "small-train.array_record-00001-of-00002"
+    content = shard.read_bytes()
+    damaged = {
+        "cut": content[: len(content) // 2],
+        "lengthened": content + b"more",
+        "empty": b"",
+        "flipped": content[:500] + bytes([content[500] ^ 255]) + content[501:],
+    }
+    shard.unlink()
+    if damage in damaged:
+        shard.write_bytes(damaged[damage])
+    reason = "it does not have the 100 records that dataset_info.json says"
+    if damage == "flipped":
+        reason = "example 1..: Corrupted Riegeli/records file"
+    with pytest.raises(BadInput, match=f"train.array_record-00001-of-00002 is damaged.*{reason}"):
+        read(f"tfds:{folder}")
+    assert len(read(f"tfds:{folder}:train[:50%]")) == 100  # without that shard
 
 
 def test_a_registered_tfds_data_set_is_found_by_its_name(tfds_folder, monkeypatch):
@@ -216,6 +240,22 @@ def test_the_rows_of_a_saved_dataset_are_documents(hub_folder, monkeypatch):
             assert len(pieces(Recipe(), corpus)) == 5
             assert read(corpus) == expected
     assert [content for content, _ in read(f"hf:{hub_folder}/two:test")] == ["a", "b"]
+
+
+def test_a_damaged_file_of_a_saved_dataset_is_named(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    pa = pytest.importorskip("pyarrow")
+    datasets.Dataset.from_dict({"text": TEXTS * 15}).save_to_disk(tmp_path / "one")
+    (path,) = (tmp_path / "one").glob("*.arrow")
+    content = path.read_bytes()
+    with pa.memory_map(str(path)) as file:
+        pa.ipc.open_stream(file).read_next_batch()
+        batch = file.tell()
+    # cut after a batch the package itself reads 1,000 of the 3,000 rows and says nothing
+    for damaged in (content[:batch], content[:-1], content[:500], b"", content + b"more"):
+        path.write_bytes(damaged)
+        with pytest.raises(BadInput, match="arrow is damaged.*does not end as a stream of Arrow"):
+            read(f"hf:{tmp_path / 'one'}")
 
 
 def test_a_name_on_the_hub_is_split_into_its_parts(hub_folder, monkeypatch):
