@@ -51,7 +51,8 @@ if __name__ == "__main__":
         long_description_content_type="text/markdown",
         license="MIT",
         python_requires=">=3.11",
-        packages=find_packages(include=["sedd_jax", "sedd_jax.*"]),
+        packages=[*find_packages(include=["sedd_jax", "sedd_jax.*"]), "sedd_jax.configs"],
+        package_dir={"sedd_jax.configs": "configs"},
         package_data={
             f"sedd_jax.{room}": ["assets/*"] for room in ("demo", "display", "evaluation", "jobs")
         },

@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from sedd_jax.data.tokenizer import build_tokenizer
 from sedd_jax.diffusion.importance import plain_proposal
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
+from sedd_jax.experiment.config_files import define_config_flag
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.build import build_family
@@ -31,7 +31,7 @@ from sedd_jax.inference.score_based import sequence_loss
 from sedd_jax.training.hooks import PendingLosses
 from sedd_jax.training.step import build_train_step, init_state
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A config file.")
+_CONFIG = define_config_flag("A config file.")
 _DATA_SEED = flags.DEFINE_integer("data_seed", 0, "Seed of the order of the training crops.")
 _SECONDS = flags.DEFINE_float("seconds", None, "Stop after this many seconds of training steps.")
 _HELDOUT_CROPS = 2000

@@ -17,10 +17,10 @@ import time
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from benchmarks.measure import check_output, report
 from sedd_jax.experiment import cli
+from sedd_jax.experiment.config_files import define_config_flag
 from sedd_jax.experiment.mesh import build_mesh, global_batch, placement, rows_here
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
@@ -31,7 +31,7 @@ from sedd_jax.planning.topology import CHIPS
 from sedd_jax.training.step import build_programs
 from sedd_jax.training.throughput import peak_flops, peak_memory_gib
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
+_CONFIG = define_config_flag("The run's config file.")
 _PER_CHIP = flags.DEFINE_integer("per_chip", None, "As for plan.", lower_bound=1)
 _VOCAB_SIZE = flags.DEFINE_integer("vocab_size", None, "As for plan.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 10, "Timed steps of each kind.", lower_bound=1)

@@ -11,7 +11,9 @@ so no time is given.
         --config.data.prepared=data/owt
 """
 
-from configs import owt_small
+from sedd_jax.experiment.config_files import config_beside
+
+owt_small = config_beside(__file__, "owt_small")
 
 
 def get_config():

@@ -5,8 +5,10 @@ Paper row: none. Hardware: 2 CPU cores. Metric: held-out bits per byte, exact.
     python -m sedd_jax.train --config=configs/ar_tiny.py --workdir=runs/ar_tiny
 """
 
-from configs import tiny
 from sedd_jax.experiment.config import ModelConfig
+from sedd_jax.experiment.config_files import config_beside
+
+tiny = config_beside(__file__, "tiny")
 
 
 def get_config():

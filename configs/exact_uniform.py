@@ -5,7 +5,9 @@ Paper row: none. Hardware: 2 CPU cores, about 3 minutes. Metric: every claim of 
     python -m sedd_jax.exact --config=configs/exact_uniform.py
 """
 
-from configs import exact_absorb
+from sedd_jax.experiment.config_files import config_beside
+
+exact_absorb = config_beside(__file__, "exact_absorb")
 
 
 def get_config():

@@ -9,7 +9,9 @@ perplexity per token, so compare bits per byte.
         --config.data.prepared=data/lm1b_unwrapped
 """
 
-from configs import lm1b
+from sedd_jax.experiment.config_files import config_beside
+
+lm1b = config_beside(__file__, "lm1b")
 
 
 def get_config():

@@ -11,7 +11,9 @@ untested and not tuned. Data as in owt_small.py.
         --config.data.prepared=data/owt
 """
 
-from configs import owt_medium
+from sedd_jax.experiment.config_files import config_beside
+
+owt_medium = config_beside(__file__, "owt_medium")
 
 
 def get_config():

@@ -8,7 +8,9 @@ by this project, so no time is given. Data as in owt_small.py.
         --config.data.prepared=data/owt
 """
 
-from configs import owt_small
+from sedd_jax.experiment.config_files import config_beside
+
+owt_small = config_beside(__file__, "owt_small")
 
 
 def get_config():

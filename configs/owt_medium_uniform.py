@@ -9,7 +9,10 @@ owt_small_uniform.py.
         --config.data.prepared=data/owt
 """
 
-from configs import owt_medium, owt_small_uniform
+from sedd_jax.experiment.config_files import config_beside
+
+owt_medium = config_beside(__file__, "owt_medium")
+owt_small_uniform = config_beside(__file__, "owt_small_uniform")
 
 
 def get_config(source="code"):

@@ -10,7 +10,9 @@ The noise goes from 1e-4 to 20 in the published code, and from 1e-5 to 20 in the
         --config.data.prepared=data/owt
 """
 
-from configs import owt_small
+from sedd_jax.experiment.config_files import config_beside
+
+owt_small = config_beside(__file__, "owt_small")
 
 SIGMA_MIN = {"code": 1e-4, "paper": 1e-5}
 

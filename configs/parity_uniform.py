@@ -6,7 +6,9 @@ Hardware: 2 CPU cores, about 7 minutes. Metric: held-out bits per byte, docs/lea
     python -m benchmarks.learning_parity --config=configs/parity_uniform.py
 """
 
-from configs import parity_absorb
+from sedd_jax.experiment.config_files import config_beside
+
+parity_absorb = config_beside(__file__, "parity_absorb")
 
 
 def get_config():

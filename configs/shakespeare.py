@@ -6,7 +6,9 @@ Paper row: none. Hardware: 2 CPU cores or anything larger. Metric: held-out bits
         --config.data.corpus=input.txt
 """
 
-from configs import tiny
+from sedd_jax.experiment.config_files import config_beside
+
+tiny = config_beside(__file__, "tiny")
 
 
 def get_config():

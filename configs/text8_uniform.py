@@ -7,7 +7,9 @@ text8_absorb.py; not trained by this project.
         --config.data.corpus=text8
 """
 
-from configs import text8_absorb
+from sedd_jax.experiment.config_files import config_beside
+
+text8_absorb = config_beside(__file__, "text8_absorb")
 
 
 def get_config():

@@ -20,6 +20,7 @@ from sedd_jax.diffusion import noise as noises
 from sedd_jax.display.plot import check_plots
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
+from sedd_jax.experiment.config_files import define_config_flag
 from sedd_jax.inference.build import build_family
 from sedd_jax.system.files import check_output_path
 from sedd_jax.verification.conditioning import check_conditioning
@@ -30,7 +31,7 @@ from sedd_jax.verification.samplers import check_samplers
 from sedd_jax.verification.scores import check_scores
 from sedd_jax.verification.training import check_bound, check_training
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "One of configs/exact_*.py.")
+_CONFIG = define_config_flag("One of configs/exact_*.py.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for the report and the plots; by default runs/NAME of the config file."
 )

@@ -25,6 +25,7 @@ from sedd_jax.display.table import markdown, to_json
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment import cli
 from sedd_jax.experiment.config import Config
+from sedd_jax.experiment.config_files import define_config_flag
 from sedd_jax.experiment.mesh import build_mesh
 from sedd_jax.model.sharding import num_batch_shards
 from sedd_jax.planning.estimate import Estimate, as_json, as_tables, estimate, in_words
@@ -41,7 +42,7 @@ from sedd_jax.planning.topology import Topology, parse_topology, topology_device
 from sedd_jax.system.files import atomic_write, check_output_path
 from sedd_jax.system.settings import flatten
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
+_CONFIG = define_config_flag("The run's config file.")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "Such as v5e:8x8, 2*v5e:8x8 (two slices) or h100:1x8 (nodes x GPUs)."
 )

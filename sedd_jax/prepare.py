@@ -10,16 +10,16 @@ import shlex
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
 from sedd_jax.data import account
 from sedd_jax.data.preparation import prepare_blocks
 from sedd_jax.data.prepared import check_name
 from sedd_jax.errors import BadInput, Halted
+from sedd_jax.experiment.config_files import define_config_flag
 
 # each worker imports this module again and needs no JAX, so `cli` is imported in main
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config file of the training run.")
+_CONFIG = define_config_flag("The config file of the training run.")
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to create.")
 _WORKERS = flags.DEFINE_integer("workers", os.cpu_count(), "Number of processes.", lower_bound=1)
 

@@ -173,7 +173,7 @@ def _draw_samples():
         evaluations = diagnostics.evaluations
         _show_trace(model, diagnostics.trace[:, 0])
     elif _HTML.value is not None:
-        facts = {"model": model.name or "", "seed": _SEED.value} | settings
+        facts = {"model": model.name or "", "step": model.step, "seed": _SEED.value} | settings
         facts = {name: str(value) for name, value in facts.items() if value is not None}
         snapshots = generate_stream(key, model, prompt, **settings)
         last = write_page(Path(_HTML.value), model, prompt, snapshots, facts)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from sedd_jax.data import account
 from sedd_jax.data.pipeline import train_batches
@@ -21,6 +20,7 @@ from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.card import RunFacts, find_records, read_history, write_card
 from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints
 from sedd_jax.experiment.config import Config
+from sedd_jax.experiment.config_files import define_config_flag
 from sedd_jax.experiment.metrics import MetricWriter
 from sedd_jax.experiment.run import locked, open_run, read_run
 from sedd_jax.experiment.state import run_keys
@@ -34,7 +34,7 @@ from sedd_jax.training.initial_weights import load_initial, with_weights_of
 from sedd_jax.training.step import build_programs
 from sedd_jax.training.throughput import StepTimer, step_flops
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file.")
+_CONFIG = define_config_flag("The run's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder: created, or resumed.")
 _PROFILE = flags.DEFINE_integer("profile", 0, "Steps to trace, from the third on.", lower_bound=0)
 _PROCESSES = cli.define_process_flags()

@@ -26,10 +26,12 @@ DAMAGED_FOLDER = "damaged"
 SAVE_SECONDS = 600  # how long processes wait for each other in a save: one may have failed
 
 
-def has_checkpoints(run: Path) -> bool:
-    """Returns whether a run folder has any checkpoint, complete or damaged."""
-    folder = run / FOLDER
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+def last_saved(run: Path) -> int | None:
+    """Returns the step of the newest checkpoint in a run folder, perhaps damaged; None if none."""
+    return max(
+        (int(path.name) for path in (run / FOLDER).glob("[0-9]*") if path.name.isdigit()),
+        default=None,
+    )
 
 
 class Checkpoints:

@@ -9,6 +9,7 @@ from sedd_jax.data.preparation import check_vocab_size, prepare_blocks
 from sedd_jax.data.prepared import Dataset, link_prepared, open_data
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import config as configs
+from sedd_jax.experiment.checkpoint import last_saved
 from sedd_jax.experiment.config import Config
 from sedd_jax.system.files import atomic_write, check_local
 from sedd_jax.system.lock import exclusive
@@ -110,6 +111,12 @@ def _check_settings(run, old, new):
         raise BadInput(
             f"{run} holds a run with other settings ({'; '.join(changes)}); choose another "
             "--workdir or go back to those settings."
+        )
+    made, steps = last_saved(run) or 0, new.train.steps
+    if made > steps:
+        raise BadInput(
+            f"The run in {run} has made {made} steps, more than config.train.steps={steps}; give "
+            f"at least {made}, or another --workdir."
         )
 
 

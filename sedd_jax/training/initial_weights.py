@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.checkpoint import has_checkpoints
+from sedd_jax.experiment.checkpoint import last_saved
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.state import TrainState
 from sedd_jax.inference.build import dotted_paths
@@ -35,7 +35,7 @@ def load_initial(config: Config, run: Path, mesh: Mesh) -> TrainedModel | None:
     Raises:
       BadInput: it cannot be loaded, or its weights do not fit this run.
     """
-    if not config.train.initial or has_checkpoints(run):
+    if not config.train.initial or last_saved(run) is not None:
         return None
     initial = load(config.train.initial, mesh=mesh, trust_code=dotted_paths(config))
     positions = config.model.learned_positions or not config.uses_noise

@@ -13,6 +13,7 @@ from sedd_jax.data import preparation, shards
 from sedd_jax.data.preparation import prepare_blocks
 from sedd_jax.data.tokenizer import load_tokenizer
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment.checkpoint import FOLDER
 from sedd_jax.experiment.config import from_json
 from sedd_jax.experiment.run import (
     CONFIG_FILE,
@@ -49,6 +50,16 @@ def test_a_run_may_go_on_for_longer(tmp_path, smoke_config):
     open_run(tmp_path, smoke_config)
     open_run(tmp_path, replaced(longer, "eval", num_samples=1))
     assert from_json((tmp_path / CONFIG_FILE).read_text()).train.steps == 1000
+
+
+def test_a_run_cannot_end_before_the_steps_it_has_made(tmp_path, smoke_config):
+    open_run(tmp_path, smoke_config)
+    for name in ("8", "40", "50.orbax-checkpoint-tmp"):
+        (tmp_path / FOLDER / name).mkdir(parents=True)
+    with pytest.raises(BadInput, match=r"has made 40 steps, more than config.train.steps=20; give"):
+        open_run(tmp_path, smoke_config)
+    assert from_json((tmp_path / CONFIG_FILE).read_text()) == smoke_config
+    open_run(tmp_path, replaced(smoke_config, "train", steps=40))
 
 
 def test_a_cosine_schedule_fixes_the_number_of_steps(tmp_path, smoke_config):

@@ -1,0 +1,81 @@
+"""Config files: the flag that names one, where those of this project are, and their bases."""
+
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from absl import flags
+from ml_collections import config_flags
+
+from sedd_jax.errors import BadInput
+
+# of an installed package, and of a checkout
+_PLACES = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+SHIPPED = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
+
+# a flag that is defined here counts as one of the binary that asks for it
+flags.disclaim_key_flags()
+
+
+def define_config_flag(description: str) -> flags.FlagHolder:
+    """Defines `--config=FILE`, or FILE:ARGUMENT, and `--config.NAME=VALUE` for its settings.
+
+    The file is found by `find_config`; a line on stderr names one that is not here.
+    """
+    holder = config_flags.DEFINE_config_file("config", None, description)
+    parser = flags.FLAGS[holder.name].parser
+    parse = parser.parse
+
+    @functools.cache  # one line is enough
+    def found(file):
+        path = find_config(file)
+        if path != Path(file):
+            print(f"There is no {file} here: {path} is read.", file=sys.stderr, flush=True)
+        return path
+
+    def parse_found(path):
+        file, colon, argument = path.partition(":")
+        return parse(f"{found(file)}{colon}{argument}")
+
+    parser.parse = parse_found
+    return holder
+
+
+def find_config(file: str) -> Path:
+    """Returns the file of that name or, of a name configs/NAME.py, this project's if there is none.
+
+    Raises:
+      BadInput: there is neither.
+    """
+    path = Path(file)
+    if file and path.exists():
+        return path
+    if path.parent == Path("configs") and (SHIPPED / path.name).is_file():
+        return SHIPPED / path.name
+    names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.py")))
+    raise BadInput(
+        f"there is no file {file or '(an empty name)'}; configs/NAME.py works from every folder, "
+        f"with NAME one of {names}."
+    )
+
+
+def config_beside(file: str, name: str) -> ModuleType:
+    """Returns another config as a module, for a config that changes it.
+
+    Args:
+      file: `__file__` of the config that asks.
+      name: of the other, without .py: in the same folder, or else one of this project.
+
+    Raises:
+      BadInput: there is no such config.
+    """
+    own, shipped = Path(file).with_name(f"{name}.py"), SHIPPED / f"{name}.py"
+    path = own if own.is_file() else shipped
+    if not path.is_file():
+        raise BadInput(f"{file} changes the config {name}, but there is no {own}, nor {shipped}.")
+    spec = importlib.util.spec_from_file_location(f"configs.{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,57 @@
+"""Config files from any folder, from a checkout or an installed package."""
+
+import runpy
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sedd_jax.errors import BadInput
+from sedd_jax.experiment.config_files import SHIPPED, config_beside, find_config
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_file_here_comes_before_one_of_this_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("configs/owt_small.py") == SHIPPED / "owt_small.py"
+    own = Path("configs/owt_small.py")
+    own.parent.mkdir()
+    own.touch()
+    assert find_config(str(own)) == own
+    assert find_config(str(own.absolute())) == own.absolute()
+
+
+@pytest.mark.parametrize("name", ["configs/absent.py", "my/configs/tiny.py", "tiny.py", ""])
+def test_a_file_that_is_not_there_is_named_with_those_there_are(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match=f"no file {name or '.an empty name.'}; .* owt_small, "):
+        find_config(name)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.py")))
+def test_a_config_is_read_where_nothing_of_the_checkout_can_be_imported(
+    tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", str(ROOT))])
+    monkeypatch.setitem(sys.modules, "configs", None)
+    found = config_beside(str(tmp_path / "own.py"), name).get_config()
+    assert found.train.steps > 0
+
+
+def test_a_config_changes_the_one_beside_it(tmp_path):
+    (tmp_path / "tiny.py").write_text("def get_config():\n    return 'of its own'\n")
+    assert config_beside(str(tmp_path / "own.py"), "tiny").get_config() == "of its own"
+    with pytest.raises(BadInput, match="own.py changes the config absent, but there is no"):
+        config_beside(str(tmp_path / "own.py"), "absent")
+
+
+def test_the_configs_are_installed_with_the_package(monkeypatch):
+    kept = {}
+    setuptools = SimpleNamespace(find_packages=lambda **_: [], setup=kept.update)
+    monkeypatch.setitem(sys.modules, "setuptools", setuptools)
+    runpy.run_path(str(ROOT / "setup.py"), run_name="__main__")
+    assert "sedd_jax.configs" in kept["packages"]
+    assert ROOT / kept["package_dir"]["sedd_jax.configs"] == SHIPPED
