@@ -52,7 +52,7 @@ def test_every_row_of_the_table_names_something_that_exists(function, test):
 
 
 def test_the_example_of_extending_is_code_that_the_settings_can_name(monkeypatch):
-    (example,) = re.findall(
+    example, own = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.DOTALL
     )
     module = types.ModuleType("my_code")
@@ -65,6 +65,9 @@ def test_the_example_of_extending_is_code_that_the_settings_can_name(monkeypatch
     t = jnp.array([0.2, 0.7])
     sigma, dsigma = module.quadratic(default_config().noise)
     np.testing.assert_allclose(dsigma(t), jax.vmap(jax.grad(sigma))(t), rtol=1e-5)
+    of_config = {"__file__": str(ROOT / "own.py")}
+    exec(compile(own, "extending.md", "exec"), of_config)
+    assert parse(of_config["get_config"]()).optim.learning_rate == 1e-4
 
 
 def test_documents_link_to_files_that_exist():
