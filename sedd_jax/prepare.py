@@ -8,12 +8,13 @@ kill the same command continues, and training reads the result with
 import os
 import shlex
 import sys
+from pathlib import Path
 
 from absl import flags
 
 from sedd_jax.data import account
 from sedd_jax.data.preparation import prepare_blocks
-from sedd_jax.data.prepared import check_name
+from sedd_jax.data.prepared import MANIFEST, check_hashes, check_name
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment.config_files import define_config_flag
 
@@ -34,10 +35,15 @@ def main() -> None:
     if config.data.prepared:
         raise BadInput("config.data.prepared names data prepared before; leave it out here.")
     check_name(_OUTPUT.value)
+    folder = Path(_OUTPUT.value)
+    again = (folder / MANIFEST).is_file()
     try:
         dataset = prepare_blocks(_OUTPUT.value, config.data, config.model.length, _WORKERS.value)
     except KeyboardInterrupt:
         raise Halted("Stopped; the same command continues from there.", 130) from None
+    if again:
+        whole = check_hashes(folder, dataset.manifest)
+        print(f"{folder} was prepared before; {whole} files of ids hold what was written.")
     print(*account.lines(dataset.manifest), sep="\n")
     prepared = f"--config.data.prepared={_OUTPUT.value}"
     command = shlex.join([*_config_flags(sys.argv[1:]), prepared])

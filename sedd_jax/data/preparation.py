@@ -306,12 +306,13 @@ class _Preparation:
         self, name: str, counts: list[dict[str, Any]], skipped: dict[str, int]
     ) -> dict[str, Any]:
         """Returns the counts of a split, and its files."""
+        named = ("file", "sha256")
         shards = [
-            {"file": piece["file"], "tokens": piece["tokens"]}
+            {fact: piece[fact] for fact in (*named, "tokens")}
             for piece in counts
             if piece["tokens"]
         ]
-        totals = _sum([{k: v for k, v in piece.items() if k != "file"} for piece in counts])
+        totals = _sum([{k: v for k, v in piece.items() if k not in named} for piece in counts])
         tokens = totals["tokens"]
         if tokens < self._length:
             fraction = "" if self._recipe.heldout_corpus else " or change heldout_fraction"

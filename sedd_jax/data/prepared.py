@@ -5,12 +5,15 @@ split, a file of ids. It never changes afterwards, so that the data of a run sta
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
 import re
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sedd_jax.data.corpus_statistics import SPLITS
 from sedd_jax.data.documents import Recipe
@@ -25,6 +28,7 @@ MANIFEST = "manifest.json"
 # the keys that every manifest has: of data in its own folder, and of data elsewhere
 _OF_DATA = ("recipe", "length", "tokenizer", "fingerprint", "vocab_size", "dtype", "splits")
 _OF_LINKS = ("prepared", "splits")
+_HASHED_BYTES = 64 * 2**20  # files of ids up to this size together are hashed when they are opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,9 @@ def open_blocks(folder: str | os.PathLike[str], length: int) -> Dataset:
                 f"length is {length} here; prepare the data again in another folder."
             )
         blocks = {split: _open_split(folder, manifest, split, length) for split in SPLITS}
+        tokens = sum(shard["tokens"] for shard in _shards(manifest))
+        if tokens * np.dtype(manifest["dtype"]).itemsize <= _HASHED_BYTES:
+            check_hashes(folder, manifest)
     except (KeyError, TypeError) as error:
         raise _damaged(folder / MANIFEST, repr(error)) from error
     tokenizer = load_tokenizer(folder / "tokenizer")
@@ -98,6 +105,25 @@ def _open_split(folder: Path, manifest: dict[str, Any], split: str, length: int)
         if found != wanted:
             raise _damaged(path, f"it holds {found} bytes where the manifest says {wanted}")
     return TokenBlocks([folder / shard["file"] for shard in shards], length, dtype)
+
+
+def check_hashes(folder: Path, manifest: dict[str, Any]) -> int:
+    """Returns how many files of ids hold what was written; those of an older version have no hash.
+
+    Raises:
+      BadInput: one has changed.
+    """
+    hashed = [shard for shard in _shards(manifest) if "sha256" in shard]
+    for shard in hashed:
+        with (folder / shard["file"]).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
+                reason = "it is of the right size, but its SHA-256 is not that of the manifest"
+                raise _damaged(folder / shard["file"], reason)
+    return len(hashed)
+
+
+def _shards(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    return [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
 
 
 def _damaged(path: Path, reason: str) -> BadInput:

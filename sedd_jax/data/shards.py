@@ -1,6 +1,7 @@
 """The second pass over a corpus: a task becomes a file of token ids for each split."""
 
 import collections
+import hashlib
 import json
 import os
 from contextlib import ExitStack
@@ -53,6 +54,7 @@ class Shards:
     def _write(self, task: Task) -> dict[str, Any]:
         names = {split: f"{split}-{task.number:05d}.bin" for split in SPLITS}
         counts = {split: collections.Counter(dict.fromkeys(_COUNTS, 0)) for split in SPLITS}
+        hashes = {split: hashlib.sha256() for split in SPLITS}
         skipped = collections.Counter()
         with ExitStack() as stack:
             files = {
@@ -74,6 +76,7 @@ class Shards:
                     continue
                 for split, (ids, found) in blocks.items():
                     files[split].write(ids.data)
+                    hashes[split].update(ids.data)
                     counts[split].update(found)
             for file in files.values():
                 file.flush()
@@ -82,7 +85,10 @@ class Shards:
             if counts[split]["tokens"]:
                 atomic_move(self._work / name, self._data / name)
         return {
-            "splits": {split: {"file": names[split], **counts[split]} for split in SPLITS},
+            "splits": {
+                split: {"file": names[split], "sha256": hashes[split].hexdigest(), **counts[split]}
+                for split in SPLITS
+            },
             "skipped": skipped,
         }
 

@@ -2,6 +2,7 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -78,6 +79,10 @@ def test_manifest_counts_what_was_written(tmp_path, corpus, load_documents, spli
     assert piece["characters"] == sum(map(len, documents))
     for name, part in zip(("train", "heldout"), split_documents(documents, 0.2), strict=True):
         size = sum(len(document.encode()) for document in part)
+        written = (folder / f"{name}-00000.bin").read_bytes()
+        assert len(written) == (size + len(part)) * 2
+        digest = hashlib.sha256(written).hexdigest()
+        shard = {"file": f"{name}-00000.bin", "sha256": digest, "tokens": size + len(part)}
         assert manifest["splits"][name] == {
             "documents": len(part),
             "characters": size - len(part),
@@ -86,9 +91,8 @@ def test_manifest_counts_what_was_written(tmp_path, corpus, load_documents, spli
             "filling": 0,
             "cut_off": 0,
             "bytes_per_token": size / (size + len(part)),
-            "shards": [{"file": f"{name}-00000.bin", "tokens": size + len(part)}],
+            "shards": [shard],
         }
-        assert (folder / f"{name}-00000.bin").stat().st_size == (size + len(part)) * 2
 
 
 def test_without_an_end_token_documents_are_simply_concatenated(tmp_path, split_documents):

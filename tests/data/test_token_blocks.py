@@ -6,10 +6,11 @@ import resource
 import numpy as np
 import pytest
 
+from sedd_jax.data import prepared
 from sedd_jax.data.characters import Characters
 from sedd_jax.data.documents import Recipe
 from sedd_jax.data.preparation import prepare_blocks
-from sedd_jax.data.prepared import open_blocks
+from sedd_jax.data.prepared import check_hashes, open_blocks
 from sedd_jax.data.token_blocks import Mixture, TokenBlocks
 from sedd_jax.errors import BadInput
 
@@ -46,6 +47,9 @@ def test_open_blocks_refuses_what_is_damaged(folder, tmp_path):
     file.unlink()
     with pytest.raises(BadInput, match="train-00000.bin is damaged .it holds 0 bytes"):
         open_blocks(folder, 32)
+    file.write_bytes(b"")
+    with pytest.raises(BadInput, match="train-00000.bin is damaged .it holds 0 bytes"):
+        open_blocks(folder, 32)
     (folder / "manifest.json").write_text(
         json.dumps({n: v for n, v in manifest.items() if n not in ("recipe", "length")})
     )
@@ -58,6 +62,26 @@ def test_open_blocks_refuses_what_is_damaged(folder, tmp_path):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(BadInput, match="manifest.json is damaged"):
             open_blocks(folder, 32)
+
+
+def test_a_byte_that_changed_is_noticed_where_the_manifest_has_hashes(folder, monkeypatch):
+    file, path = folder / "heldout-00000.bin", folder / "manifest.json"
+    content = bytearray(file.read_bytes())
+    content[5] ^= 1
+    file.write_bytes(content)
+    message = "heldout-00000.bin is damaged .it is of the right size, but its SHA-256 is not that"
+    with pytest.raises(BadInput, match=message):
+        open_blocks(folder, 32)
+    monkeypatch.setattr(prepared, "_HASHED_BYTES", 100)  # large data are hashed on demand
+    manifest = open_blocks(folder, 32).manifest
+    with pytest.raises(BadInput, match=message):
+        check_hashes(folder, manifest)
+    monkeypatch.undo()
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            del shard["sha256"]
+    path.write_text(json.dumps(manifest))  # as an older version wrote it
+    assert len(open_blocks(folder, 32).train) > 0 == check_hashes(folder, manifest)
 
 
 def test_open_blocks_refuses_another_tokenizer(folder):
