@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
+from sedd_jax.data.losses import letters_text
+
 _TOLD = 0.1  # a larger share of the tokens or documents that is lost is worth a warning
 
 Fact = tuple[str, str]
@@ -21,7 +23,21 @@ def facts(manifest: dict[str, Any]) -> list[Fact]:
             ("left out", f"{count:,} document{'s: each' if count > 1 else ':'} {reason}")
             for reason, count in skipped.items()
         ),
+        *(("lost", _lost(manifest)) for _ in range(bool(manifest.get("losses")))),
     ]
+
+
+def _lost(manifest: dict[str, Any]) -> str:
+    """Returns which characters are lost."""
+    losses, recipe = manifest["losses"], manifest["recipe"]
+    changed = sum(split.get("changed", 0) for split in manifest["splits"].values())
+    documents = sum(split["documents"] for split in manifest["splits"].values())
+    if changed:
+        of = f"{changed:,} of {documents:,} documents come back changed from the tokenizer"
+    else:
+        verb = "are split at" if recipe.get("split_at_unknown") else "are left out for"
+        of = f"{losses['documents']:,} documents {verb} letters that the tokenizer does not know"
+    return f"{of}: {letters_text(losses)}, the first in {losses['first']}"
 
 
 def _counted(counts: dict[str, Any]) -> Iterator[str]:
@@ -42,20 +58,27 @@ def _counted(counts: dict[str, Any]) -> Iterator[str]:
 
 def warnings(manifest: dict[str, Any]) -> list[str]:
     """Returns what a user should know before training on the data; arguments as in `facts`."""
-    found = []
-    for split, counts in manifest.get("splits", {}).items():
-        cut_off, kept = counts.get("cut_off", 0), counts.get("tokens", 0) - counts.get("filling", 0)
-        share = cut_off / max(cut_off + kept, 1)
-        if share > _TOLD:
-            found.append(
-                f"{share:.0%} of the tokens of the {split} split are cut off, since a block holds "
-                "one document; with config.data.wrap=True documents run on over blocks and nothing "
-                "is cut off."
-            )
-    documents = sum(counts.get("documents", 0) for counts in manifest.get("splits", {}).values())
-    skipped = sum(manifest.get("skipped", {}).values())
-    if skipped > _TOLD * (documents + skipped):
-        found.append(f"{skipped:,} of {documents + skipped:,} documents are left out.")
+    names = ("documents", "characters", "tokens", "filling", "cut_off", "changed")
+    splits = manifest.get("splits", {}).values()
+    total = {name: sum(split.get(name, 0) for split in splits) for name in names}
+    kept, skipped = total["tokens"] - total["filling"], sum(manifest.get("skipped", {}).values())
+    losses, found = manifest.get("losses"), []
+    if total["cut_off"] > _TOLD * (total["cut_off"] + kept):
+        share = total["cut_off"] / (total["cut_off"] + kept)
+        found.append(
+            f"{share:.0%} of the tokens are cut off, since a block holds one document; with "
+            "config.data.wrap=True documents run on over blocks, and nothing is cut off."
+        )
+    if skipped > _TOLD * (total["documents"] + skipped):
+        found.append(f"{skipped:,} of {total['documents'] + skipped:,} documents are left out.")
+        if losses and not total["changed"]:
+            found[-1] = f"{found[-1][:-1]}; config.data.split_at_unknown=True keeps their parts."
+    if total["changed"]:
+        share = losses["characters"] / total["characters"]
+        found.append(
+            f"the tokenizer loses {share:.2%} of the characters, so bits per byte are not the "
+            "length of a code for this text."
+        )
     return found
 
 

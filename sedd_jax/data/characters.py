@@ -6,9 +6,11 @@ The mask of the absorbing graph is not a token of a tokenizer: its id is `vocab_
 
 import abc
 import codecs
+import functools
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,11 +31,15 @@ class Tokenizer(abc.ABC):
       kind: the name of the kind.
       vocab_size: the number of tokens, including the end-of-document token.
       eod_id: the id of the end-of-document token, or None.
+      exact: whether every text that `encode` takes is the `decode` of its ids.
+      unknown: matches a run of characters that `encode` refuses; None if there are none.
     """
 
     kind: str
     vocab_size: int
     eod_id: int | None
+    exact: bool = False
+    unknown: re.Pattern[str] | None = None
     # the type of a document, and what `decode` puts between two runs of tokens
     _takes: type = str
     _space = ""
@@ -206,6 +212,7 @@ class Bytes(Tokenizer):
     kind = "bytes"
     vocab_size = 257
     eod_id = 256
+    exact = True
 
     def _encode(self, content: str) -> np.ndarray:
         return np.frombuffer(content.encode(), np.uint8).astype(np.int32)
@@ -228,6 +235,7 @@ class Characters(Tokenizer):
     """One id per character, in the order of an alphabet; `encode` refuses other characters."""
 
     kind = "characters"
+    exact = True
 
     def __init__(self, alphabet: str, eod: bool = True):
         """Takes the alphabet, distinct characters; with `eod`, the last id ends a document."""
@@ -240,6 +248,10 @@ class Characters(Tokenizer):
         # one more entry is for every code point above the largest of the alphabet
         self._id_of = np.full(codepoints.max() + 2, -1, np.int32)
         self._id_of[codepoints] = np.arange(len(alphabet), dtype=np.int32)
+
+    @functools.cached_property
+    def unknown(self) -> re.Pattern[str]:
+        return re.compile(f"[^{re.escape(self.alphabet)}]+")
 
     def _encode(self, content: str) -> np.ndarray:
         ids = np.empty(len(content), np.int32)
@@ -273,6 +285,7 @@ class Integers(Tokenizer):
 
     kind = "integers"
     eod_id = None
+    exact = True  # the ids are the document
     _takes = np.ndarray
     _space = " "
 

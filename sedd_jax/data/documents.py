@@ -175,6 +175,10 @@ class Recipe:
         "bytes", "characters", "text8", "dna", "sentencepiece", "gpt2", "integers"
     ] = "bytes"
     tokenizer_path: str = ""  # a saved one to use again; gpt2: folder or hub id with its files
+    # the largest share of the characters that a sentencepiece model may lose or replace by others
+    max_lost: float = setting(0.1, at_least=0)
+    # keep the parts of a document between letters that are not in the alphabet (dna, text8)
+    split_at_unknown: bool = False
     # tokens the tokenizer must have; 0: as many as the corpus gives
     vocab_size: int = setting(257, at_least=0)
     wrap: bool = True  # documents run on over the borders of blocks; False: one document a block

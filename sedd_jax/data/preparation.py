@@ -14,6 +14,7 @@ import numpy as np
 
 from sedd_jax.data.corpus_statistics import BINS, SPLITS, Split, Survey, Surveyor, heldout_bins
 from sedd_jax.data.documents import PIECE_BYTES, Piece, Recipe
+from sedd_jax.data.losses import check_lost, joined, letters_text
 from sedd_jax.data.prepared import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest
 from sedd_jax.data.shards import Shards, id_dtype
 from sedd_jax.data.sources import pieces
@@ -36,7 +37,7 @@ _FITTING_CHARACTERS = 10_000_000
 # twice as many result): workers share them, and a preparation that was killed repeats the last.
 _PARTS, _PART_BYTES = 50, 2**18
 # of what a staging folder holds: work of another number is not continued
-_WORK = 2
+_WORK = 3
 
 
 def prepare_blocks(
@@ -132,12 +133,13 @@ def _empty(recipe: Recipe, name: str, reason: str) -> BadInput:
     return BadInput(f"config.data.{name} ({getattr(recipe, name)}) is empty: {reason}; {advice}.")
 
 
-def _left_out(skipped: dict[str, int]) -> str:
-    """Returns what was skipped, as a parenthesis of a sentence."""
+def _left_out(skipped: dict[str, int], losses: dict[str, Any] | None = None) -> str:
+    """Returns what was skipped, and which letters, as a parenthesis of a sentence."""
     reasons = [
         f"{count:,} {'documents, each' if count > 1 else 'document, which'} {kind}"
         for kind, count in skipped.items()
     ]
+    reasons += [f"letters lost: {letters_text(losses)}"] if losses else []
     return f" (left out: {'; '.join(reasons)})" if reasons else ""
 
 
@@ -149,6 +151,9 @@ def _settings(recipe: Recipe, length: int, tasks: list[Task]) -> dict[str, Any]:
         unused.add("heldout_fraction")
     if recipe.tokenizer not in SIZED_TOKENIZERS:
         unused.add("vocab_size")
+    unused.add("max_lost")  # a limit, which leaves no trace
+    if not recipe.split_at_unknown:  # nor does an older manifest know the choice
+        unused.add("split_at_unknown")
     sources = [
         {
             "corpus": task.corpus,
@@ -214,7 +219,14 @@ class _Preparation:
         if _settings(recipe, self._length, self._tasks) != settings:
             raise BadInput("The corpus has changed while it was read; prepare it again.")
         tokenizer = load_tokenizer(self._staging / "data" / "tokenizer")
+        losses = joined((t.pieces, d["losses"]) for t, d in zip(self._tasks, done, strict=True))
         skipped = _sum([*(s.skipped for s in surveys.values()), *(d["skipped"] for d in done)])
+        splits = {
+            name: self._totals(name, [counts["splits"][name] for counts in done], skipped, losses)
+            for name in SPLITS
+        }
+        if not tokenizer.exact:
+            check_lost(losses, sum(counts["characters"] for counts in splits.values()), recipe)
         manifest = {
             **settings,
             "contents": {
@@ -226,10 +238,8 @@ class _Preparation:
             "vocab_size": tokenizer.vocab_size,
             "dtype": id_dtype(tokenizer.vocab_size),
             "skipped": skipped,
-            "splits": {
-                name: self._totals(name, [counts["splits"][name] for counts in done], skipped)
-                for name in SPLITS
-            },
+            **({"losses": losses} if losses else {}),
+            "splits": splits,
         }
         # written beside "data", where a kill may leave a part of it
         atomic_write_json(self._staging / MANIFEST, manifest, indent=1)
@@ -303,9 +313,9 @@ class _Preparation:
                     left -= len(content)
 
     def _totals(
-        self, name: str, counts: list[dict[str, Any]], skipped: dict[str, int]
+        self, name: str, counts: list[dict[str, Any]], skipped: dict[str, int], losses: Any
     ) -> dict[str, Any]:
-        """Returns the counts of a split, and its files."""
+        """Returns the counts of a split, and its files; the rest is for messages."""
         named = ("file", "sha256")
         shards = [
             {fact: piece[fact] for fact in (*named, "tokens")}
@@ -318,8 +328,8 @@ class _Preparation:
             fraction = "" if self._recipe.heldout_corpus else " or change heldout_fraction"
             raise BadInput(
                 f"The {name} split has {tokens} tokens, less than one block of length "
-                f"{self._length}{_left_out(skipped)}; give more text, choose a shorter length"
-                f"{fraction}."
+                f"{self._length}{_left_out(skipped, losses)}; give more text, choose a shorter "
+                f"length{fraction}."
             )
         return {**totals, "bytes_per_token": totals["utf8_bytes"] / tokens, "shards": shards}
 

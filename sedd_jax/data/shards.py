@@ -6,18 +6,27 @@ import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sedd_jax.data.corpus_statistics import SPLITS, Content, Split, size_of
-from sedd_jax.data.documents import Fault, Recipe
+from sedd_jax.data.documents import Fault, Piece, Recipe
+from sedd_jax.data.losses import Losses, Lost, changed, unknown
 from sedd_jax.data.tokenizer import load_tokenizer
 from sedd_jax.data.workers import Task
 from sedd_jax.errors import BadInput
 from sedd_jax.system.files import atomic_move, atomic_write_json
 
 _COUNTS = ("documents", "characters", "utf8_bytes", "tokens", "filling", "cut_off")
+
+
+class _Block(NamedTuple):
+    """A part of a document: its ids as they are written, its counts, and what they do not hold."""
+
+    ids: np.ndarray
+    counts: dict[str, int]
+    lost: Lost | None
 
 
 class Shards:
@@ -55,29 +64,27 @@ class Shards:
         names = {split: f"{split}-{task.number:05d}.bin" for split in SPLITS}
         counts = {split: collections.Counter(dict.fromkeys(_COUNTS, 0)) for split in SPLITS}
         hashes = {split: hashlib.sha256() for split in SPLITS}
-        skipped = collections.Counter()
+        skipped, losses = collections.Counter(), Losses()
         with ExitStack() as stack:
             files = {
                 split: stack.enter_context((self._work / names[split]).open("wb"))
                 for split in SPLITS
             }
-            documents = ((piece, *found) for piece in task.pieces for found in piece.documents())
-            for piece, content, where in documents:
-                if isinstance(content, Fault):
-                    continue  # counted in the first pass
-                blocks = self._blocks(task.corpus, content)
-                if isinstance(blocks, Fault):
-                    if self._recipe.bad_documents == "refuse":
-                        raise BadInput(
-                            f"{piece.place(where)} {blocks.reason.rstrip('.')}, or leave such "
-                            "documents out with config.data.bad_documents=skip."
-                        )
-                    skipped[blocks.kind] += 1
-                    continue
-                for split, (ids, found) in blocks.items():
-                    files[split].write(ids.data)
-                    hashes[split].update(ids.data)
-                    counts[split].update(found)
+            for number, piece in enumerate(task.pieces):
+                for content, where in piece.documents():
+                    if isinstance(content, Fault):
+                        continue  # counted in the first pass
+                    blocks, lost = self._blocks(task.corpus, content)
+                    losses.add(lost, (number, where))
+                    for split, block in blocks:
+                        if isinstance(block, Fault):
+                            self._check_skips(block, piece, where, lost)
+                            skipped[block.kind] += 1
+                            continue
+                        files[split].write(block.ids.data)
+                        hashes[split].update(block.ids.data)
+                        counts[split].update(block.counts)
+                        losses.add(block.lost, (number, where))
             for file in files.values():
                 file.flush()
                 os.fsync(file.fileno())
@@ -90,28 +97,54 @@ class Shards:
                 for split in SPLITS
             },
             "skipped": skipped,
+            "losses": vars(losses),
         }
+
+    def _check_skips(self, fault: Fault, piece: Piece, where: int, lost: Lost | None) -> None:
+        """Raises BadInput unless the recipe leaves documents with a fault out."""
+        if self._recipe.bad_documents == "refuse":
+            between = ""
+            if lost and not self._recipe.split_at_unknown:
+                between = ", keep the parts between them with config.data.split_at_unknown=True"
+            raise BadInput(
+                f"{piece.place(where)} {fault.reason.rstrip('.')}{between}, or leave such "
+                "documents out with config.data.bad_documents=skip."
+            )
 
     def _blocks(
         self, corpus: str, content: Content
-    ) -> dict[str, tuple[np.ndarray, dict[str, int]]] | Fault:
-        """Returns the `_block` of a document's part in each split, or the `Fault` in it."""
-        parts = dict(self._split.parts(corpus, content))
-        blocks = {split: self._block(part) for split, part in parts.items()}
-        faults = [block for block in blocks.values() if isinstance(block, Fault)]
-        if not faults:
-            return blocks
-        # a position in the message counts from the start of the whole document
-        whole = self._block(content) if len(parts) > 1 else faults[0]
-        return whole if isinstance(whole, Fault) else faults[0]
+    ) -> tuple[list[tuple[str, _Block | Fault]], Lost | None]:
+        """Returns the blocks of a document, each with its split, and the letters without an id.
 
-    def _block(self, content: Content) -> tuple[np.ndarray, dict[str, int]] | Fault:
-        """Returns the tokens of a part of a document as they are written, and its counts."""
+        Of a document with a fault this is the fault alone, unless the recipe keeps the parts
+        between unknown letters: each of those is then a document.
+        """
+        parts = list(self._split.parts(corpus, content))
+        if self._recipe.split_at_unknown:
+            lost = unknown(self._tokenizer, content)
+            runs = [(split, run) for split, part in parts for run in self._runs(part)]
+            return [(split, self._block(run)) for split, run in runs], lost
+        blocks = [(split, self._block(part)) for split, part in parts]
+        faults = [(split, block) for split, block in blocks if isinstance(block, Fault)]
+        if not faults:
+            return blocks, None
+        # a position in the message counts from the start of the whole document
+        whole = self._block(content) if len(parts) > 1 else faults[0][1]
+        fault = whole if isinstance(whole, Fault) else faults[0][1]
+        return [(faults[0][0], fault)], unknown(self._tokenizer, content)
+
+    def _runs(self, text: str) -> list[str]:
+        """Returns the parts of a text between letters without an id, at least one."""
+        return [run for run in self._tokenizer.unknown.split(text) if run] or [text]
+
+    def _block(self, content: Content) -> _Block | Fault:
+        """Returns the block of a part of a document."""
         kind, end = self._tokenizer.kind, self._tokenizer.eod_id
         try:
-            ids = self._tokenizer.encode(content).astype(self._dtype)
+            ids = self._tokenizer.encode(content)
         except BadInput as error:
             return Fault(f"does not suit the tokenizer {kind}", f": {error}")
+        lost, ids = changed(self._tokenizer, content, ids), ids.astype(self._dtype)
         size, cut_off, filling = size_of(content), 0, 0
         if self._recipe.wrap:
             ids = ids if end is None else np.append(ids, np.array(end, ids.dtype))
@@ -129,8 +162,11 @@ class Shards:
                 size = self._tokenizer.size(ids)
             if filling:
                 ids = np.append(ids, np.full(filling, end, ids.dtype))
-        counts = (1, len(content), size, len(ids), filling, cut_off)
-        return ids, dict(zip(_COUNTS, counts, strict=True))
+        numbers = (1, len(content), size, len(ids), filling, cut_off)
+        counts = dict(zip(_COUNTS, numbers, strict=True))
+        if lost:
+            counts |= {"changed": 1, "lost": lost.letters.total()}
+        return _Block(ids, counts, lost)
 
 
 def id_dtype(vocab_size: int) -> str:

@@ -105,7 +105,7 @@ def test_without_an_end_token_documents_are_simply_concatenated(tmp_path, split_
 
 def test_large_vocabularies_use_four_bytes(tmp_path, corpus, monkeypatch):
     class Wide(Tokenizer):
-        kind, vocab_size, eod_id = "bytes", 2**16 + 1, 2**16
+        kind, vocab_size, eod_id, exact = "bytes", 2**16 + 1, 2**16, True
 
         def _encode(self, text):
             return np.full(len(text), 7, np.int32)

@@ -1,0 +1,163 @@
+"""What tokens do not hold of a text: counted, told, and refused where it is much."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from sedd_jax.data import account, losses
+from sedd_jax.data.documents import Recipe
+from sedd_jax.data.preparation import prepare_blocks
+from sedd_jax.data.tokenizer import Characters, SentencePiece
+from sedd_jax.errors import BadInput
+
+SENTENCE = "the cat sat on the mat and ate a bat. "
+
+
+def _trained(**options):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([SENTENCE * 9] * 9),
+        model_writer=model,
+        minloglevel=2,
+        **options,
+    )
+    return model.getvalue()
+
+
+@pytest.fixture(scope="module")
+def default_model():
+    """As the trainer makes it: NFKC, spaces are dropped, no bytes."""
+    return _trained(vocab_size=40, hard_vocab_limit=False)
+
+
+def _prepare(tmp_path, text, *, name="data", length=4, **settings):
+    corpus = tmp_path / "corpus.txt"
+    if not corpus.exists():
+        corpus.write_text(text, encoding="utf-8")
+    settings = {"separator": "\n", "vocab_size": 0, "heldout_fraction": 0.3} | settings
+    return prepare_blocks(tmp_path / name, Recipe(corpus=str(corpus), **settings), length)
+
+
+@pytest.fixture
+def given(tmp_path, default_model):
+    (tmp_path / "default.model").write_bytes(default_model)
+    return {"tokenizer": "sentencepiece", "tokenizer_path": str(tmp_path / "default.model")}
+
+
+@pytest.mark.parametrize(
+    ("option", "exact"),
+    [
+        ({}, True),
+        ({"normalization_rule_name": "nmt_nfkc"}, False),
+        ({"remove_extra_whitespaces": True}, False),
+        ({"byte_fallback": False}, False),
+        ({"add_dummy_prefix": True}, True),
+        ({"add_dummy_prefix": True, "treat_whitespace_as_suffix": True}, False),
+    ],
+)
+def test_a_model_is_exact_by_its_settings(option, exact):
+    settings = {
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "add_dummy_prefix": False,
+        "byte_fallback": True,
+        "vocab_size": 300,
+        "hard_vocab_limit": False,
+    }
+    tokenizer = SentencePiece(_trained(**settings | option))
+    assert tokenizer.exact == exact
+    for text in ("", "a", " two  spaces ", "ﬁ½\n☃", "\u2581a \u2581\u2581 b", "\ue000", "\0"):
+        assert not exact or tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_loss_of_a_text_is_the_characters_that_do_not_come_back(default_model):
+    tokenizer = SentencePiece(default_model)
+    found = [losses.changed(tokenizer, text, tokenizer.encode(text)) for text in ("a  b☃b", "a b")]
+    assert found[1] is None
+    assert found[0].letters == {"☃": 1} or found[0].letters == {"☃": 1, " ": 1}
+    assert found[0].first == "'a  b☃b' becomes 'a b ⁇ b'"
+    assert losses.unknown(tokenizer, "☃") is None
+    letters = Characters("AB-]", eod=False)
+    assert losses.unknown(letters, "A-B]") is None
+    assert losses.unknown(letters, "ANNBxN") == ({"N": 3, "x": 1}, "'N' at position 1")
+
+
+def test_a_tokenizer_that_cannot_spell_the_text_is_refused_with_letters_and_place(tmp_path, given):
+    text = "\n".join("今日は" * 9 for _ in range(9))
+    message = (
+        r"default.model loses 100% of the characters: '.' 81 times, '.' 81 times, '.' 81 times, "
+        r"the first in .*corpus.txt, line 1: '今.* becomes ' ⁇ '. Leave .*max_lost=1.$"
+    )
+    with pytest.raises(BadInput, match=message):
+        _prepare(tmp_path, text, **given)
+    assert not (tmp_path / "data").exists()
+    _prepare(tmp_path, text, **given, length=2, max_lost=1.0)
+
+
+def test_a_small_loss_is_counted_and_told(tmp_path, given):
+    lines = [f"{SENTENCE * 3}{i}☃{' ' * (i % 2)}a" for i in range(40)]
+    dataset = _prepare(tmp_path, "\n".join(lines), **given)
+    manifest = dataset.manifest
+    assert sum(split["changed"] for split in manifest["splits"].values()) == 40
+    assert manifest["losses"]["documents"] == 40 and manifest["losses"]["letters"]["☃"] == 40
+    told = list(account.lines(manifest))
+    assert any("40 of 40 documents come back changed from the tokenizer" in line for line in told)
+    assert re.match("warning: the tokenizer loses [1-4].[0-9]*% of the characters, so", told[-1])
+
+
+def test_an_exact_tokenizer_decodes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(SentencePiece, "decode", lambda *args: pytest.fail("was decoded"))
+    manifest = _prepare(
+        tmp_path, f"{SENTENCE}\n" * 50, tokenizer="sentencepiece", vocab_size=280
+    ).manifest
+    assert "losses" not in manifest and "changed" not in manifest["splits"]["train"]
+
+
+CONTIGS = ["ACGT" * 6 + "N" * 5 + "TTTT" * 3, "CCGA" * 8, "NNN", "A" * 20 + "RY" + "G" * 3]
+
+
+def test_letters_without_an_id_are_told_and_a_document_is_split_at_them(tmp_path):
+    text = "\n".join(CONTIGS + ["GATTACA" * 3] * 4)
+    settings = {"tokenizer": "dna", "length": 8}
+    message = "line 1 does not suit .*'N'.*keep the parts between them with config.data.split_at_u"
+    with pytest.raises(BadInput, match=message):
+        _prepare(tmp_path, text, **settings)
+    left_out = _prepare(tmp_path, text, name="skip", bad_documents="skip", **settings).manifest
+    assert left_out["losses"]["letters"] == {"N": 8, "R": 1, "Y": 1}
+    told = " ".join(account.lines(left_out))
+    assert "3 documents are left out for letters that the tokenizer does not know: 'N' 8" in told
+    assert "corpus.txt, line 1: 'N' at position 24" in told
+    assert "warning: 3 of 8 documents are left out; config.data.split_at_unknown=True" in told
+
+    dataset = _prepare(
+        tmp_path, text, name="split", split_at_unknown=True, bad_documents="skip", **settings
+    )
+    manifest = dataset.manifest
+    assert sum(split["documents"] for split in manifest["splits"].values()) == 2 + 1 + 2 + 4
+    assert manifest["skipped"] == {"does not suit the tokenizer characters": 1}  # NNN
+    known = sum(len(part) - sum(map(part.count, "NRY")) for part in [*CONTIGS, "GATTACA" * 12])
+    assert sum(split["tokens"] for split in manifest["splits"].values()) == known
+    assert "are split at letters" in " ".join(account.lines(manifest))
+    blocks = np.concatenate([*dataset.train, *dataset.heldout])
+    assert set(blocks.tolist()) <= {0, 1, 2, 3}
+
+
+def test_parts_of_a_document_are_in_one_split_and_short_ones_are_left_out(tmp_path):
+    text = "\n".join(f"{a * 9}N{a * 12}N{a}" for a in "ACGT")
+    settings = {"tokenizer": "dna", "length": 8, "split_at_unknown": True, "wrap": False}
+    dataset = _prepare(tmp_path, text, bad_documents="skip", **settings)
+    assert dataset.manifest["skipped"] == {"is too short for a block": 4}
+    train, heldout = ({row[0] for row in blocks} for blocks in (dataset.train, dataset.heldout))
+    assert len(dataset.train) + len(dataset.heldout) == 8 and not train & heldout
+
+
+def test_splitting_needs_an_alphabet_and_older_data_have_the_default(tmp_path):
+    for kind in ("bytes", "characters"):
+        with pytest.raises(BadInput, match="split_at_unknown is for tokenizers with a given alph"):
+            _prepare(tmp_path, "ab\n" * 9, tokenizer=kind, split_at_unknown=True)
+    recipe = _prepare(tmp_path, "ab\n" * 9).manifest["recipe"]
+    assert not {"split_at_unknown", "max_lost"} & set(recipe)
+    _prepare(tmp_path, "ab\n" * 9, max_lost=0.5)
