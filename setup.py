@@ -20,6 +20,7 @@ REQUIREMENTS = [
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "pyarrow>=26.0.1",
+    "pyyaml>=6.0.4",
     "safetensors>=0.8.0",
     "scipy>=1.17.1",
     "sentencepiece>=0.2.3",

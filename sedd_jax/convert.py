@@ -1,6 +1,7 @@
 """Converts a model: `python -m sedd_jax.convert --checkpoint=runs/tiny --output=published/tiny`.
 
-A run folder becomes one in the published PyTorch layout, and the other way round. With
+A run folder becomes one in the published PyTorch layout, and the other way round; so does a run of
+the published training script, or one of its checkpoints. With
 --push_to_hub=OWNER/NAME the result is then uploaded to the Hugging Face hub, private unless
 --public.
 """
@@ -13,6 +14,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
 from sedd_jax.inference.export import LAYOUTS, export
 from sedd_jax.inference.load import load
+from sedd_jax.model.published_run import is_published_run
 from sedd_jax.system import hub
 from sedd_jax.system.files import check_output_path
 
@@ -48,7 +50,8 @@ def main() -> None:
         trust_code=_TRUST_CODE.value,
     )
     published = checkpoint.step is None
-    weights = "as published" if published else "averaged" if _EMA.value else "as trained"
+    trained = not published or is_published_run(checkpoint.folder)
+    weights = "as published" if not trained else "averaged" if _EMA.value else "as trained"
     layout = _TO.value or ("run" if published else "published")
     export(checkpoint, output, layout, weights=weights, name=push or str(output))
     print(f"Wrote {output}, {'a run folder' if layout == 'run' else 'in the published layout'}.")

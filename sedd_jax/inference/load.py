@@ -28,7 +28,7 @@ from sedd_jax.experiment.run import DATA_FOLDER
 from sedd_jax.inference.build import build_family, check_trusted
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.model import gpt2, pretrained
+from sedd_jax.model import gpt2, pretrained, published_run
 from sedd_jax.model.sharding import ANYWHERE, AXES, shardings
 from sedd_jax.system import hub
 
@@ -58,11 +58,12 @@ def load(
 
     Args:
       path: a run folder that `train` wrote, a folder in the published PyTorch layout
-        (`config.json` with `model.safetensors` or `pytorch_model.bin`), a GPT-2 in the layout of
-        Hugging Face, or a repository of the hub with one of them, OWNER/NAME or
-        OWNER/NAME@REVISION. For all but a run folder, the `config` knows only the family, graph,
-        noise, model and vocabulary; the rest are defaults. `config.model.dtype` is the type of
-        matrix products, by default bfloat16 on accelerators; float32 for a GPT-2.
+        (`config.json` with `model.safetensors` or `pytorch_model.bin`), a run folder of the
+        published training script or a checkpoint in it (`RUN/checkpoints/checkpoint_3.pth`), a
+        GPT-2 in the layout of Hugging Face, or a repository of the hub with one of them,
+        OWNER/NAME or OWNER/NAME@REVISION. For all but a run folder, the `config` knows only the
+        family, graph, noise, model and vocabulary; the rest are defaults. `config.model.dtype` is
+        the type of matrix products, by default bfloat16 on accelerators; float32 for a GPT-2.
       step: the step of a run folder to load; the latest by default.
       ema: load the averaged weights of a run folder, as evaluation and sampling do.
       mesh: the devices that hold the weights in parts, and compute: the sizes of a mesh of all
@@ -84,16 +85,19 @@ def load(
         raise BadInput(f"The mesh has the axes {mesh.axis_names}, it must have {AXES}.")
     found = None if tokenizer is None else _given_tokenizer(tokenizer)
     request = _Request(step, ema, mesh, found, trust_code)
-    folder = hub.folder(path, _FILES, functools.partial(_is_whole, request), _WEIGHTS)
+    folder = Path(path)
+    if not (folder.is_file() and published_run.is_published_run(folder)):  # a checkpoint
+        folder = hub.folder(path, _FILES, functools.partial(_is_whole, request), _WEIGHTS)
     for is_it, load_it in _LAYOUTS:
         if is_it(folder):
             # a folder of the hub's cache is called by its revision
-            name = folder.absolute().name if Path(path).is_dir() else str(path)
+            name = folder.absolute().name if Path(path).exists() else str(path)
             return dataclasses.replace(load_it(folder, request), name=name)
     unfinished = next(folder.rglob("*.incomplete"), None)
     raise BadInput(
-        f"{folder} holds neither {checkpoints.FOLDER}/ (a run of train) nor config.json with "
-        "model.safetensors or pytorch_model.bin (the published layout, or a GPT-2)"
+        f"{folder} holds neither {checkpoints.FOLDER}/ (a run of train), nor config.json with "
+        "model.safetensors or pytorch_model.bin (the published layout, or a GPT-2), nor "
+        ".hydra/config.yaml (a run of the published training script)"
         + (f"; {unfinished} was not fetched to its end, fetch it again." if unfinished else ".")
     )
 
@@ -137,28 +141,42 @@ def _load_run(folder, request):
     return TrainedModel(family, params, config, tokenizer, step, folder, request.mesh)
 
 
-def _load_state_dict(layout, folder, request):
-    """A state dict of PyTorch with its config.json, as the module `layout` reads them."""
+def _load_published_run(folder, request):
+    if request.step is not None:
+        raise BadInput(
+            f"{folder} is a run of the published training script: leave the step out, or load a "
+            "checkpoint by its path, RUN/checkpoints/checkpoint_N.pth."
+        )
+    return _load_state_dict(published_run, folder, request._replace(ema=True), ema=request.ema)
+
+
+def _load_state_dict(layout, folder, request, **options):
+    """A state dict of PyTorch with its config, as the module `layout` reads them."""
     if request.step is not None or not request.ema:
         raise BadInput(f"{folder} is in a PyTorch layout, which has one set of weights.")
     found = layout.read_config(folder)
     try:
         config = from_published(found)
     except BadInput as error:
-        raise BadInput(f"{folder / 'config.json'} describes no model: {error}") from error
+        path = folder / "config.json"
+        raise BadInput(
+            f"{path if path.is_file() else folder} describes no model: {error}"
+        ) from error
     tokenizer = request.tokenizer or _find(folder / TOKENIZER_FOLDER)
     if tokenizer is None and has_gpt2_files(folder):
         tokenizer = _Found(GPT2(folder), folder)
     tokenizer = _fitting(tokenizer, found.tokens, folder)
     check_trusted(config, request.trust_code, folder)
     family, abstract = build_trained(config, found.tokens, request.mesh)
-    read = layout.read_params(folder, abstract, family.num_states)
+    read = layout.read_params(folder, abstract, family.num_states, **options)
     params = jax.tree.map(_put, read, abstract)
     return TrainedModel(family, params, config, tokenizer, None, folder, request.mesh)
 
 
 # (whether a folder has this layout, how to load it); the first match is used
 _LAYOUTS = (
+    # first, since it has a folder checkpoints/ too
+    (published_run.is_published_run, _load_published_run),
     (lambda folder: (folder / checkpoints.FOLDER).is_dir(), _load_run),
     (gpt2.is_gpt2, functools.partial(_load_state_dict, gpt2)),
     (pretrained.is_published, functools.partial(_load_state_dict, pretrained)),

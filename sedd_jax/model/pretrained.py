@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,8 @@ _NAMES = {
     "head.bias": "output_layer.linear.bias",
 }
 _VOCAB_AXIS = {"embedding.table": 0, "head.kernel": 1, "head.bias": 0}
-_BUFFER = "rotary_emb.inv_freq"  # derived, absent from some files; the published code needs it
+BUFFER = "rotary_emb.inv_freq"  # derived, absent from some files; the published code needs it
+_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -115,6 +115,8 @@ def _lookup(values, dotted, kind, path):
         if not isinstance(values, dict) or part not in values:
             raise BadInput(f"{path} has no {dotted}.")
         values = values[part]
+        if isinstance(values, str) and "${" in values:
+            raise BadInput(f"{path} has {dotted} = {values!r}: write what it stands for there.")
     if kind is float and type(values) is int:
         values = float(values)
     if type(values) is not kind:
@@ -134,8 +136,21 @@ def read_params(folder: Path, abstract: Params, num_states: int) -> Params:
       BadInput: a file that cannot be read, or a tensor missing, misshapen or unexpected.
     """
     path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
-    tensors = read_tensors(path)
-    tensors.pop(_BUFFER, None)
+    return published_params(read_tensors(path), abstract, num_states, path)
+
+
+def published_params(
+    tensors: dict[str, np.ndarray], abstract: Params, num_states: int, path: Path
+) -> Params:
+    """Returns published tensors in the layout of `score_model`, see `assemble`.
+
+    Args:
+      tensors: by their published names; emptied.
+      abstract: the expected parameters, for their shapes.
+      num_states: V.
+      path: of the file, for messages.
+    """
+    tensors.pop(BUFFER, None)
     return assemble(_NAMES, tensors, abstract, num_states, path, transposed=True)
 
 
@@ -227,7 +242,7 @@ def write_published(folder: Path, config: PublishedConfig, params: Params, num_s
     (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
     tensors = dict(_published_tensors(params, num_states))
     width = config.hidden_size // config.num_heads
-    tensors[_BUFFER] = 1 / 10_000 ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
+    tensors[BUFFER] = 1 / 10_000 ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
     save_file(tensors, folder / WEIGHTS[0], metadata={"format": "pt"})
 
 
@@ -270,7 +285,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         from safetensors.numpy import load_file
 
         try:
-            return load_file(path)
+            return without_wrappers(load_file(path), path)
         except SafetensorError as error:
             raise BadInput(
                 f"{path} is not a readable safetensors file: {error}; fetch it again."
@@ -280,5 +295,25 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
                 f"{path} holds numbers of a type that numpy lacks ({error}); convert them to "
                 "float32."
             ) from error
-    tensors = load_torch_file(path)
-    return {re.sub(r"^module\.", "", name): tensor for name, tensor in tensors.items()}
+    return without_wrappers(load_torch_file(path), path)
+
+
+def without_wrappers(tensors: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns a state dict without the prefixes that PyTorch's wrappers put before every name.
+
+    Args:
+      tensors: by name.
+      path: of the file, for messages.
+
+    Raises:
+      BadInput: some names have the prefix and others not.
+    """
+    while wrapped := [name for name in tensors if name.startswith(_WRAPPERS)]:
+        prefix = next(it for it in _WRAPPERS if wrapped[0].startswith(it))
+        if others := [name for name in tensors if not name.startswith(prefix)]:
+            raise BadInput(
+                f"{path} has names with {prefix} before them ({wrapped[0]}) and others without "
+                f"({others[0]}): save the state dict of the model itself."
+            )
+        tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
+    return tensors

@@ -9,7 +9,9 @@ import io
 import math
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -28,8 +30,37 @@ _STORAGES = {
 }
 
 
-def load_torch_file(path: Path) -> dict[str, np.ndarray]:
+class StoredTensor(NamedTuple):
+    """A tensor whose numbers are still in the file."""
+
+    storage: "_Held"
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def read(self) -> np.ndarray:
+        """Returns the numbers, in memory of their own; raises BadInput if they are not there."""
+        storage, offset, size, stride = self.storage.read(), self.offset, self.shape, self.stride
+        if len(size) != len(stride) or offset < 0 or min((*size, *stride), default=0) < 0:
+            raise BadInput("a tensor has a negative or mismatched shape or stride.")
+        if math.prod(size) > len(storage):
+            raise BadInput("a tensor has more elements than its storage.")
+        last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+        if 0 not in size and last >= len(storage):
+            raise BadInput("a tensor reaches past the end of its storage.")
+        strides = [s * storage.itemsize for s in stride]
+        return np.array(np.lib.stride_tricks.as_strided(storage[offset:], size, strides))
+
+
+def load_torch_file(
+    path: Path, pick: Callable[[Any], Any] = lambda contents: contents
+) -> dict[str, np.ndarray]:
     """Returns the state dict in `path`, name to array.
+
+    Args:
+      path: of the file.
+      pick: maps the contents, with a `StoredTensor` for each tensor, to the state dict; no other
+        tensors are read.
 
     Raises:
       BadInput: not such a file, a global that tensors do not need, a tensor outside its storage,
@@ -37,33 +68,42 @@ def load_torch_file(path: Path) -> dict[str, np.ndarray]:
     """
     with path.open("rb") as file:
         try:
-            loaded = _load(file)
+            with zipfile.ZipFile(file) as archive:
+                picked = pick(_contents(archive))
+                _check_flat(picked)
+                return {name: tensor.read() for name, tensor in picked.items()}
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from error
         except Exception as error:  # damage can surface anywhere in zipfile, pickle and numpy
             raise BadInput(f"{path} is not a readable PyTorch file: {error!r}.") from error
-    if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, np.ndarray) for name, tensor in loaded.items()
+
+
+def _check_flat(picked):
+    if not isinstance(picked, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, StoredTensor)
+        for name, tensor in picked.items()
     ):
-        raise BadInput(f"{path} does not hold a flat dict of tensors.")
-    return dict(loaded)
+        more = isinstance(picked, dict) and "model" in picked
+        raise BadInput(
+            "it does not hold a flat dict of tensors"
+            + (", but a dict with the key model: save that state dict alone." if more else ".")
+        )
 
 
-def _load(file):
-    with zipfile.ZipFile(file) as archive:
-        names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        if len(names) != 1:
-            raise BadInput(f"it has {len(names)} data.pkl, a PyTorch file has one.")
-        root = names[0].removesuffix("data.pkl")
-        if f"{root}byteorder" in archive.namelist():
-            order = archive.read(f"{root}byteorder")
-            if order != b"little":
-                raise BadInput(f"its byte order is {order!r}, only b'little' is read.")
+def _contents(archive):
+    names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    if len(names) != 1:
+        raise BadInput(f"it has {len(names)} data.pkl, a PyTorch file has one.")
+    root = names[0].removesuffix("data.pkl")
+    if f"{root}byteorder" in archive.namelist():
+        order = archive.read(f"{root}byteorder")
+        if order != b"little":
+            raise BadInput(f"its byte order is {order!r}, only b'little' is read.")
 
-        def storage_bytes(key):
-            return archive.read(f"{root}data/{key}")
+    def storage_bytes(key):
+        return archive.read(f"{root}data/{key}")
 
-        return _Unpickler(io.BytesIO(archive.read(names[0])), storage_bytes).load()
+    return _Unpickler(io.BytesIO(archive.read(names[0])), storage_bytes).load()
 
 
 class _Storage:
@@ -71,16 +111,29 @@ class _Storage:
         self.dtype = np.dtype(_STORAGES[name])
 
 
+class _Held(NamedTuple):
+    """A storage in the file."""
+
+    storage_bytes: Callable[[str], bytes]
+    key: str
+    dtype: np.dtype
+    count: int
+
+    def read(self):
+        data = self.storage_bytes(self.key)
+        if not 0 <= self.count * self.dtype.itemsize <= len(data):
+            raise BadInput(f"storage {self.key} does not have the size that the file says.")
+        return np.frombuffer(data, self.dtype, count=self.count)
+
+
 def _rebuild_tensor(storage, offset, size, stride, *_):
-    if len(size) != len(stride) or offset < 0 or min((*size, *stride), default=0) < 0:
-        raise BadInput("a tensor has a negative or mismatched shape or stride.")
-    if math.prod(size) > len(storage):
-        raise BadInput("a tensor has more elements than its storage.")
-    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if 0 not in size and last >= len(storage):
-        raise BadInput("a tensor reaches past the end of its storage.")
-    strides = [s * storage.itemsize for s in stride]
-    return np.array(np.lib.stride_tricks.as_strided(storage[offset:], size, strides))
+    if not isinstance(storage, _Held):
+        raise BadInput("a tensor has no storage.")
+    return StoredTensor(storage, offset, tuple(size), tuple(stride))
+
+
+def _rebuild_parameter(tensor, *_):
+    return tensor
 
 
 class _Unpickler(pickle.Unpickler):
@@ -92,16 +145,15 @@ class _Unpickler(pickle.Unpickler):
         kind, storage, key, _, count = pid
         if kind != "storage" or not isinstance(storage, _Storage):
             raise BadInput(f"the pickle asks for {kind!r}, which is not a storage.")
-        data = self._storage_bytes(key)
-        if not 0 <= count * storage.dtype.itemsize <= len(data):
-            raise BadInput(f"storage {key} does not have the size that the file says.")
-        return np.frombuffer(data, storage.dtype, count=count)
+        return _Held(self._storage_bytes, key, storage.dtype, count)
 
     def find_class(self, module, name):
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuild_tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _rebuild_parameter
         if module in ("torch", "torch.storage") and name in _STORAGES:
             return _Storage(name)
         raise BadInput(f"the pickle asks for {module}.{name}, which no tensor needs: refused.")

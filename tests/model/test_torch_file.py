@@ -270,8 +270,8 @@ def test_a_damaged_zip(path, case):
 
 def test_bin_and_safetensors_give_the_same_parameters(path):
     weights = load_file(PUBLISHED / "model.safetensors")
-    # A model trained on several devices was saved with this prefix.
-    write_torch(path, {f"module.{name}": x for name, x in weights.items()})
+    # A compiled model trained on several devices was saved with this prefix.
+    write_torch(path, {f"_orig_mod.module.{name}": x for name, x in weights.items()})
     shutil.copyfile(PUBLISHED / "config.json", path.parent / "config.json")
     jax.tree.map(np.testing.assert_array_equal, load(path.parent).params, load(PUBLISHED).params)
 
