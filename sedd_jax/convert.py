@@ -14,7 +14,6 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
 from sedd_jax.inference.export import LAYOUTS, export
 from sedd_jax.inference.load import load
-from sedd_jax.model.published_run import is_published_run
 from sedd_jax.system import hub
 from sedd_jax.system.files import check_output_path
 
@@ -50,8 +49,7 @@ def main() -> None:
         trust_code=_TRUST_CODE.value,
     )
     published = checkpoint.step is None
-    trained = not published or is_published_run(checkpoint.folder)
-    weights = "as published" if not trained else "averaged" if _EMA.value else "as trained"
+    weights = "as published" if published else "averaged" if _EMA.value else "as trained"
     layout = _TO.value or ("run" if published else "published")
     export(checkpoint, output, layout, weights=weights, name=push or str(output))
     print(f"Wrote {output}, {'a run folder' if layout == 'run' else 'in the published layout'}.")

@@ -377,18 +377,12 @@ def test_a_config_that_makes_no_model(folder, group, key, value):
         load(folder)
 
 
-@pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
-)
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
 def test_names_may_have_the_prefixes_of_wrappers(folder, abstract, prefix):
     wanted = pretrained.read_params(folder, abstract, V)
     tensors = {prefix + name: x for name, x in published_tensors().items()}
     save_file(tensors, folder / "model.safetensors")
     jax.tree.map(np.testing.assert_array_equal, pretrained.read_params(folder, abstract, V), wanted)
-    save_file(
-        tensors | {"module.more": np.ones(1), "more": np.ones(1)}, folder / "model.safetensors"
-    )
-    with pytest.raises(
-        BadInput, match=r"names with .*\. before them \(.*\) and others without \(.*more\)"
-    ):
+    save_file(tensors | {"more": np.ones(1)}, folder / "model.safetensors")
+    with pytest.raises(BadInput, match=r"names with \S+\. before them .* others without \(more\)"):
         pretrained.read_params(folder, abstract, V)
