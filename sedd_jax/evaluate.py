@@ -29,6 +29,7 @@ from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.sampling import SAMPLERS
 from sedd_jax.system import processes
 from sedd_jax.system.files import check_local
+from sedd_jax.system.joining import initialize_distributed
 from sedd_jax.system.processes import print_on_primary
 
 _MODEL = cli.define_model_flags()
@@ -104,7 +105,7 @@ def main() -> None:
     scored = [suite for suite in _SUITE.value if suite != _QUALITY]
     _check_flags(scored)
     check_plots()
-    processes.initialize_distributed(*(flag.value for flag in _PROCESSES))
+    initialize_distributed(*(flag.value for flag in _PROCESSES))
     choices = _choices()
 
     def resolve():

@@ -29,6 +29,7 @@ from sedd_jax.jobs.output import write_new
 from sedd_jax.jobs.page import write_page
 from sedd_jax.system import processes
 from sedd_jax.system.files import check_output_path
+from sedd_jax.system.joining import initialize_distributed
 
 _MODEL = cli.define_model_flags()
 _MESH = flags.DEFINE_list(
@@ -138,7 +139,7 @@ def _run_job():
             )
 
     # before anything that may fail on one host alone
-    processes.initialize_distributed(*(flag.value for flag in _PROCESSES))
+    initialize_distributed(*(flag.value for flag in _PROCESSES))
     processes.on_primary(lambda: check_output_path(output, must_be_new=False))
     processes.run_primary_first(check_source, check_source)
     resumption = f"the same command continues with the rows not in {output}."

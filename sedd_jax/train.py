@@ -27,6 +27,7 @@ from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family, check_names, dotted_paths
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system import processes
+from sedd_jax.system.joining import initialize_distributed
 from sedd_jax.system.processes import StopSignal, is_primary, print_on_primary
 from sedd_jax.training import hooks
 from sedd_jax.training.evaluator import Evaluator, bound_text
@@ -45,7 +46,7 @@ def main() -> None:
     config = cli.config_from(_CONFIG)
     if not _WORKDIR.value:
         raise BadInput("--workdir=FOLDER is needed: where the run is kept.")
-    processes.initialize_distributed(*(flag.value for flag in _PROCESSES))
+    initialize_distributed(*(flag.value for flag in _PROCESSES))
     train(config, Path(_WORKDIR.value), _PROFILE.value)
 
 

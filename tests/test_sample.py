@@ -228,7 +228,7 @@ def test_a_host_joins_the_others_before_anything_that_may_fail_on_it_alone(binar
     _, job = (binary.root / "sedd_jax" / "sample.py").read_text().split("def _run_job")
     job, _ = job.split("\n\n\ndef ", 1)
     calls = (
-        "processes.initialize_distributed(",
+        "initialize_distributed(",
         "on_primary(lambda: check_output",
         "run_primary_first(check_source, check_source)",
         " load(",

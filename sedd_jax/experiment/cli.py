@@ -61,7 +61,7 @@ def define_process_flags() -> tuple[flags.FlagHolder, ...]:
     """Defines the flags that say how the processes of a job find each other.
 
     Returns:
-      The flags, in the order of the arguments of `processes.initialize_distributed`.
+      The flags, in the order of the arguments of `joining.initialize_distributed`.
     """
     return (
         flags.DEFINE_enum(
@@ -72,6 +72,9 @@ def define_process_flags() -> tuple[flags.FlagHolder, ...]:
         flags.DEFINE_string("coordinator", None, "host:port of process 0 of the job."),
         flags.DEFINE_integer("num_processes", None, "Processes of the job."),
         flags.DEFINE_integer("process_id", None, "The number of this process, from 0."),
+        flags.DEFINE_integer(
+            "patience", 300, "Seconds to wait for the other processes at the start.", lower_bound=1
+        ),
     )  # fmt: skip
 
 

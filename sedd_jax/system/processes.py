@@ -1,14 +1,12 @@
-"""The processes of a job: how they find each other, take turns, stop and fail together."""
+"""The processes of a job: how they take turns, stop and fail together; see also `joining`."""
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TypeVar
 
 import jax
@@ -20,73 +18,7 @@ from sedd_jax.errors import BadInput, Halted, first_line
 
 T = TypeVar("T")
 BARRIER_SECONDS = 24 * 3600  # one process may prepare the data while the others wait
-SHUTDOWN_SECONDS = 60  # a process that ends waits this long for the others, which may hang
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-def initialize_distributed(
-    mode: str = "auto",
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-) -> None:
-    """Connects this process to the others of its job, if there are any.
-
-    To be called before any other use of JAX. With "auto" there are others if the three settings
-    below are given, in a SLURM or Open MPI step of several tasks, and on TPU hosts.
-
-    Args:
-      mode: "auto"; "yes", which always uses JAX's own detection of the cluster; or "no".
-      coordinator: host:port of process 0.
-      num_processes: the number of processes in the job.
-      process_id: the number of this process, from 0.
-
-    Raises:
-      BadInput: settings that contradict each other, or processes that do not find each other.
-    """
-    explicit = (coordinator, num_processes, process_id)
-    given = [value is not None for value in explicit]
-    if any(given) and not all(given):
-        raise BadInput("--coordinator, --num_processes and --process_id go together.")
-    if any(given) and mode == "no":
-        raise BadInput("--distributed=no contradicts --coordinator.")
-    if mode == "no":
-        return
-    if any(given) or mode == "yes" or _has_several_tasks():
-        _initialize(*explicit)
-    elif _is_tpu_host():
-        try:
-            _initialize(*explicit)
-        except BadInput as error:  # a single host may know nothing of a cluster
-            print(f"This TPU host continues alone. {error}", flush=True)
-
-
-def _initialize(*explicit):
-    try:
-        jax.distributed.initialize(*explicit, shutdown_timeout_seconds=SHUTDOWN_SECONDS)
-    except (ValueError, RuntimeError) as error:
-        raise BadInput(
-            f"The processes of the job do not find each other ({first_line(error)}); check "
-            "--coordinator, --num_processes and --process_id, or give --distributed=no."
-        ) from error
-
-
-def _has_several_tasks():
-    """Returns whether this is one of several tasks; a SLURM script outside srun is in no step."""
-    return any(
-        int(os.environ.get(tasks, 1)) > 1 and number in os.environ
-        for tasks, number in (
-            ("SLURM_NTASKS", "SLURM_STEP_NODELIST"),
-            ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-        )
-    )
-
-
-def _is_tpu_host():
-    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
-        return False
-    devices = ("/dev/accel0", "/dev/vfio/0")
-    return importlib.util.find_spec("libtpu") and any(Path(path).exists() for path in devices)
 
 
 def is_primary() -> bool:
