@@ -43,7 +43,9 @@ def main() -> None:
         raise Halted("Stopped; the same command continues from there.", 130) from None
     if again:
         whole = check_hashes(folder, dataset.manifest)
-        print(f"{folder} was prepared before; {whole} files of ids hold what was written.")
+        checked = f"its {whole} files of ids hold what was written"
+        older = "the files have no hashes, since an older version wrote them"
+        print(f"{folder} was prepared before; {checked if whole else older}.")
     print(*account.lines(dataset.manifest), sep="\n")
     prepared = f"--config.data.prepared={_OUTPUT.value}"
     command = shlex.join([*_config_flags(sys.argv[1:]), prepared])

@@ -52,7 +52,7 @@ def test_prepared_data_can_be_trained_on(tmp_path, corpus, binary, smoke_config)
     assert "--workers" not in command and "--output" not in command
 
     again = binary.run("prepare", *_flags(corpus, output)).splitlines()[0]
-    assert again == f"{output} was prepared before; 24 files of ids hold what was written."
+    assert again == f"{output} was prepared before; its 24 files of ids hold what was written."
 
     data = dataclasses.replace(smoke_config.data, prepared=str(output))
     dataset = open_run(tmp_path / "run", dataclasses.replace(smoke_config, data=data))

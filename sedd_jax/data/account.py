@@ -1,5 +1,7 @@
 """What a manifest says of prepared data, in words: for prepare, train, cards and reports."""
 
+import collections
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -79,7 +81,21 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
             f"the tokenizer loses {share:.2%} of the characters, so bits per byte are not the "
             "length of a code for this text."
         )
+    if empty := list(_files_without_documents(manifest)):
+        others = f" and {len(empty) - 1:,} more" if len(empty) > 1 else ""
+        found.append(f"no document that can be used is in {empty[0]}{others}.")
     return found
+
+
+def _files_without_documents(manifest: dict[str, Any]) -> Iterator[str]:
+    """Yields the names of the files, or of data sets, of which nothing was prepared."""
+    for corpus, contents in manifest.get("contents", {}).items():
+        sources = [source for source in manifest["sources"] if source["corpus"] == corpus]
+        documents = collections.Counter()
+        for source, piece in zip(sources, contents["pieces"], strict=True):
+            # a large file is several pieces, which are named by their range
+            documents[re.sub(r"\[[^\[]*\]$", "", source["name"])] += piece["documents"]
+        yield from (name for name, count in documents.items() if not count)
 
 
 def lines(manifest: dict[str, Any]) -> Iterator[str]:

@@ -72,8 +72,10 @@ class SentencePiece(Tokenizer):
         """
         self._model = model
         try:
+            if not model:  # which the package takes for a model without pieces
+                raise RuntimeError("the file is empty")
             self._processor = package(*_PACKAGE).SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # the message may be undecodable
             raise BadInput(
                 f"{place} is damaged or no sentencepiece model; get it again."
             ) from error

@@ -41,6 +41,21 @@ def test_a_large_loss_is_a_warning(manifest, message):
     assert list(account.lines(manifest))[-1] == f"warning: {warning}"
 
 
+def test_files_without_documents_are_named():
+    found = [("corpus", "a.txt[0:9]", 0), ("corpus", "a.txt[9:12]", 3), ("corpus", "b.txt", 0)]
+    found += [("heldout_corpus", "b.txt", 2), ("heldout_corpus", "tfds:x:train[:5%][0:7]", 0)]
+    sources = [{"corpus": corpus, "name": name} for corpus, name, _ in found]
+    contents = {
+        name: {"pieces": [{"documents": count} for corpus, _, count in found if corpus == name]}
+        for name in ("corpus", "heldout_corpus")
+    }
+    manifest = {"splits": {"train": COUNTS}, "sources": sources, "contents": contents}
+    message = "no document that can be used is in b.txt and 1 more."
+    assert account.warnings(manifest) == [message]
+    contents["heldout_corpus"]["pieces"][1]["documents"] = 1
+    assert account.warnings(manifest) == ["no document that can be used is in b.txt."]
+
+
 def test_a_small_loss_is_none_and_folders_follow_each_other():
     manifest = {"splits": {"train": COUNTS | {"cut_off": 200}}, "skipped": {"is blank": 2}}
     assert account.warnings(manifest) == []

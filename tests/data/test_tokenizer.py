@@ -415,9 +415,18 @@ def test_a_sentencepiece_model_that_cannot_be_used_is_refused(tmp_path):
     _trained(path, eos_id=-1)
     with pytest.raises(BadInput, match="a.model has no id for the end of a sentence"):
         build_tokenizer(recipe)
-    path.write_bytes(b"no model at all")
-    with pytest.raises(BadInput, match="a.model is damaged or no sentencepiece model"):
-        build_tokenizer(recipe)
+    model = SentencePiece.fit(["some words " * 9], 270)._model
+    for damaged in (
+        b"no model at all",
+        b"",
+        model[:-1],
+        model[: len(model) // 2],
+        model + b"more",
+        model.replace(b"<0x2D>", b"<0\xf82D>"),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(BadInput, match="a.model is damaged or no sentencepiece model"):
+            build_tokenizer(recipe)
 
 
 @needs_gpt2
