@@ -26,6 +26,7 @@ def facts(manifest: dict[str, Any]) -> list[Fact]:
             for reason, count in skipped.items()
         ),
         *(("lost", _lost(manifest)) for _ in range(bool(manifest.get("losses")))),
+        *_passed_by(manifest.get("passed_by", {})),
     ]
 
 
@@ -40,6 +41,14 @@ def _lost(manifest: dict[str, Any]) -> str:
         verb = "are split at" if recipe.get("split_at_unknown") else "are left out for"
         of = f"{losses['documents']:,} documents {verb} letters that the tokenizer does not know"
     return f"{of}: {letters_text(losses)}, the first in {losses['first']}"
+
+
+def _passed_by(counts: dict[str, int]) -> Iterator[Fact]:
+    """Yields the files that were not read, by their endings."""
+    if counts:
+        total = sum(counts.values())
+        each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        yield "passed by", f"{total:,} file{'s' if total > 1 else ''} ({each})"
 
 
 def _counted(counts: dict[str, Any]) -> Iterator[str]:

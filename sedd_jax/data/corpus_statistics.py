@@ -27,11 +27,13 @@ class Surveyor:
       folder: where the files are written.
       refuse: raise BadInput for a document that cannot be used, instead of counting it.
       letters: collect the alphabet.
+      tokenizer: its name: raise BadInput for ids if it takes text, and for text if it takes ids.
     """
 
     folder: Path
     refuse: bool
     letters: bool
+    tokenizer: str = ""
 
     def __call__(self, task: Task) -> Path:
         path = self.folder / f"{task.number:05d}.json"
@@ -52,6 +54,13 @@ class Surveyor:
                         "config.data.bad_documents=skip."
                     )
                 continue
+            if self.tokenizer and isinstance(content, str) == (self.tokenizer == "integers"):
+                holds, takes = ("text", "ids") if isinstance(content, str) else ("ids", "text")
+                raise BadInput(
+                    f"{piece.place(where)} holds {holds}, but the tokenizer {self.tokenizer!r} "
+                    f"takes {takes}; choose another data.tokenizer ('integers' is the one for "
+                    "ids), or data.field."
+                )
             raw = content_bytes(content)
             # the length first, so that no two lists of documents have the same digest
             digest.update(len(raw).to_bytes(8, "little"))

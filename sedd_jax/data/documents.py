@@ -124,14 +124,17 @@ def ranges(count: int, size: int) -> Iterator[tuple[int, int, int]]:
         yield start, stop, size * (stop - start) // count
 
 
-def checked_text(value: object, field: str, limit: float = math.inf) -> str | Fault:
-    """Returns a field's value as text, or why it cannot be used.
+def checked_value(value: object, field: str, limit: float = math.inf) -> str | np.ndarray | Fault:
+    """Returns a field's value as a document, or why it cannot be used.
 
     Args:
-      value: text, UTF-8 bytes, or anything else, which is a fault.
+      value: text, UTF-8 bytes, a list of integers, or anything else, which is a fault.
       field: the name of the field, for the fault.
-      limit: the largest size, in bytes of UTF-8.
+      limit: the largest size, in bytes of UTF-8 or of ids.
     """
+    if isinstance(value, list | np.ndarray):
+        ids = _integers(value, field)
+        return ids if isinstance(ids, Fault) else checked_ids(ids, limit)
     if not isinstance(value, str | bytes):
         return Fault(f"has no text in the field {field!r}", f" but {type(value).__name__}")
     try:
@@ -149,6 +152,38 @@ def checked_text(value: object, field: str, limit: float = math.inf) -> str | Fa
     return BLANK if not text or text.isspace() else text
 
 
+def _integers(values: list | np.ndarray, field: str) -> np.ndarray | Fault:
+    """Returns a list of integers as an array."""
+    if isinstance(values, list):
+        wrong = next((i for i, value in enumerate(values) if type(value) is not int), None)
+        if wrong is None:
+            try:
+                return np.array(values, np.int64)
+            except OverflowError:
+                large = next(i for i, value in enumerate(values) if abs(value) >= 2**63)
+                return Fault(
+                    "has an id that is too large", f": {values[large]} at position {large}"
+                )
+        detail = f": {values[wrong]!r:.40} at position {wrong}"
+    elif values.ndim == 1 and values.dtype.kind in "iu":
+        return values
+    else:
+        detail = f": {values.ndim} dimensions of {values.dtype}"
+    return Fault(f"has neither text nor a list of integers in the field {field!r}", detail)
+
+
+def checked_ids(ids: np.ndarray, limit: float) -> np.ndarray | Fault:
+    """Returns the ids of a document, integers [tokens], or why they cannot be used."""
+    if not ids.size:
+        return BLANK
+    if ids.nbytes > limit:
+        return too_large(limit)
+    if ids.dtype.kind == "i" and ids.min() < 0:
+        position = int(np.argmax(ids < 0))
+        return Fault("has a negative id", f": {ids[position]} at position {position}")
+    return ids
+
+
 def too_large(limit: float) -> Fault:
     """Returns the fault of a document larger than `limit` bytes."""
     return Fault(f"is larger than the {limit / 2**20:g} MB of data.max_document_mb")
@@ -162,9 +197,20 @@ class Recipe:
     # with :SPLIT
     corpus: str = "pydoc"
     format: Literal[
-        "auto", "text", "jsonl", "parquet", "fasta", "npy", "uint16", "uint32", "array_record"
+        "auto",
+        "text",
+        "jsonl",
+        "csv",
+        "tsv",
+        "fasta",
+        "fastq",
+        "parquet",
+        "npy",
+        "uint16",
+        "uint32",
+        "array_record",
     ] = "auto"  # of the files; auto: by the endings of their names
-    field: str = "text"  # of a JSON line or a row of a table
+    field: str = "text"  # of a JSON line or a row of a table: a text, or a list of ids
     separator: str = ""  # splits a text file into documents; empty: the file is one document
     heldout_corpus: str = ""  # documents never trained on; empty: a part of `corpus` is held out
     heldout_fraction: float = setting(0.1, above=0, below=1)  # of `corpus`, in whole documents

@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sedd_jax.data.corpus_statistics import BINS, SPLITS, Split, Survey, Surveyor, heldout_bins
 from sedd_jax.data.documents import PIECE_BYTES, Piece, Recipe
 from sedd_jax.data.losses import check_lost, joined, letters_text
 from sedd_jax.data.prepared import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest
 from sedd_jax.data.shards import Shards, id_dtype
-from sedd_jax.data.sources import pieces
+from sedd_jax.data.sources import passed_by, pieces
 from sedd_jax.data.tokenizer import (
     FITTED_TOKENIZERS,
     SIZED_TOKENIZERS,
@@ -101,14 +99,17 @@ def check_vocab_size(tokenizer: Tokenizer, recipe: Recipe) -> None:
 
 def _tasks(recipe: Recipe) -> list[Task]:
     """Returns all pieces of the corpora, small ones together, as numbered tasks."""
-    corpora = {"corpus": recipe.corpus, "heldout_corpus": recipe.heldout_corpus}
     found = []
-    for name, corpus in corpora.items():
+    for name, corpus in _corpora(recipe).items():
         own = pieces(recipe, corpus) if corpus else []
         if not own and (corpus or name == "corpus"):
             raise _empty(recipe, name, "there are no documents in it")
         found += [(name, group) for group in _groups(own)]
     return [Task(number, name, group) for number, (name, group) in enumerate(found)]
+
+
+def _corpora(recipe: Recipe) -> dict[str, str]:
+    return {"corpus": recipe.corpus, "heldout_corpus": recipe.heldout_corpus}
 
 
 def _groups(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, ...]]:
@@ -204,9 +205,7 @@ class _Preparation:
         """Completes the folder; `settings` go into its manifest."""
         recipe = self._recipe
         fitted = recipe.tokenizer in FITTED_TOKENIZERS and not recipe.tokenizer_path
-        if fitted:
-            self._check_is_text()
-        else:  # before the corpus is read, since it may be damaged
+        if not fitted:  # before the corpus is read, since it may be damaged
             self._keep_tokenizer(lambda: build_tokenizer(recipe))
         surveys = self._survey()
         split = self._split(surveys["corpus"])
@@ -238,21 +237,13 @@ class _Preparation:
             "vocab_size": tokenizer.vocab_size,
             "dtype": id_dtype(tokenizer.vocab_size),
             "skipped": skipped,
+            "passed_by": _sum([passed_by(c, recipe.format) for c in _corpora(recipe).values()]),
             **({"losses": losses} if losses else {}),
             "splits": splits,
         }
         # written beside "data", where a kill may leave a part of it
         atomic_write_json(self._staging / MANIFEST, manifest, indent=1)
         atomic_move(self._staging / MANIFEST, self._staging / "data" / MANIFEST)
-
-    def _check_is_text(self) -> None:
-        """Raises BadInput if the first document is one of integers."""
-        for content, _ in itertools.islice(self._tasks[0].pieces[0].documents(), 1):
-            if isinstance(content, np.ndarray):
-                raise BadInput(
-                    f"The tokenizer {self._recipe.tokenizer!r} is fitted on text, but "
-                    f"{self._recipe.corpus} holds integers; choose data.tokenizer 'integers'."
-                )
 
     def _keep_tokenizer(self, build: Callable[[], Tokenizer]) -> None:
         """Saves the tokenizer in one step, unless an earlier call did."""
@@ -271,6 +262,7 @@ class _Preparation:
             self._staging / "survey",
             refuse=recipe.bad_documents == "refuse",
             letters=recipe.tokenizer == "characters",
+            tokenizer=recipe.tokenizer,
         )
         surveys = collections.defaultdict(Survey)
         paths = results(build, self._tasks, self._workers, "surveying")

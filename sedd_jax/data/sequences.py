@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.data.documents import (
-    BLANK,
     Document,
     Fault,
     Piece,
     RowRange,
+    checked_ids,
     ranges,
-    too_large,
 )
 from sedd_jax.errors import BadInput, first_line
 from sedd_jax.system.packages import package
@@ -100,7 +99,7 @@ class _Rows(RowRange):
     def documents(self) -> Iterator[Document]:
         rows = _rows(self.source, self.form, self.member)
         for number, row in enumerate(rows[self.start : self.stop], self.start):
-            yield Document(_checked(row, self.limit), number)
+            yield Document(checked_ids(row, self.limit), number)
 
     def place(self, where: int) -> str:
         array = f", array {self.member!r}" if self.member else ""
@@ -126,7 +125,7 @@ class _ArrayRecords(RowRange):
                 if len(record) % dtype.itemsize:
                     content = Fault(f"is no {self.form} numbers", f": it has {len(record)} bytes")
                 else:
-                    content = _checked(np.frombuffer(record, dtype), self.limit)
+                    content = checked_ids(np.frombuffer(record, dtype), self.limit)
                 yield Document(content, number)
 
 
@@ -163,18 +162,6 @@ def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
     if array.ndim == 1:
         return [array[start : start + _RUN] for start in range(0, len(array), _RUN)]
     return array
-
-
-def _checked(ids: np.ndarray, limit: int) -> np.ndarray | Fault:
-    """Returns the ids of a document, or why they cannot be used."""
-    if not ids.size:
-        return BLANK
-    if ids.nbytes > limit:
-        return too_large(limit)
-    if ids.dtype.kind == "i" and ids.min() < 0:
-        position = int(np.argmax(ids < 0))
-        return Fault("has a negative id", f": {ids[position]} at position {position}")
-    return ids
 
 
 def number_of_records(path: str | pathlib.Path) -> int:

@@ -1,35 +1,42 @@
 """The corpus of a recipe, as the pieces that workers read."""
 
+import collections
 import glob
+import os
 import pathlib
 import platform
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sedd_jax.data import signatures
+from sedd_jax.data.csv_files import table
 from sedd_jax.data.documents import Document, Piece, Recipe
 from sedd_jax.data.sequences import array_records, arrays
 from sedd_jax.data.tables import HUGGING_FACE, TFDS, hugging_face, parquet, tfds
-from sedd_jax.data.text_files import CODECS, FASTA, JSON_LINES, plain_text, records
+from sedd_jax.data.text_files import FASTA, FASTQ, JSON_LINES, codec, head_of, plain_text, records
 from sedd_jax.errors import BadInput
 
 EMBEDDED_CORPUS = "pydoc"
-# the format of a file by the suffix of its name
+# the format of a file by the ending of its name, in any case
 _FORMATS = {
     ".txt": "text",
-    ".json": "jsonl",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".fa": "fasta",
-    ".fasta": "fasta",
+    **dict.fromkeys((".jsonl", ".ndjson", ".json"), "jsonl"),
+    ".csv": "csv",
+    ".tsv": "tsv",
+    **dict.fromkeys((".fa", ".fasta", ".fna", ".faa", ".ffn", ".frn", ".fas"), "fasta"),
+    **dict.fromkeys((".fastq", ".fq"), "fastq"),
     ".parquet": "parquet",
-    ".npy": "npy",
-    ".npz": "npy",
+    **dict.fromkeys((".npy", ".npz"), "npy"),
     ".uint16": "uint16",
     ".uint32": "uint32",
     ".array_record": "array_record",
 }
-_COMPRESSIBLE = frozenset({"text", "jsonl", "fasta"})  # formats whose files may be compressed
+_TEXT = frozenset({"text", "jsonl", "csv", "tsv", "fasta", "fastq"})  # may be compressed
+# often settings or labels: read only if they are named, or if data.format is that of tables
+_NAMED_ONLY = frozenset({".json", ".csv", ".tsv"})
+# never read as text, unless data.format says so
+_NOT_TEXT = frozenset({".bin", ".xz", ".bz2", ".lz4", ".zip", ".tar", ".7z", ".rar"})
 
 
 def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
@@ -52,23 +59,50 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
         return tfds(corpus, recipe.field, limit)
     if corpus.startswith(HUGGING_FACE):
         return hugging_face(corpus, recipe.field, limit)
-    return [
-        piece for path, form in _files(corpus, recipe.format) for piece in _read(recipe, path, form)
-    ]
+    found, doubts = [], []
+    for path, form in _files(corpus, recipe.format):
+        found += _read(recipe, path, form, doubts)
+    if doubts:
+        more = f", and {len(doubts) - 1:,} more files likewise" if len(doubts) > 1 else ""
+        print(f"warning: {doubts[0]}{more}; data.format says what it is.", flush=True)
+    return found
 
 
-def _read(recipe: Recipe, path: pathlib.Path, form: str) -> list[Piece]:
-    """Returns the pieces of one file."""
+def passed_by(corpus: str, wanted: str) -> dict[str, int]:
+    """Returns how many files of a corpus are not read, by their endings.
+
+    Args:
+      corpus: as for `pieces`.
+      wanted: the format of its files, or "auto".
+    """
+    if corpus in ("", EMBEDDED_CORPUS) or corpus.startswith((TFDS, HUGGING_FACE)):
+        return {}
+    names = collections.Counter(_listed(corpus, wanted)[1])
+    return dict(names.most_common())
+
+
+def _read(recipe: Recipe, path: pathlib.Path, form: str, doubts: list[str]) -> list[Piece]:
+    """Returns the pieces of one file; adds to the `doubts` that its format is the right one."""
     limit = recipe.max_document_mb * 2**20
-    if path.suffix in CODECS and form not in _COMPRESSIBLE:
+    if codec(path) and form not in _TEXT:
         raise BadInput(f"{path} is compressed, and {form} is not read so; decompress it.")
+    if form in _TEXT:
+        named = recipe.format != "auto"
+        if doubt := signatures.check(path, head_of(path), form, named=named):
+            doubts.append(f"{path} {doubt}")
+    elif form.startswith("uint"):
+        signatures.check_known(path, head_of(path), form)
     match form:
         case "text":
             return records(path, plain_text(recipe.separator), recipe.field, limit)
         case "jsonl":
             return records(path, JSON_LINES, recipe.field, limit)
+        case "csv" | "tsv":
+            return table(path, form, recipe.field, limit)
         case "fasta":
             return records(path, FASTA, recipe.field, limit)
+        case "fastq":
+            return records(path, FASTQ, recipe.field, limit)
         case "parquet":
             return parquet(path, recipe.field, limit)
         case "array_record":
@@ -79,47 +113,73 @@ def _read(recipe: Recipe, path: pathlib.Path, form: str) -> list[Piece]:
 
 def _files(corpus: str, wanted: str) -> list[tuple[pathlib.Path, str]]:
     """Returns the files of a corpus, each with its format."""
-    path = pathlib.Path(corpus)
-    if path.is_dir():
-        below = [file for file in sorted(path.rglob("*")) if not _is_hidden(file, path)]
-        found = [(file, _FORMATS.get(_ending(file))) for file in below if file.is_file()]
-        # .json files often hold settings: such a file is read only if it is named
-        files = [
-            (file, form)
-            for file, form in found
-            if form and wanted in ("auto", form) and _ending(file) != ".json"
-        ]
-        if not files:
-            known = f"a known format ({', '.join(_FORMATS)})"
-            raise BadInput(
-                f"The corpus folder {path} has no files of "
-                f"{known if wanted == 'auto' else f'the format {wanted} by their names'}; give a "
-                f"pattern such as {path / '*'} and set data.format."
-            )
+    files, passed = _listed(corpus, wanted)
+    if files:
         return files
-    named = (
-        [path] if path.is_file() else sorted(map(pathlib.Path, glob.glob(corpus, recursive=True)))
-    )
-    files = [file for file in named if file.is_file()]
-    if not files:
+    path = pathlib.Path(corpus)
+    if not path.is_dir():
         raise BadInput(
             f"There is no corpus at {corpus}; give a file, a folder, a pattern that matches files, "
             f"or '{EMBEDDED_CORPUS}'."
         )
-    return [
-        (file, _FORMATS.get(_ending(file), "text") if wanted == "auto" else wanted)
-        for file in files
-    ]
+    known = f"a known format ({', '.join(_FORMATS)})"
+    there = ", ".join(f"{name} {count}" for name, count in passed_by(corpus, wanted).items())
+    raise BadInput(
+        f"The corpus folder {path} has no files of "
+        f"{known if wanted == 'auto' else f'the format {wanted} by their names'}"
+        f"{f' but others ({there})' if passed else ''}; give a pattern such as {path / '*'} and "
+        "set data.format."
+    )
 
 
-def _is_hidden(file: pathlib.Path, folder: pathlib.Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+def _listed(corpus: str, wanted: str) -> tuple[list[tuple[pathlib.Path, str]], list[str]]:
+    """Returns the files to read, each with its format, and the endings of those passed by."""
+    path, files, passed = pathlib.Path(corpus), [], []
+    if path.is_dir():
+        for file in _below(path, passed):
+            ending = _ending(file)
+            form = _FORMATS.get(ending)
+            is_meant = ending not in _NAMED_ONLY or (form == wanted and form != "jsonl")
+            if form and wanted in ("auto", form) and is_meant:
+                files.append((file, form))
+            else:
+                passed.append(file.suffix.lower() or "no ending")
+        return files, passed
+    named = [path] if path.is_file() else map(pathlib.Path, glob.glob(corpus, recursive=True))
+    for file in sorted(named):
+        if not file.is_file():
+            # "**" matches folders beside the files below them
+            if "**" not in corpus or not file.is_dir():
+                passed.append("folder" if file.is_dir() else "broken link")
+        elif wanted != "auto":
+            files.append((file, wanted))
+        elif _ending(file) in _NOT_TEXT or file.suffix.lower() in _NOT_TEXT:
+            raise BadInput(
+                f"{file} is no text by its ending; set data.format: uint16 or uint32 for raw ids, "
+                "or text, or unpack it."
+            )
+        else:
+            files.append((file, _FORMATS.get(_ending(file), "text")))
+    return files, passed
+
+
+def _below(folder: pathlib.Path, passed: list[str]) -> list[pathlib.Path]:
+    """Returns the files below a folder in order; adds to `passed` what cannot be read."""
+    files = []
+    walk = os.walk(folder, onerror=lambda error: passed.append("unreadable folder"))
+    for root, folders, names in walk:
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        passed += ["linked folder" for name in folders if os.path.islink(os.path.join(root, name))]
+        found = [pathlib.Path(root, name) for name in names if not name.startswith(".")]
+        passed += ["broken link" for file in found if not file.exists()]
+        files += [file for file in found if file.is_file()]
+    return sorted(files)
 
 
 def _ending(path: pathlib.Path) -> str:
-    """Returns the suffix of a name, without that of compression or the number of a shard."""
-    name = path.name.removesuffix(path.suffix) if path.suffix in CODECS else path.name
-    return pathlib.PurePath(re.sub(r"-\d+-of-\d+$", "", name)).suffix
+    """Returns the ending of a name, without that of compression or the number of a shard."""
+    name = path.name.removesuffix(path.suffix) if codec(path) else path.name
+    return pathlib.PurePath(re.sub(r"-\d+-of-\d+$", "", name)).suffix.lower()
 
 
 @dataclass(frozen=True)

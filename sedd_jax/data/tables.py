@@ -12,7 +12,7 @@ from sedd_jax.data.documents import (
     Document,
     Piece,
     RowRange,
-    checked_text,
+    checked_value,
     file_version,
     ranges,
 )
@@ -39,7 +39,7 @@ def parquet(path: pathlib.Path, field: str, limit: int) -> list[Piece]:
       BadInput: the file is damaged or has no such column.
     """
     file = _parquet_file(path)
-    _check_field(field, file.schema_arrow.names, str(path))
+    check_field(field, file.schema_arrow.names, str(path))
     groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
     return [
         _RowGroup(path, limit, number, number + 1, group.total_byte_size, field)
@@ -64,20 +64,41 @@ class _RowGroup(RowRange):
         number = sum(file.metadata.row_group(group).num_rows for group in range(self.start))
         try:
             for batch in file.iter_batches(_BATCH, [self.start], [self.field]):
-                column = batch.column(0)
-                if not pyarrow.types.is_null(column.type):
-                    # as bytes, so that text that does not decode is the fault of a row
-                    column = column.cast(pyarrow.large_binary())
-                for value in column.to_pylist():
-                    yield Document(checked_text(value, self.field, self.limit), number)
+                for value in _values(batch.column(0)):
+                    yield Document(checked_value(value, self.field, self.limit), number)
                     number += 1
         except pyarrow.ArrowNotImplementedError as error:
+            kind = file.schema_arrow.field(self.field).type
             raise BadInput(
-                f"The field {self.field!r} of {self.source} has the type {column.type}, not text; "
-                "set data.field."
+                f"The field {self.field!r} of {self.source} has the type {kind}, neither text nor "
+                "a list of integers; set data.field."
             ) from error
         except (OSError, pyarrow.ArrowException) as error:
             raise _damaged(self.source, error) from error
+
+
+def _values(column: Any) -> Iterator[Any]:
+    """Yields the values of a column of an Arrow table: bytes, arrays, or what is a fault."""
+    import pyarrow
+
+    kind = column.type
+    if _is_list(kind) and pyarrow.types.is_integer(kind.value_type):
+        for row in column:
+            ids = row.values
+            # a list of Python numbers, where one is missing
+            has_all = ids is not None and not ids.null_count
+            yield ids.to_numpy() if has_all else row.as_py()
+        return
+    if not pyarrow.types.is_null(kind):
+        # as bytes, so that text that does not decode is the fault of a row
+        column = column.cast(pyarrow.large_binary())
+    yield from column.to_pylist()
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
 
 
 def _parquet_file(path: pathlib.Path) -> Any:
@@ -141,7 +162,7 @@ def tfds(corpus: str, field: str, limit: int) -> list[Piece]:
         if ".array_record" in shard.filename and wanted != number_of_records(shard.filename):
             reason = f"it does not have the {wanted} records that dataset_info.json says"
             raise damaged(shard.filename, reason)
-    _check_field(field, builder.info.features, corpus)
+    check_field(field, builder.info.features, corpus)
     total = max(sum(part.num_examples for part in builder.info.splits.values()), 1)
     per_example = builder.info.dataset_size // total
     return [
@@ -175,7 +196,7 @@ class _Examples(RowRange):
             except Exception as error:  # of any type: the bytes of an example are parsed, too
                 raise self._damage(builder, source, numbers) from error
             for number, row in zip(numbers, rows, strict=True):
-                yield Document(checked_text(row[self.field], self.field, self.limit), number)
+                yield Document(checked_value(row[self.field], self.field, self.limit), number)
 
     def _damage(self, builder: Any, source: Any, numbers: range) -> BadInput:
         """Returns the error of the first of these examples that cannot be read, with its file."""
@@ -227,7 +248,7 @@ def hugging_face(corpus: str, field: str, limit: int) -> list[Piece]:
             f"The corpus {corpus} cannot be opened ({first_line(error)}); check the name, the "
             "split and the network, or give a folder that save_to_disk wrote."
         ) from error
-    _check_field(field, dataset.column_names, corpus)
+    check_field(field, dataset.column_names, corpus)
     for file in dataset.cache_files:
         _check_arrow_end(file["filename"])
     texts = dataset.select_columns([field])
@@ -257,14 +278,15 @@ class _HubRows(RowRange):
         for start in range(self.start, self.stop, _BATCH):
             rows = self.dataset[start : min(start + _BATCH, self.stop)][self.field]
             for number, value in enumerate(rows, start):
-                yield Document(checked_text(value, self.field, self.limit), number)
+                yield Document(checked_value(value, self.field, self.limit), number)
 
     def version(self) -> str:
         # a name that the package derives from the content and its history
         return self.dataset._fingerprint
 
 
-def _check_field(field: str, found: Any, place: str) -> None:
+def check_field(field: str, found: Any, place: str) -> None:
+    """Raises BadInput unless the `field` is one of those `found` in a table."""
     if field not in found:
         raise BadInput(
             f"{place} has no field {field!r} but {', '.join(map(str, found))}; set data.field."

@@ -1,31 +1,35 @@
-"""Files of text: documents, JSON lines or FASTA records, divided by a separator of bytes.
+"""Files of text: documents, JSON lines, FASTA or FASTQ, divided by a separator of bytes.
 
 A large plain file is read in pieces, by ranges of bytes; a compressed one is a single piece. Memory
 does not grow with the file nor, above the limit, with a document.
 """
 
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
+
 from sedd_jax.data.documents import (
     BLANK,
     Document,
     Fault,
     Piece,
-    checked_text,
+    checked_value,
     file_version,
     ranges,
     too_large,
 )
+from sedd_jax.data.signatures import HEAD_BYTES, MARK
 from sedd_jax.errors import BadInput
 
 _BLOCK_BYTES = 2**20
 # pyarrow's names by the suffix of a file; of the two zstd readers at hand pyarrow's is the one that
 # notices a truncated file
-CODECS = {".gz": "gzip", ".zst": "zstd"}
+_CODECS = {".gz": "gzip", ".zst": "zstd"}
 _WHITE_SPACE = str.maketrans("", "", " \t\r\n")
 
 
@@ -34,12 +38,14 @@ class TextFormat(NamedTuple):
 
     Attributes:
       separator: between two records; empty: the file is one record.
-      parse: takes (record, whether it is the first of the file, field) and returns the text, why it
-        cannot be used, or None for what is no document.
+      parse: takes (record, whether it is the first of the file, field) and returns the document,
+        why it cannot be used, or None for what is no document.
+      lines: so many records, joined, are one.
     """
 
     separator: bytes
-    parse: Callable[[str, bool, str], str | Fault | None]
+    parse: Callable[[str, bool, str], str | np.ndarray | Fault | None]
+    lines: int = 1
 
 
 def _parse_text(record: str, first: bool, field: str) -> str | Fault:
@@ -47,8 +53,8 @@ def _parse_text(record: str, first: bool, field: str) -> str | Fault:
     return BLANK if not record or record.isspace() else record
 
 
-def _parse_json(line: str, first: bool, field: str) -> str | Fault | None:
-    """Returns the text in `field` of a JSON object; a blank line is no document."""
+def _parse_json(line: str, first: bool, field: str) -> str | np.ndarray | Fault | None:
+    """Returns the text or ids in `field` of a JSON object; a blank line is no document."""
     if not line or line.isspace():
         return None
     try:
@@ -57,7 +63,7 @@ def _parse_json(line: str, first: bool, field: str) -> str | Fault | None:
         return Fault("is no JSON", f" ({str(error).partition(': line')[0]})")
     if not isinstance(row, dict) or field not in row:
         return Fault(f"has no field {field!r}")
-    return checked_text(row[field], field)
+    return checked_value(row[field], field)
 
 
 def _parse_fasta(record: str, first: bool, field: str) -> str | Fault:
@@ -65,7 +71,17 @@ def _parse_fasta(record: str, first: bool, field: str) -> str | Fault:
     if first and not record.startswith(">"):
         return Fault("does not begin with '>', as a FASTA record does")
     _, _, lines = record.partition("\n")
+    if ">" in lines:
+        return Fault("has a '>' inside its sequence")
     return lines.translate(_WHITE_SPACE).upper() or BLANK
+
+
+def _parse_fastq(record: str, first: bool, field: str) -> str | Fault:
+    """Returns the letters of a read in capitals, without their qualities."""
+    name, letters, plus, qualities = [*map(str.rstrip, record.split("\n")), "", "", ""][:4]
+    if not (name.startswith("@") and plus.startswith("+") and len(letters) == len(qualities)):
+        return Fault("is no FASTQ record of four lines, the last as long as the second")
+    return letters.upper() or BLANK
 
 
 def plain_text(separator: str) -> TextFormat:
@@ -75,6 +91,7 @@ def plain_text(separator: str) -> TextFormat:
 
 JSON_LINES = TextFormat(b"\n", _parse_json)
 FASTA = TextFormat(b"\n>", _parse_fasta)
+FASTQ = TextFormat(b"\n", _parse_fastq, 4)
 
 
 @dataclass(frozen=True)
@@ -100,33 +117,36 @@ class Records(Piece):
         return (self.path.stat().st_size if self.stop is None else self.stop) - self.start
 
     def documents(self) -> Iterator[Document]:
-        separator, parse = self.text_format
+        separator, parse, _ = self.text_format
         for offset, record, last in self._records():
             first = offset == 0
             if record is None:
                 yield Document(too_large(self.limit), offset)
                 continue
+            mark = len(MARK) if first and record.startswith(MARK) else 0
+            record = record[mark:] if mark else record
             if separator and (first or last) and (not record or record.isspace()):
                 continue
             try:
                 content = parse(record.decode(), first, self.field)
             except UnicodeDecodeError as error:
+                at = offset + mark + error.start
                 content = Fault(
-                    "is not UTF-8 text",
-                    f": the byte at offset {offset + error.start} of the file does not decode",
+                    "is not UTF-8 text", f": the byte at offset {at} of the file does not decode"
                 )
             if content is not None:
                 yield Document(content, offset)
 
     def _records(self) -> Iterator[tuple[int, bytes | None, bool]]:
         separator, start, stop = self.text_format.separator, self.start, self.stop
-        with _open(self.path) as file:
+        with open_bytes(self.path) as file:
             if start:
                 start = _first_start(file, self.path, separator, start, stop)
                 if start >= stop:
                     return
                 file.seek(start)
-            for offset, record, last in split(_blocks(file, self.path), separator, self.limit):
+            found = split(blocks(file, self.path), separator, self.limit)
+            for offset, record, last in _joined(found, self.text_format):
                 if stop is not None and start + offset >= stop:
                     return
                 yield start + offset, record, last
@@ -134,8 +154,8 @@ class Records(Piece):
     def place(self, where: int) -> str:
         if not self.text_format.separator:
             return str(self.path)
-        with _open(self.path) as file:
-            lines = sum(block.count(b"\n") for block in _blocks(file, self.path, where))
+        with open_bytes(self.path) as file:
+            lines = sum(block.count(b"\n") for block in blocks(file, self.path, where))
         return f"{self.path}, line {lines + 1}"
 
     def version(self) -> str:
@@ -151,7 +171,7 @@ def records(path: pathlib.Path, text_format: TextFormat, field: str, limit: int)
       field: of a JSON line.
       limit: the largest document, in bytes.
     """
-    if path.suffix in CODECS or not text_format.separator:
+    if codec(path) or not text_format.separator or text_format.lines > 1:
         return [Records(path, text_format, field, limit)]
     size = path.stat().st_size
     return [
@@ -161,12 +181,12 @@ def records(path: pathlib.Path, text_format: TextFormat, field: str, limit: int)
 
 
 def split(
-    blocks: Iterator[bytes], separator: bytes, limit: int
+    stream: Iterator[bytes], separator: bytes, limit: int
 ) -> Iterator[tuple[int, bytes | None, bool]]:
     """Divides a stream as `bytes.split` divides the whole; holds at most `limit` and one block.
 
     Args:
-      blocks: the stream.
+      stream: the bytes, in blocks.
       separator: between two records; an empty one never occurs.
       limit: the largest record, in bytes.
 
@@ -176,7 +196,7 @@ def split(
     """
     offset, dropped, tail = 0, 0, bytearray()
     overlap = max(len(separator) - 1, 0)
-    for block in blocks:
+    for block in stream:
         unseen = max(len(tail) - overlap, 0)
         tail += block
         if separator and tail.find(separator, unseen) >= 0:
@@ -192,6 +212,19 @@ def split(
             dropped += surplus
             del tail[:surplus]
     yield offset, tail if dropped + len(tail) <= limit else None, True
+
+
+def _joined(
+    records: Iterator[tuple[int, bytes | None, bool]], text_format: TextFormat
+) -> Iterator[tuple[int, bytes | None, bool]]:
+    """Joins the records that are one in this format."""
+    if text_format.lines == 1:
+        yield from records
+        return
+    while group := list(itertools.islice(records, text_format.lines)):
+        parts = [record for _, record, _ in group]
+        whole = None if None in parts else text_format.separator.join(parts)
+        yield group[0][0], whole, group[-1][2]
 
 
 def _first_start(
@@ -211,32 +244,44 @@ def _first_start(
             break
         begin = low + found
     file.seek(begin)
-    blocks = _blocks(file, path, stop - begin)
-    starts = (begin + offset for offset, _, _ in split(blocks, separator, 0))
+    stream = blocks(file, path, stop - begin)
+    starts = (begin + offset for offset, _, _ in split(stream, separator, 0))
     return next((offset for offset in starts if offset >= start), stop)
 
 
-def _open(path: pathlib.Path) -> BinaryIO:
+def codec(path: pathlib.Path) -> str | None:
+    """Returns how a file is compressed, by the ending of its name."""
+    return _CODECS.get(path.suffix.lower())
+
+
+def head_of(path: pathlib.Path) -> bytes:
+    """Returns the first bytes of a file, decompressed; BadInput if it cannot be read."""
+    with open_bytes(path) as file:
+        return b"".join(blocks(file, path, HEAD_BYTES))
+
+
+def open_bytes(path: pathlib.Path) -> BinaryIO:
     """Opens a file to read its bytes, decompressed; BadInput if it cannot be opened."""
-    codec = CODECS.get(path.suffix)
+    name = codec(path)
     try:
-        if codec is None:
+        if name is None:
             return path.open("rb", buffering=0)
         import pyarrow
 
-        return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), codec)
+        return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), name)
     except OSError as error:
         raise BadInput(f"{path} cannot be opened ({error}); look at the file.") from error
 
 
-def _blocks(file: BinaryIO, path: pathlib.Path, size: int | None = None) -> Iterator[bytes]:
+def blocks(file: BinaryIO, path: pathlib.Path, size: int | None = None) -> Iterator[bytes]:
     """Yields the next `size` bytes, or the rest; BadInput for a damaged file."""
     while size is None or size > 0:
         try:
             block = file.read(_BLOCK_BYTES if size is None else min(size, _BLOCK_BYTES))
         except OSError as error:
+            unless = "" if codec(path) is None else ", or rename it if it is not compressed"
             raise BadInput(
-                f"{path} is damaged or cut short ({error}); fetch or make it again."
+                f"{path} is damaged or cut short ({error}); fetch or make it again{unless}."
             ) from error
         if not block:
             return

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sedd_jax.data.documents import BLANK, Fault, Recipe
+from sedd_jax.data.signatures import decoded
 from sedd_jax.data.sources import pieces
 from sedd_jax.data.tables import HUGGING_FACE, TFDS
 from sedd_jax.errors import BadInput
@@ -170,16 +171,13 @@ def _is_remote(source):
 
 def _rows(known: TextSet, source: str, split: Split) -> list[str]:
     """The documents of a file or a corpus, blank ones included."""
-    if source.startswith(_REMOTE) or source.endswith(_TABLES):
+    if source.startswith(_REMOTE) or source.lower().endswith(_TABLES):
         recipe = Recipe(field=known.field)
         documents = ((p, document) for p in pieces(recipe, source) for document in p.documents())
         return [_text(piece, *document) for piece, document in documents]
+    text = decoded(Path(source).read_bytes(), source).replace("\r\n", "\n").replace("\r", "\n")
     try:
-        return known.rows(Path(source).read_text(encoding="utf-8"), split)
-    except UnicodeDecodeError as error:
-        raise BadInput(
-            f"{source} is not UTF-8 text: the byte at offset {error.start} does not decode."
-        ) from error
+        return known.rows(text, split)
     except BadInput as error:
         raise BadInput(f"{source} {error}; get it again.") from error
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sedd_jax.data.prepared import open_data
+from sedd_jax.data.signatures import decoded
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.run import DATA_FOLDER
 from sedd_jax.inference.model import TrainedModel
@@ -159,10 +160,7 @@ def read_reference(source: str, checkpoint: TrainedModel, length: int, count: in
     if checkpoint.tokenizer is None:
         raise BadInput("A reference text needs the tokenizer of the model, which has none.")
     content = path.read_bytes()
-    try:
-        tokens = checkpoint.tokenizer.encode(content.decode())
-    except UnicodeDecodeError as error:
-        raise BadInput(f"The reference {path} is not UTF-8 text ({error}).") from error
+    tokens = checkpoint.tokenizer.encode(decoded(content, f"The reference {path}"))
     rows = tokens[: len(tokens) // length * length].reshape(-1, length)
     if not len(rows):
         raise BadInput(f"The reference {path} has {len(tokens)} tokens, less than {length}.")

@@ -1,6 +1,5 @@
 """The input of a batch job: JSON lines, each a row to fill in or an error about the line."""
 
-import codecs
 import hashlib
 import json
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sedd_jax.data.signatures import HEAD_BYTES, MARK, check_known
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt
@@ -55,6 +55,7 @@ def read_rows(path: Path, checkpoint: TrainedModel) -> list[InputRow]:
         content = path.read_bytes()
     except OSError as error:
         raise BadInput(f"--input={path} cannot be read ({error.strerror}).") from error
+    check_known(path, content[:HEAD_BYTES], "JSON lines")
     rows = list(_parse(content, checkpoint))
     if not rows:
         raise BadInput(f"--input={path} is empty: it must hold JSON lines, one for each row.")
@@ -71,7 +72,7 @@ def number_of(name: int | str) -> int:
 
 def _parse(content: bytes, checkpoint: TrainedModel) -> Iterator[InputRow]:
     indices = {}
-    for index, text in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n")):
+    for index, text in enumerate(content.removeprefix(MARK).split(b"\n")):
         if not text.strip():
             continue
         digest = hashlib.sha256(text.strip()).hexdigest()[:16]

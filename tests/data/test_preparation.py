@@ -438,11 +438,18 @@ def test_no_corpus_at_all_is_refused(tmp_path):
         _prepare(tmp_path / "data", "")
 
 
-def test_no_tokenizer_is_fitted_on_integers(tmp_path):
+def test_text_and_ids_are_not_taken_for_each_other(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((9, 9), np.int64))
-    for kind in ("sentencepiece", "characters"):
-        with pytest.raises(BadInput, match=f"'{kind}' is fitted on text, but .*a.npy holds integ"):
-            _prepare(tmp_path / "data", tmp_path / "a.npy", tokenizer=kind, vocab_size=300)
+    skip = {"bad_documents": "skip"}
+    for kind, size in (("sentencepiece", 300), ("characters", 0), ("bytes", 257)):
+        message = f"a.npy, row 1 holds ids, but the tokenizer '{kind}' takes text; choose another"
+        with pytest.raises(BadInput, match=message):
+            _prepare(tmp_path / "data", tmp_path / "a.npy", tokenizer=kind, vocab_size=size, **skip)
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"text": 3}\n{"text": "no ids"}\n')
+    message = "a.jsonl, line 2 holds text, but the tokenizer 'integers' takes ids; .* or data.field"
+    with pytest.raises(BadInput, match=message):
+        _prepare(tmp_path / "data", lines, tokenizer="integers", vocab_size=9, **skip)
     with pytest.raises(BadInput, match="set data.vocab_size or mend the ids, or leave such doc"):
         np.save(tmp_path / "a.npy", np.arange(80).reshape(10, 8))
         _prepare(tmp_path / "data", tmp_path / "a.npy", tokenizer="integers", vocab_size=70)

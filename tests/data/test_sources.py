@@ -1,4 +1,5 @@
 import gzip
+import os
 import pathlib
 import pickle
 import platform
@@ -8,7 +9,7 @@ import pytest
 
 from sedd_jax.data.characters import Characters
 from sedd_jax.data.documents import BLANK, Recipe
-from sedd_jax.data.sources import pieces
+from sedd_jax.data.sources import passed_by, pieces
 from sedd_jax.data.tokenizer import GPT2
 from sedd_jax.errors import BadInput
 
@@ -58,6 +59,48 @@ def test_a_folder_gives_the_documents_of_all_files_below_it_in_order_of_names(tm
     assert contents(tmp_path, separator="---") == ["first", "second", "third", "fourth---"]
 
 
+def test_files_that_are_passed_by_are_counted(tmp_path, monkeypatch):
+    for name in ("a.txt", "b.MD", "c.md", "d.csv", "sub/e.md", "LICENSE", ".hidden.md", ".h/f.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text\nx")
+    (tmp_path / "gone.txt").symlink_to(tmp_path / "absent")
+    (tmp_path / "linked").symlink_to(tmp_path / "sub")
+    links = {"broken link": 1, "linked folder": 1}
+    expected = {".md": 3, ".csv": 1, "no ending": 1, **links}
+    assert passed_by(str(tmp_path), "auto") == expected
+    assert passed_by(str(tmp_path), "csv") == {".md": 3, ".txt": 1, "no ending": 1, **links}
+    assert passed_by(f"{tmp_path}/*", "auto") == {"folder": 2, "broken link": 1}
+    for corpus in ("pydoc", "", "hf:x", str(tmp_path / "a.txt"), f"{tmp_path}/**/*.md"):
+        assert passed_by(corpus, "auto") == {}
+    assert contents(tmp_path) == ["text\nx"]
+    with pytest.raises(BadInput, match=r"no files of a known format .* but others \(.md 1\); give"):
+        contents(tmp_path / "sub")
+
+    def walk(folder, onerror):
+        onerror(PermissionError(13, "Permission denied"))
+        return iter([(str(tmp_path), [], ["a.txt"])])
+
+    monkeypatch.setattr(os, "walk", walk)
+    assert passed_by(str(tmp_path), "auto") == {"unreadable folder": 1}
+
+
+@pytest.mark.parametrize(
+    "ending", [*[".fa", ".fasta", ".fna", ".faa", ".ffn", ".frn", ".fas", ".FNA"]]
+)
+def test_sequences_are_known_by_every_usual_ending(tmp_path, ending):
+    (tmp_path / f"a{ending}").write_text(">s1\nacgt\n")
+    (tmp_path / f"b{ending}.GZ").write_bytes(gzip.compress(b">s2\nGG\n"))
+    assert contents(tmp_path) == ["ACGT", "GG"]
+
+
+def test_settings_and_tables_of_a_folder_are_read_if_they_are_named(tmp_path):
+    for name in ("a.csv", "b.tsv", "c.jsonl"):
+        (tmp_path / name).write_text('{"text": "x"}' if name == "c.jsonl" else f"text\n{name}\n")
+    assert contents(tmp_path) == ["x"]
+    assert contents(tmp_path / "*.?sv") == ["a.csv", "b.tsv"]
+    assert contents(tmp_path, format="csv") == ["a.csv"]
+
+
 def test_the_help_topics_are_one_piece():
     (part,) = pickle.loads(pickle.dumps(pieces(Recipe(), "pydoc")))
     first, second, *rest = part.documents()
@@ -99,7 +142,7 @@ def test_a_named_format_wins_over_the_ending(tmp_path):
 def test_every_format_of_a_recipe_is_read(tmp_path):
     formats = typing.get_args(typing.get_type_hints(Recipe)["format"])
     path = tmp_path / "x.uint16.array_record"
-    path.write_bytes(b"\0\0\0\0")
+    path.write_bytes(b"@\n\n+")
     refused = set()
     for form in formats:
         try:
@@ -107,7 +150,7 @@ def test_every_format_of_a_recipe_is_read(tmp_path):
         except BadInput as error:
             assert "x.uint16.array_record" in str(error) and "\n" not in str(error)
             refused.add(form)
-    assert refused == {"auto", "array_record", "npy", "parquet"}
+    assert refused == {"auto", "array_record", "npy", "parquet", "csv", "tsv"}
 
 
 def test_a_compressed_file_of_another_format_is_refused(tmp_path):

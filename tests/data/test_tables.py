@@ -62,6 +62,22 @@ def test_bad_rows_of_a_parquet_file_are_faults(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("kind", ["list_", "large_list", "fixed"])
+@pytest.mark.parametrize("item", ["uint8", "int32", "uint64"])
+def test_lists_of_integers_in_a_parquet_column_are_ids(tmp_path, kind, item):
+    pa = pytest.importorskip("pyarrow")
+    value = getattr(pa, item)()
+    type_ = pa.list_(value, 2) if kind == "fixed" else getattr(pa, kind)(value)
+    path = tmp_path / "a.parquet"
+    rows = [[i % 100, 7] for i in range(150)]
+    write_parquet(path, pa.array([*rows, None, [1, None]], type_))
+    *found, missing, hole = [content for content, _ in read(path)]
+    assert [ids.tolist() for ids in found] == rows
+    assert missing == Fault("has no text in the field 'text'", " but NoneType")
+    message = "has neither text nor a list of integers in the field 'text': None at position 1"
+    assert hole.reason == message
+
+
 def test_a_parquet_file_without_the_field_is_named(tmp_path):
     path = tmp_path / "a.parquet"
     write_parquet(path, ["x"])
@@ -70,7 +86,7 @@ def test_a_parquet_file_without_the_field_is_named(tmp_path):
     ):
         read(path, field="body")
     with pytest.raises(
-        BadInput, match="The field 'id' of .*a.parquet has the type int64, not text"
+        BadInput, match="The field 'id' of .*a.parquet has the type int64, neither text nor a list"
     ):
         read(path, field="id")
 
@@ -290,6 +306,16 @@ def test_a_saved_dataset_that_cannot_be_opened_is_named(hub_folder, monkeypatch,
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(BadInput, match=r"cannot be opened \(Couldn't reach the Hub\); check the"):
         pieces(Recipe(), "hf:owner/name")
+
+
+def test_lists_of_integers_of_a_saved_dataset_are_ids(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    rows = [[1, 2, 3], [4], [-5]]
+    datasets.Dataset.from_dict({"ids": rows}).save_to_disk(tmp_path / "a")
+    one, two, fault = [content for content, _ in read(f"hf:{tmp_path / 'a'}", field="ids")]
+    assert [one.tolist(), two.tolist()] == rows[:2]
+    assert fault.reason == "has a negative id: -5 at position 0"
 
 
 @pytest.mark.parametrize(

@@ -101,10 +101,15 @@ def test_every_text_format_plain_and_compressed(tmp_path, ending):
         ("a.json", '{"text": "x"}\n{"text": "y"}', ["x", "y"]),
         ("a.fa", ">s1 about\nacgT\nAC\r\n>s2\n\nGG\n>s3>\n A \n", ["ACGTAC", "GG", "A"]),
         ("a.fasta", "\n\n>s1\nAC", ["AC"]),
+        ("a.fq", "@s1\nacgT\n+\n@+!~\n@s2\r\nGG\r\n+s2\r\n>>\r\n\r\n", ["ACGT", "GG"]),
+        ("a.csv", 'id,text\r\n1,"x, ""y""\r\nz"\r\n\r\n2,é', ['x, "y"\r\nz', "é"]),
+        ("a.tsv", "text\tid\none, \t1\n", ["one, "]),
     ):
-        path = tmp_path / (name + ending)
-        path.write_bytes(compressed(data.encode(), ending))
-        assert contents(path, separator="===") == expected
+        # names in capitals, and a byte order mark, change nothing
+        for named, mark in ((name + ending, b""), ((name + ending).upper(), b"\xef\xbb\xbf")):
+            path = tmp_path / named
+            path.write_bytes(compressed(mark + data.encode(), ending))
+            assert contents(path, separator="===") == expected
 
 
 def test_places_count_lines_in_the_whole_file(tmp_path, small):
@@ -118,6 +123,49 @@ def test_places_count_lines_in_the_whole_file(tmp_path, small):
     path = tmp_path / "a.fa"
     path.write_text("".join(f">s{i}\nAC\nGT\n" for i in range(20)))
     assert read(path) == [("ACGT", f"{path}, line {3 * i + 1}") for i in range(20)]
+
+
+def test_one_byte_order_mark_is_dropped_at_the_start_of_a_file(tmp_path, small):
+    mark, path = b"\xef\xbb\xbf", tmp_path / "a.txt"
+    for piece in (1, 2, 4, 100):
+        small(piece, 2)
+        path.write_bytes(mark + b"one|" + mark + b"two|na\xefve")
+        one, two, fault = contents(path, separator="|")
+        assert (one, two) == ("one", "\ufefftwo")
+        assert fault.reason.endswith("the byte at offset 16 of the file does not decode")
+        path.write_bytes(mark + b"\xff|three")
+        (fault, place), (three, _) = read(path, separator="|")
+        assert fault.reason.endswith("the byte at offset 3 of the file does not decode")
+        assert (three, place) == ("three", f"{path}, line 1")
+    path.write_bytes(mark)
+    assert contents(path) == [BLANK]
+    assert contents(path, separator="|") == []
+
+
+def test_lists_of_integers_in_json_lines_are_ids(tmp_path):
+    path = tmp_path / "a.jsonl"
+    rows = ("[1, 0, 70000]", "[]", "[1, -2]", "[1, 2.0]", "[true]", f"[1, {2**63}]", '["a"]')
+    path.write_text("".join(f'{{"ids": {row}}}\n' for row in rows))
+    ids, *faults = contents(path, field="ids")
+    assert ids.tolist() == [1, 0, 70000] and ids.dtype.kind == "i"
+    other = "has neither text nor a list of integers in the field 'ids': "
+    assert [fault.reason for fault in faults] == [
+        "is blank",
+        "has a negative id: -2 at position 1",
+        f"{other}2.0 at position 1",
+        f"{other}True at position 0",
+        f"has an id that is too large: {2**63} at position 1",
+        f"{other}'a' at position 0",
+    ]
+
+
+def test_what_is_no_fastq_record_is_a_fault_with_its_place(tmp_path):
+    path = tmp_path / "a.fastq"
+    path.write_text("@a\nAC\n+\nII\n@b\nACG\n+\nII\n@c\n\n+\n\n@d\nA\n")
+    fault = Fault("is no FASTQ record of four lines, the last as long as the second")
+    found = read(path)
+    assert [content for content, _ in found] == ["AC", fault, BLANK, fault]
+    assert [place for _, place in found] == [f"{path}, line {line}" for line in (1, 5, 9, 13)]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +226,8 @@ def test_a_fasta_file_begins_with_a_header(tmp_path):
     path.write_text("ACGT\n>s1\nAC\n")
     fault = Fault("does not begin with '>', as a FASTA record does")
     assert read(path) == [(fault, f"{path}, line 1"), ("AC", f"{path}, line 2")]
+    path.write_text(">s1\nAC>s2\n>s3\nGT")
+    assert contents(path) == [Fault("has a '>' inside its sequence"), "GT"]
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
@@ -256,7 +306,7 @@ def test_a_compressed_file_that_is_damaged_or_cut_short_is_named(tmp_path, endin
 def test_a_file_that_cannot_be_opened_is_named(tmp_path):
     for ending in ("", ".gz"):
         path = tmp_path / f"a.txt{ending}"
-        path.write_text("x")
+        path.write_bytes(compressed(b"x", ending))
         (part,) = pieces(Recipe(), str(path))
         path.unlink()
         with pytest.raises(BadInput, match=f"a.txt{ending} cannot be opened .*No such file"):
