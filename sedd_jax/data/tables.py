@@ -286,7 +286,13 @@ class _HubRows(RowRange):
 
 
 def check_field(field: str, found: Any, place: str) -> None:
-    """Raises BadInput unless the `field` is one of those `found` in a table."""
+    """Raises BadInput unless a table has a field.
+
+    Args:
+      field: its name.
+      found: the names that there are.
+      place: the table, as the subject of the message.
+    """
     if field not in found:
         raise BadInput(
             f"{place} has no field {field!r} but {', '.join(map(str, found))}; set data.field."

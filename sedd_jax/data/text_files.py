@@ -274,7 +274,16 @@ def open_bytes(path: pathlib.Path) -> BinaryIO:
 
 
 def blocks(file: BinaryIO, path: pathlib.Path, size: int | None = None) -> Iterator[bytes]:
-    """Yields the next `size` bytes, or the rest; BadInput for a damaged file."""
+    """Yields the next bytes of a file, in blocks.
+
+    Args:
+      file: from `open_bytes`.
+      path: of the file, for a message.
+      size: how many bytes; None for the rest.
+
+    Raises:
+      BadInput: the file is damaged.
+    """
     while size is None or size > 0:
         try:
             block = file.read(_BLOCK_BYTES if size is None else min(size, _BLOCK_BYTES))

@@ -214,6 +214,8 @@ def test_text_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "ptb.test.txt").write_bytes(b"na\xefve")
     with pytest.raises(BadInput, match="ptb.test.txt is not UTF-8 text: the byte at offset 2"):
         DatasetCatalog(tmp_path).read("ptb", "test")
+    (tmp_path / "ptb.test.txt").write_bytes(b"\xef\xbb\xbf one\r\ntwo\n")
+    assert DatasetCatalog(tmp_path).read("ptb", "test").documents == ["one", "two"]
     write(tmp_path / "ptb.test.txt", " \n\n")
     with pytest.raises(BadInput, match="There is no text in .*ptb.test.txt"):
         DatasetCatalog(tmp_path).read("ptb", "test")

@@ -121,7 +121,7 @@ def test_the_text_held_out(checkpoint, smoke_run):
 
 def test_a_file(checkpoint, tmp_path):
     path = tmp_path / "real.txt"
-    path.write_text("abcdéfghi")  # ten bytes
+    path.write_text("\ufeffabcdéfghi")  # a byte order mark, and ten bytes
     found = read_reference(str(path), checkpoint, 3, 100)
     assert [bytes(row.astype(np.uint8)) for row in found.rows] == [b"abc", "dé".encode(), b"fgh"]
     assert found.name == "real.txt"
