@@ -5,6 +5,7 @@ with its decoded ids, unless the tokenizer is exact for every text.
 """
 
 import collections
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -120,6 +121,47 @@ def check_lost(losses: dict[str, Any], characters: int, recipe: Recipe) -> None:
             "choose config.data.tokenizer=bytes; or allow it with config.data.max_lost="
             f"{-(-share * 100 // 1) / 100:g}."
         )
+
+
+def share_of_texts(tokenizer: Tokenizer, texts: Iterable[str]) -> float | None:
+    """Returns the share of the characters that texts lose; None if all of them come back."""
+    if tokenizer.exact:
+        return None
+    found = [(len(text), changed(tokenizer, text, tokenizer.encode(text))) for text in texts]
+    lost = [each.letters.total() for _, each in found if each]
+    return sum(lost) / sum(size for size, _ in found) if lost else None
+
+
+def share_of_split(tokenizer: Tokenizer, manifest: dict[str, Any], split: str) -> float | None:
+    """Returns the share of the characters that a split has lost.
+
+    Args:
+      tokenizer: of the data.
+      manifest: of one folder, or of several.
+      split: its name.
+
+    Returns:
+      None if every document comes back; NaN if that is not known, of data of an older version.
+    """
+    if tokenizer.exact:
+        return None
+    manifests = [each["manifest"] for each in manifest.get("prepared", [])] or [manifest]
+    if not all("losses" in each for each in manifests):
+        return math.nan
+    counts = [each["splits"][split] for each in manifests]
+    if not any("changed" in each for each in counts):
+        return None
+    lost, characters = (sum(each.get(it, 0) for each in counts) for it in ("lost", "characters"))
+    return lost / characters
+
+
+def mark(share: float | None) -> str:
+    """Returns what has to stand beside bits per byte of a text that lost this share."""
+    if share is None:
+        return ""
+    if math.isnan(share):
+        return " (of a text that the tokenizer may change: nothing was compared then)"
+    return f" (of a text that the tokenizer changes: {share:.2%} of its characters are lost)"
 
 
 def letters_text(losses: dict[str, Any]) -> str:

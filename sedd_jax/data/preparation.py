@@ -238,7 +238,8 @@ class _Preparation:
             "dtype": id_dtype(tokenizer.vocab_size),
             "skipped": skipped,
             "passed_by": _sum([passed_by(c, recipe.format) for c in _corpora(recipe).values()]),
-            **({"losses": losses} if losses else {}),
+            # of a tokenizer that is not exact also if nothing is lost: it was compared
+            **({"losses": losses} if losses or not tokenizer.exact else {}),
             "splits": splits,
         }
         # written beside "data", where a kill may leave a part of it

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sedd_jax.data.losses import mark
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.catalog import DatasetCatalog
@@ -178,7 +179,8 @@ def _measure(checkpoint, model, eval_set, choices, folder, batch_size):
     known = processes.on_primary(lambda: find_cached(folder, query))
     if processes.broadcast_from_primary(known is not None):
         log_on_primary(f"{name}: known from {query.file}")
-        return known or query
+        known = known or query
+        return dataclasses.replace(known, figures=known.figures | _losses(blocks))
     started = time.monotonic()
     with progress(name) as advance:
         bound = nll_bound(
@@ -220,4 +222,13 @@ def _figures(blocks: Blocks, bound: NLLEstimate) -> dict[str, Any]:
         "perplexity": bound.perplexity,
         "perplexity_stderr": bound.perplexity_stderr,
         "by_t": bound.by_t,
+        **_losses(blocks),
     }
+
+
+def _losses(blocks: Blocks) -> dict[str, Any]:
+    """The figures of a text that the tokenizer changes; none of a text that comes back."""
+    if blocks.lost is None:
+        return {}
+    note = f"bits/byte{mark(blocks.lost)} is no code length."
+    return {"lost_characters": blocks.lost, "notes": [note]}

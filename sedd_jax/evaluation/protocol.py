@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sedd_jax.data.losses import share_of_split, share_of_texts
 from sedd_jax.data.prepared import open_data
 from sedd_jax.data.token_blocks import Mixture
 from sedd_jax.data.tokenizer import Tokenizer
@@ -164,6 +165,8 @@ class Blocks(NamedTuple):
       utf8_bytes: of the text in the rows.
       tokenizer: of the ids.
       provenance: the fields of a `Protocol` on the text and on how it is cut.
+      lost: the share of the characters that the tokenizer loses; None if the text comes back, NaN
+        if that is not known.
     """
 
     tokens: np.ndarray
@@ -172,6 +175,7 @@ class Blocks(NamedTuple):
     utf8_bytes: int
     tokenizer: Tokenizer
     provenance: dict[str, Any]
+    lost: float | None = None
 
     def spaced(self, most: int | None) -> "Blocks":
         """Returns at most `most` of the rows, evenly spaced."""
@@ -183,7 +187,8 @@ class Blocks(NamedTuple):
         part = f"{most} of {count} blocks, evenly spaced" + f", of {whole}" * (whole != "all")
         kept = self.tokens[rows], self.lengths[rows]
         size = _bytes_in(*kept, self.tokenizer)
-        return Blocks(*kept, 0, size, self.tokenizer, self.provenance | {"part": part})
+        provenance = self.provenance | {"part": part}
+        return Blocks(*kept, 0, size, self.tokenizer, provenance, self.lost)
 
 
 def of_text(text: Text, tokenizer: Tokenizer, block_format: BlockFormat) -> Blocks:
@@ -202,7 +207,8 @@ def of_text(text: Text, tokenizer: Tokenizer, block_format: BlockFormat) -> Bloc
     rows = cut(np.concatenate(ids), block_format)
     size = sum(len(document.encode()) for document in text.documents)
     source = {name: getattr(text, name) for name in ("source", "sha256", "split", "detokenizer")}
-    return Blocks(*rows, len(text.documents), size, tokenizer, source | _of_stream(block_format))
+    provenance, lost = source | _of_stream(block_format), share_of_texts(tokenizer, text.documents)
+    return Blocks(*rows, len(text.documents), size, tokenizer, provenance, lost)
 
 
 def _of_stream(block_format):
@@ -251,7 +257,8 @@ def of_heldout(folder: Path, length: int, format_for: Callable[[Tokenizer], Bloc
         "split": "heldout",
         "detokenizer": "none",
     }
-    return Blocks(*rows, documents, size, tokenizer, source | provenance)
+    lost = share_of_split(tokenizer, dataset.manifest, "heldout")
+    return Blocks(*rows, documents, size, tokenizer, source | provenance, lost)
 
 
 def _as_prepared(block_format, mixed, wrapped):

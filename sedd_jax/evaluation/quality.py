@@ -179,6 +179,7 @@ class Measures:
         texts = self._for_scorer(tokens)
         if self._has_text:
             figures |= _with_error("gen_perplexity_tokens", self._scorer.by_tokens(texts))
+            notes += self._scorer.losses(tokens, self._tokenizer)
         else:
             notes.append("gen_perplexity_tokens is left out: ids have no text to tokenise again.")
         if self._reference is not None and tokens is not self._reference.rows:

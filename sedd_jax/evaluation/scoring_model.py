@@ -20,6 +20,7 @@ import dataclasses
 
 import numpy as np
 
+from sedd_jax.data.losses import share_of_texts
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.measures import Estimate, TokenRows, mean, ratio
@@ -103,6 +104,16 @@ class ScoringModel:
             return [self._retokenise(row, tokenizer) for row in rows]
         except BadInput as error:
             raise BadInput(f"The scoring model cannot read the samples: {error}") from error
+
+    def losses(self, rows: TokenRows, tokenizer: Tokenizer) -> list[str]:
+        """Returns a note on what `retokenise` loses of the texts, if anything."""
+        share = share_of_texts(self.tokenizer, map(tokenizer.decode, rows))
+        if share is None:
+            return []
+        return [
+            f"gen_perplexity_tokens is of other texts: the tokenizer of the scoring model loses "
+            f"{share:.2%} of the characters of the samples."
+        ]
 
     def by_samples(self, rows: TokenRows) -> Estimate:
         """Returns the generative perplexity by samples, of ids of the model's own tokenizer."""

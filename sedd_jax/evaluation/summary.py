@@ -150,6 +150,7 @@ def _likelihood_cells(record):
         "nats/token": _number(figures, "nats_per_token", figures.get("stderr")),
         "bits/token": _number(figures, "bits_per_token", _scaled_error(figures, "bits_per_token")),
         "bits/byte": _number(figures, "bits_per_byte", _scaled_error(figures, "bits_per_byte")),
+        "characters lost": _formatted(figures, "lost_characters", ".2%"),
         "stderr by data": _formatted(figures, "data_stderr", ".2g"),
         **{name: _formatted(figures, name, ",") for name in ("tokens", "blocks", "documents")},
     }

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from sedd_jax.data import losses
 from sedd_jax.data.pipeline import heldout_batches
 from sedd_jax.data.prepared import Dataset
 from sedd_jax.experiment import mesh as meshes
@@ -50,6 +51,8 @@ class Evaluator:
         self._keys, self._tokenizer = keys, dataset.tokenizer
         self._t_min, self._length = t_min, dataset.heldout.length
         self._bytes_per_token = dataset.manifest["splits"]["heldout"]["bytes_per_token"]
+        lost = losses.share_of_split(dataset.tokenizer, dataset.manifest, "heldout")
+        self._lost = {} if lost is None else {"lost_characters": lost}
         batch_size = config.batch_size
         self._batches = [
             meshes.global_batch(rows, batch_size, mesh)
@@ -84,6 +87,7 @@ class Evaluator:
             f"{name}_stderr": found.data_stderr,
             "perplexity": found.perplexity,
             "bits_per_byte": bits_per_token / self._bytes_per_token,
+            **self._lost,
         }
 
     def samples(self, params: Params) -> list[str]:
@@ -108,4 +112,5 @@ def bound_text(row: dict[str, float]) -> str:
     return (
         f"{name} {row[name]:.4f} nats/token (+-{row[f'{name}_stderr']:.4f}), "
         f"perplexity {row['perplexity']:.2f}, {row['bits_per_byte']:.3f} bits/byte"
+        f"{losses.mark(row.get('lost_characters'))}"
     )

@@ -10,8 +10,9 @@ import sentencepiece
 from sedd_jax.data import account, losses
 from sedd_jax.data.documents import Recipe
 from sedd_jax.data.preparation import prepare_blocks
-from sedd_jax.data.tokenizer import Characters, SentencePiece
+from sedd_jax.data.tokenizer import Bytes, Characters, SentencePiece
 from sedd_jax.errors import BadInput
+from sedd_jax.training.evaluator import bound_text
 
 SENTENCE = "the cat sat on the mat and ate a bat. "
 
@@ -106,6 +107,33 @@ def test_a_small_loss_is_counted_and_told(tmp_path, given):
     told = list(account.lines(manifest))
     assert any("40 of 40 documents come back changed from the tokenizer" in line for line in told)
     assert re.match("warning: the tokenizer loses [1-4].[0-9]*% of the characters, so", told[-1])
+
+
+def test_the_loss_stands_beside_bits_per_byte(tmp_path, given, default_model):
+    tokenizer = SentencePiece(default_model)
+    lines = (f"the {'cat ' * i}sat on the mat ☃" for i in range(40))
+    lossy = _prepare(tmp_path, "\n".join(lines), **given)
+    share = losses.share_of_split(tokenizer, lossy.manifest, "heldout")
+    counts = lossy.manifest["splits"]["heldout"]
+    assert share == counts["lost"] / counts["characters"] > 0.001
+    mixed = {"prepared": [{"manifest": lossy.manifest}] * 2}
+    assert losses.share_of_split(tokenizer, mixed, "heldout") == share
+    row = {"bound": 1.0, "bound_stderr": 0.1, "perplexity": 2.7, "bits_per_byte": 0.010}
+    assert bound_text(row).endswith(" bits/byte")
+    assert bound_text(row | {"lost_characters": share}).endswith(
+        f"0.010 bits/byte (of a text that the tokenizer changes: {share:.2%} of its characters are "
+        "lost)"
+    )
+    assert losses.share_of_split(Bytes(), lossy.manifest, "heldout") is None
+    older = {name: value for name, value in lossy.manifest.items() if name != "losses"}
+    unknown = losses.share_of_split(tokenizer, older, "heldout")
+    assert "may change" in bound_text(row | {"lost_characters": unknown})
+
+
+def test_a_given_model_that_loses_nothing_is_known_to(tmp_path, given, default_model):
+    dataset = _prepare(tmp_path, "\n".join("a cat" + " ate" * i for i in range(40)), **given)
+    assert dataset.manifest["losses"] == {}
+    assert losses.share_of_split(SentencePiece(default_model), dataset.manifest, "heldout") is None
 
 
 def test_an_exact_tokenizer_decodes_nothing(tmp_path, monkeypatch):

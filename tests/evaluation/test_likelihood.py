@@ -11,7 +11,7 @@ import pytest
 
 from sedd_jax.data.tokenizer import Bytes, Characters
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation import likelihood
+from sedd_jax.evaluation import likelihood, summary
 from sedd_jax.evaluation.catalog import DatasetCatalog
 from sedd_jax.evaluation.likelihood import load_sets, measure
 from sedd_jax.evaluation.protocol import Choices
@@ -159,6 +159,25 @@ def test_the_held_out_split_is_scored_to_its_last_token(diffusion, catalog, tmp_
     assert figures["tokens"] == counts["tokens"]
     assert figures["tokens"] % 32  # the remainder is in it
     assert (figures["documents"], figures["bytes"]) == (counts["documents"], counts["utf8_bytes"])
+
+
+def test_bits_per_byte_of_a_text_that_the_tokenizer_changes_are_marked(
+    diffusion, catalog, tmp_path, no_network, monkeypatch
+):
+    plain = measure(diffusion, load_sets(diffusion, ["ptb"], catalog, CHOICES), CHOICES, tmp_path)
+    monkeypatch.setattr(Bytes, "exact", False)
+    monkeypatch.setattr(Bytes, "decode", lambda self, ids: "".join(map(chr, ids)).replace("a", ""))
+    sets = load_sets(diffusion, ["ptb"], catalog, CHOICES)
+    (record,) = measure(diffusion, sets, CHOICES, tmp_path)  # the figures are known already
+    lost = "".join(DOCUMENTS).count("a") / len("".join(DOCUMENTS))
+    assert record.figures["lost_characters"] == pytest.approx(lost)
+    assert "notes" not in plain[0].figures
+    tables = {table.title: table for table in summary.tables([record])}
+    assert any(f"{lost:.2%}" in row for table in tables.values() for row in table.rows)
+    notes = [
+        cell for title in tables if "notes" in title for row in tables[title].rows for cell in row
+    ]
+    assert any("no code length" in note for note in notes)
 
 
 def test_a_record_says_all_that_was_chosen(diffusion, catalog, tmp_path, no_network):

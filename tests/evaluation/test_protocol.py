@@ -44,6 +44,16 @@ def test_the_rows_of_a_protocol(protocol, length, autoregressive, expected):
     assert rows_of(protocol, length, autoregressive=autoregressive) == expected
 
 
+def test_a_text_that_the_tokenizer_changes_is_known_by_its_loss(monkeypatch):
+    tokenizer, frame = Bytes(), CONVENTIONS["sedd"](4, END, False)
+    assert of_text(TEXT, tokenizer, frame).lost is None
+    monkeypatch.setattr(Bytes, "exact", False)
+    assert of_text(TEXT, tokenizer, frame).lost is None
+    monkeypatch.setattr(Bytes, "_decode_run", lambda self, ids: "a")
+    # of "abc" and "de" four of five characters are missing
+    assert of_text(TEXT, tokenizer, frame).spaced(1).lost == 4 / 5
+
+
 @pytest.mark.parametrize("protocol", CONVENTIONS)
 def test_without_an_end_of_text_token_the_text_runs_on(protocol):
     letters = Characters("abcde", eod=False)

@@ -71,6 +71,13 @@ def test_the_facts_are_those_of_the_files():
         assert fact in rows
 
 
+def test_bits_per_byte_of_a_changed_text_say_so():
+    rows = [row | {"lost_characters": 0.125} for row in ROWS]
+    assert "no code length" not in card.card(known(), "a/b")
+    text = card.card(known(rows=rows), "a/b")
+    assert "Bits per byte (of a text that the tokenizer changes: 12.50% of its cha" in text
+
+
 def test_the_front_matter_is_what_the_hub_reads():
     hub = pytest.importorskip("huggingface_hub")
     data = hub.ModelCard(card.card(known(), "owner/name")).data.to_dict()
