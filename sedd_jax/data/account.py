@@ -9,6 +9,8 @@ from sedd_jax.data.losses import letters_text
 
 _TOLD = 0.1  # a larger share of the tokens or documents that is lost is worth a warning
 
+_SHOWN = 8  # endings of files that were passed by
+
 Fact = tuple[str, str]
 
 
@@ -47,7 +49,10 @@ def _passed_by(counts: dict[str, int]) -> Iterator[Fact]:
     """Yields the files that were not read, by their endings."""
     if counts:
         total = sum(counts.values())
-        each = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        shown = dict(list(counts.items())[:_SHOWN])
+        if rest := total - sum(shown.values()):
+            shown["others"] = rest
+        each = ", ".join(f"{name} {count:,}" for name, count in shown.items())
         yield "passed by", f"{total:,} file{'s' if total > 1 else ''} ({each})"
 
 

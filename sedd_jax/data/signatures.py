@@ -111,6 +111,8 @@ def check_known(path: pathlib.Path, head: bytes, form: str, *, text: bool = Fals
             continue
         if form.startswith("uint") and (len(found[0]) < _LONG or "UTF" in kind):
             continue
+        if kind.startswith("compressed") and advice.endswith(path.suffix.lower() or "."):
+            advice = "decompress it"  # compressed twice, or no place to read it compressed
         raise BadInput(f"{path} is {kind}, and would be read as {form}; {advice}.")
 
 

@@ -143,14 +143,14 @@ def _listed(corpus: str, wanted: str) -> tuple[list[tuple[pathlib.Path, str]], l
             if form and wanted in ("auto", form) and is_meant:
                 files.append((file, form))
             else:
-                passed.append(file.suffix.lower() or "no ending")
+                passed.append((ending + _compression(file)) or "no ending")
         return files, passed
     named = [path] if path.is_file() else map(pathlib.Path, glob.glob(corpus, recursive=True))
     for file in sorted(named):
         if not file.is_file():
             # "**" matches folders beside the files below them
             if "**" not in corpus or not file.is_dir():
-                passed.append("folder" if file.is_dir() else "broken link")
+                passed.append("folder" if file.is_dir() else _missing(file))
         elif wanted != "auto":
             files.append((file, wanted))
         elif _ending(file) in _NOT_TEXT or file.suffix.lower() in _NOT_TEXT:
@@ -171,14 +171,28 @@ def _below(folder: pathlib.Path, passed: list[str]) -> list[pathlib.Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         passed += ["linked folder" for name in folders if os.path.islink(os.path.join(root, name))]
         found = [pathlib.Path(root, name) for name in names if not name.startswith(".")]
-        passed += ["broken link" for file in found if not file.exists()]
+        other = [file for file in found if not file.is_file()]
+        passed += map(_missing, other)
         files += [file for file in found if file.is_file()]
     return sorted(files)
 
 
+def _missing(path: pathlib.Path) -> str:
+    return "special file" if path.exists() else "broken link"
+
+
+def format_of(path: pathlib.Path) -> str | None:
+    """Returns the format of a file by the ending of its name, None if that is unknown."""
+    return _FORMATS.get(_ending(path))
+
+
+def _compression(path: pathlib.Path) -> str:
+    return path.suffix.lower() if codec(path) else ""
+
+
 def _ending(path: pathlib.Path) -> str:
     """Returns the ending of a name, without that of compression or the number of a shard."""
-    name = path.name.removesuffix(path.suffix) if codec(path) else path.name
+    name = path.name[: len(path.name) - len(_compression(path))]
     return pathlib.PurePath(re.sub(r"-\d+-of-\d+$", "", name)).suffix.lower()
 
 

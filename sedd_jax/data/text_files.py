@@ -61,8 +61,10 @@ def _parse_json(line: str, first: bool, field: str) -> str | np.ndarray | Fault 
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         return Fault("is no JSON", f" ({str(error).partition(': line')[0]})")
-    if not isinstance(row, dict) or field not in row:
-        return Fault(f"has no field {field!r}")
+    if not isinstance(row, dict):
+        return Fault("is no JSON object")
+    if field not in row:
+        return Fault(f"has no field {field!r}", f" but {', '.join(row):.80}" if row else "")
     return checked_value(row[field], field)
 
 

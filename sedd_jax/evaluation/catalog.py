@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from sedd_jax.data.documents import BLANK, Fault, Recipe
 from sedd_jax.data.signatures import decoded
-from sedd_jax.data.sources import pieces
+from sedd_jax.data.sources import format_of, pieces
 from sedd_jax.data.tables import HUGGING_FACE, TFDS
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.datasets import DETOKENIZERS, TEXT_SETS, Split, TextSet
 
 _REMOTE = (HUGGING_FACE, TFDS)
-_TABLES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+_TABLES = ("jsonl", "csv", "tsv", "parquet")
 _SHARD = re.compile(r"-\d+-of-(\d+)")
 
 
@@ -171,7 +171,7 @@ def _is_remote(source):
 
 def _rows(known: TextSet, source: str, split: Split) -> list[str]:
     """The documents of a file or a corpus, blank ones included."""
-    if source.startswith(_REMOTE) or source.lower().endswith(_TABLES):
+    if source.startswith(_REMOTE) or format_of(Path(source)) in _TABLES:
         recipe = Recipe(field=known.field)
         documents = ((p, document) for p in pieces(recipe, source) for document in p.documents())
         return [_text(piece, *document) for piece, document in documents]

@@ -14,6 +14,7 @@ import numpy as np
 
 from sedd_jax.data.prepared import open_data
 from sedd_jax.data.signatures import decoded
+from sedd_jax.data.sources import format_of
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.run import DATA_FOLDER
 from sedd_jax.inference.model import TrainedModel
@@ -159,6 +160,8 @@ def read_reference(source: str, checkpoint: TrainedModel, length: int, count: in
         raise BadInput(f'There is no reference text {path}; give a text file, or "heldout".')
     if checkpoint.tokenizer is None:
         raise BadInput("A reference text needs the tokenizer of the model, which has none.")
+    if (form := format_of(path)) not in (None, "text"):
+        raise BadInput(f"The reference {path} holds {form} by its name; give a file of plain text.")
     content = path.read_bytes()
     tokens = checkpoint.tokenizer.encode(decoded(content, f"The reference {path}"))
     rows = tokens[: len(tokens) // length * length].reshape(-1, length)

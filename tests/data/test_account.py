@@ -20,13 +20,13 @@ COUNTS = {
 def test_every_count_is_told():
     counts = COUNTS | {"cut_off": 123}
     manifest = {"splits": {"train": COUNTS, "heldout": counts}, "skipped": {"is blank": 2}}
-    manifest["passed_by"] = {".md": 1200, "broken link": 1}
+    manifest["passed_by"] = {".md": 1200, **{f".{i}": 1 for i in range(9)}}
     told = "20 documents, 3,000 tokens, 1,990 characters, 2,000 bytes, 0.667 bytes a token, 1,000 "
     assert list(account.lines(manifest)) == [
         f"train:    {told}tokens are filling",
         f"heldout:  {told}tokens are filling, 123 more tokens cut off",
         "left out: 2 documents: each is blank",
-        "passed by: 1,201 files (.md 1,200, broken link 1)",
+        "passed by: 1,209 files (.md 1,200, .0 1, .1 1, .2 1, .3 1, .4 1, .5 1, .6 1, others 2)",
     ]
 
 

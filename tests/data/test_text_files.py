@@ -173,8 +173,8 @@ def test_what_is_no_fastq_record_is_a_fault_with_its_place(tmp_path):
     [
         ("{", "is no JSON (Expecting property name enclosed in double quotes)"),
         ("[" * 100_000, "is no JSON (maximum recursion depth exceeded while decoding a JSON array"),
-        ("[1]", "has no field 'text'"),
-        ('{"Text": "x"}', "has no field 'text'"),
+        ("[1]", "is no JSON object"),
+        ('{"Text": "x", "id": 1}', "has no field 'text' but Text, id"),
         ('{"text": 3}', "has no text in the field 'text' but int"),
         ('{"text": null}', "has no text in the field 'text' but NoneType"),
         ('{"text": ""}', "is blank"),

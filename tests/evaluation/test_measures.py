@@ -139,5 +139,8 @@ def test_bad_references(checkpoint, causal, tmp_path):
     path.write_bytes(b"\xff")
     with pytest.raises(BadInput, match="is not UTF-8 text"):
         read_reference(str(path), checkpoint, 4, 2)
+    path.rename(tmp_path / "real.jsonl")
+    with pytest.raises(BadInput, match="real.jsonl holds jsonl by its name; give a file of plain"):
+        read_reference(str(tmp_path / "real.jsonl"), checkpoint, 4, 2)
     with pytest.raises(BadInput, match="The checkpoint is not a run with its data"):
         read_reference("heldout", causal, 4, 2)
