@@ -19,8 +19,8 @@ from sedd_jax.errors import BadInput
 from sedd_jax.evaluation import summary
 from sedd_jax.evaluation.record import FOLDER, Record, labels, read_records, sample_titles
 from sedd_jax.experiment import card
-from sedd_jax.experiment.config import Config, from_json
-from sedd_jax.experiment.run import CONFIG_FILE, DATA_FOLDER
+from sedd_jax.experiment.config import Config
+from sedd_jax.experiment.run import CONFIG_FILE, DATA_FOLDER, read_settings
 from sedd_jax.inference.build import build_family, dotted_paths
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system.settings import flatten
@@ -96,7 +96,7 @@ def _facts(folder):
     settings, tokens = folder / CONFIG_FILE, folder / DATA_FOLDER
     if not settings.is_file() or not tokens.exists():
         return None  # the config.json of a published model has another layout
-    config, tokenizer = from_json(settings.read_text()), find_tokenizer(tokens / "tokenizer")
+    config, tokenizer = read_settings(settings), find_tokenizer(tokens / "tokenizer")
     vocab_size = tokenizer.vocab_size if tokenizer else config.data.vocab_size
     if not vocab_size:
         raise BadInput(f"{folder} lacks its {DATA_FOLDER}/tokenizer; copy it there.")

@@ -68,7 +68,7 @@ def write_card(folder: Path, facts: RunFacts, name: str) -> None:
       name: a folder or a repository of the hub, from which the model can be loaded.
     """
     path = folder / FILE
-    if path.exists() and _MARK not in path.read_text():
+    if path.exists() and _MARK not in path.read_text(errors="replace"):
         print_on_primary(f"{path} was not written by sedd_jax, and is kept.")
     else:
         atomic_write(path, card(facts, name))

@@ -68,13 +68,15 @@ class _JsonLines:
 
     def __init__(self, path, last_step):
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step(line) <= last_step]
-        if kept != lines:
-            print_on_primary(
-                f"{path}: {len(lines) - len(kept)} rows after step {last_step} will be written "
-                "again."
-            )
+        # errors: one torn character must not lose the rest
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+        steps = [_step(line) for line in lines]
+        kept = [line for line, step in zip(lines, steps, strict=True) if step <= last_step]
+        # of a run that was killed only the last row is torn
+        if damaged := steps[:-1].count(math.inf):
+            print_on_primary(f"{path}: {damaged} rows are damaged and left out.")
+        if again := len(lines) - len(kept) - damaged:
+            print_on_primary(f"{path}: {again} rows after step {last_step} will be written again.")
         atomic_write(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self.close = self._file.close
@@ -117,7 +119,6 @@ def _tensorboard(run, last_step):
 
 def read_rows(path: Path, last_step: int) -> list[dict[str, Any]]:
     """Returns the rows up to `last_step` of a file that `MetricWriter` wrote."""
-    # errors: one torn character must not lose the rest
     lines = path.read_text(errors="replace").splitlines()
     return [json.loads(line) for line in lines if _step(line) <= last_step]
 
@@ -129,6 +130,6 @@ def finite_values(values: Row) -> Row:
 
 def _step(line):
     try:
-        return json.loads(line)["step"]
-    except ValueError:  # the torn last line of a killed run
-        return float("inf")
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # the torn last line of a killed run, or damage
+        return math.inf

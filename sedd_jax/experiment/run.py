@@ -11,6 +11,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment import config as configs
 from sedd_jax.experiment.checkpoint import last_saved
 from sedd_jax.experiment.config import Config
+from sedd_jax.model.pretrained import read_json
 from sedd_jax.system.files import atomic_write, check_local
 from sedd_jax.system.lock import exclusive
 from sedd_jax.system.settings import marked
@@ -35,7 +36,7 @@ def open_run(run: Path, config: Config) -> Dataset:
     """
     check_folder(run)
     settings, data = run / CONFIG_FILE, run / DATA_FOLDER
-    old = configs.from_json(settings.read_text()) if settings.exists() else None
+    old = read_settings(settings) if settings.exists() else None
     if old:
         _check_settings(run, old, config)
     is_new = not data.exists()
@@ -68,7 +69,7 @@ def read_run(run: Path, config: Config) -> Dataset:
             f"This process finds no run in {run}, which another process has opened: --workdir must "
             "be on a file system that all processes share."
         )
-    differing = configs.differences(configs.from_json(settings.read_text()), config)
+    differing = configs.differences(read_settings(settings), config)
     if differing:
         raise BadInput(
             f"This process and the one that opened {run} have different settings "
@@ -77,6 +78,18 @@ def read_run(run: Path, config: Config) -> Dataset:
     dataset = open_data(run / DATA_FOLDER, config.model.length)
     _check_data(dataset, config)
     return dataset
+
+
+def read_settings(path: Path) -> Config:
+    """Returns the settings in the `CONFIG_FILE` of a run.
+
+    Raises:
+      BadInput: it is damaged.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise BadInput(f"{path} is damaged: it holds no settings.")
+    return configs.from_saved(values)
 
 
 @contextlib.contextmanager

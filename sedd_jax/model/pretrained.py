@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, first_line
 from sedd_jax.model.sharding import leaves_by_path
 from sedd_jax.model.torch_file import load_torch_file
 from sedd_jax.model.transformer import Params
@@ -107,7 +107,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise BadInput(f"{path} is not valid JSON: {error}.") from error
+        raise BadInput(
+            f"{path} is damaged or no JSON ({first_line(error)}); put back a copy or make it again."
+        ) from error
 
 
 def _lookup(values, dotted, kind, path):

@@ -183,7 +183,7 @@ def test_the_history_ends_with_the_step(tmp_path):
     assert card.read_history(found, None)["rows"] == []
     assert card.read_history({}, 3) == {"step": 3, "manifest": None, "rows": []}
     found["manifest.json"].write_text('{"format": ')
-    with pytest.raises(BadInput, match="data/manifest.json is not valid JSON"):
+    with pytest.raises(BadInput, match="data/manifest.json is damaged or no JSON"):
         card.read_history(found, 10)
 
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from sedd_jax.errors import Halted
-from sedd_jax.experiment.metrics import FILE, MetricWriter
+from sedd_jax.experiment.metrics import FILE, MetricWriter, read_rows
 
 
 def rows(run):
@@ -26,6 +26,19 @@ def test_rows_after_the_restored_step_are_dropped(tmp_path):
         {"step": 2, "loss": 2.0},
         {"step": 3, "sample_0": "text"},
     ]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"5", b"[1]", b"{}", b"\0\0\0", b'{"step": 2, "l\xff', b'{"step": "x"}']
+)
+def test_damaged_rows_are_counted_and_left_out(tmp_path, capsys, damage):
+    (tmp_path / FILE).write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 3}\n{"step": 4}\n{"st')
+    assert read_rows(tmp_path / FILE, 4) == [{"step": 1}, {"step": 3}, {"step": 4}]
+    with MetricWriter(tmp_path, 3):
+        told = capsys.readouterr().out
+    assert "1 rows are damaged and left out." in told
+    assert "2 rows after step 3 will be written again." in told
+    assert rows(tmp_path) == [{"step": 1}, {"step": 3}]
 
 
 def test_scalars_reach_the_event_files(tmp_path):

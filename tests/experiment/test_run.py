@@ -116,6 +116,15 @@ def interrupted(*args):
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("damage", [b"", b"{", b"5", b"\xff{}", bytes(9)])
+def test_damaged_settings_are_named(tmp_path, smoke_config, damage):
+    open_run(tmp_path, smoke_config)
+    (tmp_path / CONFIG_FILE).write_bytes(damage)
+    for read in (open_run, read_run):
+        with pytest.raises(BadInput, match="config.json is damaged"):
+            read(tmp_path, smoke_config)
+
+
 def test_to_go_on_the_corpus_is_not_needed(tmp_path, smoke_config):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("Some words.\n" * 4000)
