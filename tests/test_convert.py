@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import chex
@@ -178,6 +179,18 @@ def test_nothing_is_overwritten_or_left_half_written(published, tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     with pytest.raises(BadInput, match="The folder of --output=.*absent/out does not exist"):
         converted(checkpoint=tmp_path, output=tmp_path / "absent" / "out")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_who_may_read_a_model_is_said_by_the_umask(tiny, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        export(tiny, tmp_path / "out", "published", weights="averaged", name="x")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "out").rglob("*"):
+        full = 0o777 if path.is_dir() else 0o666
+        assert (path.name, path.stat().st_mode & 0o777) == (path.name, full & ~umask)
 
 
 def test_the_binary(published, binary, tmp_path):

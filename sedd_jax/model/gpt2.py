@@ -1,6 +1,7 @@
 """GPT-2 in the layout of Hugging Face: a folder with config.json and a state dict."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ _NAMES = {
     "head.norm.scale": "ln_f.weight",
     "head.norm.bias": "ln_f.bias",
 }
+_TOKENS = 50257  # of its tokenizer
 _BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, present in some files
 
 
@@ -47,7 +49,7 @@ _BUFFERS = (".attn.bias", ".attn.masked_bias")  # the causal mask, present in so
 class GPT2Config:
     """The network's settings in config.json."""
 
-    tokens: int = json_key("vocab_size")
+    tokens: int = json_key("vocab_size")  # without rows that belong to no token
     hidden_size: int = json_key("n_embd")
     num_blocks: int = json_key("n_layer")
     num_heads: int = json_key("n_head")
@@ -89,8 +91,7 @@ def read_config(folder: Path) -> GPT2Config:
     path = folder / "config.json"
     values = read_json(path)
     config = settings_from(values, GPT2Config, path)
-    # the start of a text is the last token, as in GPT-2 itself
-    derived = {"n_inner": 4 * config.hidden_size, "bos_token_id": config.tokens - 1}
+    derived = {"n_inner": 4 * config.hidden_size}
     for key, expected in (_FIXED | derived).items():
         found = values.get(key, expected)
         if found != expected and (key, found) != ("n_inner", None):
@@ -102,7 +103,20 @@ def read_config(folder: Path) -> GPT2Config:
         raise BadInput(
             f"{path} has n_embd = {config.hidden_size}, no multiple of n_head = {config.num_heads}."
         )
-    return config
+    return dataclasses.replace(config, tokens=_num_tokens(values, config.tokens, path))
+
+
+def _num_tokens(values, rows, path):
+    """The tokens of `rows` of the table: the last one starts a text, as in GPT-2 itself."""
+    start = values.get("bos_token_id", min(rows, _TOKENS) - 1)
+    # rows behind it are padding, or of tokens that were added
+    if type(start) is not int or not 0.9 * rows <= start + 1 <= rows:
+        raise BadInput(
+            f"{path} has vocab_size = {rows} and bos_token_id = {start!r}: the ids are not those "
+            f"of GPT-2's tokenizer, whose last of {_TOKENS} starts a text; only padding and a few "
+            "added tokens may follow it."
+        )
+    return start + 1
 
 
 def read_params(folder: Path, abstract: Params, tokens: int) -> Params:
@@ -122,6 +136,20 @@ def read_params(folder: Path, abstract: Params, tokens: int) -> Params:
     unembedding, table = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
     if unembedding is not None and not np.array_equal(unembedding, table):
         raise BadInput(f"{path} has a lm_head.weight of its own; GPT-2's is wte.weight.")
+    rows = read_json(folder / "config.json")["vocab_size"]
+    if table is not None and len(table) != rows:
+        raise BadInput(
+            f"Tensor wte.weight of {path} has {len(table)} rows, the config has vocab_size = "
+            f"{rows}."
+        )
+    if table is not None and rows > tokens:
+        print(
+            f"{path}: the last {rows - tokens} of {rows} rows of the vocabulary, padding or added "
+            "tokens, are left out: no text has them.",
+            file=sys.stderr,
+            flush=True,
+        )
+        tensors["wte.weight"] = table[:tokens]
     return assemble(_NAMES, tensors, abstract, tokens, path, transposed=False)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +247,8 @@ def write_published(folder: Path, config: PublishedConfig, params: Params, num_s
     width = config.hidden_size // config.num_heads
     tensors[BUFFER] = 1 / 10_000 ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
     save_file(tensors, folder / WEIGHTS[0], metadata={"format": "pt"})
+    # safetensors writes a file that only its owner can read, whatever the umask
+    shutil.copymode(folder / "config.json", folder / WEIGHTS[0])
 
 
 def _published_tensors(params, num_states):

@@ -52,7 +52,7 @@ def test_logits_are_those_of_transformers(tmp_path):
     torch.manual_seed(1)
     config = transformers.GPT2Config(
         vocab_size=200, n_positions=16, n_embd=24, n_layer=3, n_head=3,
-        bos_token_id=0, eos_token_id=0,
+        bos_token_id=199, eos_token_id=199,
     )  # fmt: skip
     model = transformers.GPT2LMHeadModel(config).eval()
     with torch.no_grad():
@@ -136,13 +136,46 @@ def test_weights_in_parts(folder):
         ("n_embd", "16", "n_embd = '16', which should be int"),
         ("n_layer", 3, "lacks the tensor h.2.ln_1.weight"),
         ("n_positions", 13, r"wpe.weight of .* has shape \(12, 16\), the config needs \(13, 16\)"),
-        ("vocab_size", 62, "bos_token_id = 60: another network than GPT-2's, which has 61"),
+        ("vocab_size", 62, r"wte\.weight of .* has 61 rows, the config has vocab_size = 62"),
+        ("vocab_size", 60, "vocab_size = 60 and bos_token_id = 60: the ids are not those of GPT-2"),
+        ("vocab_size", 90, "vocab_size = 90 and bos_token_id = 60: the ids are not those of GPT-2"),
+        ("bos_token_id", 0, "bos_token_id = 0: .* only padding and a few added tokens may follow"),
+        ("bos_token_id", None, "bos_token_id = None: the ids are not those"),
     ],
 )
 def test_what_is_no_gpt_2_is_refused(folder, key, value, message):
     change_config(folder, **{key: value})
     with pytest.raises(BadInput, match=message):
         sedd.load(folder)
+
+
+@pytest.mark.parametrize("more", [1, 3])
+def test_rows_that_no_text_has_are_left_out(folder, capfd, more):
+    def widen(tensors):
+        table = tensors["transformer.wte.weight"]
+        tensors["transformer.wte.weight"] = np.concatenate([table, table[:more] + 9])
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"].copy()
+
+    change_tensors(folder, widen)
+    change_config(folder, vocab_size=61 + more, pad_token_id=61)
+    found, wanted = sedd.load(folder), sedd.load(GOLDEN)
+    jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
+    assert (found.config, found.model.start) == (wanted.config, 60)
+    line = f"the last {more} of {61 + more} rows of the vocabulary, padding or added tokens, are"
+    assert capfd.readouterr().err.count(line) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "start", "tokens"),
+    [(50257, 50256, 50257), (50258, 50256, 50257), (50304, 50256, 50257), (50304, None, 50257)],
+)
+def test_the_sizes_of_gpt_2_with_padding(folder, rows, start, tokens):
+    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": rows}
+    config |= {"bos_token_id": start}
+    if start is None:  # its default is the id of GPT-2
+        del config["bos_token_id"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert gpt2.read_config(folder).tokens == tokens
 
 
 def test_tensors_that_do_not_fit_are_named(folder):
