@@ -91,7 +91,7 @@ def check(path: pathlib.Path, head: bytes, form: str, *, named: bool) -> str:
                 f"data.format={other}, or data.format=text if it is text."
             )
         if is_doubtful:
-            return f"begins as {other} does and is read as text"
+            return f"begins as {other.upper()} does and is read as text"
     return ""
 
 

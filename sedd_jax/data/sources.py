@@ -63,7 +63,7 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
     for path, form in _files(corpus, recipe.format):
         found += _read(recipe, path, form, doubts)
     if doubts:
-        more = f", and {len(doubts) - 1:,} more files likewise" if len(doubts) > 1 else ""
+        more = f", and {len(doubts) - 1:,} more likewise" if len(doubts) > 1 else ""
         print(f"warning: {doubts[0]}{more}; data.format says what it is.", flush=True)
     return found
 

@@ -113,14 +113,18 @@ def test_sequences_under_the_name_of_text_are_refused(tmp_path, text, form):
 def test_text_is_read_and_told_where_it_is_in_doubt(tmp_path, capsys, text, doubt):
     assert len(look(tmp_path / "a.txt", text.encode())) == 1
     told = capsys.readouterr().out
-    assert told == "" if not doubt else f"a.txt begins as {doubt} does and is read as text" in told
+    assert (
+        told == ""
+        if not doubt
+        else f"a.txt begins as {doubt.upper()} does and is read as text" in told
+    )
     look(tmp_path / "b.txt", text.encode())
     look(tmp_path / "a.txt", text.encode(), format="text")
     (tmp_path / "sub.md").write_text("x")
     capsys.readouterr()
     pieces(Recipe(), str(tmp_path))
     told = capsys.readouterr().out
-    assert told.count("\n") == bool(doubt) and ("and 1 more files likewise" in told) == bool(doubt)
+    assert told.count("\n") == bool(doubt) and ("and 1 more likewise" in told) == bool(doubt)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,9 @@ def test_tables_are_read_with_blank_rows(tmp_path):
     assert DatasetCatalog(tmp_path).read("wikitext2", "test").documents == expected
     rows = write(tmp_path / "rows.jsonl", "".join(f"{json.dumps({'sentence': s})}\n" for s in "ab"))
     assert DatasetCatalog(None, {"ptb": str(rows)}).read("ptb", "test").documents == ["a", "b"]
+    for name, content in (("ROWS.JSONL", rows.read_text()), ("rows.csv", "id,sentence\n1,a\n2,b")):
+        source = {"ptb": str(write(tmp_path / name, content))}
+        assert DatasetCatalog(None, source).read("ptb", "test").documents == ["a", "b"]
     with pytest.raises(BadInput, match="rows.jsonl, line 1 has no field 'text'"):
         DatasetCatalog(None, {"lm1b": str(rows)}).read("lm1b", "test")
 
