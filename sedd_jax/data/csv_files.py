@@ -1,9 +1,15 @@
-"""Tables of text, CSV and TSV, with a column of documents; read line by line."""
+"""Tables of text, CSV and TSV, with a column of documents; read line by line.
+
+A field of a CSV file may stand in quotes, with delimiters, line breaks and doubled quotes in it. In
+a TSV file quotes are letters, and a field is what stands between two tabs.
+"""
 
 import csv
 import pathlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import numpy as np
 
 from sedd_jax.data.documents import Document, Fault, Piece, checked_value, file_version
 from sedd_jax.data.signatures import MARK
@@ -11,29 +17,31 @@ from sedd_jax.data.tables import check_field
 from sedd_jax.data.text_files import blocks, open_bytes, split
 from sedd_jax.errors import BadInput
 
-_DELIMITERS = {"csv": ",;", "tsv": "\t"}  # some spreadsheets write a semicolon
+_TAB = "\t"
+_DELIMITERS = (",", ";", _TAB)  # of CSV; some spreadsheets write a semicolon
 
 
 def table(path: pathlib.Path, form: str, field: str, limit: int) -> list[Piece]:
     """Returns the rows of a table whose first line has the names of its columns, as one piece.
 
     Args:
-      path: the file; .gz and .zst files are decompressed.
-      form: "csv" or "tsv".
+      path: the file, perhaps compressed.
+      form: "csv", divided by the delimiter that gives its first line the field, or "tsv".
       field: the column of text.
       limit: the largest document, in bytes.
 
     Raises:
       BadInput: the file has no such column, or more than one.
     """
-    tables = [_Rows(path, delimiter, field, limit) for delimiter in _DELIMITERS[form]]
-    # a header with quotes is an error to the strict reader of another delimiter
-    headers = [next(csv.reader(rows.lines(), delimiter=rows.delimiter), []) for rows in tables]
+    quoted = form == "csv"
+    tables = [_Rows(path, at, quoted, field, limit) for at in (_DELIMITERS if quoted else _TAB)]
+    headers = [rows.header() for rows in tables]
     if not headers[0]:
         return []
     found = next((i for i, header in enumerate(headers) if field in header), 0)
     names = [f"{name:.40}" for name in headers[found]]
-    check_field(field, headers[found] and names, f"The first line of {path}")
+    if field not in headers[found]:
+        check_field(field, names, f"The first line of {path}, the names of its columns,")
     if headers[found].count(field) > 1:
         raise BadInput(f"{path} has more than one column {field!r}; rename one.")
     return [tables[found]]
@@ -45,6 +53,7 @@ class _Rows(Piece):
 
     path: pathlib.Path
     delimiter: str
+    quoted: bool
     field: str
     limit: int
 
@@ -56,35 +65,52 @@ class _Rows(Piece):
     def size(self) -> int:
         return self.path.stat().st_size
 
-    def _read(self) -> Iterator[tuple[list[str], int]]:
-        """Yields the rows and their lines, the first line with its names included."""
-        csv.field_size_limit(self.limit)  # of the whole process; the default is 128 kB
-        rows, line = csv.reader(self.lines(), delimiter=self.delimiter, strict=True), 1
-        try:
-            for row in rows:
-                if row:  # an empty line is no row
-                    yield row, line
-                line = rows.line_num + 1
-        except csv.Error as error:
-            raise BadInput(
-                f"{self.path}, line {line} is no row of a table ({error}): a field that begins "
-                'with a quote ends with one, and a quote inside it is written ""; mend it, or make '
-                "JSON lines of it."
-            ) from error
+    def header(self) -> list[str]:
+        """Returns the names of the columns, [] for an empty file."""
+        # not strict: with another delimiter, a field in quotes goes on after them
+        rows = csv.reader(self._lines(), delimiter=self.delimiter)
+        return next(rows if self.quoted else map(self._divided, self._lines()), [])
 
     def documents(self) -> Iterator[Document]:
-        rows = self._read()
+        rows = self._quoted_rows() if self.quoted else self._plain_rows()
         header, _ = next(rows)
         column = header.index(self.field)
         for row, line in rows:
             if len(row) == len(header):
-                raw = row[column].encode(errors="surrogateescape")
-                yield Document(checked_value(raw, self.field, self.limit), line)
+                yield Document(self._content(row[column]), line)
             else:
                 detail = f": {len(row)} instead of {len(header)}"
                 yield Document(Fault("has more or fewer fields than the first line", detail), line)
 
-    def lines(self) -> Iterator[str]:
+    def _content(self, cell: str) -> str | np.ndarray | Fault:
+        if not self.quoted and len(cell) > 2 and cell[0] == cell[-1] == '"' and '""' in cell[1:-1]:
+            return Fault("has a field in quotes, as in CSV", "; set data.format=csv")
+        return checked_value(cell.encode(errors="surrogateescape"), self.field, self.limit)
+
+    def _plain_rows(self) -> Iterator[tuple[list[str], int]]:
+        """Yields the rows and their lines; an empty line is no row."""
+        rows = enumerate(map(self._divided, self._lines()), 1)
+        return ((row, number) for number, row in rows if row != [""])
+
+    def _divided(self, line: str) -> list[str]:
+        return line.removesuffix("\n").removesuffix("\r").split(self.delimiter)
+
+    def _quoted_rows(self) -> Iterator[tuple[list[str], int]]:
+        csv.field_size_limit(self.limit)  # of the whole process; the default is 128 kB
+        rows, line = csv.reader(self._lines(), delimiter=self.delimiter, strict=True), 1
+        try:
+            for row in rows:
+                if row:
+                    yield row, line
+                line = rows.line_num + 1
+        except csv.Error as error:
+            raise BadInput(
+                f"{self.path}, line {line} is no row of CSV ({error}): a field that begins with a "
+                'quote ends with one, and a quote inside it is written ""; mend it, or make JSON '
+                "lines of it."
+            ) from error
+
+    def _lines(self) -> Iterator[str]:
         """Yields the lines as text; what does not decode is the fault of a row."""
         with open_bytes(self.path) as file:
             lines = split(blocks(file, self.path), b"\n", self.limit)

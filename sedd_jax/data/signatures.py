@@ -1,6 +1,7 @@
 """What a file is by its first bytes, whatever its name says: none is read as what it is not."""
 
 import codecs
+import itertools
 import pathlib
 import re
 
@@ -46,7 +47,7 @@ _PERHAPS_TEXT = ("a PDF", "an RTF document")
 _LONG = 4  # so many first bytes are no chance, where a file may begin with any
 _NUCLEOTIDES = re.compile(rb"[ACGTUNacgtun*.-]{8,}")
 _RESIDUES = re.compile(rb"[A-Z*.-]{30,}")  # of a protein; shorter ones may be a word in capitals
-_WORD = re.compile(rb"[A-Za-z*.-]+")
+_WORD = re.compile(rb"[A-Za-z*.-]+|\d+( \d+)+")  # or the qualities of bases
 
 
 def check(path: pathlib.Path, head: bytes, form: str, *, named: bool) -> str:
@@ -155,16 +156,18 @@ def _check_fastq(path, lines):
     if len(lines) > 3 and not lines[2].startswith(b"+"):
         raise BadInput(
             f"{path} is no FASTQ of four lines a record: its third line does not begin with '+'; "
-            "join sequences of several lines: seqtk seq FILE > NEW.fastq"
+            "join the lines of a sequence: seqtk seq FILE > NEW.fastq"
         )
 
 
 def _fasta(lines):
     """Whether a text surely is FASTA, and whether it may be."""
+    lines = list(itertools.dropwhile(lambda line: line[:1] in b";#!", lines))  # comments
     headers = next((i for i, line in enumerate(lines) if not line.startswith(b">")), len(lines))
     body = lines[headers].strip() if headers < len(lines) else b""
     sure = headers and (_NUCLEOTIDES.fullmatch(body) or _RESIDUES.fullmatch(body))
-    return sure, headers == 1 and (not body or _WORD.fullmatch(body))
+    doubtful = _WORD.fullmatch(body) if body else not lines[:1] or lines[0][1:2].strip()
+    return sure, headers == 1 and doubtful
 
 
 def _fastq(lines):

@@ -29,7 +29,7 @@ from sedd_jax.errors import BadInput
 _BLOCK_BYTES = 2**20
 # pyarrow's names by the suffix of a file; of the two zstd readers at hand pyarrow's is the one that
 # notices a truncated file
-_CODECS = {".gz": "gzip", ".zst": "zstd"}
+_CODECS = {".gz": "gzip", ".bgz": "gzip", ".zst": "zstd"}
 _WHITE_SPACE = str.maketrans("", "", " \t\r\n")
 
 
@@ -81,7 +81,8 @@ def _parse_fasta(record: str, first: bool, field: str) -> str | Fault:
 def _parse_fastq(record: str, first: bool, field: str) -> str | Fault:
     """Returns the letters of a read in capitals, without their qualities."""
     name, letters, plus, qualities = [*map(str.rstrip, record.split("\n")), "", "", ""][:4]
-    if not (name.startswith("@") and plus.startswith("+") and len(letters) == len(qualities)):
+    is_whole = name.startswith("@") and plus.startswith("+") and len(letters) == len(qualities)
+    if not is_whole or len(letters.split()) > 1:
         return Fault("is no FASTQ record of four lines, the last as long as the second")
     return letters.upper() or BLANK
 

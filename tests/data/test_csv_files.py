@@ -43,15 +43,25 @@ def test_the_delimiter_is_that_of_the_header(tmp_path):
         assert read(tmp_path / name, content) == [("a;b", 2)]
 
 
+def test_quotes_are_letters_of_a_tsv_file(tmp_path):
+    content = b'text\tid\r\n"a" b\r\t1\r\n\n"c"\t2\n"d\t3\n"e ""f"""\t4\nx\t"y\tz"\n'
+    quoted = Fault("has a field in quotes, as in CSV", "; set data.format=csv")
+    fields = Fault("has more or fewer fields than the first line", ": 3 instead of 2")
+    found = [('"a" b\r', 2), ('"c"', 4), ('"d', 5), (quoted, 6), (fields, 7)]
+    assert read(tmp_path / "a.tsv", content) == found
+    content = b'text\tid\n"e ""f"""\t4\nx\t"y\tz"\n'
+    assert read(tmp_path / "a.tsv", content, format="csv") == [('e "f"', 2), ("x", 3)]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"id,body\n1,x", "The first line of .*a.csv has no field 'text' but id, body; set data.f"),
+        (b"id,body\n1,x", "a.csv, the names of its columns, has no field 'text' but id, body; set"),
         (b"text,text\nx,y", "a.csv has more than one column 'text'; rename one"),
-        (b'text\nx\n"y\nz', r"a.csv, line 3 is no row of a table \(unexpected end of data\): a fi"),
-        (b'text\n"y" z\n', r"a.csv, line 2 is no row of a table \(',' expected after '\"'\)"),
+        (b'text\nx\n"y\nz', r"a.csv, line 3 is no row of CSV \(unexpected end of data\): a fi"),
+        (b'text\n"y" z\n', r"a.csv, line 2 is no row of CSV \(',' expected after '\"'\)"),
         (b"text\n" + b"x" * (2**20 + 1), "line 2 is larger than the 1 MB of data.max_document_mb"),
-        (b'text\n"' + b"x\n" * 2**20, r"line 2 is no row of a table \(field larger than field lim"),
+        (b'text\n"' + b"x\n" * 2**20, r"line 2 is no row of CSV \(field larger than field lim"),
     ],
 )
 def test_a_table_that_cannot_be_read_is_named(tmp_path, content, message):

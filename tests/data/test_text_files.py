@@ -161,11 +161,11 @@ def test_lists_of_integers_in_json_lines_are_ids(tmp_path):
 
 def test_what_is_no_fastq_record_is_a_fault_with_its_place(tmp_path):
     path = tmp_path / "a.fastq"
-    path.write_text("@a\nAC\n+\nII\n@b\nACG\n+\nII\n@c\n\n+\n\n@d\nA\n")
+    path.write_text("@a\nAC\n+\nII\n@b\nACG\n+\nII\n@c\n\n+\n\n@d\nA C\n+\nIII\n@e\nA\n")
     fault = Fault("is no FASTQ record of four lines, the last as long as the second")
     found = read(path)
-    assert [content for content, _ in found] == ["AC", fault, BLANK, fault]
-    assert [place for _, place in found] == [f"{path}, line {line}" for line in (1, 5, 9, 13)]
+    assert [content for content, _ in found] == ["AC", fault, BLANK, fault, fault]
+    assert [place for _, place in found] == [f"{path}, line {line}" for line in (1, 5, 9, 13, 17)]
 
 
 @pytest.mark.parametrize(
