@@ -43,6 +43,7 @@ _NAMES = {
 _VOCAB_AXIS = {"embedding.table": 0, "head.kernel": 1, "head.bias": 0}
 BUFFER = "rotary_emb.inv_freq"  # derived, absent from some files; the published code needs it
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_QUANTISED = (np.int8, np.uint8, np.bool_)  # their scale stands elsewhere
 _LFS_POINTER = b"version https://git-lfs"
 
 
@@ -79,12 +80,17 @@ def read_config(folder: Path) -> PublishedConfig:
     """Reads config.json, whose settings may also be under the key "config".
 
     Raises:
-      BadInput: not JSON, or a key missing or of the wrong type.
+      BadInput: not JSON, of another kind of model, or a key missing or of the wrong type.
     """
     path = folder / "config.json"
     values = read_json(path)
     if isinstance(values, dict) and isinstance(values.get("config"), dict):
         values = values["config"]
+    if isinstance(values, dict) and "model_type" in values and "graph" not in values:
+        raise BadInput(
+            f"{path} describes a model of the type {values['model_type']!r}: only SEDD in the "
+            "published layout and GPT-2 are known."
+        )
     return settings_from(values, PublishedConfig, path)
 
 
@@ -153,7 +159,14 @@ def published_params(
       num_states: V.
       path: of the file, for messages.
     """
-    tensors.pop(BUFFER, None)
+    buffer = tensors.pop(BUFFER, None)
+    if buffer is not None and not np.allclose(
+        buffer.astype(np.float32), _frequencies(buffer.size), rtol=0.01
+    ):
+        raise BadInput(
+            f"Tensor {BUFFER} of {path} has other frequencies of rotary positions than those here "
+            "(base 10,000): it is another network."
+        )
     return assemble(_NAMES, tensors, abstract, num_states, path, transposed=True)
 
 
@@ -188,6 +201,11 @@ def assemble(
         if tensor.shape != expected:
             raise BadInput(
                 f"Tensor {name} of {path} has shape {tensor.shape}, the config needs {expected}."
+            )
+        if tensor.dtype in _QUANTISED:
+            raise BadInput(
+                f"Tensor {name} of {path} is of {tensor.dtype}, as quantised weights are; convert "
+                "them to float32 with the code that wrote them."
             )
         tensor = tensor.T if transposed and here.endswith(".kernel") else tensor
         more = [(0, full - size) for full, size in zip(shape, unpadded, strict=True)]
@@ -245,10 +263,16 @@ def write_published(folder: Path, config: PublishedConfig, params: Params, num_s
     (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
     tensors = dict(_published_tensors(params, num_states))
     width = config.hidden_size // config.num_heads
-    tensors[BUFFER] = 1 / 10_000 ** (np.arange(0, width, 2, dtype=np.float32) / np.float32(width))
+    tensors[BUFFER] = _frequencies(width // 2)
     save_file(tensors, folder / WEIGHTS[0], metadata={"format": "pt"})
     # safetensors writes a file that only its owner can read, whatever the umask
     shutil.copymode(folder / "config.json", folder / WEIGHTS[0])
+
+
+def _frequencies(count):
+    """Of rotary positions, as the published code computes them."""
+    even = np.arange(0, 2 * count, 2, dtype=np.float32)
+    return 1 / 10_000 ** (even / np.float32(2 * count))
 
 
 def _published_tensors(params, num_states):

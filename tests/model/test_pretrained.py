@@ -113,9 +113,28 @@ def test_every_tensor_arrives_in_its_place(folder, abstract):
 
 
 def test_derived_buffers_are_ignored(folder, abstract):
-    buffer = {"rotary_emb.inv_freq": np.ones(2, np.float32)}
+    buffer = {"rotary_emb.inv_freq": np.array([1, 0.01], np.float32)}
     save_file(published_tensors() | buffer, folder / "model.safetensors")
     pretrained.read_params(folder, abstract, V)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rotary_emb.inv_freq": np.array([1, 0.001])}, r"base 10,000\): it is another network"),
+        ({"blocks.1.mlp.0.bias": np.ones(4 * HIDDEN, np.int8)}, "of int8, as quantised weights"),
+    ],
+)
+def test_tensors_of_another_network_are_refused(folder, abstract, changes, message):
+    save_file(published_tensors() | changes, folder / "model.safetensors")
+    with pytest.raises(BadInput, match=message):
+        pretrained.read_params(folder, abstract, V)
+
+
+def test_a_model_of_another_kind_is_named(folder):
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 9}))
+    with pytest.raises(BadInput, match="describes a model of the type 'llama': only SEDD in"):
+        pretrained.read_config(folder)
 
 
 def test_written_tensors_are_those_that_were_read(folder, abstract, tmp_path):

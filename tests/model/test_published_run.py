@@ -72,7 +72,7 @@ def write_checkpoint(path, contents):
 
 def averages():
     tensors = load_file(PUBLISHED / "model.safetensors")
-    tensors["rotary_emb.inv_freq"] = np.ones(16, np.float32)
+    tensors["rotary_emb.inv_freq"] = (1e-4 ** (np.arange(16) / 16)).astype(np.float32)
     return {k: tensors[k] for part in ORDER for k in tensors if k.startswith(part)}
 
 
@@ -83,7 +83,7 @@ def checkpoint(prefix="", buffers=False):
     moments = {i: {"step": 5.0, "exp_avg": x} for i, x in enumerate(parameters)}
     return {
         "optimizer": {"state": moments, "param_groups": [{"lr": 3e-4, "betas": (0.9, 0.999)}]},
-        "model": {prefix + name: 2 * x for name, x in shadow.items()},
+        "model": {prefix + k: x if "rotary" in k else 2 * x for k, x in shadow.items()},
         "ema": {"decay": 0.9999, "num_updates": 5, "shadow_params": parameters},
         "step": 5,
     }
