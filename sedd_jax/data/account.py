@@ -95,6 +95,11 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
             f"the tokenizer loses {share:.2%} of the characters, so bits per byte are not the "
             "length of a code for this text."
         )
+    if marks := manifest.get("end_marks"):
+        found.append(
+            f"<|endoftext|> is written {marks:,} times in texts that are not divided, and is text "
+            "there; with config.data.separator='<|endoftext|>' it ends a document."
+        )
     if empty := list(_files_without_documents(manifest)):
         others = f" and {len(empty) - 1:,} more" if len(empty) > 1 else ""
         found.append(f"no document that can be used is in {empty[0]}{others}.")

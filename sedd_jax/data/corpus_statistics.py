@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.data.documents import Fault, Piece
+from sedd_jax.data.separators import end_marks
 from sedd_jax.data.workers import Task
 from sedd_jax.errors import BadInput
 from sedd_jax.system.files import atomic_write_json
@@ -44,7 +45,7 @@ class Surveyor:
     def _survey(self, piece: Piece) -> dict[str, Any]:
         digest, letters = hashlib.sha256(), set()
         counts = collections.Counter(dict.fromkeys(_COUNTS, 0))
-        bins, skipped = collections.Counter(), collections.Counter()
+        bins, skipped, marks = collections.Counter(), collections.Counter(), 0
         for content, where in piece.documents():
             if isinstance(content, Fault):
                 skipped[content.kind] += 1
@@ -67,6 +68,7 @@ class Surveyor:
             digest.update(raw)
             bins[bin_of(raw)] += len(content)
             counts.update(documents=1, characters=len(content), utf8_bytes=size_of(content))
+            marks += end_marks(piece, content)
             if self.letters and isinstance(content, str):
                 letters.update(content)
         return {
@@ -76,6 +78,7 @@ class Surveyor:
             "bins": list(bins),
             "bin_characters": list(bins.values()),
             "skipped": skipped,
+            "end_marks": marks,
         }
 
 
@@ -87,6 +90,7 @@ class Survey:
       histogram: characters by the `bin_of` their document, int64 [BINS].
       letters: the alphabet of all documents.
       skipped: the number of documents left out, by reason.
+      end_marks: how often `<|endoftext|>` is written in text files without a separator.
     """
 
     def __init__(self):
@@ -94,6 +98,7 @@ class Survey:
         self.histogram = np.zeros(BINS, np.int64)
         self.letters: set[str] = set()
         self.skipped = collections.Counter()
+        self.end_marks = 0
 
     def add(self, path: Path) -> None:
         """Adds the statistics of the pieces of a task, from the file that `Surveyor` wrote."""
@@ -103,6 +108,7 @@ class Survey:
             self.histogram[bins] += np.array(piece["bin_characters"], np.int64)
             self.letters.update(piece["letters"])
             self.skipped.update(piece["skipped"])
+            self.end_marks += piece["end_marks"]
 
     @property
     def characters(self) -> int:

@@ -211,7 +211,8 @@ class Recipe:
         "array_record",
     ] = "auto"  # of the files; auto: by the endings of their names
     field: str = "text"  # of a JSON line or a row of a table: a text, or a list of ids
-    separator: str = ""  # splits a text file into documents; empty: the file is one document
+    # splits a text file into documents, with escapes as in \n; empty: the file is one document
+    separator: str = ""
     heldout_corpus: str = ""  # documents never trained on; empty: a part of `corpus` is held out
     heldout_fraction: float = setting(0.1, above=0, below=1)  # of `corpus`, in whole documents
     bad_documents: Literal["refuse", "skip"] = "refuse"  # skip: leave them out, and count them

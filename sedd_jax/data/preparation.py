@@ -14,8 +14,9 @@ from sedd_jax.data.corpus_statistics import BINS, SPLITS, Split, Survey, Surveyo
 from sedd_jax.data.documents import PIECE_BYTES, Piece, Recipe
 from sedd_jax.data.losses import check_lost, joined, letters_text
 from sedd_jax.data.prepared import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest
+from sedd_jax.data.separators import check_occurs, unescaped
 from sedd_jax.data.shards import Shards, id_dtype
-from sedd_jax.data.sources import passed_by, pieces
+from sedd_jax.data.sources import passed_by, pieces, without_effect
 from sedd_jax.data.tokenizer import (
     FITTED_TOKENIZERS,
     SIZED_TOKENIZERS,
@@ -35,7 +36,7 @@ _FITTING_CHARACTERS = 10_000_000
 # twice as many result): workers share them, and a preparation that was killed repeats the last.
 _PARTS, _PART_BYTES = 50, 2**18
 # of what a staging folder holds: work of another number is not continued
-_WORK = 3
+_WORK = 4
 
 
 def prepare_blocks(
@@ -80,6 +81,8 @@ def prepare_blocks(
     if _is_occupied(folder):
         _check_settings(folder, settings)
     if not _is_occupied(folder) or staging_folder(folder).exists():
+        for warning in without_effect(recipe, [piece for task in tasks for piece in task.pieces]):
+            print(warning, flush=True)
         with staged(folder, {"work": _WORK, **settings}) as staging:
             if not _is_occupied(folder):  # or it was finished just now, or killed at the end
                 _Preparation(staging, recipe, length, tasks, workers).run(settings)
@@ -152,6 +155,7 @@ def _settings(recipe: Recipe, length: int, tasks: list[Task]) -> dict[str, Any]:
         unused.add("heldout_fraction")
     if recipe.tokenizer not in SIZED_TOKENIZERS:
         unused.add("vocab_size")
+    choices["separator"] = unescaped(recipe.separator)
     unused.add("max_lost")  # a limit, which leaves no trace
     if not recipe.split_at_unknown:  # nor does an older manifest know the choice
         unused.add("split_at_unknown")
@@ -237,6 +241,7 @@ class _Preparation:
             "vocab_size": tokenizer.vocab_size,
             "dtype": id_dtype(tokenizer.vocab_size),
             "skipped": skipped,
+            "end_marks": sum(survey.end_marks for survey in surveys.values()),
             "passed_by": _sum([passed_by(c, recipe.format) for c in _corpora(recipe).values()]),
             # of a tokenizer that is not exact also if nothing is lost: it was compared
             **({"losses": losses} if losses or not tokenizer.exact else {}),
@@ -273,6 +278,9 @@ class _Preparation:
             if not survey.characters:
                 reason = f"it has no document that can be used{_left_out(survey.skipped)}"
                 raise _empty(recipe, name, reason)
+        pieces = [piece for task in self._tasks for piece in task.pieces]
+        counts = [each["documents"] for survey in surveys.values() for each in survey.pieces]
+        check_occurs(recipe.separator, zip(pieces, counts, strict=True))
         return surveys
 
     def _split(self, survey: Survey) -> Split:

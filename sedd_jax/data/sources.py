@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sedd_jax.data import signatures
 from sedd_jax.data.csv_files import table
 from sedd_jax.data.documents import Document, Piece, Recipe
+from sedd_jax.data.separators import is_text, unescaped
 from sedd_jax.data.sequences import array_records, arrays
 from sedd_jax.data.tables import HUGGING_FACE, TFDS, hugging_face, parquet, tfds
 from sedd_jax.data.text_files import FASTA, FASTQ, JSON_LINES, codec, head_of, plain_text, records
@@ -68,6 +69,30 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
     return found
 
 
+def without_effect(recipe: Recipe, found: list[Piece]) -> list[str]:
+    """Returns warnings of settings that are given, and that no piece of the corpora uses."""
+    default, separator = Recipe(), unescaped(recipe.separator)
+    unused = {
+        "field": (
+            recipe.field != default.field and not any(getattr(it, "field", "") for it in found),
+            "the corpus has no JSON lines and no tables",
+        ),
+        "separator": (
+            separator and not any(is_text(it, separator) for it in found),
+            "the corpus has no text files",
+        ),
+        "heldout_fraction": (
+            recipe.heldout_corpus and recipe.heldout_fraction != default.heldout_fraction,
+            "all of heldout_corpus is held out, and nothing of corpus",
+        ),
+    }
+    return [
+        f"warning: config.data.{name}={getattr(recipe, name)!r} has no effect: {why}."
+        for name, (is_unused, why) in unused.items()
+        if is_unused
+    ]
+
+
 def passed_by(corpus: str, wanted: str) -> dict[str, int]:
     """Returns how many files of a corpus are not read, by their endings.
 
@@ -94,15 +119,15 @@ def _read(recipe: Recipe, path: pathlib.Path, form: str, doubts: list[str]) -> l
         signatures.check_known(path, head_of(path), form)
     match form:
         case "text":
-            return records(path, plain_text(recipe.separator), recipe.field, limit)
+            return records(path, plain_text(unescaped(recipe.separator)), "", limit)
         case "jsonl":
             return records(path, JSON_LINES, recipe.field, limit)
         case "csv" | "tsv":
             return table(path, form, recipe.field, limit)
         case "fasta":
-            return records(path, FASTA, recipe.field, limit)
+            return records(path, FASTA, "", limit)
         case "fastq":
-            return records(path, FASTQ, recipe.field, limit)
+            return records(path, FASTQ, "", limit)
         case "parquet":
             return parquet(path, recipe.field, limit)
         case "array_record":

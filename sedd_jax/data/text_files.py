@@ -124,7 +124,11 @@ class Records(Piece):
         for offset, record, last in self._records():
             first = offset == 0
             if record is None:
-                yield Document(too_large(self.limit), offset)
+                fault = too_large(self.limit)
+                if parse is _parse_text:
+                    how = "does not divide it" if separator else "is empty: a file is one document"
+                    fault = fault._replace(detail=f"; data.separator {how}")
+                yield Document(fault, offset)
                 continue
             mark = len(MARK) if first and record.startswith(MARK) else 0
             record = record[mark:] if mark else record
@@ -137,7 +141,9 @@ class Records(Piece):
                 content = Fault(
                     "is not UTF-8 text", f": the byte at offset {at} of the file does not decode"
                 )
-            if content is not None:
+            # nothing between two separators in a row is no document
+            between = bool(separator) and parse is _parse_text
+            if content is not None and not (between and content is BLANK):
                 yield Document(content, offset)
 
     def _records(self) -> Iterator[tuple[int, bytes | None, bool]]:

@@ -98,7 +98,8 @@ def test_manifest_counts_what_was_written(tmp_path, corpus, load_documents, spli
 def test_without_an_end_token_documents_are_simply_concatenated(tmp_path, split_documents):
     for i, letter in enumerate("abcd"):
         (tmp_path / f"{i}.txt").write_text(letter * 10)
-    dataset = _prepare(tmp_path / "data", str(tmp_path), tokenizer="text8", length=5)
+    choices = {"tokenizer": "text8", "length": 5, "separator": ""}
+    dataset = _prepare(tmp_path / "data", str(tmp_path), **choices)
     train, _ = split_documents([letter * 10 for letter in "abcd"], 0.2)
     assert dataset.tokenizer.decode(_stream(dataset.train)) == "".join(train)
 
@@ -188,12 +189,12 @@ def test_the_files_that_differ_are_named(tmp_path):
     names[0].parent.mkdir()
     for name in names[:-1]:
         name.write_text(f"{name} " * 9)
-    _prepare(tmp_path / "data", names[0].parent)
+    _prepare(tmp_path / "data", names[0].parent, separator="")
     for name in names[:3]:
         name.unlink()
     names[-1].write_text("new")
     with pytest.raises(BadInput, match="a.txt is gone; .*b.txt is gone; .*c.txt is gone; and 1 mo"):
-        _prepare(tmp_path / "data", names[0].parent)
+        _prepare(tmp_path / "data", names[0].parent, separator="")
 
 
 def test_a_foreign_folder_is_not_overwritten_but_an_empty_one_is_used(tmp_path, corpus):
@@ -458,7 +459,7 @@ def test_text_and_ids_are_not_taken_for_each_other(tmp_path):
 def test_the_place_of_a_fault_is_of_the_whole_document_though_it_is_cut(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("a" * 900 + "b" * 80 + "?" + "b" * 19)
-    choices = {"tokenizer": "text8", "heldout_fraction": 0.1, "length": 8}
+    choices = {"tokenizer": "text8", "heldout_fraction": 0.1, "length": 8, "separator": ""}
     with pytest.raises(BadInput, match="the first at position 980"):
         _prepare(tmp_path / "data", corpus, **choices)
     message = r"train split has 0 tokens.*\(left out: 1 document, which does not suit the tokenizer"

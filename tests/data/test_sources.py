@@ -8,7 +8,7 @@ import typing
 import pytest
 
 from sedd_jax.data.characters import Characters
-from sedd_jax.data.documents import BLANK, Recipe
+from sedd_jax.data.documents import Recipe
 from sedd_jax.data.sources import passed_by, pieces
 from sedd_jax.data.tokenizer import GPT2
 from sedd_jax.errors import BadInput
@@ -35,7 +35,6 @@ def test_a_file_is_cut_at_the_separator_and_otherwise_kept_as_it_is(tmp_path):
     assert contents(file, separator="---") == [
         "one\r\nè",
         "two\t ",
-        BLANK,
         "\nthree\n",
     ]
     assert contents(file) == ["one\r\nè---two\t ---  \n---\nthree\n"]
