@@ -62,7 +62,7 @@ _LIMIT = flags.DEFINE_integer("limit", 24, "Most programs that --search compiles
 _PRICE = flags.DEFINE_float(
     "price",
     None,
-    "US dollars per hour of a chip; by default as in planning/topology.py.",
+    "US dollars per hour of a chip (tpu7x: of half of one); by default as in planning/topology.py.",
     lower_bound=0.0,
 )
 _VOCAB_SIZE = flags.DEFINE_integer(
@@ -97,8 +97,8 @@ def _estimate(config, topology, vocab_size):
         config = with_batch(config, mesh, _PER_CHIP.value)
     program = _program(config, vocab_size, mesh)
     kind = _in_words(program, config)
-    chips = f"{topology.num_devices} {topology.chip.device_kind}"
-    print(f"{_file()} on {topology.name} ({chips}), {in_words(mesh)}: {kind}.")
+    machine = f"{topology.name} ({topology.devices_in_words})"
+    print(f"{_file()} on {machine}, {in_words(mesh)}: {kind}.")
     print("A prediction: the program is compiled, and nothing is run.", flush=True)
     _tell("Compiling, which takes minutes for a large model ...")
     found = estimate(program, topology, _PRICE.value)
@@ -173,7 +173,7 @@ def _show(found: Estimate) -> None:
 
 def _search(config: Config, topology: Topology, vocab_size: int) -> None:
     batch = f"{config.train.batch_size} sequences of {config.model.length} a step"
-    print(f"{_file()} on {topology.name}, {batch}.")
+    print(f"{_file()} on {topology.name} ({topology.devices_in_words}), {batch}.")
     print("A prediction: the programs are compiled, and nothing is run.\n", flush=True)
     _tell("Compiling, minutes each for a large model; Ctrl-C ends it and shows the best ...")
     search = Search(

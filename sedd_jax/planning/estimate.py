@@ -50,7 +50,12 @@ class Estimate(NamedTuple):
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What the time assumes, a sentence each."""
-        return _ASSUMPTIONS + self.prediction.assumptions
+        chip = self.topology.chip
+        shared = (
+            f"What is called a chip is one of the {chip.devices} devices of a {chip.device_kind}, "
+            "with its share of peak, memory, links and price; the price is a guess.",
+        )
+        return _ASSUMPTIONS + shared * (chip.devices > 1) + self.prediction.assumptions
 
     @property
     def tokens_per_second(self) -> float:

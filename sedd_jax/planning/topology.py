@@ -3,6 +3,10 @@
 None of the figures was measured by this project. Peaks and bandwidths are from the makers' data
 sheets; prices are on-demand prices per hour in the makers' clouds or of common GPU hosts in 2025,
 and change: `--price` gives another.
+
+A TPU7x has two devices, as JAX counts, each with one half of the chip: its figures are halves of
+those of https://docs.cloud.google.com/tpu/docs/tpu7x (2307 TFLOP/s, 192 GiB at 7380 GB/s, 1200 GB/s
+in both directions of six links, which the devices share, and six times a link between the two).
 """
 
 import math
@@ -31,6 +35,8 @@ CHIPS = {
         _chip("v5e", "TPU v5 lite", 15.75, 0.82e12, 45e9, 3.125e9, 1.20, 2**17, 16),
         _chip("v5p", "TPU v5", 95.74, 2.77e12, 90e9, 6.25e9, 4.20, 2**18, 4),
         _chip("v6e", "TPU v6 lite", 31.25, 1.64e12, 90e9, 12.5e9, 2.70, 2**19, 16),
+        # the price is a guess, and the estimate says so
+        _chip("tpu7x", "TPU7x", 94.75, 3.69e12, 90e9, 6.25e9, 6.00, 2**19, 4, 2, 6),
         _chip("a100", "NVIDIA A100-SXM4-80GB", 79.2, 2.04e12, 300e9, 25e9, 1.80),
         _chip("h100", "NVIDIA H100 80GB HBM3", 79.1, 3.35e12, 450e9, 50e9, 3.00),
         _chip("h200", "NVIDIA H200", 139.8, 4.8e12, 450e9, 50e9, 3.50),
@@ -43,6 +49,7 @@ _TPUS = {
     "v5e": (2, "v5litepod", 1),
     "v5p": (3, "v5p", 2),
     "v6e": (2, "v6e", 1),
+    "tpu7x": (3, "tpu7x", 2),
 }
 # by name of a GPU: major compute capability, multiprocessors, float32 units of each, KiB of shared
 # memory of each, MiB of level-2 cache, boost clock in GHz, bytes of memory
@@ -75,7 +82,13 @@ class Topology(NamedTuple):
     @property
     def num_devices(self) -> int:
         """Its devices, in all."""
-        return self.slices * math.prod(self.shape)
+        return self.slices * math.prod(self.shape) * self.chip.devices
+
+    @property
+    def devices_in_words(self) -> str:
+        """How many devices of which kind."""
+        several = f", {self.chip.devices} on a chip" if self.chip.devices > 1 else ""
+        return f"{self.num_devices} {self.chip.device_kind}{several}"
 
 
 def parse_topology(name: str) -> Topology:

@@ -27,6 +27,7 @@ CUDA = importlib.util.find_spec("jax_plugins")
         ("v5e:8x8", "v5e", (8, 8), 1, 64),
         ("2*v5e:4x4", "v5e", (4, 4), 2, 32),
         ("v5p:2x2x4", "v5p", (2, 2, 4), 1, 16),
+        ("tpu7x:2x2x1", "tpu7x", (2, 2, 1), 1, 8),  # two devices a chip
         ("h100:4x8", "h100", (4, 8), 1, 32),
         ("2*V5E:4X4", "v5e", (4, 4), 2, 32),
     ],
@@ -55,6 +56,7 @@ def test_a_machine_has_a_name(text, chip, shape, slices, devices):
         ("V5E:2", "v5e takes 2 sizes.* v5e:1x2"),
         ("v5p-128", "as in v5p:4x4x4 for 64 chips"),  # counts cores
         ("v4-8", "as in v4:2x2x1 for 4 chips"),
+        ("tpu7x-8", "as in tpu7x:2x2x1 for 4 chips"),
         ("v4:16", "v4:2x2x4"),
         ("v9-64", "CHIP:SHAPE"),
         ("v5e-8x8", "CHIP:SHAPE"),
@@ -153,7 +155,7 @@ def test_gpus_can_be_compiled_for(text):
 
 @pytest.mark.skipif(not LIBTPU, reason="needs libtpu")
 @pytest.mark.parametrize(
-    "text", ["v4:2x2x1", "v5e:1x1", "v5e:8x8", "2*v5e:2x2", "v5p:2x2x2", "v6e:4x4"]
+    "text", ["v4:2x2x1", "v5e:1x1", "v5e:8x8", "2*v5e:2x2", "v5p:2x2x2", "v6e:4x4", "tpu7x:2x2x2"]
 )
 def test_tpus_can_be_compiled_for(text):
     topology = parse_topology(text)

@@ -22,6 +22,8 @@ class Chip(NamedTuple):
       dollars_per_hour: price in US dollars.
       flops_per_cycle: dense bfloat16 FLOPs in a cycle as the TPU compiler counts them; 0 for GPUs.
       ring: a side of a TPU slice is a closed ring if its length is a multiple of this; 0 for GPUs.
+      devices: that share the package which the maker calls a chip, and its links.
+      inner_links: links between neighbours that are as fast as the one between those devices.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Chip(NamedTuple):
     dollars_per_hour: float
     flops_per_cycle: int = 0
     ring: int = 0
+    devices: int = 1
+    inner_links: int = 1
 
     @property
     def clock(self) -> float:

@@ -214,24 +214,30 @@ def _place(device):
 
 
 def _directions(devices, chip, mesh):
-    """How many links, each in one direction, a chip sends through at once.
+    """How many links, each in one direction, a device sends through at once.
 
     A line of chips is a ring that returns on the other direction of its links; a closed line is two
-    rings; a plane has those of both sides. Other groups count as a line.
+    rings; a plane has those of both sides. Other groups count as a line. Where the devices of a
+    chip are in different groups, these share its links.
     """
     if chip.platform != "tpu" or not hasattr(devices[0], "coords"):
         return 1
     coords = np.unique([device.coords for device in devices], axis=0)
     sides = np.max([device.coords for device in mesh.devices.flat], axis=0) + 1
     spans = [len(set(along)) for along in coords.T]
+    chips = {(_place(device), tuple(device.coords)) for device in devices}
+    together = len(devices) / len(chips)
+    if len(chips) == 1:
+        return chip.inner_links
+    share = together / chip.devices
     if math.prod(spans) != len(coords):
-        return 1
+        return share
     lines = [
         1 + (span == side and span % chip.ring == 0)
         for span, side in zip(spans, sides, strict=True)
         if span > 1
     ]
-    return sum(lines) or 1
+    return share * (sum(lines) or 1)
 
 
 def replica_groups(collective: Instruction, mesh: Mesh) -> np.ndarray:

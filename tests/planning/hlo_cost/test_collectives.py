@@ -205,6 +205,21 @@ def test_a_part_of_a_closed_side_is_a_line():
 
 
 @pytest.mark.parametrize(
+    ("groups", "bytes_sent", "links"),
+    [
+        ("{{0,1},{2,3},{4,5}}", 32, 6),  # inside of a chip
+        ("{{0,2,4},{1,3,5}}", 64, 0.5),  # two rings over the same links
+        ("{{0,1,2,3,4,5}}", 160, 1),
+    ],
+)
+def test_devices_of_a_chip_share_its_links(groups, bytes_sent, links):
+    devices = [Chip(i, "tpu", (0, 0, i // 2)) for i in range(6)]
+    operation = f"f32[8] all-gather(%a), replica_groups={groups}"
+    one = only(operation, "tpu7x", mesh_of(devices, (1, 1, 6, 1)))
+    assert one.seconds == pytest.approx(bytes_sent / links / 90e9)
+
+
+@pytest.mark.parametrize(
     ("operation", "across"),
     [
         ("all-gather", 32),  # its part, to the like of it in the other slice
