@@ -20,7 +20,7 @@ from sedd_jax.data.documents import Recipe
 from sedd_jax.data.token_blocks import Mixture, TokenBlocks
 from sedd_jax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from sedd_jax.errors import BadInput
-from sedd_jax.system.files import atomic_move, atomic_write_json
+from sedd_jax.system.files import atomic_move, atomic_write_json, check_readable
 from sedd_jax.system.staging import staged
 
 FORMAT = 2
@@ -100,6 +100,7 @@ def _open_split(folder: Path, manifest: dict[str, Any], split: str, length: int)
     shards, dtype = manifest["splits"][split]["shards"], manifest["dtype"]
     for shard in shards:
         path = folder / shard["file"]
+        check_readable(path)
         found = path.stat().st_size if path.is_file() else 0
         wanted = shard["tokens"] * (2 if dtype == "uint16" else 4)
         if found != wanted:

@@ -23,6 +23,7 @@ from sedd_jax.data.documents import (
     ranges,
 )
 from sedd_jax.errors import BadInput, first_line
+from sedd_jax.system.files import check_readable
 from sedd_jax.system.packages import package
 
 _RAW = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
@@ -170,6 +171,7 @@ def number_of_records(path: str | pathlib.Path) -> int:
 
 
 def _reader(path: str | pathlib.Path) -> Any:
+    check_readable(path)
     module = package("array_record.python.array_record_module", "array_record", "ArrayRecord")
     return module.ArrayRecordReader(str(path))
 

@@ -17,6 +17,7 @@ from sedd_jax.data.sequences import array_records, arrays
 from sedd_jax.data.tables import HUGGING_FACE, TFDS, hugging_face, parquet, tfds
 from sedd_jax.data.text_files import FASTA, FASTQ, JSON_LINES, codec, head_of, plain_text, records
 from sedd_jax.errors import BadInput
+from sedd_jax.system.files import check_readable
 
 EMBEDDED_CORPUS = "pydoc"
 # the format of a file by the ending of its name, in any case
@@ -108,6 +109,7 @@ def passed_by(corpus: str, wanted: str) -> dict[str, int]:
 
 def _read(recipe: Recipe, path: pathlib.Path, form: str, doubts: list[str]) -> list[Piece]:
     """Returns the pieces of one file; adds to the `doubts` that its format is the right one."""
+    check_readable(path)
     limit = recipe.max_document_mb * 2**20
     if codec(path) and form not in _TEXT:
         raise BadInput(f"{path} is compressed, and {form} is not read so; decompress it.")

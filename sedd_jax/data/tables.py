@@ -18,6 +18,7 @@ from sedd_jax.data.documents import (
 )
 from sedd_jax.data.sequences import damaged, number_of_records
 from sedd_jax.errors import BadInput, first_line
+from sedd_jax.system.files import check_readable
 from sedd_jax.system.packages import package
 
 TFDS = "tfds:"
@@ -243,14 +244,14 @@ def hugging_face(corpus: str, field: str, limit: int) -> list[Piece]:
             dataset = module.load_dataset("/".join(parts[:2]), *parts[2:], split=split or "train")
     except Exception as error:
         for path in sorted(pathlib.Path(name).rglob("*.arrow")):
-            _check_arrow_end(path)
+            _check_arrow(path)
         raise BadInput(
             f"The corpus {corpus} cannot be opened ({first_line(error)}); check the name, the "
             "split and the network, or give a folder that save_to_disk wrote."
         ) from error
     check_field(field, dataset.column_names, corpus)
     for file in dataset.cache_files:
-        _check_arrow_end(file["filename"])
+        _check_arrow(file["filename"])
     texts = dataset.select_columns([field])
     return [
         _HubRows(corpus, limit, start, stop, size, field, texts)
@@ -258,12 +259,14 @@ def hugging_face(corpus: str, field: str, limit: int) -> list[Piece]:
     ]
 
 
-def _check_arrow_end(path: str | pathlib.Path) -> None:
-    """Raises BadInput unless a stream of Arrow ends with its mark; a reader does without one."""
+def _check_arrow(path: str | pathlib.Path) -> None:
+    """Raises BadInput unless a stream of Arrow has its marks; a reader does without the last."""
+    check_readable(path)
     with open(path, "rb") as file:
+        begin = file.read(4)
         file.seek(-min(len(_ARROW_END), os.path.getsize(path)), os.SEEK_END)
-        if file.read() != _ARROW_END:
-            raise damaged(path, "it does not end as a stream of Arrow does")
+        if begin != _ARROW_END[:4] or file.read() != _ARROW_END:
+            raise damaged(path, "it does not begin and end as a stream of Arrow does")
 
 
 @dataclass(frozen=True)

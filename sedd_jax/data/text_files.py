@@ -275,6 +275,8 @@ def open_bytes(path: pathlib.Path) -> BinaryIO:
     try:
         if name is None:
             return path.open("rb", buffering=0)
+        if not path.stat().st_size:  # which readers take for nothing compressed
+            raise BadInput(f"{path} is cut short (it is empty); fetch or make it again.")
         import pyarrow
 
         return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), name)

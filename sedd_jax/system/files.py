@@ -69,6 +69,12 @@ def check_output_path(path: Path, flag: str = "--output", *, must_be_new: bool =
         raise BadInput(f"The folder of {flag}={path} is read-only; choose another.")
 
 
+def check_readable(path: str | os.PathLike[str]) -> None:
+    """Raises BadInput for a file that exists and that this user may not read."""
+    if os.path.exists(path) and not os.access(path, os.R_OK):
+        raise BadInput(f"{path} cannot be read: permission denied; change its mode (chmod +r).")
+
+
 def check_local(
     path: str | os.PathLike[str],
     flag: str,

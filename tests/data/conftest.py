@@ -1,7 +1,9 @@
-"""The rule of the split, as it was before corpora were read in pieces."""
+"""What tests of several modules need: the rule of the split, and data sets of TFDS."""
 
 import hashlib
+import sys
 
+import numpy as np
 import pytest
 
 from sedd_jax.data.corpus_statistics import cut
@@ -50,3 +52,40 @@ def load_documents():
         return [content for content in contents if not isinstance(content, Fault)]
 
     return load
+
+
+@pytest.fixture(scope="session")
+def write_tfds():
+    """(folder, splits, number of shards) to the folder of a data set; a split is its columns."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    class Small(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        # TFDS would look for files beside this one.
+        url_infos = code_path = splits = None
+
+        def _info(self):
+            columns = next(iter(self.splits.values()))
+            kinds = {
+                name: tfds.features.Text() if isinstance(values[0], str) else np.int64
+                for name, values in columns.items()
+            }
+            features = tfds.features.FeaturesDict(kinds)
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):
+            return {name: self._generate_examples(split) for name, split in self.splits.items()}
+
+        def _generate_examples(self, columns):
+            for number, row in enumerate(zip(*columns.values(), strict=True)):
+                yield number, dict(zip(columns, row, strict=True))
+
+    def write(folder, splits, num_shards):
+        Small.splits = splits
+        builder = Small(data_dir=folder, file_format="array_record")
+        config = tfds.download.DownloadConfig(num_shards=num_shards)
+        builder.download_and_prepare(download_config=config)
+        return builder.data_path
+
+    yield write
+    assert "tensorflow" not in sys.modules

@@ -3,7 +3,6 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from sedd_jax.data import documents as documents_module
@@ -124,34 +123,10 @@ def test_memory_is_flat_in_the_size_of_a_row_group(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tfds_folder(tmp_path_factory):
-    """A data set of TFDS with TEXTS in "train" and two texts in "test", in order, in two shards."""
-    tfds = pytest.importorskip("tensorflow_datasets")
-
-    class Small(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-        # TFDS would look for files beside this one.
-        url_infos = code_path = None
-
-        def _info(self):
-            features = tfds.features.FeaturesDict(
-                {"text": tfds.features.Text(), "number": np.int64}
-            )
-            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(TEXTS), "test": self._generate_examples("ab")}
-
-        def _generate_examples(self, texts):
-            for number, text in enumerate(texts):
-                yield number, {"text": text, "number": number}
-
-    folder = tmp_path_factory.mktemp("tfds")
-    builder = Small(data_dir=folder, file_format="array_record")
-    config = tfds.download.DownloadConfig(num_shards=2)
-    builder.download_and_prepare(download_config=config)
-    yield builder.data_path
-    assert "tensorflow" not in sys.modules
+def tfds_folder(tmp_path_factory, write_tfds):
+    """A data set of TFDS with TEXTS in "train" and two texts in "test", in two shards each."""
+    train, test = ({"text": texts, "number": range(len(texts))} for texts in (TEXTS, ["a", "b"]))
+    return write_tfds(tmp_path_factory.mktemp("tfds"), {"train": train, "test": test}, 2)
 
 
 def test_the_examples_of_a_tfds_folder_are_documents(tfds_folder, monkeypatch):
@@ -270,7 +245,9 @@ def test_a_damaged_file_of_a_saved_dataset_is_named(tmp_path):
     # cut after a batch the package itself reads 1,000 of the 3,000 rows and says nothing
     for damaged in (content[:batch], content[:-1], content[:500], b"", content + b"more"):
         path.write_bytes(damaged)
-        with pytest.raises(BadInput, match="arrow is damaged.*does not end as a stream of Arrow"):
+        with pytest.raises(
+            BadInput, match="arrow is damaged.*does not begin and end as a stream of"
+        ):
             read(f"hf:{tmp_path / 'one'}")
 
 
