@@ -60,7 +60,7 @@ class Surveyor:
                 raise BadInput(
                     f"{piece.place(where)} holds {holds}, but the tokenizer {self.tokenizer!r} "
                     f"takes {takes}; choose another data.tokenizer ('integers' is the one for "
-                    "ids), or data.field."
+                    "ids, which are arrays, raw files or lists in a table), or data.field."
                 )
             raw = content_bytes(content)
             # the length first, so that no two lists of documents have the same digest
