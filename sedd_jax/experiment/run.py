@@ -46,7 +46,7 @@ def open_run(run: Path, config: Config) -> Dataset:
         prepare_blocks(data, config.data, config.model.length)
     try:
         dataset = open_data(data, config.model.length)
-        _check_data(dataset, config)
+        check_vocab_size(dataset.tokenizer, config.data)
     except BadInput:
         if is_new and config.data.prepared:
             shutil.rmtree(data)  # only links to the data
@@ -76,7 +76,7 @@ def read_run(run: Path, config: Config) -> Dataset:
             f"({'; '.join(differing)}); start every process with the same flags."
         )
     dataset = open_data(run / DATA_FOLDER, config.model.length)
-    _check_data(dataset, config)
+    check_vocab_size(dataset.tokenizer, config.data)
     return dataset
 
 
@@ -142,17 +142,3 @@ def _may_change(line, old, new):
     if key == "train.steps" and new.optim.decay != "constant":
         return False
     return key in marked(Config, "may_change")
-
-
-def _check_data(dataset, config):
-    check_vocab_size(dataset.tokenizer, config.data)
-    if len(dataset.heldout) < config.eval.batch_size:
-        raise BadInput(
-            f"config.eval.batch_size is {config.eval.batch_size}, but there are only "
-            f"{len(dataset.heldout)} held-out blocks of {config.model.length} tokens; lower it, or "
-            + (
-                "name other data in config.data.prepared."
-                if config.data.prepared
-                else "raise config.data.heldout_fraction in another --workdir."
-            )
-        )

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from sedd_jax.data import losses
 from sedd_jax.data.pipeline import heldout_batches
 from sedd_jax.data.prepared import Dataset
+from sedd_jax.errors import BadInput
 from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import EvalConfig
 from sedd_jax.experiment.state import RunKeys
@@ -20,6 +21,7 @@ from sedd_jax.inference.likelihood import RowPasses, estimate_nll
 from sedd_jax.inference.model import compiled
 from sedd_jax.inference.prompt import empty_prompt
 from sedd_jax.model.score_model import Params
+from sedd_jax.system.processes import print_on_primary
 
 
 class Evaluator:
@@ -46,6 +48,9 @@ class Evaluator:
           mesh: the devices.
           config: settings of evaluation.
           t_min: the smallest time of the training.
+
+        Raises:
+          BadInput: there are fewer held-out blocks than parts of the mesh.
         """
         self._family, self._mesh, self._config = family, mesh, config
         self._keys, self._tokenizer = keys, dataset.tokenizer
@@ -53,7 +58,7 @@ class Evaluator:
         self._bytes_per_token = dataset.manifest["splits"]["heldout"]["bytes_per_token"]
         lost = losses.share_of_split(dataset.tokenizer, dataset.manifest, "heldout")
         self._lost = {} if lost is None else {"lost_characters": lost}
-        batch_size = config.batch_size
+        self._batch_size = batch_size = self._rows_at_a_time(len(dataset.heldout))
         self._batches = [
             meshes.global_batch(rows, batch_size, mesh)
             for rows in heldout_batches(
@@ -64,9 +69,26 @@ class Evaluator:
             )
         ]
 
+    def _rows_at_a_time(self, count):
+        """The size of a batch: that of the config, or less if there are only `count` blocks."""
+        wanted, parts = self._config.batch_size, meshes.num_batch_shards(self._mesh)
+        found = min(wanted, count // parts * parts)
+        blocks = f"there are only {count} held-out blocks of {self._length} tokens"
+        if not found:
+            raise BadInput(
+                f"The mesh has {parts} parts (slice x data x fsdp), and {blocks}; give more text, "
+                "or raise config.data.heldout_fraction in another --workdir."
+            )
+        if found < wanted:
+            print_on_primary(
+                f"warning: config.eval.batch_size is {wanted}, but {blocks}: {found} of them are "
+                "evaluated, in one batch."
+            )
+        return found
+
     def bound(self, params: Params) -> dict[str, float]:
         """Returns the held-out bound, or nll, as a row of metrics; draws are always the same."""
-        size, count = self._config.batch_size, len(self._batches)
+        size, count = self._batch_size, len(self._batches)
         passes = RowPasses(
             self._family,
             self._mesh,

@@ -81,11 +81,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, smoke_config):
     [
         ("data", {"vocab_size": 300}, "vocab_size is 300, but the bytes tokenizer .* 257 tokens"),
         ("data", {"corpus": "absent.txt"}, "There is no corpus at absent.txt"),
-        (
-            "eval",
-            {"batch_size": 10**6, "max_blocks": 10**6},
-            "eval.batch_size is 1000000, but there are only .* held-out blocks of 32 tokens",
-        ),
         ("model", {"length": 10**6}, "split has .* tokens, less than one block of length 1000000"),
     ],
 )
@@ -245,8 +240,8 @@ def test_a_run_may_find_its_prepared_data_elsewhere(tmp_path, smoke_config, prep
 
 def test_a_refused_run_on_prepared_data_leaves_nothing(tmp_path, smoke_config, prepared):
     config = replaced(smoke_config, "data", prepared=str(prepared))
-    config = replaced(config, "eval", batch_size=10**6, max_blocks=10**6)
-    with pytest.raises(BadInput, match="lower it, or name other data in config.data.prepared"):
+    next(prepared.glob("heldout-*.bin")).write_bytes(b"")
+    with pytest.raises(BadInput, match="heldout-00000.bin is damaged"):
         open_run(tmp_path / "run", config)
     assert not (tmp_path / "run" / DATA_FOLDER).exists()
 
