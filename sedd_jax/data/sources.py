@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sedd_jax.data import signatures
 from sedd_jax.data.csv_files import table
-from sedd_jax.data.documents import Document, Piece, Recipe
+from sedd_jax.data.documents import Document, Piece, Recipe, RowRange
 from sedd_jax.data.separators import is_text, unescaped
 from sedd_jax.data.sequences import array_records, arrays
 from sedd_jax.data.tables import HUGGING_FACE, TFDS, hugging_face, parquet, tfds
@@ -63,7 +63,7 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
         return hugging_face(corpus, recipe.field, limit)
     found, doubts = [], []
     for path, form in _files(corpus, recipe.format):
-        found += _read(recipe, path, form, doubts)
+        found += _read(recipe, path, form, doubts) or [_Nothing(path, 0, 0, 0, 0)]
     if doubts:
         more = f", and {len(doubts) - 1:,} more likewise" if len(doubts) > 1 else ""
         print(f"warning: {doubts[0]}{more}; data.format says what it is.", flush=True)
@@ -221,6 +221,18 @@ def _ending(path: pathlib.Path) -> str:
     """Returns the ending of a name, without that of compression or the number of a shard."""
     name = path.name[: len(path.name) - len(_compression(path))]
     return pathlib.PurePath(re.sub(r"-\d+-of-\d+$", "", name)).suffix.lower()
+
+
+@dataclass(frozen=True)
+class _Nothing(RowRange):
+    """A file without rows, so that it is among the sources, and is warned of."""
+
+    @property
+    def name(self) -> str:
+        return str(self.source)
+
+    def documents(self) -> Iterator[Document]:
+        return iter(())
 
 
 @dataclass(frozen=True)
