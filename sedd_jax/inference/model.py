@@ -152,7 +152,18 @@ class TrainedModel:
     def log_score(
         self, xt: Int[Array | np.ndarray, "B L"], sigma: Float[Array | np.ndarray, "B"]
     ) -> Float[Array, "B L V"]:
-        """Returns the log-scores of the noised tokens, float32, 0 at the current token."""
+        """Returns the log-scores of the noised tokens, float32, 0 at the current token.
+
+        Raises:
+          BadInput: `xt` is not a traced or device array, and has ids that the graph does not have.
+        """
+        if not isinstance(xt, jax.Array) and np.size(xt):  # a device array is not waited for
+            low, high = np.min(xt), np.max(xt)
+            if not 0 <= low <= high < self.graph.num_states:
+                raise BadInput(
+                    f"xt has ids from {low} to {high}, the graph's are in [0, "
+                    f"{self.graph.num_states}), the mask included."
+                )
         apply = compiled(self.diffusion, None, _apply)
         return apply(self.params, jnp.asarray(xt), jnp.asarray(sigma))
 

@@ -1,6 +1,6 @@
 """The given tokens of every row, and its length."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,9 +75,10 @@ def prefix_suffix(
       length: tokens of a row, L.
 
     Raises:
-      BadInput: the two leave no position to sample.
+      BadInput: they are no token ids, or leave no position to sample.
     """
     check_positive(num_samples=num_samples, length=length)
+    prefix, suffix = _token_ids("prefix", prefix), _token_ids("suffix", suffix)
     given = len(prefix) + len(suffix)
     if given >= length:
         raise BadInput(
@@ -93,6 +94,25 @@ def prefix_suffix(
     return Prompt(
         jnp.asarray(np.broadcast_to(tokens, rows)), jnp.asarray(np.broadcast_to(held, rows))
     )
+
+
+def _token_ids(name: str, ids: Any) -> np.ndarray:
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise BadInput(
+            f"{name} must be token ids, got {ids.dtype} {list(ids.shape)}: model.tokenizer.encode "
+            'gives those of a text, and sedd.templates(model, ["Once[MASK:*]"]) takes texts.'
+        )
+    return ids
+
+
+def check_kind(prompt: Any) -> None:
+    """Raises BadInput if what is given as a prompt is something else."""
+    if not isinstance(prompt, Prompt):
+        raise BadInput(
+            f"prompt is a {type(prompt).__name__}: give what sedd.templates, sedd.prefix_suffix or "
+            "sedd.Prompt returns."
+        )
 
 
 def check_prompt(prompt: Prompt, shape: tuple[int, int], num_tokens: int) -> None:

@@ -9,7 +9,7 @@ import sedd_jax as sedd
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.build import build_family
-from sedd_jax.inference.prompt import Prompt
+from sedd_jax.inference.prompt import Prompt, _token_ids, check_kind
 
 KEY = jax.random.key(0)
 STEPS = 6
@@ -201,6 +201,20 @@ def test_a_prompt_is_of_arrays(checkpoint, changes, message):
     prompt = Prompt(np.ones((1, 2), int), np.array([[True, False]]))._replace(**changes)
     with pytest.raises(BadInput, match=message):
         sedd.generate(KEY, checkpoint, prompt=prompt)
+
+
+def test_what_is_no_prompt_is_named():
+    with pytest.raises(BadInput, match="prompt is a str: give what sedd.templates, sedd.prefix"):
+        check_kind("Once")
+    for ids in ("Once", [1.5], [[1]]):
+        with pytest.raises(BadInput, match="prefix must be token ids, got .* sedd.templates"):
+            _token_ids("prefix", ids)
+
+
+def test_ids_that_the_graph_lacks_have_no_scores(checkpoint):
+    for wrong in (-1, 258):
+        with pytest.raises(BadInput, match=f"ids from .*{wrong}.*, the graph's are in .0, 258."):
+            checkpoint.log_score(np.array([[0, wrong]]), np.ones(1, np.float32))
 
 
 @pytest.mark.parametrize("texts", ["a[MASK:1]", []])
