@@ -36,11 +36,13 @@ def folder(
       The local folder.
 
     Raises:
-      BadInput: `name` is no folder, and no repository that is cached or can be reached.
+      BadInput: `name` is a file, or no folder and no repository that is cached or can be reached.
     """
     local = pathlib.Path(name)
     if local.is_dir():
         return local
+    if local.is_file():
+        raise BadInput(f"{name} is a file; give the folder that it is in.")
     match = _ID.fullmatch(str(name))
     if not match:
         raise BadInput(f"There is no folder {name}.")

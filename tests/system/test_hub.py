@@ -180,3 +180,9 @@ def test_without_the_package_the_command_is_named(cache, monkeypatch):
 def test_nothing_is_written_beside_the_cache(server, cache):
     assert cache in fetched("owner/name").parents
     assert not pathlib.Path("owner").exists()
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(BadInput, match="model.safetensors is a file; give the folder"):
+        hub.folder(tmp_path / "model.safetensors", (), lambda folder: True)
