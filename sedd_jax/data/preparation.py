@@ -219,7 +219,11 @@ class _Preparation:
             self._keep_tokenizer(lambda: build_tokenizer(recipe, texts, "".join(sorted(letters))))
         build = functools.partial(Shards, self._staging, recipe, split, self._length)
         done = results(build, self._tasks, self._workers, "tokenising")
-        if _settings(recipe, self._length, self._tasks) != settings:
+        try:
+            is_same = _settings(recipe, self._length, self._tasks) == settings
+        except FileNotFoundError:
+            is_same = False
+        if not is_same:
             raise BadInput("The corpus has changed while it was read; prepare it again.")
         tokenizer = load_tokenizer(self._staging / "data" / "tokenizer")
         losses = joined((t.pieces, d["losses"]) for t, d in zip(self._tasks, done, strict=True))

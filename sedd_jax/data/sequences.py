@@ -74,7 +74,8 @@ def array_records(path: pathlib.Path, limit: int) -> list[Piece]:
     if named is None:
         raise BadInput(
             f"The name of {path} does not say what its records hold; call it "
-            "NAME.uint16.array_record or NAME.uint32.array_record."
+            "NAME.uint16.array_record or NAME.uint32.array_record. (A data set of TFDS is given as "
+            "tfds:FOLDER.)"
         )
     count, size = number_of_records(path), path.stat().st_size
     if not count:
@@ -141,6 +142,8 @@ def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
         if member:
             with np.load(path, allow_pickle=False) as archive:
                 array = archive[member]
+            if isinstance(array, bytes):  # of a file that is no .npy
+                raise ValueError(f"{member} in it is no array")
         elif form == "npy":
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             surplus = path.stat().st_size - array.offset - array.nbytes
@@ -154,7 +157,11 @@ def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
                 f"{where} holds Python objects (dtype object), which are not read; save it as "
                 "integers, a row a document: rows of several lengths in an ArrayRecord file."
             ) from error
-        raise damaged(path, first_line(error)) from error
+        # any other file is a pickle to NumPy, and may be loaded "if you trust" it
+        reason = (
+            "it does not begin as a NumPy array" if "pickle" in str(error) else first_line(error)
+        )
+        raise damaged(path, reason) from error
     if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
         raise BadInput(
             f"{where} has the type {array.dtype} and {array.ndim} dimensions; give integers, a row "

@@ -6,7 +6,7 @@ import os
 import pathlib
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sedd_jax.data import signatures
@@ -62,8 +62,11 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
     if corpus.startswith(HUGGING_FACE):
         return hugging_face(corpus, recipe.field, limit)
     found, doubts = [], []
-    for path, form in _files(corpus, recipe.format):
+    files = _files(corpus, recipe.format)
+    for path, form in files:
         found += _read(recipe, path, form, doubts) or [_Nothing(path, 0, 0, 0, 0)]
+    for missing in _missing_shards(path for path, _ in files if str(path) != corpus):
+        print(f"warning: {missing}.", flush=True)
     if doubts:
         more = f", and {len(doubts) - 1:,} more likewise" if len(doubts) > 1 else ""
         print(f"warning: {doubts[0]}{more}; data.format says what it is.", flush=True)
@@ -155,8 +158,22 @@ def _files(corpus: str, wanted: str) -> list[tuple[pathlib.Path, str]]:
         f"The corpus folder {path} has no files of "
         f"{known if wanted == 'auto' else f'the format {wanted} by their names'}"
         f"{f' but others ({there})' if passed else ''}; give a pattern such as {path / '*'} and "
-        "set data.format."
+        "set data.format (a data set that save_to_disk wrote is given as hf:FOLDER)."
     )
+
+
+def _missing_shards(files: Iterable[pathlib.Path]) -> list[str]:
+    """Returns what is missing of sets of files that are numbered as in "a-00001-of-00008.jsonl"."""
+    sets = collections.defaultdict(set)
+    for file in files:
+        if found := re.search(r"(\d+)-of-(\d+)", file.name):
+            name = file.name.replace(found[0], f"*-of-{found[2]}")
+            sets[file.with_name(name), int(found[2])].add(found[1])
+    return [
+        f"{total - len(numbers)} of the {total} files {pattern} are missing"
+        for (pattern, total), numbers in sets.items()
+        if len(numbers) < total
+    ]
 
 
 def _listed(corpus: str, wanted: str) -> tuple[list[tuple[pathlib.Path, str]], list[str]]:

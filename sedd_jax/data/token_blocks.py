@@ -114,7 +114,7 @@ class TokenBlocks:
 
 def _mapped(paths: Sequence[str], borders: np.ndarray, dtype: np.dtype, number: int) -> np.ndarray:
     path, tokens = paths[number], int(borders[number + 1] - borders[number])
-    if os.path.getsize(path) // dtype.itemsize != tokens:
+    if not os.path.exists(path) or os.path.getsize(path) // dtype.itemsize != tokens:
         raise BadInput(f"{path} has changed since it was opened; start again.")
     # a plain array, since slicing a memmap makes a memmap, which costs more than the copy
     return np.asarray(np.memmap(path, dtype, "r"))

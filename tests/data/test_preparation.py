@@ -311,12 +311,17 @@ def test_work_of_other_settings_or_sources_is_deleted(tmp_path, texts, monkeypat
     )
 
 
-def test_a_text_that_changes_meanwhile_is_refused(tmp_path, texts, monkeypatch):
+@pytest.mark.parametrize("change", ["other words", None])
+def test_a_text_that_changes_meanwhile_is_refused(tmp_path, texts, monkeypatch, change):
     write = shards.Shards._write
 
     def late(self, task):
-        (texts / "0.txt").write_text("other words")
-        return write(self, task)
+        written = write(self, task)
+        if change:
+            (texts / "0.txt").write_text(change)
+        elif task.number == 6:
+            (texts / "0.txt").unlink()
+        return written
 
     monkeypatch.setattr(shards.Shards, "_write", late)
     with pytest.raises(BadInput, match="The corpus has changed while it was read"):

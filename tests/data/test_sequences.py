@@ -139,6 +139,11 @@ def test_a_damaged_npz_file_is_named(tmp_path):
             path.write_bytes(damaged)
             with pytest.raises(BadInput, match="a.npz is damaged, cut short or of another format"):
                 read(path)
+    path.write_bytes(b"")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "no array")
+    with pytest.raises(BadInput, match="a.npz is damaged.*notes.txt in it is no array"):
+        read(path)
     np.savez(path, x=np.arange(9))
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = b"a comment is no damage"

@@ -29,6 +29,21 @@ def test_the_embedded_corpus_is_english_of_some_size():
     assert documents == contents("pydoc", separator="\n")
 
 
+def test_shards_that_are_missing_are_told(tmp_path, capsys):
+    for name in ("a-00000-of-00003.txt", "a-00002-of-00003.txt", "b.00001-of-00002.txt.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b"b") if "gz" in name else b"a")
+    (tmp_path / "c").mkdir()
+    for number in range(2):
+        (tmp_path / "c" / f"a-{number}-of-2.txt").write_text("c")
+    assert contents(tmp_path) == ["a", "a", "b", "c", "c"]
+    assert capsys.readouterr().out.splitlines() == [
+        f"warning: 1 of the 3 files {tmp_path}/a-*-of-00003.txt are missing.",
+        f"warning: 1 of the 2 files {tmp_path}/b.*-of-00002.txt.gz are missing.",
+    ]
+    assert contents(tmp_path / "a-00000-of-00003.txt") == ["a"]
+    assert not capsys.readouterr().out
+
+
 def test_a_file_is_cut_at_the_separator_and_otherwise_kept_as_it_is(tmp_path):
     file = tmp_path / "corpus.txt"
     file.write_bytes("one\r\nè---two\t ---  \n---\nthree\n".encode())

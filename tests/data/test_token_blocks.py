@@ -157,6 +157,11 @@ def test_files_made_again_are_read_anew_and_changed_ones_are_told(tmp_path):
     assert other[0].tolist() == pickle.loads(pickle.dumps(blocks))[0].tolist() == [50, 51, 52, 53]
     late = _blocks(tmp_path, 11)
     os.truncate(tmp_path / "0.bin", 2)
+    (tmp_path / "b").mkdir()
+    gone = _blocks(tmp_path / "b", 11)
+    (tmp_path / "b" / "0.bin").unlink()
+    with pytest.raises(BadInput, match="0.bin has changed since it was opened"):
+        gone[0]
     with pytest.raises(BadInput, match="0.bin has changed since it was opened"):
         late[0]
 
