@@ -14,7 +14,7 @@ import numpy as np
 from sedd_jax.data.documents import Document, Fault, Piece, checked_value, file_version
 from sedd_jax.data.signatures import MARK
 from sedd_jax.data.tables import check_field
-from sedd_jax.data.text_files import blocks, head_of, open_bytes, split
+from sedd_jax.data.text_files import blocks, open_bytes, split
 from sedd_jax.errors import BadInput
 
 _TAB = "\t"
@@ -35,9 +35,9 @@ def table(path: pathlib.Path, form: str, field: str, limit: int) -> list[Piece]:
     """
     quoted = form == "csv"
     tables = [_Rows(path, at, quoted, field, limit) for at in (_DELIMITERS if quoted else _TAB)]
-    if not head_of(path).strip():
-        return []
     headers = [rows.header() for rows in tables]
+    if not headers[0]:
+        return []
     found = next((i for i, header in enumerate(headers) if field in header), 0)
     names = [f"{name:.40}" for name in headers[found]]
     if field not in headers[found]:
@@ -69,7 +69,8 @@ class _Rows(Piece):
         """Returns the names of the columns, [] for an empty file."""
         # not strict: with another delimiter, a field in quotes goes on after them
         rows = csv.reader(self._lines(), delimiter=self.delimiter)
-        return next(rows if self.quoted else map(self._divided, self._lines()), [])
+        found = rows if self.quoted else (row for row, _ in self._plain_rows())
+        return next(filter(None, found), [])
 
     def documents(self) -> Iterator[Document]:
         rows = self._quoted_rows() if self.quoted else self._plain_rows()

@@ -70,7 +70,9 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path, content, message):
 
 
 def test_an_empty_table_has_no_rows(tmp_path):
-    assert read(tmp_path / "a.csv", b"") == read(tmp_path / "a.csv", b"text\n") == []
+    for name in ("a.csv", "a.tsv"):
+        assert read(tmp_path / name, b"") == read(tmp_path / name, b"text\n") == []
+        assert read(tmp_path / name, b"\n\ntext\n\nx\n") == [("x", 5)]
 
 
 def test_memory_does_not_grow_with_a_table(tmp_path, monkeypatch):
