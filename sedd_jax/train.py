@@ -162,6 +162,11 @@ def _announce(config, family, dataset, state, mesh):
         f"{config.data.tokenizer} tokens from {train_split['utf8_bytes']:,} bytes, on "
         f"{jax.device_count()} {jax.devices()[0].platform} device(s)."
     )
+    if len(dataset.train) < config.train.batch_size:
+        print_on_primary(
+            f"warning: config.train.batch_size is {config.train.batch_size}, but there are only "
+            f"{len(dataset.train)} training blocks: a batch holds some of them several times."
+        )
     print_on_primary(meshes.describe({"params": state.params}, mesh))
     if state.step:
         print_on_primary(f"Continuing after step {state.step}.")

@@ -67,13 +67,18 @@ def plain(value: float) -> str:
 
 
 def with_error(value: float, error: float) -> str:
-    """Returns "value +- error" to two digits of the error; the value alone if the error is zero."""
-    if error == 0 or not math.isfinite(value):
+    """Returns "value +- error" to two digits of the error; the value alone if it is zero or NaN."""
+    if error == 0 or math.isnan(error) or not math.isfinite(value):
         return plain(value)
     if not math.isfinite(error):
         return f"{plain(value)} +- {error:g}"
     decimals = max(0, 1 - _exponent(error, 1))
     return f"{value:,.{decimals}f} +- {error:,.{decimals}f}"
+
+
+def in_brackets(error: float, form: str) -> str:
+    """Returns " (+-error)", formatted, to follow a figure; nothing where it is unknown, NaN."""
+    return "" if math.isnan(error) else f" (+-{error:{form}})"
 
 
 def _exponent(value, digits):

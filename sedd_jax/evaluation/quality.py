@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sedd_jax.display.table import duration
+from sedd_jax.display.table import duration, in_brackets
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.evaluation.measures import (
     FEW_TEXTS,
@@ -299,7 +299,7 @@ def run(planned: Plan, folder: Path) -> list[Record]:
 
 def _in_words(figures):
     return [
-        f"{title} {figures[name]:.4g} (+-{figures[f'{name}_stderr']:.2g})"
+        f"{title} {figures[name]:.4g}{in_brackets(figures[f'{name}_stderr'], '.2g')}"
         for name, title in _TITLES.items()
         if name in figures
     ]

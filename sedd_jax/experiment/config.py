@@ -211,6 +211,7 @@ def _completed(defaults, values):
 
 def _check_rules(config):
     noise, model, train = config.noise, config.model, config.train
+    rows = max(1, round(config.checkpoint.every / train.log_every))
     family_of = marked(type(config), "family")
     foreign = [
         line
@@ -261,7 +262,8 @@ def _check_rules(config):
         (
             config.checkpoint.every % train.log_every == 0,
             f"config.checkpoint.every ({config.checkpoint.every}) must be a multiple of "
-            f"config.train.log_every ({train.log_every}), so that a resumed run logs the same.",
+            f"config.train.log_every ({train.log_every}), so that a resumed run logs the same; the "
+            f"nearest is {rows * train.log_every}.",
         ),
         (
             config.optim.decay == "constant" or config.optim.warmup_steps < train.steps,

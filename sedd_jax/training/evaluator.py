@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from sedd_jax.data import losses
 from sedd_jax.data.pipeline import heldout_batches
 from sedd_jax.data.prepared import Dataset
+from sedd_jax.display.table import in_brackets
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import EvalConfig
@@ -84,6 +85,11 @@ class Evaluator:
                 f"warning: config.eval.batch_size is {wanted}, but {blocks}: {found} of them are "
                 "evaluated, in one batch."
             )
+        elif rest := min(count, self._config.max_blocks) % found:
+            print_on_primary(
+                f"{rest} held-out blocks are left out: {min(count, self._config.max_blocks)} are "
+                f"no multiple of config.eval.batch_size={found}."
+            )
         return found
 
     def bound(self, params: Params) -> dict[str, float]:
@@ -131,8 +137,9 @@ class Evaluator:
 def bound_text(row: dict[str, float]) -> str:
     """Returns a row of `Evaluator.bound` as text."""
     name = "bound" if "bound" in row else "nll"
+    error = in_brackets(row[f"{name}_stderr"], ".4f")  # of a single block it is unknown
     return (
-        f"{name} {row[name]:.4f} nats/token (+-{row[f'{name}_stderr']:.4f}), "
+        f"{name} {row[name]:.4f} nats/token{error}, "
         f"perplexity {row['perplexity']:.2f}, {row['bits_per_byte']:.3f} bits/byte"
         f"{losses.mark(row.get('lost_characters'))}"
     )

@@ -3,7 +3,16 @@ import json
 import numpy as np
 import pytest
 
-from sedd_jax.display.table import Table, duration, markdown, plain, to_json, with_error
+from sedd_jax.display.table import (
+    Table,
+    duration,
+    in_brackets,
+    markdown,
+    plain,
+    to_json,
+    with_error,
+)
+from sedd_jax.training.evaluator import bound_text
 
 
 def test_columns_are_aligned_and_a_bar_does_not_end_a_cell():
@@ -43,11 +52,18 @@ def test_a_number_has_four_digits(value, text):
     [
         (50.907, 0.1324, "50.91 +- 0.13"), (1234.5, 41.0, "1,234 +- 41"),
         (1234.5, 130.0, "1,234 +- 130"), (41.2, 0.0996, "41.20 +- 0.10"),
-        (3.93, 0.0, "3.930"), (3.93, float("nan"), "3.930 +- nan"), (float("inf"), 1.0, "inf"),
+        (3.93, 0.0, "3.930"), (3.93, float("nan"), "3.930"), (float("inf"), 1.0, "inf"),
     ],
 )  # fmt: skip
 def test_a_number_has_the_digits_of_its_error(value, error, text):
     assert with_error(value, error) == text
+
+
+def test_an_unknown_error_is_not_shown():
+    assert in_brackets(0.0321, ".2f") == " (+-0.03)"
+    assert in_brackets(float("nan"), ".2f") == ""
+    row = {"nll": 1.0, "nll_stderr": float("nan"), "perplexity": 2.72, "bits_per_byte": 1.5}
+    assert "nll 1.0000 nats/token, perplexity 2.72" in bound_text(row)
 
 
 @pytest.mark.parametrize(

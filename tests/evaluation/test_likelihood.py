@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from sedd_jax.data.tokenizer import Bytes, Characters
+from sedd_jax.display.table import markdown
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation import likelihood, summary
 from sedd_jax.evaluation.catalog import DatasetCatalog
 from sedd_jax.evaluation.likelihood import load_sets, measure
 from sedd_jax.evaluation.protocol import Choices
 from sedd_jax.evaluation.record import read_records
+from sedd_jax.evaluation.summary import tables
 from sedd_jax.experiment.config import Config, ModelConfig
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.likelihood import NLLEstimate, nll_bound
@@ -241,6 +243,7 @@ def test_the_error_of_one_block_cannot_be_told(
     (record,) = measure(diffusion, [eval_set], choices, tmp_path)
     assert math.isnan(record.figures["stderr"])
     assert "ptb: one block has no standard error" in capsys.readouterr().err
+    assert not any("nan" in markdown(table) for table in tables([record]))
 
 
 def test_processes_with_other_data_or_settings_are_told(

@@ -68,7 +68,11 @@ def test_an_int_serves_as_a_float_but_not_the_reverse():
         ("model.num_heads", 5, "hidden_size .768. must be a multiple of twice"),
         ("graph", "uniform", "scale_by_sigma is only defined for config.graph=absorb"),
         ("train.microbatches", 3, "batch_size .512. must be a multiple of .*microbatches .3."),
-        ("train.log_every", 7, "checkpoint.every .10000. must be a multiple of .*log_every .7."),
+        (
+            "train.log_every",
+            7,
+            "checkpoint.every .10000. must be a multiple of .*log_every .7.*nearest is 10003",
+        ),
         ("eval.max_blocks", 8, "max_blocks .8. must be at least config.eval.batch_size .512."),
         ("data.tokenizer", "gpt2", "tokenizer_path must name a folder with encoder.json"),
     ],
