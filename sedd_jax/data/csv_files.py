@@ -39,7 +39,7 @@ def table(path: pathlib.Path, form: str, field: str, limit: int) -> list[Piece]:
     if not headers[0]:
         return []
     found = next((i for i, header in enumerate(headers) if field in header), 0)
-    names = [f"{name:.40}" for name in headers[found]]
+    names = [f"{name if name == name.strip() else repr(name):.40}" for name in headers[found]]
     if field not in headers[found]:
         check_field(field, names, f"The first line of {path}, the names of its columns,")
     if headers[found].count(field) > 1:

@@ -117,6 +117,16 @@ def check_known(path: pathlib.Path, head: bytes, form: str, *, text: bool = Fals
         raise BadInput(f"{path} is {kind}, and would be read as {form}; {advice}.")
 
 
+def doubt_of_ids(head: bytes, form: str) -> str:
+    """Returns why raw ids, uint16 or uint32, may be of another type by their first bytes."""
+    width = int(form.removeprefix("uint")) // 8
+    if re.match(rb"(?!\0*$)(.{%d}\0{%d}){64}" % (width, width), head, re.DOTALL):
+        return f"has 0 at every second place, as larger numbers have, and is read as {form}"
+    if re.fullmatch(rb"[\t\r\n -~]{64,}", head):
+        return f"looks like text, and is read as {form}"
+    return ""
+
+
 def decoded(content: bytes, name: str) -> str:
     """Returns the text of a file, without a byte order mark.
 

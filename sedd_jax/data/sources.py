@@ -74,7 +74,7 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
 
 
 def without_effect(recipe: Recipe, found: list[Piece]) -> list[str]:
-    """Returns warnings of settings that are given, and that no piece of the corpora uses."""
+    """Returns warnings of settings that no piece of the corpora uses, and of pieces in both."""
     default, separator = Recipe(), unescaped(recipe.separator)
     unused = {
         "field": (
@@ -90,11 +90,19 @@ def without_effect(recipe: Recipe, found: list[Piece]) -> list[str]:
             "all of heldout_corpus is held out, and nothing of corpus",
         ),
     }
-    return [
+    warnings = [
         f"warning: config.data.{name}={getattr(recipe, name)!r} has no effect: {why}."
         for name, (is_unused, why) in unused.items()
         if is_unused
     ]
+    names = collections.Counter(piece.name for piece in found)
+    if twice := [name for name, count in names.items() if count > 1]:
+        more = f" and {len(twice) - 1:,} more" if len(twice) > 1 else ""
+        warnings.append(
+            f"warning: {twice[0]}{more} of config.data.heldout_corpus is in config.data.corpus, "
+            "too, so what is held out is trained on."
+        )
+    return warnings
 
 
 def passed_by(corpus: str, wanted: str) -> dict[str, int]:
@@ -121,7 +129,10 @@ def _read(recipe: Recipe, path: pathlib.Path, form: str, doubts: list[str]) -> l
         if doubt := signatures.check(path, head_of(path), form, named=named):
             doubts.append(f"{path} {doubt}")
     elif form.startswith("uint"):
-        signatures.check_known(path, head_of(path), form)
+        head = head_of(path)
+        signatures.check_known(path, head, form)
+        if doubt := signatures.doubt_of_ids(head, form):
+            doubts.append(f"{path} {doubt}")
     match form:
         case "text":
             return records(path, plain_text(unescaped(recipe.separator)), "", limit)
@@ -151,6 +162,11 @@ def _files(corpus: str, wanted: str) -> list[tuple[pathlib.Path, str]]:
         raise BadInput(
             f"There is no corpus at {corpus}; give a file, a folder, a pattern that matches files, "
             f"or '{EMBEDDED_CORPUS}'."
+        )
+    if (path / "manifest.json").is_file():
+        raise BadInput(
+            f"The corpus folder {path} holds prepared data by its manifest.json; give it as "
+            "config.data.prepared."
         )
     known = f"a known format ({', '.join(_FORMATS)})"
     there = ", ".join(f"{name} {count}" for name, count in passed_by(corpus, wanted).items())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sedd_jax.data.signatures import HEAD_BYTES, MARK, check_known
+from sedd_jax.data.signatures import HEAD_BYTES, MARK, check
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt
@@ -55,7 +55,7 @@ def read_rows(path: Path, checkpoint: TrainedModel) -> list[InputRow]:
         content = path.read_bytes()
     except OSError as error:
         raise BadInput(f"--input={path} cannot be read ({error.strerror}).") from error
-    check_known(path, content[:HEAD_BYTES], "JSON lines")
+    check(path, content[:HEAD_BYTES], "jsonl", named=True)
     rows = list(_parse(content, checkpoint))
     if not rows:
         raise BadInput(f"--input={path} is empty: it must hold JSON lines, one for each row.")

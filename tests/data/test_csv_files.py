@@ -56,7 +56,10 @@ def test_quotes_are_letters_of_a_tsv_file(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"id,body\n1,x", "a.csv, the names of its columns, has no field 'text' but id, body; set"),
+        (
+            b"id, text\n1,x",
+            "a.csv, the names of its columns, has no field 'text' but id, ' text'; set",
+        ),
         (b"text,text\nx,y", "a.csv has more than one column 'text'; rename one"),
         (b'text\nx\n"y\nz', r"a.csv, line 3 is no row of CSV \(unexpected end of data\): a fi"),
         (b'text\n"y" z\n', r"a.csv, line 2 is no row of CSV \(',' expected after '\"'\)"),

@@ -79,6 +79,25 @@ def test_raw_ids_are_refused_only_for_what_is_no_chance(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("form", "kind", "doubt"),
+    [
+        ("uint16", "<u2", ""),
+        ("uint32", "<u4", ""),
+        ("uint16", "<u4", "has 0 at every second place, as larger numbers have, and is read as"),
+        ("uint16", "<i8", "has 0 at every second place"),
+        ("uint32", "<i8", "has 0 at every second place"),
+    ],
+)
+def test_raw_ids_that_may_be_of_another_type_are_told(tmp_path, capsys, form, kind, doubt):
+    look(tmp_path / "zeros", np.zeros(999, "<u4").tobytes(), format=form)
+    look(tmp_path / "ids", np.arange(999).astype(kind).tobytes(), format=form)
+    told = capsys.readouterr().out
+    assert ("zeros" not in told) and (f"ids {doubt}" in told if doubt else told == "")
+    look(tmp_path / "ids", b"some text, and more\n" * 4, format=form)
+    assert f"ids looks like text, and is read as {form}; data.f" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("text", "form"),
     [
         (">s1 about\nACGTNACGT\nACG\n", "fasta"),
