@@ -6,6 +6,8 @@ sequences. Metric: perplexity bound per letter, 4 for noise.
 
 The corpus is FASTA. A sequence is a block: it must have at least `model.length` letters and is cut
 there. Shorter sequences, and those with letters other than A, C, G and T, are skipped and counted.
+For a genome, --config.data.split_at_unknown=True keeps what is between those letters, and
+--config.data.wrap=True cuts nothing off (--config.data.crop=random shifts the blocks).
 
     python -m sedd_jax.train --config=configs/dna_uniform.py --workdir=runs/dna \
         --config.data.corpus=sequences.fa.gz --config.model.length=100

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sedd_jax.data.losses import changed
 from sedd_jax.data.prepared import open_data
 from sedd_jax.data.signatures import decoded
 from sedd_jax.data.sources import format_of
@@ -19,6 +20,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.run import DATA_FOLDER
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.system.packages import package
+from sedd_jax.system.processes import print_on_primary
 
 MIN_TEXTS = 20  # for MAUVE: two clusters
 FEW_TEXTS = 1000  # with fewer, MAUVE depends more on their number than on the model
@@ -163,7 +165,14 @@ def read_reference(source: str, checkpoint: TrainedModel, length: int, count: in
     if (form := format_of(path)) not in (None, "text"):
         raise BadInput(f"The reference {path} holds {form} by its name; give a file of plain text.")
     content = path.read_bytes()
-    tokens = checkpoint.tokenizer.encode(decoded(content, f"The reference {path}"))
+    text = decoded(content, f"The reference {path}")
+    tokens = checkpoint.tokenizer.encode(text)
+    if lost := changed(checkpoint.tokenizer, text, tokens):
+        share = lost.letters.total() / len(text)
+        print_on_primary(
+            f"warning: the tokenizer of the model loses {share:.2%} of the characters of {path}; "
+            f"{lost.first}."
+        )
     rows = tokens[: len(tokens) // length * length].reshape(-1, length)
     if not len(rows):
         raise BadInput(f"The reference {path} has {len(tokens)} tokens, less than {length}.")

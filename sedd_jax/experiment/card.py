@@ -175,6 +175,7 @@ def data_facts(manifest: Any) -> list[Fact]:
             (f"Split {name}" if name in SPLITS else name.capitalize(), text)
             for name, text in account.facts(manifest)
         ),
+        *(("Warning", text) for text in account.warnings(manifest)),
     ]
 
 

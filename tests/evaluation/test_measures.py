@@ -10,6 +10,7 @@ import pytest
 
 import sedd_jax as sedd
 from sedd_jax.data.prepared import open_data
+from sedd_jax.data.tokenizer import Bytes
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.measures import (
     check_counts,
@@ -127,6 +128,18 @@ def test_a_file(checkpoint, tmp_path):
     assert found.name == "real.txt"
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert len(read_reference(str(path), checkpoint, 3, 2).rows) == 2
+
+
+def test_a_file_that_the_tokenizer_changes_is_told(checkpoint, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "real.txt"
+    path.write_text("abcd")
+    monkeypatch.setattr(Bytes, "exact", False)
+    read_reference(str(path), checkpoint, 2, 2)
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(Bytes, "decode", lambda self, ids: "ab d")
+    read_reference(str(path), checkpoint, 2, 2)
+    assert "loses 25.00% of the characters of" in (told := capsys.readouterr().out)
+    assert "real.txt; 'abcd' becomes 'ab d'." in told
 
 
 def test_bad_references(checkpoint, causal, tmp_path):

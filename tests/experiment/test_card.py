@@ -134,6 +134,13 @@ def test_sets_prepared_apart_are_told_one_after_the_other():
     ]
 
 
+def test_large_losses_of_the_data_are_warnings():
+    counts = {"documents": 3, "tokens": 300, "cut_off": 700}
+    facts = dict(card.data_facts({"splits": {"train": counts}}))
+    assert facts["Split train"] == "3 documents, 300 tokens, 700 more tokens cut off"
+    assert facts["Warning"].startswith("70% of the tokens are cut off")
+
+
 def test_a_run_that_did_not_start_from_nothing_says_so():
     facts = card.training_facts(known(config=Config(train=TrainConfig(initial="/runs/first"))))
     assert facts[0] == ("Started from", "first")
