@@ -78,8 +78,6 @@ def array_records(path: pathlib.Path, limit: int) -> list[Piece]:
             "tfds:FOLDER.)"
         )
     count, size = number_of_records(path), path.stat().st_size
-    if not count:
-        raise damaged(path, "no record is found in it")
     return [
         _ArrayRecords(path, limit, start, stop, part, named[1])
         for start, stop, part in ranges(count, size)
@@ -173,8 +171,15 @@ def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
 
 
 def number_of_records(path: str | pathlib.Path) -> int:
-    """Returns how many records an ArrayRecord file has, 0 if it is damaged, cut short or absent."""
-    return _reader(path).num_records()
+    """Returns how many records an ArrayRecord file has.
+
+    Raises:
+      BadInput: it is damaged, cut short or absent: the package says only that it has no record.
+    """
+    reader = _reader(path)
+    if not reader.ok():
+        raise damaged(path, "no record is found in it")
+    return reader.num_records()
 
 
 def _reader(path: str | pathlib.Path) -> Any:

@@ -159,7 +159,6 @@ def tfds(corpus: str, field: str, limit: int) -> list[Piece]:
         ) from error
     for shard in builder.info.splits[split].file_instructions:
         wanted = shard.examples_in_shard
-        # a reader of ArrayRecord that meets damage may say nothing, and return empty records
         if ".array_record" in shard.filename and wanted != number_of_records(shard.filename):
             reason = f"it does not have the {wanted} records that dataset_info.json says"
             raise damaged(shard.filename, reason)

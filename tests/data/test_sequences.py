@@ -201,6 +201,8 @@ def test_an_array_record_file_that_cannot_be_read_is_named(tmp_path):
         BadInput, match="a.array_record does not say what its records hold; call it"
     ):
         read(tmp_path / "a.array_record")
+    _write_records(tmp_path / "b.uint16.array_record", [])
+    assert read(tmp_path / "b.uint16.array_record") == []  # whole, and without records
     content[300] ^= 255
     for damaged in (content, content[:-100], b"", b"something else"):
         path.write_bytes(damaged)

@@ -144,7 +144,7 @@ def test_the_examples_of_a_tfds_folder_are_documents(tfds_folder, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize("damage", ["cut", "lengthened", "empty", "gone", "flipped"])
+@pytest.mark.parametrize("damage", ["cut", "lengthened", "empty", "gone", "flipped", "another"])
 def test_a_damaged_shard_of_a_tfds_data_set_is_named(tfds_folder, tmp_path, damage):
     folder = shutil.copytree(tfds_folder, tmp_path / "1.0.0")
     shard = folder / "small-train.array_record-00001-of-00002"
@@ -155,12 +155,14 @@ def test_a_damaged_shard_of_a_tfds_data_set_is_named(tfds_folder, tmp_path, dama
         "empty": b"",
         "flipped": content[:500] + bytes([content[500] ^ 255]) + content[501:],
     }
+    damaged["another"] = (folder / "small-test.array_record-00000-of-00002").read_bytes()
     shard.unlink()
     if damage in damaged:
         shard.write_bytes(damaged[damage])
-    reason = "it does not have the 100 records that dataset_info.json says"
-    if damage == "flipped":
-        reason = "example 1..: Corrupted Riegeli/records file"
+    reason = {
+        "flipped": "example 1..: Corrupted Riegeli/records file",
+        "another": "it does not have the 100 records that dataset_info.json says",
+    }.get(damage, "no record is found in it")
     with pytest.raises(BadInput, match=f"train.array_record-00001-of-00002 is damaged.*{reason}"):
         read(f"tfds:{folder}")
     assert len(read(f"tfds:{folder}:train[:50%]")) == 100  # without that shard
