@@ -1,5 +1,6 @@
 """Runs of the published training script, written here without torch."""
 
+import collections
 import io
 import json
 import pathlib
@@ -50,7 +51,7 @@ class Writer(pickle._Pickler):
         key, self.keys = str(self.keys), self.keys + 1
         self.archive.writestr(f"archive/data/{key}", x.tobytes())
         strides = tuple(step // x.itemsize for step in x.strides)
-        arguments = (Storage(key, x.size), 0, x.shape, strides, False, {})
+        arguments = (Storage(key, x.size), 0, x.shape, strides, False, collections.OrderedDict())
         return Global("torch._utils", "_rebuild_tensor_v2"), arguments
 
     def persistent_id(self, x):
@@ -59,7 +60,8 @@ class Writer(pickle._Pickler):
         return "storage", Global("torch", "FloatStorage"), x.key, "cuda:0", x.count
 
     def save_global(self, x, name=None):
-        self.write(f"c{x.module}\n{x.name}\n".encode())
+        module, name = x if isinstance(x, Global) else (x.__module__, x.__qualname__)
+        self.write(f"c{module}\n{name}\n".encode())
 
 
 def write_checkpoint(path, contents):
@@ -80,10 +82,13 @@ def checkpoint(prefix="", buffers=False):
     """What the script saves; the weights as trained are twice the averages."""
     shadow = averages()
     parameters = [x for name, x in shadow.items() if buffers or name != "rotary_emb.inv_freq"]
+    model = {prefix + k: x if "rotary" in k else 2 * x for k, x in shadow.items()}
+    model = collections.OrderedDict(model)
+    model._metadata = collections.OrderedDict({"": {"version": 1}})
     moments = {i: {"step": 5.0, "exp_avg": x} for i, x in enumerate(parameters)}
     return {
         "optimizer": {"state": moments, "param_groups": [{"lr": 3e-4, "betas": (0.9, 0.999)}]},
-        "model": {prefix + k: x if "rotary" in k else 2 * x for k, x in shadow.items()},
+        "model": model,
         "ema": {"decay": 0.9999, "num_updates": 5, "shadow_params": parameters},
         "step": 5,
     }
