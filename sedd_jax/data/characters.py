@@ -43,6 +43,7 @@ class Tokenizer(abc.ABC):
     # the type of a document, and what `decode` puts between two runs of tokens
     _takes: type = str
     _space = ""
+    _puts_space = False  # before every document, and drops it in `decode`
 
     @abc.abstractmethod
     def _encode(self, content: Any) -> np.ndarray:
@@ -113,7 +114,9 @@ class Tokenizer(abc.ABC):
             )
         return ids
 
-    def decode(self, ids: Sequence[int] | np.ndarray, mask: str = "░") -> str:
+    def decode(
+        self, ids: Sequence[int] | np.ndarray, mask: str = "░", *, first: bool = True
+    ) -> str:
         """Returns the text of ids.
 
         The end-of-document token becomes `<|endoftext|>`; ids that form no valid text, such as half
@@ -122,12 +125,13 @@ class Tokenizer(abc.ABC):
         Args:
           ids: integers in [0, vocab_size], of any shape.
           mask: the text for the id `vocab_size`, the mask of the absorbing graph.
+          first: whether a document begins with them.
 
         Raises:
           BadInput: an id is out of range.
         """
         ids, marks = self._checked(ids), self._marks(mask)
-        pieces, start, decode = [], 0, self._decode_run
+        pieces, start, decode = [], 0, self._decode_run if first else self._decode_later
         for stop in np.flatnonzero(np.isin(ids, list(marks))):
             pieces += [decode(ids[start:stop]), marks[int(ids[stop])]]
             # text goes on behind a mask
@@ -136,25 +140,30 @@ class Tokenizer(abc.ABC):
         pieces.append(decode(ids[start:]))
         return self._space.join(piece for piece in pieces if piece)
 
-    def pieces(self, ids: Sequence[int] | np.ndarray, mask: str = "░") -> list[str]:
+    def pieces(
+        self, ids: Sequence[int] | np.ndarray, mask: str = "░", *, first: bool = True
+    ) -> list[str]:
         """Returns the text of each id; for ids from `encode`, joined, this is `decode`.
 
-        Many a SentencePiece model puts a space before a text: it is shown here, not by `decode`.
         A character that several ids spell is at the last of them, and one that stays incomplete
         becomes the replacement character. Integers end with a space each.
 
         Args:
           ids: integers in [0, vocab_size], of any shape.
           mask: the text for the id `vocab_size`.
+          first: whether a document begins with them.
         """
         decoder, marks = codecs.getincrementaldecoder("utf-8")("replace"), self._marks(mask)
         pieces: list[str] = []
+        spaced = first and self._puts_space
         for id_ in self._checked(ids).tolist():
             if id_ in marks:
                 self._complete(pieces, decoder)
                 pieces.append(marks[id_] + self._space)
+                spaced = id_ == self.eod_id and self._puts_space
             else:
-                pieces.append(decoder.decode(self._spelling(id_)))
+                pieces.append(decoder.decode(self._spelling(id_).removeprefix(b" " * spaced)))
+                spaced = False
         self._complete(pieces, decoder)
         return pieces
 

@@ -92,6 +92,7 @@ class SentencePiece(Tokenizer):
         lead = self._processor.encode(_LEAD)
         spaced = self._processor.id_to_piece(lead[0]).startswith("\u2581")
         self._lead = lead if spaced else []
+        self._puts_space = spaced
         alone = self._processor.id_to_piece(lead[0]) == "\u2581"
         in_bytes = all(map(self._processor.is_byte, lead[1:]))
         self.exact = _is_exact(model, prefix=alone and in_bytes)

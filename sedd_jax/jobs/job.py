@@ -169,5 +169,8 @@ def decode(
     if tokenizer is not None:
         text = tokenizer.decode(tokens)
         edges = np.flatnonzero(np.diff(~held, prepend=False, append=False))
-        holes = [tokenizer.decode(tokens[slice(*hole)]) for hole in edges.reshape(-1, 2)]
+        holes = [
+            tokenizer.decode(tokens[start:stop], first=not start)
+            for start, stop in edges.reshape(-1, 2)
+        ]
     return {"tokens": tokens.tolist(), "text": text, "holes": holes}

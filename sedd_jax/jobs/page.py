@@ -180,7 +180,7 @@ def _guess_row(checkpoint, row, tokens, sigma, final):
 
     def named(token, prob):
         tokenizer = checkpoint.tokenizer
-        text = str(token) if tokenizer is None else tokenizer.pieces([token])[0]
+        text = str(token) if tokenizer is None else tokenizer.pieces([token], first=False)[0]
         return text, float(f"{prob:.3g}")
 
     for place in np.flatnonzero(is_open):

@@ -409,6 +409,19 @@ def test_a_text_with_the_mark_of_spaces_gets_no_more_spaces(tmp_path):
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
+def test_parts_of_a_document_keep_their_spaces(tmp_path):
+    _trained(tmp_path / "a.model")
+    tokenizer = SentencePiece.read(tmp_path / "a.model")
+    ids, end = tokenizer.encode("some plain words"), tokenizer.eod_id
+    cut = 1 + next(i for i in range(len(ids)) if tokenizer.decode(ids[: i + 1]) == "some")
+    assert tokenizer.decode(ids[cut:], first=False) == " plain words"
+    assert tokenizer.decode(ids[cut:]) == "plain words"
+    for first in (True, False):
+        for parts in ([*ids, end, *ids], [tokenizer.vocab_size, *ids]):
+            pieces = tokenizer.pieces(parts, first=first)
+            assert "".join(pieces) == tokenizer.decode(parts, first=first)
+
+
 def test_a_sentencepiece_model_that_cannot_be_used_is_refused(tmp_path):
     path = tmp_path / "a.model"
     recipe = Recipe(tokenizer="sentencepiece", tokenizer_path=str(path))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import sedd_jax as sedd
+from sedd_jax.data.characters import Bytes
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.experiment.mesh import build_mesh
@@ -320,3 +321,18 @@ def test_string_ids_have_numbers_by_their_digest():
     assert number_of(4_000_000_000) == 4_000_000_000
     # printf row | sha256sum
     assert number_of("row") == int.from_bytes(bytes.fromhex("634768da"), "little")
+
+
+def test_the_text_of_a_hole_is_what_stands_in_the_row():
+    class Spaced(Bytes):
+        """Decodes a document without its first space."""
+
+        def _decode_run(self, ids):
+            return self._decode_later(ids).removeprefix(" ")
+
+        def _decode_later(self, ids):
+            return super()._decode_run(ids)
+
+    held = np.array([False, False, True, False, False])
+    shown = job.decode(Spaced(), held, np.frombuffer(b" ab c", np.uint8))
+    assert shown["text"] == "ab c" and shown["holes"] == ["a", " c"]
