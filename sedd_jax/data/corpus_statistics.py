@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from sedd_jax.data.characters import END_OF_DOCUMENT
 from sedd_jax.data.documents import Fault, Piece
-from sedd_jax.data.separators import end_marks
+from sedd_jax.data.separators import is_text
 from sedd_jax.data.workers import Task
 from sedd_jax.errors import BadInput
 from sedd_jax.system.files import atomic_write_json
@@ -45,7 +46,8 @@ class Surveyor:
     def _survey(self, piece: Piece) -> dict[str, Any]:
         digest, letters = hashlib.sha256(), set()
         counts = collections.Counter(dict.fromkeys(_COUNTS, 0))
-        bins, skipped, marks = collections.Counter(), collections.Counter(), 0
+        bins, skipped = collections.Counter(), collections.Counter()
+        undivided, marks = is_text(piece, ""), 0
         for content, where in piece.documents():
             if isinstance(content, Fault):
                 skipped[content.kind] += 1
@@ -68,7 +70,7 @@ class Surveyor:
             digest.update(raw)
             bins[bin_of(raw)] += len(content)
             counts.update(documents=1, characters=len(content), utf8_bytes=size_of(content))
-            marks += end_marks(piece, content)
+            marks += content.count(END_OF_DOCUMENT) if undivided else 0
             if self.letters and isinstance(content, str):
                 letters.update(content)
         return {

@@ -296,7 +296,7 @@ class _Preparation:
             share = survey.histogram[:border].sum() / survey.characters
             if not fraction / 2 <= share <= 2 * fraction:
                 print(
-                    f"Warning: {share:.3g} of the text is held out, not {fraction:g} of it "
+                    f"warning: {share:.3g} of the text is held out, not {fraction:g} of it "
                     "(config.data.heldout_fraction), since documents are held out whole and some "
                     "are large; cut them, or give a heldout_corpus.",
                     flush=True,

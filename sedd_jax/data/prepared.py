@@ -17,6 +17,7 @@ import numpy as np
 
 from sedd_jax.data.corpus_statistics import SPLITS
 from sedd_jax.data.documents import Recipe
+from sedd_jax.data.separators import unescaped
 from sedd_jax.data.token_blocks import Mixture, TokenBlocks
 from sedd_jax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from sedd_jax.errors import BadInput
@@ -131,6 +132,8 @@ def _damaged(path: Path, reason: str) -> BadInput:
     return BadInput(f"{path} is damaged ({reason}); prepare the data again in another folder.")
 
 
+# settings that differ from those of prepared data are an error, others have no effect
+_CHECKED = ("tokenizer", "tokenizer_path", "vocab_size", "wrap")
 _COMMAND = "python -m sedd_jax.prepare --config=CONFIG --output={}, with the --config of this run"
 
 
@@ -260,6 +263,15 @@ def _checked(name: str, recipe: Recipe, length: int) -> dict[str, Any]:
             raise BadInput(
                 f"{name} was prepared with {setting}={there}, but it is {here} here; set it to "
                 f"{there}, or prepare other data: {_COMMAND.format('FOLDER')}."
+            )
+    for setting, there in manifest["recipe"].items():
+        here = getattr(recipe, setting, there)
+        here = unescaped(here) if setting == "separator" else here
+        if setting not in _CHECKED and here not in (there, getattr(Recipe(), setting)):
+            print(
+                f"warning: config.data.{setting}={here!r} has no effect: {name} was prepared with "
+                f"{there!r}.",
+                flush=True,
             )
     # a tokenizer on the hub is not downloaded for this check alone
     given = recipe.tokenizer_path and (

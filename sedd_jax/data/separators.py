@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable
 
-from sedd_jax.data.characters import END_OF_DOCUMENT
 from sedd_jax.data.documents import Piece
 from sedd_jax.data.text_files import Records, blocks, open_bytes, plain_text, split
 from sedd_jax.errors import BadInput
@@ -35,11 +34,6 @@ def unescaped(separator: str) -> str:
 def is_text(piece: Piece, separator: str) -> bool:
     """Returns whether a piece is of a text file that this separator, unescaped, divides."""
     return isinstance(piece, Records) and piece.text_format == plain_text(separator)
-
-
-def end_marks(piece: Piece, content: object) -> int:
-    """Returns how often the end of a document is written out in a text that is not divided."""
-    return content.count(END_OF_DOCUMENT) if is_text(piece, "") else 0
 
 
 def check_occurs(given: str, counted: Iterable[tuple[Piece, int]]) -> None:

@@ -486,9 +486,9 @@ def test_a_split_far_from_its_fraction_is_told(tmp_path, capsys):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("---\n".join(f"text {i}" for i in range(9)))
     _prepare(tmp_path / "near", corpus, length=4)
-    assert "Warning" not in capsys.readouterr().out
+    assert "warning" not in capsys.readouterr().out
     _prepare(tmp_path / "far", corpus, length=4, heldout_fraction=0.01)
-    assert "Warning: 0.111 of the text is held out, not 0.01" in capsys.readouterr().out
+    assert "warning: 0.111 of the text is held out, not 0.01" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", ["link", "cwd", "parent", "url"])

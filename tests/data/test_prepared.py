@@ -136,6 +136,17 @@ def test_unwrapped_data_have_one_length(prepared):
         link_prepared("other", "c", recipe, 16)
 
 
+def test_settings_that_the_data_do_not_have_are_told(prepared, capsys):
+    link_prepared("data", "a", Recipe(vocab_size=0, separator=r"\n"), LENGTH)
+    assert not capsys.readouterr().out
+    given = {"separator": "|", "heldout_fraction": 0.5, "bad_documents": "refuse"}
+    link_prepared("other", "a", Recipe(vocab_size=0, **given), LENGTH)
+    assert capsys.readouterr().out.splitlines() == [
+        f"warning: config.data.{name} has no effect: a was prepared with {there}."
+        for name, there in (("separator='|'", r"'\n'"), ("heldout_fraction=0.5", "0.1"))
+    ]
+
+
 def test_data_that_are_not_there_are_asked_for(prepared):
     message = "no prepared data are there.*python -m sedd_jax.prepare --config=CONFIG --output=owt"
     with pytest.raises(BadInput, match=message):
