@@ -163,7 +163,7 @@ def _started(module: Module, computation: str) -> Iterator[tuple[str, str, Instr
             kind = transfer.lower().replace("_", "-")
             kind = kind if kind in KINDS else "collective-permute"
             yield line.name, kind, line, _operand_bytes(line, lines), True
-        elif line.opcode == "async-start" or (
+        elif line.opcode in ("async-start", "call-start") or (  # the latter: on a SparseCore
             line.opcode == "fusion" and is_collective(line, module)
         ):
             (called,) = line.called

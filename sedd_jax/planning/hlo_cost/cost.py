@@ -45,6 +45,7 @@ GPU_HOST_WAIT = 36e-6  # seconds until the host has read whether a loop continue
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional",
     "call", "after-all", "partition-id", "replica-id", "copy-start", "slice-start", "async-start",
+    "call-start",
     "send", "recv", "opt-barrier", "add-dependency",
 }  # fmt: skip
 

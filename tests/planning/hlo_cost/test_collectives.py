@@ -161,6 +161,27 @@ def test_a_tpu_program_has_every_collective_once():
     assert permute[:4] == ("collective-permute", ("data",), 1, 32)
 
 
+def test_a_collective_of_a_sparse_core_counts():
+    text = """\
+%called (p: f32[8], token: token[]) -> f32[32] {
+  %p = f32[8]{0} parameter(0)
+  %token = token[] parameter(1)
+  ROOT %gather = f32[32]{0} all-gather(%p), replica_groups=[2,4]<=[8]
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: f32[8]) -> f32[32] {
+  %a = f32[8]{0} parameter(0)
+  %prepared = token[] custom-call(), custom_call_target="PrepareAsyncCallDone"
+  %start = ((f32[8]{0}, token[]), f32[32]{0}) call-start(%a, %prepared), \
+async_execution_thread="sparsecore", to_apply=%called
+  ROOT %done = f32[32]{0} call-done(%start)
+}
+"""
+    (gather,) = read(text, "tpu7x", tpu(2, 4))
+    assert (gather.kind, gather.bytes_sent, gather.overlapped) == ("all-gather", 32 * 3, True)
+    assert starts_by_end(hlo.parse(text), "main") == {"done": gather.name}
+
+
 def test_a_gpu_program_waits_for_some_and_not_for_others():
     gather, reduce, scatter, all_to_all = read(GPU, "h100", gpus(2, 4))
     assert gather[:4] == ("all-gather", ("fsdp",), 1, 32 * 3)
