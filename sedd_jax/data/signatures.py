@@ -45,9 +45,10 @@ _SIGNATURES = {
 _KNOWN = {re.compile(pattern, re.DOTALL): what for pattern, what in _SIGNATURES.items()}
 _PERHAPS_TEXT = ("a PDF", "an RTF document")
 _LONG = 4  # so many first bytes are no chance, where a file may begin with any
-_NUCLEOTIDES = re.compile(rb"[ACGTUNacgtun*.-]{8,}")
-_RESIDUES = re.compile(rb"[A-Z*.-]{30,}")  # of a protein; shorter ones may be a word in capitals
-_WORD = re.compile(rb"[A-Za-z*.-]+|\d+( \d+)+")  # or the qualities of bases
+# lines of a sequence, with gaps; short ones of a protein may be a word in capitals
+_NUCLEOTIDES = re.compile(rb"([*.-]*[ACGTUNacgtun]){8,}[*.-]*")
+_RESIDUES = re.compile(rb"([*.-]*[A-Z]){30,}[*.-]*")
+_WORD = re.compile(rb"[*.-]*[A-Za-z][A-Za-z*.-]*|\d+( \d+)+")  # or the qualities of bases
 
 
 def check(path: pathlib.Path, head: bytes, form: str, *, named: bool) -> str:
@@ -70,7 +71,7 @@ def check(path: pathlib.Path, head: bytes, form: str, *, named: bool) -> str:
     check_known(path, head, form, text=named_text)
     head = head.removeprefix(MARK)
     lines = head.splitlines()
-    if form not in ("text", "csv", "tsv") and b"\n" not in head and len(head.split(b"\r")) > 2:
+    if form != "text" and b"\n" not in head and len(head.split(b"\r")) > 2:
         raise BadInput(
             f"{path} has the line ends of old Macs, which are not read; convert it: "
             "tr '\\r' '\\n' < FILE > NEW"
