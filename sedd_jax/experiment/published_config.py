@@ -15,6 +15,7 @@ _KEYS = {field.name: f"model.{field.name}" for field in dataclasses.fields(Publi
     "sigma_min": "noise.sigma_min",
     "sigma_max": "noise.sigma_max",
 }
+_CHOICES = {"graph": ("absorb", "uniform"), "noise.schedule": ("loglinear", "geometric")}
 # the published code has one fixed choice of these, and no setting
 _FIXED = {"family": "diffusion", "model.learned_positions": False, "train.t_min": 1e-3}
 _FIXED_LOGLINEAR = {"noise.eps": 1e-3}
@@ -44,10 +45,11 @@ def to_published(config: Config) -> PublishedConfig:
       BadInput: a model that the published code does not have.
     """
     fixed = _FIXED | (_FIXED_LOGLINEAR if config.noise.schedule == "loglinear" else {})
-    for key, value in fixed.items():
-        if (ours := attrgetter(key)(config)) != value:
+    for key, values in (_CHOICES | {key: (value,) for key, value in fixed.items()}).items():
+        if (ours := attrgetter(key)(config)) not in values:
             raise BadInput(
-                f"The published layout has only models with config.{key}={value}, and this one has "
-                f"{ours}; keep it as a run folder (--to=run)."
+                f"The published layout has only models with config.{key}="
+                f"{' or '.join(map(str, values))}, and this one has {ours}; keep it as a run "
+                "folder (--to=run)."
             )
     return PublishedConfig(**{field: attrgetter(key)(config) for field, key in _KEYS.items()})

@@ -131,7 +131,10 @@ def read_params(folder: Path, abstract: Params, tokens: int) -> Params:
       BadInput: a file that cannot be read, or a tensor missing, misshapen or unexpected.
     """
     path, tensors = _read_weights(folder)
-    tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}
+    bare = {name.removeprefix("transformer."): x for name, x in tensors.items()}
+    if len(bare) < len(tensors):
+        raise BadInput(f"{path} has a tensor twice, with and without transformer. before its name.")
+    tensors = bare
     tensors = {name: x for name, x in tensors.items() if not name.endswith(_BUFFERS)}
     unembedding, table = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
     if unembedding is not None and not np.array_equal(unembedding, table):
@@ -165,4 +168,10 @@ def _read_weights(folder):
         raise BadInput(f"{path} has no weight_map from tensors to files.") from error
     if missing := [part.name for part in parts if not part.is_file()]:
         raise BadInput(f"{path} names files that are not there: {', '.join(missing)}.")
-    return path, {name: x for part in parts for name, x in read_tensors(part).items()}
+    tensors = {}
+    for part in parts:
+        read = read_tensors(part)
+        if twice := sorted(read.keys() & tensors.keys()):
+            raise BadInput(f"The files of {path} have the tensor {twice[0]} twice.")
+        tensors |= read
+    return path, tensors

@@ -51,6 +51,16 @@ def test_the_constant_of_one_schedule_does_not_bind_the_other():
         to_published(dataclasses.replace(config, noise=NoiseConfig("loglinear", eps=0.5)))
 
 
+def test_code_of_ones_own_is_not_in_the_published_layout():
+    config = dataclasses.replace(from_published(UNIFORM), graph="mine:graph")
+    with pytest.raises(BadInput, match="config.graph=absorb or uniform, .* has mine:graph; keep"):
+        to_published(config)
+    noise = NoiseConfig("mine:noise")
+    config = dataclasses.replace(from_published(UNIFORM), noise=noise)
+    with pytest.raises(BadInput, match="noise.schedule=loglinear or geometric, .* mine:noise"):
+        to_published(config)
+
+
 def test_the_smallest_time_is_that_of_the_published_code():
     config = dataclasses.replace(from_published(UNIFORM), train=TrainConfig(t_min=1e-4))
     with pytest.raises(BadInput, match="config.train.t_min=0.001, and this one has 0.0001"):

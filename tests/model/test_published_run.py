@@ -15,6 +15,7 @@ import yaml
 from safetensors.numpy import load_file
 
 import sedd_jax as sedd
+from sedd_jax.data.characters import Characters
 from sedd_jax.errors import BadInput
 from sedd_jax.model.published_run import read_config, read_params
 
@@ -138,7 +139,10 @@ def test_a_run_has_averaged_weights_and_those_as_trained(folder, wanted, prefix,
 def test_a_checkpoint_is_loaded_by_its_path(folder, wanted):
     other = folder / "checkpoints" / "checkpoint_3.pth"
     write_checkpoint(other, checkpoint())
-    equal(sedd.load(other).params, wanted.params)
+    Characters("".join(map(chr, range(65, 115))), eod=False).save(folder / "tokenizer")
+    loaded = sedd.load(other)
+    equal(loaded.params, wanted.params)
+    assert loaded.tokenizer.vocab_size == 50
     with pytest.raises(BadInput, match=r"no checkpoints-meta/checkpoint.pth; .*checkpoint_3\.pth"):
         sedd.load(folder)
     with pytest.raises(BadInput, match="leave the step out, or load a checkpoint by its path"):
