@@ -6,6 +6,7 @@ does not grow with the file nor, above the limit, with a document.
 
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ _BLOCK_BYTES = 2**20
 # pyarrow's names by the suffix of a file; of the two zstd readers at hand pyarrow's is the one that
 # notices a truncated file
 _CODECS = {".gz": "gzip", ".bgz": "gzip", ".zst": "zstd"}
+_BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _WHITE_SPACE = str.maketrans("", "", " \t\r\n")
 
 
@@ -277,11 +279,26 @@ def open_bytes(path: pathlib.Path) -> BinaryIO:
             return path.open("rb", buffering=0)
         if not path.stat().st_size:  # which readers take for nothing compressed
             raise BadInput(f"{path} is cut short (it is empty); fetch or make it again.")
+        if name == "gzip":
+            _check_bgzip(path)
         import pyarrow
 
         return pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), name)
     except OSError as error:
         raise BadInput(f"{path} cannot be opened ({error}); look at the file.") from error
+
+
+def _check_bgzip(path: pathlib.Path) -> None:
+    """Raises BadInput for a file of bgzip that was not closed; each block of it is whole."""
+    with path.open("rb") as file:
+        head = file.read(14)
+        if head.startswith(b"\x1f\x8b\x08\x04") and head.endswith(b"BC"):
+            file.seek(-min(len(_BGZIP_END), path.stat().st_size), os.SEEK_END)
+            if file.read() != _BGZIP_END:
+                raise BadInput(
+                    f"{path} is cut short (the mark at the end of a file of bgzip is missing); "
+                    "fetch it again, or pack it anew if it is whole (gunzip, gzip)."
+                )
 
 
 def blocks(file: BinaryIO, path: pathlib.Path, size: int | None = None) -> Iterator[bytes]:

@@ -2,7 +2,9 @@ import gzip
 import json
 import pickle
 import random
+import struct
 import tracemalloc
+import zlib
 
 import pytest
 
@@ -298,6 +300,23 @@ def test_a_compressed_file_that_is_damaged_or_cut_short_is_named(tmp_path, endin
     for cut in (good[:-1], good[: len(good) // 2], two[:-1], two[: len(good) + 3], b"no archive"):
         path.write_bytes(cut)
         with pytest.raises(BadInput, match=f"a.txt{ending} is damaged or cut short .*again"):
+            contents(path)
+
+
+def test_a_file_of_bgzip_has_a_mark_at_its_end(tmp_path):
+    def block(content):
+        packer = zlib.compressobj(wbits=-15)
+        packed = packer.compress(content) + packer.flush()
+        size = struct.pack("<H", len(packed) + 25)
+        head = b"\x1f\x8b\x08\4\0\0\0\0\0\xff\6\0BC\2\0" + size
+        return head + packed + struct.pack("<II", zlib.crc32(content), len(content))
+
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(block(b"one ") + block(b"two") + block(b""))
+    assert contents(path) == ["one two"]
+    for cut in (block(b"one "), block(b"one ") + block(b"two"), block(b"")[:-1]):
+        path.write_bytes(cut)
+        with pytest.raises(BadInput, match="a.txt.gz is cut short .the mark at the end of a file"):
             contents(path)
 
 
