@@ -280,9 +280,11 @@ def _as_prepared(block_format, mixed, wrapped):
 
 
 def _bytes_in(tokens, lengths, tokenizer):
-    """The UTF-8 bytes of the text in the rows."""
+    """The UTF-8 bytes of the text in the rows, counted by documents."""
+    end = tokenizer.eod_id
     rows = (row[:length] for row, length in zip(tokens, lengths, strict=True))
-    return sum(tokenizer.size(row[row != tokenizer.eod_id]) for row in rows)
+    parts = (part for row in rows for part in np.split(row, np.flatnonzero(row == end)))
+    return sum(tokenizer.size(part[part != end]) for part in parts)
 
 
 def cut(stream: np.ndarray, block_format: BlockFormat) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ from sedd_jax.data.prepared import link_prepared, open_blocks
 from sedd_jax.data.tokenizer import Bytes, Characters
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.catalog import Text
-from sedd_jax.evaluation.protocol import CONVENTIONS, cut, of_heldout, of_text
+from sedd_jax.evaluation.protocol import CONVENTIONS, _bytes_in, cut, of_heldout, of_text
 
 END = 256
 TEXT = Text("a.txt", "test", "none", ["abc", "", "de"])  # 8 tokens with their ends
@@ -187,3 +187,15 @@ def test_a_mixture_is_scored_by_its_weights(run):
         "first_token"
     ]
     assert first == "scored, after the token that precedes every text in training"
+
+
+def test_bytes_are_counted_by_documents():
+    """Many a SentencePiece model puts a space before a document, which is no byte of it."""
+
+    class Spaced(Bytes):
+        def size(self, ids):
+            return len(ids.tobytes().decode("utf-32-le").removeprefix(" "))
+
+    documents = (b" ab", b" c d", b" e")
+    row = np.concatenate([[*document, 256] for document in documents]).astype(np.int32)
+    assert _bytes_in(row[None], [len(row)], Spaced()) == 2 + 3 + 1
