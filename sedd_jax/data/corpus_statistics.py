@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.data.characters import END_OF_DOCUMENT
-from sedd_jax.data.documents import Fault, Piece
+from sedd_jax.data.documents import BLANK, Fault, Piece
 from sedd_jax.data.separators import is_text
 from sedd_jax.data.workers import Task
 from sedd_jax.errors import BadInput
@@ -27,7 +27,8 @@ class Surveyor:
 
     Attributes:
       folder: where the files are written.
-      refuse: raise BadInput for a document that cannot be used, instead of counting it.
+      refuse: raise BadInput for a document that cannot be used, instead of counting it; a blank one
+        is counted.
       letters: collect the alphabet.
       tokenizer: its name: raise BadInput for ids if it takes text, and for text if it takes ids.
     """
@@ -51,7 +52,7 @@ class Surveyor:
         for content, where in piece.documents():
             if isinstance(content, Fault):
                 skipped[content.kind] += 1
-                if self.refuse:
+                if self.refuse and content != BLANK:
                     raise BadInput(
                         f"{piece.place(where)} {content.reason}; mend it or set "
                         "config.data.bad_documents=skip."

@@ -215,7 +215,8 @@ class Recipe:
     separator: str = ""
     heldout_corpus: str = ""  # documents never trained on; empty: a part of `corpus` is held out
     heldout_fraction: float = setting(0.1, above=0, below=1)  # of `corpus`, in whole documents
-    bad_documents: Literal["refuse", "skip"] = "refuse"  # skip: leave them out, and count them
+    # skip: leave them out, and count them, as blank ones always are
+    bad_documents: Literal["refuse", "skip"] = "refuse"
     # a larger document is a bad one: a worker needs up to ten times its size in memory
     max_document_mb: int = setting(512, above=0)
     tokenizer: Literal[

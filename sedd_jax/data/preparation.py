@@ -291,17 +291,7 @@ class _Preparation:
         fraction = self._recipe.heldout_fraction
         if self._recipe.heldout_corpus:
             return Split({"corpus": 0, "heldout_corpus": BINS}, fraction)
-        border = heldout_bins(survey.histogram, fraction)
-        if border is not None:
-            share = survey.histogram[:border].sum() / survey.characters
-            if not fraction / 2 <= share <= 2 * fraction:
-                print(
-                    f"warning: {share:.3g} of the text is held out, not {fraction:g} of it "
-                    "(config.data.heldout_fraction), since documents are held out whole and some "
-                    "are large; cut them, or give a heldout_corpus.",
-                    flush=True,
-                )
-        return Split({"corpus": border}, fraction)
+        return Split({"corpus": heldout_bins(survey.histogram, fraction)}, fraction)
 
     def _fitting_texts(self, split: Split, survey: Survey) -> Iterator[str]:
         """Yields training documents to fit a tokenizer on: the first ones of every piece."""

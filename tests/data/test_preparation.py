@@ -482,13 +482,14 @@ def test_the_place_of_a_fault_is_of_the_whole_document_though_it_is_cut(tmp_path
         _prepare(tmp_path / "data", corpus, **choices, bad_documents="skip")
 
 
-def test_a_split_far_from_its_fraction_is_told(tmp_path, capsys):
+def test_a_split_far_from_its_fraction_is_told(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("---\n".join(f"text {i}" for i in range(9)))
-    _prepare(tmp_path / "near", corpus, length=4)
-    assert "warning" not in capsys.readouterr().out
-    _prepare(tmp_path / "far", corpus, length=4, heldout_fraction=0.01)
-    assert "warning: 0.111 of the text is held out, not 0.01" in capsys.readouterr().out
+    near = _prepare(tmp_path / "near", corpus, length=4)
+    assert account.warnings(near.manifest) == []
+    far = _prepare(tmp_path / "far", corpus, length=4, heldout_fraction=0.01)
+    (warning,) = account.warnings(far.manifest)
+    assert warning.startswith("0.111 of the text is held out, not 0.01")
 
 
 @pytest.mark.parametrize("place", ["link", "cwd", "parent", "url"])
