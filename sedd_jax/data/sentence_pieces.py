@@ -91,7 +91,8 @@ class SentencePiece(Tokenizer):
         self._lower_block = [self._processor.piece_to_id(f"<0x{b:02X}>") for b in "\u2581".encode()]
         lead = self._processor.encode(_LEAD)
         spaced = self._processor.id_to_piece(lead[0]).startswith("\u2581")
-        self._lead = lead if spaced else []
+        strips = self._processor.encode(" " + _LEAD) == lead
+        self._lead = lead if spaced or strips else []
         self._puts_space = spaced
         alone = self._processor.id_to_piece(lead[0]) == "\u2581"
         in_bytes = all(map(self._processor.is_byte, lead[1:]))

@@ -179,6 +179,13 @@ def test_text_that_a_tokenizer_loses_is_refused(trained, template, message):
         row_from_template(template, lossy, None, 20)
 
 
+def test_a_model_without_a_first_space_keeps_the_space_after_a_hole(trained):
+    stripping = trained(vocab_size=22, add_dummy_prefix=False)
+    row = row_from_template("the[MASK:1] bar", stripping, None, 20)
+    masked = np.where(row.held, row.tokens, stripping.vocab_size)
+    assert stripping.decode(masked, mask="?") == "the? bar"
+
+
 def test_prefix_and_suffix_are_taken_as_they_are():
     assert shown(row_between("a\\", "[MASK", Bytes(), 9, 20)) == ["a", "\\", _, _, *"[MASK"]
     assert shown(row_between("", "b", Bytes(), None, 3)) == [_, _, "b"]
