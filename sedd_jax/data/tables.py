@@ -70,19 +70,24 @@ class _RowGroup(RowRange):
                     number += 1
         except pyarrow.ArrowNotImplementedError as error:
             kind = file.schema_arrow.field(self.field).type
-            raise BadInput(
-                f"The field {self.field!r} of {self.source} has the type {kind}, neither text nor "
-                "a list of integers; set data.field."
-            ) from error
+            raise _other_type(self.field, self.source, kind) from error
         except (OSError, pyarrow.ArrowException) as error:
             raise _damaged(self.source, error) from error
 
 
 def _values(column: Any) -> Iterator[Any]:
-    """Yields the values of a column of an Arrow table: bytes, arrays, or what is a fault."""
+    """Yields the values of a column of an Arrow table: bytes, arrays, or what is a fault.
+
+    Raises:
+      pyarrow.ArrowException: it holds something else, or its buffers are damaged.
+    """
     import pyarrow
 
     kind = column.type
+    if not (_is_list(kind) or pyarrow.types.is_null(kind)):
+        # as bytes, so that text that does not decode is the fault of a row
+        column = column.cast(pyarrow.large_binary())
+    column.validate(full=True)  # what is mapped was not looked at, and may point anywhere
     if _is_list(kind) and pyarrow.types.is_integer(kind.value_type):
         for row in column:
             ids = row.values
@@ -90,9 +95,6 @@ def _values(column: Any) -> Iterator[Any]:
             has_all = ids is not None and not ids.null_count
             yield ids.to_numpy() if has_all else row.as_py()
         return
-    if not pyarrow.types.is_null(kind):
-        # as bytes, so that text that does not decode is the fault of a row
-        column = column.cast(pyarrow.large_binary())
     yield from column.to_pylist()
 
 
@@ -100,6 +102,13 @@ def _is_list(kind: Any) -> bool:
     from pyarrow import types
 
     return types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+
+
+def _other_type(field: str, place: object, kind: Any) -> BadInput:
+    return BadInput(
+        f"The field {field!r} of {place} has the type {kind}, neither text nor a list of integers; "
+        "set data.field."
+    )
 
 
 def _parquet_file(path: pathlib.Path) -> Any:
@@ -277,10 +286,18 @@ class _HubRows(RowRange):
     _unit = "example"
 
     def documents(self) -> Iterator[Document]:
+        import pyarrow
+
+        rows = self.dataset.with_format("arrow")
         for start in range(self.start, self.stop, _BATCH):
-            rows = self.dataset[start : min(start + _BATCH, self.stop)][self.field]
-            for number, value in enumerate(rows, start):
-                yield Document(checked_value(value, self.field, self.limit), number)
+            try:
+                column = rows[start : min(start + _BATCH, self.stop)].column(self.field)
+                for number, value in enumerate(_values(column), start):
+                    yield Document(checked_value(value, self.field, self.limit), number)
+            except pyarrow.ArrowNotImplementedError as error:
+                raise _other_type(self.field, self.source, column.type) from error
+            except pyarrow.ArrowException as error:
+                raise damaged(f"{self.place(start)} or a later one", first_line(error)) from error
 
     def version(self) -> str:
         # a name that the package derives from the content and its history

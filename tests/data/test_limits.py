@@ -34,7 +34,7 @@ npz          | refused | refused  | refused | refused    | refused | refused | -
 raw ids      | refused | refused  | unseen  | unseen     | unseen  | -       | -    | -       | refused    | invalid | joined     | refused
 ArrayRecord  | refused | refused  | refused | refused    | refused | refused | -    | -       | invalid    | invalid | joined     | refused
 TFDS         | refused | refused  | refused | refused    | refused | refused | read | -       | invalid    | invalid | -          | refused
-Hugging Face | refused | refused  | refused | refused    | unseen  | refused | read | invalid | invalid    | invalid | -          | refused
+Hugging Face | refused | refused  | refused | refused    | unseen  | refused | read | invalid | refused    | invalid | -          | refused
 prepared     | refused | refused  | refused | refused    | refused | refused | -    | -       | refused    | -       | -          | refused
 """  # noqa: E501
 HEADER, *ROWS = [[cell.strip() for cell in row.split("|")] for row in TABLE.strip().splitlines()]
@@ -234,8 +234,9 @@ def of_data_set(folder, source, case, monkeypatch, tfds_folder):
     if case == "unreadable":
         monkeypatch.setattr(os, "access", lambda *rest: False)
     column = case if case in (*COLUMNS, "nulls") else "text"
-    scheme = {"TFDS": "tfds", "Hugging Face": "hf"}[source]
-    return outcome(f"{scheme}:{folder}", path, COLUMNS.get(column), column)
+    corpus = f"{'tfds' if source == 'TFDS' else 'hf'}:{folder}"
+    path = corpus if case == "wrong type" else path  # of a column, not of a file
+    return outcome(corpus, path, COLUMNS.get(column), column)
 
 
 def of_prepared(folder, case, monkeypatch):

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from sedd_jax.data import documents as documents_module
@@ -251,6 +252,25 @@ def test_a_damaged_file_of_a_saved_dataset_is_named(tmp_path):
             BadInput, match="arrow is damaged.*does not begin and end as a stream of"
         ):
             read(f"hf:{tmp_path / 'one'}")
+
+
+def test_an_offset_into_nowhere_of_a_saved_dataset_is_damage(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": TEXTS}).save_to_disk(tmp_path / "one")
+    (path,) = (tmp_path / "one").glob("*.arrow")
+    content = path.read_bytes()
+    offsets = np.cumsum([0, *(len(text.encode()) for text in TEXTS)]).astype("<i4")
+    begin = content.index(offsets.tobytes())
+    for number, wrong in ((70, 2**30), (199, -5)):  # which the package itself follows
+        offsets[number] = wrong
+        path.write_bytes(content[:begin] + offsets.tobytes() + content[begin + offsets.nbytes :])
+        with pytest.raises(BadInput, match="one, example 65 or a later one is damaged, cut short"):
+            read(f"hf:{tmp_path / 'one'}")
+    path.write_bytes(content.replace("document 77 é".encode(), b"document 77 \xff\xff"))
+    (bad,) = [
+        (found, place) for found, place in read(f"hf:{tmp_path / 'one'}") if found not in TEXTS
+    ]
+    assert bad[0].kind == "is not UTF-8 text" and bad[1].endswith("one, example 78")
 
 
 def test_a_name_on_the_hub_is_split_into_its_parts(hub_folder, monkeypatch):
