@@ -40,8 +40,9 @@ def _lost(manifest: dict[str, Any]) -> str:
     if changed:
         of = f"{changed:,} of {documents:,} documents come back changed from the tokenizer"
     else:
-        verb = "are split at" if recipe.get("split_at_unknown") else "are left out for"
-        of = f"{losses['documents']:,} documents {verb} letters that the tokenizer does not know"
+        count, split = losses["documents"], recipe.get("split_at_unknown")
+        of = f"{count:,} document{'s are' if count > 1 else ' is'} "
+        of += f"{'split at' if split else 'left out for'} letters that the tokenizer does not know"
     return f"{of}: {letters_text(losses)}, the first in {losses['first']}"
 
 

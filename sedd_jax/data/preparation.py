@@ -143,7 +143,9 @@ def _left_out(skipped: dict[str, int], losses: dict[str, Any] | None = None) -> 
         f"{count:,} {'documents, each' if count > 1 else 'document, which'} {kind}"
         for kind, count in skipped.items()
     ]
-    reasons += [f"letters lost: {letters_text(losses)}"] if losses else []
+    if losses:
+        split = "config.data.split_at_unknown=True keeps what is between them"
+        reasons.append(f"letters lost: {letters_text(losses)}; {split}")
     return f" (left out: {'; '.join(reasons)})" if reasons else ""
 
 

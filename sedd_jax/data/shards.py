@@ -139,7 +139,7 @@ class Shards:
 
     def _block(self, content: Content) -> _Block | Fault:
         """Returns the block of a part of a document."""
-        kind, end = self._tokenizer.kind, self._tokenizer.eod_id
+        kind, end = self._recipe.tokenizer, self._tokenizer.eod_id
         try:
             ids = self._tokenizer.encode(content)
         except BadInput as error:

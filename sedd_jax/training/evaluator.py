@@ -74,16 +74,15 @@ class Evaluator:
         """The size of a batch: that of the config, or less if there are only `count` blocks."""
         wanted, parts = self._config.batch_size, meshes.num_batch_shards(self._mesh)
         found = min(wanted, count // parts * parts)
-        blocks = f"there are only {count} held-out blocks of {self._length} tokens"
+        blocks = f"the held-out split has {count} block(s) of {self._length} tokens"
         if not found:
             raise BadInput(
-                f"The mesh has {parts} parts (slice x data x fsdp), and {blocks}; give more text, "
+                f"The mesh has {parts} parts (slice x data x fsdp), but {blocks}; give more text, "
                 "or raise config.data.heldout_fraction in another --workdir."
             )
         if found < wanted:
             print_on_primary(
-                f"warning: config.eval.batch_size is {wanted}, but {blocks}: {found} of them are "
-                "evaluated, in one batch."
+                f"warning: config.eval.batch_size is {wanted}, but {blocks}: a batch has {found}."
             )
         elif rest := min(count, self._config.max_blocks) % found:
             print_on_primary(

@@ -165,7 +165,7 @@ def test_letters_without_an_id_are_told_and_a_document_is_split_at_them(tmp_path
     )
     manifest = dataset.manifest
     assert sum(split["documents"] for split in manifest["splits"].values()) == 2 + 1 + 2 + 4
-    assert manifest["skipped"] == {"does not suit the tokenizer characters": 1}  # NNN
+    assert manifest["skipped"] == {"does not suit the tokenizer dna": 1}  # NNN
     known = sum(len(part) - sum(map(part.count, "NRY")) for part in [*CONTIGS, "GATTACA" * 12])
     assert sum(split["tokens"] for split in manifest["splits"].values()) == known
     assert "are split at letters" in " ".join(account.lines(manifest))
