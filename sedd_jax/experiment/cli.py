@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from sedd_jax.errors import BadInput, Halted
+from sedd_jax.errors import BadInput, Halted, first_line
 from sedd_jax.experiment.config import Config, MeshConfig, parse
 
 # errors of a disk or of permissions, which are not the program's fault
@@ -153,10 +153,25 @@ def run(main: Callable[..., None], *, takes_names: bool = False) -> None:
             if error.errno not in _OF_THE_MACHINE:
                 raise
             _fail(f"{error.filename or 'a file'}: {error.strerror}.", 1)
+        except (RuntimeError, AssertionError):
+            _check_devices()
+            raise
 
     logging.set_verbosity(logging.ERROR)
     logging.get_absl_handler().addFilter(_is_news)
     app.run(guarded, flags_parser=parse_flags)
+
+
+def _check_devices():
+    """Ends the process if JAX has no devices: the error came from there."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        why = str(error) and f" ({first_line(error)})"
+        _fail(
+            f"JAX finds no devices for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}{why}; "
+            "correct it, or unset it for those that there are."
+        )
 
 
 def _is_news(record):

@@ -3,7 +3,7 @@ import logging
 import jax
 import pytest
 
-from sedd_jax.experiment.cli import CACHE_VARIABLE, _is_news, cache_programs
+from sedd_jax.experiment.cli import CACHE_VARIABLE, _check_devices, _is_news, cache_programs
 
 
 @pytest.fixture
@@ -46,3 +46,18 @@ def test_errors_that_libraries_log_are_printed_where_there_are_several_processes
     record = logging.makeLogRecord({"levelno": logging.ERROR})
     assert _is_news(record) == several
     assert _is_news(logging.makeLogRecord({"levelno": logging.CRITICAL}))
+
+
+def test_where_jax_has_no_devices_that_is_what_is_said(monkeypatch, capsys):
+    _check_devices()
+
+    def fail():
+        raise RuntimeError("Unable to initialize backend 'foo'")
+
+    monkeypatch.setattr(jax, "devices", fail)
+    monkeypatch.setenv("JAX_PLATFORMS", "foo")
+    with pytest.raises(SystemExit):
+        _check_devices()
+    assert capsys.readouterr().err.startswith(
+        "error: JAX finds no devices for JAX_PLATFORMS=foo (Unable to initialize backend 'foo');"
+    )
