@@ -13,7 +13,7 @@ from typing import Any
 from sedd_jax.data.corpus_statistics import BINS, SPLITS, Split, Survey, Surveyor, heldout_bins
 from sedd_jax.data.documents import PIECE_BYTES, Piece, Recipe
 from sedd_jax.data.losses import check_lost, joined, letters_text
-from sedd_jax.data.prepared import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest
+from sedd_jax.data.prepared import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest, sealed
 from sedd_jax.data.separators import check_occurs, unescaped
 from sedd_jax.data.shards import Shards, id_dtype
 from sedd_jax.data.sources import passed_by, pieces, without_effect
@@ -254,7 +254,7 @@ class _Preparation:
             "splits": splits,
         }
         # written beside "data", where a kill may leave a part of it
-        atomic_write_json(self._staging / MANIFEST, manifest, indent=1)
+        atomic_write_json(self._staging / MANIFEST, sealed(manifest), indent=1)
         atomic_move(self._staging / MANIFEST, self._staging / "data" / MANIFEST)
 
     def _keep_tokenizer(self, build: Callable[[], Tokenizer]) -> None:

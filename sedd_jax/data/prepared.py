@@ -94,7 +94,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     if missing:
         raise _damaged(path, f"it says nothing of {', '.join(missing)}")
+    if "sha256" in manifest and sealed(manifest) != manifest:  # older ones have none
+        raise _damaged(path, "its SHA-256 is not the one that it says")
     return manifest
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Returns a manifest with the SHA-256 of all that it says."""
+    said = {name: value for name, value in manifest.items() if name != "sha256"}
+    return said | {"sha256": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
 
 
 def _open_split(folder: Path, manifest: dict[str, Any], split: str, length: int) -> TokenBlocks:
@@ -196,10 +204,13 @@ def open_data(folder: str | os.PathLike[str], length: int) -> Dataset:
     manifest = read_manifest(folder)
     if "prepared" not in manifest:
         return open_blocks(folder, length)
-    datasets = [_open_same(entry, folder, length) for entry in manifest["prepared"]]
+    try:
+        datasets = [_open_same(entry, folder, length) for entry in manifest["prepared"]]
+        weights = [float(entry["weight"]) for entry in manifest["prepared"]]
+    except (KeyError, TypeError) as error:
+        raise _damaged(folder / MANIFEST, repr(error)) from error
     if len(datasets) == 1:
         return datasets[0]
-    weights = [entry["weight"] for entry in manifest["prepared"]]
     mixed = {split: Mixture([getattr(d, split) for d in datasets], weights) for split in SPLITS}
     return Dataset(tokenizer=datasets[0].tokenizer, manifest=manifest, **mixed)
 

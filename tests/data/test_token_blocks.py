@@ -58,6 +58,11 @@ def test_open_blocks_refuses_what_is_damaged(folder, tmp_path):
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 1}))
     with pytest.raises(BadInput, match="was prepared in format 1, this version reads format 2"):
         open_blocks(folder, 32)
+    (folder / "manifest.json").write_text(
+        json.dumps(manifest).replace('"documents"', '"docuNents"')
+    )
+    with pytest.raises(BadInput, match="manifest.json is damaged .its SHA-256 is not the one"):
+        open_blocks(folder, 32)
     for text in ('{"format": 2}', '{"format"', "[]"):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(BadInput, match="manifest.json is damaged"):
@@ -77,9 +82,8 @@ def test_a_byte_that_changed_is_noticed_where_the_manifest_has_hashes(folder, mo
     with pytest.raises(BadInput, match=message):
         check_hashes(folder, manifest)
     monkeypatch.undo()
-    for split in manifest["splits"].values():
-        for shard in split["shards"]:
-            del shard["sha256"]
+    for part in (manifest, *(s for split in manifest["splits"].values() for s in split["shards"])):
+        del part["sha256"]
     path.write_text(json.dumps(manifest))  # as an older version wrote it
     assert len(open_blocks(folder, 32).train) > 0 == check_hashes(folder, manifest)
 
