@@ -29,13 +29,16 @@ USAGE
 nodes=${SLURM_NNODES:-1} gpus=${SLURM_GPUS_ON_NODE:-8} options=()
 option() {
   case $1 in
-    --nodes=*) whole_number "$1" && nodes=${1#*=} ;;
-    --gpus-per-node=*) whole_number "$1" && gpus=${1#*=} ;;
+    --nodes=*) nodes=${1#*=} ;;
+    --gpus-per-node=*) gpus=${1#*=} ;;
     *) options+=("$1") ;;
   esac
 }
 
 read_job "$@"
+for size in "--nodes=$nodes" "--gpus-per-node=$gpus"; do
+  whole_number "$size" # that of the allocation may be something else
+done
 on_gpus
 need srun
 # all three numbers: srun would take what is lacking from the variables of an sbatch script

@@ -82,6 +82,9 @@ def test_slurm_takes_the_nodes_and_gpus_of_the_allocation():
     both = launch("slurm.sh", *given, SLURM_NNODES="3", SLURM_GPUS_ON_NODE="4").stdout
     assert "--nodes=3 --ntasks=12 --ntasks-per-node=4 --gpus-per-node=4 " in both
     assert "--nodes=1 --ntasks=8 " in launch("slurm.sh", *given).stdout
+    wrong = launch("slurm.sh", *given, SLURM_GPUS_ON_NODE="gpu:4")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "error: --gpus-per-node=gpu:4 must be a whole number, at least 1.\n"
 
 
 @each_job
