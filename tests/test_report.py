@@ -88,6 +88,12 @@ def test_the_page_shows_all_and_needs_nothing(folders):
     assert text == dashboard(read_runs(folders))
 
 
+def test_a_figure_of_an_earlier_step_has_its_step(tmp_path, smoke_config):
+    bound = {"step": 10, "bound": 3.305, "bound_stderr": 0.05, "perplexity": 27.25}
+    run = made_run(tmp_path / "run", smoke_config, [*rows(10), bound, *rows(15)[10:]])
+    assert "Step 15 of 20 · held-out bound of step 10: 3.305 ± 0.050" in dashboard(read_runs([run]))
+
+
 def test_many_rows_are_drawn_as_means(folders):
     loss = next(training_plots(read_runs(folders)))
     steps, values = loss.curves["b/run"]

@@ -157,7 +157,7 @@ def _latest(facts):
             row = measured[-1]
             figure = with_error(row[name], row.get(f"{name}_stderr", 0.0))
             relation = "<=" if name == "bound" else "="
-            at = "" if row["step"] == facts.step else f" after step {row['step']:,}"
+            at = "" if row["step"] == facts.step else f" of step {row['step']:,}:"
             parts.append(f"held-out {name}{at} {figure} nats/token")
             parts.append(f"perplexity {relation} {plain(row['perplexity'])}")
     return " · ".join(parts)

@@ -165,7 +165,7 @@ def _tpus(topology):
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # nothing runs, so processes do not disturb each other
     }.items():
-        os.environ.setdefault(name, value)
+        os.environ[name] = os.environ.get(name) or value  # an empty one says nothing
     options = {"num_slices": topology.slices}
     if topology.chip.name == "v4":
         options["chip_config_name"] = "megacore"  # as in a run: both cores are one device
