@@ -81,7 +81,9 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
     kept, skipped = total["tokens"] - total["filling"], sum(manifest.get("skipped", {}).values())
     losses, found = manifest.get("losses"), []
     fraction = manifest.get("recipe", {}).get("heldout_fraction")
-    if fraction and not fraction / 2 <= (share := _heldout(manifest)) <= 2 * fraction:
+    heldout = manifest.get("splits", {}).get("heldout", {}).get("characters", 0)
+    share = heldout / max(total["characters"], 1)
+    if fraction and heldout and not fraction / 2 <= share <= 2 * fraction:
         found.append(
             f"{share:.3g} of the text is held out, not {fraction:g} of it "
             "(config.data.heldout_fraction), since documents are held out whole and some are "
@@ -112,12 +114,6 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
         others = f" and {len(empty) - 1:,} more" if len(empty) > 1 else ""
         found.append(f"no document that can be used is in {empty[0]}{others}.")
     return found
-
-
-def _heldout(manifest: dict[str, Any]) -> float:
-    """Returns the share of the characters that are held out."""
-    train, heldout = (manifest["splits"][name]["characters"] for name in ("train", "heldout"))
-    return heldout / (train + heldout)
 
 
 def _files_without_documents(manifest: dict[str, Any]) -> Iterator[str]:
