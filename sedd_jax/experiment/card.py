@@ -18,7 +18,7 @@ from sedd_jax.display.table import markdown_lines
 from sedd_jax.experiment import metrics
 from sedd_jax.experiment.config import Config, NoiseConfig
 from sedd_jax.experiment.run import DATA_FOLDER
-from sedd_jax.model.pretrained import read_json
+from sedd_jax.model.settings_file import read_json
 from sedd_jax.system.files import atomic_write
 from sedd_jax.system.processes import print_on_primary
 

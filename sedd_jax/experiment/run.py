@@ -11,7 +11,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment import config as configs
 from sedd_jax.experiment.checkpoint import last_saved
 from sedd_jax.experiment.config import Config
-from sedd_jax.model.pretrained import read_json
+from sedd_jax.model.settings_file import read_json
 from sedd_jax.system.files import atomic_write, check_local
 from sedd_jax.system.lock import exclusive
 from sedd_jax.system.settings import marked

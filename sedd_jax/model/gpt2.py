@@ -10,11 +10,9 @@ from sedd_jax.errors import BadInput
 from sedd_jax.model.pretrained import (
     WEIGHTS,
     assemble,
-    json_key,
-    read_json,
     read_tensors,
-    settings_from,
 )
+from sedd_jax.model.settings_file import json_key, read_json, settings_from
 from sedd_jax.model.transformer import Params
 
 # of the larger sizes, whose weights are in several files

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from sedd_jax.errors import BadInput, first_line
+from sedd_jax.errors import BadInput
+from sedd_jax.model.settings_file import json_key, read_json, settings_from
 from sedd_jax.model.sharding import leaves_by_path
 from sedd_jax.model.torch_file import load_torch_file
 from sedd_jax.model.transformer import Params
@@ -47,11 +48,6 @@ _QUANTISED = (np.int8, np.uint8, np.bool_)  # their scale stands elsewhere
 _LFS_POINTER = b"version https://git-lfs"
 
 
-def json_key(dotted: str) -> Any:
-    """Returns a field of a dataclass of settings that stands under this dotted key of a file."""
-    return dataclasses.field(metadata={"key": dotted})
-
-
 @dataclasses.dataclass(frozen=True)
 class PublishedConfig:
     """The settings of the published config.json. `tokens` excludes the mask."""
@@ -68,6 +64,9 @@ class PublishedConfig:
     num_heads: int = json_key("model.n_heads")
     scale_by_sigma: bool = json_key("model.scale_by_sigma")
     dropout: float = json_key("model.dropout")
+
+
+NO_NETWORK = ("graph.file", "graph.report_all", "model.name", "model.type")  # settings besides
 
 
 def is_published(folder: Path) -> bool:
@@ -91,46 +90,7 @@ def read_config(folder: Path) -> PublishedConfig:
             f"{path} describes a model of the type {values['model_type']!r}: only SEDD in the "
             "published layout and GPT-2 are known."
         )
-    return settings_from(values, PublishedConfig, path)
-
-
-def settings_from(values: Any, kind: type, path: Path) -> Any:
-    """Returns a dataclass of settings from JSON values.
-
-    Args:
-      values: of the file.
-      kind: the dataclass; its fields are made by `json_key`.
-      path: of the file, for messages.
-
-    Raises:
-      BadInput: a key is missing, or its value has the wrong type.
-    """
-    fields = dataclasses.fields(kind)
-    return kind(**{f.name: _lookup(values, f.metadata["key"], f.type, path) for f in fields})
-
-
-def read_json(path: Path) -> Any:
-    """Returns the contents of a JSON file; raises BadInput where it is not valid."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise BadInput(
-            f"{path} is damaged or no JSON ({first_line(error)}); put back a copy or make it again."
-        ) from error
-
-
-def _lookup(values, dotted, kind, path):
-    for part in dotted.split("."):
-        if not isinstance(values, dict) or part not in values:
-            raise BadInput(f"{path} has no {dotted}.")
-        values = values[part]
-        if isinstance(values, str) and "${" in values:
-            raise BadInput(f"{path} has {dotted} = {values!r}: write what it stands for there.")
-    if kind is float and type(values) is int:
-        values = float(values)
-    if type(values) is not kind:
-        raise BadInput(f"{path} has {dotted} = {values!r}, which should be {kind.__name__}.")
-    return values
+    return settings_from(values, PublishedConfig, path, NO_NETWORK)
 
 
 def read_params(folder: Path, abstract: Params, num_states: int) -> Params:

@@ -18,11 +18,12 @@ import yaml
 from sedd_jax.errors import BadInput
 from sedd_jax.model.pretrained import (
     BUFFER,
+    NO_NETWORK,
     PublishedConfig,
     published_params,
-    settings_from,
     without_wrappers,
 )
+from sedd_jax.model.settings_file import settings_from
 from sedd_jax.model.torch_file import StoredTensor, load_torch_file
 from sedd_jax.model.transformer import Params
 
@@ -56,7 +57,7 @@ def read_config(path: Path) -> PublishedConfig:
         values = yaml.load(settings.read_text(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadInput(f"{settings} is not valid YAML: {error}.") from error
-    return settings_from(values, PublishedConfig, settings)
+    return settings_from(values, PublishedConfig, settings, NO_NETWORK)
 
 
 def read_params(path: Path, abstract: Params, num_states: int, *, ema: bool = True) -> Params:

@@ -131,6 +131,16 @@ def test_tensors_of_another_network_are_refused(folder, abstract, changes, messa
         pretrained.read_params(folder, abstract, V)
 
 
+def test_settings_without_a_meaning_here_are_told(folder, capfd):
+    assert pretrained.read_config(folder).tokens == TOKENS
+    assert not capfd.readouterr().err
+    config = published_config()
+    config["model"]["rope_base"], config["noise"]["eps"] = 5e5, 1e-4
+    (folder / "config.json").write_text(json.dumps(config))
+    assert pretrained.read_config(folder).tokens == TOKENS
+    assert "config.json has model.rope_base, noise.eps, without a m" in capfd.readouterr().err
+
+
 def test_a_model_of_another_kind_is_named(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 9}))
     with pytest.raises(BadInput, match="describes a model of the type 'llama': only SEDD in"):
@@ -364,7 +374,7 @@ def test_load_of_nothing(tmp_path):
     with pytest.raises(BadInput, match="holds neither"):
         load(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(BadInput, match="There is no folder"):
+    with pytest.raises(BadInput, match="file is a file; give the folder that it is in"):
         load(tmp_path / "file")
 
 
