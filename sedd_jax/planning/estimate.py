@@ -1,5 +1,6 @@
 """The estimate of a program on a topology: memory, time and price, as tables and as JSON."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ class Estimate(NamedTuple):
     Attributes:
       program: that was compiled.
       topology: that it was compiled for.
-      price: US dollars per hour of a chip.
+      price: US dollars per hour of a chip; NaN if it is not known.
       memory: of a chip.
       prediction: the time of a run of the program; None if the compiler refused it.
       hlo_text: of the compiled program, empty if the compiler refused it.
@@ -53,7 +54,7 @@ class Estimate(NamedTuple):
         chip = self.topology.chip
         shared = (
             f"What is called a chip is one of the {chip.devices} devices of a {chip.device_kind}, "
-            "with its share of peak, memory, links and price; the price is a guess.",
+            "with its share of peak, memory, links and price.",
         )
         return _ASSUMPTIONS + shared * (chip.devices > 1) + self.prediction.assumptions
 
@@ -171,10 +172,13 @@ def _time_rows(found):
     )
     tokens = found.tokens_per_second
     yield "tokens a second", f"{tokens:,.0f}", f"{tokens / devices:,.0f} a chip"
-    dollars = f"${found.dollars_per_billion_tokens:,.2f}"
-    yield "a billion tokens", dollars, f"at ${found.price:.2f} an hour of a chip"
+    priced = not math.isnan(found.price)
+    at, dollars = "no price of a chip is known: --price gives one", None
+    if priced:
+        at, dollars = f"at ${found.price:.2f} an hour of a chip", found.dollars_per_billion_tokens
+    yield "a billion tokens", f"${dollars:,.2f}" if priced else "-", at
     if program.steps:
-        dollars = f"${found.run_dollars:,.2f}, without evaluations"
+        dollars = f"${found.run_dollars:,.2f}, without evaluations" if priced else ""
         yield f"the run, {program.steps:,} steps", duration(found.run_seconds), dollars
 
 

@@ -210,7 +210,7 @@ def as_table(found: list[Candidate], most: int = 10) -> Table:
             each.seconds,
             f"{each.estimate.tokens_per_second:,.0f}",
             f"{each.estimate.mfu:.1%}",
-            f"{each.estimate.dollars_per_billion_tokens:.2f}",
+            f"{each.estimate.dollars_per_billion_tokens:.2f}".replace("nan", "-"),
         )
         for each in found[:most]
     ]

@@ -35,8 +35,8 @@ CHIPS = {
         _chip("v5e", "TPU v5 lite", 15.75, 0.82e12, 45e9, 3.125e9, 1.20, 2**17, 16),
         _chip("v5p", "TPU v5", 95.74, 2.77e12, 90e9, 6.25e9, 4.20, 2**18, 4),
         _chip("v6e", "TPU v6 lite", 31.25, 1.64e12, 90e9, 12.5e9, 2.70, 2**19, 16),
-        # the price is a guess, and the estimate says so
-        _chip("tpu7x", "TPU7x", 94.75, 3.69e12, 90e9, 6.25e9, 6.00, 2**19, 4, 2, 6),
+        # no list price was found
+        _chip("tpu7x", "TPU7x", 94.75, 3.69e12, 90e9, 6.25e9, math.nan, 2**19, 4, 2, 6),
         _chip("a100", "NVIDIA A100-SXM4-80GB", 79.2, 2.04e12, 300e9, 25e9, 1.80),
         _chip("h100", "NVIDIA H100 80GB HBM3", 79.1, 3.35e12, 450e9, 50e9, 3.00),
         _chip("h200", "NVIDIA H200", 139.8, 4.8e12, 450e9, 50e9, 3.50),

@@ -8,6 +8,7 @@ import pytest
 from sedd_jax.display.table import markdown, to_json
 from sedd_jax.planning.estimate import as_json, as_tables, estimate, in_words
 from sedd_jax.planning.hlo_cost.memory import Memory
+from sedd_jax.planning.topology import CHIPS
 
 
 def test_time_gives_speed_share_and_cost(estimated):
@@ -32,6 +33,12 @@ def test_a_run_takes_its_steps(estimated, steps, said):
     assert f"the run, {steps:,} steps" in text
     assert said in text
     assert f"${steps / 3600 * 16:,.2f}" in text
+
+
+def test_without_a_price_there_are_no_dollars(estimated):
+    text = markdown(as_tables(estimated._replace(price=CHIPS["tpu7x"].dollars_per_hour))[0])
+    assert "no price of a chip is known: --price gives one" in text
+    assert "the run" in text and "$" not in text and "nan" not in text
 
 
 def test_what_is_no_training_has_no_run(estimated):
