@@ -197,7 +197,9 @@ def buffers(tree):
     return {shard.data.unsafe_buffer_pointer() for shard in shards}
 
 
-def test_weights_to_start_from_take_the_place_of_random_ones(smoke_run, smoke_config, tmp_path):
+def test_weights_to_start_from_take_the_place_of_random_ones(
+    smoke_run, smoke_config, tmp_path, capfd
+):
     config, mesh = started_from(smoke_config, smoke_run), meshes.build_mesh()
     initial = load_initial(config, tmp_path, mesh)
     components = build_family(config, 257)
@@ -208,6 +210,11 @@ def test_weights_to_start_from_take_the_place_of_random_ones(smoke_run, smoke_co
     chex.assert_trees_all_equal(state.opt_state, first.opt_state)
     assert state.step == 0
     assert buffers(state.params).isdisjoint(buffers(state.ema_params))
+
+    assert not capfd.readouterr().out
+    with_weights_of(dataclasses.replace(initial, tokenizer=None), first, config, initial.tokenizer)
+    said = "has no tokenizer: its 257 ids are taken for those of the bytes tokenizer of this run"
+    assert said in capfd.readouterr().out
 
     assert load_initial(config, smoke_run, mesh) is None  # which has begun
     with pytest.raises(BadInput, match=r"a model of other tokens: .*data.tokenizer_path"):
