@@ -26,21 +26,29 @@ def define_config_flag(description: str) -> flags.FlagHolder:
     """
     holder = config_flags.DEFINE_config_file("config", None, description)
     parser = flags.FLAGS[holder.name].parser
-    parse = parser.parse
-
-    @functools.cache  # one line is enough
-    def found(file):
-        path = find_config(file)
-        if path != Path(file):
-            print(f"There is no {file} here: {path} is read.", file=sys.stderr, flush=True)
-        return path
-
-    def parse_found(path):
-        file, colon, argument = path.partition(":")
-        return parse(f"{found(file)}{colon}{argument}")
-
-    parser.parse = parse_found
+    parser.parse = functools.partial(_parse, parser.parse)
     return holder
+
+
+def _parse(parse, path):
+    file, colon, argument = path.partition(":")
+    try:
+        return parse(f"{_found(file)}{colon}{argument}")
+    except ModuleNotFoundError as error:
+        if error.name != "configs":
+            raise
+        raise BadInput(
+            f"{file} imports configs, which works in the root of a checkout alone: take "
+            "config_beside(__file__, NAME) of sedd_jax.experiment.config_files."
+        ) from error
+
+
+@functools.cache  # one line is enough
+def _found(file):
+    path = find_config(file)
+    if path != Path(file):
+        print(f"There is no {file} here: {path} is read.", file=sys.stderr, flush=True)
+    return path
 
 
 def find_config(file: str) -> Path:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.config_files import SHIPPED, config_beside, find_config
+from sedd_jax.experiment.config_files import SHIPPED, _parse, config_beside, find_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +39,21 @@ def test_a_config_is_read_where_nothing_of_the_checkout_can_be_imported(
     monkeypatch.setitem(sys.modules, "configs", None)
     found = config_beside(str(tmp_path / "own.py"), name).get_config()
     assert found.train.steps > 0
+
+
+def test_a_config_that_needs_the_root_of_a_checkout_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "configs", None)
+
+    def parse(path):
+        assert path == f"{SHIPPED / 'owt_small.py'}:paper"
+        from configs import tiny  # noqa: F401
+
+    for _ in range(2):
+        with pytest.raises(BadInput, match="owt_small.py imports configs, .* take config_beside"):
+            _parse(parse, "configs/owt_small.py:paper")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("There is no configs/owt_small.py here: ")
 
 
 def test_a_config_changes_the_one_beside_it(tmp_path):
