@@ -236,7 +236,8 @@ class Bytes(Tokenizer):
         return bytes([id_])
 
 
-def _codepoints(text: str) -> np.ndarray:
+def codepoints(text: str) -> np.ndarray:
+    """Returns the code points of a text, int64 [characters]."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.int64)
 
 
@@ -253,10 +254,10 @@ class Characters(Tokenizer):
         self.alphabet = alphabet
         self.vocab_size = len(alphabet) + eod
         self.eod_id = len(alphabet) if eod else None
-        codepoints = _codepoints(alphabet)
+        points = codepoints(alphabet)
         # one more entry is for every code point above the largest of the alphabet
-        self._id_of = np.full(codepoints.max() + 2, -1, np.int32)
-        self._id_of[codepoints] = np.arange(len(alphabet), dtype=np.int32)
+        self._id_of = np.full(points.max() + 2, -1, np.int32)
+        self._id_of[points] = np.arange(len(alphabet), dtype=np.int32)
 
     @functools.cached_property
     def unknown(self) -> re.Pattern[str]:
@@ -266,8 +267,8 @@ class Characters(Tokenizer):
         ids = np.empty(len(content), np.int32)
         # in parts, since the code points take several times the memory of the text
         for start in range(0, len(content), _CHUNK):
-            codepoints = _codepoints(content[start : start + _CHUNK])
-            known = np.minimum(codepoints, len(self._id_of) - 1)
+            points = codepoints(content[start : start + _CHUNK])
+            known = np.minimum(points, len(self._id_of) - 1)
             ids[start : start + len(known)] = self._id_of[known]
         if ids.size and ids.min() < 0:
             unknown = np.flatnonzero(ids < 0)

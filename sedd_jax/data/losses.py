@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sedd_jax.data.characters import Tokenizer
+from sedd_jax.data.characters import Tokenizer, codepoints
 from sedd_jax.data.documents import Piece, Recipe
 from sedd_jax.errors import BadInput
 
 _KEPT = 8  # letters, the most frequent ones
+_CHUNK = 2**20  # characters counted at a time
 _AROUND = 12  # characters before and after the first difference
 
 
@@ -44,11 +45,41 @@ def changed(tokenizer: Tokenizer, text: str, ids: np.ndarray) -> Lost | None:
     back = tokenizer.decode(ids)
     if back == text:
         return None
-    start = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), None)
-    start = min(len(text), len(back)) if start is None else start
+    start = _common_prefix(text, back)
     there, here = (each[max(start - _AROUND, 0) : start + _AROUND] for each in (text, back))
-    letters = collections.Counter(text) - collections.Counter(back)
-    return Lost(letters, f"{there!r} becomes {here!r}")
+    return Lost(_missing(text, back), f"{there!r} becomes {here!r}")
+
+
+def _common_prefix(a: str, b: str) -> int:
+    """Returns how many first characters two texts share, by bisection: comparing slices is fast."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _missing(text: str, back: str) -> collections.Counter[str]:
+    """Returns how many fewer there are of each character in `back` than in `text`."""
+    there, here = _histogram(text), _histogram(back)
+    there[: len(here)] -= here[: len(there)]
+    kinds = np.flatnonzero(there > 0).tolist()
+    return collections.Counter({chr(kind): int(there[kind]) for kind in kinds})
+
+
+def _histogram(text: str) -> np.ndarray:
+    """Returns the counts of a text by code point; five times as fast as a Counter."""
+    total = np.zeros(0, np.int64)
+    for start in range(0, len(text), _CHUNK):
+        short, long = sorted(
+            (total, np.bincount(codepoints(text[start : start + _CHUNK]))), key=len
+        )
+        long[: len(short)] += short
+        total = long
+    return total
 
 
 def unknown(tokenizer: Tokenizer, text: str) -> Lost | None:
