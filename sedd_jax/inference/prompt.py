@@ -70,7 +70,7 @@ def prefix_suffix(
 
     Args:
       prefix: token ids.
-      suffix: token ids.
+      suffix: token ids, for a text those of `tokenizer.encode_part(text, first=False)`.
       num_samples: rows, N.
       length: tokens of a row, L.
 
