@@ -162,7 +162,7 @@ def _load_state_dict(layout, folder, request, **options):
         raise BadInput(
             f"{path if path.is_file() else folder} describes no model: {error}"
         ) from error
-    place = folder if folder.is_dir() else folder.absolute().parents[1]  # of a checkpoint
+    place = folder if folder.is_dir() else folder.absolute().parent.parent  # of a checkpoint
     tokenizer = request.tokenizer or _find(place / TOKENIZER_FOLDER)
     if tokenizer is None and has_gpt2_files(folder):
         tokenizer = _Found(GPT2(folder), folder)

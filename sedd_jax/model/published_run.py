@@ -43,7 +43,10 @@ _Loader.add_implicit_resolver(
 
 def is_published_run(path: Path) -> bool:
     """Says whether `path` is such a folder, or one of the checkpoints in it."""
-    return path.exists() and (_folder(path) / _SETTINGS).is_file()
+    if not (path.exists() and (_folder(path) / _SETTINGS).is_file()):
+        return False
+    # Hydra makes its folder in runs of any program
+    return path.is_file() or (path / _LATEST).is_file() or any(path.glob(_OTHERS))
 
 
 def read_config(path: Path) -> PublishedConfig:
@@ -83,7 +86,7 @@ def read_params(path: Path, abstract: Params, num_states: int, *, ema: bool = Tr
 
 
 def _folder(path):
-    return path if path.is_dir() else path.absolute().parents[1]
+    return path if path.is_dir() else path.absolute().parent.parent
 
 
 def _state_dict(ema: bool, contents: Any) -> dict[str, StoredTensor]:
