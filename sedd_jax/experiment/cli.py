@@ -6,6 +6,8 @@ import hashlib
 import os
 import platform
 import re
+import select
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -150,6 +152,10 @@ def run(main: Callable[..., None], *, takes_names: bool = False) -> None:
         except FloatingPointError as error:
             _fail(error, 1)
         except OSError as error:
+            if isinstance(error, BrokenPipeError) and _has_no_reader():
+                # the interpreter would write the rest at its end, and fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                _fail("the program that read the output has ended.", 128 + signal.SIGPIPE)
             if error.errno not in _OF_THE_MACHINE:
                 raise
             _fail(f"{error.filename or 'a file'}: {error.strerror}.", 1)
@@ -172,6 +178,13 @@ def _check_devices():
             f"JAX finds no devices for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}{why}; "
             "correct it, or unset it for those that there are."
         )
+
+
+def _has_no_reader():
+    """Whether stdout is a pipe to a program that has ended, as `| head` does."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _is_news(record):

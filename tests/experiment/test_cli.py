@@ -1,8 +1,11 @@
 import logging
+import os
+import sys
 
 import jax
 import pytest
 
+from sedd_jax.experiment import cli
 from sedd_jax.experiment.cli import CACHE_VARIABLE, _check_devices, _is_news, cache_programs
 
 
@@ -46,6 +49,17 @@ def test_errors_that_libraries_log_are_printed_where_there_are_several_processes
     record = logging.makeLogRecord({"levelno": logging.ERROR})
     assert _is_news(record) == several
     assert _is_news(logging.makeLogRecord({"levelno": logging.CRITICAL}))
+
+
+def test_an_output_that_nobody_reads_ends_with_a_sentence(monkeypatch, capsys, setting):
+    read, write = os.pipe()
+    os.close(read)
+    monkeypatch.setattr(cli.app, "run", lambda main, flags_parser: main(["train"]))
+    with open(write, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        with pytest.raises(SystemExit, match="141"):
+            cli.run(lambda: print("a line", flush=True))
+    assert capsys.readouterr().err == "error: the program that read the output has ended.\n"
 
 
 def test_where_jax_has_no_devices_that_is_what_is_said(monkeypatch, capsys):
