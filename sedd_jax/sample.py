@@ -85,7 +85,7 @@ _OUTPUT = flags.DEFINE_string(
 _TRACE = flags.DEFINE_bool(
     "trace", False, "Show the denoising of one sample, instead of --num_samples."
 )
-_FRAMES = flags.DEFINE_integer("frames", 8, "Moments shown by --trace.")
+_FRAMES = flags.DEFINE_integer("frames", 8, "Moments shown by --trace.", lower_bound=2)
 _HTML = flags.DEFINE_string("html", None, "Page that replays the sampling; a new file.")
 _PROCESSES = cli.define_process_flags()
 _PLAIN = "plain samples"
@@ -234,7 +234,7 @@ def _text(tokenizer, row):
 def _show_trace(model, path):
     """Prints frames of the path [NFE + 1, L], evenly spaced, the first and the last included."""
     max_nfe = len(path) - 1
-    for nfe in np.unique(np.linspace(0, max_nfe, max(_FRAMES.value, 2)).round().astype(int)):
+    for nfe in np.unique(np.linspace(0, max_nfe, _FRAMES.value).round().astype(int)):
         print(f"--- after {nfe} of {max_nfe} network evaluations ---")
         print(_text(model.tokenizer, path[nfe]), flush=True)
 

@@ -92,6 +92,8 @@ class Settings:
     def check(self) -> None:
         """Raises BadInput for a setting out of range for every model."""
         check_positive(batch_size=self.batch_size)
+        if not self.steps:
+            raise BadInput("steps is empty, so that nothing would be drawn; leave it out.")
         for sampler, steps in itertools.product(self.samplers, self.steps):
             Sampling(steps, sampler, self.temperature, self.top_p).check()
         if self.num_samples < 2:

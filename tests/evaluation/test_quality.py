@@ -211,6 +211,7 @@ def test_mauve_is_of_the_scoring_models_features(causal, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"steps": ()}, "steps is empty, so that nothing would be drawn"),
         ({"num_samples": 1}, "num_samples is 1; a standard error needs at least 2"),
         ({"length": 3}, "length is 3; repeated 4-grams need at least 4"),
         ({"length": 17}, "length must be at most 16, the positions"),
