@@ -82,9 +82,11 @@ def _histogram(text: str) -> np.ndarray:
     return total
 
 
-def unknown(tokenizer: Tokenizer, text: str) -> Lost | None:
+def unknown(tokenizer: Tokenizer, text: str | np.ndarray) -> Lost | None:
     """Returns the characters of a text without an id; None if the tokenizer has no alphabet."""
-    if tokenizer.unknown is None or not (found := tokenizer.unknown.search(text)):
+    if tokenizer.unknown is None or not isinstance(text, str):
+        return None
+    if not (found := tokenizer.unknown.search(text)):
         return None
     letters = collections.Counter("".join(tokenizer.unknown.findall(text)))
     return Lost(letters, f"{found[0][0]!r} at position {found.start()}")

@@ -7,12 +7,12 @@ from sedd_jax.data.documents import Piece
 from sedd_jax.data.text_files import Records, blocks, open_bytes, plain_text, split
 from sedd_jax.errors import BadInput
 
-_LETTERS = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
-_ESCAPE = re.compile(r"\\(?:([ntr\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}))")
+_LETTERS = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "\\": "\\"}
+_ESCAPE = re.compile(r"\\(?:([ntrf\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}))")
 
 
 def unescaped(separator: str) -> str:
-    r"""Returns a separator with its escapes \n, \t, \r, \\, \xNN and \uNNNN replaced.
+    r"""Returns a separator with its escapes \n, \t, \r, \f, \\, \xNN and \uNNNN replaced.
 
     Another backslash stays as it is.
 

@@ -19,6 +19,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.system.files import atomic_move, atomic_write_json
 
 _COUNTS = ("documents", "characters", "utf8_bytes", "tokens", "filling", "cut_off")
+_NO_LETTER = Fault("has no letter of the alphabet")
 
 
 class _Block(NamedTuple):
@@ -102,7 +103,7 @@ class Shards:
 
     def _check_skips(self, fault: Fault, piece: Piece, where: int, lost: Lost | None) -> None:
         """Raises BadInput unless the recipe leaves documents with a fault out."""
-        if self._recipe.bad_documents == "refuse":
+        if self._recipe.bad_documents == "refuse" and fault != _NO_LETTER:
             between = ""
             if lost and not self._recipe.split_at_unknown:
                 between = ", keep the parts between them with config.data.split_at_unknown=True"
@@ -123,7 +124,8 @@ class Shards:
         if self._recipe.split_at_unknown:
             lost = unknown(self._tokenizer, content)
             runs = [(split, run) for split, part in parts for run in self._runs(part)]
-            return [(split, self._block(run)) for split, run in runs], lost
+            found = [(split, self._block(run) if len(run) else _NO_LETTER) for split, run in runs]
+            return found, lost
         blocks = [(split, self._block(part)) for split, part in parts]
         faults = [(split, block) for split, block in blocks if isinstance(block, Fault)]
         if not faults:
@@ -133,9 +135,11 @@ class Shards:
         fault = whole if isinstance(whole, Fault) else faults[0][1]
         return [(faults[0][0], fault)], unknown(self._tokenizer, content)
 
-    def _runs(self, text: str) -> list[str]:
-        """Returns the parts of a text between letters without an id, at least one."""
-        return [run for run in self._tokenizer.unknown.split(text) if run] or [text]
+    def _runs(self, content: Content) -> list[Content]:
+        """Returns the parts between letters without an id, or an empty one; ids as they are."""
+        if not isinstance(content, str):
+            return [content]
+        return [run for run in self._tokenizer.unknown.split(content) if run] or [""]
 
     def _block(self, content: Content) -> _Block | Fault:
         """Returns the block of a part of a document."""

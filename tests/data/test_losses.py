@@ -175,12 +175,10 @@ def test_letters_without_an_id_are_told_and_a_document_is_split_at_them(tmp_path
     assert "corpus.txt, line 1: 'N' at position 24" in told
     assert "warning: 3 of 8 documents are left out; config.data.split_at_unknown=True" in told
 
-    dataset = _prepare(
-        tmp_path, text, name="split", split_at_unknown=True, bad_documents="skip", **settings
-    )
+    dataset = _prepare(tmp_path, text, name="split", split_at_unknown=True, **settings)
     manifest = dataset.manifest
     assert sum(split["documents"] for split in manifest["splits"].values()) == 2 + 1 + 2 + 4
-    assert manifest["skipped"] == {"does not suit the tokenizer dna": 1}  # NNN
+    assert manifest["skipped"] == {"has no letter of the alphabet": 1}  # NNN
     known = sum(len(part) - sum(map(part.count, "NRY")) for part in [*CONTIGS, "GATTACA" * 12])
     assert sum(split["tokens"] for split in manifest["splits"].values()) == known
     assert "are split at letters" in " ".join(account.lines(manifest))
@@ -195,6 +193,14 @@ def test_parts_of_a_document_are_in_one_split_and_short_ones_are_left_out(tmp_pa
     assert dataset.manifest["skipped"] == {"is too short for a block": 4}
     train, heldout = ({row[0] for row in blocks} for blocks in (dataset.train, dataset.heldout))
     assert len(dataset.train) + len(dataset.heldout) == 8 and not train & heldout
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_integers_have_no_letters(tmp_path, split):
+    np.save(tmp_path / "a.npy", np.zeros((9, 9), np.int64))
+    recipe = Recipe(str(tmp_path / "a.npy"), tokenizer="dna", vocab_size=0, split_at_unknown=split)
+    with pytest.raises(BadInput, match="takes text"):
+        prepare_blocks(tmp_path / "data", recipe, 8)
 
 
 def test_splitting_needs_an_alphabet_and_older_data_have_the_default(tmp_path):

@@ -36,7 +36,7 @@ def documents(dataset):
     ("given", "meant"),
     [
         (r"\n%\n", "\n%\n"),
-        (r"\t\r\n", "\t\r\n"),
+        (r"\t\r\n\f", "\t\r\n\f"),
         (r"\x1e\u00e9\u2028", "\x1eé\u2028"),
         (r"\\n", r"\n"),
         (r"\\\n", "\\\n"),
