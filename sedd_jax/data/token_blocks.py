@@ -1,6 +1,7 @@
 """Random access to fixed blocks of a stream of token ids, kept in consecutive flat files."""
 
 import functools
+import mmap
 import os
 import pathlib
 import resource
@@ -21,8 +22,8 @@ class TokenBlocks:
 
     The files are one stream: a block may span two of them, and a rest below one block is dropped.
     `blocks[i]` is int32 [length] for i in [0, len(blocks)), otherwise IndexError. A file is mapped
-    when it is first read, in each process, and must not change while it is in use; if it has
-    changed before it is mapped, reading raises BadInput.
+    when it is first read, in each process, and must not change while it is in use; if its size has
+    changed since it was opened, reading raises BadInput.
     """
 
     def __init__(self, paths: Sequence[str | pathlib.Path], length: int, dtype: str):
@@ -92,12 +93,15 @@ class TokenBlocks:
         while filled < len(row):
             file = int(np.searchsorted(self._borders, start + filled, side="right")) - 1
             skipped = start + filled - int(self._borders[file])
-            tokens = self._map(file)[skipped:][: len(row) - filled]
+            tokens, mapping = self._map(file)
+            if mapping.size() != len(mapping):  # what is behind the end reads as 0, or kills
+                raise _changed(self._paths[file])
+            tokens = tokens[skipped:][: len(row) - filled]
             row[filled : filled + len(tokens)] = tokens
             filled += len(tokens)
 
-    def _maps(self) -> Callable[[int], np.ndarray]:
-        """Returns a cached function from the number of a file to its tokens."""
+    def _maps(self) -> Callable[[int], tuple[np.ndarray, mmap.mmap]]:
+        """Returns a cached function from the number of a file to its tokens, and their mapping."""
         mapped = functools.partial(_mapped, self._paths, self._borders, self._dtype)
         return functools.lru_cache(_room(len(self._paths)))(mapped)
 
@@ -112,12 +116,20 @@ class TokenBlocks:
         return f"TokenBlocks({list(self._paths)!r}, {self.length}, {self._dtype.name!r})"
 
 
-def _mapped(paths: Sequence[str], borders: np.ndarray, dtype: np.dtype, number: int) -> np.ndarray:
+def _mapped(
+    paths: Sequence[str], borders: np.ndarray, dtype: np.dtype, number: int
+) -> tuple[np.ndarray, mmap.mmap]:
     path, tokens = paths[number], int(borders[number + 1] - borders[number])
     if not os.path.exists(path) or os.path.getsize(path) // dtype.itemsize != tokens:
-        raise BadInput(f"{path} has changed since it was opened; start again.")
+        raise _changed(path)
+    with open(path, "rb") as file:
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     # a plain array, since slicing a memmap makes a memmap, which costs more than the copy
-    return np.asarray(np.memmap(path, dtype, "r"))
+    return np.frombuffer(mapping, dtype, tokens), mapping
+
+
+def _changed(path: str) -> BadInput:
+    return BadInput(f"{path} has changed since it was opened; start again.")
 
 
 def _room(files: int) -> int:

@@ -153,6 +153,17 @@ def test_beyond_the_hard_limit_files_are_opened_again(tmp_path, monkeypatch):
     assert raised == [(1200, 1200)]
 
 
+@pytest.mark.parametrize("size", [2, 8000, 20_002])
+def test_a_mapped_file_that_is_cut_or_grows_is_told(tmp_path, size):
+    """What is cut off reads as 0 up to the end of a page, and kills the process behind it."""
+    blocks = _blocks(tmp_path, 10_000, length=100)
+    assert blocks[0][1] == 1
+    os.truncate(tmp_path / "0.bin", size)
+    for number in (0, 99):
+        with pytest.raises(BadInput, match="0.bin has changed since it was opened"):
+            blocks[number]
+
+
 def test_files_made_again_are_read_anew_and_changed_ones_are_told(tmp_path):
     blocks, other = _blocks(tmp_path, 11), _blocks(tmp_path, 11)
     assert blocks[0].tolist() == [0, 1, 2, 3]
