@@ -95,9 +95,14 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
             f"{share:.0%} of the tokens are cut off, since a block holds one document; with "
             "config.data.wrap=True documents run on over blocks, and nothing is cut off."
         )
+    if total["filling"] > total["tokens"] / 2:
+        found.append(
+            f"{total['filling'] / total['tokens']:.0%} of the tokens are filling, which is easy to "
+            "predict: perplexity per token counts it, bits per byte do not."
+        )
     if skipped > _TOLD * (total["documents"] + skipped):
         found.append(f"{skipped:,} of {total['documents'] + skipped:,} documents are left out.")
-        if losses and not total["changed"]:
+        if losses and not (total["changed"] or manifest["recipe"].get("split_at_unknown")):
             found[-1] = f"{found[-1][:-1]}; config.data.split_at_unknown=True keeps their parts."
     if total["changed"]:
         share = losses["characters"] / total["characters"]
@@ -110,10 +115,25 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
             f"<|endoftext|> is written {marks:,} times in texts that are not divided, and is text "
             "there; with config.data.separator='<|endoftext|>' it ends a document."
         )
+    if same := _trained_on(manifest):
+        found.append(
+            f"{same:,} documents that are held out are trained on too: files of heldout_corpus are "
+            "in corpus as well, so held-out figures are too good."
+        )
     if empty := list(_files_without_documents(manifest)):
         others = f" and {len(empty) - 1:,} more" if len(empty) > 1 else ""
         found.append(f"no document that can be used is in {empty[0]}{others}.")
     return found
+
+
+def _trained_on(manifest: dict[str, Any]) -> int:
+    """Returns the number of documents in the parts of heldout_corpus that corpus has too."""
+    contents = manifest.get("contents", {})
+    corpus, heldout = (
+        {piece["sha256"]: piece["documents"] for piece in contents.get(name, {}).get("pieces", [])}
+        for name in ("corpus", "heldout_corpus")
+    )
+    return sum(heldout[digest] for digest in heldout.keys() & corpus.keys())
 
 
 def _files_without_documents(manifest: dict[str, Any]) -> Iterator[str]:

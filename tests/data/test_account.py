@@ -34,6 +34,7 @@ def test_every_count_is_told():
     ("manifest", "message"),
     [
         ({"splits": {"train": COUNTS | {"cut_off": 250}}}, "11% of the tokens .*wrap=True"),
+        ({"splits": {"train": COUNTS | {"filling": 1501}}}, "50% of the tokens are filling, whi"),
         ({"splits": {"train": COUNTS}, "skipped": {"is x": 40}}, "40 of 60 documents are left out"),
     ],
 )
@@ -48,7 +49,13 @@ def test_files_without_documents_are_named():
     found += [("heldout_corpus", "b.txt", 2), ("heldout_corpus", "tfds:x:train[:5%][0:7]", 0)]
     sources = [{"corpus": corpus, "name": name} for corpus, name, _ in found]
     contents = {
-        name: {"pieces": [{"documents": count} for corpus, _, count in found if corpus == name]}
+        name: {
+            "pieces": [
+                {"documents": count, "sha256": f"{name} {file}"}
+                for corpus, file, count in found
+                if corpus == name
+            ]
+        }
         for name in ("corpus", "heldout_corpus")
     }
     manifest = {"splits": {"train": COUNTS}, "sources": sources, "contents": contents}
@@ -56,6 +63,14 @@ def test_files_without_documents_are_named():
     assert account.warnings(manifest) == [message]
     contents["heldout_corpus"]["pieces"][1]["documents"] = 1
     assert account.warnings(manifest) == ["no document that can be used is in b.txt."]
+
+
+def test_a_file_that_is_held_out_and_trained_on_is_told():
+    pieces = [{"sha256": digest, "documents": 3} for digest in "abc"]
+    contents = {"corpus": {"pieces": pieces[:2]}, "heldout_corpus": {"pieces": pieces[1:]}}
+    sources = [{"corpus": name, "name": it} for name in contents for it in "xy"]
+    (warning,) = account.warnings({"contents": contents, "sources": sources})
+    assert warning.startswith("3 documents that are held out are trained on too: files of held")
 
 
 def test_a_small_loss_is_none_and_folders_follow_each_other():
