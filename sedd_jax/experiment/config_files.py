@@ -9,7 +9,7 @@ from types import ModuleType
 from absl import flags
 from ml_collections import config_flags
 
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, first_line
 
 # of an installed package, and of a checkout
 _PLACES = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
@@ -32,8 +32,9 @@ def define_config_flag(description: str) -> flags.FlagHolder:
 
 def _parse(parse, path):
     file, colon, argument = path.partition(":")
+    found = f"{_found(file)}{colon}{argument}"
     try:
-        return parse(f"{_found(file)}{colon}{argument}")
+        return parse(found)
     except ModuleNotFoundError as error:
         if error.name != "configs":
             raise
@@ -41,6 +42,9 @@ def _parse(parse, path):
             f"{file} imports configs, which works in the root of a checkout alone: take "
             "config_beside(__file__, NAME) of sedd_jax.experiment.config_files."
         ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        first = error.__context__ or error  # the second one holds a traceback
+        raise BadInput(f"{path} fails with {type(first).__name__}: {first_line(first)}.") from error
 
 
 @functools.cache  # one line is enough
@@ -58,7 +62,7 @@ def find_config(file: str) -> Path:
       BadInput: there is neither.
     """
     path = Path(file)
-    if file and path.exists():
+    if file and path.exists() and not path.is_dir():
         return path
     if path.parent == Path("configs") and (SHIPPED / path.name).is_file():
         return SHIPPED / path.name

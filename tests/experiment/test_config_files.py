@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config_files import SHIPPED, _parse, config_beside, find_config
@@ -23,9 +25,12 @@ def test_a_file_here_comes_before_one_of_this_project(tmp_path, monkeypatch):
     assert find_config(str(own.absolute())) == own.absolute()
 
 
-@pytest.mark.parametrize("name", ["configs/absent.py", "my/configs/tiny.py", "tiny.py", ""])
+@pytest.mark.parametrize(
+    "name", ["configs/absent.py", "configs", "my/configs/tiny.py", "tiny.py", ""]
+)
 def test_a_file_that_is_not_there_is_named_with_those_there_are(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
     with pytest.raises(BadInput, match=f"no file {name or '.an empty name.'}; .* owt_small, "):
         find_config(name)
 
@@ -54,6 +59,17 @@ def test_a_config_that_needs_the_root_of_a_checkout_is_told(tmp_path, monkeypatc
             _parse(parse, "configs/owt_small.py:paper")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("There is no configs/owt_small.py here: ")
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [("tiny.py:x", "TypeError: get_config.. takes 0"), ("owt_small_uniform.py:x", "KeyError: 'x'")],
+)
+def test_a_config_that_fails_is_one_line(argument, said):
+    parser = config_flags.DEFINE_config_file("config", flag_values=flags.FlagValues())
+    parse = parser._flagvalues["config"].parser.parse
+    with pytest.raises(BadInput, match=f"configs/{argument} fails with {said}"):
+        _parse(parse, f"configs/{argument}")
 
 
 def test_a_config_changes_the_one_beside_it(tmp_path):
