@@ -231,4 +231,5 @@ def _losses(blocks: Blocks) -> dict[str, Any]:
     if blocks.lost is None:
         return {}
     note = f"bits/byte{mark(blocks.lost)} is no code length."
-    return {"lost_characters": blocks.lost, "notes": [note]}
+    share = {} if math.isnan(blocks.lost) else {"lost_characters": blocks.lost}
+    return {"notes": [note], **share}
