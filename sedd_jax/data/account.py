@@ -95,11 +95,6 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
             f"{share:.0%} of the tokens are cut off, since a block holds one document; with "
             "config.data.wrap=True documents run on over blocks, and nothing is cut off."
         )
-    if total["filling"] > total["tokens"] / 2:
-        found.append(
-            f"{total['filling'] / total['tokens']:.0%} of the tokens are filling, which is easy to "
-            "predict: perplexity per token counts it, bits per byte do not."
-        )
     if skipped > _TOLD * (total["documents"] + skipped):
         found.append(f"{skipped:,} of {total['documents'] + skipped:,} documents are left out.")
         if losses and not (total["changed"] or manifest["recipe"].get("split_at_unknown")):

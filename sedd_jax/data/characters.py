@@ -105,8 +105,7 @@ class Tokenizer(abc.ABC):
         ids = self._encode(text) if first else self._encode_later(text)
         back = self._decode_run(ids) if first else self._decode_later(ids)
         if back != text:
-            ends = min(len(back), len(text))
-            same = next((i for i in range(ends) if back[i] != text[i]), ends)
+            same = first_difference(back, text)
             raise BadInput(
                 f"the {self.kind} tokenizer cannot hold the text: from its character {same + 1} on "
                 f"{text[same : same + _SHOWN]!r} comes back as {back[same : same + _SHOWN]!r}; "
@@ -234,6 +233,12 @@ class Bytes(Tokenizer):
 
     def _spelling(self, id_: int) -> bytes:
         return bytes([id_])
+
+
+def first_difference(a: str, b: str) -> int:
+    """Returns the position of the first character in which two texts differ."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def codepoints(text: str) -> np.ndarray:

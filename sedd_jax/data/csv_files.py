@@ -68,12 +68,10 @@ class _Rows(Piece):
     def header(self) -> list[str]:
         """Returns the names of the columns, [] for an empty file."""
         # not strict: with another delimiter, a field in quotes goes on after them
-        rows = csv.reader(self._lines(), delimiter=self.delimiter)
-        found = rows if self.quoted else (row for row, _ in self._plain_rows())
-        return next(filter(None, found), [])
+        return next(self._rows(strict=False), ([], 0))[0]
 
     def documents(self) -> Iterator[Document]:
-        rows = self._quoted_rows() if self.quoted else self._plain_rows()
+        rows = self._rows()
         header, _ = next(rows)
         column = header.index(self.field)
         for row, line in rows:
@@ -88,17 +86,16 @@ class _Rows(Piece):
             return Fault("has a field in quotes, as in CSV", "; set data.format=csv")
         return checked_value(cell.encode(errors="surrogateescape"), self.field, self.limit)
 
-    def _plain_rows(self) -> Iterator[tuple[list[str], int]]:
-        """Yields the rows and their lines; an empty line is no row."""
-        rows = enumerate(map(self._divided, self._lines()), 1)
-        return ((row, number) for number, row in rows if row != [""])
-
-    def _divided(self, line: str) -> list[str]:
-        return line.removesuffix("\n").removesuffix("\r").split(self.delimiter)
-
-    def _quoted_rows(self) -> Iterator[tuple[list[str], int]]:
+    def _rows(self, *, strict: bool = True) -> Iterator[tuple[list[str], int]]:
+        """Yields the rows and the lines where they begin; an empty line is no row."""
+        if not self.quoted:
+            for line, text in enumerate(self._lines(), 1):
+                row = text.removesuffix("\n").removesuffix("\r").split(self.delimiter)
+                if row != [""]:
+                    yield row, line
+            return
         csv.field_size_limit(self.limit)  # of the whole process; the default is 128 kB
-        rows, line = csv.reader(self._lines(), delimiter=self.delimiter, strict=True), 1
+        rows, line = csv.reader(self._lines(), delimiter=self.delimiter, strict=strict), 1
         try:
             for row in rows:
                 if row:

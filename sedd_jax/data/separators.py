@@ -8,27 +8,18 @@ from sedd_jax.data.text_files import Records, blocks, open_bytes, plain_text, sp
 from sedd_jax.errors import BadInput
 
 _LETTERS = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "\\": "\\"}
-_ESCAPE = re.compile(r"\\(?:([ntrf\\])|x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4}))")
+_ESCAPE = re.compile(r"\\(?:([ntrf\\])|x([0-9a-fA-F]{2})|u((?![dD][89a-fA-F])[0-9a-fA-F]{4}))")
 
 
 def unescaped(separator: str) -> str:
     r"""Returns a separator with its escapes \n, \t, \r, \f, \\, \xNN and \uNNNN replaced.
 
-    Another backslash stays as it is.
-
-    Raises:
-      BadInput: an escape is half of a surrogate pair.
+    Another backslash stays as it is, as that of half of a surrogate pair does.
     """
-    text = _ESCAPE.sub(
+    return _ESCAPE.sub(
         lambda found: _LETTERS[found[1]] if found[1] else chr(int(found[2] or found[3], 16)),
         separator,
     )
-    if re.search("[\ud800-\udfff]", text):
-        raise BadInput(
-            f"config.data.separator is {separator!r}, with half of a surrogate pair, which is no "
-            "character; write the character itself."
-        )
-    return text
 
 
 def is_text(piece: Piece, separator: str) -> bool:
@@ -57,16 +48,11 @@ def check_occurs(given: str, counted: Iterable[tuple[Piece, int]]) -> None:
 
     if occurs(separator):
         return
-    crlf, bare = re.sub("\r?\n", "\r\n", separator), separator.strip()
-    once = unescaped(separator)
-    if once != separator and occurs(once):
-        advice = f"{once!r} does: write {separator}"
-    elif given != separator and occurs(given):
+    crlf = re.sub("\r?\n", "\r\n", separator)
+    if given != separator and occurs(given):
         advice = f"{given} does as it is written: a backslash that is meant is written twice"
     elif crlf != separator and occurs(crlf):
         advice = f"its lines end with CR LF: write {crlf!r}"
-    elif bare and bare != separator and occurs(bare):
-        advice = f"{bare!r} alone does: write that, or what stands around it"
     else:
         advice = "give the one that divides its documents, or none if each file is a document"
     more = f" and {len(paths) - 1:,} more text files" if len(paths) > 1 else ""

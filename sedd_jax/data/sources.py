@@ -74,7 +74,7 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
 
 
 def without_effect(recipe: Recipe, found: list[Piece]) -> list[str]:
-    """Returns warnings of settings that no piece of the corpora uses, and of pieces in both."""
+    """Returns warnings of settings that no piece of the corpora uses."""
     default, separator = Recipe(), unescaped(recipe.separator)
     unused = {
         "field": (
@@ -90,19 +90,11 @@ def without_effect(recipe: Recipe, found: list[Piece]) -> list[str]:
             "all of heldout_corpus is held out, and nothing of corpus",
         ),
     }
-    warnings = [
+    return [
         f"warning: config.data.{name}={getattr(recipe, name)!r} has no effect: {why}."
         for name, (is_unused, why) in unused.items()
         if is_unused
     ]
-    names = collections.Counter(piece.name for piece in found)
-    if twice := [name for name, count in names.items() if count > 1]:
-        more = f" and {len(twice) - 1:,} more" if len(twice) > 1 else ""
-        warnings.append(
-            f"warning: {twice[0]}{more} of config.data.heldout_corpus is in config.data.corpus, "
-            "too, so what is held out is trained on."
-        )
-    return warnings
 
 
 def passed_by(corpus: str, wanted: str) -> dict[str, int]:

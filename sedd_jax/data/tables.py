@@ -72,7 +72,7 @@ class _RowGroup(RowRange):
             kind = file.schema_arrow.field(self.field).type
             raise _other_type(self.field, self.source, kind) from error
         except (OSError, pyarrow.ArrowException) as error:
-            raise _damaged(self.source, error) from error
+            raise damaged(self.source, first_line(error)) from error
 
 
 def _values(column: Any) -> Iterator[Any]:
@@ -119,14 +119,7 @@ def _parquet_file(path: pathlib.Path) -> Any:
             path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
         )
     except (OSError, pyarrow.ArrowException) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: pathlib.Path, error: Exception) -> BadInput:
-    return BadInput(
-        f"{path} is damaged, cut short or no Parquet file ({first_line(error)}); fetch or make it "
-        "again."
-    )
+        raise damaged(path, first_line(error)) from error
 
 
 def tfds(corpus: str, field: str, limit: int) -> list[Piece]:

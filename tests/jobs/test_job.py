@@ -245,7 +245,9 @@ def test_malformed_lines_are_told_and_the_others_drawn(checkpoint, output, tmp_p
         drawn = [record | {"seconds": None} for record in records if "error" not in record]
         assert {record["id"]: record for record in drawn} == by_id(output)
     source.write_bytes(lines.decode(errors="ignore").encode("utf-16"))
-    with pytest.raises(BadInput, match="in.jsonl is UTF-16 text, and would be read as jsonl"):
+    with pytest.raises(
+        BadInput, match="in.jsonl is UTF-16 or UTF-32 text, and would be read as jsonl"
+    ):
         run(checkpoint, source, path)
     source.write_text(json.dumps(LINES, indent=1))
     with pytest.raises(BadInput, match="in.jsonl is one JSON array; one object a line is expect"):
