@@ -1,7 +1,8 @@
-"""The exceptions that end a program with a sentence, and errors of libraries as a part of one."""
+"""Exceptions that end a program with a sentence, warnings, and errors of libraries."""
 
 import os
 import re
+import sys
 import textwrap
 
 
@@ -23,6 +24,11 @@ class Halted(RuntimeError):
     def __init__(self, message: str, exit_code: int = 1):
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def warn(text: str) -> None:
+    """Prints a warning, a sentence without its full stop, on stderr."""
+    print(f"warning: {text.rstrip('.')}.", file=sys.stderr, flush=True)
 
 
 def check_positive(**settings: int) -> None:

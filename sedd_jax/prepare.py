@@ -46,7 +46,7 @@ def main() -> None:
         checked = f"its {whole} files of ids hold what was written"
         older = "the files have no hashes, since an older version wrote them"
         print(f"{folder} was prepared before; {checked if whole else older}.")
-    print(*account.lines(dataset.manifest), sep="\n")
+    account.tell(dataset.manifest)
     prepared = f"--config.data.prepared={_OUTPUT.value}"
     command = shlex.join([*_config_flags(sys.argv[1:]), prepared])
     print(f"Next:     python -m sedd_jax.train {command} --workdir=RUN")

@@ -28,7 +28,7 @@ from sedd_jax.inference.build import build_family, check_names, dotted_paths
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system import processes
 from sedd_jax.system.joining import initialize_distributed
-from sedd_jax.system.processes import StopSignal, is_primary, print_on_primary
+from sedd_jax.system.processes import StopSignal, is_primary, print_on_primary, warn_on_primary
 from sedd_jax.training import hooks
 from sedd_jax.training.evaluator import Evaluator, bound_text
 from sedd_jax.training.initial_weights import load_initial, with_weights_of
@@ -73,7 +73,8 @@ def train(config: Config, run: Path, trace_steps: int = 0) -> None:
             return open_run(run, config)
 
         dataset = processes.run_primary_first(open_locked, lambda: read_run(run, config))
-        print_on_primary("\n".join(account.lines(dataset.manifest)))
+        if is_primary():
+            account.tell(dataset.manifest)
         _train(config, run, dataset, mesh, initial, trace_steps)
 
 
@@ -163,8 +164,8 @@ def _announce(config, family, dataset, state, mesh):
         f"{jax.device_count()} {jax.devices()[0].platform} device(s)."
     )
     if len(dataset.train) < config.train.batch_size:
-        print_on_primary(
-            f"warning: config.train.batch_size is {config.train.batch_size}, but there are only "
+        warn_on_primary(
+            f"config.train.batch_size is {config.train.batch_size}, but there are only "
             f"{len(dataset.train)} training blocks: a batch holds some of them several times."
         )
     print_on_primary(meshes.describe({"params": state.params}, mesh))

@@ -143,9 +143,9 @@ class Binary:
         )
 
     def run(self, module, *flags, devices=1):
-        """Returns what a run that must succeed printed."""
-        code, out, err = self._finished(module, flags, devices)
-        assert code == 0, err
+        """Returns what a run that must succeed printed; its stderr is in `err`."""
+        code, out, self.err = self._finished(module, flags, devices)
+        assert code == 0, self.err
         return out
 
     def refuse(self, module, *flags):

@@ -89,7 +89,7 @@ def test_a_damaged_checkpoint(binary, straight, tmp_path, damage):
     run = killed_after(60, straight, tmp_path)
     damage(run / FOLDER / "60")
     out = binary.run("train", *COMMAND, f"--workdir={run}")
-    (warning,) = [line for line in out.splitlines() if "WARNING" in line]
+    (warning,) = [line for line in binary.err.splitlines() if "warning: " in line]
     assert "60 is damaged" in warning and "Going back to step 40 instead." in warning
     assert "Continuing after step 40." in out
     ends_like(run, straight)

@@ -53,7 +53,7 @@ def live(binary, run, chance, wait_for_a_save):
     out, err = process.communicate()
     assert process.returncode == -9, err
     # nothing but the usual: no damage was found, nothing was refused
-    assert "WARNING" not in out and "error:" not in err, (out, err)
+    assert "warning: " not in err and "error: " not in err, (out, err)
     continued = [line for line in out.splitlines() if line.startswith("Continuing")]
     return in_a_save, (int(continued[0].split()[-1].strip(".")) if continued else None)
 

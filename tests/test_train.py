@@ -214,7 +214,7 @@ def test_weights_to_start_from_take_the_place_of_random_ones(
     assert not capfd.readouterr().out
     with_weights_of(dataclasses.replace(initial, tokenizer=None), first, config, initial.tokenizer)
     said = "has no tokenizer: its 257 ids are taken for those of the bytes tokenizer of this run"
-    assert said in capfd.readouterr().out
+    assert said in capfd.readouterr().err
 
     assert load_initial(config, smoke_run, mesh) is None  # which has begun
     with pytest.raises(BadInput, match=r"a model of other tokens: .*data.tokenizer_path"):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sedd_jax.data.losses import letters_text
+from sedd_jax.errors import warn
 
 _TOLD = 0.1  # a larger share of the tokens or documents that is lost is worth a warning
 
@@ -142,12 +143,14 @@ def _files_without_documents(manifest: dict[str, Any]) -> Iterator[str]:
         yield from (name for name, count in documents.items() if not count)
 
 
-def lines(manifest: dict[str, Any]) -> Iterator[str]:
-    """Yields the facts and warnings of prepared data as lines, those of several folders in turn."""
+def tell(manifest: dict[str, Any]) -> None:
+    """Prints the facts of prepared data, and warns; of several folders in turn."""
     if "prepared" in manifest:
         for entry in manifest["prepared"]:
-            yield f"{entry['folder']}, weight {entry['weight']:g}:"
-            yield from lines(entry["manifest"])
+            print(f"{entry['folder']}, weight {entry['weight']:g}:")
+            tell(entry["manifest"])
         return
-    yield from (f"{name + ':':9} {text}" for name, text in facts(manifest))
-    yield from (f"warning: {text}" for text in warnings(manifest))
+    for name, text in facts(manifest):
+        print(f"{name + ':':9} {text}", flush=True)
+    for text in warnings(manifest):
+        warn(text)

@@ -16,7 +16,7 @@ from sedd_jax.data.losses import check_lost, joined, letters_text
 from sedd_jax.data.prepared import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest, sealed
 from sedd_jax.data.separators import check_occurs, unescaped
 from sedd_jax.data.shards import Shards, id_dtype
-from sedd_jax.data.sources import passed_by, pieces, without_effect
+from sedd_jax.data.sources import passed_by, pieces, warn_without_effect
 from sedd_jax.data.tokenizer import (
     FITTED_TOKENIZERS,
     SIZED_TOKENIZERS,
@@ -81,8 +81,7 @@ def prepare_blocks(
     if _is_occupied(folder):
         _check_settings(folder, settings)
     if not _is_occupied(folder) or staging_folder(folder).exists():
-        for warning in without_effect(recipe, [piece for task in tasks for piece in task.pieces]):
-            print(warning, flush=True)
+        warn_without_effect(recipe, [piece for task in tasks for piece in task.pieces])
         with staged(folder, {"work": _WORK, **settings}) as staging:
             if not _is_occupied(folder):  # or it was finished just now, or killed at the end
                 _Preparation(staging, recipe, length, tasks, workers).run(settings)

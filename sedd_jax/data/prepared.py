@@ -20,7 +20,7 @@ from sedd_jax.data.documents import Recipe
 from sedd_jax.data.separators import unescaped
 from sedd_jax.data.token_blocks import Mixture, TokenBlocks
 from sedd_jax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, warn
 from sedd_jax.system.files import atomic_move, atomic_write_json, check_readable
 from sedd_jax.system.staging import staged
 
@@ -279,10 +279,8 @@ def _checked(name: str, recipe: Recipe, length: int) -> dict[str, Any]:
         here = getattr(recipe, setting, there)
         here = unescaped(here) if setting == "separator" else here
         if setting not in _CHECKED and here not in (there, getattr(Recipe(), setting)):
-            print(
-                f"warning: config.data.{setting}={here!r} has no effect: {name} was prepared with "
-                f"{there!r}.",
-                flush=True,
+            warn(
+                f"config.data.{setting}={here!r} has no effect: {name} was prepared with {there!r}"
             )
     # a tokenizer on the hub is not downloaded for this check alone
     given = recipe.tokenizer_path and (

@@ -16,7 +16,7 @@ from sedd_jax.data.separators import is_text, unescaped
 from sedd_jax.data.sequences import array_records, arrays
 from sedd_jax.data.tables import HUGGING_FACE, TFDS, hugging_face, parquet, tfds
 from sedd_jax.data.text_files import FASTA, FASTQ, JSON_LINES, codec, head_of, plain_text, records
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, warn
 from sedd_jax.system.files import check_readable
 
 EMBEDDED_CORPUS = "pydoc"
@@ -66,15 +66,15 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
     for path, form in files:
         found += _read(recipe, path, form, doubts) or [_Nothing(path, 0, 0, 0, 0)]
     for missing in _missing_shards(path for path, _ in files if str(path) != corpus):
-        print(f"warning: {missing}.", flush=True)
+        warn(missing)
     if doubts:
         more = f", and {len(doubts) - 1:,} more likewise" if len(doubts) > 1 else ""
-        print(f"warning: {doubts[0]}{more}; data.format says what it is.", flush=True)
+        warn(f"{doubts[0]}{more}; data.format says what it is")
     return found
 
 
-def without_effect(recipe: Recipe, found: list[Piece]) -> list[str]:
-    """Returns warnings of settings that no piece of the corpora uses."""
+def warn_without_effect(recipe: Recipe, found: list[Piece]) -> None:
+    """Warns of settings that no piece of the corpora uses."""
     default, separator = Recipe(), unescaped(recipe.separator)
     unused = {
         "field": (
@@ -90,11 +90,9 @@ def without_effect(recipe: Recipe, found: list[Piece]) -> list[str]:
             "all of heldout_corpus is held out, and nothing of corpus",
         ),
     }
-    return [
-        f"warning: config.data.{name}={getattr(recipe, name)!r} has no effect: {why}."
-        for name, (is_unused, why) in unused.items()
-        if is_unused
-    ]
+    for name, (is_unused, why) in unused.items():
+        if is_unused:
+            warn(f"config.data.{name}={getattr(recipe, name)!r} has no effect: {why}")
 
 
 def passed_by(corpus: str, wanted: str) -> dict[str, int]:

@@ -20,7 +20,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.run import DATA_FOLDER
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.system.packages import package
-from sedd_jax.system.processes import print_on_primary
+from sedd_jax.system.processes import warn_on_primary
 
 MIN_TEXTS = 20  # for MAUVE: two clusters
 FEW_TEXTS = 1000  # with fewer, MAUVE depends more on their number than on the model
@@ -169,9 +169,9 @@ def read_reference(source: str, checkpoint: TrainedModel, length: int, count: in
     tokens = checkpoint.tokenizer.encode(text)
     if lost := changed(checkpoint.tokenizer, text, tokens):
         share = lost.letters.total() / len(text)
-        print_on_primary(
-            f"warning: the tokenizer of the model loses {share:.2%} of the characters of {path}; "
-            f"{lost.first}."
+        warn_on_primary(
+            f"the tokenizer of the model loses {share:.2%} of the characters of {path}; "
+            f"{lost.first}"
         )
     rows = tokens[: len(tokens) // length * length].reshape(-1, length)
     if not len(rows):

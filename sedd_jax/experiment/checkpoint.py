@@ -19,7 +19,7 @@ from sedd_jax.experiment.config import CheckpointConfig, Config, from_saved
 from sedd_jax.experiment.integrity import Damaged, describe_saved, read_settings, read_verified
 from sedd_jax.experiment.state import Skipped, TrainState
 from sedd_jax.model.score_model import Params
-from sedd_jax.system.processes import failure_of_any_process, is_primary, print_on_primary
+from sedd_jax.system.processes import failure_of_any_process, is_primary, warn_on_primary
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged"
@@ -76,7 +76,7 @@ class Checkpoints:
         except Halted as halted:
             if error is None:
                 raise
-            print_on_primary(f"WARNING: {halted}")  # not instead of what ended the run
+            warn_on_primary(str(halted))  # not instead of what ended the run
         finally:
             self._manager.close()
 
@@ -245,7 +245,7 @@ class Checkpoints:
         if is_primary():
             last = self._manager.latest_step()
             then = "No other is left." if last is None else f"Going back to step {last} instead."
-            print_on_primary(f"WARNING: {damage} It was moved to {target}. {then}")
+            warn_on_primary(f"{damage} It was moved to {target}. {then}")
 
 
 def _items(state):

@@ -21,7 +21,7 @@ from jaxtyping import Array, UInt32
 
 from sedd_jax.errors import BadInput, Halted, errno_of, reason
 from sedd_jax.model.sharding import leaves_by_path
-from sedd_jax.system.processes import failure_of_any_process, print_on_primary
+from sedd_jax.system.processes import failure_of_any_process, warn_on_primary
 
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 # the file is missing or changed: not an error of the disk or the network
@@ -98,7 +98,7 @@ def read_verified(path: Path, wanted: dict[str, Any]) -> tuple[dict[str, Any], l
                 )
     items = _read(path, **{name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()})
     if meta is None:
-        print_on_primary(
+        warn_on_primary(
             f"The checkpoint {path} was saved without checksums, by an older version: damage would "
             "not be noticed."
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from sedd_jax.errors import Halted
 from sedd_jax.system.files import atomic_write
-from sedd_jax.system.processes import is_primary, print_on_primary
+from sedd_jax.system.processes import is_primary, print_on_primary, warn_on_primary
 
 FILE = "metrics.jsonl"
 
@@ -74,7 +74,7 @@ class _JsonLines:
         kept = [line for line, step in zip(lines, steps, strict=True) if step <= last_step]
         # of a run that was killed only the last row is torn
         if damaged := steps[:-1].count(math.inf):
-            print_on_primary(f"{path}: {damaged} rows are damaged and left out.")
+            warn_on_primary(f"{damaged} rows of {path} are damaged and left out")
         if again := len(lines) - len(kept) - damaged:
             print_on_primary(f"{path}: {again} rows after step {last_step} will be written again.")
         atomic_write(path, "".join(line + "\n" for line in kept))

@@ -1,12 +1,11 @@
 """GPT-2 in the layout of Hugging Face: a folder with config.json and a state dict."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, warn
 from sedd_jax.model.pretrained import (
     WEIGHTS,
     assemble,
@@ -129,10 +128,7 @@ def read_params(folder: Path, abstract: Params, tokens: int) -> Params:
       BadInput: a file that cannot be read, or a tensor missing, misshapen or unexpected.
     """
     path, tensors = _read_weights(folder)
-    bare = {name.removeprefix("transformer."): x for name, x in tensors.items()}
-    if len(bare) < len(tensors):
-        raise BadInput(f"{path} has a tensor twice, with and without transformer. before its name.")
-    tensors = bare
+    tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}
     tensors = {name: x for name, x in tensors.items() if not name.endswith(_BUFFERS)}
     unembedding, table = tensors.pop("lm_head.weight", None), tensors.get("wte.weight")
     if unembedding is not None and not np.array_equal(unembedding, table):
@@ -144,11 +140,9 @@ def read_params(folder: Path, abstract: Params, tokens: int) -> Params:
             f"{rows}."
         )
     if table is not None and rows > tokens:
-        print(
-            f"{path}: the last {rows - tokens} of {rows} rows of the vocabulary, padding or added "
-            "tokens, are left out: no text has them.",
-            file=sys.stderr,
-            flush=True,
+        warn(
+            f"the last {rows - tokens} of {rows} rows of the vocabulary in {path} are left out: they "
+            "are padding or added tokens, and no text has them"
         )
         tensors["wte.weight"] = table[:tokens]
     return assemble(_NAMES, tensors, abstract, tokens, path, transposed=False)
@@ -166,10 +160,4 @@ def _read_weights(folder):
         raise BadInput(f"{path} has no weight_map from tensors to files.") from error
     if missing := [part.name for part in parts if not part.is_file()]:
         raise BadInput(f"{path} names files that are not there: {', '.join(missing)}.")
-    tensors = {}
-    for part in parts:
-        read = read_tensors(part)
-        if twice := sorted(read.keys() & tensors.keys()):
-            raise BadInput(f"The files of {path} have the tensor {twice[0]} twice.")
-        tensors |= read
-    return path, tensors
+    return path, {name: x for part in parts for name, x in read_tensors(part).items()}

@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from sedd_jax.errors import BadInput, first_line
+from sedd_jax.errors import BadInput, first_line, warn
 
 
 def json_key(dotted: str) -> Any:
@@ -23,7 +22,7 @@ def settings_from(values: Any, kind: type, path: Path, others: Collection[str] =
       kind: the dataclass; its fields are made by `json_key`.
       path: of the file, for messages.
       others: dotted keys that the network does not depend on. More of them, in the groups that
-        `kind` reads, are told on stderr: they may be of another network.
+        `kind` reads, are warned of: they may be of another network.
 
     Raises:
       BadInput: a key is missing, or its value has the wrong type.
@@ -34,11 +33,9 @@ def settings_from(values: Any, kind: type, path: Path, others: Collection[str] =
     groups = {key.split(".")[0] for key in known if "." in key}
     keys = {f"{group}.{key}" for group in groups for key in values[group]}
     if unknown := sorted(keys - known):
-        print(
+        warn(
             f"{path} has {', '.join(unknown)}, without a meaning here: the network is built as if "
-            "they were not there.",
-            file=sys.stderr,
-            flush=True,
+            "they were not there"
         )
     return found
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from sedd_jax.errors import BadInput, first_line
+from sedd_jax.errors import BadInput, first_line, warn
 
 SHUTDOWN_SECONDS = 60  # a process that ends waits this long for the others, which may hang
 NOTICE_SECONDS = 10  # a process other than 0 says what it waits for after this time
@@ -62,7 +62,7 @@ def initialize_distributed(
         try:
             _initialize(explicit, waiting)
         except BadInput as error:  # a single host may know nothing of a cluster
-            print(f"This TPU host continues alone. {error}", flush=True)
+            warn(f"this TPU host continues alone. {error}")
 
 
 class _Waiting(NamedTuple):
@@ -133,7 +133,7 @@ def _step_of_several():
         if (own or tasks) > 1:
             return own or tasks, source, _number("SLURM_PROCID")
     if tasks > 1:
-        _say(f"SLURM_NTASKS={tasks}, but this process is alone in its step of srun: it runs alone.")
+        warn(f"SLURM_NTASKS={tasks}, but this process is alone in its step of srun: it runs alone")
     count = _number("OMPI_COMM_WORLD_SIZE")
     if count > 1 and os.environ.get("OMPI_COMM_WORLD_RANK"):
         return count, "OMPI_COMM_WORLD_SIZE", _number("OMPI_COMM_WORLD_RANK")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import filelock
 
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, warn
 
 # what file systems without locks answer: FUSE and network mounts, depending on their options
 _UNSUPPORTED = (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS)
@@ -51,10 +51,9 @@ def exclusive(path: Path, advice: str, subject: Path | None = None) -> Iterator[
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-            print(
+            warn(
                 f"{subject} cannot be locked ({error.strerror}): make sure that no other run "
-                "writes there.",
-                flush=True,
+                "writes there"
             )
         stack.callback(_remove, path, path.stat())
         yield

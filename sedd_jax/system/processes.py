@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-from sedd_jax.errors import BadInput, Halted, first_line
+from sedd_jax.errors import BadInput, Halted, first_line, warn
 
 T = TypeVar("T")
 BARRIER_SECONDS = 24 * 3600  # one process may prepare the data while the others wait
@@ -30,6 +30,12 @@ def print_on_primary(text: str) -> None:
     """Prints a line on process 0, without buffering."""
     if is_primary():
         print(text, flush=True)
+
+
+def warn_on_primary(text: str) -> None:
+    """Prints a warning on process 0, see `errors.warn`."""
+    if is_primary():
+        warn(text)
 
 
 def run_primary_first(first: Callable[[], T], others: Callable[[], T]) -> T:

@@ -22,7 +22,7 @@ from sedd_jax.inference.likelihood import RowPasses, estimate_nll
 from sedd_jax.inference.model import compiled
 from sedd_jax.inference.prompt import empty_prompt
 from sedd_jax.model.score_model import Params
-from sedd_jax.system.processes import print_on_primary
+from sedd_jax.system.processes import warn_on_primary
 
 
 class Evaluator:
@@ -81,11 +81,11 @@ class Evaluator:
                 "or raise config.data.heldout_fraction in another --workdir."
             )
         if found < wanted:
-            print_on_primary(
-                f"warning: config.eval.batch_size is {wanted}, but {blocks}: a batch has {found}."
+            warn_on_primary(
+                f"config.eval.batch_size is {wanted}, but {blocks}: a batch has {found}."
             )
         elif rest := min(count, self._config.max_blocks) % found:
-            print_on_primary(
+            warn_on_primary(
                 f"{rest} held-out blocks are left out: {min(count, self._config.max_blocks)} are "
                 f"no multiple of config.eval.batch_size={found}."
             )

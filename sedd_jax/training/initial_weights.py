@@ -15,7 +15,7 @@ from sedd_jax.experiment.state import TrainState
 from sedd_jax.inference.build import dotted_paths
 from sedd_jax.inference.load import load
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.system.processes import print_on_primary
+from sedd_jax.system.processes import warn_on_primary
 
 # settings that the weights depend on; the noise too: another schedule gives the network values of
 # sigma that it was not trained on
@@ -76,7 +76,7 @@ def with_weights_of(
             "data with its tokenizer (config.data.tokenizer_path)."
         )
     if initial.tokenizer is None:
-        print_on_primary(
+        warn_on_primary(
             f"{config.train.initial} has no tokenizer: its {initial.family.num_tokens:,} ids are "
             f"taken for those of the {tokenizer.kind} tokenizer of this run."
         )

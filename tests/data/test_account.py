@@ -17,12 +17,13 @@ COUNTS = {
 }
 
 
-def test_every_count_is_told():
+def test_every_count_is_told(capsys):
     counts = COUNTS | {"cut_off": 123}
     manifest = {"splits": {"train": COUNTS, "heldout": counts}, "skipped": {"is blank": 2}}
     manifest["passed_by"] = {".md": 1200, **{f".{i}": 1 for i in range(9)}}
     told = "20 documents, 3,000 tokens, 1,990 characters, 2,000 bytes, 0.667 bytes a token, 1,000 "
-    assert list(account.lines(manifest)) == [
+    account.tell(manifest)
+    assert capsys.readouterr().out.splitlines() == [
         f"train:    {told}tokens are filling",
         f"heldout:  {told}tokens are filling, 123 more tokens cut off",
         "left out: 2 documents: each is blank",
@@ -37,10 +38,11 @@ def test_every_count_is_told():
         ({"splits": {"train": COUNTS}, "skipped": {"is x": 40}}, "40 of 60 documents are left out"),
     ],
 )
-def test_a_large_loss_is_a_warning(manifest, message):
+def test_a_large_loss_is_a_warning(manifest, message, capsys):
     (warning,) = account.warnings(manifest)
     assert re.search(message, warning)
-    assert list(account.lines(manifest))[-1] == f"warning: {warning}"
+    account.tell(manifest)
+    assert capsys.readouterr().err == f"warning: {warning}\n"
 
 
 def test_files_without_documents_are_named():
@@ -72,9 +74,10 @@ def test_a_file_that_is_held_out_and_trained_on_is_told():
     assert warning.startswith("3 documents that are held out are trained on too: files of held")
 
 
-def test_a_small_loss_is_none_and_folders_follow_each_other():
+def test_a_small_loss_is_none_and_folders_follow_each_other(capsys):
     manifest = {"splits": {"train": COUNTS | {"cut_off": 200}}, "skipped": {"is blank": 2}}
     assert account.warnings(manifest) == []
     entries = [{"folder": name, "weight": 2.0, "manifest": manifest} for name in ("a", "b")]
-    told = list(account.lines({"prepared": entries}))
+    account.tell({"prepared": entries})
+    told = capsys.readouterr().out.splitlines()
     assert len(told) == 6 and told[0] == "a, weight 2:" and told[3] == "b, weight 2:"

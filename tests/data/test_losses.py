@@ -104,9 +104,10 @@ def test_a_small_loss_is_counted_and_told(tmp_path, given):
     manifest = dataset.manifest
     assert sum(split["changed"] for split in manifest["splits"].values()) == 40
     assert manifest["losses"]["documents"] == 40 and manifest["losses"]["letters"]["☃"] == 40
-    told = list(account.lines(manifest))
-    assert any("40 of 40 documents come back changed from the tokenizer" in line for line in told)
-    assert re.match("warning: the tokenizer loses [1-4].[0-9]*% of the characters, so", told[-1])
+    told = dict(account.facts(manifest))["lost"]
+    assert "40 of 40 documents come back changed from the tokenizer" in told
+    (warning,) = account.warnings(manifest)
+    assert re.match("the tokenizer loses [1-4].[0-9]*% of the characters, so", warning)
 
 
 def test_the_loss_stands_beside_bits_per_byte(tmp_path, given, default_model):
@@ -155,10 +156,11 @@ def test_letters_without_an_id_are_told_and_a_document_is_split_at_them(tmp_path
         _prepare(tmp_path, text, **settings)
     left_out = _prepare(tmp_path, text, name="skip", bad_documents="skip", **settings).manifest
     assert left_out["losses"]["letters"] == {"N": 8, "R": 1, "Y": 1}
-    told = " ".join(account.lines(left_out))
+    told = dict(account.facts(left_out))["lost"]
     assert "3 documents are left out for letters that the tokenizer does not know: 'N' 8" in told
     assert "corpus.txt, line 1: 'N' at position 24" in told
-    assert "warning: 3 of 8 documents are left out; config.data.split_at_unknown=True" in told
+    (warning,) = account.warnings(left_out)
+    assert "3 of 8 documents are left out; config.data.split_at_unknown=True" in warning
 
     dataset = _prepare(tmp_path, text, name="split", split_at_unknown=True, **settings)
     manifest = dataset.manifest
@@ -166,7 +168,7 @@ def test_letters_without_an_id_are_told_and_a_document_is_split_at_them(tmp_path
     assert manifest["skipped"] == {"has no letter of the alphabet": 1}  # NNN
     known = sum(len(part) - sum(map(part.count, "NRY")) for part in [*CONTIGS, "GATTACA" * 12])
     assert sum(split["tokens"] for split in manifest["splits"].values()) == known
-    assert "are split at letters" in " ".join(account.lines(manifest))
+    assert "are split at letters" in dict(account.facts(manifest))["lost"]
     blocks = np.concatenate([*dataset.train, *dataset.heldout])
     assert set(blocks.tolist()) <= {0, 1, 2, 3}
 

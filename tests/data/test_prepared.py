@@ -138,10 +138,10 @@ def test_unwrapped_data_have_one_length(prepared):
 
 def test_settings_that_the_data_do_not_have_are_told(prepared, capsys):
     link_prepared("data", "a", Recipe(vocab_size=0, separator=r"\n"), LENGTH)
-    assert not capsys.readouterr().out
+    assert not capsys.readouterr().err
     given = {"separator": "|", "heldout_fraction": 0.5, "bad_documents": "refuse"}
     link_prepared("other", "a", Recipe(vocab_size=0, **given), LENGTH)
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         f"warning: config.data.{name} has no effect: a was prepared with {there}."
         for name, there in (("separator='|'", r"'\n'"), ("heldout_fraction=0.5", "0.1"))
     ]

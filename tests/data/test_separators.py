@@ -95,9 +95,9 @@ def test_two_separators_in_a_row_are_no_fault(prepare):
 
 def test_the_end_of_a_document_written_out_is_told(prepare):
     text = "\n<|endoftext|>\n".join(SAYINGS)
-    told = "".join(account.lines(prepare(text).manifest))
+    told = "".join(account.warnings(prepare(text).manifest))
     assert "<|endoftext|> is written 29 times in texts that are not divided" in told
-    assert "endoftext" not in "".join(account.lines(prepare(text, separator=r"\n").manifest))
+    assert "endoftext" not in "".join(account.warnings(prepare(text, separator=r"\n").manifest))
 
 
 def test_a_document_too_large_names_the_separator(prepare):
@@ -111,10 +111,10 @@ def test_a_document_too_large_names_the_separator(prepare):
 def test_settings_without_effect_are_told(prepare, tmp_path, capsys):
     text = "|".join(SAYINGS)
     prepare(text, separator="|", field="body")
-    assert "data.field='body' has no effect: the corpus has no JS" in capsys.readouterr().out
+    assert "data.field='body' has no effect: the corpus has no JS" in capsys.readouterr().err
     np.save(tmp_path / "a.npy", np.arange(200).reshape(20, 10) % 9)
     ids = {"tokenizer": "integers", "vocab_size": 9}
     prepare(text, corpus=str(tmp_path / "a.npy"), separator="|", **ids)
-    assert "data.separator='|' has no effect: the corpus has no text" in capsys.readouterr().out
+    assert "data.separator='|' has no effect: the corpus has no text" in capsys.readouterr().err
     prepare(text, heldout_corpus=str(tmp_path / "a.txt"), heldout_fraction=0.2, separator="|")
-    assert "data.heldout_fraction=0.2 has no effect: all of" in capsys.readouterr().out
+    assert "data.heldout_fraction=0.2 has no effect: all of" in capsys.readouterr().err

@@ -90,10 +90,10 @@ def test_raw_ids_are_refused_only_for_what_is_no_chance(tmp_path):
 def test_raw_ids_that_may_be_of_another_type_are_told(tmp_path, capsys, form, kind, doubt):
     look(tmp_path / "zeros", np.zeros(999, "<u4").tobytes(), format=form)
     look(tmp_path / "ids", np.arange(999).astype(kind).tobytes(), format=form)
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert ("zeros" not in told) and (f"ids {doubt}" in told if doubt else told == "")
     look(tmp_path / "ids", b"some text, and more\n" * 4, format=form)
-    assert f"ids looks like text, and is read as {form}; data.f" in capsys.readouterr().out
+    assert f"ids looks like text, and is read as {form}; data.f" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -129,14 +129,14 @@ def test_sequences_under_the_name_of_text_are_refused(tmp_path, text, form):
 )
 def test_text_is_read_and_told_where_it_is_in_doubt(tmp_path, capsys, text, doubt):
     assert len(look(tmp_path / "a.txt", text.encode())) == 1
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert f"a.txt begins as {doubt} and is read as text" in told if doubt else told == ""
     look(tmp_path / "b.txt", text.encode())
     look(tmp_path / "a.txt", text.encode(), format="text")
     (tmp_path / "sub.md").write_text("x")
     capsys.readouterr()
     pieces(Recipe(), str(tmp_path))
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert told.count("\n") == bool(doubt) and ("and 1 more likewise" in told) == bool(doubt)
 
 

@@ -36,12 +36,12 @@ def test_shards_that_are_missing_are_told(tmp_path, capsys):
     for number in range(2):
         (tmp_path / "c" / f"a-{number}-of-2.txt").write_text("c")
     assert contents(tmp_path) == ["a", "a", "b", "c", "c"]
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         f"warning: 1 of the 3 files {tmp_path}/a-*-of-00003.txt are missing.",
         f"warning: 1 of the 2 files {tmp_path}/b.*-of-00002.txt.gz are missing.",
     ]
     assert contents(tmp_path / "a-00000-of-00003.txt") == ["a"]
-    assert not capsys.readouterr().out
+    assert not capsys.readouterr().err
 
 
 def test_a_file_is_cut_at_the_separator_and_otherwise_kept_as_it_is(tmp_path):

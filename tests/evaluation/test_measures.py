@@ -135,10 +135,10 @@ def test_a_file_that_the_tokenizer_changes_is_told(checkpoint, tmp_path, monkeyp
     path.write_text("abcd")
     monkeypatch.setattr(Bytes, "exact", False)
     read_reference(str(path), checkpoint, 2, 2)
-    assert not capsys.readouterr().out
+    assert not capsys.readouterr().err
     monkeypatch.setattr(Bytes, "decode", lambda self, ids: "ab d")
     read_reference(str(path), checkpoint, 2, 2)
-    assert "loses 25.00% of the characters of" in (told := capsys.readouterr().out)
+    assert "loses 25.00% of the characters of" in (told := capsys.readouterr().err)
     assert "real.txt; 'abcd' becomes 'ab d'." in told
 
 

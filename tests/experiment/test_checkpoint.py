@@ -229,7 +229,7 @@ def test_training_goes_back_to_the_step_before_a_damaged_one(run, state, capfd, 
     chex.assert_trees_all_equal(restored, at_step(state, 1))
     assert (run / DAMAGED_FOLDER / "2.1" / "_CHECKPOINT_METADATA").exists()
     assert not any((run / DAMAGED_FOLDER / "2").iterdir())
-    (line,) = (line for line in capfd.readouterr().out.splitlines() if "WARNING" in line)
+    (line,) = (line for line in capfd.readouterr().err.splitlines() if "warning: " in line)
     assert f"{run / FOLDER / '2'} is damaged" in line
     assert line.endswith(f"moved to {run / DAMAGED_FOLDER / '2.1'}. Going back to step 1 instead.")
 
@@ -264,7 +264,7 @@ def test_a_checkpoint_of_an_older_version_is_read(run, state, smoke_config, caps
     with Checkpoints(run) as checkpoints:
         restored = checkpoints.restore_latest(abstract(state))
         assert checkpoints.config(2) == smoke_config
-    (line,) = capsys.readouterr().out.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert "saved without checksums" in line
     none = jax.tree.map(jnp.zeros_like, state.skipped)
     chex.assert_trees_all_equal(restored, at_step(state, 2)._replace(skipped=none))
@@ -324,7 +324,7 @@ def test_a_failed_save_does_not_hide_what_ended_the_run(run, state, smoke_config
     ):
         checkpoints.save(at_step(state, 3), smoke_config)
         raise Halted("the loss is not finite")
-    assert "File too large" in capfd.readouterr().out
+    assert "File too large" in capfd.readouterr().err
 
 
 def test_a_save_is_finished_when_the_run_ends_by_an_error(run, state, smoke_config):

@@ -35,9 +35,9 @@ def test_damaged_rows_are_counted_and_left_out(tmp_path, capsys, damage):
     (tmp_path / FILE).write_bytes(b'{"step": 1}\n' + damage + b'\n{"step": 3}\n{"step": 4}\n{"st')
     assert read_rows(tmp_path / FILE, 4) == [{"step": 1}, {"step": 3}, {"step": 4}]
     with MetricWriter(tmp_path, 3):
-        told = capsys.readouterr().out
-    assert "1 rows are damaged and left out." in told
-    assert "2 rows after step 3 will be written again." in told
+        told = capsys.readouterr()
+    assert "1 rows of " in told.err and "are damaged and left out.\n" in told.err
+    assert "2 rows after step 3 will be written again." in told.out
     assert rows(tmp_path) == [{"step": 1}, {"step": 3}]
 
 

@@ -116,9 +116,6 @@ def test_weights_in_parts(folder):
         save_file({k: v for k, v in tensors.items() if parts[k] == part}, folder / part)
     (folder / gpt2.INDEX).write_text(json.dumps({"weight_map": parts}))
     jax.tree.map(np.testing.assert_array_equal, sedd.load(folder).params, sedd.load(GOLDEN).params)
-    shutil.copyfile(folder / "part-0.safetensors", folder / "part-1.safetensors")
-    with pytest.raises(BadInput, match=r"index.json have the tensor transformer\.h.* twice"):
-        sedd.load(folder)
     (folder / "part-1.safetensors").unlink()
     with pytest.raises(BadInput, match=r"names files that are not there: part-1\.safetensors"):
         sedd.load(folder)
@@ -164,7 +161,7 @@ def test_rows_that_no_text_has_are_left_out(folder, capfd, more):
     found, wanted = sedd.load(folder), sedd.load(GOLDEN)
     jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
     assert (found.config, found.model.start) == (wanted.config, 60)
-    line = f"the last {more} of {61 + more} rows of the vocabulary, padding or added tokens, are"
+    line = f"the last {more} of {61 + more} rows of the vocabulary in "
     assert capfd.readouterr().err.count(line) == 1
 
 
@@ -184,10 +181,6 @@ def test_the_sizes_of_gpt_2_with_padding(folder, rows, start, tokens):
 def test_tensors_that_do_not_fit_are_named(folder):
     change_tensors(folder, lambda tensors: tensors.update(extra=np.zeros(2, np.float32)))
     with pytest.raises(BadInput, match="tensors that do not belong: extra"):
-        sedd.load(folder)
-    table = {"wte.weight": np.zeros((61, 16), np.float32)}
-    change_tensors(folder, lambda tensors: tensors.update(table))
-    with pytest.raises(BadInput, match=r"has a tensor twice, with and without transformer\."):
         sedd.load(folder)
     head = {"lm_head.weight": np.zeros((61, 16), np.float32)}
     change_tensors(folder, lambda tensors: tensors.update(head))

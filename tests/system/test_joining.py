@@ -136,7 +136,7 @@ def test_a_tpu_host_without_a_cluster_goes_on_alone(monkeypatch, capsys):
     monkeypatch.setattr("jax.distributed.initialize", initialize)
     monkeypatch.setattr(joining, "_is_tpu_host", lambda: True)
     joining.initialize_distributed()
-    assert "continues alone" in capsys.readouterr().out
+    assert "continues alone" in capsys.readouterr().err
     with pytest.raises(BadInput, match="do not find"):
         joining.initialize_distributed("yes")
 

@@ -60,9 +60,11 @@ def test_without_locks_the_work_continues_and_says_so(tmp_path, monkeypatch, cap
     monkeypatch.setattr(fcntl, "flock", flock)
     with exclusive(tmp_path / "lock", "wait"), exclusive(tmp_path / "lock", "wait"):
         pass
-    first, second = capsys.readouterr().out.splitlines()
+    first, second = capsys.readouterr().err.splitlines()
     assert first == second
-    assert first.startswith(f"{tmp_path} cannot be locked ({os.strerror(number)}): make sure")
+    assert first.startswith(
+        f"warning: {tmp_path} cannot be locked ({os.strerror(number)}): make sure"
+    )
 
 
 def test_other_faults_of_the_file_system_are_raised(tmp_path, monkeypatch):

@@ -33,9 +33,9 @@ def test_few_blocks_make_a_smaller_batch_and_are_told(evaluator, capsys, wanted,
     batches = evaluator(80, wanted, parts)._batches
     assert [batch.shape[0] for batch in batches] == [found] * (10 // found)
     message = "eval.batch_size is 64, but the held-out split has 10 block(s) of 8 tokens: a batch"
-    out = capsys.readouterr().out
-    assert (message in out) == (wanted == 64)
-    assert ("2 held-out blocks are left out: 10 are no multiple" in out) == (wanted == 4)
+    err = capsys.readouterr().err
+    assert (message in err) == (wanted == 64)
+    assert ("2 held-out blocks are left out: 10 are no multiple" in err) == (wanted == 4)
 
 
 def test_fewer_blocks_than_parts_of_the_mesh_are_refused(evaluator):
