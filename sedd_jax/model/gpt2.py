@@ -141,8 +141,8 @@ def read_params(folder: Path, abstract: Params, tokens: int) -> Params:
         )
     if table is not None and rows > tokens:
         warn(
-            f"the last {rows - tokens} of {rows} rows of the vocabulary in {path} are left out: they "
-            "are padding or added tokens, and no text has them"
+            f"the last {rows - tokens} of {rows} rows of the vocabulary in {path} are left out: "
+            "they are padding or added tokens, and no text has them"
         )
         tensors["wte.weight"] = table[:tokens]
     return assemble(_NAMES, tensors, abstract, tokens, path, transposed=False)
