@@ -65,7 +65,7 @@ if __name__ == "__main__":
             "hub": HUB,  # Hugging Face: models and tokenizers by name, data sets, uploads
             "demo": DEMO,  # the live page of sedd_jax.demo
             "mauve": MAUVE,  # GPL, unlike this package; so it is in no other extra
-            "plots": PLOTS,  # of sedd_jax.exact and the examples
+            "plots": PLOTS,  # of evaluate, report, exact and the examples
             "tensorboard": TENSORBOARD,  # event files beside metrics.jsonl
             "dev": [*DEV, *DEMO, *GPT2, *HUB, *PLOTS, *TENSORBOARD],
         },

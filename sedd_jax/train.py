@@ -159,8 +159,8 @@ def _announce(config, family, dataset, state, mesh):
     train_split = dataset.manifest["splits"]["train"]
     print_on_primary(
         f"{count_params(state.params):,} parameters, {family.summary}, "
-        f"{len(dataset.train):,} blocks of {config.model.length} "
-        f"{config.data.tokenizer} tokens from {train_split['utf8_bytes']:,} bytes, on "
+        f"{len(dataset.train):,} blocks of {config.model.length} tokens "
+        f"({config.data.tokenizer}) from {train_split['utf8_bytes']:,} bytes, on "
         f"{jax.device_count()} {jax.devices()[0].platform} device(s)."
     )
     if len(dataset.train) < config.train.batch_size:

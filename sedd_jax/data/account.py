@@ -61,13 +61,15 @@ def _passed_by(counts: dict[str, int]) -> Iterator[Fact]:
 def _counted(counts: dict[str, Any]) -> Iterator[str]:
     """Yields the counts of a split."""
     words = {
-        "documents": "{:,} documents",
+        "documents": "{:,} document{s}",
         "tokens": "{:,} tokens",
         "characters": "{:,} characters",
         "utf8_bytes": "{:,} bytes",
         "bytes_per_token": "{:.3f} bytes a token",
     }
-    yield from (text.format(counts[name]) for name, text in words.items() if name in counts)
+    for name, text in words.items():
+        if name in counts:
+            yield text.format(counts[name], s="" if counts[name] == 1 else "s")
     if counts.get("filling"):
         yield f"{counts['filling']:,} tokens are filling"
     if counts.get("cut_off"):
@@ -93,8 +95,8 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
     if total["cut_off"] > _TOLD * (total["cut_off"] + kept):
         share = total["cut_off"] / (total["cut_off"] + kept)
         found.append(
-            f"{share:.0%} of the tokens are cut off, since a block holds one document; with "
-            "config.data.wrap=True documents run on over blocks, and nothing is cut off."
+            f"{share:.0%} of the tokens are cut off, since a block holds one document; raise "
+            "config.model.length, or let documents run on over blocks with config.data.wrap=True."
         )
     if skipped > _TOLD * (total["documents"] + skipped):
         found.append(f"{skipped:,} of {total['documents'] + skipped:,} documents are left out.")
@@ -117,8 +119,8 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
             "in corpus as well, so held-out figures are too good."
         )
     if empty := list(_files_without_documents(manifest)):
-        others = f" and {len(empty) - 1:,} more" if len(empty) > 1 else ""
-        found.append(f"no document that can be used is in {empty[0]}{others}.")
+        others = f" and {len(empty) - 1:,} more have" if len(empty) > 1 else " has"
+        found.append(f"{empty[0]}{others} no document that can be used.")
     return found
 
 

@@ -94,7 +94,7 @@ def check_vocab_size(tokenizer: Tokenizer, recipe: Recipe) -> None:
     """Raises BadInput unless the tokenizer has as many tokens as the recipe asks for."""
     if recipe.vocab_size not in (0, tokenizer.vocab_size):
         raise BadInput(
-            f"config.data.vocab_size is {recipe.vocab_size}, but the {tokenizer.kind} tokenizer "
+            f"config.data.vocab_size is {recipe.vocab_size}, but the tokenizer {recipe.tokenizer} "
             f"has {tokenizer.vocab_size} tokens; set it to {tokenizer.vocab_size}, or to 0 for any."
         )
 

@@ -106,7 +106,7 @@ class Shards:
         if self._recipe.bad_documents == "refuse" and fault != _NO_LETTER:
             between = ""
             if lost and not self._recipe.split_at_unknown:
-                between = ", keep the parts between them with config.data.split_at_unknown=True"
+                between = ", split it there with config.data.split_at_unknown=True"
             raise BadInput(
                 f"{piece.place(where)} {fault.reason.rstrip('.')}{between}, or leave such "
                 "documents out with config.data.bad_documents=skip."

@@ -141,7 +141,9 @@ class Records(Piece):
             except UnicodeDecodeError as error:
                 at = offset + mark + error.start
                 content = Fault(
-                    "is not UTF-8 text", f": the byte at offset {at} of the file does not decode"
+                    "is not UTF-8 text",
+                    f": the byte at offset {at} of the file does not decode (if it is Latin-1: "
+                    "iconv -f LATIN1 -t UTF-8 FILE > NEW)",
                 )
             # nothing between two separators in a row is no document
             between = bool(separator) and parse is _parse_text

@@ -19,13 +19,14 @@ COUNTS = {
 
 def test_every_count_is_told(capsys):
     counts = COUNTS | {"cut_off": 123}
-    manifest = {"splits": {"train": COUNTS, "heldout": counts}, "skipped": {"is blank": 2}}
+    splits = {"train": COUNTS | {"documents": 1}, "heldout": counts}
+    manifest = {"splits": splits, "skipped": {"is blank": 2}}
     manifest["passed_by"] = {".md": 1200, **{f".{i}": 1 for i in range(9)}}
-    told = "20 documents, 3,000 tokens, 1,990 characters, 2,000 bytes, 0.667 bytes a token, 1,000 "
+    told = "3,000 tokens, 1,990 characters, 2,000 bytes, 0.667 bytes a token, 1,000 "
     account.tell(manifest)
     assert capsys.readouterr().out.splitlines() == [
-        f"train:    {told}tokens are filling",
-        f"heldout:  {told}tokens are filling, 123 more tokens cut off",
+        f"train:    1 document, {told}tokens are filling",
+        f"heldout:  20 documents, {told}tokens are filling, 123 more tokens cut off",
         "left out: 2 documents: each is blank",
         "passed by: 1,209 files (.md 1,200, .0 1, .1 1, .2 1, .3 1, .4 1, .5 1, .6 1, others 2)",
     ]
@@ -60,10 +61,10 @@ def test_files_without_documents_are_named():
         for name in ("corpus", "heldout_corpus")
     }
     manifest = {"splits": {"train": COUNTS}, "sources": sources, "contents": contents}
-    message = "no document that can be used is in b.txt and 1 more."
+    message = "b.txt and 1 more have no document that can be used."
     assert account.warnings(manifest) == [message]
     contents["heldout_corpus"]["pieces"][1]["documents"] = 1
-    assert account.warnings(manifest) == ["no document that can be used is in b.txt."]
+    assert account.warnings(manifest) == ["b.txt has no document that can be used."]
 
 
 def test_a_file_that_is_held_out_and_trained_on_is_told():

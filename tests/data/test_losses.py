@@ -151,7 +151,7 @@ CONTIGS = ["ACGT" * 6 + "N" * 5 + "TTTT" * 3, "CCGA" * 8, "NNN", "A" * 20 + "RY"
 def test_letters_without_an_id_are_told_and_a_document_is_split_at_them(tmp_path):
     text = "\n".join(CONTIGS + ["GATTACA" * 3] * 4)
     settings = {"tokenizer": "dna", "length": 8}
-    message = "line 1 does not suit .*'N'.*keep the parts between them with config.data.split_at_u"
+    message = "line 1 does not suit .*'N'.*split it there with config.data.split_at_u"
     with pytest.raises(BadInput, match=message):
         _prepare(tmp_path, text, **settings)
     left_out = _prepare(tmp_path, text, name="skip", bad_documents="skip", **settings).manifest

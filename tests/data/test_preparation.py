@@ -445,7 +445,7 @@ def test_files_without_documents_among_others_are_told(tmp_path, texts):
     for name in ("b.csv", "c.tsv", "d.jsonl", "e.fa"):
         (texts / name).touch()
     manifest = _prepare(tmp_path / "data", f"{texts}/*").manifest
-    message = f"no document that can be used is in {texts}/a.parquet and 4 more."
+    message = f"{texts}/a.parquet and 4 more have no document that can be used."
     assert account.warnings(manifest) == [message]
 
 
@@ -637,7 +637,7 @@ def test_a_wrong_size_of_the_vocabulary_shows_before_anything_is_read(
     tmp_path, corpus, monkeypatch
 ):
     monkeypatch.setattr(preparation, "results", lambda *args: pytest.fail("was read"))
-    with pytest.raises(BadInput, match="vocab_size is 300, but the bytes tokenizer has 257 tokens"):
+    with pytest.raises(BadInput, match="vocab_size is 300, but the tokenizer bytes has 257 tokens"):
         _prepare(tmp_path / "data", corpus, vocab_size=300)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
 

@@ -79,7 +79,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, smoke_config):
 @pytest.mark.parametrize(
     ("group", "changes", "message"),
     [
-        ("data", {"vocab_size": 300}, "vocab_size is 300, but the bytes tokenizer .* 257 tokens"),
+        ("data", {"vocab_size": 300}, "vocab_size is 300, but the tokenizer bytes .* 257 tokens"),
         ("data", {"corpus": "absent.txt"}, "There is no corpus at absent.txt"),
         ("model", {"length": 10**6}, "split has .* tokens, less than one block of length 1000000"),
     ],
