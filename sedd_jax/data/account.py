@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from sedd_jax.data.losses import letters_text
+from sedd_jax.data.round_trip import letters_text
 from sedd_jax.errors import warn
 
 _TOLD = 0.1  # a larger share of the tokens or documents that is lost is worth a warning
@@ -21,15 +21,25 @@ def facts(manifest: dict[str, Any]) -> list[Fact]:
     The manifest is that of one prepared folder; an older one lacks the counts of today, and no fact
     is made of those.
     """
-    splits, skipped = manifest.get("splits", {}), manifest.get("skipped", {})
+    splits = manifest.get("splits", {})
+    found = [(split, ", ".join(_counted(counts))) for split, counts in splits.items()]
+    found += [("left out", text) for text in left_out(manifest.get("skipped", {}))]
+    if manifest.get("losses"):
+        found.append(("lost", _lost(manifest)))
+    if counts := manifest.get("passed_by"):
+        total, shown = sum(counts.values()), dict(list(counts.items())[:_SHOWN])
+        if rest := total - sum(shown.values()):
+            shown["others"] = rest
+        each = ", ".join(f"{name} {count:,}" for name, count in shown.items())
+        found.append(("passed by", f"{total:,} file{'s' if total > 1 else ''} ({each})"))
+    return found
+
+
+def left_out(skipped: dict[str, int]) -> list[str]:
+    """Returns the numbers of documents left out, each with its reason."""
     return [
-        *((split, ", ".join(_counted(counts))) for split, counts in splits.items()),
-        *(
-            ("left out", f"{count:,} document{'s: each' if count > 1 else ':'} {reason}")
-            for reason, count in skipped.items()
-        ),
-        *(("lost", _lost(manifest)) for _ in range(bool(manifest.get("losses")))),
-        *_passed_by(manifest.get("passed_by", {})),
+        f"{count:,} document{'s: each' if count > 1 else ':'} {reason}"
+        for reason, count in skipped.items()
     ]
 
 
@@ -45,17 +55,6 @@ def _lost(manifest: dict[str, Any]) -> str:
         of = f"{count:,} document{'s are' if count > 1 else ' is'} "
         of += f"{'split at' if split else 'left out for'} letters that the tokenizer does not know"
     return f"{of}: {letters_text(losses)}, the first in {losses['first']}"
-
-
-def _passed_by(counts: dict[str, int]) -> Iterator[Fact]:
-    """Yields the files that were not read, by their endings."""
-    if counts:
-        total = sum(counts.values())
-        shown = dict(list(counts.items())[:_SHOWN])
-        if rest := total - sum(shown.values()):
-            shown["others"] = rest
-        each = ", ".join(f"{name} {count:,}" for name, count in shown.items())
-        yield "passed by", f"{total:,} file{'s' if total > 1 else ''} ({each})"
 
 
 def _counted(counts: dict[str, Any]) -> Iterator[str]:

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sedd_jax.data.account import left_out
 from sedd_jax.data.corpus_statistics import BINS, SPLITS, Split, Survey, Surveyor, heldout_bins
 from sedd_jax.data.documents import PIECE_BYTES, Piece, Recipe
-from sedd_jax.data.losses import check_lost, joined, letters_text
 from sedd_jax.data.prepared import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest, sealed
+from sedd_jax.data.round_trip import check_lost, joined, letters_text
 from sedd_jax.data.separators import check_occurs, unescaped
 from sedd_jax.data.shards import Shards, id_dtype
 from sedd_jax.data.sources import passed_by, pieces, warn_without_effect
@@ -138,10 +139,7 @@ def _empty(recipe: Recipe, name: str, reason: str) -> BadInput:
 
 def _left_out(skipped: dict[str, int], losses: dict[str, Any] | None = None) -> str:
     """Returns what was skipped, and which letters, as a parenthesis of a sentence."""
-    reasons = [
-        f"{count:,} {'documents, each' if count > 1 else 'document, which'} {kind}"
-        for kind, count in skipped.items()
-    ]
+    reasons = left_out(skipped)
     if losses:
         split = "config.data.split_at_unknown=True keeps what is between them"
         reasons.append(f"letters lost: {letters_text(losses)}; {split}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from sedd_jax.data.corpus_statistics import SPLITS, Content, Split, size_of
 from sedd_jax.data.documents import Fault, Piece, Recipe
-from sedd_jax.data.losses import Losses, Lost, changed, unknown
+from sedd_jax.data.round_trip import Lost, LostTotal, changed, unknown
 from sedd_jax.data.tokenizer import load_tokenizer
 from sedd_jax.data.workers import Task
 from sedd_jax.errors import BadInput
@@ -65,7 +65,7 @@ class Shards:
         names = {split: f"{split}-{task.number:05d}.bin" for split in SPLITS}
         counts = {split: collections.Counter(dict.fromkeys(_COUNTS, 0)) for split in SPLITS}
         hashes = {split: hashlib.sha256() for split in SPLITS}
-        skipped, losses = collections.Counter(), Losses()
+        skipped, losses = collections.Counter(), LostTotal()
         with ExitStack() as stack:
             files = {
                 split: stack.enter_context((self._work / names[split]).open("wb"))

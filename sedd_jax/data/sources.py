@@ -104,8 +104,7 @@ def passed_by(corpus: str, wanted: str) -> dict[str, int]:
     """
     if corpus in ("", EMBEDDED_CORPUS) or corpus.startswith((TFDS, HUGGING_FACE)):
         return {}
-    names = collections.Counter(_listed(corpus, wanted)[1])
-    return dict(names.most_common())
+    return dict(collections.Counter(_listed(corpus, wanted)[1]).most_common())
 
 
 def _read(recipe: Recipe, path: pathlib.Path, form: str, doubts: list[str]) -> list[Piece]:

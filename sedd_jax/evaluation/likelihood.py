@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from sedd_jax.data.losses import mark
+from sedd_jax.data.round_trip import caveat
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.catalog import DatasetCatalog
@@ -230,6 +230,6 @@ def _losses(blocks: Blocks) -> dict[str, Any]:
     """The figures of a text that the tokenizer changes; none of a text that comes back."""
     if blocks.lost is None:
         return {}
-    note = f"bits/byte{mark(blocks.lost)} is no code length."
+    note = f"bits/byte{caveat(blocks.lost)} is no code length."
     share = {} if math.isnan(blocks.lost) else {"lost_characters": blocks.lost}
     return {"notes": [note], **share}

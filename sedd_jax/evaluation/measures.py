@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sedd_jax.data.losses import changed
 from sedd_jax.data.prepared import open_data
+from sedd_jax.data.round_trip import changed
 from sedd_jax.data.signatures import decoded
 from sedd_jax.data.sources import format_of
 from sedd_jax.errors import BadInput

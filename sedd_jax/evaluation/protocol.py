@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sedd_jax.data.losses import share_of_split, share_of_texts
 from sedd_jax.data.prepared import open_data
+from sedd_jax.data.round_trip import share_of_split, share_of_texts
 from sedd_jax.data.token_blocks import Mixture
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import BadInput

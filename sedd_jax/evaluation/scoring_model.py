@@ -20,7 +20,7 @@ import dataclasses
 
 import numpy as np
 
-from sedd_jax.data.losses import share_of_texts
+from sedd_jax.data.round_trip import share_of_texts
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.measures import Estimate, TokenRows, mean, ratio

@@ -151,7 +151,7 @@ def _likelihood_cells(record):
         "bits/token": _number(figures, "bits_per_token", _scaled_error(figures, "bits_per_token")),
         "bits/byte": _number(figures, "bits_per_byte", _scaled_error(figures, "bits_per_byte")),
         "characters lost": _formatted(figures, "lost_characters", ".2%"),
-        "stderr by data": _formatted(_known(figures), "data_stderr", ".2g"),
+        "stderr by data": _formatted(figures, "data_stderr", ".2g"),
         **{name: _formatted(figures, name, ",") for name in ("tokens", "blocks", "documents")},
     }
 
@@ -189,12 +189,8 @@ def _number(figures, name, error=None):
 
 def _formatted(figures, name, form):
     value = figures.get(name)
-    return format(value, form) if isinstance(value, int | float) else None
-
-
-def _known(figures):
-    """The figures that are not NaN, as the error of a single block is."""
-    return {name: value for name, value in figures.items() if value == value}
+    is_known = isinstance(value, int | float) and value == value  # the error of one block is NaN
+    return format(value, form) if is_known else None
 
 
 def _scaled_error(figures, name):

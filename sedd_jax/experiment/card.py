@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import sedd_jax
-from sedd_jax.data import account, losses
+from sedd_jax.data import account, round_trip
 from sedd_jax.data.account import Fact
 from sedd_jax.data.corpus_statistics import SPLITS
 from sedd_jax.data.tokenizer import Tokenizer
@@ -248,7 +248,7 @@ def _figures(rows: list[dict[str, Any]]):
         for which, row in (("last", measured[-1]), ("best", best))
     ]
     columns = ("", "step", kind, "standard error", "perplexity", "bits per byte")
-    about, mark = _EXPLAINED[kind], losses.mark(measured[-1].get("lost_characters"))
+    about, mark = _EXPLAINED[kind], round_trip.caveat(measured[-1].get("lost_characters"))
     about += f" Bits per byte{mark} are no code length." if mark else ""
     title = ["## Held-out figures\n", f"{about}\n"]
     return "\n".join([*title, *markdown_lines(columns, table)])

@@ -14,7 +14,7 @@ from sedd_jax.inference.batches import batch_rows, one_ahead, row_keys, row_numb
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.generator import Diagnostics, Generator
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.inference.prompt import Prompt, check_kind, check_prompt, empty_prompt
+from sedd_jax.inference.prompt import Prompt, check_prompt, empty_prompt, rows_and_length
 
 
 def generate(
@@ -65,9 +65,7 @@ def generate(
     family, config = model.family, model.config
     if prompt is None and num_samples is None:
         raise BadInput("num_samples is needed where there is no prompt to say how many.")
-    if prompt is not None:
-        check_kind(prompt)
-    shape = (num_samples, config.model.length) if prompt is None else prompt.shape
+    shape = (num_samples, config.model.length) if prompt is None else rows_and_length(prompt)
     num_samples = shape[0] if num_samples is None else num_samples
     length = shape[1] if length is None else length
     sampling = family.sampling(**settings)

@@ -27,23 +27,6 @@ class Prompt(NamedTuple):
     lengths: Int[Array | np.ndarray, "N"] | None = None
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """[N, L]. Raises BadInput unless the fields are arrays of their types."""
-        kinds = {"tokens": (np.integer, 2), "held": (np.bool_, 2), "lengths": (np.integer, 1)}
-        for name, (kind, axes) in kinds.items():
-            value = getattr(self, name)
-            array = isinstance(value, np.ndarray | jax.Array)
-            fits = array and value.ndim == axes and np.issubdtype(value.dtype, kind)
-            if not fits and not (name == "lengths" and value is None):
-                found = f"{value.dtype} {value.shape}" if array else f"a {type(value).__name__}"
-                wanted = "booleans" if name == "held" else "whole numbers"
-                raise BadInput(
-                    f"prompt.{name} must be an array of {wanted} with {axes} axes, got {found}; "
-                    "np.array(...) makes one of lists."
-                )
-        return self.tokens.shape
-
-    @property
     def given(self) -> Bool[Array | np.ndarray, "N L"]:
         """Where tokens are given: held, and not padding."""
         return zero_padding(self.held, self.lengths)
@@ -106,13 +89,30 @@ def _token_ids(name: str, ids: Any) -> np.ndarray:
     return ids
 
 
-def check_kind(prompt: Any) -> None:
-    """Raises BadInput if what is given as a prompt is something else."""
+def rows_and_length(prompt: Any) -> tuple[int, int]:
+    """Returns the shape of a prompt, [N, L].
+
+    Raises:
+      BadInput: it is no `Prompt`, or its fields are no arrays of their types.
+    """
     if not isinstance(prompt, Prompt):
         raise BadInput(
             f"prompt is a {type(prompt).__name__}: give what sedd.templates, sedd.prefix_suffix or "
             "sedd.Prompt returns."
         )
+    kinds = {"tokens": (np.integer, 2), "held": (np.bool_, 2), "lengths": (np.integer, 1)}
+    for name, (kind, axes) in kinds.items():
+        value = getattr(prompt, name)
+        array = isinstance(value, np.ndarray | jax.Array)
+        fits = array and value.ndim == axes and np.issubdtype(value.dtype, kind)
+        if not fits and not (name == "lengths" and value is None):
+            found = f"{value.dtype} {value.shape}" if array else f"a {type(value).__name__}"
+            wanted = "booleans" if name == "held" else "whole numbers"
+            raise BadInput(
+                f"prompt.{name} must be an array of {wanted} with {axes} axes, got {found}; "
+                "np.array(...) makes one of lists."
+            )
+    return prompt.tokens.shape
 
 
 def check_prompt(prompt: Prompt, shape: tuple[int, int], num_tokens: int) -> None:

@@ -14,7 +14,7 @@ from sedd_jax.inference.batches import batch_rows, row_keys, row_numbers
 from sedd_jax.inference.generate import check_rows, not_finite_error, split_overlap
 from sedd_jax.inference.generator import build_chain
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.inference.prompt import Prompt, check_kind, check_prompt
+from sedd_jax.inference.prompt import Prompt, check_prompt, rows_and_length
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import ScoreBased
 
@@ -76,8 +76,7 @@ def generate_stream(
     """
     family, config = model.diffusion, model.config
     sampling = family.sampling(**settings)
-    check_kind(prompt)
-    count, length = prompt.shape
+    count, length = rows_and_length(prompt)
     check_rows(model, count, length, count)
     if length > config.model.length:
         raise BadInput(

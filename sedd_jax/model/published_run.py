@@ -107,16 +107,9 @@ def _state_dict(ema: bool, contents: Any) -> dict[str, StoredTensor]:
         raise BadInput("its model or ema.shadow_params holds other things than tensors.")
     # the order of the parameters, which a buffer is not
     names = [name for name in model if len(shadow) == len(model) or not name.endswith(BUFFER)]
-    if len(names) != len(shadow):
+    if [model[name].shape for name in names] != [average.shape for average in shadow]:
         raise BadInput(
-            f"it has {len(names)} parameters and {len(shadow)} averages (ema.shadow_params), which "
-            "have no names: --noema, or ema=False, takes the weights as trained."
+            "its averages (ema.shadow_params), which have no names, are not one for each parameter "
+            "in their order; --noema, or ema=False, takes the weights as trained."
         )
-    for name, average in zip(names, shadow, strict=True):
-        if average.shape != model[name].shape:
-            raise BadInput(
-                f"the parameter {name} has shape {model[name].shape} and its average "
-                f"{average.shape}: ema.shadow_params are in another order; --noema, or ema=False, "
-                "takes the weights as trained."
-            )
     return dict(zip(names, shadow, strict=True))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sedd_jax.data import losses
+from sedd_jax.data import round_trip
 from sedd_jax.data.pipeline import heldout_batches
 from sedd_jax.data.prepared import Dataset
 from sedd_jax.display.table import in_brackets
@@ -57,7 +57,7 @@ class Evaluator:
         self._keys, self._tokenizer = keys, dataset.tokenizer
         self._t_min, self._length = t_min, dataset.heldout.length
         self._bytes_per_token = dataset.manifest["splits"]["heldout"]["bytes_per_token"]
-        lost = losses.share_of_split(dataset.tokenizer, dataset.manifest, "heldout")
+        lost = round_trip.share_of_split(dataset.tokenizer, dataset.manifest, "heldout")
         self._lost = {} if lost is None else {"lost_characters": lost}
         self._batch_size = batch_size = self._rows_at_a_time(len(dataset.heldout))
         self._batches = [
@@ -140,5 +140,5 @@ def bound_text(row: dict[str, float]) -> str:
     return (
         f"{name} {row[name]:.4f} nats/token{error}, "
         f"perplexity {row['perplexity']:.2f}, {row['bits_per_byte']:.3f} bits/byte"
-        f"{losses.mark(row.get('lost_characters'))}"
+        f"{round_trip.caveat(row.get('lost_characters'))}"
     )

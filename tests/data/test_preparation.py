@@ -412,7 +412,7 @@ def test_an_empty_corpus_is_refused(tmp_path):
     (tmp_path / "corpus.txt").write_text(" \n" * 9)
     with pytest.raises(BadInput, match="corpus.txt. is empty: it has no document that can be"):
         _prepare(tmp_path / "data", tmp_path / "corpus.txt")
-    with pytest.raises(BadInput, match=r"used .left out: 1 document, which is blank.; give anoth"):
+    with pytest.raises(BadInput, match=r"used .left out: 1 document: is blank.; give anoth"):
         corpus = tmp_path / "corpus.txt"
         _prepare(tmp_path / "data", corpus, separator="", bad_documents="skip")
 
@@ -477,7 +477,7 @@ def test_the_place_of_a_fault_is_of_the_whole_document_though_it_is_cut(tmp_path
     choices = {"tokenizer": "text8", "heldout_fraction": 0.1, "length": 8, "separator": ""}
     with pytest.raises(BadInput, match="the first at position 980"):
         _prepare(tmp_path / "data", corpus, **choices)
-    message = r"train split has 0 tokens.*\(left out: 1 document, which does not suit the tokenizer"
+    message = r"train split has 0 tokens.*\(left out: 1 document: does not suit the tokenizer"
     with pytest.raises(BadInput, match=message):
         _prepare(tmp_path / "data", corpus, **choices, bad_documents="skip")
 

@@ -9,7 +9,7 @@ import sedd_jax as sedd
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.build import build_family
-from sedd_jax.inference.prompt import Prompt, _token_ids, check_kind
+from sedd_jax.inference.prompt import Prompt, _token_ids, rows_and_length
 
 KEY = jax.random.key(0)
 STEPS = 6
@@ -205,7 +205,7 @@ def test_a_prompt_is_of_arrays(checkpoint, changes, message):
 
 def test_what_is_no_prompt_is_named():
     with pytest.raises(BadInput, match="prompt is a str: give what sedd.templates, sedd.prefix"):
-        check_kind("Once")
+        rows_and_length("Once")
     for ids in ("Once", [1.5], [[1]]):
         with pytest.raises(BadInput, match="prefix must be token ids, got .* sedd.templates"):
             _token_ids("prefix", ids)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from sedd_jax.data import account, losses
+from sedd_jax.data import account, round_trip
 from sedd_jax.data.documents import Recipe
 from sedd_jax.data.preparation import prepare_blocks
 from sedd_jax.data.tokenizer import Bytes, Characters, SentencePiece
@@ -76,14 +76,16 @@ def test_a_model_is_exact_by_its_settings(option, exact):
 
 def test_the_loss_of_a_text_is_the_characters_that_do_not_come_back(default_model):
     tokenizer = SentencePiece(default_model)
-    found = [losses.changed(tokenizer, text, tokenizer.encode(text)) for text in ("a  b☃b", "a b")]
+    found = [
+        round_trip.changed(tokenizer, text, tokenizer.encode(text)) for text in ("a  b☃b", "a b")
+    ]
     assert found[1] is None
     assert found[0].letters == {"☃": 1} or found[0].letters == {"☃": 1, " ": 1}
     assert found[0].first == "'a  b☃b' becomes 'a b ⁇ b'"
-    assert losses.unknown(tokenizer, "☃") is None
+    assert round_trip.unknown(tokenizer, "☃") is None
     letters = Characters("AB-]", eod=False)
-    assert losses.unknown(letters, "A-B]") is None
-    assert losses.unknown(letters, "ANNBxN") == ({"N": 3, "x": 1}, "'N' at position 1")
+    assert round_trip.unknown(letters, "A-B]") is None
+    assert round_trip.unknown(letters, "ANNBxN") == ({"N": 3, "x": 1}, "'N' at position 1")
 
 
 def test_a_tokenizer_that_cannot_spell_the_text_is_refused_with_letters_and_place(tmp_path, given):
@@ -114,27 +116,29 @@ def test_the_loss_stands_beside_bits_per_byte(tmp_path, given, default_model):
     tokenizer = SentencePiece(default_model)
     lines = (f"the {'cat ' * i}sat on the mat ☃" for i in range(40))
     lossy = _prepare(tmp_path, "\n".join(lines), **given)
-    share = losses.share_of_split(tokenizer, lossy.manifest, "heldout")
+    share = round_trip.share_of_split(tokenizer, lossy.manifest, "heldout")
     counts = lossy.manifest["splits"]["heldout"]
     assert share == counts["lost"] / counts["characters"] > 0.001
     mixed = {"prepared": [{"manifest": lossy.manifest}] * 2}
-    assert losses.share_of_split(tokenizer, mixed, "heldout") == share
+    assert round_trip.share_of_split(tokenizer, mixed, "heldout") == share
     row = {"bound": 1.0, "bound_stderr": 0.1, "perplexity": 2.7, "bits_per_byte": 0.010}
     assert bound_text(row).endswith(" bits/byte")
     assert bound_text(row | {"lost_characters": share}).endswith(
         f"0.010 bits/byte (of a text that the tokenizer changes: {share:.2%} of its characters are "
         "lost)"
     )
-    assert losses.share_of_split(Bytes(), lossy.manifest, "heldout") is None
+    assert round_trip.share_of_split(Bytes(), lossy.manifest, "heldout") is None
     older = {name: value for name, value in lossy.manifest.items() if name != "losses"}
-    unknown = losses.share_of_split(tokenizer, older, "heldout")
+    unknown = round_trip.share_of_split(tokenizer, older, "heldout")
     assert "may change" in bound_text(row | {"lost_characters": unknown})
 
 
 def test_a_given_model_that_loses_nothing_is_known_to(tmp_path, given, default_model):
     dataset = _prepare(tmp_path, "\n".join("a cat" + " ate" * i for i in range(40)), **given)
     assert dataset.manifest["losses"] == {}
-    assert losses.share_of_split(SentencePiece(default_model), dataset.manifest, "heldout") is None
+    assert (
+        round_trip.share_of_split(SentencePiece(default_model), dataset.manifest, "heldout") is None
+    )
 
 
 def test_an_exact_tokenizer_decodes_nothing(tmp_path, monkeypatch):

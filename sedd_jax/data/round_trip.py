@@ -60,7 +60,7 @@ def unknown(tokenizer: Tokenizer, text: str | np.ndarray) -> Lost | None:
     return Lost(letters, f"{found[0][0]!r} at position {found.start()}")
 
 
-class Losses:
+class LostTotal:
     """The sum of several `Lost`.
 
     Attributes:
@@ -85,9 +85,10 @@ def joined(parts: Iterable[tuple[Sequence[Piece], dict[str, Any]]]) -> dict[str,
     """Returns losses for a manifest, {} if there are none.
 
     Args:
-      parts: some pieces, and the attributes of their `Losses`; a place is (number of piece, where).
+      parts: some pieces, and the attributes of their `LostTotal`; its place is (number of piece,
+        where).
     """
-    total = Losses()
+    total = LostTotal()
     for pieces, losses in parts:
         total.documents += losses["documents"]
         total.letters.update(losses["letters"])
@@ -156,7 +157,7 @@ def share_of_split(tokenizer: Tokenizer, manifest: dict[str, Any], split: str) -
     return lost / characters
 
 
-def mark(share: float | None) -> str:
+def caveat(share: float | None) -> str:
     """Returns what has to stand beside bits per byte of a text that lost this share."""
     if share is None:
         return ""
