@@ -35,6 +35,12 @@ _SIGNATURES = {
 _KNOWN = {re.compile(pattern, re.DOTALL): what for pattern, what in _SIGNATURES.items()}
 _PERHAPS_TEXT = ("a PDF", "an RTF document")
 _LONG = 4  # so many first bytes are no chance, where a file may begin with any
+# not a quotation, which has a space after its mark, nor a line about @someone
+_PERHAPS_OTHER = {
+    re.compile(rb">[^\s>]"): "FASTA does",
+    re.compile(rb"@.*\n(\S+\r?\n)+\+"): "FASTQ does",
+    re.compile(rb'\s*\{\s*"[^"\n]*"\s*:'): "JSON lines do",
+}
 # a line of a sequence, with gaps; a short one of a protein may be a word in capitals
 _SEQUENCE = re.compile(rb"([*.-]*[ACGTUNacgtun]){8,}[*.-]*|([*.-]*[A-Z]){30,}[*.-]*")
 
@@ -70,17 +76,16 @@ def check(path: pathlib.Path, head: bytes, form: str, *, named: bool) -> str:
         _check_fastq(path, lines)
     if form != "text" or named_text:
         return ""
-    others = {b">": ("FASTA", _is_fasta), b"@": ("FASTQ", _is_fastq)}
-    if found := others.get(head[:1]):
-        other, is_sure = found
-        if is_sure(lines):
-            raise BadInput(
-                f"{path} begins as {other} does and would be read as text; set "
-                f"data.format={other.lower()}, or data.format=text if it is text."
-            )
-        return f"begins as {other} does and is read as text"
-    if re.match(rb'\s*\{\s*"[^"\n]*"\s*:', head):
-        return "begins as JSON lines do and is read as text"
+    sequences = {b">": ("fasta", _is_fasta), b"@": ("fastq", _is_fastq)}
+    other, is_sure = sequences.get(head[:1], ("", bool))
+    if other and is_sure(lines):
+        raise BadInput(
+            f"{path} begins as {other.upper()} does and would be read as text; set "
+            f"data.format={other}, or data.format=text if it is text."
+        )
+    for begin, others in _PERHAPS_OTHER.items():
+        if begin.match(head):
+            return f"begins as {others} and is read as text"
     return ""
 
 
@@ -164,4 +169,6 @@ def _is_fasta(lines):
 
 
 def _is_fastq(lines):
-    return len(lines) > 3 and lines[2].startswith(b"+") and len(lines[1]) == len(lines[3])
+    _, letters, plus, qualities, more = [*lines[:5], b"", b"", b"", b"", b""][:5]
+    is_record = letters.isalpha() and plus.startswith(b"+") and len(letters) == len(qualities)
+    return is_record and more[:1] in b"@"

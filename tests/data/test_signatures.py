@@ -115,8 +115,12 @@ def test_sequences_under_the_name_of_text_are_refused(tmp_path, text, form):
 @pytest.mark.parametrize(
     ("text", "doubt"),
     [
-        ("> a quote\nWell, no.\n", "FASTA does"),
-        ("@someone said so\nand more\n", "FASTQ does"),
+        ("> a quote\nWell, no.\n", ""),
+        (">>> 1 + 1\n2\n", ""),
+        ("@someone said so\nand more\n+1\n", ""),
+        ("@cache\ndef f(x): pass\n", ""),
+        ("@@ -1 +1,2 @@\n-foo\n+bar\n-baz\n", "FASTQ does"),
+        ("@alice\nhello\n+1\nworld\nsaid she\n", "FASTQ does"),
         ("plain\n>s1\nACGTACGT\n", ""),
         ("{curly} text\n", ""),
         ("# A title\n\n> a quote\n", ""),
