@@ -34,7 +34,8 @@ _FORMATS = {
     ".uint32": "uint32",
     ".array_record": "array_record",
 }
-_TEXT = frozenset({"text", "jsonl", "csv", "tsv", "fasta", "fastq"})  # may be compressed
+_RECORDS = {"jsonl": JSON_LINES, "fasta": FASTA, "fastq": FASTQ}
+_TEXT = frozenset({"text", "csv", "tsv", *_RECORDS})  # may be compressed
 # often settings or labels: read only if they are named, or if data.format is that of tables
 _NAMED_ONLY = frozenset({".json", ".csv", ".tsv"})
 # never read as text, unless data.format says so
@@ -123,16 +124,11 @@ def _read(recipe: Recipe, path: pathlib.Path, form: str, doubts: list[str]) -> l
         if doubt := signatures.doubt_of_ids(head, form):
             doubts.append(f"{path} {doubt}")
     match form:
-        case "text":
-            return records(path, plain_text(unescaped(recipe.separator)), "", limit)
-        case "jsonl":
-            return records(path, JSON_LINES, recipe.field, limit)
+        case "text" | "jsonl" | "fasta" | "fastq":
+            text_format = _RECORDS.get(form) or plain_text(unescaped(recipe.separator))
+            return records(path, text_format, recipe.field if form == "jsonl" else "", limit)
         case "csv" | "tsv":
             return table(path, form, recipe.field, limit)
-        case "fasta":
-            return records(path, FASTA, "", limit)
-        case "fastq":
-            return records(path, FASTQ, "", limit)
         case "parquet":
             return parquet(path, recipe.field, limit)
         case "array_record":
