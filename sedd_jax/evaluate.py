@@ -100,8 +100,8 @@ _OF_QUALITY = (
 def main() -> None:
     """Evaluates a model as the flags say."""
     _MODEL()
-    if not _SUITE.value:
-        raise BadInput(f"--suite is needed, one or more of {', '.join(_SUITES)}.")
+    if wrong := [suite for suite in _SUITE.value or [""] if suite not in _SUITES]:
+        raise BadInput(f"--suite must be one or more of {', '.join(_SUITES)}, not {wrong[0]!r}.")
     scored = [suite for suite in _SUITE.value if suite != _QUALITY]
     _check_flags(scored)
     check_plots()

@@ -49,6 +49,7 @@ def test_a_set_that_is_missing_is_one_line_and_a_failure(smoke_run, binary, tmp_
             ("--suite=quality", "--draws=3", "--complete"),
             "--draws, --complete is for likelihoods, and --suite=quality has none",
         ),
+        (("--suite=held",), "scientific_papers_arxiv, quality, not 'held'."),
         (("--suite=quality", "--judge_tokenizer=x"), "--judge_tokenizer is that of --judge"),
         (("--suite=quality", "--mauve", "--judge=x"), "give --judge and --reference"),
         (("--suite=quality", "--top_p=7"), "top_p must be in (0, 1], got 7.0"),

@@ -322,8 +322,8 @@ class _Preparation:
             fraction = "" if self._recipe.heldout_corpus else " or change heldout_fraction"
             raise BadInput(
                 f"The {name} split has {tokens} tokens, less than one block of length "
-                f"{self._length}{_left_out(skipped, losses)}; give more text, choose a shorter "
-                f"length{fraction}."
+                f"{self._length}{_left_out(skipped, losses)}; give more text, choose a "
+                f"shorter config.model.length{fraction}."
             )
         return {**totals, "bytes_per_token": totals["utf8_bytes"] / tokens, "shards": shards}
 

@@ -12,6 +12,11 @@ MARK = codecs.BOM_UTF8  # some editors put it before a text, of which it is no p
 _NAMED = "let its name end in {0}, or set data.format"
 # by a pattern of the first bytes: what the file is, and what to do
 _SIGNATURES = {
+    rb"\x1f\x8b\x08\x04.{8}BC\x02\0": (
+        "compressed by bgzip (BAM files are; samtools fastq converts them)",
+        "let its name end in .gz",
+    ),
+    rb"BAM\x01|CRAM[\x02\x03]": ("a BAM or CRAM file", "convert it (samtools fastq)"),
     rb"\x1f\x8b": ("compressed by gzip", "let its name end in .gz"),
     rb"\x28\xb5\x2f\xfd": ("compressed by zstd", "let its name end in .zst"),
     rb"\xfd7zXZ\0": ("compressed by xz", "decompress it (xz -d)"),

@@ -613,6 +613,7 @@ def test_a_tokenizer_is_fitted_on_the_beginnings_of_all_pieces(tmp_path, texts, 
 def test_a_split_without_a_block_is_refused(tmp_path, corpus):
     tokens = _prepare(tmp_path / "ok", corpus).manifest["splits"]["heldout"]["tokens"]
     message = f"The heldout split has {tokens} tokens, less than one block of length {tokens + 1}"
+    message += "; give more text, choose a shorter config.model.length"
     with pytest.raises(BadInput, match=message):
         _prepare(tmp_path / "data", corpus, length=tokens + 1)
     assert not (tmp_path / "data").exists()

@@ -31,6 +31,8 @@ def look(path, content, **settings):
 
 KINDS = [
     (gzip.compress(b"text"), "compressed by gzip"),
+    (b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\6\0BC\2\0\x1b\0", "compressed by bgzip .*samtools fastq"),
+    (b"BAM\1\x10\0\0\0", "a BAM or CRAM file"),
     (b"BZh91AY&SY\x94\x9b", "compressed by bzip2"),
     (b"\xfd7zXZ\0\0\x04", "compressed by xz"),
     (zip_of("text"), r"a zip archive"),
