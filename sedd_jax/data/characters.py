@@ -88,7 +88,7 @@ class Tokenizer(abc.ABC):
             taken, given = ("text", "integers") if self._takes is str else ("integers", "text")
             raise BadInput(
                 f"The tokenizer {self.kind!r} takes {taken}, but the document is {given}; choose "
-                "another data.tokenizer ('integers' is the one for integers)."
+                "another config.data.tokenizer ('integers' is the one for integers)."
             )
         return self._encode(content)
 
@@ -313,8 +313,8 @@ class Integers(Tokenizer):
             position = int(np.argmax(wrong))
             raise BadInput(
                 f"The id {content[position]} at position {position} is outside the vocabulary of "
-                f"{self.vocab_size} ids, 0 to {self.vocab_size - 1}; set data.vocab_size or mend "
-                "the ids."
+                f"{self.vocab_size} ids, 0 to {self.vocab_size - 1}; set "
+                "config.data.vocab_size or mend the ids."
             )
         return np.array(content, np.int32)
 

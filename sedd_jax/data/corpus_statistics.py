@@ -62,8 +62,9 @@ class Surveyor:
                 holds, takes = ("text", "ids") if isinstance(content, str) else ("ids", "text")
                 raise BadInput(
                     f"{piece.place(where)} holds {holds}, but the tokenizer {self.tokenizer!r} "
-                    f"takes {takes}; choose another data.tokenizer ('integers' is the one for "
-                    "ids, which are arrays, raw files or lists in a table), or data.field."
+                    f"takes {takes}; choose another config.data.tokenizer ('integers' is the "
+                    "one for ids, which are arrays, raw files or lists in a table), or "
+                    "config.data.field."
                 )
             raw = content_bytes(content)
             # the length first, so that no two lists of documents have the same digest

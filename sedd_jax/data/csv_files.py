@@ -83,7 +83,7 @@ class _Rows(Piece):
 
     def _content(self, cell: str) -> str | np.ndarray | Fault:
         if not self.quoted and len(cell) > 2 and cell[0] == cell[-1] == '"' and '""' in cell[1:-1]:
-            return Fault("has a field in quotes, as in CSV", "; set data.format=csv")
+            return Fault("has a field in quotes, as in CSV", "; set config.data.format=csv")
         return checked_value(cell.encode(errors="surrogateescape"), self.field, self.limit)
 
     def _rows(self, *, strict: bool = True) -> Iterator[tuple[list[str], int]]:
@@ -116,7 +116,7 @@ class _Rows(Piece):
                 if line is None:
                     raise BadInput(
                         f"{self.path}, line {number} is larger than the {self.limit / 2**20:g} MB "
-                        "of data.max_document_mb; raise that."
+                        "of config.data.max_document_mb; raise that."
                     )
                 text = bytes(line if offset else line.removeprefix(MARK))
                 yield text.decode(errors="surrogateescape") + ("" if last else "\n")

@@ -186,7 +186,7 @@ def checked_ids(ids: np.ndarray, limit: float) -> np.ndarray | Fault:
 
 def too_large(limit: float) -> Fault:
     """Returns the fault of a document larger than `limit` bytes."""
-    return Fault(f"is larger than the {limit / 2**20:g} MB of data.max_document_mb")
+    return Fault(f"is larger than the {limit / 2**20:g} MB of config.data.max_document_mb")
 
 
 @dataclasses.dataclass(frozen=True)

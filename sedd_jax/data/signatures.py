@@ -9,7 +9,7 @@ from sedd_jax.errors import BadInput
 HEAD_BYTES = 2**16
 MARK = codecs.BOM_UTF8  # some editors put it before a text, of which it is no part
 
-_NAMED = "let its name end in {0}, or set data.format"
+_NAMED = "let its name end in {0}, or set config.data.format"
 # by a pattern of the first bytes: what the file is, and what to do
 _SIGNATURES = {
     rb"\x1f\x8b\x08\x04.{8}BC\x02\0": (
@@ -86,7 +86,7 @@ def check(path: pathlib.Path, head: bytes, form: str, *, named: bool) -> str:
     if other and is_sure(lines):
         raise BadInput(
             f"{path} begins as {other.upper()} does and would be read as text; set "
-            f"data.format={other}, or data.format=text if it is text."
+            f"config.data.format={other}, or config.data.format=text if it is text."
         )
     for begin, others in _PERHAPS_OTHER.items():
         if begin.match(head):
@@ -160,7 +160,7 @@ def _check_json(path, head):
 
 def _check_fastq(path, lines):
     if lines and not lines[0].startswith(b"@"):
-        raise BadInput(f"{path} does not begin with '@', as FASTQ does; set data.format.")
+        raise BadInput(f"{path} does not begin with '@', as FASTQ does; set config.data.format.")
     if len(lines) > 3 and not lines[2].startswith(b"+"):
         raise BadInput(
             f"{path} is no FASTQ of four lines a record: its third line does not begin with '+'; "

@@ -36,9 +36,9 @@ _FORMATS = {
 }
 _RECORDS = {"jsonl": JSON_LINES, "fasta": FASTA, "fastq": FASTQ}
 _TEXT = frozenset({"text", "csv", "tsv", *_RECORDS})  # may be compressed
-# often settings or labels: read only if they are named, or if data.format is that of tables
+# often settings or labels: read only if they are named, or if config.data.format is that of tables
 _NAMED_ONLY = frozenset({".json", ".csv", ".tsv"})
-# never read as text, unless data.format says so
+# never read as text, unless config.data.format says so
 _NOT_TEXT = frozenset({".bin", ".xz", ".bz2", ".lz4", ".zip", ".tar", ".7z", ".rar"})
 
 
@@ -70,7 +70,7 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
         warn(missing)
     if doubts:
         more = f", and {len(doubts) - 1:,} more likewise" if len(doubts) > 1 else ""
-        warn(f"{doubts[0]}{more}; data.format says what it is")
+        warn(f"{doubts[0]}{more}; config.data.format says what it is")
     return found
 
 
@@ -159,7 +159,7 @@ def _files(corpus: str, wanted: str) -> list[tuple[pathlib.Path, str]]:
         f"The corpus folder {path} has no files of "
         f"{known if wanted == 'auto' else f'the format {wanted} by their names'}"
         f"{f' but others ({there})' if passed else ''}; give a pattern such as {path / '*'} and "
-        "set data.format (a data set that save_to_disk wrote is given as hf:FOLDER)."
+        "set config.data.format (a data set that save_to_disk wrote is given as hf:FOLDER)."
     )
 
 
@@ -200,8 +200,8 @@ def _listed(corpus: str, wanted: str) -> tuple[list[tuple[pathlib.Path, str]], l
             files.append((file, wanted))
         elif _ending(file) in _NOT_TEXT or file.suffix.lower() in _NOT_TEXT:
             raise BadInput(
-                f"{file} is no text by its ending; set data.format: uint16 or uint32 for raw ids, "
-                "or text, or unpack it."
+                f"{file} is no text by its ending; set config.data.format: uint16 or uint32 "
+                "for raw ids, or text, or unpack it."
             )
         else:
             files.append((file, _FORMATS.get(_ending(file), "text")))

@@ -107,7 +107,7 @@ def _is_list(kind: Any) -> bool:
 def _other_type(field: str, place: object, kind: Any) -> BadInput:
     return BadInput(
         f"The field {field!r} of {place} has the type {kind}, neither text nor a list of integers; "
-        "set data.field."
+        "set config.data.field."
     )
 
 
@@ -307,5 +307,6 @@ def check_field(field: str, found: Any, place: str) -> None:
     """
     if field not in found:
         raise BadInput(
-            f"{place} has no field {field!r} but {', '.join(map(str, found))}; set data.field."
+            f"{place} has no field {field!r} but {', '.join(map(str, found))}; set "
+            "config.data.field."
         )

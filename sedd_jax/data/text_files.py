@@ -129,7 +129,7 @@ class Records(Piece):
                 fault = too_large(self.limit)
                 if parse is _parse_text:
                     how = "does not divide it" if separator else "is empty: a file is one document"
-                    fault = fault._replace(detail=f"; data.separator {how}")
+                    fault = fault._replace(detail=f"; config.data.separator {how}")
                 yield Document(fault, offset)
                 continue
             mark = len(MARK) if first and record.startswith(MARK) else 0

@@ -158,7 +158,7 @@ def build_tokenizer(
             raise BadInput(
                 "The tokenizer 'gpt2' needs a path: a folder with encoder.json and vocab.bpe, or "
                 "the name of one on the Hugging Face hub, openai-community/gpt2; set "
-                "data.tokenizer_path."
+                "config.data.tokenizer_path."
             )
         case "integers":
             return Integers(recipe.vocab_size)
@@ -179,7 +179,7 @@ def _given_tokenizer(kind: str, path: pathlib.Path) -> Tokenizer:
     if not agrees:
         raise BadInput(
             f"{path} holds a tokenizer of the kind {tokenizer.kind!r} with {tokenizer.vocab_size} "
-            f"ids, which is not data.tokenizer {kind!r}; change one of the two."
+            f"ids, which is not config.data.tokenizer {kind!r}; change one of the two."
         )
     return tokenizer
 

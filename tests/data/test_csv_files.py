@@ -45,7 +45,7 @@ def test_the_delimiter_is_that_of_the_header(tmp_path):
 
 def test_quotes_are_letters_of_a_tsv_file(tmp_path):
     content = b'text\tid\r\n"a" b\r\t1\r\n\n"c"\t2\n"d\t3\n"e ""f"""\t4\nx\t"y\tz"\n'
-    quoted = Fault("has a field in quotes, as in CSV", "; set data.format=csv")
+    quoted = Fault("has a field in quotes, as in CSV", "; set config.data.format=csv")
     fields = Fault("has more or fewer fields than the first line", ": 3 instead of 2")
     found = [('"a" b\r', 2), ('"c"', 4), ('"d', 5), (quoted, 6), (fields, 7)]
     assert read(tmp_path / "a.tsv", content) == found
@@ -64,7 +64,10 @@ def test_quotes_are_letters_of_a_tsv_file(tmp_path):
         (b"text\rid\n1,x\n", r"a.csv, line 1 is no row of CSV \(new-line character"),
         (b'text\nx\n"y\nz', r"a.csv, line 3 is no row of CSV \(unexpected end of data\): a fi"),
         (b'text\n"y" z\n', r"a.csv, line 2 is no row of CSV \(',' expected after '\"'\)"),
-        (b"text\n" + b"x" * (2**20 + 1), "line 2 is larger than the 1 MB of data.max_document_mb"),
+        (
+            b"text\n" + b"x" * (2**20 + 1),
+            "line 2 is larger than the 1 MB of config.data.max_document_mb",
+        ),
         (
             b'text\n"' + (b"x" * 1023 + b"\n") * 2**11,
             r"line 2 is no row of CSV \(field larger than field lim",

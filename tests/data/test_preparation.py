@@ -463,10 +463,14 @@ def test_text_and_ids_are_not_taken_for_each_other(tmp_path):
             _prepare(tmp_path / "data", tmp_path / "a.npy", tokenizer=kind, vocab_size=size, **skip)
     lines = tmp_path / "a.jsonl"
     lines.write_text('{"text": 3}\n{"text": "no ids"}\n')
-    message = "a.jsonl, line 2 holds text, but the tokenizer 'integers' takes ids; .* or data.field"
+    message = (
+        "a.jsonl, line 2 holds text, but the tokenizer 'integers' takes ids; .* or config.data.f"
+    )
     with pytest.raises(BadInput, match=message):
         _prepare(tmp_path / "data", lines, tokenizer="integers", vocab_size=9, **skip)
-    with pytest.raises(BadInput, match="set data.vocab_size or mend the ids, or leave such doc"):
+    with pytest.raises(
+        BadInput, match="set config.data.vocab_size or mend the ids, or leave such doc"
+    ):
         np.save(tmp_path / "a.npy", np.arange(80).reshape(10, 8))
         _prepare(tmp_path / "data", tmp_path / "a.npy", tokenizer="integers", vocab_size=70)
 

@@ -102,19 +102,25 @@ def test_the_end_of_a_document_written_out_is_told(prepare):
 
 def test_a_document_too_large_names_the_separator(prepare):
     text = "x" * (2**20 + 1)
-    with pytest.raises(BadInput, match="1 MB of data.max_document_mb; data.separator is empty"):
+    with pytest.raises(
+        BadInput, match="1 MB of config.data.max_document_mb; config.data.separator is empty"
+    ):
         prepare(text, max_document_mb=1)
-    with pytest.raises(BadInput, match="1 MB of data.max_document_mb; data.separator does not"):
+    with pytest.raises(
+        BadInput, match="1 MB of config.data.max_document_mb; config.data.separator does not"
+    ):
         prepare(text, max_document_mb=1, separator="|")
 
 
 def test_settings_without_effect_are_told(prepare, tmp_path, capsys):
     text = "|".join(SAYINGS)
     prepare(text, separator="|", field="body")
-    assert "data.field='body' has no effect: the corpus has no JS" in capsys.readouterr().err
+    assert "config.data.field='body' has no effect: the corpus has no JS" in capsys.readouterr().err
     np.save(tmp_path / "a.npy", np.arange(200).reshape(20, 10) % 9)
     ids = {"tokenizer": "integers", "vocab_size": 9}
     prepare(text, corpus=str(tmp_path / "a.npy"), separator="|", **ids)
-    assert "data.separator='|' has no effect: the corpus has no text" in capsys.readouterr().err
+    assert (
+        "config.data.separator='|' has no effect: the corpus has no text" in capsys.readouterr().err
+    )
     prepare(text, heldout_corpus=str(tmp_path / "a.txt"), heldout_fraction=0.2, separator="|")
     assert "data.heldout_fraction=0.2 has no effect: all of" in capsys.readouterr().err

@@ -88,7 +88,7 @@ def test_ids_that_cannot_be_used_are_faults_with_their_place(tmp_path):
     ]
     np.save(path, np.zeros(2**18, np.int64))
     assert read(path, max_document_mb=2) == [([0] * 2**18, f"{path}, run 1")]
-    too_large = Fault("is larger than the 1 MB of data.max_document_mb")
+    too_large = Fault("is larger than the 1 MB of config.data.max_document_mb")
     assert read(path, max_document_mb=1) == [(too_large, f"{path}, run 1")]
     np.savez(tmp_path / "a.npz", empty=np.zeros((2, 0), int))
     assert [content for content, _ in read(tmp_path / "a.npz")] == [BLANK, BLANK]

@@ -66,7 +66,9 @@ def test_what_may_be_text_is_read_if_it_is_named_so(tmp_path):
             look(tmp_path / "a.txt", content, format="text")
     for name in ("a.bin", "a.tar.gz", "a.txt.xz", "a.BZ2"):
         content = gzip.compress(b"text") if name == "a.tar.gz" else b"text"
-        with pytest.raises(BadInput, match=f"{name} is no text by its ending; set data.format"):
+        with pytest.raises(
+            BadInput, match=f"{name} is no text by its ending; set config.data.format"
+        ):
             look(tmp_path / name, content)
         assert len(look(tmp_path / name, content, format="text")) == 1
 
@@ -95,7 +97,7 @@ def test_raw_ids_that_may_be_of_another_type_are_told(tmp_path, capsys, form, ki
     told = capsys.readouterr().err
     assert ("zeros" not in told) and (f"ids {doubt}" in told if doubt else told == "")
     look(tmp_path / "ids", b"some text, and more\n" * 4, format=form)
-    assert f"ids looks like text, and is read as {form}; data.f" in capsys.readouterr().err
+    assert f"ids looks like text, and is read as {form}; config.data.f" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_raw_ids_that_may_be_of_another_type_are_told(tmp_path, capsys, form, ki
     ],
 )
 def test_sequences_under_the_name_of_text_are_refused(tmp_path, text, form):
-    message = f"a.txt begins as {form.upper()} does .*; set data.format={form}, or data.format=text"
+    message = f"a.txt begins as {form.upper()} does .*; set config.data.format={form}, or .*=text"
     with pytest.raises(BadInput, match=message):
         look(tmp_path / "a.txt", text.encode())
 

@@ -12,7 +12,7 @@ from sedd_jax.data.sources import pieces
 from sedd_jax.errors import BadInput
 
 TEXTS = [f"document {i} é 😀" for i in range(200)]
-TOO_LARGE = Fault("is larger than the 1 MB of data.max_document_mb")
+TOO_LARGE = Fault("is larger than the 1 MB of config.data.max_document_mb")
 
 
 def read(corpus, **settings):
@@ -82,7 +82,7 @@ def test_a_parquet_file_without_the_field_is_named(tmp_path):
     path = tmp_path / "a.parquet"
     write_parquet(path, ["x"])
     with pytest.raises(
-        BadInput, match="a.parquet has no field 'body' but id, text; set data.field"
+        BadInput, match="a.parquet has no field 'body' but id, text; set config.data.field"
     ):
         read(path, field="body")
     with pytest.raises(
@@ -296,7 +296,7 @@ def test_a_saved_dataset_that_cannot_be_opened_is_named(hub_folder, monkeypatch,
     ):
         with pytest.raises(BadInput, match=f"The corpus hf:.*cannot be opened .*{reason}"):
             pieces(Recipe(), f"hf:{hub_folder}/{name}")
-    with pytest.raises(BadInput, match="has no field 'body' but text, id; set data.field"):
+    with pytest.raises(BadInput, match="has no field 'body' but text, id; set config.data.field"):
         pieces(Recipe(field="body"), f"hf:{hub_folder}/one")
 
     def load_dataset(*names, split):

@@ -241,7 +241,7 @@ def test_a_document_above_the_limit_is_never_held(tmp_path, ending, separator, s
     path = tmp_path / f"a.txt{ending}"
     data = b"\n==\n".join([b"before", large, b"x" * 2**20, large, b"after"])
     path.write_bytes(compressed(data, ending))
-    too_large = Fault("is larger than the 1 MB of data.max_document_mb")
+    too_large = Fault("is larger than the 1 MB of config.data.max_document_mb")
     pieces(Recipe(), str(path))  # what is imported must not count
     tracemalloc.start()
     try:

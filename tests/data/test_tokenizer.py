@@ -259,7 +259,7 @@ def test_gpt2_names_the_missing_file_and_the_missing_package(tmp_path, monkeypat
         ({"tokenizer": "byte"}, "Unknown tokenizer 'byte'; choose one of bytes, characters, text8"),
         ({"tokenizer": "sentencepiece", "vocab_size": 0}, "'sentencepiece' needs a vocab_size"),
         ({"tokenizer": "integers", "vocab_size": 0}, "'integers' needs a vocab_size"),
-        ({"tokenizer": "gpt2"}, "'gpt2' needs a path: .*; set data.tokenizer_path"),
+        ({"tokenizer": "gpt2"}, "'gpt2' needs a path: .*; set config.data.tokenizer_path"),
     ],
 )
 def test_build_tokenizer_checks_its_settings(settings, message):
@@ -365,7 +365,7 @@ def test_a_saved_tokenizer_is_used_again(tmp_path, kind, built):
     recipe = Recipe(tokenizer=kind, tokenizer_path=str(tmp_path))
     assert build_tokenizer(recipe).fingerprint() == built.fingerprint()
     for other in {"bytes", "dna", "sentencepiece"} - {kind}:
-        message = f"of the kind '{built.kind}' .* not data.tokenizer '{other}'"
+        message = f"of the kind '{built.kind}' .* not config.data.tokenizer '{other}'"
         with pytest.raises(BadInput, match=message):
             build_tokenizer(dataclasses.replace(recipe, tokenizer=other))
 
