@@ -1,6 +1,7 @@
 """Proves the maths on a small space: `python -m sedd_jax.exact --config=configs/exact_absorb.py`.
 
 Every sequence is enumerated, so distributions, bounds and samplers are computed and not estimated.
+With configs/oracle_markov.py samplers are measured at real length, on data whose scores are known.
 Prints tables and claims, writes report.md, report.json and plots, and exits with code 1 if a claim
 fails.
 """
@@ -22,16 +23,25 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
 from sedd_jax.experiment.config_files import define_config_flag
 from sedd_jax.inference.build import build_family
+from sedd_jax.inference.sampling import SAMPLERS
 from sedd_jax.system.files import check_output_path
 from sedd_jax.verification.conditioning import check_conditioning
 from sedd_jax.verification.exact.space import Space
+from sedd_jax.verification.oracle import (
+    OracleConfig,
+    check_oracle_settings,
+    oracle_sections,
+)
 from sedd_jax.verification.rare import check_rare_tokens
 from sedd_jax.verification.report import ExactConfig, Section, check_settings, render, write
 from sedd_jax.verification.samplers import check_samplers
 from sedd_jax.verification.scores import check_scores
 from sedd_jax.verification.training import check_bound, check_training
 
-_CONFIG = define_config_flag("One of configs/exact_*.py.")
+_CONFIG = define_config_flag("One of configs/exact_*.py, or configs/oracle_markov.py.")
+_SAMPLER = flags.DEFINE_multi_string(
+    "sampler", [], "With configs/oracle_markov.py: one more sampler, module:class of your own."
+)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for the report and the plots; by default runs/NAME of the config file."
 )
@@ -39,12 +49,11 @@ _WORKDIR = flags.DEFINE_string(
 
 def main() -> None:
     """Checks every claim, as the flags say."""
-    config = cli.config_from(_CONFIG, ExactConfig)
-    check_settings(config)
+    config, computed = _check()
     folder = _new_folder()
     started, sections = time.monotonic(), []
     try:
-        for section in sections_of(config):
+        for section in computed:
             sections.append(section)
             print(render(section), flush=True)
     finally:  # an interrupted run keeps the finished sections
@@ -60,6 +69,20 @@ def main() -> None:
         print(f"FAILED: {statement}", file=sys.stderr)
     if failed:
         sys.exit(1)
+
+
+def _check() -> tuple[ExactConfig | OracleConfig, Iterator[Section]]:
+    """Returns the checked settings, and the sections of their report, not yet computed."""
+    if "oracle" in (_CONFIG.value or ()):
+        config = cli.config_from(_CONFIG, OracleConfig)
+        samplers = (*SAMPLERS.names, *_SAMPLER.value)
+        check_oracle_settings(config, samplers)
+        return config, oracle_sections(config, samplers)
+    if _SAMPLER.value:
+        raise BadInput("--sampler adds to the samplers of --config=configs/oracle_markov.py.")
+    config = cli.config_from(_CONFIG, ExactConfig)
+    check_settings(config)
+    return config, sections_of(config)
 
 
 def sections_of(config: ExactConfig) -> Iterator[Section]:

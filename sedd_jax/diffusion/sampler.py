@@ -54,6 +54,26 @@ class Process(NamedTuple):
     token_filter: TokenFilter = NO_FILTER
     log_prob_at: Bool[Array, "B L"] | None = None
 
+    def changeable(self, xt: Int[Array, "B L"]) -> Bool[Array, "B L"]:
+        """Returns where a token can change and is not held; scores are needed only there."""
+        return (self.graph.limit[xt] > 0) & ~self.clamp.held
+
+
+class Move(NamedTuple):
+    """One network evaluation, and what is drawn from it.
+
+    Attributes:
+      xt: the tokens that the network sees.
+      sigma: the total noise that it is told.
+      active: the positions that are drawn.
+      weights: maps the sum of the ratios over y != x_t to the weights of the next state.
+    """
+
+    xt: Int[Array, "B L"]
+    sigma: Float[Array, "B"]
+    active: Bool[Array, "B L"]
+    weights: StepWeightsFn
+
 
 class SamplerState(NamedTuple):
     """State of a sampler: the tokens, and how many steps are done.
@@ -189,60 +209,70 @@ class GridSampler(Sampler):
         self, keys: Key[Array, "B"], process: Process, state: SamplerState
     ) -> tuple[SamplerState, SamplerInfo]:
         times = jnp.linspace(1.0, process.t_min, (process.steps or self.default_steps) + 1)
-        t, t_next = times[state.step], times[state.step + 1]
-
-        def weights(total):
-            rows = len(total)
-            return self.weights(
-                process.graph,
-                process.noise,
-                state.xt,
-                total,
-                jnp.broadcast_to(t, rows),
-                jnp.broadcast_to(t_next, rows),
-            )
-
-        return advance(keys, process, state, t, weights)
+        move = self.prediction(process, state.xt, times[state.step], times[state.step + 1])
+        return advance(keys, process, state, move)
 
     def final(
         self, keys: Key[Array, "B"], process: Process, state: SamplerState
     ) -> tuple[SamplerState, SamplerInfo]:
-        def weights(total):
-            sigma = process.noise.sigma(jnp.broadcast_to(process.t_min, len(total)))
-            return denoise_weights(process.graph, state.xt, total, sigma)
+        sigma = process.noise.sigma(jnp.broadcast_to(process.t_min, len(state.xt)))
+        return advance(keys, process, state, denoising(process, state.xt, sigma))
 
-        return advance(keys, process, state, process.t_min, weights)
+    def prediction(
+        self, process: Process, xt: Int[Array, "B L"], t: Float[Array, ""], t_next: Float[Array, ""]
+    ) -> Move:
+        """Returns the step from time t to t_next, the same for all rows.
+
+        Args:
+          process: the reverse process.
+          xt: noised tokens.
+          t: their time.
+          t_next: time to step to, below t.
+        """
+        t, t_next = (jnp.broadcast_to(time, len(xt)) for time in (t, t_next))
+
+        def weights(total):
+            return self.weights(process.graph, process.noise, xt, total, t, t_next)
+
+        return Move(xt, process.noise.sigma(t), process.changeable(xt), weights)
+
+
+def denoising(process: Process, xt: Int[Array, "B L"], sigma: Float[Array, "B"]) -> Move:
+    """Returns the step that removes all noise (Theorem 4.1).
+
+    Args:
+      process: the reverse process.
+      xt: noised tokens.
+      sigma: total noise of x_t.
+    """
+
+    def weights(total):
+        return denoise_weights(process.graph, xt, total, sigma)
+
+    return Move(xt, sigma, process.changeable(xt), weights)
 
 
 def advance(
-    keys: Key[Array, "B"],
-    process: Process,
-    state: SamplerState,
-    t: Float[Array, ""] | float,
-    step_weights: StepWeightsFn,
+    keys: Key[Array, "B"], process: Process, state: SamplerState, move: Move
 ) -> tuple[SamplerState, SamplerInfo]:
-    """Returns the state after a step from time t that is the same for all rows, and what it did.
+    """Returns the state after a move, and what it did.
 
     Args:
       keys: one for each row, used once.
       process: the reverse process.
-      state: before the step.
-      t: time of x_t.
-      step_weights: maps the sum of the ratios over y != x_t to the weights of the next state.
+      state: before the move.
+      move: what is evaluated and drawn.
     """
-    graph, clamp, log_prob_at = process.graph, process.clamp, process.log_prob_at
-    sigma = process.noise.sigma(jnp.broadcast_to(t, state.xt.shape[:1]))
-    # scores are needed only where a token can change and is not held
-    active = (graph.limit[state.xt] > 0) & ~clamp.held
-    score = process.score_fn(state.xt, sigma)
-    draw = score.draw(keys, step_weights, active, process.token_filter)
-    xt = clamp(draw.xt)
+    log_prob_at = process.log_prob_at
+    score = process.score_fn(move.xt, move.sigma)
+    draw = score.draw(keys, move.weights, move.active, process.token_filter)
+    xt = process.clamp(draw.xt)
     info = SamplerInfo(
         changed=jnp.sum(xt != state.xt, axis=-1),
         finite=jnp.all(jnp.isfinite(draw.total), axis=-1),
-        sigma=sigma,
-        evaluated=jnp.ones(len(sigma), bool),
-        log_prob=None if log_prob_at is None else _log_prob(score, step_weights, log_prob_at, xt),
+        sigma=move.sigma,
+        evaluated=jnp.ones(len(xt), bool),
+        log_prob=None if log_prob_at is None else _log_prob(score, move.weights, log_prob_at, xt),
     )
     return SamplerState(xt, state.step + 1), info
 

@@ -5,6 +5,7 @@ import functools
 
 from sedd_jax.diffusion.euler import Euler
 from sedd_jax.diffusion.first_hitting import FirstHitting
+from sedd_jax.diffusion.gibbs import Gibbs
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.sampler import Sampler
 from sedd_jax.diffusion.temperature import TokenFilter
@@ -14,7 +15,7 @@ from sedd_jax.system.registry import Registry
 
 SAMPLERS: Registry[type[Sampler]] = Registry(
     "sampler",
-    {"euler": Euler, "tweedie": Tweedie, "first_hitting": FirstHitting},
+    {"euler": Euler, "tweedie": Tweedie, "first_hitting": FirstHitting, "gibbs": Gibbs},
     methods=[name for name in vars(Sampler) if not name.startswith("_")],
 )
 CONDITIONINGS = ("clamp", "resample")

@@ -1,0 +1,101 @@
+"""Scores of Markov chains and HMMs against enumeration, and what else is known of them exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sedd_jax.diffusion import graph as graphs
+from sedd_jax.errors import BadInput
+from sedd_jax.verification.exact.scores import exact_model, exact_params
+from sedd_jax.verification.exact.space import Space, sequences
+from sedd_jax.verification.markov import HiddenMarkov, markov_chain, markov_model, random_model
+
+LENGTH, TOKENS = 3, 3
+
+
+def distribution(model, space):
+    """The model's probability of every sequence of the space, float64 [S]."""
+    data = np.zeros(len(space.states))
+    for row in space.clean:
+        tokens = space.states[row]
+        known = model.initial * model.emission[:, tokens[0]]
+        for token in tokens[1:]:
+            known = (known @ model.transition) * model.emission[:, token]
+        data[row] = known.sum()
+    return data
+
+
+@pytest.mark.parametrize("hidden", [0, 4])
+@pytest.mark.parametrize("graph", ["absorb", "uniform"])
+def test_scores_are_those_of_enumeration(graph, hidden):
+    space = Space(graphs.GRAPHS[graph](TOKENS), LENGTH)
+    model = random_model(0, TOKENS, hidden, 0.5)
+    with jax.enable_x64(True):
+        xt = jnp.asarray(space.states)
+        for sigma in (1e-3, 0.7, 12.0):
+            level = jnp.full(len(xt), sigma)
+            params = exact_params(distribution(model, space))
+            expected = np.asarray(exact_model(space).apply(params, xt, level))
+            found = np.asarray(markov_model(space.graph).apply(model.params, xt, level))
+            # where a position can change; to real tokens under the absorbing graph
+            moves = np.asarray(space.graph.limit[xt] > 0)
+            found, expected = (each[moves][:, :TOKENS] for each in (found, expected))
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_float32_scores_of_a_long_row():
+    graph, model = graphs.uniform(8), random_model(1, 8, 0, 0.3)
+    xt = model.sample(jax.random.key(0), 2, 200)
+    level = jnp.array([1e-3, 0.5])
+    found = markov_model(graph).apply(model.params, xt, level)
+    with jax.enable_x64(True):
+        expected = markov_model(graph).apply(model.params, xt, jnp.asarray(level, float))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+def test_log_prob_and_entropy_are_those_of_enumeration():
+    model = random_model(2, TOKENS, 0, 0.5)
+    tokens = sequences(TOKENS, LENGTH)
+    space = Space(graphs.uniform(TOKENS), LENGTH)
+    data = distribution(model, space)
+    np.testing.assert_allclose(jnp.exp(model.log_prob(tokens)), data, rtol=1e-5)
+    np.testing.assert_allclose(model.entropy(LENGTH), -np.sum(data * np.log(data)), rtol=1e-9)
+    assert np.isnan(random_model(2, TOKENS, 2, 0.5).entropy(LENGTH))
+
+
+def test_samples_have_the_distribution_of_the_model():
+    model = random_model(3, TOKENS, 2, 1.0)
+    space = Space(graphs.uniform(TOKENS), LENGTH)
+    samples = np.asarray(model.sample(jax.random.key(1), 20_000, LENGTH))
+    frequencies = np.bincount(space.index(samples), minlength=len(space.states)) / len(samples)
+    np.testing.assert_allclose(frequencies, distribution(model, space), atol=0.015)
+
+
+def test_one_token_and_impossible_contexts():
+    chain = markov_chain(np.array([1.0, 0.0]), np.array([[0.0, 1.0], [1.0, 0.0]]))
+    assert chain.entropy(1) == 0
+    assert chain.sample(jax.random.key(0), 1, 4).tolist() == [[0, 1, 0, 1]]
+    assert chain.sample(jax.random.key(0), 2, 1).tolist() == [[0], [0]]
+    log_prob = np.asarray(chain.log_prob(jnp.array([[0, 1, 0], [0, 0, 1]])))
+    assert log_prob.tolist() == [0, -np.inf]
+    # no clean row continues 0, 0: the masked position still gets a distribution
+    row = jnp.array([[0, 0, 2, 1]])
+    score = markov_model(graphs.absorbing(2)).apply(chain.params, row, jnp.array([1.0]))
+    assert np.isfinite(np.exp(np.asarray(score[0, 2, :2]))).all()
+
+
+@pytest.mark.parametrize(
+    ("initial", "transition", "emission", "words"),
+    [
+        ([0.5, 0.6], np.eye(2), np.eye(2), "initial is no distribution"),
+        ([1.0, 0.0], [[1, 0], [0, 0]], np.eye(2), "row 1 of transition is no distribution"),
+        ([1.0, 0.0], np.eye(3), np.eye(2), r"transition has the shape \(3, 3\)"),
+        ([1.0, 0.0], np.eye(2), [[2, -1], [0, 1]], "row 0 of emission"),
+        ([np.nan, 1.0], np.eye(2), np.eye(2), "initial is no distribution"),
+    ],
+)
+def test_what_is_no_model(initial, transition, emission, words):
+    with pytest.raises(BadInput, match=words):
+        HiddenMarkov(*map(np.asarray, (initial, transition, emission)))
