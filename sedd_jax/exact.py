@@ -26,6 +26,7 @@ from sedd_jax.inference.build import build_family
 from sedd_jax.inference.sampling import SAMPLERS
 from sedd_jax.system.files import check_output_path
 from sedd_jax.verification.conditioning import check_conditioning
+from sedd_jax.verification.correctors import check_correctors
 from sedd_jax.verification.exact.space import Space
 from sedd_jax.verification.oracle import (
     OracleConfig,
@@ -108,6 +109,7 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
         drawn_steps=(16, 64),
         num_samples=exact.num_samples,
     )
+    yield check_correctors(space, schedules, data, t_min=t_min)
     yield check_conditioning(space, schedules, data, t_min=t_min, max_steps=exact.max_steps)
     yield check_rare_tokens(num_draws=exact.num_draws, seed=config.seed)
     trained = check_training(
