@@ -12,6 +12,7 @@ from sedd_jax.experiment.config import Config, parse
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
 from sedd_jax.training.step import build_train_step, init_state
+from sedd_jax.verification.oracle import OracleConfig
 from sedd_jax.verification.report import ExactConfig
 
 FOLDER = Path(__file__).parents[1] / "configs"
@@ -38,7 +39,8 @@ def test_config_is_documented_and_its_shapes_fit(name):
     module = load(name)
     for word in ("Paper row", "Hardware", f"--config=configs/{name}.py"):
         assert word.lower() in module.__doc__.lower()
-    config = parse(module.get_config(), ExactConfig if name.startswith("exact") else Config)
+    kind = {"exact": ExactConfig, "oracle": OracleConfig}.get(name.partition("_")[0], Config)
+    config = parse(module.get_config(), kind)
     vocab_size = config.data.vocab_size or ALPHABET
     components = build_family(config, vocab_size)
     key = run_keys(config.seed).init

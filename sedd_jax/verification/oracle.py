@@ -34,6 +34,7 @@ from sedd_jax.verification.report import Claim, Section
 
 _BATCH_TOKENS = 2**18  # drawn at a time
 _ERRORS = 4.5  # standard errors that a claim allows
+ENTROPY_TOKENS = 2**22
 LENGTH_STEPS = 64  # of the dependence on the length
 
 
@@ -81,7 +82,7 @@ class Oracle:
     """The data of a config, and their entropy at one length."""
 
     def __init__(self, model: HiddenMarkov, length: int, seed: int):
-        """Computes the entropy; by 2^22 drawn tokens for an HMM.
+        """Computes the entropy; from ENTROPY_TOKENS drawn tokens for an HMM.
 
         Args:
           model: the data.
@@ -92,7 +93,7 @@ class Oracle:
         self._log_prob = jax.jit(model.log_prob)
         entropy, self.entropy_error = model.entropy(length), 0.0
         if math.isnan(entropy):
-            rows = 2**22 // length
+            rows = ENTROPY_TOKENS // length
             nll = -self._log_probs(self.data(rows, jax.random.key(seed + 1)))
             entropy, self.entropy_error = nll.mean(), nll.std() / np.sqrt(rows) / length
         self.entropy = float(entropy) / length
@@ -256,8 +257,7 @@ def _check_samplers(oracle, graph_name, graph, noise, samplers, config):
             points.append((nfe, found.mean, found.error))
             impossible += found.impossible
         last[name] = points[-1]
-        shown = [point for point in points if point[1] > 0]  # the axis is logarithmic
-        curves[name] = tuple(map(list, zip(*shown, strict=True))) if shown else ([], [], [])
+        curves[name] = _above_zero(points)
     # sampler error falls as 1 / steps or faster
     surely = [nfe * (mean - _ERRORS * error) for nfe, mean, error in last.values()]
     claims = [
@@ -285,15 +285,11 @@ def _check_lengths(model, graphs, noise, config):
         for graph_name, graph in graphs.items():
             for name in ("euler", "tweedie"):
                 sampling = Sampling(sampler=name, steps=LENGTH_STEPS)
-                count = max(16 * settings.evaluations // (LENGTH_STEPS * length // 64), 2)
+                count = max(4 * settings.evaluations // length, 2)
                 found = oracle.sample(graph, noise, sampling, count, config.train.t_min)
                 rows.append((graph_name, name, length, found.mean * length, found.error * length))
                 curves.setdefault(f"{name}, {graph_name}", []).append(rows[-1][2:])
-    shown = {  # the axes are logarithmic
-        name: tuple(map(list, zip(*positive, strict=True)))
-        for name, points in curves.items()
-        if (positive := [point for point in points if point[1] > 0])
-    }
+    shown = {name: _above_zero(points) for name, points in curves.items()}
     slopes = [
         (name, float(np.polyfit(np.log(x), np.log(y), 1)[0]))
         for name, (x, y, _) in shown.items()
@@ -306,3 +302,9 @@ def _check_lengths(model, graphs, noise, config):
     ]
     plot = Plot("oracle_lengths", "tokens of a row", "excess of a row, nats", shown)
     return Section("Dependence on the length", [], tables, [plot])
+
+
+def _above_zero(points):
+    """A curve of (x, y, error), of the points that a logarithmic axis can show."""
+    shown = [point for point in points if point[1] > 0]
+    return tuple(map(list, zip(*shown, strict=True))) if shown else ([], [], [])
