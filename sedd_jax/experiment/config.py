@@ -93,7 +93,7 @@ class EvalConfig:
     sample_steps: int = setting(128, above=0, family="diffusion")
     # or the dotted path of a `diffusion.sampler.Sampler`
     sampler: str = setting(
-        "tweedie", names=("tweedie", "euler", "first_hitting"), family="diffusion"
+        "tweedie", names=("tweedie", "euler", "first_hitting", "gibbs"), family="diffusion"
     )
 
 

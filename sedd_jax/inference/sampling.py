@@ -60,7 +60,8 @@ class Sampling:
       steps: reverse steps before the final denoising step, at least 1; 128 if not given, except
         for "first_hitting", which then draws one token per network evaluation.
       sampler: "tweedie", "euler", "first_hitting" (absorbing graph), which evaluates the network
-        only when a position changes, or the dotted path of a `diffusion.sampler.Sampler`.
+        only when a position changes, "gibbs", which spends half of the evaluations on drawing
+        positions again, or the dotted path of a `diffusion.sampler.Sampler`.
       temperature: 1 for the model's distribution. Else a departure from it: tokens are drawn with
         weights ** (1 / temperature), 0 takes the most likely one. It changes which token is drawn,
         not when.
