@@ -5,7 +5,7 @@
 "streamed" is the sampler of the library. "parts" is the work that it cannot avoid: the network's
 blocks, and the product of the unembedding with half of the positions (those masked, on average),
 written to memory. "dense" is the same sampler with materialised log-scores, over a few steps, since
-each costs the same. With --published=FOLDER and --published_python=PYTHON the published sampler
+each costs the same. "gibbs" is the sampler of that name, half of whose steps are moves. With --published=FOLDER and --published_python=PYTHON the published sampler
 alternates with them: one analytic update halfway. Absorbing graph, Tweedie steps; the final
 denoising step counts as one.
 """
@@ -65,11 +65,15 @@ def main() -> None:
         empty_prompt(shape.batch, shape.length),
     )
     programs, memory = {}, {}
-    for head, steps in (("streamed", _STEPS.value), ("dense", _DENSE_STEPS.value)):
-        generator = family_of(shape, head, "none").generator(Sampling(steps), t_min=1e-3)
+    for name, head, sampling in (
+        ("streamed", "streamed", Sampling(_STEPS.value)),
+        ("gibbs", "streamed", Sampling(_STEPS.value, "gibbs")),
+        ("dense", "dense", Sampling(_DENSE_STEPS.value)),
+    ):
+        generator = family_of(shape, head, "none").generator(sampling, t_min=1e-3)
         compiled = jax.jit(generator).lower(*args).compile()
-        memory[head] = temporaries(compiled)
-        programs[head] = _per_step(timed(compiled, *args), steps + 1)
+        memory[name] = temporaries(compiled)
+        programs[name] = _per_step(timed(compiled, *args), sampling.steps + 1)
 
     xt = jnp.full((shape.batch, shape.length), streamed.graph.mask_id)
     blocks = jax.jit(

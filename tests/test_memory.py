@@ -138,8 +138,9 @@ def test_nor_does_a_device_of_eight_for_its_part_of_the_baseline_s(baseline_conf
         Sampling(4, "euler"),
         Sampling(4, "tweedie", temperature=0.7, top_p=0.9),
         Sampling(None, "first_hitting"),
+        Sampling(4, "gibbs"),
     ],
-    ids=["tweedie", "euler", "sharp", "first_hitting"],
+    ids=["tweedie", "euler", "sharp", "first_hitting", "gibbs"],
 )
 def test_sampling_holds_no_number_for_every_position_and_token(config, sampling):
     if (config.graph, sampling.sampler) == ("uniform", "first_hitting"):
