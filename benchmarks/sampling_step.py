@@ -5,8 +5,9 @@
 "streamed" is the sampler of the library. "parts" is the work that it cannot avoid: the network's
 blocks, and the product of the unembedding with half of the positions (those masked, on average),
 written to memory. "dense" is the same sampler with materialised log-scores, over a few steps, since
-each costs the same. "gibbs" is the sampler of that name, half of whose steps are moves. With --published=FOLDER and --published_python=PYTHON the published sampler
-alternates with them: one analytic update halfway. Absorbing graph, Tweedie steps; the final
+each costs the same. "gibbs" is the sampler of that name, half of whose steps are moves. With
+--published=FOLDER and --published_python=PYTHON the published sampler alternates with them: one
+analytic update halfway. Absorbing graph, Tweedie steps where not said otherwise; the final
 denoising step counts as one.
 """
 
