@@ -1,6 +1,6 @@
 """Samplers with true scores on a Markov chain of 8 tokens, length 1024, on both graphs.
 
-Paper row: none. Hardware: 2 CPU cores, under 10 minutes. Metric: excess of the samples over the
+Paper row: none. Hardware: 2 CPU cores, about 10 minutes. Metric: excess of the samples over the
 entropy of the data, nats per token, by network evaluations.
 
     python -m sedd_jax.exact --config=configs/oracle_markov.py

@@ -46,9 +46,9 @@ class OracleSettings:
     # of the Dirichlet distribution of the rows of the matrices: small for data that are surer
     concentration: float = setting(0.3, above=0)
     # samplers take 8, 16, 32, ... steps up to this power of 2
-    max_steps: int = setting(1024, at_least=8)
+    max_steps: int = setting(256, at_least=8)
     # network evaluations of single rows for every figure: rows times steps
-    evaluations: int = setting(32_768, at_least=1024)
+    evaluations: int = setting(8192, at_least=1024)
     # rows of 64, 128, ... tokens up to this power of 2 show the dependence on the length
     max_length: int = setting(4096, at_least=64)
 
@@ -285,7 +285,7 @@ def _check_lengths(model, graphs, noise, config):
         for graph_name, graph in graphs.items():
             for name in ("euler", "tweedie"):
                 sampling = Sampling(sampler=name, steps=LENGTH_STEPS)
-                count = max(4 * settings.evaluations // length, 2)
+                count = max(8 * settings.evaluations // length, 2)
                 found = oracle.sample(graph, noise, sampling, count, config.train.t_min)
                 rows.append((graph_name, name, length, found.mean * length, found.error * length))
                 curves.setdefault(f"{name}, {graph_name}", []).append(rows[-1][2:])
