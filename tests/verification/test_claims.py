@@ -13,8 +13,9 @@ from sedd_jax.diffusion import noise as noises
 from sedd_jax.experiment.config import parse
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.sampling import sampler_named
-from sedd_jax.verification import conditioning, samplers, scores
+from sedd_jax.verification import conditioning, correctors, samplers, scores
 from sedd_jax.verification.conditioning import check_conditioning
+from sedd_jax.verification.correctors import check_correctors
 from sedd_jax.verification.exact import reverse_process
 from sedd_jax.verification.exact.space import Space
 from sedd_jax.verification.report import ExactConfig
@@ -111,6 +112,30 @@ def test_claims_on_samplers_fail_for_a_sampler_that_is_off(monkeypatch):
         num_samples=0,
         num_distributions=1,
     )
+    assert failed(section)
+
+
+@pytest.mark.parametrize("graph", ["absorb", "uniform"])
+def test_claims_on_correctors(graph, monkeypatch):
+    space = space_of(graph)
+    schedules = {"loglinear": SCHEDULES["loglinear"]}
+    section = check_correctors(space, schedules, space.random_data(1), t_min=0.1)
+    assert failed(section) == []
+    (row,) = section.tables[0].rows
+    assert row[2] > 0.01  # both positions at once
+    move = correctors.gibbs_move
+
+    def hesitant(*args):
+        found = move(*args)
+
+        def weights(total):
+            right = found.weights(total)
+            return right._replace(stay=right.stay + 0.1)
+
+        return found._replace(weights=weights)
+
+    monkeypatch.setattr(correctors, "gibbs_move", hesitant)
+    section = check_correctors(space, schedules, space.random_data(1), t_min=0.1)
     assert failed(section)
 
 
