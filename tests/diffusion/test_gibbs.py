@@ -60,8 +60,7 @@ def test_masks_of_a_move_and_the_noise_that_is_told():
     np.testing.assert_allclose(1 - np.exp(-move.sigma), 0.25, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["absorb", "uniform"])
-@pytest.mark.parametrize("steps", [1, 2, 8])
+@pytest.mark.parametrize(("name", "steps"), [("absorb", 1), ("uniform", 2), ("absorb", 8)])
 def test_moves_are_a_share_of_the_evaluations(name, steps):
     graph, sampler = graphs.GRAPHS[name](TOKENS), Gibbs()
     held = jnp.zeros((2, LENGTH), bool).at[:, 3].set(True)

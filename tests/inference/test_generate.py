@@ -164,7 +164,10 @@ def test_log_score_is_float32_and_zero_at_the_current_token(checkpoint):
         ({"steps": 0}, "steps must be at least 1"),
         ({"steps": 2**20 + 1}, "steps must be at most 1,048,576"),
         ({"length": 0}, "length must be at least 1"),
-        ({"sampler": "heun"}, "sampler must be one of euler, tweedie, first_hitting, gibbs, or .*'heun'"),
+        (
+            {"sampler": "heun"},
+            "sampler must be one of euler, tweedie, first_hitting, gibbs, or .*'heun'",
+        ),
         ({"temperature": -1.0}, "temperature must be 0"),
         ({"top_p": 2.0}, "top_p must be in"),
         ({"precision": "low"}, "precision means nothing to diffusion models"),

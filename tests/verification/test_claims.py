@@ -115,7 +115,7 @@ def test_claims_on_samplers_fail_for_a_sampler_that_is_off(monkeypatch):
     assert failed(section)
 
 
-@pytest.mark.parametrize("graph", ["absorb", "uniform"])
+@pytest.mark.parametrize("graph", [pytest.param("absorb", marks=pytest.mark.slow), "uniform"])
 def test_claims_on_correctors(graph, monkeypatch):
     space = space_of(graph)
     schedules = {"loglinear": SCHEDULES["loglinear"]}

@@ -57,7 +57,7 @@ def test_the_entropy_of_an_hmm_is_estimated_with_an_error(monkeypatch):
     assert abs(own.mean) < 4 * own.error
 
 
-@pytest.mark.parametrize("name", ["absorb", "uniform"])
+@pytest.mark.parametrize("name", [pytest.param("absorb", marks=pytest.mark.slow), "uniform"])
 def test_gibbs_is_nearer_than_tweedie_at_equal_evaluations(oracle, name):
     graph, noise = graphs.GRAPHS[name](8), noises.loglinear()
     found = {
@@ -78,6 +78,7 @@ class Biased(Tweedie):
         return state._replace(xt=state.xt * 0), info
 
 
+@pytest.mark.slow
 def test_a_sampler_of_ones_own_is_measured_and_a_wrong_one_fails():
     config = small()
     samplers = ("tweedie", f"{__name__}:Biased")
