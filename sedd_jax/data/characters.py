@@ -133,7 +133,7 @@ class Tokenizer(abc.ABC):
         pieces, start, decode = [], 0, self._decode_run if first else self._decode_later
         for stop in np.flatnonzero(np.isin(ids, list(marks))):
             pieces += [decode(ids[start:stop]), marks[int(ids[stop])]]
-            # text goes on behind a mask
+            # after a mask the text continues
             decode = self._decode_run if ids[stop] == self.eod_id else self._decode_later
             start = stop + 1
         pieces.append(decode(ids[start:]))

@@ -67,7 +67,7 @@ class _Rows(Piece):
 
     def header(self) -> list[str]:
         """Returns the names of the columns, [] for an empty file."""
-        # not strict: with another delimiter, a field in quotes goes on after them
+        # not strict: with another delimiter, text may follow a field in quotes
         return next(self._rows(strict=False), ([], 0))[0]
 
     def documents(self) -> Iterator[Document]:

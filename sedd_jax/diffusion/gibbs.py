@@ -4,13 +4,13 @@ A row of ratios, with 1 at x_t, is p_t(x_i = y, rest) / p_t(x_t): divided by its
 conditional distribution p_t(x_i = y | rest). Under the uniform graph a move draws positions from it
 at the smallest noise, sigma(t_min). Under the absorbing graph a move masks positions of the clean
 row and draws them from the denoiser. Drawing one position leaves the distribution of the data
-(noised to t_min) as it is: an exact corrector, which no training is needed for.
+(noised to t_min) unchanged: an exact corrector without any training.
 
 A move draws every `spacing`-th position, the next move their right neighbours, and so on. It is
 exact where these positions are independent given the others, as every second one is in a Markov
-chain of clean tokens; elsewhere an approximation, which `sedd_jax.exact --config=
-configs/oracle_markov.py` measures. Positions at random are worse: neighbours drawn together from
-what each was given before are what hurts.
+chain of clean tokens; elsewhere an approximation, since positions that depend on each other are
+drawn from what each was given before. `sedd_jax.exact --config=configs/oracle_markov.py` measures
+it.
 
 References:
   Geman and Geman, Stochastic Relaxation, Gibbs Distributions, and the Bayesian Restoration of
@@ -71,8 +71,8 @@ def gibbs_move(
       process: the reverse process.
       xt: tokens, noised to t_min.
       chosen: positions to draw, unless they are held.
-      share: about the share of the positions that are chosen; the noise at which a network of the
-        absorbing graph has seen as many masks.
+      share: about the share of the positions that are chosen; under the absorbing graph the
+        network is given the noise at which this share is masked on average.
     """
     graph, rows = process.graph, len(xt)
     if graph.mask_id is not None:

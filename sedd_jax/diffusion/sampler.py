@@ -64,7 +64,7 @@ class Move(NamedTuple):
 
     Attributes:
       xt: the tokens that the network sees.
-      sigma: the total noise that it is told.
+      sigma: the total noise that the network is given.
       active: the positions that are drawn.
       weights: maps the sum of the ratios over y != x_t to the weights of the next state.
     """

@@ -1,7 +1,6 @@
 """Quality of samples, for one sampler setting or for a sweep over samplers and steps.
 
-Dull samples have a low generative perplexity, so a record always holds how diverse the samples were
-and how they were drawn.
+Dull samples have a low generative perplexity: a record also has their diversity and settings.
 """
 
 import dataclasses

@@ -175,7 +175,7 @@ def _check_devices():
         why = str(error) and f" ({first_line(error)})"
         _fail(
             f"JAX finds no devices for JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}{why}; "
-            "correct it, or unset it for those that there are."
+            "correct it, or unset it to use the devices of this machine."
         )
 
 

@@ -34,7 +34,7 @@ from sedd_jax.verification.report import Claim, Section
 
 _BATCH_TOKENS = 2**18  # drawn at a time
 _ERRORS = 4.5  # standard errors that a claim allows
-ENTROPY_TOKENS = 2**22
+ENTROPY_TOKENS = 2**22  # drawn to estimate the entropy of an HMM
 LENGTH_STEPS = 64  # of the dependence on the length
 
 
@@ -121,7 +121,9 @@ class Oracle:
         mean = float(per_token.mean()) if len(per_token) else math.nan
         return Excess(mean, error, int((~possible).sum()), float(tv), seconds)
 
-    def sample(self, graph: Graph, noise: Noise, sampling: Sampling, rows: int, t_min: float):
+    def sample(
+        self, graph: Graph, noise: Noise, sampling: Sampling, rows: int, t_min: float
+    ) -> Excess:
         """Draws rows by a sampler with true scores and returns their `Excess`.
 
         Args:
