@@ -109,6 +109,14 @@ class Score(abc.ABC):
           states: next states.
         """
 
+    @abc.abstractmethod
+    def shannon_entropy(self, active: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+        """Returns the entropy of the ratios over y != x_t, divided by their sum, in nats.
+
+        Under the absorbing graph it is that of the clean token of a masked position. It is 0 where
+        not active.
+        """
+
 
 ScoreFn = Callable[[Int[Array, "B L"], Float[Array, "B"]], Score]
 
@@ -154,10 +162,28 @@ class DenseScore(Score):
         prob = jnp.take_along_axis(probs, states[..., None], axis=-1)[..., 0]
         return jnp.log(jnp.where(active, prob, states == self.xt))
 
+    def shannon_entropy(self, active: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+        score = jnp.exp(self.log_score)
+        log_terms = jnp.where(score > 0, score * self.log_score, 0)
+        totals = total_away(self.xt, score), total_away(self.xt, log_terms)
+        return jnp.where(active, entropy_of_ratios(*totals), 0)
+
     def _weigh(self, step_weights, active):
         score = jnp.exp(self.log_score)
         total = jnp.where(active, total_away(self.xt, score), 0)
         return total, step_weights(total).weights(self.xt, score)
+
+
+def entropy_of_ratios(
+    total: Float[Array, "*s"], log_total: Float[Array, "*s"]
+) -> Float[Array, "*s"]:
+    """Returns the Shannon entropy, in nats, of ratios divided by their sum.
+
+    Args:
+      total: sum of the ratios s.
+      log_total: sum of s log s.
+    """
+    return jnp.maximum(jnp.log(total) - log_total / total, 0)
 
 
 def total_away(xt: Int[Array, "B L"], score: Float[Array, "B L V"]) -> Float[Array, "B L"]:

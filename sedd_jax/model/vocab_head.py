@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
-from sedd_jax.diffusion.score import Drawn, Score, StepWeightsFn
+from sedd_jax.diffusion.score import Drawn, Score, StepWeightsFn, entropy_of_ratios
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 from sedd_jax.model.config import COLUMN_GROUP, padded
@@ -118,6 +118,28 @@ def _masses(
     return rows.scatter(head.fold(chunk_step, zero, unembedding, inputs), active.shape)
 
 
+def _shannon_entropy(
+    head: StreamedHead, unembedding: Unembedding, inputs: HeadInputs, active: Bool[Array, "B L"]
+) -> Float[Array, "B L"]:
+    """Returns the Shannon entropy of the ratios over y != x_t; 0 where not active."""
+    rows = head.active_rows(active)
+    inputs = rows.gather(inputs)
+
+    def chunk_step(chunk, sums):
+        def block_step(block, sums):
+            part = block.take(inputs)
+            score = jnp.where(chunk.unvisited[None], chunk.weights(part, None), 0)
+            log_score = chunk.log_score(part.hidden, part.shift)
+            terms = score, jnp.where(score > 0, score * log_score, 0)
+            return jax.tree.map(lambda x, term: block.add(x, term.sum(-1)), sums, terms)
+
+        return rows.fold(block_step, sums)
+
+    zero = jnp.zeros(rows.order.shape)
+    sums = head.sum_over_shards(head.fold(chunk_step, (zero, zero), unembedding, inputs))
+    return rows.scatter(entropy_of_ratios(*sums), active.shape)
+
+
 def _pick(
     head: StreamedHead,
     unembedding: Unembedding,
@@ -212,6 +234,7 @@ _SHARDING = {
     _entropy: (("unembedding", "rows", "rows"), "rows"),
     _entropy_and_gradient: (("unembedding", *["rows"] * 3), ("all", ("rows", "gradient"))),
     _masses: (("unembedding", *["rows"] * 3), "masses"),
+    _shannon_entropy: (("unembedding", *["rows"] * 2), "rows"),
     _pick: (("unembedding", *["rows"] * 5), "rows"),
     _pick_filtered: (("unembedding", *["rows"] * 4), "rows"),
     _log_score_at: (("unembedding", *["rows"] * 2), "rows"),
@@ -305,6 +328,9 @@ class StreamedScore(Score):
         log_weight = jnp.where(stays, jnp.log(stay), jnp.log(step.scale) + log_weight)
         log_prob = log_weight - jnp.log(stay + step.scale * masses.sum(-1))
         return jnp.where(active, log_prob, jnp.where(stays, 0, -jnp.inf))
+
+    def shannon_entropy(self, active: Bool[Array, "B L"]) -> Float[Array, "B L"]:
+        return self._on_devices(_shannon_entropy, active)
 
     def _weigh(self, step_weights, active):
         """The total of the ratios, the step's weights, and by them the unscaled group masses."""

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import chisquare
+from scipy.stats import chisquare, entropy
 
 import sedd_jax as sedd
 from sedd_jax.diffusion.categorical import jump_probs
@@ -143,6 +143,22 @@ def test_dense_score_has_the_score_entropy(name):
     weight = jnp.array([0.0, 0.5, 1.0, 7.0])
     total = float(score.weighted_entropy(wanted, weight))
     assert total == pytest.approx(np.sum(np.float64(weight)[:, None] * entropy), rel=1e-6)
+
+
+def test_shannon_entropy_is_that_of_the_normalised_ratios(name):
+    xt, _ = tokens(name)
+    log_score = np.float64(log_scores(name, scale=4)) + 3
+    log_score[0, 0], log_score[0, 0, (xt[0, 0] + 1) % 5] = (
+        -np.inf,
+        2.0,
+    )  # one state alone is possible
+    log_score[at(xt, log_score.shape[-1])] = 50  # must not count
+    active = np.broadcast_to(np.arange(SHAPE[1]) % 3 != 2, SHAPE)
+    score = np.where(at(xt, log_score.shape[-1]), 0, np.exp(log_score))
+    wanted = np.where(active, entropy(score, axis=-1), 0)
+    found = DenseScore(xt, jnp.float32(log_score)).shannon_entropy(jnp.array(active))
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-6)
+    assert found[0, 0] == 0 and wanted.max() > 0.5
 
 
 STEP = np.array([1e-3, 0.1, 1.0, 5.0], np.float32)  # of each row, in sigma

@@ -372,6 +372,21 @@ def test_log_probabilities_are_the_dense_ones(name):
         assert len(np.unique(np.asarray(got)[active][finite])) >= 2
 
 
+@jit(static_argnums=(0, 1))
+def shannon_entropies(case, form, hidden, table, shift, xt, active):
+    return form(case, hidden, table, shift, xt).shannon_entropy(active)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_shannon_entropies_are_the_dense_ones(name):
+    _, hidden, table, shift, xt, active, _ = drawing_problem(name)
+    exact = shannon_entropies(Case(), written_out, hidden, table, shift, xt, active)
+    assert (np.asarray(exact)[active] > 0.1).all() and not np.asarray(exact)[~active].any()
+    for case in (Case(), Case(tiling=DEFAULT), Case(placement=on_mesh())):
+        got = shannon_entropies(case, streamed, hidden, table, shift, xt, active)
+        np.testing.assert_allclose(got, exact, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("form", [streamed, written_out])
 def test_where_rounding_leaves_nothing_to_leave_for_a_position_stays(form):
     """The first of 8 steps from sigma 20 at scores of 1: the cut is within rounding of them."""
