@@ -79,7 +79,7 @@ class RequestHandler:
         row = row_from_template(request["template"], checkpoint.tokenizer, None, length)
         prompt = pad([row] * request["samples"], padded_length(len(row.tokens), length))
         settings = {name: request[name] for name in self.choices if name != "samples"}
-        if sampler_named(request["sampler"]).draws_times:
+        if sampler_named(request["sampler"]).rows_differ:
             settings["steps"] = None  # one token per evaluation: the page does not offer steps
         snapshots = generate_stream(jax.random.key(request["seed"]), checkpoint, prompt, **settings)
         return self._lines(prompt, snapshots)

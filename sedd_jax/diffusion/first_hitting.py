@@ -66,7 +66,7 @@ class FirstHitting(Sampler):
     """One evaluation per position at most; rows proceed at their own pace and their own noise."""
 
     default_steps = None  # one position per evaluation
-    draws_times = True
+    rows_differ = True
     needs = "the absorbing graph, whose positions leave the mask once"
 
     def serves(self, graph: Graph) -> bool:
@@ -99,7 +99,7 @@ class FirstHitting(Sampler):
             changed=jnp.sum(xt != state.xt, axis=-1),
             finite=jnp.all(jnp.isfinite(draw.total), axis=-1),
             sigma=sigma,
-            evaluated=evaluated,
+            evaluations=evaluated.astype(jnp.int32),
         )
         return HittingState(xt, state.step + 1, hits), info
 
@@ -108,8 +108,9 @@ class FirstHitting(Sampler):
     def nfe(self, process: Process, state: HittingState) -> Int[Array, "B"]:
         return state.hits.nfe
 
-    def schedule(self, state: HittingState) -> Int[Array, "B L"]:
-        return state.hits.evaluation
+    def unfinished(self, process: Process, state: HittingState) -> Bool[Array, "B"]:
+        del process
+        return state.step < state.hits.nfe
 
 
 def hits_from_uniforms(

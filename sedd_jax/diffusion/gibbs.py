@@ -20,6 +20,8 @@ References:
   the schedule is ours.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
@@ -34,8 +36,10 @@ from sedd_jax.diffusion.sampler import (
 )
 from sedd_jax.diffusion.score import StepWeights
 from sedd_jax.diffusion.tweedie import Tweedie
+from sedd_jax.errors import BadInput
 
 
+@dataclasses.dataclass(frozen=True)
 class Gibbs(Tweedie):
     """Tweedie steps with a part of the evaluations, then Gibbs moves with the others.
 
@@ -45,15 +49,22 @@ class Gibbs(Tweedie):
     """
 
     weighs_held_tokens = False  # the noise stays the same during a move
-    share = 0.5
-    spacing = 4
+    share: float = 0.5
+    spacing: int = 4
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.share < 1:
+            raise BadInput(f"share must be in [0, 1), got {self.share}.")
+        if self.spacing < 2:
+            raise BadInput(f"spacing must be at least 2, got {self.spacing}.")
 
     def step(
         self, keys: Key[Array, "B"], process: Process, state: SamplerState
     ) -> tuple[SamplerState, SamplerInfo]:
         steps, xt = process.steps or self.default_steps, state.xt
         predictions = max(steps - int(self.share * steps), 1)
-        times = jnp.linspace(1.0, process.t_min, predictions + 1)
+        times = self.times(process, predictions)
         step = jnp.minimum(state.step, predictions - 1)
         prediction = self.prediction(process, xt, times[step], times[step + 1])
         turn = (state.step - predictions) % self.spacing

@@ -1,6 +1,7 @@
 """Samplers of the reverse process (Algorithm 2), and those on a grid of times."""
 
 import abc
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.score import Score, ScoreFn, StepWeights, StepWeightsFn
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
+from sedd_jax.errors import BadInput
 
 # log-probability of a token that the clamped step weights exclude, so that rows stay comparable
 MIN_LOG_PROB = -30.0
@@ -92,14 +94,14 @@ class SamplerInfo(NamedTuple):
       changed: number of positions that changed.
       finite: whether all sums of scores were finite.
       sigma: total noise at which the network was evaluated.
-      evaluated: whether the row needed the evaluation.
+      evaluations: network evaluations that the row needed.
       log_prob: of the tokens at `Process.log_prob_at` under the step, summed; None without them.
     """
 
     changed: Int[Array, "B"]
     finite: Bool[Array, "B"]
     sigma: Float[Array, "B"]
-    evaluated: Bool[Array, "B"]
+    evaluations: Int[Array, "B"]
     log_prob: Float[Array, "B"] | None = None
 
 
@@ -107,20 +109,21 @@ class Sampler(abc.ABC):
     """A way to simulate the reverse process: pure functions of (keys, state, process).
 
     There is one key for each row, so that what is drawn for a row does not depend on the rest of
-    the batch. A step makes one network evaluation.
+    the batch. Options of a sampler are fields of a frozen dataclass.
 
     Attributes:
       default_steps: reverse steps if none are given; None where the number follows from the length.
-      draws_times: whether the times at which positions change are drawn beforehand, in `init`, so
-        that rows need different numbers of steps; `schedule` then returns them, and `step` makes
-        the final step too.
+      evaluations_per_step: network evaluations of a step; the final step makes one.
+      rows_differ: whether rows need different numbers of steps: then `step` makes the final step
+        too, and is called while a row is `unfinished`.
       needs: the graphs that it serves, in words, if not all.
       weighs_held_tokens: whether the step weights of held tokens approximate their conditional
         probability, as resampling needs; clamped Euler weights do not.
     """
 
     default_steps: int | None = 128
-    draws_times: bool = False
+    evaluations_per_step: int = 1
+    rows_differ: bool = False
     needs: str = ""
     weighs_held_tokens: bool = False
 
@@ -164,19 +167,40 @@ class Sampler(abc.ABC):
         """
 
     def nfe(self, process: Process, state: Any) -> Int[Array, "B"]:
-        """Returns the network evaluations that each row needs, the final step included."""
+        """Returns the most network evaluations that each row needs, known before the first step.
+
+        Args:
+          process: the reverse process.
+          state: before the first step.
+        """
         return jnp.full(len(state.xt), self.max_nfe(process.steps, state.xt.shape[1]))
 
-    def schedule(self, state: Any) -> Int[Array, "B L"]:
-        """Returns the step that draws each position, -1 where held; only if `draws_times`."""
-        raise TypeError(f"{type(self).__name__} draws no times beforehand.")
+    def unfinished(self, process: Process, state: Any) -> Bool[Array, "B"]:
+        """Returns whether a row needs a further step; only if `rows_differ`.
+
+        Args:
+          process: the reverse process.
+          state: after some steps.
+        """
+        raise TypeError(f"All rows of {type(self).__name__} take the same steps.")
 
 
+@dataclasses.dataclass(frozen=True)
 class GridSampler(Sampler):
-    """Samplers that go through a grid of times, evenly from 1 to t_min (tau-leaping, Eq. 17).
+    """Samplers that go through a grid of times from 1 to t_min (tau-leaping, Eq. 17).
 
     The final step removes the remaining noise at t_min. A subclass gives the weights of one step.
+
+    Attributes:
+      power: the times are t_min + (1 - t_min) u^power for u evenly from 1 to 0; above 1 they are
+        denser near t_min.
     """
+
+    power: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.power < float("inf"):
+            raise BadInput(f"power must be above 0 and finite, got {self.power}.")
 
     @abc.abstractmethod
     def weights(
@@ -200,7 +224,23 @@ class GridSampler(Sampler):
         """
 
     def max_nfe(self, steps: int | None, length: int) -> int:
-        return (steps or self.default_steps) + 1
+        return self.num_steps(steps) * self.evaluations_per_step + 1
+
+    def num_steps(self, steps: int | None) -> int:
+        """Returns the number of reverse steps within a budget of network evaluations."""
+        return (steps or self.default_steps) // self.evaluations_per_step
+
+    def times(self, process: Process, num_steps: int) -> Float[Array, "..."]:
+        """Returns the grid of times, num_steps + 1 of them, from 1 to t_min.
+
+        Args:
+          process: the reverse process.
+          num_steps: intervals between them.
+        """
+        if self.power == 1:
+            return jnp.linspace(1.0, process.t_min, num_steps + 1)
+        u = jnp.linspace(1.0, 0.0, num_steps + 1)
+        return process.t_min + (1 - process.t_min) * u**self.power
 
     def init(self, keys: Key[Array, "B"], process: Process, xt: Int[Array, "B L"]) -> SamplerState:
         return SamplerState(process.clamp(xt), jnp.zeros((), jnp.int32))
@@ -208,7 +248,7 @@ class GridSampler(Sampler):
     def step(
         self, keys: Key[Array, "B"], process: Process, state: SamplerState
     ) -> tuple[SamplerState, SamplerInfo]:
-        times = jnp.linspace(1.0, process.t_min, (process.steps or self.default_steps) + 1)
+        times = self.times(process, self.num_steps(process.steps))
         move = self.prediction(process, state.xt, times[state.step], times[state.step + 1])
         return advance(keys, process, state, move)
 
@@ -271,7 +311,7 @@ def advance(
         changed=jnp.sum(xt != state.xt, axis=-1),
         finite=jnp.all(jnp.isfinite(draw.total), axis=-1),
         sigma=move.sigma,
-        evaluated=jnp.ones(len(xt), bool),
+        evaluations=jnp.ones(len(xt), jnp.int32),
         log_prob=None if log_prob_at is None else _log_prob(score, move.weights, log_prob_at, xt),
     )
     return SamplerState(xt, state.step + 1), info

@@ -334,7 +334,7 @@ def _sampler_configs(checkpoint, settings, length):
             name: it for name, it in options.items() if name not in always and it != defaults[name]
         }
         protocol = always | {"final_step": "none"} | departures
-        if family.infills and not sampling.method.draws_times:
+        if family.infills and not sampling.method.rows_differ:
             protocol["final_step"] = final_step
         parts = [*always.values()] if family.infills else [kind]
         parts += [f"{name.replace('_', '-')}-{it:g}" for name, it in departures.items()]

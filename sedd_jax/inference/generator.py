@@ -23,9 +23,9 @@ class Diagnostics(NamedTuple):
 
     Attributes:
       evaluations: network evaluations (NFE) of every row, the final denoising step included, [B].
-      changed: number of positions that each evaluation changed, [S, B], S the largest NFE of a row.
+      changed: number of positions that each step changed, the final one included, [S, B].
       finite: whether all scores of a row were finite, [B].
-      trace: the tokens before the first and after every evaluation, [S + 1, B, L], if asked for.
+      trace: the tokens before the first and after every step, [S + 1, B, L], if asked for.
     """
 
     evaluations: Int[Array, "B"]
@@ -38,20 +38,23 @@ Generator = Callable[[Params, Key[Array, "B"], Prompt], tuple[Int[Array, "B L"],
 
 
 class Chain(NamedTuple):
-    """The steps of a sampler on the rows of a prompt, one network evaluation each.
+    """The steps of a sampler on the rows of a prompt.
 
     Attributes:
       sampler: the sampler, with its copies of rows.
-      init: init(params, keys, prompt) -> (state, nfe), the network evaluations [B] that each row
-        needs; of one copy of it.
+      init: init(params, keys, prompt) -> (state, nfe), the most network evaluations [B] that each
+        row needs; of one copy of it.
       step: step(params, keys, prompt, state) -> (state, info).
       final: the last step, with the same arguments.
+      unfinished: unfinished(params, prompt, state) -> the rows [B] that need a further step, where
+        `Sampler.rows_differ`.
     """
 
     sampler: Sampler
     init: Callable[[Params, Key[Array, "B"], Prompt], tuple[Any, Int[Array, "B"]]]
     step: Callable[..., tuple[Any, SamplerInfo]]
     final: Callable[..., tuple[Any, SamplerInfo]]
+    unfinished: Callable[[Params, Prompt, Any], Bool[Array, "B"]]
 
 
 def build_chain(
@@ -103,6 +106,7 @@ def build_chain(
         init,
         functools.partial(advance, sampler.step),
         functools.partial(advance, sampler.final),
+        lambda params, prompt, state: sampler.unfinished(process(params, prompt), state),
     )
 
 
@@ -128,7 +132,7 @@ def build_generator(
     chain = build_chain(graph, noise, model, sampling, t_min=t_min)
 
     def generator(params, keys, prompt):
-        run = _while_needed if chain.sampler.draws_times else _scan_steps
+        run = _while_needed if chain.sampler.rows_differ else _scan_steps
         return run(chain, (params, keys, prompt), sampling, trace)
 
     return generator
@@ -142,8 +146,8 @@ def _scan_steps(chain, arguments, sampling, trace):
         return state, (info, state.xt if trace else None)
 
     start, nfe = chain.init(*arguments)
-    length = start.xt.shape[1]
-    steps = chain.sampler.max_nfe(sampling.steps, length) - 1
+    budget = chain.sampler.max_nfe(sampling.steps, start.xt.shape[1])
+    steps = (budget - 1) // chain.sampler.evaluations_per_step
     state, (infos, path) = jax.lax.scan(scanned, start, length=steps)
     state, last = chain.final(*arguments, state)
     path = jnp.concatenate([start.xt[None], path, state.xt[None]]) if trace else None
@@ -154,18 +158,32 @@ def _scan_steps(chain, arguments, sampling, trace):
 
 def _while_needed(chain, arguments, sampling, trace):
     """The samples after as many steps as the slowest row needs."""
-    start, nfe = chain.init(*arguments)
-    needed = nfe.max()
+    params, _, prompt = arguments
+    start, _ = chain.init(*arguments)
+    rows, length = start.xt.shape
+    steps = sampling.max_nfe(length)
+
+    def unfinished(carry):
+        return (carry[0].step < steps) & chain.unfinished(params, prompt, carry[0]).any()
 
     def body(carry):
-        state, finite = carry
-        state, info = chain.step(*arguments, state)
-        return state, finite & info.finite
+        before, done = carry
+        state, info = chain.step(*arguments, before)
+        return state, Diagnostics(
+            done.evaluations + info.evaluations,
+            done.changed.at[before.step].set(info.changed),
+            done.finite & info.finite,
+            done.trace.at[state.step].set(state.xt) if trace else None,
+        )
 
-    carry = start, jnp.ones(nfe.shape, bool)
-    state, finite = jax.lax.while_loop(lambda carry: carry[0].step < needed, body, carry)
-    drawn_at = chain.sampler.schedule(start)[None]
-    steps = jnp.arange(sampling.max_nfe(start.xt.shape[1]) + 1)[:, None, None]
-    changed = jnp.sum(drawn_at == steps[:-1], axis=-1)
-    path = jnp.where(drawn_at < steps, state.xt[None], start.xt[None]) if trace else None
-    return state.xt, Diagnostics(nfe, changed, finite, path)
+    nothing = Diagnostics(
+        jnp.zeros(rows, jnp.int32),
+        jnp.zeros((steps, rows), jnp.int32),
+        jnp.ones(rows, bool),
+        jnp.broadcast_to(start.xt, (steps + 1, rows, length)) if trace else None,
+    )
+    state, done = jax.lax.while_loop(unfinished, body, (start, nothing))
+    if trace:  # the rows stay as they are after the last step
+        later = jnp.arange(steps + 1)[:, None, None] > state.step
+        done = done._replace(trace=jnp.where(later, state.xt, done.trace))
+    return state.xt, done

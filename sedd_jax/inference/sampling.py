@@ -26,8 +26,10 @@ MAX_STEPS = 2**20  # their times are float32
 def sampler_named(name: str) -> Sampler:
     """Returns the sampler of a short name or a dotted path, which is imported.
 
+    Options follow the name: "gibbs(spacing=2, share=0.25)".
+
     Raises:
-      BadInput: no such sampler, or one that lacks a method of `diffusion.sampler.Sampler`.
+      BadInput: no such sampler or option, or one that lacks a method of `diffusion.sampler.Sampler`.
     """
     return SAMPLERS.build(name)
 
@@ -61,7 +63,8 @@ class Sampling:
         for "first_hitting", which then draws one token per network evaluation.
       sampler: "tweedie", "euler", "first_hitting" (absorbing graph), which evaluates the network
         only when a position changes, "gibbs", which spends half of the evaluations on drawing
-        positions again, or the dotted path of a `diffusion.sampler.Sampler`.
+        positions again, or the dotted path of a `diffusion.sampler.Sampler`. Options of a sampler
+        follow its name: "gibbs(spacing=2)".
       temperature: 1 for the model's distribution. Else a departure from it: tokens are drawn with
         weights ** (1 / temperature), 0 takes the most likely one. It changes which token is drawn,
         not when.

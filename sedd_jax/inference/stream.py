@@ -90,12 +90,12 @@ def generate_stream(
     programs = (
         model.compiled(_start, *static),
         step,
-        step if sampling.method.draws_times else model.compiled(_final, *static),
+        None if sampling.method.rows_differ else model.compiled(_final, *static),
     )
-    return _snapshots(key, model, prompt, numbers, programs, sampling.particles)
+    return _snapshots(key, model, prompt, numbers, programs, sampling)
 
 
-def _snapshots(key, model, prompt, numbers, programs, particles):
+def _snapshots(key, model, prompt, numbers, programs, sampling):
     count = len(numbers)
     (batch,) = batch_rows(count, count, model.num_batch_shards)
     placed = jax.tree.map(lambda x: model.shard_batch(np.asarray(x)[batch]), prompt)
@@ -107,12 +107,15 @@ def _snapshots(key, model, prompt, numbers, programs, particles):
     max_nfe = int(max_nfe)
     evaluations = np.zeros(count, np.int32)
     yield Snapshot(_host(state.xt, count), 0, max_nfe, evaluations, _host(sigma, count))
-    for nfe in range(1, max_nfe + 1):
-        state, info = (step if nfe < max_nfe else final)(*arguments, state)
+    nfe = 0
+    while nfe < max_nfe:
+        last = final is not None and nfe == max_nfe - 1
+        state, info = (final if last else step)(*arguments, state)
+        nfe += 1 if last else sampling.method.evaluations_per_step
         info = jax.tree.map(lambda x: _host(x, count), info)
         if not info.finite.all():
             raise not_finite_error(numbers[~info.finite])
-        evaluations = evaluations + particles * info.evaluated
+        evaluations = evaluations + sampling.particles * info.evaluations
         yield Snapshot(_host(state.xt, count), nfe, max_nfe, evaluations, info.sigma)
 
 

@@ -199,7 +199,7 @@ def sample_program(
         active, jumps = shares_by_call(family.graph, family.noise, sampling, t_min, length)
         calls, share = sampling.particles * len(active), active.mean()
         # with times that are drawn it loops until all have passed; other loops have a known count
-        loops = sampling.method.draws_times
+        loops = sampling.method.rows_differ
         otherwise = calls if loops else None
         how = f"{sampling.sampler}, {'at most ' if loops else ''}{len(active)} calls"
         positions = rows // num_batch_shards(mesh) * sampling.particles * length
@@ -258,7 +258,7 @@ def shares_by_call(
       length: L.
     """
     calls = sampling.max_nfe(length)
-    if sampling.method.draws_times:
+    if sampling.method.rows_differ:
         return (np.full(calls, 1 / calls),) * 2
     sigma = np.asarray(noise.sigma(np.linspace(1.0, t_min, calls)), float)
     after = np.append(sigma[1:], 0.0)

@@ -1,5 +1,6 @@
 """Choices by name: a short name of ours, or the dotted path of the user's own object."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -9,12 +10,31 @@ from typing import Any, Generic, TypeVar
 from sedd_jax.errors import BadInput, first_line
 
 T = TypeVar("T")
+_ALSO = {float: (int,)}  # types of an option that are taken for that of its default
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def is_dotted(name: str) -> bool:
-    """Returns whether a name has the form `package.module:function`."""
-    return bool(DOTTED.fullmatch(name))
+    """Returns whether a name has the form `package.module:function`, options aside."""
+    return bool(DOTTED.fullmatch(name.partition("(")[0]))
+
+
+def split_options(text: str) -> tuple[str, dict[str, Any]]:
+    """Returns the name and the options of `name(option=value, ...)`; a bare name has none.
+
+    Raises:
+      BadInput: the text has another form; values are numbers, strings, True and False.
+    """
+    name, bracket, rest = text.partition("(")
+    if not bracket:
+        return text, {}
+    try:
+        call = ast.parse(f"_({rest}", mode="eval").body
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
+            return name, {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError, TypeError):
+        pass
+    raise BadInput(f"options are written as name(option=value, ...), got {text!r}.")
 
 
 class Registry(Generic[T]):
@@ -49,6 +69,7 @@ class Registry(Generic[T]):
 
     def check_name(self, name: str, setting: str) -> None:
         """Raises BadInput unless the name is a short one or has the form of a dotted path."""
+        name, _ = split_options(name)
         if name not in self._entries and not is_dotted(name):
             raise BadInput(
                 f"{setting} must be one of {', '.join(self._entries)}, or package.module:function, "
@@ -80,26 +101,43 @@ class Registry(Generic[T]):
             pass  # a builtin has no signature; calling it tells
         return found
 
-    def build(self, name: str, *args: Any) -> Any:
-        """Returns what the entry of a name makes of arguments.
+    def build(self, text: str, *args: Any) -> Any:
+        """Returns what the entry of a name makes of arguments and options.
 
         Args:
-          name: short, or a dotted path.
+          text: a short name or a dotted path, with options or without: `name(option=value)`.
           *args: of the entry.
 
         Raises:
-          BadInput: there is no such entry, a dotted path fails, or what it makes lacks a method.
+          BadInput: there is no such entry or option, a dotted path fails, or what it makes lacks a
+            method.
         """
+        name, options = split_options(text)
         entry = self[name]
+        if options:
+            self._check_options(text, [*inspect.signature(entry).parameters.values()][len(args) :])
         if name in self._entries:
-            return entry(*args)
+            return entry(*args, **options)
         try:
-            made = entry(*args)
+            made = entry(*args, **options)
+        except BadInput:
+            raise
         except Exception as error:
             raise self._refusal(name, f"calling it fails ({_said(error)})") from error
         if lacking := [method for method in self._methods if not hasattr(made, method)]:
             raise self._refusal(name, f"it gives {made!r:.80}, which lacks {', '.join(lacking)}")
         return made
+
+    def _check_options(self, text, parameters):
+        name, options = split_options(text)
+        defaults = {it.name: it.default for it in parameters}
+        for option, value in options.items():
+            if option not in defaults:
+                has = f"has the options {', '.join(defaults)}" if defaults else "has no options"
+                raise self._refusal(text, f"{name} {has}, got {option}")
+            kind = type(defaults[option])
+            if kind in (int, float, str, bool) and type(value) not in (kind, *_ALSO.get(kind, ())):
+                raise self._refusal(text, f"{option} must be of type {kind.__name__}")
 
     def _refusal(self, name, reason):
         return BadInput(f"{self._kind}={name}: {reason}.")

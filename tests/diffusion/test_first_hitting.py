@@ -117,8 +117,8 @@ def test_a_call_draws_the_positions_of_its_number_at_their_noise(steps):
         before = found[number][0]
         np.testing.assert_array_equal(xt != before, call == number)
         np.testing.assert_array_equal(info.changed, (call == number).sum(-1))
-        np.testing.assert_array_equal(info.evaluated, (call == number).any(-1))
-        for row in np.flatnonzero(info.evaluated):
+        np.testing.assert_array_equal(info.evaluations, (call == number).any(-1))
+        for row in np.flatnonzero(info.evaluations):
             assert {info.sigma[row]} == set(sigma[row][call[row] == number])
         assert info.finite.all() and (info.sigma > 0).all()
     last = found[-1][0]
