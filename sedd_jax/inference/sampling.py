@@ -29,7 +29,7 @@ def sampler_named(name: str) -> Sampler:
     Options follow the name: "gibbs(spacing=2, share=0.25)".
 
     Raises:
-      BadInput: no such sampler or option, or one that lacks a method of `diffusion.sampler.Sampler`.
+      BadInput: no such sampler or option, or one that is no `diffusion.sampler.Sampler`.
     """
     return SAMPLERS.build(name)
 

@@ -10,7 +10,6 @@ from typing import Any, Generic, TypeVar
 from sedd_jax.errors import BadInput, first_line
 
 T = TypeVar("T")
-_ALSO = {float: (int,)}  # types of an option that are taken for that of its default
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -115,7 +114,8 @@ class Registry(Generic[T]):
         name, options = split_options(text)
         entry = self[name]
         if options:
-            self._check_options(text, [*inspect.signature(entry).parameters.values()][len(args) :])
+            parameters = [*inspect.signature(entry).parameters.values()][len(args) :]
+            options = self._checked_options(text, parameters)
         if name in self._entries:
             return entry(*args, **options)
         try:
@@ -128,7 +128,7 @@ class Registry(Generic[T]):
             raise self._refusal(name, f"it gives {made!r:.80}, which lacks {', '.join(lacking)}")
         return made
 
-    def _check_options(self, text, parameters):
+    def _checked_options(self, text, parameters):
         name, options = split_options(text)
         defaults = {it.name: it.default for it in parameters}
         for option, value in options.items():
@@ -136,8 +136,11 @@ class Registry(Generic[T]):
                 has = f"has the options {', '.join(defaults)}" if defaults else "has no options"
                 raise self._refusal(text, f"{name} {has}, got {option}")
             kind = type(defaults[option])
-            if kind in (int, float, str, bool) and type(value) not in (kind, *_ALSO.get(kind, ())):
+            if kind is float and type(value) is int:
+                options[option] = float(value)
+            elif kind in (int, float, str, bool) and type(value) is not kind:
                 raise self._refusal(text, f"{option} must be of type {kind.__name__}")
+        return options
 
     def _refusal(self, name, reason):
         return BadInput(f"{self._kind}={name}: {reason}.")

@@ -13,7 +13,7 @@ from sedd_jax.inference.sampling import sampler_named
     [
         ("tweedie", Tweedie()),
         ("gibbs(spacing=2, share=0.25)", Gibbs(spacing=2, share=0.25)),
-        ("tweedie(power=2)", Tweedie(power=2)),
+        ("tweedie(power=2)", Tweedie(power=2.0)),
         ("sedd_jax.diffusion.gibbs:Gibbs(spacing=3)", Gibbs(spacing=3)),
     ],
 )
