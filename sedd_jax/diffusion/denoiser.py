@@ -67,7 +67,7 @@ def tweedie_weights(
     graph: Graph,
     xt: Int[Array, "B L"],
     total: Float[Array, "B L"],
-    delta_sigma: Float[Array, "B"],
+    delta_sigma: Float[Array, "B ..."],
 ) -> StepWeights:
     """Returns `tweedie_probs` as step weights, given the sum of the ratios over y != x_t.
 
@@ -75,7 +75,7 @@ def tweedie_weights(
       graph: the token graph.
       xt: noised tokens.
       total: sum of the ratios over y != x_t.
-      delta_sigma: sigma(t) - sigma(t - dt), non-negative.
+      delta_sigma: sigma(t) - sigma(t - dt), non-negative; of every row, or of every position.
     """
     delta = align(delta_sigma, 2)
     limit, moved, growth = graph.limit[xt], -jnp.expm1(-delta), jnp.expm1(delta)

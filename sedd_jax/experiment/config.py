@@ -93,7 +93,19 @@ class EvalConfig:
     sample_steps: int = setting(128, above=0, family="diffusion")
     # or the dotted path of a `diffusion.sampler.Sampler`
     sampler: str = setting(
-        "tweedie", names=("tweedie", "euler", "first_hitting", "gibbs"), family="diffusion"
+        "tweedie",
+        names=(
+            "euler",
+            "tweedie",
+            "first_hitting",
+            "gibbs",
+            "forward_backward",
+            "psi",
+            "remdm_cap",
+            "remdm_rescale",
+            "remdm_loop",
+        ),
+        family="diffusion",
     )
 
 

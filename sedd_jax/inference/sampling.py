@@ -7,6 +7,13 @@ from sedd_jax.diffusion.euler import Euler
 from sedd_jax.diffusion.first_hitting import FirstHitting
 from sedd_jax.diffusion.gibbs import Gibbs
 from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.renoising import (
+    ForwardBackward,
+    Psi,
+    RemdmCap,
+    RemdmLoop,
+    RemdmRescale,
+)
 from sedd_jax.diffusion.sampler import Sampler
 from sedd_jax.diffusion.temperature import TokenFilter
 from sedd_jax.diffusion.tweedie import Tweedie
@@ -15,7 +22,17 @@ from sedd_jax.system.registry import Registry
 
 SAMPLERS: Registry[type[Sampler]] = Registry(
     "sampler",
-    {"euler": Euler, "tweedie": Tweedie, "first_hitting": FirstHitting, "gibbs": Gibbs},
+    {
+        "euler": Euler,
+        "tweedie": Tweedie,
+        "first_hitting": FirstHitting,
+        "gibbs": Gibbs,
+        "forward_backward": ForwardBackward,
+        "psi": Psi,
+        "remdm_cap": RemdmCap,
+        "remdm_rescale": RemdmRescale,
+        "remdm_loop": RemdmLoop,
+    },
     methods=[name for name in vars(Sampler) if not name.startswith("_")],
 )
 CONDITIONINGS = ("clamp", "resample")
