@@ -25,6 +25,7 @@ from sedd_jax.experiment.config_files import define_config_flag
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.sampling import SAMPLERS
 from sedd_jax.system.files import check_output_path
+from sedd_jax.verification.adaptive import check_adaptive
 from sedd_jax.verification.conditioning import check_conditioning
 from sedd_jax.verification.correctors import check_correctors
 from sedd_jax.verification.exact.space import Space
@@ -110,6 +111,9 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
         num_samples=exact.num_samples,
     )
     yield check_correctors(space, schedules, data, t_min=t_min)
+    if space.graph.mask_id is not None:
+        settings = {"t_min": t_min, "num_samples": exact.num_samples}
+        yield check_adaptive(space, schedules["loglinear"], sparse, **settings)
     yield check_conditioning(space, schedules, data, t_min=t_min, max_steps=exact.max_steps)
     yield check_rare_tokens(num_draws=exact.num_draws, seed=config.seed)
     trained = check_training(

@@ -31,10 +31,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
-from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.diffusion.sampler import Process, Sampler, SamplerInfo
+from sedd_jax.diffusion.sampler import Process, SamplerInfo
 from sedd_jax.diffusion.score import StepWeights
+from sedd_jax.diffusion.unmasking import Unmasking, info_of
 
 
 class Hits(NamedTuple):
@@ -62,18 +62,8 @@ class HittingState(NamedTuple):
     hits: Hits
 
 
-class FirstHitting(Sampler):
+class FirstHitting(Unmasking):
     """One evaluation per position at most; rows proceed at their own pace and their own noise."""
-
-    default_steps = None  # one position per evaluation
-    rows_differ = True
-    needs = "the absorbing graph, whose positions leave the mask once"
-
-    def serves(self, graph: Graph) -> bool:
-        return graph.mask_id is not None and not graph.limit_of_token
-
-    def max_nfe(self, steps: int | None, length: int) -> int:
-        return length if steps is None else min(steps + 1, length)
 
     def init(self, keys: Key[Array, "B"], process: Process, xt: Int[Array, "B L"]) -> HittingState:
         clamp, steps = process.clamp, process.steps
@@ -95,15 +85,8 @@ class FirstHitting(Sampler):
         score = process.score_fn(state.xt, sigma)
         draw = score.draw(keys, weights, at & evaluated[:, None], process.token_filter)
         xt = process.clamp(draw.xt)
-        info = SamplerInfo(
-            changed=jnp.sum(xt != state.xt, axis=-1),
-            finite=jnp.all(jnp.isfinite(draw.total), axis=-1),
-            sigma=sigma,
-            evaluations=evaluated.astype(jnp.int32),
-        )
+        info = info_of(state.xt, xt, draw.total, sigma, evaluated)
         return HittingState(xt, state.step + 1, hits), info
-
-    final = step
 
     def nfe(self, process: Process, state: HittingState) -> Int[Array, "B"]:
         return state.hits.nfe

@@ -45,6 +45,7 @@ class Process(NamedTuple):
       steps: reverse steps before the final denoising step; None for the sampler's default.
       token_filter: temperature and top-p of the token that a changing position takes.
       log_prob_at: held positions whose log-probability each step reports; None for none.
+      lengths: tokens of every row, without padding; None for full rows.
     """
 
     graph: Graph
@@ -55,6 +56,7 @@ class Process(NamedTuple):
     steps: int | None
     token_filter: TokenFilter = NO_FILTER
     log_prob_at: Bool[Array, "B L"] | None = None
+    lengths: Int[Array, "B"] | None = None
 
     def changeable(self, xt: Int[Array, "B L"]) -> Bool[Array, "B L"]:
         """Returns where a token can change and is not held; scores are needed only there."""

@@ -104,6 +104,8 @@ class EvalConfig:
             "remdm_cap",
             "remdm_rescale",
             "remdm_loop",
+            "entropy_bounded",
+            "confidence",
         ),
         family="diffusion",
     )

@@ -87,6 +87,7 @@ def build_chain(
             sampling.steps,
             sampling.token_filter,
             prompt.given if resamples else None,
+            prompt.lengths,
         )
 
     def init(params, keys, prompt):

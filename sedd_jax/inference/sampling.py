@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+from sedd_jax.diffusion.adaptive import Confidence, EntropyBounded
 from sedd_jax.diffusion.euler import Euler
 from sedd_jax.diffusion.first_hitting import FirstHitting
 from sedd_jax.diffusion.gibbs import Gibbs
@@ -32,6 +33,8 @@ SAMPLERS: Registry[type[Sampler]] = Registry(
         "remdm_cap": RemdmCap,
         "remdm_rescale": RemdmRescale,
         "remdm_loop": RemdmLoop,
+        "entropy_bounded": EntropyBounded,
+        "confidence": Confidence,
     },
     methods=[name for name in vars(Sampler) if not name.startswith("_")],
 )
@@ -49,6 +52,11 @@ def sampler_named(name: str) -> Sampler:
       BadInput: no such sampler or option, or one that is no `diffusion.sampler.Sampler`.
     """
     return SAMPLERS.build(name)
+
+
+def samplers_for(graph: Graph) -> tuple[str, ...]:
+    """Returns the names of the samplers that are defined on the graph."""
+    return tuple(name for name in SAMPLERS.names if sampler_named(name).serves(graph))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +147,7 @@ class Sampling:
         if graph and not method.serves(graph):
             raise BadInput(
                 f"sampler={self.sampler!r} needs {method.needs}; this model has the "
-                f"{type(graph).__name__.lower()} graph: take tweedie or euler."
+                f"{type(graph).__name__.lower()} graph: take {', '.join(samplers_for(graph))}."
             )
         if self.particles > 1 and self.conditioning != "resample":
             raise BadInput(

@@ -13,7 +13,8 @@ from sedd_jax.diffusion import noise as noises
 from sedd_jax.experiment.config import parse
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.sampling import sampler_named
-from sedd_jax.verification import conditioning, correctors, samplers, scores
+from sedd_jax.verification import adaptive, conditioning, correctors, samplers, scores
+from sedd_jax.verification.adaptive import check_adaptive
 from sedd_jax.verification.conditioning import check_conditioning
 from sedd_jax.verification.correctors import check_correctors
 from sedd_jax.verification.exact import reverse_process
@@ -137,6 +138,30 @@ def test_claims_on_correctors(graph, monkeypatch):
     monkeypatch.setattr(correctors, "gibbs_move", hesitant)
     section = check_correctors(space, schedules, space.random_data(1), t_min=0.1)
     assert failed(section)
+
+
+def test_claims_on_adaptive_samplers(monkeypatch):
+    space = space_of("absorb")
+    data, drawn, sample = space.random_data(1, 0.6), {}, adaptive.sample_frequencies
+
+    def once(process, sampler, **settings):
+        if sampler not in drawn:
+            drawn[sampler] = sample(process, sampler=sampler, **settings)
+        return drawn[sampler]
+
+    def section():
+        noise = SCHEDULES["loglinear"]
+        return check_adaptive(space, noise, data, t_min=1e-3, num_samples=8192)
+
+    monkeypatch.setattr(adaptive, "sample_frequencies", once)
+    found = section()
+    assert failed(found) == [] and len(found.claims) == 5
+    evaluations, tv = [[row[column] for row in found.tables[0].rows] for column in (1, 2)]
+    assert evaluations[0] > evaluations[-2] == 1 and tv[-1] > 0.05
+    # one position more than the bound allows, in what is computed and not in what is drawn
+    within = adaptive.within_bound
+    monkeypatch.setattr(adaptive, "within_bound", lambda *args: within(*args) + 1)
+    assert len(failed(section())) >= 3
 
 
 def conditioned(graph, max_steps=32, **schedules):
