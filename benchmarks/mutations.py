@@ -141,7 +141,7 @@ MUTATIONS = [
     *mutations_of(
         "diffusion/sampler.py",
         "diffusion/test_sampler.py",
-        ("state.xt] > 0) & ~clamp.held", "state.xt] > 0) & clamp.held"),
+        ("limit[xt] > 0) & ~self.clamp.held", "limit[xt] > 0) & self.clamp.held"),
         ("jnp.where(self.held, self.tokens, xt)", "xt"),
         ("jnp.linspace(1.0, process.t_min,", "jnp.linspace(1.0, 0.5,"),
     ),
@@ -171,6 +171,12 @@ MUTATIONS = [
         ("before < top_p * mass[..., -1:]", "mass < top_p * mass[..., -1:]"),
     ),
     *mutations_of(
+        "diffusion/temperature.py",
+        "model/test_vocab_head.py",
+        ("reached = kept >= enough", "reached = weights.sum(-1) - kept >= enough"),
+        ("jnp.maximum(excess, 0), excess)", "0, jnp.maximum(excess, 0))"),
+    ),
+    *mutations_of(
         "diffusion/objective.py",
         "diffusion/test_score.py diffusion/test_conversions.py",
         ("return noise.dsigma(t) * entropy.sum(-1)", "return entropy.sum(-1)"),
@@ -193,6 +199,9 @@ MUTATIONS = [
         ("(states < self.num_states) & (column < self.columns)", "(column < self.columns)"),
         ("(self.states[None] != inputs.xt[:, None])", "(self.states[None] >= 0)"),
         ("jnp.maximum(score - cut[:, None], 0)", "score"),
+        ("log_score >= inputs.floor[:, None]", "log_score >= -jnp.inf"),
+        ("else log_score / temperature", "else log_score * temperature"),
+        ("self.states[None] == inputs.xt[:, None], 0, log", "self.states[None] < 0, 0, log"),
         ("fold_in)(keys[sequence], position)", "fold_in)(keys[sequence], sequence)"),
         ("return x if axis is None else jax.lax.psum(x, axis)", "return x"),
     ),

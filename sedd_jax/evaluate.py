@@ -26,7 +26,7 @@ from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.likelihood import TIMES
 from sedd_jax.inference.load import load
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.inference.sampling import SAMPLERS
+from sedd_jax.inference.sampling import SAMPLERS, TEMPERINGS
 from sedd_jax.system import processes
 from sedd_jax.system.files import check_local
 from sedd_jax.system.joining import initialize_distributed
@@ -85,6 +85,12 @@ _TEMPERATURE = flags.DEFINE_float(
     "temperature", 1.0, "Below 1 sharpens the distribution; 0 is greedy."
 )
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the smallest set of tokens with this mass.")
+_TEMPERING = flags.DEFINE_enum(
+    "tempering",
+    "token",
+    TEMPERINGS,
+    "What both act on: the token of a changing position, or (uniform graph) that given all others.",
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws.", lower_bound=0, upper_bound=2**32 - 1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Blocks or samples at a time.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, f"Folder for the results; RUN/{FOLDER} by default.")
@@ -93,7 +99,7 @@ _OF_LIKELIHOODS = (
 )  # fmt: skip
 _OF_QUALITY = (
     _JUDGE, _JUDGE_TOKENIZER, _REFERENCE, _MAUVE, _NUM_SAMPLES, _LENGTH, _STEPS, _SAMPLERS,
-    _TEMPERATURE, _TOP_P,
+    _TEMPERATURE, _TOP_P, _TEMPERING,
 )  # fmt: skip
 
 
@@ -199,6 +205,7 @@ def _sampling():
         samplers=tuple(dict.fromkeys(_SAMPLERS.value)),
         temperature=_TEMPERATURE.value,
         top_p=_TOP_P.value,
+        tempering=_TEMPERING.value,
         seed=_SEED.value,
         batch_size=_BATCH_SIZE.value,
         mauve=_MAUVE.value,
@@ -209,7 +216,9 @@ def _sampling():
 
 def _planned(checkpoint: TrainedModel, settings: quality.Settings, mesh: Mesh) -> quality.Plan:
     if not checkpoint.family.infills:
-        cli.refuse_flags_of_others(checkpoint.config.family, {"diffusion": (_STEPS, _SAMPLERS)})
+        cli.refuse_flags_of_others(
+            checkpoint.config.family, {"diffusion": (_STEPS, _SAMPLERS, _TEMPERING)}
+        )
     scorer = None
     if _JUDGE.value:
         scorer = load(

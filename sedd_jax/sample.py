@@ -21,7 +21,7 @@ from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.generate import generate, split_overlap
 from sedd_jax.inference.load import load
-from sedd_jax.inference.sampling import CONDITIONINGS, SAMPLERS, sampler_named
+from sedd_jax.inference.sampling import CONDITIONINGS, SAMPLERS, TEMPERINGS, sampler_named
 from sedd_jax.inference.stream import generate_stream
 from sedd_jax.inference.template import max_tokens, pad, row_between, row_from_template
 from sedd_jax.jobs import job
@@ -55,6 +55,12 @@ _TOP_P = flags.DEFINE_float(
     "top_p",
     1.0,
     "Below 1: departs from it too; draws from the fewest tokens of this mass.",
+)
+_TEMPERING = flags.DEFINE_enum(
+    "tempering",
+    "token",
+    TEMPERINGS,
+    "What both act on: the token of a changing position, or (uniform graph) that given all others.",
 )
 _CONDITIONING = flags.DEFINE_enum(
     "conditioning",
@@ -97,8 +103,9 @@ _FLAGS_OF_MODES = {
     (_PLAIN, "--html"): (_NUM_SAMPLES,),
     (_PLAIN, "--html", "--trace"): (_LENGTH, _PREFIX, _SUFFIX, _TEMPLATE),
 }
-_SETTINGS = (_STEPS, _SAMPLER, _TEMPERATURE, _TOP_P, _CONDITIONING, _PARTICLES, _OVERLAP)
-_DIFFUSION_FLAGS = (_STEPS, _SAMPLER, _CONDITIONING, _PARTICLES, _OVERLAP, _TRACE, _FRAMES, _HTML)
+_OF_DIFFUSION = (_STEPS, _SAMPLER, _TEMPERING, _CONDITIONING, _PARTICLES, _OVERLAP)
+_SETTINGS = (*_OF_DIFFUSION, _TEMPERATURE, _TOP_P)
+_DIFFUSION_FLAGS = (*_OF_DIFFUSION, _TRACE, _FRAMES, _HTML)
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.mutations import MUTATIONS, faults
+
 SLOW = (pytest.mark.slow, pytest.mark.unsteady)
 ROOT = Path(__file__).parents[1]
 SMALL = ("--tokens=300", "--hidden=32", "--blocks=1", "--length=16", "--steps=2")
@@ -75,3 +77,7 @@ def test_results_are_not_overwritten_and_a_missing_python_is_named(tmp_path):
     )
     assert process.returncode == 2
     assert "no-python" in process.stderr
+
+
+def test_every_mutation_is_of_a_text_that_occurs_once():
+    assert faults(MUTATIONS) == []

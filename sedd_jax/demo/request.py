@@ -9,7 +9,7 @@ import jax
 from sedd_jax.display.page import render
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.inference.sampling import SAMPLERS, sampler_named
+from sedd_jax.inference.sampling import SAMPLERS, TEMPERINGS, sampler_named
 from sedd_jax.inference.stream import generate_stream
 from sedd_jax.inference.template import pad, padded_length, row_from_template
 from sedd_jax.jobs.page import frame, player_setup
@@ -46,6 +46,8 @@ class RequestHandler:
         self._checkpoint = checkpoint
         names = (it for it in SAMPLERS.names if sampler_named(it).serves(checkpoint.graph))
         self.choices = _CHOICES | {"sampler": (tuple(names), "tweedie")}
+        if checkpoint.graph.mask_id is None:
+            self.choices["tempering"] = (TEMPERINGS, "token")
         self._example = next(filter(self._is_encodable, _EXAMPLES), "[MASK:*]")
 
     def page(self) -> str:

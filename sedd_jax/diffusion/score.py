@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
-from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
+from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter, conditional_bounds
 
 
 class StepWeights(NamedTuple):
@@ -81,6 +81,20 @@ class Score(abc.ABC):
         """
 
     @abc.abstractmethod
+    def tempered(self, token_filter: TokenFilter) -> "Score":
+        """Returns the ratios of a sharper distribution of each token given all others.
+
+        A row of ratios, with 1 at x_t, is p_t(x_i = y | rest) / p_t(x_i | rest). The ratios
+        returned are those of this conditional ** (1 / temperature), cut to its smallest set of
+        states, x_t among them or not, that has probability top_p; states as likely as the last of
+        these, within 0.2 %, are in it too. Outside of it a ratio is 0, and if x_t is outside the
+        ratios are so large that every step leaves it.
+
+        Args:
+          token_filter: temperature, not 0, and top-p.
+        """
+
+    @abc.abstractmethod
     def draw(
         self,
         keys: Key[Array, "B"],
@@ -121,6 +135,11 @@ class Score(abc.ABC):
 ScoreFn = Callable[[Int[Array, "B L"], Float[Array, "B"]], Score]
 
 
+def tempered_score_fn(score_fn: ScoreFn, token_filter: TokenFilter) -> ScoreFn:
+    """Returns a function whose scores are tempered, see `Score.tempered`."""
+    return lambda xt, sigma: score_fn(xt, sigma).tempered(token_filter)
+
+
 @dataclasses.dataclass(frozen=True)
 class DenseScore(Score):
     """All log-scores as one array.
@@ -140,6 +159,13 @@ class DenseScore(Score):
 
     def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
         return jnp.sum(weight * self.entropy(target).sum(-1))
+
+    def tempered(self, token_filter: TokenFilter) -> "DenseScore":
+        at_xt = jax.nn.one_hot(self.xt, self.log_score.shape[-1], dtype=bool)
+        log_ratios = jnp.where(at_xt, 0, self.log_score) / token_filter.temperature
+        excess, floor = conditional_bounds(log_ratios, token_filter.top_p)
+        kept = log_ratios >= floor[..., None]
+        return DenseScore(self.xt, jnp.where(kept, log_ratios - excess[..., None], -jnp.inf))
 
     def draw(
         self,

@@ -60,6 +60,7 @@ class Settings:
       samplers: of a diffusion model, names from `inference.sampling`.
       temperature: of the distribution of a token.
       top_p: mass of the nucleus.
+      tempering: of a diffusion model, what both act on.
       seed: sample i is a function of (seed, i).
       batch_size: samples at a time.
       mauve: whether to measure MAUVE against the reference.
@@ -71,6 +72,7 @@ class Settings:
     samplers: tuple[str, ...] = ("tweedie",)
     temperature: float = 1.0
     top_p: float = 1.0
+    tempering: str = "token"
     seed: int = 0
     batch_size: int = 32
     mauve: bool = False
@@ -82,6 +84,8 @@ class Settings:
           BadInput: a setting out of range, or not defined on the model's graph.
         """
         common = {"temperature": self.temperature, "top_p": self.top_p}
+        if self.tempering != "token":
+            common["tempering"] = self.tempering
         if not family.infills:
             return [family.sampling(**common)]
         product = itertools.product(self.samplers, self.steps)
@@ -94,7 +98,8 @@ class Settings:
         if not self.steps:
             raise BadInput("steps is empty, so that nothing would be drawn; leave it out.")
         for sampler, steps in itertools.product(self.samplers, self.steps):
-            Sampling(steps, sampler, self.temperature, self.top_p).check()
+            filtering = {"temperature": self.temperature, "top_p": self.top_p}
+            Sampling(steps, sampler, **filtering, tempering=self.tempering).check()
         if self.num_samples < 2:
             raise BadInput(f"num_samples is {self.num_samples}; a standard error needs at least 2.")
         if self.length is not None and self.length < 4:
@@ -306,6 +311,10 @@ def _in_words(figures):
     ]
 
 
+def _short(value):
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 def _real_text(reference):
     """The reference itself: the figures of perfect samples."""
     protocol = {"sampler": REAL, "samples": len(reference.rows), "seed": None}
@@ -337,7 +346,7 @@ def _sampler_configs(checkpoint, settings, length):
         if family.infills and not sampling.method.rows_differ:
             protocol["final_step"] = final_step
         parts = [*always.values()] if family.infills else [kind]
-        parts += [f"{name.replace('_', '-')}-{it:g}" for name, it in departures.items()]
+        parts += [f"{name.replace('_', '-')}-{_short(it)}" for name, it in departures.items()]
         name = "-".join(str(part) for part in parts if part is not None)
 
         def draw():

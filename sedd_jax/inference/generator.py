@@ -11,6 +11,8 @@ from jaxtyping import Array, Bool, Int, Key
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.sampler import Process, Sampler, SamplerInfo
+from sedd_jax.diffusion.score import tempered_score_fn
+from sedd_jax.diffusion.temperature import NO_FILTER
 from sedd_jax.inference.batches import RowKeys
 from sedd_jax.inference.conditioning import Resampled
 from sedd_jax.inference.prompt import Prompt
@@ -78,14 +80,19 @@ def build_chain(
         padded = {}
         if prompt.lengths is not None:
             padded["lengths"] = jnp.repeat(prompt.lengths, particles)
+        score_fn, token_filter = functools.partial(model.score, params, **padded), NO_FILTER
+        if sampling.tempering == "conditional":
+            score_fn = tempered_score_fn(score_fn, sampling.token_filter)
+        else:
+            token_filter = sampling.token_filter
         return Process(
             graph,
             noise,
-            functools.partial(model.score, params, **padded),
+            score_fn,
             prompt.clamp,
             t_min,
             sampling.steps,
-            sampling.token_filter,
+            token_filter,
             prompt.given if resamples else None,
             prompt.lengths,
         )

@@ -39,6 +39,7 @@ SAMPLERS: Registry[type[Sampler]] = Registry(
     methods=[name for name in vars(Sampler) if not name.startswith("_")],
 )
 CONDITIONINGS = ("clamp", "resample")
+TEMPERINGS = ("token", "conditional")
 MAX_STEPS = 2**20  # their times are float32
 
 
@@ -91,10 +92,12 @@ class Sampling:
         positions again, or the dotted path of a `diffusion.sampler.Sampler`. Options of a sampler
         follow its name: "gibbs(spacing=2)".
       temperature: 1 for the model's distribution. Else a departure from it: tokens are drawn with
-        weights ** (1 / temperature), 0 takes the most likely one. It changes which token is drawn,
-        not when.
+        weights ** (1 / temperature), 0 takes the most likely one.
       top_p: 1 for the model's distribution. Else a departure from it: tokens are drawn from the
         smallest set with this probability.
+      tempering: what temperature and top-p act on: "token", which token a changing position takes,
+        but not when it changes; or "conditional" (uniform graph), the distribution of a token given
+        all others, from which the sampler takes both. See `Score.tempered`.
       conditioning: how given tokens are held: "clamp", clean, which is exact under the absorbing
         graph; under the uniform graph also "resample", clean in `particles` copies of every row
         that are weighted by the probability of these tokens, which is exact for many copies and
@@ -111,6 +114,7 @@ class Sampling:
     conditioning: str = "clamp"
     particles: int = 1
     overlap: int | None = None
+    tempering: str = "token"
 
     def __post_init__(self):
         if self.steps is None:
@@ -144,6 +148,7 @@ class Sampling:
                 f"{self.conditioning!r}."
             )
         self.token_filter.check()
+        self._check_tempering(graph)
         if graph and not method.serves(graph):
             raise BadInput(
                 f"sampler={self.sampler!r} needs {method.needs}; this model has the "
@@ -163,4 +168,24 @@ class Sampling:
             raise BadInput(
                 f"conditioning={self.conditioning!r} is for the uniform graph: under the absorbing "
                 "graph, which this model has, 'clamp' is exact."
+            )
+
+    def _check_tempering(self, graph):
+        if self.tempering not in TEMPERINGS:
+            raise BadInput(
+                f"tempering must be one of {', '.join(TEMPERINGS)}, got {self.tempering!r}."
+            )
+        if self.tempering == "token":
+            return
+        if self.temperature == 0:
+            raise BadInput(
+                "temperature=0 means nothing with tempering='conditional': every position would "
+                "take its likeliest token in the first step, at any noise; take 0.1 or more, or "
+                "tempering='token'."
+            )
+        if graph and graph.mask_id is not None:
+            raise BadInput(
+                "tempering='conditional' is for the uniform graph: under the absorbing graph, "
+                "which this model has, when a position leaves the mask does not depend on the "
+                "text, and tempering='token' already tempers its token given all others."
             )

@@ -18,6 +18,7 @@ from sedd_jax.jobs.input import InputRow
 from sedd_jax.system.files import atomic_write, check_output_path
 from sedd_jax.system.lock import exclusive
 
+_YOUNGER = {"tempering": "token"}  # a setting that rows of earlier versions lack
 _BEGIN = b'{"index": '
 _RECORD_BEGIN = re.compile(rb'\{"index": [0-9]+, "id": ')  # only records of jobs begin so
 
@@ -100,6 +101,7 @@ def _own_records(content, path, rows, facts):
                 f"{path} was drawn with precision={record['precision']!r}, which is gone: give "
                 "another --output."
             )
+        record = _YOUNGER | record
         for name, value in facts.items():
             if name not in record or record[name] != value:
                 raise BadInput(

@@ -45,11 +45,19 @@ def tiling_for(platform: str) -> Tiling:
 
 
 class HeadInputs(NamedTuple):
-    """What the log-scores of a position are computed from: its logits minus `shift`; 0 at x_t."""
+    """What the log-scores of a position are computed from: its logits minus `shift`; 0 at x_t.
+
+    Attributes:
+      hidden: activations that are multiplied with the unembedding.
+      shift: subtracted from the logits.
+      xt: noised tokens.
+      floor: states of a lower log-score have a score of 0; None for no floor.
+    """
 
     hidden: Float[Array, "*s D"]
     shift: Float[Array, "*s"]
     xt: Int[Array, "*s"]
+    floor: Float[Array, "*s"] | None = None
 
 
 class RowBlock(NamedTuple):
@@ -150,6 +158,11 @@ class ActiveRows(NamedTuple):
         return carry
 
 
+def scaled(log_score: Float[Array, "*s"], temperature: float) -> Float[Array, "*s"]:
+    """Returns the log-scores by the temperature, or themselves where it is 1."""
+    return log_score if temperature == 1 else log_score / temperature
+
+
 class Chunk(NamedTuple):
     """Columns of the unembedding, from `start` on.
 
@@ -160,6 +173,7 @@ class Chunk(NamedTuple):
       states: the graph's state of every column.
       real: whether a column is a state, not padding.
       unvisited: whether it is real and in no chunk before: the last chunk may overlap the previous.
+      temperature: that divides the log-scores.
     """
 
     start: Int[Array, ""]
@@ -168,17 +182,28 @@ class Chunk(NamedTuple):
     states: Int[Array, "C"]
     real: Bool[Array, "C"]
     unvisited: Bool[Array, "C"]
+    temperature: float
 
     def log_score(
         self, hidden: Float[Array, "N D"], shift: Float[Array, "N"]
     ) -> Float[Array, "N C"]:
-        """Returns the logits minus `shift`, float32; 0 in padding."""
+        """Returns the logits minus `shift`, by the temperature, float32; 0 in padding."""
         out = jnp.dot(hidden, self.kernel, preferred_element_type=jnp.float32)
-        return jnp.where(self.real[None], out + self.bias[None] - shift[:, None], 0)
+        out = scaled(out + self.bias[None] - shift[:, None], self.temperature)
+        return jnp.where(self.real[None], out, 0)
+
+    def log_ratios(self, inputs: HeadInputs) -> Float[Array, "N C"]:
+        """Returns the log-scores, 0 at x_t and -inf in padding."""
+        log_score = self.log_score(inputs.hidden, inputs.shift)
+        log_score = jnp.where(self.states[None] == inputs.xt[:, None], 0, log_score)
+        return jnp.where(self.real[None], log_score, -jnp.inf)
 
     def weights(self, inputs: HeadInputs, cut: Float[Array, "N"] | None) -> Float[Array, "N C"]:
         """Returns max(0, score - cut), 0 at x_t and in padding."""
-        score = jnp.exp(self.log_score(inputs.hidden, inputs.shift))
+        log_score = self.log_score(inputs.hidden, inputs.shift)
+        score = jnp.exp(log_score)
+        if inputs.floor is not None:
+            score = jnp.where(log_score >= inputs.floor[:, None], score, 0)
         if cut is not None:
             score = jnp.maximum(score - cut[:, None], 0)
         allowed = self.real[None] & (self.states[None] != inputs.xt[:, None])
@@ -214,12 +239,14 @@ class VocabShard(NamedTuple):
       columns: of the unembedding, before it is padded to a multiple of 128.
       num_states: of the graph; columns of higher states are padding.
       dtype: of the products.
+      temperature: that divides the log-scores.
     """
 
     first_state: Int[Array, ""] | int
     columns: int
     num_states: int
     dtype: jnp.dtype
+    temperature: float
 
     def chunk(
         self,
@@ -247,6 +274,7 @@ class VocabShard(NamedTuple):
             states,
             real,
             real & (column >= first_unvisited),
+            self.temperature,
         )
 
     def fold(
@@ -284,11 +312,13 @@ class StreamedHead(NamedTuple):
       tiling: sizes of tiles.
       placement: of positions and unembedding. A device groups its own columns: where they are no
         multiple of 128, the same keys draw other states of the same distribution.
+      temperature: that divides the log-scores.
     """
 
     num_states: int
     tiling: Tiling
     placement: Placement
+    temperature: float = 1.0
 
     def active_rows(self, active: Bool[Array, "B L"]) -> ActiveRows:
         """Returns the active positions in blocks of the tiling."""
@@ -315,7 +345,8 @@ class StreamedHead(NamedTuple):
     def shard(self, unembedding: Unembedding, inputs: HeadInputs) -> VocabShard:
         """Returns the states of this device's columns."""
         columns, dtype = unembedding.bias.size, inputs.hidden.dtype
-        return VocabShard(self.shard_index() * columns, columns, self.num_states, dtype)
+        first_state = self.shard_index() * columns
+        return VocabShard(first_state, columns, self.num_states, dtype, self.temperature)
 
     def shard_index(self) -> Int[Array, ""] | int:
         """Returns the number of this device's shard of the columns."""

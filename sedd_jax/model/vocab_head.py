@@ -22,9 +22,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.score import Drawn, Score, StepWeightsFn, entropy_of_ratios
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
-from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
+from sedd_jax.diffusion.temperature import NO_FILTER, Bounds, TokenFilter, conditional_bounds
 from sedd_jax.model.config import COLUMN_GROUP, padded
-from sedd_jax.model.tiles import ActiveRows, HeadInputs, StreamedHead, Unembedding
+from sedd_jax.model.tiles import ActiveRows, HeadInputs, StreamedHead, Unembedding, scaled
+
+# True ratios are at most about V / sigma(t_min), 5e7 as a rule: their square is far from overflow.
+LEAST_UNBOUNDED = 0.5
 
 
 def _entropy(
@@ -196,23 +199,53 @@ def _pick_filtered(
     The filter needs all weights of a position: those of a few positions at a time (`Tiling.jumps`)
     are materialised.
     """
-    rows, placement = ActiveRows.of(jumps, (head.tiling.jumps,)), head.placement
-    if placement.tensor and placement.batch:  # the same trip count for all that all-gather
-        rows = rows._replace(count=jax.lax.pmax(rows.count, placement.batch))
-    shard = head.shard(unembedding, inputs).chunk(unembedding, 0, unembedding.bias.size)
+    rows, shard, all_columns = _whole_rows(head, unembedding, inputs, jumps)
     inputs, cut = rows.gather((inputs, cut))
 
     def block_step(block, states):
         part, part_cut = block.take((inputs, cut))
-        weights = shard.weights(part, part_cut)
-        if placement.tensor:
-            weights = jax.lax.all_gather(weights, placement.tensor, axis=1, tiled=True)
+        weights = all_columns(shard.weights(part, part_cut))
         position_keys = rows.position_keys(keys, block, jumps.shape[1])
         state = jax.vmap(categorical.categorical)(position_keys, token_filter(jnp.log(weights)))
         return block.write(states, jnp.where(weights.sum(-1) > 0, state, part.xt))
 
     states = rows.fold(block_step, jnp.zeros(rows.order.shape, jnp.int32))
     return rows.scatter(states, jumps.shape)
+
+
+def _whole_rows(head, unembedding, inputs, active):
+    """A few positions at a time, a device's columns, and what gathers those of all devices."""
+    rows, placement = ActiveRows.of(active, (head.tiling.jumps,)), head.placement
+    if placement.tensor and placement.batch:  # the same trip count for all that all-gather
+        rows = rows._replace(count=jax.lax.pmax(rows.count, placement.batch))
+    shard = head.shard(unembedding, inputs).chunk(unembedding, 0, unembedding.bias.size)
+
+    def all_columns(x):
+        if placement.tensor is None:
+            return x
+        return jax.lax.all_gather(x, placement.tensor, axis=1, tiled=True)
+
+    return rows, shard, all_columns
+
+
+def _bounds(
+    head: StreamedHead,
+    top_p: float,
+    unembedding: Unembedding,
+    inputs: HeadInputs,
+    active: Bool[Array, "B L"],
+) -> Bounds:
+    """Returns the bounds of the tempered ratios, from all ratios of a few positions at a time."""
+    rows, shard, all_columns = _whole_rows(head, unembedding, inputs, active)
+    inputs = rows.gather(inputs)
+
+    def block_step(block, found):
+        log_ratios = all_columns(shard.log_ratios(block.take(inputs)))
+        return Bounds(*map(block.write, found, conditional_bounds(log_ratios, top_p)))
+
+    zero = jnp.zeros(rows.order.shape)
+    found = rows.fold(block_step, Bounds(zero, zero))
+    return Bounds(*(rows.scatter(x, active.shape) for x in found))
 
 
 def _log_score_at(
@@ -226,7 +259,10 @@ def _log_score_at(
     kernel = unembedding.kernel[:, column].astype(shard.dtype)
     out = jnp.einsum("bld,dbl->bl", inputs.hidden, kernel, preferred_element_type=jnp.float32)
     out = jnp.where(mine, out + unembedding.bias[column], 0)
-    return head.sum_over_shards(out) - inputs.shift
+    log_score = scaled(head.sum_over_shards(out) - inputs.shift, head.temperature)
+    if inputs.floor is None:
+        return log_score
+    return jnp.where(log_score >= inputs.floor, log_score, -jnp.inf)
 
 
 # How arguments (after the head and settings) and results are sharded: names of `_per_device`.
@@ -237,6 +273,7 @@ _SHARDING = {
     _shannon_entropy: (("unembedding", *["rows"] * 2), "rows"),
     _pick: (("unembedding", *["rows"] * 5), "rows"),
     _pick_filtered: (("unembedding", *["rows"] * 4), "rows"),
+    _bounds: (("unembedding", *["rows"] * 2), "rows"),
     _log_score_at: (("unembedding", *["rows"] * 2), "rows"),
 }
 
@@ -285,18 +322,28 @@ class StreamedScore(Score):
       head: how the unembedding is streamed.
       unembedding: the projection, padded to a multiple of 128 columns.
       inputs: what it is applied to.
+      top_p: of the conditional of every token, see `tempered`.
     """
 
     head: StreamedHead
     unembedding: Unembedding
     inputs: HeadInputs
+    top_p: float = 1.0
 
     def entropy(self, target: Target) -> Float[Array, "B L"]:
         return self._on_devices(_entropy, target)
 
     def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
-        hidden, shift, _ = self.inputs
+        hidden, shift = self.inputs[:2]
         return _weighted_entropy(self.head, self.unembedding, hidden, shift, target, weight)
+
+    def tempered(self, token_filter: TokenFilter) -> "StreamedScore":
+        """As `Score.tempered`; a temperature from 0.5 on costs nothing.
+
+        A lower one and top-p cost one more product of the head at every position that is drawn.
+        """
+        head = self.head._replace(temperature=token_filter.temperature)
+        return dataclasses.replace(self, head=head, top_p=token_filter.top_p)
 
     def draw(
         self,
@@ -305,6 +352,7 @@ class StreamedScore(Score):
         active: Bool[Array, "B L"],
         token_filter: TokenFilter = NO_FILTER,
     ) -> Drawn:
+        self = self._bounded(active)
         total, step, masses = self._weigh(step_weights, active)
         jump_keys, target_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         length = active.shape[1]
@@ -320,6 +368,7 @@ class StreamedScore(Score):
     def log_prob(
         self, step_weights: StepWeightsFn, active: Bool[Array, "B L"], states: Int[Array, "B L"]
     ) -> Float[Array, "B L"]:
+        self = self._bounded(active)
         _, step, masses = self._weigh(step_weights, active)
         log_weight = self._on_devices(_log_score_at, states)
         if step.cut is not None:
@@ -330,7 +379,17 @@ class StreamedScore(Score):
         return jnp.where(active, log_prob, jnp.where(stays, 0, -jnp.inf))
 
     def shannon_entropy(self, active: Bool[Array, "B L"]) -> Float[Array, "B L"]:
-        return self._on_devices(_shannon_entropy, active)
+        return self._bounded(active)._on_devices(_shannon_entropy, active)
+
+    def _bounded(self, active):
+        """The same score with the bounds of its tempered ratios, where it needs them."""
+        if self.top_p == 1 and self.head.temperature >= LEAST_UNBOUNDED:
+            return self
+        bounds = _per_device(self.head, _bounds, self.top_p)
+        excess, floor = bounds(self.unembedding, self.inputs, active)
+        shift = self.inputs.shift + self.head.temperature * excess
+        inputs = self.inputs._replace(shift=shift, floor=floor - excess)
+        return dataclasses.replace(self, inputs=inputs)
 
     def _weigh(self, step_weights, active):
         """The total of the ratios, the step's weights, and by them the unscaled group masses."""

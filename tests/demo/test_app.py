@@ -128,6 +128,13 @@ def test_a_model_that_cannot_fill_holes_is_refused(tiny):
         RequestHandler(dataclasses.replace(tiny, family=family))
 
 
+def test_tempering_is_offered_where_it_differs(tiny, handler):
+    config = dataclasses.replace(tiny.config, graph="uniform")
+    uniform = dataclasses.replace(tiny, family=build_family(config, 257), config=config)
+    assert RequestHandler(uniform).choices["tempering"] == (("token", "conditional"), "token")
+    assert "tempering" not in handler.choices
+
+
 def test_first_hitting_takes_a_call_for_every_hole(serve, handler):
     _, (*_, last) = draw(serve(handler), sampler="first_hitting", samples=1)
     assert last["evaluations"] == [5] and None not in last["rows"][0]

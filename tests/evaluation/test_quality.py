@@ -15,6 +15,7 @@ from sedd_jax.evaluation.measures import distinct, entropy, self_repetition
 from sedd_jax.evaluation.quality import REAL, Settings
 from sedd_jax.evaluation.record import read_records
 from sedd_jax.evaluation.scoring_model import ScoringModel
+from sedd_jax.inference.build import build_family
 from sedd_jax.inference.generator import Diagnostics
 
 SETTINGS = Settings(3, 12, steps=(2, 3), seed=4, batch_size=2)
@@ -151,6 +152,20 @@ def test_a_sweep_of_first_hitting_counts_the_calls_that_were_made(checkpoint, tm
     assert free.protocol["steps"] is None
 
 
+def test_a_departure_is_in_the_name_of_a_record(checkpoint):
+    config = dataclasses.replace(checkpoint.config, graph="uniform")
+    family = build_family(config, checkpoint.tokenizer.vocab_size)
+    uniform = dataclasses.replace(checkpoint, family=family, config=config)
+    settings = Settings(2, 6, (4,), temperature=0.5, tempering="conditional")
+    (query,) = quality.plan(uniform, settings).queries
+    assert query.name == "tweedie-4-temperature-0.5-tempering-conditional"
+    assert query.protocol["tempering"] == "conditional"
+    (query,) = quality.plan(uniform, Settings(2, 6, (4,))).queries
+    assert "tempering" not in query.protocol  # as in records of earlier versions
+    with pytest.raises(BadInput, match="tempering='conditional' is for the uniform graph"):
+        quality.plan(checkpoint, settings)
+
+
 def test_an_autoregressive_model_has_one_sampler(causal, tmp_path):
     settings = Settings(2, 6, temperature=0.7, top_p=0.9, seed=1)
     (record,) = run(causal, settings, tmp_path, scorer=causal)
@@ -227,6 +242,7 @@ def test_mauve_is_of_the_scoring_models_features(causal, tmp_path, monkeypatch):
             "temperature must be 0 .greedy. or more, and finite, got nan",
         ),
         ({"top_p": 7.0}, r"top_p must be in \(0, 1\], got 7.0"),
+        ({"tempering": "conditional"}, "tempering means nothing to autoregressive models"),
     ],
 )
 def test_bad_settings_are_named(causal, settings, message):

@@ -10,6 +10,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.prompt import Prompt, _token_ids, rows_and_length
+from sedd_jax.model.score_model import dense_model
 
 KEY = jax.random.key(0)
 STEPS = 6
@@ -131,6 +132,32 @@ def test_first_hitting_needs_a_mask(checkpoint):
     other = dataclasses.replace(checkpoint, family=components, config=config)
     with pytest.raises(BadInput, match="'first_hitting' needs the absorbing graph"):
         sedd.generate(KEY, other, 1, sampler="first_hitting")
+
+
+def test_a_tempered_conditional_is_that_of_a_network_of_sharper_scores(toy):
+    model = toy("uniform")
+    network = model.family.model
+    twice = dense_model(network.init, lambda *args, **options: 2 * network.apply(*args, **options))
+    sharp = dataclasses.replace(model, family=model.family._replace(model=twice))
+    tokens, _ = generate(model, 2, temperature=0.5, tempering="conditional")
+    np.testing.assert_array_equal(tokens, generate(sharp, 2)[0])
+
+
+@pytest.mark.parametrize(
+    ("graph", "options", "message"),
+    [
+        ("absorb", {}, "tempering='conditional' is for the uniform graph: under the absorbing"),
+        (
+            "uniform",
+            {"temperature": 0.0},
+            "temperature=0 means nothing with tempering='con",
+        ),
+        ("uniform", {"tempering": "all"}, "tempering must be one of token, conditional, got 'all'"),
+    ],
+)
+def test_tempering_without_meaning_is_refused(toy, graph, options, message):
+    with pytest.raises(BadInput, match=message):
+        generate(toy(graph), 1, **{"tempering": "conditional"} | options)
 
 
 def test_rows_differ(five):

@@ -150,6 +150,7 @@ def test_an_output_of_something_else_is_left_alone(checkpoint, source, output, t
         (good, {"seed": 4}, "drawn with another seed \\(3, and this job has 4\\): run the command"),
         (good, {"settings": SETTINGS | {"steps": 4}}, "another steps"),
         (good, {"settings": SETTINGS | {"new": 1}}, "another new"),
+        (good, {"settings": SETTINGS | {"tempering": "conditional"}}, "tempering \\('token', and"),
         (good, {"checkpoint": weights}, "another model"),
         (good, {"source": changed}, "id 0 made from another line than line 1"),
         (good, {"source": fewer}, "id 'long' made from another line than line 8"),
@@ -182,7 +183,7 @@ def test_an_output_is_a_file_and_a_link_to_one_stays(checkpoint, source, output,
     link, path = tmp_path / "link.jsonl", tmp_path / "out.jsonl"
     path.write_bytes(output.read_bytes() + b'{"ind')
     link.symlink_to(path)
-    run(checkpoint, source, link)
+    run(checkpoint, source, link, settings=SETTINGS | {"tempering": "token"})  # a younger setting
     assert link.is_symlink()
     assert path.read_bytes() == output.read_bytes()
     for other, message in (

@@ -520,6 +520,80 @@ def test_sharper_draws_follow_the_nucleus_of_the_tempered_law(form, on_devices, 
     assert chisquare(counts[keep], expected[keep]).pvalue > LEVEL
 
 
+@jit(static_argnums=(0, 1, 2))
+def tempered(case, form, token_filter, keys, hidden, table, shift, xt, step, states):
+    """Tweedie draws from tempered ratios, and the log-probability of states."""
+    score = form(case, hidden, table, shift, xt).tempered(token_filter)
+    weights = functools.partial(tweedie_weights, case.graph("uniform"), xt, delta_sigma=step)
+    active = jnp.ones(xt.shape, bool)
+    return score.draw(keys, weights, active).xt, score.log_prob(weights, active, states)
+
+
+def tempered_law(log_score, xt, token_filter, delta):
+    """The probabilities of a tempered Tweedie step, from conditionals, and the size of the set."""
+    states = len(log_score)
+    logs = np.where(np.arange(states) == xt, 0, log_score) / token_filter.temperature
+    conditional = np.exp(logs - logs.max())
+    conditional /= conditional.sum()
+    largest, count = np.argsort(-conditional), states
+    if token_filter.top_p < 1:
+        count = 1 + np.searchsorted(np.cumsum(conditional[largest]), token_filter.top_p)
+    conditional[largest[count:]] = 0
+    conditional /= conditional.sum()
+    moved, growth = -np.expm1(-delta) / states, np.expm1(delta)
+    weights = growth / states * (conditional - moved)
+    weights[xt] = ((1 + growth) * conditional[xt] - growth / states) * (np.exp(-delta) + moved)
+    weights = np.maximum(weights, 0)
+    return weights / weights.sum(), count
+
+
+# 0.2 makes of these ratios some that no float32 holds
+@pytest.mark.parametrize(
+    ("form", "token_filter"),
+    [
+        ("streamed", (0.8, 1.0)),
+        ("streamed", (0.2, 1.0)),
+        ("streamed", (0.9, 0.7)),
+        ("written out", (0.2, 1.0)),
+        ("written out", (0.9, 0.7)),
+    ],
+)
+def test_a_tempered_step_is_that_of_the_tempered_conditional(form, token_filter):
+    form = {"streamed": streamed, "written out": written_out}[form]
+    token_filter, delta, repeats = TokenFilter(*token_filter), 0.15, 8
+    rng = np.random.default_rng(6)
+    hidden = jnp.array(rng.normal(0, 0.3, (1, 1, D)), jnp.float32)
+    table = Unembedding(jnp.array(rng.normal(0, 1, (D, 384)), jnp.float32), jnp.full(384, 0.1))
+    sharded = form is streamed and token_filter.temperature != 0.8
+    case = Case(FEW, Tiling(256, (4096,), 512), on_mesh() if sharded else ANYWHERE)
+    zero = jnp.zeros((1, 1), jnp.int32)
+    logits = np.float64(written_out(case, hidden, table, zero, zero).log_score)[0, 0]
+    # x_t is at first the likeliest state, then next to impossible
+    xt, shift = np.argsort(logits)[[-1, 0]], np.float32(logits.max() - np.array([0, 25]))
+
+    def rows(x):
+        return jnp.broadcast_to(x, (repeats * FEW, 2, *x.shape[2:]))
+
+    states = rows(jnp.tile(jnp.arange(FEW), repeats)[:, None])
+    keys, step = jax.random.split(jax.random.key(8), len(states)), jnp.full(len(states), delta)
+    many = rows(hidden), table, rows(shift), rows(jnp.asarray(xt))
+    drawn, log_prob = tempered(case, form, token_filter, keys, *many, step, states)
+    for place in range(2):
+        law, count = tempered_law(logits - shift[place], xt[place], token_filter, delta)
+        found = np.exp(np.float64(log_prob[:FEW, place]))
+        np.testing.assert_allclose(found, law, rtol=2e-4, atol=1e-7)
+        assert 0.05 < law[xt[0]] < 0.999 if place == 0 else law[xt[1]] == 0
+        assert count == FEW if token_filter.top_p == 1 else 20 < count < FEW // 2
+        counts, expected = np.bincount(drawn[:, place], minlength=FEW), len(states) * law
+        assert not counts[expected == 0].any()
+        rare = expected < 5
+        counts = np.append(counts[~rare], counts[rare].sum())
+        expected = np.append(expected[~rare], expected[rare].sum())
+        keep = expected >= 1
+        counts, expected = counts[keep], expected[keep]
+        assert chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > LEVEL
+
+
 def test_equal_positions_draw_apart():
     _, table, *_ = problem("absorb", padded=ON_MESH)
     table = Unembedding(table.kernel, jnp.where(jnp.arange(ON_MESH) < V, 0.0, 20.0))
