@@ -12,6 +12,8 @@ References:
   Inaccurate Categorical Sampling, 2024 (arXiv 2409.02908).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
@@ -113,10 +115,11 @@ def jump(
 
 def jump_from_uniforms(
     u_jump: Float[Array, "*s"],
-    u_target: Float[Array, "*s V"],
+    u_target: Float[Array, "..."],
     xt: Int[Array, "*s"],
     probs: Float[Array, "*s V"],
     token_filter: TokenFilter = NO_FILTER,
+    draw: Callable[..., Int[Array, "*s"]] = categorical_from_uniform,
 ) -> Int[Array, "*s"]:
     """Returns what `jump` draws where `uniform` gives u_jump and u_target.
 
@@ -126,6 +129,7 @@ def jump_from_uniforms(
       xt: current states.
       probs: weights of the next state, need not be normalised.
       token_filter: temperature and top-p of the new state.
+      draw: maps (u_target, weights) to an index; u_target is as it takes them.
     """
     weights = jnp.maximum(probs, 0)
     at_xt = jax.nn.one_hot(xt, probs.shape[-1], dtype=bool)
@@ -134,7 +138,7 @@ def jump_from_uniforms(
     stay = jnp.where(at_xt, weights, 0).sum(-1)
     if token_filter != NO_FILTER:
         away = token_filter(jnp.log(away))
-    return jnp.where(leaves(u_jump, leave, stay), categorical_from_uniform(u_target, away), xt)
+    return jnp.where(leaves(u_jump, leave, stay), draw(u_target, away), xt)
 
 
 def leaves(
