@@ -165,7 +165,8 @@ class DenseScore(Score):
         log_ratios = jnp.where(at_xt, 0, self.log_score) / token_filter.temperature
         excess, floor = conditional_bounds(log_ratios, token_filter.top_p)
         kept = log_ratios >= floor[..., None]
-        return DenseScore(self.xt, jnp.where(kept, log_ratios - excess[..., None], -jnp.inf))
+        log_score = jnp.where(kept, log_ratios - excess[..., None], -jnp.inf)
+        return dataclasses.replace(self, log_score=log_score)
 
     def draw(
         self,

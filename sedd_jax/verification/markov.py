@@ -49,11 +49,11 @@ class HiddenMarkov:
     emission: Float[np.ndarray, "S N"]
 
     def __post_init__(self):
-        states = len(self.initial)
+        states = np.size(self.initial)
         for name, shape in (
             ("initial", (states,)),
             ("transition", (states, states)),
-            ("emission", (states, self.emission.shape[-1])),
+            ("emission", (states, *np.shape(self.emission)[-1:])),
         ):
             rows = np.asarray(getattr(self, name), np.float64)
             if rows.shape != shape:
@@ -89,7 +89,11 @@ class HiddenMarkov:
           key: random key, used once.
           rows: the number of rows B.
           length: tokens of a row, at least 1.
+
+        Raises:
+          BadInput: the length is below 1.
         """
+        _check_length(length)
         first_key, step_key, token_key = jax.random.split(key, 3)
         log = jax.tree.map(jnp.log, self.params)
         first = jax.random.categorical(first_key, log["initial"], shape=(rows,))
@@ -112,7 +116,11 @@ class HiddenMarkov:
         """Returns the entropy of a row of a Markov chain, in nats; NaN for other models.
 
         It is exact: H(x_1) + sum over i of E H(x_i | x_(i-1)).
+
+        Raises:
+          BadInput: the length is below 1.
         """
+        _check_length(length)
         if not np.array_equal(self.emission, np.eye(len(self.initial))):
             return math.nan  # the entropy of an HMM has no closed form
         marginal, entropy = self.initial, -float(xlogy(self.initial, self.initial).sum())
@@ -121,6 +129,11 @@ class HiddenMarkov:
             entropy += float(marginal @ per_state)
             marginal = marginal @ self.transition
         return entropy
+
+
+def _check_length(length):
+    if length < 1:
+        raise BadInput(f"A row of a hidden Markov model has at least 1 token, got length={length}.")
 
 
 def markov_chain(
@@ -171,7 +184,7 @@ class MarkovScore(DenseScore):
     ) -> Drawn:
         total, weights = self._weigh(step_weights, active)
         words = jax.random.key_data(keys)[:, None]
-        positions = jnp.arange(self.xt.shape[1], dtype=jnp.uint32)
+        positions = jnp.arange(self.xt.shape[1], dtype=jnp.uint32)[None]
         u_jump, u_target = (
             uniform_from_bits(*_threefry(words, positions, jnp.uint32(use))) for use in (0, 1)
         )

@@ -4,12 +4,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.random import threefry_2x32
 
 from sedd_jax.diffusion import graph as graphs
+from sedd_jax.diffusion.categorical import BELOW_ONE, jump_probs
+from sedd_jax.diffusion.denoiser import tweedie_weights
+from sedd_jax.diffusion.temperature import TokenFilter
 from sedd_jax.errors import BadInput
+from sedd_jax.inference.batches import row_keys
+from sedd_jax.verification import markov
 from sedd_jax.verification.exact.scores import exact_model, exact_params
 from sedd_jax.verification.exact.space import Space, sequences
-from sedd_jax.verification.markov import HiddenMarkov, markov_chain, markov_model, random_model
+from sedd_jax.verification.markov import (
+    HiddenMarkov,
+    MarkovScore,
+    markov_chain,
+    markov_model,
+    random_model,
+)
 
 LENGTH, TOKENS = 3, 3
 
@@ -86,6 +98,66 @@ def test_one_token_and_impossible_contexts():
     assert np.isfinite(np.exp(np.asarray(score[0, 2, :2]))).all()
 
 
+@pytest.mark.parametrize("graph", ["absorb", "uniform"])
+def test_draws_have_the_distribution_of_dense_ones(graph):
+    graph, rows = graphs.GRAPHS[graph](3), 20_000
+    xt = jnp.full((rows, 2), graph.num_states - 1)
+    row = jnp.log(jnp.array([0.5, 1e-9, 2.0, 7.0])[: graph.num_states])
+    score = MarkovScore(xt, jnp.broadcast_to(row, (*xt.shape, graph.num_states)))
+
+    def weights(total):
+        return tweedie_weights(graph, xt, total, jnp.full(rows, 0.4))
+
+    active = jnp.ones(xt.shape, bool).at[:, 1].set(False)
+    keys = row_keys(jax.random.key(0), jnp.arange(rows))
+    drawn, total = jax.jit(lambda keys: score.draw(keys, weights, active))(keys)
+    assert (drawn[:, 1] == xt[:, 1]).all() and (total[:, 1] == 0).all()
+    np.testing.assert_array_equal(total, super(MarkovScore, score).draw(keys, weights, active)[1])
+    expected = jump_probs(weights(total).weights(xt, jnp.exp(score.log_score)))[0, 0]
+    found = np.bincount(drawn[:, 0], minlength=graph.num_states) / rows
+    np.testing.assert_allclose(found, expected, atol=4 * 0.5 / rows**0.5)
+    assert found[1] == 0  # 2e-9 of the draws
+    greedy, _ = score.draw(keys, weights, active, TokenFilter(temperature=0))
+    assert set(np.unique(greedy[:, 0])) <= {int(xt[0, 0]), int(row[:3].argmax())}
+
+
+def test_an_index_without_weight_is_never_drawn():
+    rng = np.random.default_rng(0)
+    weights = rng.dirichlet(np.full(5, 0.1), 1000).astype(np.float32)
+    weights[:, [0, 3, 4]] *= rng.random((1000, 3)) < 0.5
+    weights = weights[weights.sum(-1) > 0]
+    for u in (2.0**-65, 0.3, BELOW_ONE):
+        index = markov._inverse_cdf(jnp.full(len(weights), u), jnp.asarray(weights))
+        assert (np.take_along_axis(weights, np.asarray(index)[:, None], -1) > 0).all()
+    assert markov._inverse_cdf(jnp.array([0.5]), jnp.zeros((1, 5)))[0] == 4
+
+
+def test_random_words_are_those_of_threefry():
+    key, x = jnp.array([[7, 9]], jnp.uint32), jnp.arange(4, dtype=jnp.uint32)
+    found = jnp.concatenate(markov._threefry(key, x, jnp.uint32(1)))
+    np.testing.assert_array_equal(
+        found, threefry_2x32(key[0], jnp.concatenate([x, jnp.ones_like(x)]))
+    )
+
+
+def test_a_reducible_chain_keeps_to_its_class():
+    chain = markov_chain(np.array([0.5, 0, 0.5]), np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1.0]]))
+    graph, row = graphs.absorbing(3), jnp.array([[0, 3, 3, 3, 1], [3, 3, 2, 3, 3]])
+    score = np.exp(markov_model(graph).apply(chain.params, row, jnp.ones(2)))[..., :3]
+    clean = score / score.sum(-1, keepdims=True)
+    masked = np.asarray(row) == 3
+    expected = np.eye(3)[[1, 0, 1, 2, 2, 2, 2]]  # of the masked positions
+    np.testing.assert_allclose(clean[masked], expected, atol=1e-6)
+    np.testing.assert_allclose(chain.entropy(9), np.log(2))
+
+
+def test_lengths_that_are_no_row():
+    model = random_model(0, 2, 0, 1.0)
+    for call in (lambda: model.sample(jax.random.key(0), 1, 0), lambda: model.entropy(0)):
+        with pytest.raises(BadInput, match="at least 1 token, got length=0"):
+            call()
+
+
 @pytest.mark.parametrize(
     ("initial", "transition", "emission", "words"),
     [
@@ -94,6 +166,9 @@ def test_one_token_and_impossible_contexts():
         ([1.0, 0.0], np.eye(3), np.eye(2), r"transition has the shape \(3, 3\)"),
         ([1.0, 0.0], np.eye(2), [[2, -1], [0, 1]], "row 0 of emission"),
         ([np.nan, 1.0], np.eye(2), np.eye(2), "initial is no distribution"),
+        ([], np.zeros((0, 0)), np.zeros((0, 2)), "initial is no distribution"),
+        ([1.0, 0.0], np.eye(2), [1.0, 0.0], r"emission has the shape \(2,\)"),
+        (1.0, np.eye(1), np.eye(1), r"initial has the shape \(\)"),
     ],
 )
 def test_what_is_no_model(initial, transition, emission, words):
