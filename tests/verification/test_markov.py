@@ -117,7 +117,7 @@ def test_draws_have_the_distribution_of_dense_ones(graph):
 
     drawn, total, greedy = map(np.asarray, draw(row_keys(jax.random.key(0), jnp.arange(shape[0]))))
     assert (drawn[:, 1] == at).all() and (total[:, 1] == 0).all()
-    weights_at = weights(total).weights(xt, jnp.exp(score.log_score))[0, 0]
+    weights_at = weights(jnp.asarray(total)).weights(xt, jnp.exp(score.log_score))[0, 0]
     drawn = np.delete(drawn, 1, axis=1)
     found = np.bincount(drawn.ravel(), minlength=graph.num_states) / drawn.size
     np.testing.assert_allclose(found, jump_probs(weights_at), atol=4 * 0.5 / drawn.size**0.5)
