@@ -24,14 +24,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Int
 
 from sedd_jax.diffusion.sampler import (
     Move,
     Process,
-    SamplerInfo,
-    SamplerState,
-    advance,
     denoising,
 )
 from sedd_jax.diffusion.score import StepWeights
@@ -59,18 +56,16 @@ class Gibbs(Tweedie):
         if self.spacing < 2:
             raise BadInput(f"spacing must be at least 2, got {self.spacing}.")
 
-    def step(
-        self, keys: Key[Array, "B"], process: Process, state: SamplerState
-    ) -> tuple[SamplerState, SamplerInfo]:
-        steps, xt = process.steps or self.default_steps, state.xt
+    def move(self, process: Process, xt: Int[Array, "B L"], step: Int[Array, ""]) -> Move:
+        steps = self.num_steps(process.steps)
         predictions = max(steps - int(self.share * steps), 1)
         times = self.times(process, predictions)
-        step = jnp.minimum(state.step, predictions - 1)
-        prediction = self.prediction(process, xt, times[step], times[step + 1])
-        turn = (state.step - predictions) % self.spacing
+        last = jnp.minimum(step, predictions - 1)
+        prediction = self.prediction(process, xt, times[last], times[last + 1])
+        turn = (step - predictions) % self.spacing
         chosen = jnp.broadcast_to(jnp.arange(xt.shape[1]) % self.spacing == turn, xt.shape)
         move = gibbs_move(process, xt, chosen, 1 / self.spacing)
-        return advance(keys, process, state, _either(state.step < predictions, prediction, move))
+        return _either(step < predictions, prediction, move)
 
 
 def gibbs_move(

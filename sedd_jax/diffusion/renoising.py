@@ -27,7 +27,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.denoiser import tweedie_weights
@@ -68,25 +68,42 @@ class Renoising(Tweedie):
     def step(
         self, keys: Key[Array, "B"], process: Process, state: SamplerState
     ) -> tuple[SamplerState, SamplerInfo]:
-        graph, noise, xt = process.graph, process.noise, state.xt
         far_keys, draw_keys, noise_keys = jax.vmap(lambda key: jax.random.split(key, 3), 0, 1)(keys)
-        times = self.times(process, self.num_steps(process.steps))
-        t, t_next = times[state.step], times[state.step + 1]
-        sigma, sigma_next = (noise.sigma(time) for time in (t, t_next))
-        reach = jnp.full(xt.shape, self.reach(noise, t, t_next))
+        far = jnp.ones(state.xt.shape, bool)
         if self.far < 1:
-            u = jax.vmap(lambda key: categorical.uniform_by_position(key, xt.shape[1:]))(far_keys)
-            reach = jnp.where(u < self.far, reach, sigma_next)
+            draw = functools.partial(categorical.uniform_by_position, shape=state.xt.shape[1:])
+            far = jax.vmap(draw)(far_keys) < self.far
+        move, added = self.far_move(process, state.xt, state.step, far)
+        drawn, info = advance(draw_keys, process, state, move)
+        noise = jax.vmap(functools.partial(add_noise, process.graph))
+        xt = process.clamp(noise(noise_keys, drawn.xt, added))
+        return drawn._replace(xt=xt), info._replace(changed=jnp.sum(xt != state.xt, axis=-1))
+
+    def far_move(
+        self,
+        process: Process,
+        xt: Int[Array, "B L"],
+        step: Int[Array, ""],
+        far: Bool[Array, "B L"],
+    ) -> tuple[Move, Float[Array, "B L"]]:
+        """Returns what a step evaluates and draws, and the total noise to add after it.
+
+        Args:
+          process: the reverse process.
+          xt: noised tokens.
+          step: number of the step, from 0.
+          far: positions that step to `reach`; others step to the next time.
+        """
+        times = self.times(process, self.num_steps(process.steps))
+        t, t_next = times[step], times[step + 1]
+        sigma, sigma_next = (process.noise.sigma(time) for time in (t, t_next))
+        reach = jnp.where(far, self.reach(process.noise, t, t_next), sigma_next)
 
         def weights(total):
-            return step_weights(graph, xt, total, sigma, reach)
+            return step_weights(process.graph, xt, total, sigma, reach)
 
         move = Move(xt, jnp.full(len(xt), sigma), process.changeable(xt), weights)
-        drawn, info = advance(draw_keys, process, state, move)
-        more = jax.vmap(functools.partial(add_noise, graph))
-        noised = process.clamp(more(noise_keys, drawn.xt, sigma_next - reach))
-        info = info._replace(changed=jnp.sum(noised != xt, axis=-1))
-        return drawn._replace(xt=noised), info
+        return move, sigma_next - reach
 
 
 def step_weights(

@@ -250,15 +250,24 @@ class GridSampler(Sampler):
     def step(
         self, keys: Key[Array, "B"], process: Process, state: SamplerState
     ) -> tuple[SamplerState, SamplerInfo]:
-        times = self.times(process, self.num_steps(process.steps))
-        move = self.prediction(process, state.xt, times[state.step], times[state.step + 1])
-        return advance(keys, process, state, move)
+        return advance(keys, process, state, self.move(process, state.xt, state.step))
 
     def final(
         self, keys: Key[Array, "B"], process: Process, state: SamplerState
     ) -> tuple[SamplerState, SamplerInfo]:
         sigma = process.noise.sigma(jnp.broadcast_to(process.t_min, len(state.xt)))
         return advance(keys, process, state, denoising(process, state.xt, sigma))
+
+    def move(self, process: Process, xt: Int[Array, "B L"], step: Int[Array, ""]) -> Move:
+        """Returns what a step evaluates and draws.
+
+        Args:
+          process: the reverse process.
+          xt: noised tokens.
+          step: number of the step, from 0.
+        """
+        times = self.times(process, self.num_steps(process.steps))
+        return self.prediction(process, xt, times[step], times[step + 1])
 
     def prediction(
         self, process: Process, xt: Int[Array, "B L"], t: Float[Array, ""], t_next: Float[Array, ""]

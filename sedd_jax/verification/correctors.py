@@ -1,23 +1,28 @@
-"""Correctors with true scores: a move of one position leaves the distribution as it is.
+"""Correctors with true scores: what they leave as it is, and what samplers with them draw.
 
 At a temperature, a row of ratios is the conditional ** (1 / temperature), normalised, which is the
 conditional of p_t ** (1 / temperature), normalised: a distribution of whole sequences, sharper than
 p_t, that a tempered move of one position leaves as it is. With top-p there is no such distribution.
 """
 
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sedd_jax.diffusion.categorical import jump_probs
 from sedd_jax.diffusion.gibbs import gibbs_move
+from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.renoising import step_weights
 from sedd_jax.diffusion.sampler import Clamp, Move, Process
-from sedd_jax.diffusion.score import DenseScore, total_away
+from sedd_jax.diffusion.score import DenseScore
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
+from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Table
+from sedd_jax.verification.exact.moves import drawn_distribution, move_probs
+from sedd_jax.verification.exact.reverse_process import exact_process
 from sedd_jax.verification.exact.scores import exact_model, exact_params
 from sedd_jax.verification.exact.space import (
     Distribution,
@@ -28,39 +33,60 @@ from sedd_jax.verification.exact.space import (
 from sedd_jax.verification.report import Claim, Section
 
 TEMPERATURE = 0.5
+STEPS = (4, 16, 64, 128)
+REMASKING = ("remdm_cap", "remdm_rescale", "remdm_loop")
 
 
 def check_correctors(
     space: Space, schedules: dict[str, Noise], data: Distribution, *, t_min: float
 ) -> Section:
-    """Returns how far a Gibbs move takes the distribution that it should leave as it is.
+    """Returns how far correctors take the distribution that they should leave as it is.
 
-    That is the data noised to t_min under the uniform graph, the clean data under the absorbing.
+    That is p_t under the uniform graph, the clean data for Gibbs moves under the absorbing graph;
+    and the distance to the data of the samples of every sampler with a corrector.
 
     Args:
       space: all sequences.
-      schedules: noise schedules by name.
+      schedules: noise schedules by name, "loglinear" among them.
       data: distribution of the data.
-      t_min: the time of a move.
+      t_min: the time at which samplers end.
     """
-    rows, of_one, of_tempered = [], [], []
+    noise = schedules["loglinear"]
     with jax.enable_x64(True):
-        for name, noise in schedules.items():
-            before = data
-            if space.graph.mask_id is None:
-                before = data @ space.transition(float(noise.sigma(t_min)))
-            row = [name]
-            for count in range(1, space.length + 1):
-                row.append(
-                    max(
-                        total_variation(before, before @ _kernel(space, noise, data, chosen, t_min))
-                        for chosen in itertools.combinations(range(space.length), count)
-                    )
-                )
-            rows.append(tuple(row))
-            of_one.append(row[1])
-            if space.graph.mask_id is None:
-                of_tempered.append(_tempered(space, noise, data, before, t_min))
+        claims, tables = _gibbs(space, schedules, data, t_min)
+        more, table = _forward_backward(space, noise, data)
+        claims, tables = claims + more, [*tables, table]
+        more, table, plot = _samplers(space, noise, data, t_min)
+        claims, tables = claims + more, [*tables, table]
+        if space.graph.mask_id is not None:
+            claims.append(_given(space, noise, data, t_min))
+    return Section("Correctors with true scores", claims, tables, [plot])
+
+
+def correctors_of(graph: Graph, length: int) -> tuple[str, ...]:
+    """Returns the samplers with correctors, with options, for rows of `length` tokens."""
+    always = "gibbs(spacing=2)", f"gibbs(spacing={length})", "forward_backward", "psi(kappa=0.9)"
+    return (*always, *(REMASKING if graph.mask_id is not None else ()))
+
+
+def _gibbs(space, schedules, data, t_min):
+    """Moves of one position, and of several at once."""
+    rows, of_one, of_tempered = [], [], []
+    for name, noise in schedules.items():
+        before = data
+        if space.graph.mask_id is None:
+            before = data @ space.transition(float(noise.sigma(t_min)))
+        row = [name]
+        for count in range(1, space.length + 1):
+            kernels = (
+                _gibbs_kernel(space, noise, data, chosen, t_min)
+                for chosen in itertools.combinations(range(space.length), count)
+            )
+            row.append(max(total_variation(before, before @ kernel) for kernel in kernels))
+        rows.append(tuple(row))
+        of_one.append(row[1])
+        if space.graph.mask_id is None:
+            of_tempered.append(_tempered(space, noise, data, before, t_min))
     title = "TV after a Gibbs move of several positions at once to the distribution before it"
     columns = ("noise", *(f"{n} position{'s' * (n > 1)}" for n in range(1, space.length + 1)))
     statement = "Gibbs: TV after a move of one position, any position and noise"
@@ -68,7 +94,7 @@ def check_correctors(
     if of_tempered:
         statement = f"Gibbs at temperature {TEMPERATURE}: the same, of p_t ** {1 / TEMPERATURE:g}"
         claims.append(Claim(statement, np.max(of_tempered), "<=", 1e-12))
-    return Section("Correctors with true scores", claims, [Table(title, columns, rows)])
+    return claims, [Table(title, columns, rows)]
 
 
 def _tempered(space, noise, data, before, t_min):
@@ -76,34 +102,110 @@ def _tempered(space, noise, data, before, t_min):
     sharp = before ** (1 / TEMPERATURE)
     sharp, token_filter = sharp / sharp.sum(), TokenFilter(TEMPERATURE)
     kernels = (
-        _kernel(space, noise, data, (position,), t_min, token_filter)
+        _gibbs_kernel(space, noise, data, (position,), t_min, token_filter)
         for position in range(space.length)
     )
     return max(total_variation(sharp, sharp @ kernel) for kernel in kernels)
 
 
-def _kernel(space, noise, data, chosen, t_min, token_filter=NO_FILTER):
+def _gibbs_kernel(space, noise, data, chosen, t_min, token_filter=NO_FILTER):
     """The move as a matrix over all sequences, [from, to]."""
     states = jnp.asarray(space.states)
     nothing = Clamp(jnp.zeros_like(states), jnp.zeros(states.shape, bool))
     process = Process(space.graph, noise, None, nothing, t_min, None)
     positions = jnp.zeros(states.shape, bool).at[:, jnp.array(chosen)].set(True)
     share = len(chosen) / (space.length + 1)
-    move = gibbs_move(process, states, positions, share)
+    return _kernel(space, data, gibbs_move(process, states, positions, share), token_filter)
+
+
+def _kernel(space, data, move, token_filter=NO_FILTER):
     log_score = exact_model(space).apply(exact_params(data), move.xt, move.sigma.astype(float))
     score = jnp.exp(DenseScore(move.xt, log_score).tempered(token_filter).log_score)
     return product_distribution(np.asarray(move_probs(space, move, score)))
 
 
-def move_probs(space: Space, move: Move, score: jax.Array) -> jax.Array:
-    """Returns the distribution of every position after a move, [S, L, V].
+def _forward_backward(space, noise, data, t=0.5):
+    """Noise is added at a time and removed again: what that does to p_t."""
+    graph, states, shape = space.graph, jnp.asarray(space.states), space.states.shape
+    sigma = float(noise.sigma(jnp.float64(t)))
+    p_t = data @ space.transition(sigma)
 
-    Args:
-      space: all sequences.
-      move: of every sequence of the space.
-      score: ratio estimates for what the move evaluates, [S, L, V].
-    """
-    total = jnp.where(move.active, total_away(move.xt, score), 0)
-    probs = jump_probs(move.weights(total).weights(move.xt, score))
-    stays = jax.nn.one_hot(move.xt, space.graph.num_states, dtype=probs.dtype)
-    return jnp.where(move.active[..., None], probs, stays)
+    def tv(added, position=None):
+        """After noise on one position, or on all."""
+        where = jnp.ones(shape, bool)
+        if position is not None:
+            where = jnp.zeros(shape, bool).at[:, position].set(True)
+        token = np.asarray(graph.transition(jnp.arange(graph.num_states), jnp.float64(added)))
+        stays = np.eye(graph.num_states)[space.states]
+        forward = np.where(np.asarray(where)[..., None], token[space.states], stays)
+        total = sigma + added
+        weights = functools.partial(
+            step_weights, graph, states, sigma=jnp.float64(total), reach=jnp.full(shape, sigma)
+        )
+        active = where & (graph.limit[states] > 0)
+        move = Move(states, jnp.full(len(states), total), active, weights)
+        after = p_t @ product_distribution(forward) @ _kernel(space, data, move)
+        return total_variation(p_t, after)
+
+    added = [0.4 / 2**i for i in range(6)]
+    distances = [tv(each) for each in added]
+    order = float(np.log2(distances[-2] / distances[-1]))
+    statement = "forward-backward: |order of the TV after a correction in its noise - 2|"
+    claims = [Claim(statement, abs(order - 2), "<=", 0.1)]
+    if graph.mask_id is not None:  # under the uniform graph the network knows one noise for all
+        worst = max(tv(0.4, position) for position in range(space.length))
+        statement = "forward-backward: TV after a correction of one position, any position"
+        claims.append(Claim(statement, worst, "<=", 1e-12))
+    title = f"TV after a forward-backward correction of all positions at t = {t} to p_t"
+    rows = list(zip(added, distances, strict=True))
+    return claims, Table(title, ("total noise added", "TV"), rows)
+
+
+def _samplers(space, noise, data, t_min):
+    """Distance to the data at equal network evaluations."""
+    correctors = correctors_of(space.graph, space.length)
+    process = exact_process(space, noise, data)
+    distances = {
+        name: [
+            total_variation(drawn_distribution(process, name, steps=count, t_min=t_min), data)
+            for count in STEPS
+        ]
+        for name in ("euler", "tweedie", *correctors)
+    }
+    columns = ("sampler", *(f"{count + 1} evaluations" for count in STEPS))
+    title = "TV of the samples to the data, log-linear noise"
+    table = Table(title, columns, [(name, *row) for name, row in distances.items()])
+    coarse, fine = distances["forward_backward"][-2:]
+    one_by_one = distances[correctors[1]]
+    claims = [
+        Claim(
+            f"forward_backward: |TV at {STEPS[-2]} steps / TV at {STEPS[-1]} - 2|",
+            abs(coarse / fine - 2),
+            "<=",
+            0.3,
+        ),
+        Claim(
+            f"gibbs, one position a move: TV / that of Tweedie, {STEPS[-2]} steps",
+            one_by_one[-2] / distances["tweedie"][-2],
+            "<=",
+            0.1,
+        ),
+    ]
+    curves = {name: ([count + 1 for count in STEPS], row) for name, row in distances.items()}
+    plot = Plot("correctors", "network evaluations", "total variation to the data", curves)
+    return claims, table, plot
+
+
+def _given(space, noise, data, t_min):
+    """With all tokens but one given nothing is left to go wrong under the absorbing graph."""
+    likeliest = space.states[np.argmax(data)]
+    given = {position: int(likeliest[position]) for position in range(space.length - 1)}
+    process, bayes = exact_process(space, noise, data), space.conditional(data, given)
+    worst = max(
+        total_variation(
+            drawn_distribution(process, name, steps=count, t_min=t_min, given=given), bayes
+        )
+        for name in correctors_of(space.graph, space.length)
+        for count in STEPS[:2]
+    )
+    return Claim("all but the last given: TV to Bayes, any corrector", worst, "<=", 1e-10)

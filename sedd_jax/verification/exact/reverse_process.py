@@ -93,7 +93,7 @@ class ReverseProcess(NamedTuple):
         graph = self.family.graph
         if conditioning != "clamp" and graph.mask_id is not None:
             raise ValueError(f"{conditioning!r} is for the uniform graph.")
-        condition = {"clamp": _clamped, "resample": _weighted}[conditioning]
+        condition = {"clamp": clamped, "resample": _weighted}[conditioning]
         rule = sampler_named(sampler).weights if isinstance(sampler, str) else sampler
         programs, times = self._programs, jnp.linspace(1.0, t_min, steps + 1)
         start = np.tile(np.float64(graph.limit), (1, self.space.length, 1))
@@ -130,9 +130,16 @@ class ReverseProcess(NamedTuple):
             current = after
         return current
 
-    def denoising_kernel(self, t: float) -> Float[np.ndarray, "S C"]:
-        """Returns the kernel of the final denoising step from time t: [from, to a clean one]."""
-        return product_distribution(self._final_step(t))
+    def denoising_kernel(
+        self, t: float, given: Mapping[int, int] = MappingProxyType({})
+    ) -> Float[np.ndarray, "S C"]:
+        """Returns the kernel of the final denoising step: [from, to a clean one].
+
+        Args:
+          t: the time at which it is taken.
+          given: tokens that are clamped, by position.
+        """
+        return product_distribution(clamped(self._final_step(t), given))
 
     def nll(self, base: Distribution, t_min: float) -> PerClean:
         """Returns -log p(x_0) in nats, for every clean x_0.
@@ -211,8 +218,15 @@ def exact_process(space: Space, noise: Noise, data: Distribution) -> ReverseProc
     )
 
 
-def _clamped(probs, given):
-    """The distributions of positions [S, L, N] with given tokens clamped."""
+def clamped(
+    probs: Float[np.ndarray, "S L N"], given: Mapping[int, int]
+) -> Float[np.ndarray, "S L N"]:
+    """Returns the distributions of positions with given tokens clamped.
+
+    Args:
+      probs: distribution of position i in row s.
+      given: tokens by position.
+    """
     probs = probs.copy()
     for position, token in given.items():
         probs[:, position] = np.eye(probs.shape[-1])[token]
@@ -221,7 +235,7 @@ def _clamped(probs, given):
 
 def _weighted(probs, given):
     """The same with nothing but given tokens, each with the probability that it had."""
-    return probs * _clamped(np.ones_like(probs), given)
+    return probs * clamped(np.ones_like(probs), given)
 
 
 def reverse_distribution(space: Space, noise: Noise, data: Distribution, t: float) -> Distribution:
