@@ -34,6 +34,7 @@ from sedd_jax.verification.oracle import (
     check_oracle_settings,
     oracle_sections,
 )
+from sedd_jax.verification.order import check_order
 from sedd_jax.verification.rare import check_rare_tokens
 from sedd_jax.verification.report import ExactConfig, Section, check_settings, render, write
 from sedd_jax.verification.samplers import check_samplers
@@ -110,6 +111,7 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
         drawn_steps=(16, 64),
         num_samples=exact.num_samples,
     )
+    yield check_order(space, schedules, data, t_min=t_min, num_samples=exact.num_samples)
     yield check_correctors(space, schedules, data, t_min=t_min)
     if space.graph.mask_id is not None:
         settings = {"t_min": t_min, "num_samples": exact.num_samples}

@@ -179,7 +179,8 @@ def _draw_samples():
     if _TRACE.value:
         tokens, diagnostics = generate(key, model, prompt=prompt, trace=True, **options)
         evaluations = diagnostics.evaluations
-        _show_trace(model, diagnostics.trace[:, 0])
+        per_step = model.family.sampling(**settings).method.evaluations_per_step
+        _show_trace(model, diagnostics.trace[:, 0], per_step)
     elif _HTML.value is not None:
         facts = {"model": model.name or "", "step": model.step, "seed": _SEED.value} | settings
         facts = {name: str(value) for name, value in facts.items() if value is not None}
@@ -238,12 +239,13 @@ def _text(tokenizer, row):
     return " ".join(map(str, row)) if tokenizer is None else tokenizer.decode(row)
 
 
-def _show_trace(model, path):
-    """Prints frames of the path [NFE + 1, L], evenly spaced, the first and the last included."""
-    max_nfe = len(path) - 1
-    for nfe in np.unique(np.linspace(0, max_nfe, _FRAMES.value).round().astype(int)):
-        print(f"--- after {nfe} of {max_nfe} network evaluations ---")
-        print(_text(model.tokenizer, path[nfe]), flush=True)
+def _show_trace(model, path, per_step):
+    """Prints frames of the path [S + 1, L], evenly spaced, the first and the last included."""
+    nfe = per_step * np.arange(len(path))
+    nfe[-1] = nfe[-2] + 1  # the final step
+    for frame in np.unique(np.linspace(0, len(path) - 1, _FRAMES.value).round().astype(int)):
+        print(f"--- after {nfe[frame]} of {nfe[-1]} network evaluations ---")
+        print(_text(model.tokenizer, path[frame]), flush=True)
 
 
 if __name__ == "__main__":

@@ -141,6 +141,7 @@ def test_nor_does_a_device_of_eight_for_its_part_of_the_baseline_s(baseline_conf
         Sampling(4, "gibbs"),
         Sampling(4, "entropy_bounded"),
         Sampling(4, "confidence"),
+        Sampling(4, "theta_trapezoidal"),
         Sampling(4, "tweedie", temperature=0.3, top_p=0.9, tempering="conditional"),
     ],
     ids=lambda sampling: f"{sampling.sampler}-{sampling.top_p:g}-{sampling.tempering}",

@@ -42,7 +42,7 @@ class Process(NamedTuple):
       score_fn: maps (x_t, sigma) to a `Score`.
       clamp: the positions to hold; they are restored after every step.
       t_min: the smallest time of training, where the final step takes over.
-      steps: reverse steps before the final denoising step; None for the sampler's default.
+      steps: network evaluations before the final denoising step; None for the sampler's default.
       token_filter: temperature and top-p of the token that a changing position takes.
       log_prob_at: held positions whose log-probability each step reports; None for none.
       lengths: tokens of every row, without padding; None for full rows.
@@ -95,7 +95,7 @@ class SamplerInfo(NamedTuple):
     Attributes:
       changed: number of positions that changed.
       finite: whether all sums of scores were finite.
-      sigma: total noise at which the network was evaluated.
+      sigma: total noise at which the network was evaluated, the first time in the step.
       evaluations: network evaluations that the row needed.
       log_prob: of the tokens at `Process.log_prob_at` under the step, summed; None without them.
     """
@@ -121,6 +121,7 @@ class Sampler(abc.ABC):
       needs: the graphs that it serves, in words, if not all.
       weighs_held_tokens: whether the step weights of held tokens approximate their conditional
         probability, as resampling needs; clamped Euler weights do not.
+      blends_outputs: whether a step blends two outputs of the network, which are not tempered then.
     """
 
     default_steps: int | None = 128
@@ -128,6 +129,7 @@ class Sampler(abc.ABC):
     rows_differ: bool = False
     needs: str = ""
     weighs_held_tokens: bool = False
+    blends_outputs: bool = False
 
     def serves(self, graph: Graph) -> bool:
         """Returns whether the sampler is defined on the graph."""

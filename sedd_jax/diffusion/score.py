@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
+from sedd_jax.diffusion.graph import align
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter, conditional_bounds
 
@@ -60,6 +61,33 @@ class Drawn(NamedTuple):
 
     xt: Int[Array, "B L"]
     total: Float[Array, "B L"]
+
+
+class Blend(NamedTuple):
+    """How the ratios of two outputs are put together: max(0, first s + second s' + offset).
+
+    Attributes:
+      first: factor of the ratios s of the one.
+      second: factor of the ratios s' of the other.
+      offset: added to both.
+    """
+
+    first: Float[Array, "*s"]
+    second: Float[Array, "*s"]
+    offset: Float[Array, "*s"]
+
+    def __call__(
+        self, ratios: Float[Array, "*s V"], others: Float[Array, "*s V"]
+    ) -> Float[Array, "*s V"]:
+        """Returns the blended ratios.
+
+        Args:
+          ratios: of the one output, 1 at its x_t; for one state of every position the last axis
+            may be missing.
+          others: of the other output.
+        """
+        first, second, offset = (align(x, ratios.ndim) for x in self)
+        return jnp.maximum(first * ratios + second * others + offset, 0)
 
 
 class Score(abc.ABC):
@@ -131,6 +159,22 @@ class Score(abc.ABC):
         not active.
         """
 
+    @abc.abstractmethod
+    def at(self, states: Int[Array, "B L"]) -> Float[Array, "B L"]:
+        """Returns the ratio of one state of every position, 1 at x_t."""
+
+    @abc.abstractmethod
+    def blended(self, other: "Score", blend: Blend, xt: Int[Array, "B L"]) -> "Score":
+        """Returns the blend of the ratios with those of another output of the same network.
+
+        It is drawn from, and gives log-probabilities, as any other.
+
+        Args:
+          other: the other output, at tokens and noise of its own.
+          blend: of both, by position.
+          xt: the tokens that a draw leaves.
+        """
+
 
 ScoreFn = Callable[[Int[Array, "B L"], Float[Array, "B"]], Score]
 
@@ -194,6 +238,18 @@ class DenseScore(Score):
         log_terms = jnp.where(score > 0, score * self.log_score, 0)
         totals = total_away(self.xt, score), total_away(self.xt, log_terms)
         return jnp.where(active, entropy_of_ratios(*totals), 0)
+
+    def at(self, states: Int[Array, "B L"]) -> Float[Array, "B L"]:
+        return jnp.take_along_axis(self._ratios, states[..., None], axis=-1)[..., 0]
+
+    def blended(self, other: "DenseScore", blend: Blend, xt: Int[Array, "B L"]) -> "DenseScore":
+        return DenseScore(xt, jnp.log(blend(self._ratios, other._ratios)))
+
+    @property
+    def _ratios(self):
+        """All ratios, 1 at x_t."""
+        at_xt = jax.nn.one_hot(self.xt, self.log_score.shape[-1], dtype=bool)
+        return jnp.where(at_xt, 1, jnp.exp(self.log_score))
 
     def _weigh(self, step_weights, active):
         score = jnp.exp(self.log_score)

@@ -106,6 +106,8 @@ class EvalConfig:
             "remdm_loop",
             "entropy_bounded",
             "confidence",
+            "theta_trapezoidal",
+            "theta_rk2",
         ),
         family="diffusion",
     )

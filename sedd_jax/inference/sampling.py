@@ -16,6 +16,7 @@ from sedd_jax.diffusion.renoising import (
     RemdmRescale,
 )
 from sedd_jax.diffusion.sampler import Sampler
+from sedd_jax.diffusion.second_order import ThetaRK2, ThetaTrapezoidal
 from sedd_jax.diffusion.temperature import TokenFilter
 from sedd_jax.diffusion.tweedie import Tweedie
 from sedd_jax.errors import BadInput, check_positive
@@ -35,6 +36,8 @@ SAMPLERS: Registry[type[Sampler]] = Registry(
         "remdm_loop": RemdmLoop,
         "entropy_bounded": EntropyBounded,
         "confidence": Confidence,
+        "theta_trapezoidal": ThetaTrapezoidal,
+        "theta_rk2": ThetaRK2,
     },
     methods=[name for name in vars(Sampler) if not name.startswith("_")],
 )
@@ -85,8 +88,9 @@ class Sampling:
     """How a diffusion model draws (Algorithm 2).
 
     Attributes:
-      steps: reverse steps before the final denoising step, at least 1; 128 if not given, except
-        for "first_hitting", which then draws one token per network evaluation.
+      steps: network evaluations before the final denoising step, at least 1; 128 if not given,
+        except for "first_hitting", which then draws one token per network evaluation. A sampler
+        with several evaluations a step leaves out what is too little for a step.
       sampler: "tweedie", "euler", "first_hitting" (absorbing graph), which evaluates the network
         only when a position changes, "gibbs", which spends half of the evaluations on drawing
         positions again, or the dotted path of a `diffusion.sampler.Sampler`. Options of a sampler
@@ -142,6 +146,11 @@ class Sampling:
                 raise BadInput(f"steps must be at most {MAX_STEPS:,}, got {self.steps:,}.")
         check_positive(particles=self.particles)
         method = self.method
+        if self.steps is not None and self.steps < method.evaluations_per_step:
+            raise BadInput(
+                f"sampler={self.sampler!r} takes {method.evaluations_per_step} network evaluations "
+                f"a step: steps must be at least {method.evaluations_per_step}, got {self.steps}."
+            )
         if self.conditioning not in CONDITIONINGS:
             raise BadInput(
                 f"conditioning must be one of {', '.join(CONDITIONINGS)}, got "
@@ -182,6 +191,11 @@ class Sampling:
                 "temperature=0 means nothing with tempering='conditional': every position would "
                 "take its likeliest token in the first step, at any noise; take 0.1 or more, or "
                 "tempering='token'."
+            )
+        if self.method.blends_outputs:
+            raise BadInput(
+                f"tempering='conditional' does not go with sampler={self.sampler!r}, which blends "
+                "two outputs of the network: take tweedie, or tempering='token'."
             )
         if graph and graph.mask_id is not None:
             raise BadInput(

@@ -27,7 +27,7 @@ class Snapshot(NamedTuple):
       nfe: network evaluations so far; 0 before the first.
       max_nfe: network evaluations in all.
       evaluations: those that every row needed so far.
-      sigma: total noise of the last evaluation; that of t = 1 before the first.
+      sigma: total noise of the first evaluation of the last step; that of t = 1 before it.
     """
 
     tokens: Int[np.ndarray, "N L"]

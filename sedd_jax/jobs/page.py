@@ -125,8 +125,9 @@ def keep(snapshots: Iterable[Snapshot], max_frames: int = 32) -> list[Kept]:
                 chosen = _shown_evaluations(snapshot, max_frames)
             elif kept[-1][1] is None:
                 kept[-1] = (kept[-1][0], snapshot.sigma)
-            if snapshot.nfe in chosen:
+            if chosen and snapshot.nfe >= chosen[0]:  # a step may make several evaluations
                 kept.append((snapshot, None))
+                chosen = [nfe for nfe in chosen if nfe > snapshot.nfe]
             advance(snapshot.nfe, snapshot.max_nfe)
     return kept
 
@@ -140,7 +141,7 @@ def _shown_evaluations(first, max_frames):
             f"A page of {rows} samples of {length} tokens at {count} moments has {positions:,} "
             f"positions, at most {MAX_POSITIONS:,} are shown: draw fewer samples."
         )
-    return set(np.linspace(0, first.max_nfe, count).round().astype(int).tolist())
+    return np.linspace(0, first.max_nfe, count).round().astype(int).tolist()
 
 
 def guess(

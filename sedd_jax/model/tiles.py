@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from sedd_jax.diffusion.score import Blend
 from sedd_jax.model.config import COLUMN_GROUP, padded
 from sedd_jax.model.sharding import Placement
 from sedd_jax.system.rounding import ceil_div, round_up
@@ -50,14 +51,30 @@ class HeadInputs(NamedTuple):
     Attributes:
       hidden: activations that are multiplied with the unembedding.
       shift: subtracted from the logits.
-      xt: noised tokens.
+      xt: noised tokens, which are left.
       floor: states of a lower log-score have a score of 0; None for no floor.
+      second: what the ratios are blended with; None for nothing.
     """
 
     hidden: Float[Array, "*s D"]
     shift: Float[Array, "*s"]
     xt: Int[Array, "*s"]
     floor: Float[Array, "*s"] | None = None
+    second: "Second | None" = None
+
+
+class Second(NamedTuple):
+    """A second output of the network, and how the first is blended with it.
+
+    Attributes:
+      first_xt: the tokens that the network saw at the first, where the ratio is 1.
+      inputs: the second output.
+      blend: of both.
+    """
+
+    first_xt: Int[Array, "*s"]
+    inputs: HeadInputs
+    blend: Blend
 
 
 class RowBlock(NamedTuple):
@@ -200,10 +217,15 @@ class Chunk(NamedTuple):
 
     def weights(self, inputs: HeadInputs, cut: Float[Array, "N"] | None) -> Float[Array, "N C"]:
         """Returns max(0, score - cut), 0 at x_t and in padding."""
-        log_score = self.log_score(inputs.hidden, inputs.shift)
-        score = jnp.exp(log_score)
-        if inputs.floor is not None:
-            score = jnp.where(log_score >= inputs.floor[:, None], score, 0)
+        if inputs.second is None:
+            log_score = self.log_score(inputs.hidden, inputs.shift)
+            score = jnp.exp(log_score)
+            if inputs.floor is not None:
+                score = jnp.where(log_score >= inputs.floor[:, None], score, 0)
+        else:
+            first = inputs._replace(xt=inputs.second.first_xt)
+            both = map(self.log_ratios, (first, inputs.second.inputs))
+            score = inputs.second.blend(*map(jnp.exp, both))
         if cut is not None:
             score = jnp.maximum(score - cut[:, None], 0)
         allowed = self.real[None] & (self.states[None] != inputs.xt[:, None])

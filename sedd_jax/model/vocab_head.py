@@ -20,11 +20,18 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
-from sedd_jax.diffusion.score import Drawn, Score, StepWeightsFn, entropy_of_ratios
+from sedd_jax.diffusion.score import Blend, Drawn, Score, StepWeightsFn, entropy_of_ratios
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
 from sedd_jax.diffusion.temperature import NO_FILTER, Bounds, TokenFilter, conditional_bounds
 from sedd_jax.model.config import COLUMN_GROUP, padded
-from sedd_jax.model.tiles import ActiveRows, HeadInputs, StreamedHead, Unembedding, scaled
+from sedd_jax.model.tiles import (
+    ActiveRows,
+    HeadInputs,
+    Second,
+    StreamedHead,
+    Unembedding,
+    scaled,
+)
 
 # True ratios are at most about V / sigma(t_min), 5e7 as a rule: their square is far from overflow.
 LEAST_UNBOUNDED = 0.5
@@ -132,8 +139,7 @@ def _shannon_entropy(
         def block_step(block, sums):
             part = block.take(inputs)
             score = jnp.where(chunk.unvisited[None], chunk.weights(part, None), 0)
-            log_score = chunk.log_score(part.hidden, part.shift)
-            terms = score, jnp.where(score > 0, score * log_score, 0)
+            terms = score, jnp.where(score > 0, score * jnp.log(score), 0)
             return jax.tree.map(lambda x, term: block.add(x, term.sum(-1)), sums, terms)
 
         return rows.fold(block_step, sums)
@@ -331,9 +337,11 @@ class StreamedScore(Score):
     top_p: float = 1.0
 
     def entropy(self, target: Target) -> Float[Array, "B L"]:
+        self._refuse_blended()
         return self._on_devices(_entropy, target)
 
     def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
+        self._refuse_blended()
         hidden, shift = self.inputs[:2]
         return _weighted_entropy(self.head, self.unembedding, hidden, shift, target, weight)
 
@@ -370,7 +378,7 @@ class StreamedScore(Score):
     ) -> Float[Array, "B L"]:
         self = self._bounded(active)
         _, step, masses = self._weigh(step_weights, active)
-        log_weight = self._on_devices(_log_score_at, states)
+        log_weight = self._log_score_at(states)
         if step.cut is not None:
             log_weight = jnp.log(jnp.maximum(jnp.exp(log_weight) - step.cut, 0))
         stay, stays = jnp.maximum(step.stay, 0), states == self.inputs.xt
@@ -390,6 +398,29 @@ class StreamedScore(Score):
         shift = self.inputs.shift + self.head.temperature * excess
         inputs = self.inputs._replace(shift=shift, floor=floor - excess)
         return dataclasses.replace(self, inputs=inputs)
+
+    def at(self, states: Int[Array, "B L"]) -> Float[Array, "B L"]:
+        return jnp.where(states == self.inputs.xt, 1, jnp.exp(self._log_score_at(states)))
+
+    def blended(
+        self, other: "StreamedScore", blend: Blend, xt: Int[Array, "B L"]
+    ) -> "StreamedScore":
+        if (self.top_p, self.head.temperature) != (1, 1):
+            raise TypeError("Tempered outputs are not blended.")
+        second = Second(self.inputs.xt, other.inputs, blend)
+        return dataclasses.replace(self, inputs=self.inputs._replace(xt=xt, second=second))
+
+    def _log_score_at(self, states):
+        second = self.inputs.second
+        if second is None:
+            return self._on_devices(_log_score_at, states)
+        both = self.inputs._replace(xt=second.first_xt, second=None), second.inputs
+        ratios = (dataclasses.replace(self, inputs=inputs).at(states) for inputs in both)
+        return jnp.log(second.blend(*ratios))
+
+    def _refuse_blended(self):
+        if self.inputs.second is not None:
+            raise TypeError("A blend of two outputs has no score entropy.")
 
     def _weigh(self, step_weights, active):
         """The total of the ratios, the step's weights, and by them the unscaled group masses."""

@@ -9,6 +9,7 @@ import pytest
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.prompt import Prompt
+from sedd_jax.inference.sampling import sampler_named
 from sedd_jax.inference.stream import generate_stream
 
 KEY = jax.random.key(0)
@@ -32,6 +33,7 @@ def prompt():
 SETTINGS = [
     {"sampler": "tweedie", "steps": 3},
     {"sampler": "first_hitting", "steps": 4, "temperature": 0.5, "top_p": 0.9},
+    {"sampler": "theta_trapezoidal", "steps": 5},  # two steps of two evaluations
 ]
 
 
@@ -45,7 +47,8 @@ def test_the_moments_are_the_trace_of_the_same_samples(checkpoint, prompt, setti
     )
     np.testing.assert_array_equal(moments[-1].tokens, tokens)
     calls = diagnostics.evaluations.max()
-    assert [moment.nfe for moment in moments] == list(range(calls + 1))
+    per_step = sampler_named(settings["sampler"]).evaluations_per_step
+    assert [moment.nfe for moment in moments] == [*range(0, calls, per_step), calls]
     assert {moment.max_nfe for moment in moments} == {calls}
     for moment, traced in zip(moments, diagnostics.trace, strict=False):
         np.testing.assert_array_equal(moment.tokens, traced)
