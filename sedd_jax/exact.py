@@ -21,6 +21,7 @@ from sedd_jax.diffusion import noise as noises
 from sedd_jax.display.plot import check_plots
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
+from sedd_jax.experiment.build import build_graph
 from sedd_jax.experiment.config_files import define_config_flag
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.sampling import SAMPLERS
@@ -111,7 +112,14 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
         drawn_steps=(16, 64),
         num_samples=exact.num_samples,
     )
-    yield check_order(space, schedules, data, t_min=t_min, num_samples=exact.num_samples)
+    small = Space(build_graph(config.graph, 3), 3)
+    yield check_order(
+        small,
+        schedules,
+        small.random_data(config.seed),
+        t_min=t_min,
+        num_samples=exact.num_samples,
+    )
     yield check_correctors(space, schedules, data, t_min=t_min)
     if space.graph.mask_id is not None:
         settings = {"t_min": t_min, "num_samples": exact.num_samples}

@@ -45,9 +45,16 @@ def test_everything_is_written_and_nothing_overwritten(untrained, binary):
     *_, folder = untrained
     report = json.loads((folder / "report.json").read_text())
     assert report["config"]["data"]["vocab_size"] == 2 and report["versions"]["jax"]
-    assert len(report["sections"]) == 9
+    assert len(report["sections"]) == 10
     names = {path.name for path in folder.iterdir()}
-    assert names == {"report.md", "report.json", "steps.png", "rare.png", "training.png"}
+    assert names == {
+        "report.md",
+        "report.json",
+        "steps.png",
+        "order.png",
+        "rare.png",
+        "training.png",
+    }
     line = binary.refuse("exact", *SMALLEST, f"--workdir={folder}")
     assert "report.json exists already; give --workdir another name" in line
 

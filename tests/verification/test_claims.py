@@ -10,15 +10,17 @@ from configs import exact_absorb, exact_uniform
 from sedd_jax.diffusion import denoiser
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
+from sedd_jax.diffusion.second_order import ThetaTrapezoidal
 from sedd_jax.experiment.config import parse
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.sampling import sampler_named
-from sedd_jax.verification import adaptive, conditioning, correctors, samplers, scores
+from sedd_jax.verification import adaptive, conditioning, correctors, order, samplers, scores
 from sedd_jax.verification.adaptive import check_adaptive
 from sedd_jax.verification.conditioning import check_conditioning
 from sedd_jax.verification.correctors import check_correctors
-from sedd_jax.verification.exact import reverse_process
+from sedd_jax.verification.exact import reverse_process, two_stage
 from sedd_jax.verification.exact.space import Space
+from sedd_jax.verification.order import check_order
 from sedd_jax.verification.report import ExactConfig
 from sedd_jax.verification.samplers import check_samplers
 from sedd_jax.verification.scores import check_scores
@@ -114,6 +116,37 @@ def test_claims_on_samplers_fail_for_a_sampler_that_is_off(monkeypatch):
         num_distributions=1,
     )
     assert failed(section)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("graph", ["absorb", "uniform"])
+def test_claims_on_orders(graph):
+    space = space_of(graph, 3)
+    section = check_order(
+        space, SCHEDULES, space.random_data(0), t_min=1e-3, evaluations=(8,), num_samples=16_384
+    )
+    assert failed(section) == []
+    assert len(section.claims) == 11
+    for table in section.tables[1:]:
+        _, *of_first, trapezoid = table.rows[0]
+        assert trapezoid < min(of_first)
+
+
+def test_the_trapezoid_is_of_second_order_by_its_extrapolation(monkeypatch):
+    space = space_of("uniform", 3)
+    monkeypatch.setattr(order, "ORDERS", {"theta_trapezoidal": 2})
+
+    def failures():
+        two_stage._step.cache_clear()
+        schedules = {"loglinear": SCHEDULES["loglinear"]}
+        settings = {"t_min": 1e-3, "evaluations": (8,)}
+        return failed(check_order(space, schedules, space.random_data(0), **settings))
+
+    assert failures() == []
+    monkeypatch.setattr(ThetaTrapezoidal, "factors", (0.0, 1.0))  # two steps of first order
+    ((statement, slope_off),) = failures()
+    assert "theta_trapezoidal" in statement and slope_off > 0.8
+    two_stage._step.cache_clear()
 
 
 @pytest.mark.parametrize("graph", [pytest.param("absorb", marks=pytest.mark.slow), "uniform"])
