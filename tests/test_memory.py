@@ -139,6 +139,7 @@ def test_nor_does_a_device_of_eight_for_its_part_of_the_baseline_s(baseline_conf
         Sampling(4, "tweedie", temperature=0.7, top_p=0.9),
         Sampling(None, "first_hitting"),
         Sampling(4, "gibbs"),
+        Sampling(4, "spaced"),
         Sampling(4, "entropy_bounded"),
         Sampling(4, "confidence"),
         Sampling(4, "theta_trapezoidal"),

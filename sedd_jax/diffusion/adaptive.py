@@ -12,87 +12,36 @@ the right-hand side, which the network's answer gives, below a bound. `Confidenc
 positions and keeps the surest tokens. Its order depends on tokens that are thrown away, so tokens
 that are kept are too likely: it departs from the model's distribution, with any scores.
 
-The network is given the noise at which the present share of the row is masked, between the noise
-at t_min and at 1. Normalised true ratios are the same at all noise.
-
 References:
   Ben-Hamu et al., Accelerated Sampling from Masked Diffusion Models via Entropy Bounded Unmasking,
-    2025 (arXiv 2505.24857); that a budget of evaluations is kept is ours;
+    2025 (arXiv 2505.24857); how a budget of evaluations is kept is ours;
   Chang et al., MaskGIT: Masked Generative Image Transformer, 2022 (arXiv 2202.04200): confidence,
     there with noise and a cosine schedule;
   Nie et al., Large Language Diffusion Models, 2025 (arXiv 2502.09992): confidence, called
     low-confidence remasking.
 """
 
-import abc
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from sedd_jax.diffusion.sampler import Move, Process, SamplerInfo, SamplerState, denoising
+from sedd_jax.diffusion.sampler import Move, Process
 from sedd_jax.diffusion.score import Score
-from sedd_jax.diffusion.unmasking import Unmasking, info_of
+from sedd_jax.diffusion.spaced import spread
+from sedd_jax.diffusion.unmasking import Ordered
 from sedd_jax.errors import BadInput
 
 
-class Adaptive(Unmasking):
-    """Samplers that choose the positions of a step by the network's answer."""
-
-    @abc.abstractmethod
-    def reveal(
-        self,
-        keys: Key[Array, "B"],
-        process: Process,
-        move: Move,
-        score: Score,
-        least: Int[Array, "B"],
-    ) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:
-        """Returns the tokens after the step, and what must be finite.
-
-        Args:
-          keys: one for each row, used once.
-          process: the reverse process.
-          move: the step that draws all masked positions.
-          score: the network's answer.
-          least: positions that the budget requires.
-        """
-
-    def init(self, keys: Key[Array, "B"], process: Process, xt: Int[Array, "B L"]) -> SamplerState:
-        return SamplerState(process.clamp(xt), jnp.zeros((), jnp.int32))
-
-    def step(
-        self, keys: Key[Array, "B"], process: Process, state: SamplerState
-    ) -> tuple[SamplerState, SamplerInfo]:
-        sigma = noise_of_share(process, state.xt)
-        move = denoising(process, state.xt, sigma)
-        score = process.score_fn(move.xt, sigma)
-        left = jnp.maximum(self._budget(process) - state.step, 1)
-        least = -(-move.active.sum(-1) // left)  # evenly over the evaluations that are left
-        xt, sums = self.reveal(keys, process, move, score, least)
-        xt = process.clamp(xt)
-        info = info_of(state.xt, xt, sums, sigma, move.active.any(-1))
-        return SamplerState(xt, state.step + 1), info
-
-    def nfe(self, process: Process, state: SamplerState) -> Int[Array, "B"]:
-        return self._budget(process)
-
-    def unfinished(self, process: Process, state: SamplerState) -> Bool[Array, "B"]:
-        return process.changeable(state.xt).any(-1)
-
-    def _budget(self, process):
-        free = ~process.clamp.held
-        return jnp.minimum(self.max_nfe(process.steps, free.shape[1]), free.sum(-1))
-
-
 @dataclasses.dataclass(frozen=True)
-class EntropyBounded(Adaptive):
+class EntropyBounded(Ordered):
     """The surest positions, as many as a bound on the error of drawing them together allows.
 
-    With `steps`, evaluations draw more than the bound allows where the budget requires it: at
-    least the masked positions over the evaluations that are left, so the last one draws the rest.
-    With true scores and without a budget, the KL divergence of the data from the samples is at
-    most the bound times the mean evaluations; it tends to 0 with the bound.
+    With true scores and without `steps`, the KL divergence of the data from the samples is at most
+    the bound times the mean evaluations. With `steps`, an evaluation draws more where the budget
+    requires it: then positions at equal distances, as `diffusion.spaced`, since the surest stand
+    beside each other.
 
     Attributes:
       bound: of the error of an evaluation, in nats: the sum of the entropies of the positions that
@@ -114,14 +63,19 @@ class EntropyBounded(Adaptive):
         score: Score,
         least: Int[Array, "B"],
     ) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:
+        choice_keys, draw_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         entropy = score.shannon_entropy(move.active)
-        count = jnp.maximum(within_bound(entropy, move.active, self.bound), least)
-        chosen = smallest(entropy, move.active, count)
-        return score.draw(keys, move.weights, chosen, process.token_filter).xt, entropy
+        count = within_bound(entropy, move.active, self.bound)
+        chosen = jnp.where(
+            (count < least)[:, None],
+            spread(choice_keys, move.active, least),
+            smallest(entropy, move.active, count),
+        )
+        return score.draw(draw_keys, move.weights, chosen, process.token_filter).xt, entropy
 
 
 @dataclasses.dataclass(frozen=True)
-class Confidence(Adaptive):
+class Confidence(Ordered):
     """As many positions at every evaluation, those whose drawn token is the likeliest.
 
     It departs from the model's distribution.
@@ -139,19 +93,6 @@ class Confidence(Adaptive):
         log_prob = score.log_prob(move.weights, move.active, drawn.xt)
         chosen = smallest(-log_prob, move.active, least)
         return jnp.where(chosen, drawn.xt, move.xt), drawn.total
-
-
-def noise_of_share(process: Process, xt: Int[Array, "B L"]) -> Float[Array, "B"]:
-    """Returns the noise at which as many positions of a row are masked on average.
-
-    Args:
-      process: the reverse process; padding of its rows does not count.
-      xt: noised tokens.
-    """
-    length = xt.shape[1] if process.lengths is None else process.lengths
-    share = jnp.sum(xt == process.graph.mask_id, axis=-1) / length
-    lowest, highest = process.noise.sigma(jnp.array([process.t_min, 1.0]))
-    return jnp.clip(-jnp.log1p(-share), lowest, highest)
 
 
 def within_bound(

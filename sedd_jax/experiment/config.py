@@ -104,6 +104,7 @@ class EvalConfig:
             "remdm_cap",
             "remdm_rescale",
             "remdm_loop",
+            "spaced",
             "entropy_bounded",
             "confidence",
             "theta_trapezoidal",

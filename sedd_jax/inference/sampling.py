@@ -17,6 +17,7 @@ from sedd_jax.diffusion.renoising import (
 )
 from sedd_jax.diffusion.sampler import Sampler
 from sedd_jax.diffusion.second_order import ThetaRK2, ThetaTrapezoidal
+from sedd_jax.diffusion.spaced import Spaced
 from sedd_jax.diffusion.temperature import TokenFilter
 from sedd_jax.diffusion.tweedie import Tweedie
 from sedd_jax.errors import BadInput, check_positive
@@ -34,6 +35,7 @@ SAMPLERS: Registry[type[Sampler]] = Registry(
         "remdm_cap": RemdmCap,
         "remdm_rescale": RemdmRescale,
         "remdm_loop": RemdmLoop,
+        "spaced": Spaced,
         "entropy_bounded": EntropyBounded,
         "confidence": Confidence,
         "theta_trapezoidal": ThetaTrapezoidal,

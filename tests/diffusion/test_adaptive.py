@@ -14,6 +14,7 @@ from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.adaptive import Confidence, EntropyBounded, smallest, within_bound
 from sedd_jax.diffusion.sampler import Clamp, Process
 from sedd_jax.diffusion.score import DenseScore
+from sedd_jax.diffusion.spaced import Spaced, evenly
 from sedd_jax.errors import BadInput
 
 T_MIN, NOISE = 0.05, noises.loglinear()
@@ -21,7 +22,7 @@ B, L, MASK = 4, 8, 3
 LENGTHS = np.array([L, L, L, 5], np.int32)
 FREE = np.ones((B, L), bool)
 FREE[1], FREE[2, ::2], FREE[3, 5:] = False, False, False
-SAMPLERS = EntropyBounded(0.2), Confidence()
+SAMPLERS = EntropyBounded(0.2), Confidence(), Spaced()
 
 
 def log_scores(xt):
@@ -72,6 +73,20 @@ def test_the_largest_set_that_the_bound_allows(bound):
             if sum(values[j] for j in wanted) <= bound:  # all but the largest of them
                 wanted.add(i)
         assert set(np.flatnonzero(chosen)) == wanted
+
+
+def test_positions_at_equal_distances_are_equally_likely():
+    masked = np.random.default_rng(0).random((B, L)) < 0.8
+    for wanted in range(1, 4):
+        counts = np.zeros((B, L), int)
+        for offset in range(L):
+            chosen = np.asarray(evenly(jnp.full(B, offset), jnp.array(masked), jnp.full(B, wanted)))
+            assert not chosen[~masked].any() and (chosen.sum(-1) == wanted).all()
+            for row, open_ in zip(chosen, masked, strict=True):
+                steps = np.diff(np.flatnonzero(row[open_]))
+                assert len(steps) < 2 or steps.max() - steps.min() <= 1
+            counts += chosen * (offset < masked.sum(-1))[:, None]
+        np.testing.assert_array_equal(counts, wanted * masked)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
