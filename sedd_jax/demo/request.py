@@ -9,7 +9,7 @@ import jax
 from sedd_jax.display.page import render
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.inference.sampling import SAMPLERS, TEMPERINGS, sampler_named
+from sedd_jax.inference.sampling import SAMPLERS, TEMPERINGS, sampler_named, samplers_for
 from sedd_jax.inference.stream import generate_stream
 from sedd_jax.inference.template import pad, padded_length, row_from_template
 from sedd_jax.jobs.page import frame, player_setup
@@ -44,8 +44,7 @@ class RequestHandler:
                 "the checkpoint of a diffusion model."
             )
         self._checkpoint = checkpoint
-        names = (it for it in SAMPLERS.names if sampler_named(it).serves(checkpoint.graph))
-        self.choices = _CHOICES | {"sampler": (tuple(names), "tweedie")}
+        self.choices = _CHOICES | {"sampler": (samplers_for(checkpoint.graph), "tweedie")}
         if checkpoint.graph.mask_id is None:
             self.choices["tempering"] = (TEMPERINGS, "token")
         self._example = next(filter(self._is_encodable, _EXAMPLES), "[MASK:*]")
@@ -59,6 +58,7 @@ class RequestHandler:
             length=self._checkpoint.config.model.length,
             example=self._example,
             choices=self.choices,
+            counting=list(filter(_counts_steps, self.choices["sampler"][0])),
         )
 
     def warm_up(self) -> None:
@@ -81,8 +81,8 @@ class RequestHandler:
         row = row_from_template(request["template"], checkpoint.tokenizer, None, length)
         prompt = pad([row] * request["samples"], padded_length(len(row.tokens), length))
         settings = {name: request[name] for name in self.choices if name != "samples"}
-        if sampler_named(request["sampler"]).rows_differ:
-            settings["steps"] = None  # one token per evaluation: the page does not offer steps
+        if _counts_steps(request["sampler"]):
+            settings["steps"] = None  # the page does not offer steps
         snapshots = generate_stream(jax.random.key(request["seed"]), checkpoint, prompt, **settings)
         return self._lines(prompt, snapshots)
 
@@ -90,7 +90,7 @@ class RequestHandler:
         yield {"note": "Waiting for the model; the first drawing of a size is compiled first."}
         for snapshot in snapshots:
             if not snapshot.nfe:
-                yield player_setup(self._checkpoint, prompt, snapshot.max_nfe)
+                yield player_setup(self._checkpoint, prompt)
             yield frame(self._checkpoint, prompt, snapshot)
 
     def _is_encodable(self, template):
@@ -101,6 +101,11 @@ class RequestHandler:
         except BadInput:
             return False
         return True
+
+
+def _counts_steps(sampler):
+    """Whether the number of steps follows from the length."""
+    return sampler_named(sampler).default_steps is None
 
 
 def _parse(body, settings):

@@ -25,7 +25,7 @@ class Snapshot(NamedTuple):
     Attributes:
       tokens: of the rows, the mask included.
       nfe: network evaluations so far; 0 before the first.
-      max_nfe: network evaluations in all.
+      max_nfe: the most network evaluations in all, as far as is known; in the last snapshot `nfe`.
       evaluations: those that every row needed so far.
       sigma: total noise of the first evaluation of the last step; that of t = 1 before it.
     """
@@ -110,8 +110,9 @@ def _snapshots(key, model, prompt, numbers, programs, sampling):
     nfe = 0
     while nfe < max_nfe:
         last = final is not None and nfe == max_nfe - 1
-        state, info = (final if last else step)(*arguments, state)
+        state, info, unfinished = (final if last else step)(*arguments, state)
         nfe += 1 if last else sampling.method.evaluations_per_step
+        max_nfe = max_nfe if unfinished else nfe
         info = jax.tree.map(lambda x: _host(x, count), info)
         if not info.finite.all():
             raise not_finite_error(numbers[~info.finite])
@@ -134,8 +135,17 @@ def _start(family: ScoreBased, sampling: Sampling, t_min: float) -> Callable:
 
 
 def _step(family: ScoreBased, sampling: Sampling, t_min: float) -> Callable:
-    return build_chain(*family, sampling, t_min=t_min).step
+    chain = build_chain(*family, sampling, t_min=t_min)
+
+    def step(params, keys, prompt, state):
+        state, info = chain.step(params, keys, prompt, state)
+        if not chain.sampler.rows_differ:
+            return state, info, True
+        return state, info, chain.unfinished(params, prompt, state).any()
+
+    return step
 
 
 def _final(family: ScoreBased, sampling: Sampling, t_min: float) -> Callable:
-    return build_chain(*family, sampling, t_min=t_min).final
+    chain = build_chain(*family, sampling, t_min=t_min)
+    return lambda *arguments: (*chain.final(*arguments), False)

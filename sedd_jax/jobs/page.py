@@ -72,7 +72,7 @@ def write_page(
     content = render(
         __package__,
         "page.html",
-        data=player_setup(checkpoint, prompt, last.max_nfe) | {"frames": frames},
+        data=player_setup(checkpoint, prompt) | {"frames": frames},
         facts=list(facts.items()),
         version=sedd_jax.__version__,
     )
@@ -80,19 +80,12 @@ def write_page(
     return last
 
 
-def player_setup(checkpoint: TrainedModel, prompt: Prompt, max_nfe: int) -> dict[str, Any]:
-    """Returns what the player needs before the first frame.
-
-    Args:
-      checkpoint: the model.
-      prompt: the given tokens, [N, L].
-      max_nfe: network evaluations until the end.
-    """
+def player_setup(checkpoint: TrainedModel, prompt: Prompt) -> dict[str, Any]:
+    """Returns what the player needs before the first frame."""
     rows = zip(np.asarray(prompt.held).astype(int).tolist(), _lengths(prompt), strict=True)
     return {
         "held": [held[:length] for held, length in rows],
         "masks": checkpoint.graph.mask_id is not None,
-        "most": max_nfe,
     }
 
 
@@ -109,7 +102,8 @@ def frame(checkpoint: TrainedModel, prompt: Prompt, snapshot: Snapshot) -> dict[
         ids = tokens[:length]
         pieces = [f"{i} " for i in ids] if tokenizer is None else tokenizer.pieces(ids)
         rows.append([None if i == mask else it for i, it in zip(ids, pieces, strict=True)])
-    return {"calls": snapshot.nfe, "evaluations": snapshot.evaluations.tolist(), "rows": rows}
+    counts = {"calls": snapshot.nfe, "most": snapshot.max_nfe}
+    return counts | {"evaluations": snapshot.evaluations.tolist(), "rows": rows}
 
 
 def keep(snapshots: Iterable[Snapshot], max_frames: int = 32) -> list[Kept]:
@@ -125,7 +119,8 @@ def keep(snapshots: Iterable[Snapshot], max_frames: int = 32) -> list[Kept]:
                 chosen = _shown_evaluations(snapshot, max_frames)
             elif kept[-1][1] is None:
                 kept[-1] = (kept[-1][0], snapshot.sigma)
-            if chosen and snapshot.nfe >= chosen[0]:  # a step may make several evaluations
+            # a step may make several evaluations, and the rows may end early
+            if (chosen and snapshot.nfe >= chosen[0]) or snapshot.nfe == snapshot.max_nfe:
                 kept.append((snapshot, None))
                 chosen = [nfe for nfe in chosen if nfe > snapshot.nfe]
             advance(snapshot.nfe, snapshot.max_nfe)

@@ -44,8 +44,12 @@ def test_the_page_holds_the_moments(written):
     assert not set("<>&") & set(found)
     shown = json.loads(found)
     assert shown["held"] == [[1] * len(NASTY) + [0] * 2, [1, 0, 0, 0]]
-    assert (shown["masks"], shown["most"]) == (True, 5)
-    assert [frame["calls"] for frame in shown["frames"]] == [0, 2, 5]
+    assert shown["masks"]
+    assert [(frame["calls"], frame["most"]) for frame in shown["frames"]] == [
+        (0, 5),
+        (2, 5),
+        (5, 5),
+    ]
     assert shown["frames"][0]["rows"][1] == ["a", None, None, None]
     assert "".join(shown["frames"][-1]["rows"][0]).startswith(NASTY)
     likeliest, drawn = shown["frames"][0]["guesses"][1][2]
@@ -163,6 +167,13 @@ def test_the_moments_shown_are_spread_evenly(tiny, most, calls):
     assert [moment.nfe for moment, _ in kept] == calls
     # each with the noise that the next call, shown or not, takes it to have
     assert [sigma for _, sigma in kept] == [*(call + 1 for call in calls[:-1]), None]
+
+
+def test_a_drawing_that_ends_early_is_shown_to_its_end():
+    drawing = moments(*[[97, 98]] * 9, sigmas=range(9))[:6]
+    drawing[-1] = drawing[-1]._replace(max_nfe=5)
+    assert [moment.nfe for moment, _ in keep(iter(drawing), 3)] == [0, 4, 5]
+    assert [moment.nfe for moment, _ in keep(iter(drawing[::2] + drawing[5:]), 9)] == [0, 2, 4, 5]
 
 
 def test_a_page_has_bounds_that_are_met_before_the_first_call(monkeypatch):

@@ -19,8 +19,8 @@
   template.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
-  // first hitting takes as many calls as there are tokens to draw
-  const offerSteps = () => { byId("steps").disabled = byId("sampler").value === "first_hitting"; };
+  // some samplers take as many calls as the tokens need
+  const offerSteps = () => { byId("steps").disabled = "counts" in byId("sampler").selectedOptions[0].dataset; };
   byId("sampler").addEventListener("change", offerSteps);
   offerSteps();
   stop.addEventListener("click", () => drawing?.abort());

@@ -27,8 +27,8 @@ function percent(share) {
 
 class Player {
   // held: of every position of every row, whether it was given; masks: whether there are any
-  constructor(root, { held, masks, most }) {
-    Object.assign(this, { held, masks, most, frames: [], index: -1, timer: null, pointed: null });
+  constructor(root, { held, masks }) {
+    Object.assign(this, { held, masks, most: 0, frames: [], index: -1, timer: null, pointed: null });
     const box = make("div", "");
     box.append(this.legend(), ...held.map((row, i) => this.sample(row, i)), this.bar(), this.card());
     box.addEventListener("mouseover", (event) => this.point(event.target.closest("[data-place]")));
@@ -117,8 +117,10 @@ class Player {
     return this.guess;
   }
 
-  // a moment: {calls, evaluations, rows, guesses or none}; shown unless an earlier one is looked at
+  // a moment: {calls, most, evaluations, rows, guesses or none}; shown unless an earlier one is
+  // looked at; `most` is the most calls in all, and of the last moment its own
   add(frame) {
+    this.most = frame.most;
     const following = this.index === this.frames.length - 1;
     this.frames.push(frame);
     this.slider.max = this.frames.length - 1;
