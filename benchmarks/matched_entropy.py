@@ -1,0 +1,98 @@
+"""Quality of samplers at the entropy of real text, from records of `sedd_jax.evaluate`.
+
+    python -m sedd_jax.evaluate --checkpoint=RUN --suite=quality --judge=JUDGE --reference=heldout \
+        --num_samples=256 --sampler=tweedie --sampler=gibbs --steps=8,16,32,64 --temperature=1
+    python -m sedd_jax.evaluate ... --temperature=0.9
+    python -m benchmarks.matched_entropy --records=RUN/evaluations
+
+Generative perplexity alone favours samples with few words. So every sampler and number of steps is
+sampled at several temperatures, and log perplexity is interpolated linearly in the entropy of the
+samples to the entropy of real text (beyond the temperatures sampled, extrapolated and marked).
+Standard errors are those of the two samples that the line goes through.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from sedd_jax.display.plot import Plot, check_plots, image
+from sedd_jax.display.table import Table, markdown
+from sedd_jax.errors import BadInput
+from sedd_jax.evaluation.record import Record, read_records
+from sedd_jax.experiment import cli
+
+_RECORDS = flags.DEFINE_string("records", None, "Folder of the records, of one model.")
+_PLOT = flags.DEFINE_string("plot", None, "File for the plot, .png.")
+_PERPLEXITY, _ENTROPY = "gen_perplexity_samples", "entropy"
+
+
+def main() -> None:
+    """Prints a table in Markdown, and writes the plot if a file is given."""
+    if not _RECORDS.value:
+        raise BadInput("--records=FOLDER is needed, the folder that sedd_jax.evaluate writes.")
+    records = [it for it in read_records(Path(_RECORDS.value)) if _PERPLEXITY in it.figures]
+    (real,) = [it for it in records if it.is_real] or [None]
+    if real is None:
+        raise BadInput(f"{_RECORDS.value} has no real text: evaluate with --reference=heldout.")
+    groups: dict[tuple[str, float], list[Record]] = {}
+    for record in records:
+        if not record.is_real:
+            name = f"{record.protocol['sampler']} {record.protocol['steps']}"
+            groups.setdefault((name, record.figures["evaluations"]), []).append(record)
+    level, rows = real.figures[_ENTROPY], []
+    curves: dict[str, list[tuple[float, float, float]]] = {}
+    for (name, evaluations), of_group in sorted(groups.items()):
+        found, error, mark = matched(of_group, level)
+        plain = next((it for it in of_group if it.protocol.get("temperature", 1) == 1), of_group[0])
+        own = [_with_error(plain, figure) for figure in (_PERPLEXITY, _ENTROPY)]
+        rows.append((name, evaluations, *own, f"{found:.4g} ± {error:.2g}{mark}"))
+        curves.setdefault(name.rsplit(" ", 1)[0], []).append((evaluations, found, error))
+    title = f"Real text: perplexity {real.figures[_PERPLEXITY]:.4g}, entropy {level:.4g} nats"
+    columns = ("sampler, steps", "evaluations", "perplexity", "entropy", "perplexity, matched")
+    print(markdown(Table(title, columns, rows)))
+    if _PLOT.value:
+        check_plots()
+        shown = {
+            name: tuple(map(list, zip(*sorted(points), strict=True)))
+            for name, points in curves.items()
+        }
+        label = "generative perplexity at the entropy of real text"
+        levels = {"real text": real.figures[_PERPLEXITY]}
+        plot = Plot("matched", "network evaluations", label, shown, levels=levels)
+        Path(_PLOT.value).write_bytes(image(plot))
+
+
+def _with_error(record, figure):
+    return f"{record.figures[figure]:.4g} ± {record.figures[f'{figure}_stderr']:.2g}"
+
+
+def matched(records: list[Record], entropy: float) -> tuple[float, float, str]:
+    """Returns the perplexity at an entropy, its standard error, and "*" if it is extrapolated.
+
+    Args:
+      records: of one sampler and number of steps, at different temperatures.
+      entropy: of real text, nats.
+    """
+    points = sorted(
+        (
+            it.figures[_ENTROPY],
+            np.log(it.figures[_PERPLEXITY]),
+            it.figures[f"{_PERPLEXITY}_stderr"] / it.figures[_PERPLEXITY],
+            it.figures[f"{_ENTROPY}_stderr"],
+        )
+        for it in records
+    )
+    if len(points) == 1:
+        return np.exp(points[0][1]), np.exp(points[0][1]) * points[0][2], " (one temperature)"
+    x = np.array([point[0] for point in points])
+    left = int(np.clip(np.searchsorted(x, entropy) - 1, 0, len(x) - 2))
+    (x0, y0, e0, h0), (x1, y1, e1, h1) = points[left : left + 2]
+    share, slope = (entropy - x0) / (x1 - x0), (y1 - y0) / (x1 - x0)
+    error = np.hypot((1 - share) * np.hypot(e0, slope * h0), share * np.hypot(e1, slope * h1))
+    value = float(np.exp(y0 + share * (y1 - y0)))
+    return value, float(value * error), "" if x[0] <= entropy <= x[-1] else "*"
+
+
+if __name__ == "__main__":
+    cli.run(main)
