@@ -1,18 +1,20 @@
 """Times a step of the sampler, averaged over a whole run, against its parts and the dense rule.
 
-    python -m benchmarks.sampling_step --batch_size=4
+    python -m benchmarks.sampling_step
+    python -m benchmarks.sampling_step --graph=uniform --steps=4 --rounds=2
 
-"streamed" is the sampler of the library. "parts" is the work that it cannot avoid: the network's
-blocks, and the product of the unembedding with half of the positions (those masked, on average),
-written to memory. "dense" is the same sampler with materialised log-scores, over a few steps, since
-each costs the same. "gibbs" is the sampler of that name, half of whose steps are moves. With
---published=FOLDER and --published_python=PYTHON the published sampler alternates with them: one
-analytic update halfway. Absorbing graph, Tweedie steps where not said otherwise; the final
-denoising step counts as one.
+A row is a sampler of the library, and its seconds are those of a run by its network evaluations,
+the final denoising step included. Under the uniform graph Tweedie steps by tempered conditionals
+are timed too. "parts" is the work that a Tweedie step cannot avoid: the network's blocks, and the
+product of the unembedding with the positions that may change (all, or under the absorbing graph
+half, those masked on average), written to memory. "dense" is Tweedie with materialised log-scores,
+over a few steps, since each costs the same. With --published=FOLDER and --published_python=PYTHON
+the published sampler (absorbing graph) alternates with them: one analytic update halfway.
 """
 
 import contextlib
 import statistics
+import time
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +26,18 @@ from benchmarks.shapes import Shape, family_of
 from sedd_jax.experiment import cli
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.prompt import empty_prompt
-from sedd_jax.inference.sampling import Sampling
+from sedd_jax.inference.sampling import Sampling, samplers_for
 
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Sequences.")
 _LENGTH = flags.DEFINE_integer("length", 1024, "Tokens per sequence.")
 _TOKENS = flags.DEFINE_integer("tokens", 50_257, "Tokens of the vocabulary.")
 _HIDDEN = flags.DEFINE_integer("hidden", 256, "Width of the network.")
 _BLOCKS = flags.DEFINE_integer("blocks", 4, "Blocks of the network.")
-_STEPS = flags.DEFINE_integer("steps", 64, "Steps of the streamed run.")
+_GRAPH = flags.DEFINE_enum("graph", "absorb", ["absorb", "uniform"], "The token graph.")
+_SAMPLERS = flags.DEFINE_multi_string(
+    "sampler", None, "A sampler beside tweedie, repeatable; by default all that the graph has."
+)
+_STEPS = flags.DEFINE_integer("steps", 16, "Network evaluations before the final one.")
 _DENSE_STEPS = flags.DEFINE_integer("dense_steps", 3, "Steps of the dense run.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Measured runs of each.")
 _PUBLISHED = flags.DEFINE_string("published", None, "Folder of the published PyTorch code.")
@@ -58,7 +64,7 @@ def main() -> None:
         length=_LENGTH.value,
         batch=_BATCH_SIZE.value,
     )
-    streamed = family_of(shape, "streamed", "none")
+    streamed = family_of(shape, "streamed", "none", _GRAPH.value)
     params = random_params(streamed)
     args = (
         params,
@@ -66,24 +72,21 @@ def main() -> None:
         empty_prompt(shape.batch, shape.length),
     )
     programs, memory = {}, {}
-    for name, head, sampling in (
-        ("streamed", "streamed", Sampling(_STEPS.value)),
-        ("gibbs", "streamed", Sampling(_STEPS.value, "gibbs")),
-        ("dense", "dense", Sampling(_DENSE_STEPS.value)),
-    ):
-        generator = family_of(shape, head, "none").generator(sampling, t_min=1e-3)
-        compiled = jax.jit(generator).lower(*args).compile()
+    for name, (head, sampling) in _ways(streamed.graph).items():
+        family = family_of(shape, head, "none", _GRAPH.value)
+        compiled = jax.jit(family.generator(sampling, t_min=1e-3)).lower(*args).compile()
         memory[name] = temporaries(compiled)
-        programs[name] = _per_step(timed(compiled, *args), sampling.steps + 1)
+        programs[name] = _per_evaluation(compiled, *args)
 
-    xt = jnp.full((shape.batch, shape.length), streamed.graph.mask_id)
+    xt = jnp.zeros((shape.batch, shape.length), jnp.int32)
     blocks = jax.jit(
         lambda params: streamed.model.score(params, xt, jnp.ones(len(xt))).inputs.hidden
     )
     programs["blocks"] = _repeated(timed(blocks.lower(params).compile(), params))
-    masked = jax.random.normal(jax.random.key(3), (xt.size // 2, shape.hidden))
-    product = jax.jit(jnp.dot).lower(masked, params["head"]["kernel"]).compile()
-    programs["product"] = _repeated(timed(product, masked, params["head"]["kernel"]))
+    changeable = xt.size if streamed.graph.mask_id is None else xt.size // 2
+    hidden = jax.random.normal(jax.random.key(3), (changeable, shape.hidden))
+    product = jax.jit(jnp.dot).lower(hidden, params["head"]["kernel"]).compile()
+    programs["product"] = _repeated(timed(product, hidden, params["head"]["kernel"]))
 
     with contextlib.ExitStack() as stack:
         if _PUBLISHED.value:
@@ -110,8 +113,8 @@ def main() -> None:
             "what": name,
             "median_s": statistics.median(times),
             "min_s": min(times),
-            "times_streamed": statistics.median(
-                a / b for a, b in zip(times, seconds["streamed"], strict=True)
+            "times_tweedie": statistics.median(
+                a / b for a, b in zip(times, seconds["tweedie"], strict=True)
             ),
             "temporaries_mb": round(memory[name] / 1e6) if name in memory else "",
         }
@@ -120,13 +123,30 @@ def main() -> None:
     report(rows, _OUTPUT.value)
 
 
+def _ways(graph):
+    """Of every row the head and the settings."""
+    steps = _STEPS.value
+    names = ["tweedie", *(_SAMPLERS.value or samplers_for(graph))]
+    ways = {name: ("streamed", Sampling(steps, name)) for name in names}
+    if graph.mask_id is None:
+        sharp = {"temperature": 0.7, "tempering": "conditional"}
+        ways["tweedie, conditional"] = ("streamed", Sampling(steps, **sharp))
+        ways["tweedie, conditional top-p"] = ("streamed", Sampling(steps, **sharp, top_p=0.9))
+    return ways | {"dense": ("dense", Sampling(_DENSE_STEPS.value))}
+
+
 def _repeated(program, times=20):
     """Repeats a program as a run does: the first call after another program has cold caches."""
     return lambda: sum(program() for _ in range(times)) / times
 
 
-def _per_step(program, steps):
-    return lambda: program() / steps
+def _per_evaluation(generator, *args):
+    def program():
+        began = time.perf_counter()
+        _, diagnostics = jax.block_until_ready(generator(*args))
+        return (time.perf_counter() - began) / int(diagnostics.evaluations.max())
+
+    return program
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ HEADS = {
 }
 
 
-def config_of(shape: Shape, remat: str) -> Config:
+def config_of(shape: Shape, remat: str, graph: str = "absorb") -> Config:
     """Returns the settings of a training step of this shape."""
     model = ModelConfig(
         hidden_size=shape.hidden,
@@ -60,18 +60,19 @@ def config_of(shape: Shape, remat: str) -> Config:
         dropout=0.0,
         remat=remat,
     )
-    return Config(model=model, train=TrainConfig(batch_size=shape.batch))
+    return Config(graph=graph, model=model, train=TrainConfig(batch_size=shape.batch))
 
 
-def family_of(shape: Shape, head: str, remat: str) -> ScoreBased:
+def family_of(shape: Shape, head: str, remat: str, graph: str = "absorb") -> ScoreBased:
     """Returns a diffusion model of this shape.
 
     Args:
       shape: sizes.
       head: "streamed", or "dense" for a network that materialises its log-scores.
       remat: what the backward pass recomputes, see `config.model.remat`.
+      graph: "absorb" or "uniform".
     """
-    family = build_family(config_of(shape, remat), shape.tokens)
+    family = build_family(config_of(shape, remat, graph), shape.tokens)
     return family._replace(model=HEADS[head](family.model))
 
 

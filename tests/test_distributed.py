@@ -89,6 +89,7 @@ def differences(run, straight):
     return {"loss": loss, "bound": bound, "params": params}
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_with_the_run_of_one(binary, smoke_run, tmp_path):
     """From the checkpoint of one process with eight devices; and the parts are others."""
     run = going_on(smoke_run, 10, tmp_path / "two")

@@ -51,6 +51,7 @@ def plan(binary, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not LIBTPU, reason="needs libtpu")
 def test_a_training_step_on_a_slice(plan, tmp_path):
     kept = tmp_path / "program.txt"

@@ -92,6 +92,7 @@ def test_a_finished_run_says_so_and_trains_no_more(smoke_run, smoke_config, caps
     assert metric_rows(smoke_run) == before
 
 
+@pytest.mark.slow
 def test_stopped_killed_and_restarted_with_the_same_command(
     smoke_run, smoke_config, tmp_path, binary, capsys
 ):

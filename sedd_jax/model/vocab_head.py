@@ -428,7 +428,8 @@ class StreamedScore(Score):
         total = masses.sum(-1)
         step = step_weights(total)
         if step.cut is not None:  # it depends on the total, so the head is streamed once more
-            masses = self._on_devices(_masses, active, step.cut)
+            again = functools.partial(self._on_devices, _masses, active, step.cut)
+            masses = jax.lax.cond(jnp.any(step.cut > 0), again, lambda: masses)
         return total, step, masses
 
     def _on_devices(self, function, *arguments):
