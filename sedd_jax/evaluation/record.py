@@ -7,6 +7,7 @@ was measured before, and no evaluation overwrites another one.
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -50,7 +51,8 @@ class Record:
         """The name of its file, by model and protocol without the names of models and texts."""
         query = _nameless({"model": self.model, "protocol": self.protocol})
         digest = hashlib.sha256(json.dumps(query, sort_keys=True).encode()).hexdigest()
-        return f"{self.kind}-{self.name}-{digest[:8]}.json"
+        name = re.sub(r"[^\w.:=]+", "-", self.name)  # a sampler may have options in brackets
+        return f"{self.kind}-{name}-{digest[:8]}.json"
 
     @property
     def is_real(self) -> bool:

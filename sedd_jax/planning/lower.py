@@ -13,14 +13,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
 
 from sedd_jax.data.tokenizer import FITTED_TOKENIZERS, build_tokenizer
-from sedd_jax.diffusion.graph import Graph
-from sedd_jax.diffusion.importance import Proposal, guess_proposal
-from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.importance import guess_proposal
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import Config
@@ -28,17 +24,15 @@ from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.load import build_trained
 from sedd_jax.inference.prompt import Prompt
-from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import ScoreBased, share_with_loss
 from sedd_jax.model.score_model import count_params
 from sedd_jax.model.sharding import num_batch_shards
 from sedd_jax.model.tiles import BLOCKS_OF, tiling_for
+from sedd_jax.planning.head_trips import block_trips, counts_with_loss, shares_by_call
 from sedd_jax.planning.hlo_cost.hlo import Instruction
 from sedd_jax.system.rounding import round_up
 from sedd_jax.training.step import build_programs
 from sedd_jax.training.throughput import step_flops
-
-_DRAWS = 4096  # of the times of a device's sequences
 
 
 class Program(NamedTuple):
@@ -219,70 +213,6 @@ def bytes_per_chip(tree: Any) -> int:
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
     )
-
-
-def counts_with_loss(
-    graph: Graph, noise: Noise, proposal: Proposal, rows: int, length: int
-) -> Float[np.ndarray, "N"]:
-    """Returns draws of the expected number of positions with a loss, given the sequences' times.
-
-    Times are independent here, while `config.train.low_discrepancy` stratifies those of all
-    devices.
-
-    Args:
-      graph: under the uniform graph all positions have a loss.
-      noise: the schedule.
-      proposal: the distribution of the times.
-      rows: sequences of a device.
-      length: L.
-    """
-    if graph.mask_id is None:
-        return np.full(1, float(rows * length))
-    unit = np.random.default_rng(0).random((_DRAWS, rows))
-    sigma = noise.sigma(np.interp(unit, proposal.quantiles, proposal.edges))
-    return length * -np.expm1(-np.asarray(sigma)).sum(1)
-
-
-def shares_by_call(
-    graph: Graph, noise: Noise, sampling: Sampling, t_min: float, length: int
-) -> tuple[Float[np.ndarray, "S"], Float[np.ndarray, "S"]]:
-    """Returns the share of active positions in every network evaluation, and of those that jump.
-
-    The reverse process under the uniform graph jumps as often as the forward process.
-
-    Args:
-      graph: under the uniform graph all positions are active.
-      noise: the schedule.
-      sampling: the sampler and its steps.
-      t_min: time of the last step, in (0, 1).
-      length: L.
-    """
-    calls = sampling.max_nfe(length)
-    if sampling.method.rows_differ:
-        return (np.full(calls, 1 / calls),) * 2
-    sigma = np.asarray(noise.sigma(np.linspace(1.0, t_min, calls)), float)
-    after = np.append(sigma[1:], 0.0)
-    if graph.mask_id is None:
-        return np.ones(calls), -np.expm1(after - sigma) * (1 - 1 / graph.num_states)
-    return -np.expm1(-sigma), np.exp(-after) - np.exp(-sigma)
-
-
-def block_trips(
-    counts: Float[np.ndarray, "N"], positions: int, sizes: tuple[int, ...]
-) -> dict[int, float]:
-    """Returns the mean trips of the loop over blocks of each size, as `tiles.ActiveRows` runs them.
-
-    Args:
-      counts: draws of the number of positions that count.
-      positions: all positions of a device.
-      sizes: of blocks, as in `Tiling`.
-    """
-    *large, last = [size for size in sizes if size <= positions] or sizes[-1:]
-    trips = {}
-    for size in large:
-        trips[size] = float((counts // size).mean())
-        counts = counts % size
-    return trips | {last: float(np.ceil(counts / last).mean())}
 
 
 def dynamic_trips(

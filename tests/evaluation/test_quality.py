@@ -152,6 +152,16 @@ def test_a_sweep_of_first_hitting_counts_the_calls_that_were_made(checkpoint, tm
     assert free.protocol["steps"] is None
 
 
+def test_options_of_a_sampler_are_in_its_record_and_its_file(checkpoint):
+    settings = Settings(2, 12, (4,), ("gibbs(spacing=2, share=0.25)",))
+    (query,) = quality.plan(checkpoint, settings).queries
+    assert query.name == "gibbs(spacing=2, share=0.25)-4"
+    assert query.protocol["sampler"] == "gibbs(spacing=2, share=0.25)"
+    assert query.file.startswith("quality-gibbs-spacing=2-share=0.25-4-")
+    with pytest.raises(BadInput, match="spacing must be at least 2"):
+        quality.plan(checkpoint, Settings(2, 12, (4,), ("gibbs(spacing=1)",)))
+
+
 def test_a_departure_is_in_the_name_of_a_record(checkpoint):
     config = dataclasses.replace(checkpoint.config, graph="uniform")
     family = build_family(config, checkpoint.tokenizer.vocab_size)

@@ -17,15 +17,13 @@ from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import share_with_loss
 from sedd_jax.model.score_model import forward_flops
 from sedd_jax.model.tiles import ActiveRows
+from sedd_jax.planning.head_trips import block_trips, counts_with_loss, shares_by_call
 from sedd_jax.planning.hlo_cost import hlo
 from sedd_jax.planning.hlo_cost.hlo import Instruction
 from sedd_jax.planning.lower import (
-    block_trips,
     bound_program,
-    counts_with_loss,
     dynamic_trips,
     sample_program,
-    shares_by_call,
     state_per_chip,
     train_program,
     vocab_size_of,
@@ -77,6 +75,13 @@ def test_a_pass_of_the_bound_is_given_parameters_and_a_batch(planned, training):
     [
         ({"steps": 3}, 4, (1 + 2 / 3 + 1 / 3) / 4, "sampler (tweedie, 4 calls)"),
         ({"sampler": "first_hitting"}, 128, 1 / 128, "sampler (first_hitting, at most 128 calls)"),
+        pytest.param(
+            {"sampler": "entropy_bounded(bound=1)", "steps": 3},
+            4,
+            2.5 / 4,
+            "sampler (entropy_bounded(bound=1), at most 4 calls)",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_sampler_is_given_parameters_and_a_prompt(planned, settings, calls, answered, kind):
@@ -221,10 +226,27 @@ def test_jumps_of_the_uniform_graph_are_those_of_the_forward_process():
     np.testing.assert_allclose(jumps, expected, rtol=1e-4)
 
 
-def test_first_hitting_moves_one_position_a_call():
-    sampling = Sampling(sampler="first_hitting")
-    active, jumps = shares_by_call(graphs.absorbing(10), NOISE, sampling, 1e-3, 32)
+@pytest.mark.parametrize("sampler", ["first_hitting", "spaced"])
+def test_a_sampler_that_knows_its_positions_reads_no_others(sampler):
+    active, jumps = shares_by_call(graphs.absorbing(10), NOISE, Sampling(sampler=sampler), 1e-3, 32)
     assert active.tolist() == jumps.tolist() == [1 / 32] * 32
+
+
+@pytest.mark.parametrize("sampler", ["entropy_bounded", "confidence"])
+def test_a_sampler_that_chooses_by_the_answer_reads_all_masked_positions(sampler):
+    sampling = Sampling(3, sampler)
+    active, jumps = shares_by_call(graphs.absorbing(10), NOISE, sampling, 1e-3, 32)
+    assert active.tolist() == [1, 0.75, 0.5, 0.25] and jumps.tolist() == [0.25] * 4
+
+
+@pytest.mark.parametrize("graph", graphs.GRAPHS)
+def test_gibbs_moves_read_what_they_draw(graph):
+    sampling = Sampling(8, "gibbs(spacing=5)")
+    found = shares_by_call(graphs.GRAPHS[graph](10), NOISE, sampling, 1e-3, 32)
+    steps = shares_by_call(graphs.GRAPHS[graph](10), NOISE, Sampling(4), 1e-3, 32)
+    for shares, without in zip(found, steps, strict=True):
+        assert shares[4:8].tolist() == [0.2] * 4
+        np.testing.assert_array_equal(np.delete(shares, range(4, 8)), without)
 
 
 def loop(source):
