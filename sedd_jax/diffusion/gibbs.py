@@ -6,34 +6,47 @@ at the smallest noise, sigma(t_min). Under the absorbing graph a move masks posi
 row and draws them from the denoiser. Drawing one position leaves the distribution of the data
 (noised to t_min) unchanged: an exact corrector without any training.
 
-A move draws every `spacing`-th position, the next move their right neighbours, and so on. It is
-exact where these positions are independent given the others, as every second one is in a Markov
-chain of clean tokens; elsewhere an approximation, since positions that depend on each other are
-drawn from what each was given before. `sedd_jax.exact --config=configs/oracle_markov.py` measures
-it.
+A move draws a share 1 / `spacing` of the positions: every `spacing`-th one, the next move their
+right neighbours, and so on. It is exact where these are independent given the others, as every
+second one is in a Markov chain of clean tokens; elsewhere an approximation, since positions that
+depend on each other are drawn from what each was given before. Positions chosen at random may be
+neighbours. The positions whose tokens are the least likely given the others (order="unlikely")
+depend on the tokens that are drawn: even a move of one of them changes the distribution.
+`python -m sedd_jax.exact` measures all of it.
 
 References:
   Geman and Geman, Stochastic Relaxation, Gibbs Distributions, and the Bayesian Restoration of
     Images, 1984;
   Gonzalez et al., Parallel Gibbs Sampling: From Colored Fields to Thin Junction Trees, 2011: sets
     of positions that are independent given the others;
+  Zhao et al., Informed Correctors for Discrete Diffusion Models, 2024 (arXiv 2407.21243): the
+    least likely positions, there of a network that answers at unmasked positions too;
   the schedule is ours.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Key
 
+from sedd_jax.diffusion import categorical
+from sedd_jax.diffusion.adaptive import smallest
+from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.sampler import (
     Move,
     Process,
+    SamplerInfo,
+    SamplerState,
+    advance,
     denoising,
 )
 from sedd_jax.diffusion.score import StepWeights
 from sedd_jax.diffusion.tweedie import Tweedie
 from sedd_jax.errors import BadInput
+
+ORDERS = ("spaced", "random", "unlikely")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +55,15 @@ class Gibbs(Tweedie):
 
     Attributes:
       share: of the evaluations before the final one, those of Gibbs moves.
-      spacing: the distance between two positions that a move draws, at least 2.
+      spacing: a move draws one of so many positions, at least 2.
+      order: which ones: "spaced", evenly; "random", each by itself with probability 1 / spacing;
+        or "unlikely", those whose tokens are the least likely given the others (uniform graph).
     """
 
     weighs_held_tokens = False  # the noise stays the same during a move
     share: float = 0.5
     spacing: int = 4
+    order: str = "spaced"
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,17 +71,50 @@ class Gibbs(Tweedie):
             raise BadInput(f"share must be in [0, 1), got {self.share}.")
         if self.spacing < 2:
             raise BadInput(f"spacing must be at least 2, got {self.spacing}.")
+        if self.order not in ORDERS:
+            raise BadInput(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}.")
+
+    @property
+    def needs(self) -> str:
+        return "the uniform graph for order='unlikely'"
+
+    def serves(self, graph: Graph) -> bool:
+        return self.order != "unlikely" or graph.mask_id is None
+
+    def step(
+        self, keys: Key[Array, "B"], process: Process, state: SamplerState
+    ) -> tuple[SamplerState, SamplerInfo]:
+        if self.order == "spaced":
+            return super().step(keys, process, state)
+        if self.order == "random":
+            keys, choice_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+            draw = functools.partial(categorical.uniform_by_position, shape=state.xt.shape[1:])
+            chosen = jax.vmap(draw)(choice_keys) < 1 / self.spacing
+            return advance(keys, process, state, self._move(process, state, chosen))
+        move = self._move(process, state, jnp.ones(state.xt.shape, bool))
+        score = process.score_fn(move.xt, move.sigma)
+        free = process.changeable(state.xt)
+        log_prob = score.log_prob(move.weights, free, state.xt)
+        chosen = smallest(log_prob, free, -(-free.sum(-1) // self.spacing))
+        predicts = state.step < self._predictions(self.num_steps(process.steps))
+        move = move._replace(active=jnp.where(predicts, move.active, chosen))
+        return advance(keys, process, state, move, score)
 
     def move(self, process: Process, xt: Int[Array, "B L"], step: Int[Array, ""]) -> Move:
-        steps = self.num_steps(process.steps)
-        predictions = max(steps - int(self.share * steps), 1)
-        times = self.times(process, predictions)
-        last = jnp.minimum(step, predictions - 1)
-        prediction = self.prediction(process, xt, times[last], times[last + 1])
-        turn = (step - predictions) % self.spacing
+        turn = (step - self._predictions(self.num_steps(process.steps))) % self.spacing
         chosen = jnp.broadcast_to(jnp.arange(xt.shape[1]) % self.spacing == turn, xt.shape)
-        move = gibbs_move(process, xt, chosen, 1 / self.spacing)
-        return _either(step < predictions, prediction, move)
+        return self._move(process, SamplerState(xt, step), chosen)
+
+    def _move(self, process, state, chosen):
+        """The Tweedie step, or the Gibbs move of chosen positions when its time has come."""
+        predictions = self._predictions(self.num_steps(process.steps))
+        times, last = self.times(process, predictions), jnp.minimum(state.step, predictions - 1)
+        prediction = self.prediction(process, state.xt, times[last], times[last + 1])
+        move = gibbs_move(process, state.xt, chosen, 1 / self.spacing)
+        return _either(state.step < predictions, prediction, move)
+
+    def _predictions(self, steps):
+        return max(steps - int(self.share * steps), 1)
 
 
 def gibbs_move(

@@ -306,7 +306,11 @@ def denoising(process: Process, xt: Int[Array, "B L"], sigma: Float[Array, "B"])
 
 
 def advance(
-    keys: Key[Array, "B"], process: Process, state: SamplerState, move: Move
+    keys: Key[Array, "B"],
+    process: Process,
+    state: SamplerState,
+    move: Move,
+    score: Score | None = None,
 ) -> tuple[SamplerState, SamplerInfo]:
     """Returns the state after a move, and what it did.
 
@@ -315,9 +319,10 @@ def advance(
       process: the reverse process.
       state: before the move.
       move: what is evaluated and drawn.
+      score: the answer of the network, if it has been evaluated.
     """
     log_prob_at = process.log_prob_at
-    score = process.score_fn(move.xt, move.sigma)
+    score = process.score_fn(move.xt, move.sigma) if score is None else score
     draw = score.draw(keys, move.weights, move.active, process.token_filter)
     xt = process.clamp(draw.xt)
     info = SamplerInfo(

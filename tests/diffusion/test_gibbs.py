@@ -8,8 +8,10 @@ import pytest
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.gibbs import Gibbs, gibbs_move
-from sedd_jax.diffusion.sampler import Clamp, Process
+from sedd_jax.diffusion.sampler import Clamp, Process, SamplerState
 from sedd_jax.diffusion.score import DenseScore
+from sedd_jax.errors import BadInput
+from sedd_jax.inference.sampling import Sampling
 
 ROWS, LENGTH, TOKENS = 4000, 8, 3
 LOG_PROBS = jnp.log(jnp.array([0.6, 0.3, 0.1]))
@@ -81,3 +83,34 @@ def test_moves_are_a_share_of_the_evaluations(name, steps):
     level = -np.log(0.75) if name == "absorb" else float(process.noise.sigma(1e-3))
     np.testing.assert_allclose(sigmas[predictions:-1], level, rtol=1e-5)
     assert (np.diff(sigmas[:predictions]) < 0).all()
+
+
+@pytest.mark.parametrize("order", ["random", "unlikely"])
+def test_moves_of_other_orders_draw_their_share(order):
+    graph, steps = graphs.uniform(TOKENS), 4
+    sampler = Gibbs(order=order, spacing=4)
+    held = jnp.zeros((ROWS, LENGTH), bool).at[:, 3].set(True)
+    process = process_of(graph, held, steps)
+    xt = jnp.ones((ROWS, LENGTH), jnp.int32).at[:, 3].set(2).at[:, 5:7].set(2)  # 2 is unlikely
+    state = SamplerState(xt, jnp.array(steps - 1))
+    keys = jax.random.split(jax.random.key(0), ROWS)
+    after, info = jax.jit(lambda keys, state: sampler.step(keys, process, state))(keys, state)
+    changed = np.asarray(after.xt != xt)
+    np.testing.assert_array_equal(changed.sum(-1), info.changed)
+    rates = changed.mean(0)
+    assert rates[3] == 0
+    if order == "unlikely":  # 2 of 7 free positions
+        np.testing.assert_allclose(rates[5:7], 0.9, atol=0.03)
+        assert rates.sum() == rates[5:7].sum()
+    else:
+        drawn = np.where(np.arange(LENGTH) // 5 == 1, 0.9, 0.7)
+        drawn[7], drawn[3] = 0.7, 0
+        np.testing.assert_allclose(rates, drawn / 4, atol=0.03)
+
+
+def test_the_least_likely_positions_need_an_answer_at_every_one():
+    assert not Gibbs(order="unlikely").serves(graphs.absorbing(TOKENS))
+    with pytest.raises(BadInput, match="uniform graph"):
+        Sampling(sampler="gibbs(order='unlikely')").check(graphs.absorbing(TOKENS))
+    with pytest.raises(BadInput, match="order must be one of"):
+        Gibbs(order="sorted")

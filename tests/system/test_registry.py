@@ -27,7 +27,7 @@ def test_a_name_carries_options(name, sampler):
         ("gibbs(", "written as name"),
         ("gibbs(2)", "written as name"),
         ("gibbs(spacing=os)", "written as name"),
-        ("gibbs(steps=2)", "has the options power, share, spacing, got steps"),
+        ("gibbs(steps=2)", "has the options power, share, spacing, order, got steps"),
         ("first_hitting(power=2)", "has no options"),
         ("gibbs(spacing=2.5)", "spacing must be of type int"),
         ("gibbs(share=None)", "share must be of type float"),
