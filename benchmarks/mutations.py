@@ -202,8 +202,12 @@ MUTATIONS = [
         ("log_score >= inputs.floor[:, None]", "log_score >= -jnp.inf"),
         ("else log_score / temperature", "else log_score * temperature"),
         ("self.states[None] == inputs.xt[:, None], 0, log", "self.states[None] < 0, 0, log"),
-        ("fold_in)(keys[sequence], position)", "fold_in)(keys[sequence], sequence)"),
         ("return x if axis is None else jax.lax.psum(x, axis)", "return x"),
+    ),
+    *mutations_of(
+        "model/rows.py",
+        "model/test_vocab_head.py",
+        ("fold_in)(keys[sequence], position)", "fold_in)(keys[sequence], sequence)"),
     ),
     *mutations_of(
         "model/attention.py",

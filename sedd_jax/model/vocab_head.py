@@ -24,8 +24,8 @@ from sedd_jax.diffusion.score import Blend, Drawn, Score, StepWeightsFn, entropy
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
 from sedd_jax.diffusion.temperature import NO_FILTER, Bounds, TokenFilter, conditional_bounds
 from sedd_jax.model.config import COLUMN_GROUP, padded
+from sedd_jax.model.rows import ActiveRows
 from sedd_jax.model.tiles import (
-    ActiveRows,
     HeadInputs,
     Second,
     StreamedHead,

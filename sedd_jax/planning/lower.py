@@ -25,9 +25,10 @@ from sedd_jax.inference.build import build_family
 from sedd_jax.inference.load import build_trained
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.score_based import ScoreBased, share_with_loss
+from sedd_jax.model.rows import BLOCKS_OF
 from sedd_jax.model.score_model import count_params
 from sedd_jax.model.sharding import num_batch_shards
-from sedd_jax.model.tiles import BLOCKS_OF, tiling_for
+from sedd_jax.model.tiles import tiling_for
 from sedd_jax.planning.head_trips import block_trips, counts_with_loss, shares_by_call
 from sedd_jax.planning.hlo_cost.hlo import Instruction
 from sedd_jax.system.rounding import round_up

@@ -15,8 +15,8 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import Config, DataConfig
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import share_with_loss
+from sedd_jax.model.rows import ActiveRows
 from sedd_jax.model.score_model import forward_flops
-from sedd_jax.model.tiles import ActiveRows
 from sedd_jax.planning.head_trips import block_trips, counts_with_loss, shares_by_call
 from sedd_jax.planning.hlo_cost import hlo
 from sedd_jax.planning.hlo_cost.hlo import Instruction

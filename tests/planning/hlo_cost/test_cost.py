@@ -9,8 +9,9 @@ from sedd_jax.experiment.mesh import placement
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
 from sedd_jax.model.config import padded
+from sedd_jax.model.rows import BLOCKS_OF
 from sedd_jax.model.score_model import forward_flops
-from sedd_jax.model.tiles import BLOCKS_OF, CPU
+from sedd_jax.model.tiles import CPU
 from sedd_jax.planning.hlo_cost import cost, hlo
 from sedd_jax.planning.hlo_cost.collectives import collectives, totals
 from sedd_jax.planning.hlo_cost.cost import predict
