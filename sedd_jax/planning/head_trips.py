@@ -72,7 +72,7 @@ def shares_by_call(
 def block_trips(
     counts: Float[np.ndarray, "N"], positions: int, sizes: tuple[int, ...]
 ) -> dict[int, float]:
-    """Returns the mean trips of the loop over blocks of each size, as `tiles.ActiveRows` runs them.
+    """Returns the mean trips of the loop over blocks of each size, as `rows.ActiveRows` runs them.
 
     Args:
       counts: draws of the number of positions that count.
