@@ -111,7 +111,7 @@ class Gibbs(Tweedie):
         times, last = self.times(process, predictions), jnp.minimum(state.step, predictions - 1)
         prediction = self.prediction(process, state.xt, times[last], times[last + 1])
         move = gibbs_move(process, state.xt, chosen, 1 / self.spacing)
-        return _either(state.step < predictions, prediction, move)
+        return either(state.step < predictions, prediction, move)
 
     def _predictions(self, steps):
         return max(steps - int(self.share * steps), 1)
@@ -141,8 +141,14 @@ def gibbs_move(
     return Move(xt, sigma, process.changeable(xt) & chosen, weights)
 
 
-def _either(first: Bool[Array, ""], one: Move, other: Move) -> Move:
-    """The one move or the other, by one network evaluation."""
+def either(first: Bool[Array, ""], one: Move, other: Move) -> Move:
+    """Returns the one move or the other, which takes one network evaluation.
+
+    Args:
+      first: whether it is the one.
+      one: a step of the sampler.
+      other: a Gibbs move.
+    """
 
     def choose(a, b):
         return jnp.where(first, a, b)
