@@ -13,7 +13,6 @@ it; "copy" repeats the token three positions before with probability 0.9.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags

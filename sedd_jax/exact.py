@@ -30,11 +30,8 @@ from sedd_jax.verification.adaptive import check_adaptive
 from sedd_jax.verification.conditioning import check_conditioning
 from sedd_jax.verification.correctors import check_correctors
 from sedd_jax.verification.exact.space import Space
-from sedd_jax.verification.oracle import (
-    OracleConfig,
-    check_oracle_settings,
-    oracle_sections,
-)
+from sedd_jax.verification.oracle import OracleConfig, check_oracle_settings
+from sedd_jax.verification.oracle_report import oracle_sections
 from sedd_jax.verification.order import check_order
 from sedd_jax.verification.rare import check_rare_tokens
 from sedd_jax.verification.report import ExactConfig, Section, check_settings, render, write
@@ -79,7 +76,7 @@ def _check() -> tuple[ExactConfig | OracleConfig, Iterator[Section]]:
     """Returns the checked settings, and the sections of their report, not yet computed."""
     if "oracle" in (_CONFIG.value or ()):
         config = cli.config_from(_CONFIG, OracleConfig)
-        samplers = (*SAMPLERS.names, *_SAMPLER.value)
+        samplers = tuple(dict.fromkeys((*SAMPLERS.names, *_SAMPLER.value)))
         check_oracle_settings(config, samplers)
         return config, oracle_sections(config, samplers)
     if _SAMPLER.value:

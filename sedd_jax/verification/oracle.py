@@ -9,33 +9,28 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from sedd_jax.diffusion.graph import GRAPHS, Graph
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.display.plot import Plot
-from sedd_jax.display.table import Table
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.build import build_noise
 from sedd_jax.experiment.config import Config
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.system.settings import setting
-from sedd_jax.verification.markov import HiddenMarkov, markov_model, random_model
-from sedd_jax.verification.report import Claim, Section
+from sedd_jax.verification.markov import HiddenMarkov, markov_model
 
-_BATCH_TOKENS = 2**18  # drawn at a time
-_ERRORS = 4.5  # standard errors that a claim allows
+_BATCH_TOKENS = 2**17  # drawn at a time
 ENTROPY_TOKENS = 2**22  # drawn to estimate the entropy of an HMM
-LENGTH_STEPS = 64  # of the dependence on the length
+_ROUNDS = 3  # of timed runs
+MAX_STATES = 1024  # tokens, or hidden states: an evaluation costs their square at every position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +41,10 @@ class OracleSettings:
     # of the Dirichlet distribution of the rows of the matrices: small for data that are surer
     concentration: float = setting(0.3, above=0)
     # samplers take 8, 16, 32, ... steps up to this power of 2
-    max_steps: int = setting(256, at_least=8)
+    max_steps: int = setting(1024, at_least=8)
     # network evaluations of single rows for every figure: rows times steps
-    evaluations: int = setting(8192, at_least=1024)
-    # rows of 64, 128, ... tokens up to this power of 2 show the dependence on the length
+    evaluations: int = setting(16_384, at_least=1024)
+    # rows of 64, 256, ... tokens up to so many show the dependence on the length
     max_length: int = setting(4096, at_least=64)
 
 
@@ -67,15 +62,16 @@ class Excess(NamedTuple):
       mean: excess, nats per token.
       error: its standard error, over rows.
       impossible: rows of probability 0, which are left out of the mean.
-      bigram_tv: total variation of the pairs of neighbours to those of the data.
-      seconds: to draw a row, without compilation.
+      bigram_tv: total variation of the pairs of neighbours to those of the data; above 0 for few
+        samples of the data, too.
+      evaluations: network evaluations of a row, the mean.
     """
 
     mean: float
     error: float
     impossible: int
     bigram_tv: float
-    seconds: float
+    evaluations: float
 
 
 class Oracle:
@@ -86,9 +82,14 @@ class Oracle:
 
         Args:
           model: the data.
-          length: tokens of a row.
+          length: tokens of a row, at least 2.
           seed: of drawn samples.
+
+        Raises:
+          BadInput: the length is below 2.
         """
+        if length < 2:
+            raise BadInput(f"The oracle needs rows of at least 2 tokens, got length={length}.")
         self.model, self.length, self.seed = model, length, seed
         self._log_prob = jax.jit(model.log_prob)
         entropy, self.entropy_error = model.entropy(length), 0.0
@@ -102,12 +103,12 @@ class Oracle:
         """Draws rows of the data."""
         return np.asarray(self.model.sample(key, rows, self.length))
 
-    def excess(self, samples: Int[np.ndarray, "B L"], seconds: float = math.nan) -> Excess:
+    def excess(self, samples: Int[np.ndarray, "B L"], evaluations: float = 0) -> Excess:
         """Returns how far samples are from the data.
 
         Args:
           samples: rows of tokens.
-          seconds: that it took to draw a row.
+          evaluations: network evaluations of a row.
         """
         log_prob = self._log_probs(samples)
         possible = np.isfinite(log_prob)
@@ -119,10 +120,16 @@ class Oracle:
             )
         tv = abs(_bigrams(samples, self.model.num_tokens) - self._true_bigrams).sum() / 2
         mean = float(per_token.mean()) if len(per_token) else math.nan
-        return Excess(mean, error, int((~possible).sum()), float(tv), seconds)
+        return Excess(mean, error, int((~possible).sum()), float(tv), evaluations)
 
     def sample(
-        self, graph: Graph, noise: Noise, sampling: Sampling, rows: int, t_min: float
+        self,
+        graph: Graph,
+        noise: Noise,
+        sampling: Sampling,
+        rows: int,
+        t_min: float,
+        first_row: int = 0,
     ) -> Excess:
         """Draws rows by a sampler with true scores and returns their `Excess`.
 
@@ -132,19 +139,48 @@ class Oracle:
           sampling: how to draw.
           rows: the number of rows.
           t_min: the time at which the steps end.
+          first_row: number of the first row; other rows are other draws.
         """
-        family = ScoreBased(graph, noise, markov_model(graph))
         size = max(min(_BATCH_TOKENS // self.length, rows), 1)
+        draw = self._compiled(graph, noise, sampling, size, t_min)
+        samples, evaluations = zip(
+            *(draw(start) for start in range(first_row, first_row + rows, size)), strict=True
+        )
+        return self.excess(np.concatenate(samples), float(np.mean(evaluations)))
+
+    def seconds(
+        self, graph: Graph, noise: Noise, samplings: list[Sampling], rows: int, t_min: float
+    ) -> Float[np.ndarray, "R W"]:
+        """Returns the seconds that each way takes for a batch, in rounds of all ways.
+
+        Args:
+          graph: the token graph.
+          noise: the schedule.
+          samplings: ways to draw.
+          rows: of the batch.
+          t_min: the time at which the steps end.
+        """
+        programs = [self._compiled(graph, noise, each, rows, t_min) for each in samplings]
+        rounds = [[_seconds(program) for program in programs] for _ in range(_ROUNDS + 1)]
+        return np.array(rounds[1:])  # the first has cold caches
+
+    def _compiled(self, graph, noise, sampling, size, t_min):
+        """Maps the number of the first row to a batch of samples, and their evaluations."""
+        family = ScoreBased(graph, noise, markov_model(graph))
         tokens = np.zeros((size, self.length), np.int32)
         prompt, params = Prompt(tokens, np.zeros(tokens.shape, bool)), self.model.params
-        seeds = jax.random.key(self.seed)
-        keys = [row_keys(seeds, start + jnp.arange(size)) for start in range(0, rows, size)]
         generator = jax.jit(family.generator(sampling, t_min=t_min))
-        draw = generator.lower(params, keys[0], prompt).compile()
-        started = time.monotonic()
-        samples = [np.asarray(draw(params, each, prompt)[0]) for each in keys]
-        seconds = (time.monotonic() - started) / (len(keys) * size)
-        return self.excess(np.concatenate(samples), seconds)
+
+        def keys(start):
+            return row_keys(jax.random.key(self.seed), start + jnp.arange(size))
+
+        compiled = generator.lower(params, keys(0), prompt).compile()
+
+        def draw(start):
+            samples, diagnostics = compiled(params, keys(start), prompt)
+            return np.asarray(samples), np.asarray(diagnostics.evaluations)
+
+        return draw
 
     def _log_probs(self, tokens):
         size = max(_BATCH_TOKENS // self.length, 1)
@@ -160,6 +196,12 @@ class Oracle:
             total += marginal[:, None] * model.transition
             marginal = marginal @ model.transition
         return model.emission.T @ (total / (self.length - 1)) @ model.emission
+
+
+def _seconds(program):
+    started = time.perf_counter()
+    program(0)
+    return time.perf_counter() - started
 
 
 def _bigrams(samples, num_tokens):
@@ -178,16 +220,27 @@ def check_oracle_settings(config: OracleConfig, samplers: tuple[str, ...]) -> No
     Raises:
       BadInput: a setting is out of range; the message holds the dotted key.
     """
-    oracle = config.oracle
+    oracle, tokens = config.oracle, config.data.vocab_size
     rules = (
-        (config.data.vocab_size >= 2, "config.data.vocab_size must be at least 2."),
-        (config.model.length >= 2, "config.model.length must be at least 2."),
-        *(
-            (
-                getattr(oracle, name).bit_count() == 1,
-                f"config.oracle.{name} must be a power of 2, got {getattr(oracle, name)}.",
-            )
-            for name in ("max_steps", "max_length")
+        (
+            config.family == "diffusion",
+            "config.family must be diffusion.",
+        ),
+        (
+            2 <= tokens <= MAX_STATES,
+            f"config.data.vocab_size must be from 2 to {MAX_STATES}, got {tokens}.",
+        ),
+        (
+            oracle.hidden <= MAX_STATES,
+            f"config.oracle.hidden must be at most {MAX_STATES}, got {oracle.hidden}.",
+        ),
+        (
+            config.model.length >= 2,
+            f"config.model.length must be at least 2, got {config.model.length}.",
+        ),
+        (
+            oracle.max_steps.bit_count() == 1,
+            f"config.oracle.max_steps must be a power of 2, got {oracle.max_steps}.",
         ),
     )
     for holds, message in rules:
@@ -197,116 +250,3 @@ def check_oracle_settings(config: OracleConfig, samplers: tuple[str, ...]) -> No
         sampling = Sampling(sampler=name)
         if not any(sampling.method.serves(graph(2)) for graph in GRAPHS.values()):
             raise BadInput(f"The sampler {name} serves neither graph.")
-
-
-def oracle_sections(config: OracleConfig, samplers: tuple[str, ...]) -> Iterator[Section]:
-    """Yields the sections of the report, one after another as they are computed.
-
-    Args:
-      config: the settings.
-      samplers: names or dotted paths of samplers.
-    """
-    settings, noise = config.oracle, build_noise(config.noise)
-    model = random_model(
-        config.seed, config.data.vocab_size, settings.hidden, settings.concentration
-    )
-    oracle = Oracle(model, config.model.length, config.seed)
-    yield _check_data(oracle, settings)
-    graphs = {name: graph(model.num_tokens) for name, graph in GRAPHS.items()}
-    for name, graph in graphs.items():
-        serving = [each for each in samplers if Sampling(sampler=each).method.serves(graph)]
-        yield _check_samplers(oracle, name, graph, noise, serving, config)
-    yield _check_lengths(model, graphs, noise, config)
-
-
-def _check_data(oracle, settings):
-    """The data's own samples, and the rounding of the scores."""
-    rows = max(settings.evaluations // 8, 2)
-    own = oracle.excess(oracle.data(rows, jax.random.key(oracle.seed)))
-    row = oracle.data(1, jax.random.key(oracle.seed + 2))
-    graph, sigma = GRAPHS["uniform"](oracle.model.num_tokens), jnp.array([1e-3])
-    found = np.asarray(jax.jit(markov_model(graph).apply)(oracle.model.params, row, sigma))
-    with jax.enable_x64(True):
-        exact = jax.jit(markov_model(graph).apply)(oracle.model.params, row, sigma.astype(float))
-    off = float(np.abs(found - np.asarray(exact)).max())
-    claims = [
-        Claim(
-            "samples of the data: |excess| in standard errors",
-            abs(own.mean) / own.error,
-            "<=",
-            _ERRORS,
-        ),
-        Claim("log-scores in float32 and float64: largest difference", off, "<=", 1e-3),
-    ]
-    title = f"The data: {oracle.model.num_tokens} tokens, length {oracle.length}"
-    columns = ("entropy, nats/token", "samples", "excess", "+-", "bigram TV")
-    row = (oracle.entropy, rows, own.mean, own.error, own.bigram_tv)
-    return Section("Oracle", claims, [Table(title, columns, [row])])
-
-
-def _check_samplers(oracle, graph_name, graph, noise, samplers, config):
-    """Excess of every sampler by network evaluations."""
-    settings, t_min = config.oracle, config.train.t_min
-    rows, curves, impossible, last = [], {}, 0, {}
-    for name in samplers:
-        points = []
-        for steps in (2**i for i in range(3, settings.max_steps.bit_length())):
-            sampling = Sampling(sampler=name, steps=steps)
-            count = max(settings.evaluations // steps, 2)
-            found = oracle.sample(graph, noise, sampling, count, t_min)
-            nfe = sampling.max_nfe(oracle.length)
-            rows.append((name, nfe, found.mean, found.error, found.bigram_tv, found.seconds))
-            points.append((nfe, found.mean, found.error))
-            impossible += found.impossible
-        last[name] = points[-1]
-        curves[name] = _above_zero(points)
-    # sampler error falls as 1 / steps or faster
-    surely = [nfe * (mean - _ERRORS * error) for nfe, mean, error in last.values()]
-    claims = [
-        Claim(f"{graph_name}: samples of probability 0", impossible, "<=", 0),
-        Claim(
-            f"{graph_name}: excess x evaluations at the most steps, less {_ERRORS} standard "
-            "errors, worst sampler",
-            max(surely, default=math.nan),
-            "<=",
-            4.0,
-        ),
-    ]
-    title = f"{graph_name}: excess of the samples over the entropy, nats per token, true scores"
-    columns = ("sampler", "evaluations", "excess", "+-", "bigram TV", "seconds a row")
-    label = "excess, nats per token"
-    plot = Plot(f"oracle_{graph_name}", "network evaluations", label, curves)
-    return Section(f"Samplers, {graph_name} graph", claims, [Table(title, columns, rows)], [plot])
-
-
-def _check_lengths(model, graphs, noise, config):
-    """Excess of whole rows at a fixed number of steps, by length."""
-    settings, rows, curves = config.oracle, [], {}
-    for length in (2**i for i in range(6, settings.max_length.bit_length())):
-        oracle = Oracle(model, length, config.seed)
-        for graph_name, graph in graphs.items():
-            for name in ("euler", "tweedie"):
-                sampling = Sampling(sampler=name, steps=LENGTH_STEPS)
-                count = max(8 * settings.evaluations // length, 2)
-                found = oracle.sample(graph, noise, sampling, count, config.train.t_min)
-                rows.append((graph_name, name, length, found.mean * length, found.error * length))
-                curves.setdefault(f"{name}, {graph_name}", []).append(rows[-1][2:])
-    shown = {name: _above_zero(points) for name, points in curves.items()}
-    slopes = [
-        (name, float(np.polyfit(np.log(x), np.log(y), 1)[0]))
-        for name, (x, y, _) in shown.items()
-        if len(x) > 1
-    ]
-    title = f"Excess of a row, nats, at {LENGTH_STEPS} steps"
-    tables = [
-        Table(title, ("graph", "sampler", "length", "excess", "+-"), rows),
-        Table("Slope of the excess over the length, log-log", ("sampler", "slope"), slopes),
-    ]
-    plot = Plot("oracle_lengths", "tokens of a row", "excess of a row, nats", shown)
-    return Section("Dependence on the length", [], tables, [plot])
-
-
-def _above_zero(points):
-    """A curve of (x, y, error), of the points that a logarithmic axis can show."""
-    shown = [point for point in points if point[1] > 0]
-    return tuple(map(list, zip(*shown, strict=True))) if shown else ([], [], [])

@@ -16,12 +16,8 @@ from sedd_jax.experiment.config import parse
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.verification import oracle as oracle_module
 from sedd_jax.verification.markov import random_model
-from sedd_jax.verification.oracle import (
-    Oracle,
-    OracleConfig,
-    check_oracle_settings,
-    oracle_sections,
-)
+from sedd_jax.verification.oracle import Oracle, OracleConfig, check_oracle_settings
+from sedd_jax.verification.oracle_report import oracle_sections
 
 LENGTH = 32
 
