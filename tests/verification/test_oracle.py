@@ -15,18 +15,18 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import parse
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.verification import oracle as oracle_module
+from sedd_jax.verification import oracle_report
 from sedd_jax.verification.markov import random_model
-from sedd_jax.verification.oracle import Oracle, OracleConfig, check_oracle_settings
-from sedd_jax.verification.oracle_report import oracle_sections
+from sedd_jax.verification.oracle import Excess, Oracle, OracleConfig, check_oracle_settings
+from sedd_jax.verification.oracle_report import Figure, oracle_sections
 
 LENGTH = 32
 
 
 def small(**settings):
     config = parse(oracle_markov.get_config(), OracleConfig)
-    oracle = dataclasses.replace(
-        config.oracle, max_steps=8, evaluations=4096, max_length=64, **settings
-    )
+    small = {"max_steps": 8, "evaluations": 4096, "max_length": 64} | settings
+    oracle = dataclasses.replace(config.oracle, **small)
     model = dataclasses.replace(config.model, length=LENGTH)
     return dataclasses.replace(config, oracle=oracle, model=model)
 
@@ -85,23 +85,98 @@ def test_a_sampler_of_ones_own_is_measured_and_a_wrong_one_fails():
     assert [claim.holds for claim in absorb.claims][-1] is False
 
 
+def figures(**excess):
+    """Figures of samplers at 8, 16, 32, ... steps, as (mean, error, bigram TV)."""
+    return [
+        Figure(name, 8 * 2**i, 8 * 2**i + 1, 4, Excess(mean, error, 0, tv, 0))
+        for name, points in excess.items()
+        for i, (mean, error, tv) in enumerate(points)
+    ]
+
+
+def test_the_best_sampler_is_drawn_anew_and_must_reach_the_error_of_tweedie(oracle, monkeypatch):
+    def drawn(*args):
+        asked.append(args[1:])
+        return Figure(*args[1:3], args[2] + 1, args[3], Excess(mean, 1e-4, 0, 0.02, 0))
+
+    monkeypatch.setattr(oracle_report._Case, "figure", drawn)
+    monkeypatch.setattr(Oracle, "seconds", lambda self, *args: np.array([[1.0, 8.0]] * 3))
+    case = oracle_report._Case(oracle, "absorb", graphs.absorbing(8), None, small(evaluations=8000))
+    errors = (1e-3, 1e-3, 1e-3)
+    tweedie = [(2.0 / n + 1.0 / n**2, e, 0.5 / n) for n, e in zip((9, 17, 33), errors, strict=True)]
+    # too likely, and so far from the data that it is not the best
+    sure = [(-0.5, 1e-3, 0.1)] * 3
+    measured = figures(tweedie=tweedie, confidence=sure, gibbs=[(0.02, 1e-3, 0.1), (1e-4, 1e-3, 0)])
+    asked, mean = [], 0.003
+    section = oracle_report._check_best(case, measured)
+    assert asked == [("gibbs", 16, 1000, 2**30)]
+    reached, of_tv = section.claims
+    np.testing.assert_allclose(reached.limit, 2 / 513 + 1 / 513**2, rtol=1e-6)
+    np.testing.assert_allclose(of_tv.limit, 0.5 / 513, rtol=1e-6)
+    assert reached.holds and section.tables[1].rows[0][-1] == 1 / 8
+    mean = -0.004  # too likely is as far off
+    assert not oracle_report._check_best(case, measured).claims[0].holds
+
+
+def test_other_rows_are_other_draws_and_evaluations_are_counted(oracle):
+    graph, noise = graphs.absorbing(8), noises.loglinear()
+    sampling = Sampling(sampler="first_hitting", steps=16)
+    first, other = (oracle.sample(graph, noise, sampling, 8, 1e-3, row) for row in (0, 2**30))
+    assert first.mean != other.mean
+    assert 10 < first.evaluations < 17
+
+
+@pytest.mark.slow
+def test_seconds_are_those_of_rounds_of_all_ways(oracle):
+    ways = [Sampling(steps=1), Sampling(steps=64)]
+    seconds = oracle.seconds(graphs.uniform(8), noises.loglinear(), ways, 2, 1e-3)
+    assert seconds.shape == (3, 2) and (seconds > 0).all()
+
+
+def test_two_tokens_and_two_positions():
+    oracle = Oracle(random_model(0, 2, 0, 0.3), 2, seed=0)
+    found = oracle.sample(graphs.absorbing(2), noises.loglinear(), Sampling(steps=8), 64, 1e-3)
+    assert np.isfinite([found.mean, found.error, found.bigram_tv]).all()
+
+
+class Neither(Tweedie):
+    """A sampler of no graph here."""
+
+    def serves(self, graph):
+        return False
+
+
 @pytest.mark.parametrize(
-    ("settings", "samplers", "words"),
+    ("sampler", "words"),
     [
-        ({"hidden": 0}, ("no_such",), "no_such"),
-        ({}, ("os.path:join",), "os.path:join"),
+        ("no_such", "no_such"),
+        ("os.path:join", "os.path:join"),
+        ("gibbs(spacing=1)", "spacing must be at least 2"),
+        (f"{__name__}:Neither", "serves neither graph"),
     ],
 )
-def test_what_is_no_sampler(settings, samplers, words):
+def test_what_is_no_sampler(sampler, words):
     with pytest.raises(BadInput, match=words):
-        check_oracle_settings(small(**settings), samplers)
+        check_oracle_settings(small(), (sampler,))
 
 
-def test_settings_that_are_refused():
+@pytest.mark.parametrize(
+    ("group", "settings", "words"),
+    [
+        ("oracle", {"max_steps": 12}, r"oracle\.max_steps must be a power of 2"),
+        ("oracle", {"hidden": 2000}, r"oracle\.hidden must be at most 1024, got 2000"),
+        ("model", {"length": 1}, r"model\.length must be at least 2, got 1"),
+        ("data", {"vocab_size": 1}, r"data\.vocab_size must be from 2 to 1024, got 1"),
+        ("data", {"vocab_size": 50_257}, r"data\.vocab_size must be from 2 to 1024"),
+    ],
+)
+def test_settings_that_are_refused(group, settings, words):
     config = small()
-    odd = dataclasses.replace(config.oracle, max_steps=12)
-    with pytest.raises(BadInput, match=r"oracle\.max_steps must be a power of 2"):
-        check_oracle_settings(dataclasses.replace(config, oracle=odd), ())
-    one = dataclasses.replace(config.model, length=1)
-    with pytest.raises(BadInput, match=r"model\.length must be at least 2"):
-        check_oracle_settings(dataclasses.replace(config, model=one), ())
+    changed = {group: dataclasses.replace(getattr(config, group), **settings)}
+    with pytest.raises(BadInput, match=words):
+        check_oracle_settings(dataclasses.replace(config, **changed), ())
+
+
+def test_one_position_has_no_neighbours():
+    with pytest.raises(BadInput, match="at least 2 tokens, got length=1"):
+        Oracle(random_model(0, 2, 0, 0.3), 1, seed=0)
