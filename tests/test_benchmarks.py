@@ -53,6 +53,18 @@ def run(name, *flags):
             1,
             marks=SLOW,
         ),
+        pytest.param(
+            "sampler_search",
+            (
+                "--data=copy",
+                "--rows=4",
+                "--length=8",
+                "--steps=4",
+                *(f"--way={way}" for way in ("Cosine", "Random", "Every", "Between(spacing=2)")),
+            ),
+            4,
+            marks=SLOW,
+        ),
         pytest.param("data_pipeline", ("--blocks=100", "--batches=5"), 2, marks=SLOW),
     ],
 )
