@@ -53,18 +53,6 @@ def run(name, *flags):
             1,
             marks=SLOW,
         ),
-        pytest.param(
-            "sampler_search",
-            (
-                "--data=copy",
-                "--rows=4",
-                "--length=8",
-                "--steps=4",
-                *(f"--way={way}" for way in ("Cosine", "Random", "Every", "Between(spacing=2)")),
-            ),
-            4,
-            marks=SLOW,
-        ),
         pytest.param("data_pipeline", ("--blocks=100", "--batches=5"), 2, marks=SLOW),
     ],
 )
@@ -78,6 +66,18 @@ def test_a_benchmark_measures_and_writes_what_it_found(name, flags, rows, smoke_
     assert result["machine"]["jax"]
     numbers = [v for row in result["rows"] for k, v in row.items() if k.endswith(("_s", "second"))]
     assert numbers and min(numbers) > 0
+
+
+@pytest.mark.slow
+def test_a_search_measures_its_own_ways_on_both_graphs(tmp_path):
+    output, ways = tmp_path / "result.json", ("Cosine", "Every", "Between(spacing=2)")
+    flags = ("--data=chain8", "--rows=4", "--length=8", "--steps=4", f"--output={output}")
+    process = run("sampler_search", *flags, *(f"--way={way}" for way in ways))
+    assert process.returncode == 0, process.stderr
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["way"] for row in rows] == list(ways)
+    assert all(isinstance(row[graph], float) for row in rows for graph in ("absorb", "uniform"))
+    assert "--data must be among" in run("sampler_search", "--data=none").stderr
 
 
 @pytest.mark.slow
