@@ -59,6 +59,7 @@ def config_of(shape: Shape, remat: str, graph: str = "absorb") -> Config:
         length=shape.length,
         dropout=0.0,
         remat=remat,
+        scale_by_sigma=graph == "absorb",  # so that a network of random weights has ratios near 1
     )
     return Config(graph=graph, model=model, train=TrainConfig(batch_size=shape.batch))
 
