@@ -13,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 
-import sedd_jax as sedd
 from sedd_jax.demo.app import MAX_BYTES, Limits, Server
 from sedd_jax.demo.request import RequestHandler
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.build import build_family
+from sedd_jax.inference.stream import generate_stream
 from sedd_jax.inference.template import pad, row_from_template
 
 REQUEST = {
@@ -108,7 +108,7 @@ def hung_up(server):
     return client
 
 
-def test_a_drawing_is_what_generate_gives_and_keeps_the_words(serve, handler, tiny):
+def test_a_drawing_is_what_is_generated_and_keeps_the_words(serve, handler, tiny):
     status, (note, begun, *moments) = draw(serve(handler))
     assert status == 200 and "note" in note
     assert begun == {"held": [[1] * 2 + [0] * 5 + [1] * 4] * 2, "masks": True}
@@ -118,8 +118,8 @@ def test_a_drawing_is_what_generate_gives_and_keeps_the_words(serve, handler, ti
         for row in moment["rows"]:
             assert [*row[:2], *row[7:]] == [*"ab<b>&"]
     prompt = pad([row_from_template(REQUEST["template"], tiny.tokenizer, None, 32)] * 2, 16)
-    tokens, _ = sedd.generate(jax.random.key(7), tiny, 2, 16, prompt=prompt, steps=8)
-    assert moments[-1]["rows"] == [tiny.tokenizer.pieces(row[:11]) for row in tokens]
+    *_, last = generate_stream(jax.random.key(7), tiny, prompt, steps=8)  # compiled already
+    assert moments[-1]["rows"] == [tiny.tokenizer.pieces(row[:11]) for row in last.tokens]
 
 
 def test_a_model_that_cannot_fill_holes_is_refused(tiny):

@@ -112,6 +112,7 @@ def test_microbatches_are_summed_in_float32():
     chex.assert_trees_all_equal(grads, {"kernel": jnp.ones((3, 2))})
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_step_of_one(setup, after_one):
     config, state, tokens = setup
     mesh = meshes.build_mesh()
