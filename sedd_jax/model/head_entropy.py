@@ -1,0 +1,104 @@
+"""Entropies of the streamed vocabulary head: the loss with its gradient, and that of the ratios.
+
+They are what one device computes of its shards; `vocab_head` says how these are placed. The names
+of shapes are those of `vocab_head`.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from sedd_jax.diffusion.score import entropy_of_ratios
+from sedd_jax.diffusion.score_entropy import Target, entropy_terms
+from sedd_jax.model.tiles import HeadInputs, StreamedHead, Unembedding
+
+
+def entropy(
+    head: StreamedHead, unembedding: Unembedding, inputs: HeadInputs, target: Target
+) -> Float[Array, "B L"]:
+    """Returns the score entropy of every position."""
+    rows, shape = head.active_rows(target.weight > 0), target.xt.shape
+    inputs, target = rows.gather((inputs, target))
+
+    def chunk_step(chunk, total):
+        def block_step(block, total):
+            part = block.take(inputs)
+            log_score = chunk.log_score(part.hidden, part.shift)
+            terms = entropy_terms(block.take(target), chunk.states, log_score)
+            return block.add(total, jnp.where(chunk.unvisited[None], terms, 0).sum(-1))
+
+        return rows.fold(block_step, total)
+
+    total = head.fold(chunk_step, jnp.zeros(target.weight.shape), unembedding, inputs)
+    return rows.scatter(head.sum_over_shards(total) * target.weight, shape)
+
+
+def entropy_and_gradient(
+    head: StreamedHead,
+    unembedding: Unembedding,
+    inputs: HeadInputs,
+    target: Target,
+    weight: Float[Array, "B"],
+) -> tuple[Float[Array, ""], tuple[Float[Array, "B L D"], Unembedding]]:
+    """Returns the weighted sum of the score entropy, and its float32 gradient.
+
+    A tile's gradient is computed with its value: three products in all, where a backward pass that
+    recomputes the logits would take four.
+    """
+    weight = weight[:, None] * target.weight
+    rows, shape = head.active_rows(weight != 0), target.xt.shape
+    inputs, target, weight = rows.gather((inputs, target, weight))
+    product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
+
+    def chunk_step(chunk, carry):
+        def block_step(block, carry):
+            total, d_hidden, d_chunk = carry
+            part, part_target, part_weight = block.take((inputs, target, weight))
+
+            def weighted(log_score):
+                terms = entropy_terms(part_target, chunk.states, log_score)
+                return jnp.where(chunk.unvisited[None], part_weight[:, None] * terms, 0).sum()
+
+            log_score = chunk.log_score(part.hidden, part.shift)
+            value, d_logits = jax.value_and_grad(weighted)(log_score)
+            # the barrier: all three sums read it, so that no float32 copy is written
+            low = jax.lax.optimization_barrier(d_logits.astype(part.hidden.dtype))
+            d_kernel = d_chunk.kernel + product(part.hidden.T, low)
+            d_bias = d_chunk.bias + low.astype(jnp.float32).sum(0)
+            d_hidden = block.add(d_hidden, product(low, chunk.kernel.T))
+            return total + value, d_hidden, Unembedding(d_kernel, d_bias)
+
+        total, d_hidden, d_unembedding = carry
+        zero = Unembedding(jnp.zeros(chunk.kernel.shape), jnp.zeros(chunk.bias.shape))
+        total, d_hidden, d_chunk = rows.fold(block_step, (total, d_hidden, zero))
+        return total, d_hidden, Unembedding(*map(chunk.add, d_unembedding, d_chunk))
+
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape), (inputs.hidden, unembedding.padded()))
+    carry = head.fold(chunk_step, (jnp.zeros(()), *zero), unembedding, inputs)
+    total, d_hidden = head.sum_over_shards(carry[:2])
+    d_unembedding = carry[2].first(unembedding.bias.size)
+    total, d_unembedding = head.sum_over_batch(total, d_unembedding)
+    return total, (rows.scatter(d_hidden, shape), d_unembedding)
+
+
+def shannon_entropy(
+    head: StreamedHead, unembedding: Unembedding, inputs: HeadInputs, active: Bool[Array, "B L"]
+) -> Float[Array, "B L"]:
+    """Returns the Shannon entropy of the ratios over y != x_t; 0 where not active."""
+    rows = head.active_rows(active)
+    inputs = rows.gather(inputs)
+
+    def chunk_step(chunk, sums):
+        def block_step(block, sums):
+            part = block.take(inputs)
+            score = jnp.where(chunk.unvisited[None], chunk.weights(part, None), 0)
+            terms = score, jnp.where(score > 0, score * jnp.log(score), 0)
+            return jax.tree.map(lambda x, term: block.add(x, term.sum(-1)), sums, terms)
+
+        return rows.fold(block_step, sums)
+
+    zero = jnp.zeros(rows.order.shape)
+    sums = head.sum_over_shards(head.fold(chunk_step, (zero, zero), unembedding, inputs))
+    return rows.scatter(entropy_of_ratios(*sums), active.shape)
