@@ -73,8 +73,8 @@ _LENGTH = flags.DEFINE_integer("length", None, "Tokens per sample; the trained l
 _STEPS = flags.DEFINE_list(
     "steps",
     ["default"],
-    "Reverse steps; several make a sweep: 16,64,256. By default 128; for first_hitting one token "
-    "per network evaluation.",
+    "Reverse steps; several make a sweep: 16,64,256. By default 128; for samplers that draw each "
+    "token once up to one evaluation per token.",
 )
 _SAMPLERS = flags.DEFINE_multi_string(
     "sampler",

@@ -43,7 +43,7 @@ _LENGTH = flags.DEFINE_integer(
 _STEPS = flags.DEFINE_integer(
     "steps",
     None,
-    "Reverse steps before the final one; 128, or with first_hitting one token per evaluation.",
+    "Evaluations before the final one; 128, or up to one per token where each is drawn once.",
 )
 _SAMPLER = flags.DEFINE_string(
     "sampler", "tweedie", f"{', '.join(SAMPLERS.names)}, or the path module:class of your own."

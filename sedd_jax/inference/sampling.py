@@ -91,11 +91,13 @@ class Sampling:
 
     Attributes:
       steps: network evaluations before the final denoising step, at least 1; 128 if not given,
-        except for "first_hitting", which then draws one token per network evaluation. A sampler
-        with several evaluations a step leaves out what is too little for a step.
+        except for "first_hitting", "spaced", "entropy_bounded" and "confidence", which then take at
+        most one network evaluation per position. A sampler with several evaluations a step leaves
+        out what is too little for a step.
       sampler: "tweedie", "euler", "first_hitting" (absorbing graph), which evaluates the network
-        only when a position changes, "gibbs", which spends half of the evaluations on drawing
-        positions again, or the dotted path of a `diffusion.sampler.Sampler`. Options of a sampler
+        only when a position changes, "spaced" (absorbing graph), which draws positions far apart
+        together, "gibbs", which spends half of the evaluations on drawing positions again, others
+        of `SAMPLERS`, or the dotted path of a `diffusion.sampler.Sampler`. Options of a sampler
         follow its name: "gibbs(spacing=2)".
       temperature: 1 for the model's distribution. Else a departure from it: tokens are drawn with
         weights ** (1 / temperature), 0 takes the most likely one.
