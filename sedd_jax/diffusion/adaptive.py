@@ -23,14 +23,13 @@ References:
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion.sampler import Move, Process
 from sedd_jax.diffusion.score import Score
-from sedd_jax.diffusion.spaced import spread
-from sedd_jax.diffusion.unmasking import Ordered
+from sedd_jax.diffusion.spaced import turns
+from sedd_jax.diffusion.unmasking import Ordered, smallest
 from sedd_jax.errors import BadInput
 
 
@@ -40,8 +39,8 @@ class EntropyBounded(Ordered):
 
     With true scores and without `steps`, the KL divergence of the data from the samples is at most
     the bound times the mean evaluations. With `steps`, an evaluation draws more where the budget
-    requires it: then positions at equal distances, as `diffusion.spaced`, since the surest stand
-    beside each other.
+    requires it: then positions far apart, as `diffusion.spaced`, since the surest stand beside each
+    other.
 
     Attributes:
       bound: of the error of an evaluation, in nats: the sum of the entropies of the positions that
@@ -52,6 +51,7 @@ class EntropyBounded(Ordered):
     bound: float = 0.1
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 <= self.bound < float("inf"):
             raise BadInput(f"bound must be at least 0 and finite, in nats, got {self.bound}.")
 
@@ -63,15 +63,14 @@ class EntropyBounded(Ordered):
         score: Score,
         least: Int[Array, "B"],
     ) -> tuple[Int[Array, "B L"], Float[Array, "B L"]]:
-        choice_keys, draw_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         entropy = score.shannon_entropy(move.active)
         count = within_bound(entropy, move.active, self.bound)
         chosen = jnp.where(
             (count < least)[:, None],
-            spread(choice_keys, move.active, least),
+            smallest(turns(~process.clamp.held), move.active, least),
             smallest(entropy, move.active, count),
         )
-        return score.draw(draw_keys, move.weights, chosen, process.token_filter).xt, entropy
+        return score.draw(keys, move.weights, chosen, process.token_filter).xt, entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,17 +107,3 @@ def within_bound(
     ordered = jnp.sort(jnp.where(masked, entropy, jnp.inf), axis=-1)
     before = jnp.pad(jnp.cumsum(ordered, axis=-1)[:, :-1], ((0, 0), (1, 0)))
     return jnp.sum(before <= bound, axis=-1)
-
-
-def smallest(
-    values: Float[Array, "B L"], eligible: Bool[Array, "B L"], count: Int[Array, "B"]
-) -> Bool[Array, "B L"]:
-    """Returns the eligible positions of every row with the smallest values, the first of equals.
-
-    Args:
-      values: of every position.
-      eligible: positions to choose from.
-      count: of positions, all if fewer are eligible.
-    """
-    order = jnp.argsort(jnp.where(eligible, values, jnp.inf), axis=-1, stable=True)
-    return eligible & (jnp.argsort(order, axis=-1) < count[:, None])

@@ -1,6 +1,7 @@
 """Samplers of the absorbing graph that draw every masked position once, in some order."""
 
 import abc
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from sedd_jax.diffusion.sampler import (
     denoising,
 )
 from sedd_jax.diffusion.score import Score
+from sedd_jax.errors import BadInput
 
 
 class Unmasking(Sampler):
@@ -35,12 +37,23 @@ class Unmasking(Sampler):
         return self.step(keys, process, state)
 
 
+@dataclasses.dataclass(frozen=True)
 class Ordered(Unmasking):
     """Samplers that choose at every step which masked positions to draw.
 
     The network is given the noise at which the present share of a row is masked, between the noise
     at t_min and at 1. Normalised true ratios are the same at all noise.
+
+    Attributes:
+      power: after a share u of the evaluations that are left to a row, u^power of its positions are
+        drawn at least; above 1 the first evaluations, which know least, draw few.
     """
+
+    power: float = 1.0
+
+    def __post_init__(self):
+        if not 0 < self.power < float("inf"):
+            raise BadInput(f"power must be above 0 and finite, got {self.power}.")
 
     @abc.abstractmethod
     def reveal(
@@ -58,8 +71,7 @@ class Ordered(Unmasking):
           process: the reverse process.
           move: the step that draws all masked positions.
           score: the network's answer.
-          least: positions that the budget requires: those that are masked, evenly over the
-            evaluations that are left. The last evaluation draws the rest.
+          least: positions that the budget requires; at the last evaluation all that are masked.
         """
 
     def init(self, keys: Key[Array, "B"], process: Process, xt: Int[Array, "B L"]) -> SamplerState:
@@ -70,9 +82,8 @@ class Ordered(Unmasking):
     ) -> tuple[SamplerState, SamplerInfo]:
         sigma = noise_of_share(process, state.xt)
         move = denoising(process, state.xt, sigma)
-        left = jnp.maximum(self.nfe(process, state) - state.step, 1)
-        least = -(-move.active.sum(-1) // left)
-        xt, sums = self.reveal(keys, process, move, process.score_fn(move.xt, sigma), least)
+        score = process.score_fn(move.xt, sigma)
+        xt, sums = self.reveal(keys, process, move, score, self._least(process, state))
         xt = process.clamp(xt)
         info = info_of(state.xt, xt, sums, sigma, move.active.any(-1))
         return SamplerState(xt, state.step + 1), info
@@ -83,6 +94,12 @@ class Ordered(Unmasking):
 
     def unfinished(self, process: Process, state: SamplerState) -> Bool[Array, "B"]:
         return process.changeable(state.xt).any(-1)
+
+    def _least(self, process, state):
+        free, masked = (~process.clamp.held).sum(-1), process.changeable(state.xt).sum(-1)
+        done = jnp.minimum((state.step + 1) / jnp.maximum(self.nfe(process, state), 1), 1)
+        drawn = jnp.ceil(free * done**self.power - 1e-3).astype(jnp.int32)  # rounding aside
+        return jnp.clip(drawn - (free - masked), 1, jnp.maximum(masked, 1))
 
 
 def noise_of_share(process: Process, xt: Int[Array, "B L"]) -> Float[Array, "B"]:
@@ -96,6 +113,20 @@ def noise_of_share(process: Process, xt: Int[Array, "B L"]) -> Float[Array, "B"]
     share = jnp.sum(xt == process.graph.mask_id, axis=-1) / length
     lowest, highest = process.noise.sigma(jnp.array([process.t_min, 1.0]))
     return jnp.clip(-jnp.log1p(-share), lowest, highest)
+
+
+def smallest(
+    values: Float[Array, "B L"], eligible: Bool[Array, "B L"], count: Int[Array, "B"]
+) -> Bool[Array, "B L"]:
+    """Returns the eligible positions of every row with the smallest values, the first of equals.
+
+    Args:
+      values: of every position.
+      eligible: positions to choose from.
+      count: of positions, all if fewer are eligible.
+    """
+    order = jnp.argsort(jnp.where(eligible, values, jnp.inf), axis=-1, stable=True)
+    return eligible & (jnp.argsort(order, axis=-1) < count[:, None])
 
 
 def info_of(

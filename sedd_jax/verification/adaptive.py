@@ -6,10 +6,11 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import rel_entr
 
-from sedd_jax.diffusion.adaptive import smallest, within_bound
+from sedd_jax.diffusion.adaptive import within_bound
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.score import DenseScore
-from sedd_jax.diffusion.spaced import evenly
+from sedd_jax.diffusion.spaced import turns
+from sedd_jax.diffusion.unmasking import smallest
 from sedd_jax.display.table import Table
 from sedd_jax.verification.exact.reverse_process import exact_process
 from sedd_jax.verification.exact.scores import exact_model, exact_params
@@ -44,11 +45,11 @@ def check_adaptive(
     masked = space.states == space.graph.mask_id
     token, choices = _answers(space, data, masked)
     kernels, errors = {}, {}
-    for bound, chosen in choices.items():
-        kernel = _together(space, token, chosen)
+    for bound in BOUNDS:
+        kernel = _together(space, token, choices[bound])
         kernels[f"entropy_bounded(bound={bound:g})"] = kernel
         errors[bound] = _divergences(space, data, kernel).max()
-    kernels["spaced"] = _spaced(space, token, masked)
+    kernels["spaced"] = _together(space, token, choices["spaced"])
     kernels["confidence"] = _surest(space, token, masked)
     rows, drawn = [], {}
     for name, kernel in kernels.items():
@@ -83,7 +84,7 @@ def check_adaptive(
 
 
 def _answers(space, data, masked):
-    """Distributions of clean tokens [S, L, N], and the positions of an evaluation by bound."""
+    """Distributions of clean tokens [S, L, N], and the positions of an evaluation by order."""
     with jax.enable_x64(True):
         states, masked = jnp.asarray(space.states), jnp.asarray(masked)
         sigma = jnp.ones(len(states), float)
@@ -94,6 +95,9 @@ def _answers(space, data, masked):
             bound: np.asarray(smallest(entropy, masked, within_bound(entropy, masked, bound)))
             for bound in BOUNDS
         }
+        order = turns(jnp.ones(masked.shape, bool))
+        one = jnp.ones(len(states), int)
+        choices["spaced"] = np.asarray(smallest(order, masked, one))
     return token / token.sum(-1, keepdims=True), choices
 
 
@@ -101,17 +105,6 @@ def _together(space, token, chosen) -> Kernel:
     """The kernel that draws chosen positions as if they were independent."""
     probs = np.pad(token, ((0, 0), (0, 0), (0, 1)))
     return product_distribution(np.where(chosen[..., None], probs, _own(space)))
-
-
-def _spaced(space, token, masked) -> Kernel:
-    """The kernel that draws one masked position, the mean over where equal distances begin."""
-    among = masked.sum(-1)
-    one, kernel = jnp.ones(len(among), int), 0
-    for offset in range(space.length):
-        chosen = evenly(jnp.full(len(among), offset), jnp.asarray(masked), one)
-        share = np.where(offset < among, 1 / np.maximum(among, 1), (offset == 0) & (among == 0))
-        kernel += share[:, None] * _together(space, token, np.asarray(chosen))
-    return kernel
 
 
 def _surest(space, token, masked) -> Kernel:

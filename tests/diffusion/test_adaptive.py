@@ -11,10 +11,11 @@ import pytest
 
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
-from sedd_jax.diffusion.adaptive import Confidence, EntropyBounded, smallest, within_bound
+from sedd_jax.diffusion.adaptive import Confidence, EntropyBounded, within_bound
 from sedd_jax.diffusion.sampler import Clamp, Process
 from sedd_jax.diffusion.score import DenseScore
-from sedd_jax.diffusion.spaced import Spaced, evenly
+from sedd_jax.diffusion.spaced import Spaced, turns
+from sedd_jax.diffusion.unmasking import smallest
 from sedd_jax.errors import BadInput
 
 T_MIN, NOISE = 0.05, noises.loglinear()
@@ -22,7 +23,7 @@ B, L, MASK = 4, 8, 3
 LENGTHS = np.array([L, L, L, 5], np.int32)
 FREE = np.ones((B, L), bool)
 FREE[1], FREE[2, ::2], FREE[3, 5:] = False, False, False
-SAMPLERS = EntropyBounded(0.2), Confidence(), Spaced()
+SAMPLERS = EntropyBounded(bound=0.2), Confidence(), Spaced(power=2.0)
 
 
 def log_scores(xt):
@@ -75,18 +76,26 @@ def test_the_largest_set_that_the_bound_allows(bound):
         assert set(np.flatnonzero(chosen)) == wanted
 
 
-def test_positions_at_equal_distances_are_equally_likely():
-    masked = np.random.default_rng(0).random((B, L)) < 0.8
-    for wanted in range(1, 4):
-        counts = np.zeros((B, L), int)
-        for offset in range(L):
-            chosen = np.asarray(evenly(jnp.full(B, offset), jnp.array(masked), jnp.full(B, wanted)))
-            assert not chosen[~masked].any() and (chosen.sum(-1) == wanted).all()
-            for row, open_ in zip(chosen, masked, strict=True):
-                steps = np.diff(np.flatnonzero(row[open_]))
-                assert len(steps) < 2 or steps.max() - steps.min() <= 1
-            counts += chosen * (offset < masked.sum(-1))[:, None]
-        np.testing.assert_array_equal(counts, wanted * masked)
+def test_free_positions_are_revealed_in_the_van_der_corput_order():
+    free = np.ones((2, 13), bool)
+    free[1, [0, 4, 5, 11]] = False
+    for row, found in zip(free, np.asarray(turns(jnp.array(free))), strict=True):
+        places = np.flatnonzero(row)
+        order = places[np.argsort(found[row])]
+        if row.all():
+            assert order.tolist() == [0, 8, 4, 12, 2, 10, 6, 1, 9, 5, 3, 11, 7]
+        else:  # nine of them
+            assert np.searchsorted(places, order).tolist() == [0, 8, 4, 2, 6, 1, 5, 3, 7]
+    wider = turns(jnp.array(np.pad(free, ((0, 0), (0, 50)))))[:, :13]
+    np.testing.assert_array_equal(np.argsort(wider[0]), np.argsort(turns(jnp.array(free))[0]))
+
+
+def test_power_draws_few_at_first():
+    _, found = run(Spaced(power=2.0), 2)
+    sizes = np.array([info.changed for _, info in found[1:]])
+    np.testing.assert_array_equal(sizes[:, 0], [1, 3, 4])  # 8/9, 32/9 and 8, rounded up
+    with pytest.raises(BadInput, match="power must be above 0"):
+        Spaced(power=0.0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -146,4 +155,4 @@ def test_scores_that_are_not_finite_are_told():
 @pytest.mark.parametrize("bound", [-0.1, math.inf, math.nan])
 def test_a_bound_out_of_range_is_refused(bound):
     with pytest.raises(BadInput, match="bound must be at least 0 and finite"):
-        EntropyBounded(bound)
+        EntropyBounded(bound=bound)
