@@ -41,7 +41,9 @@ from sedd_jax.verification.training import check_bound, check_training
 
 _CONFIG = define_config_flag("One of configs/exact_*.py, or configs/oracle_markov.py.")
 _SAMPLER = flags.DEFINE_multi_string(
-    "sampler", [], "With configs/oracle_markov.py: one more sampler, module:class of your own."
+    "sampler",
+    [],
+    "With configs/oracle_markov.py: one more sampler, a name with options or module:class.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for the report and the plots; by default runs/NAME of the config file."

@@ -43,7 +43,7 @@ class OracleSettings:
     # samplers take 8, 16, 32, ... steps up to this power of 2
     max_steps: int = setting(1024, at_least=8)
     # network evaluations of single rows for every figure: rows times steps
-    evaluations: int = setting(16_384, at_least=1024)
+    evaluations: int = setting(8192, at_least=1024)
     # rows of 64, 256, ... tokens up to so many show the dependence on the length
     max_length: int = setting(4096, at_least=64)
 

@@ -177,7 +177,7 @@ def _check_best(case, figures):
     reached_tv = coarse.found.bigram_tv * coarse.nfe / nfe
     able = [each for each in figures if each.nfe <= BUDGET and each.sampler not in PLAIN]
     best = min(able, key=lambda each: abs(each.found.mean) + each.found.error)
-    rows = settings.evaluations // 8
+    rows = settings.evaluations // 4
     best = case.figure(best.sampler, best.steps, rows, _OTHER_ROWS)
     own = case.oracle.excess(case.oracle.data(rows, jax.random.key(case.oracle.seed)))
     found = best.found

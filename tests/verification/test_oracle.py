@@ -101,7 +101,7 @@ def test_the_best_sampler_is_drawn_anew_and_must_reach_the_error_of_tweedie(orac
 
     monkeypatch.setattr(oracle_report._Case, "figure", drawn)
     monkeypatch.setattr(Oracle, "seconds", lambda self, *args: np.array([[1.0, 8.0]] * 3))
-    case = oracle_report._Case(oracle, "absorb", graphs.absorbing(8), None, small(evaluations=8000))
+    case = oracle_report._Case(oracle, "absorb", graphs.absorbing(8), None, small(evaluations=4000))
     errors = (1e-3, 1e-3, 1e-3)
     tweedie = [(2.0 / n + 1.0 / n**2, e, 0.5 / n) for n, e in zip((9, 17, 33), errors, strict=True)]
     # too likely, and so far from the data that it is not the best
