@@ -183,11 +183,10 @@ class MarkovScore(DenseScore):
         token_filter: TokenFilter = NO_FILTER,
     ) -> Drawn:
         total, weights = self._weigh(step_weights, active)
-        words = jax.random.key_data(keys)[:, None]
-        positions = jnp.arange(self.xt.shape[1], dtype=jnp.uint32)[None]
-        u_jump, u_target = (
-            uniform_from_bits(*_threefry(words, positions, jnp.uint32(use))) for use in (0, 1)
-        )
+        words = jax.random.key_data(keys)[None, :, None]
+        positions = jnp.arange(self.xt.shape[1], dtype=jnp.uint32)[None, None]
+        uses = jnp.arange(2, dtype=jnp.uint32)[:, None, None]
+        u_jump, u_target = uniform_from_bits(*_threefry(words, positions, uses))
         xt = jump_from_uniforms(u_jump, u_target, self.xt, weights, token_filter, draw=_inverse_cdf)
         return Drawn(jnp.where(active, xt, self.xt), total)
 
@@ -205,8 +204,8 @@ def _inverse_cdf(u: Float[Array, "*s"], weights: Float[Array, "*s V"]) -> Int[Ar
 
 
 def _threefry(
-    key: UInt32[Array, "... 2"], x: UInt32[Array, "..."], y: UInt32[Array, ""]
-) -> tuple[UInt32[Array, "..."], UInt32[Array, "..."]]:
+    key: UInt32[Array, "*#s 2"], x: UInt32[Array, "*#s"], y: UInt32[Array, "*#s"]
+) -> tuple[UInt32[Array, "*#s"], UInt32[Array, "*#s"]]:
     """Threefry-2x32 with 20 rounds, two random words for the counter (x, y).
 
     JAX's own is the same function; on CPUs it is a loop over arrays in memory, this one is fused.

@@ -138,7 +138,7 @@ def test_an_index_without_weight_is_never_drawn():
 
 def test_random_words_are_those_of_threefry():
     key, x = jnp.array([[7, 9]], jnp.uint32), jnp.arange(4, dtype=jnp.uint32)
-    found = jnp.concatenate(markov._threefry(key, x, jnp.uint32(1)))
+    found = jnp.concatenate(markov._threefry(key, x, jnp.ones_like(x)))
     np.testing.assert_array_equal(
         found, threefry_2x32(key[0], jnp.concatenate([x, jnp.ones_like(x)]))
     )
