@@ -176,7 +176,9 @@ def _check_best(case, figures):
     (coarse,) = (figure for figure in tweedie if figure.steps == 32)
     reached_tv = coarse.found.bigram_tv * coarse.nfe / nfe
     able = [each for each in figures if each.nfe <= BUDGET and each.sampler not in PLAIN]
-    best = min(able, key=lambda each: abs(each.found.mean) + each.found.error)
+    able.sort(key=lambda each: _off(each.found, 1))
+    surely = [each for each in able if _off(each.found, 2) <= reached]
+    best = min(surely, key=lambda each: each.nfe) if surely else able[0]
     rows = settings.evaluations // 4
     best = case.figure(best.sampler, best.steps, rows, _OTHER_ROWS)
     own = case.oracle.excess(case.oracle.data(rows, jax.random.key(case.oracle.seed)))
@@ -187,7 +189,7 @@ def _check_best(case, figures):
             Claim(
                 f"{name}: |excess| of {best.sampler} with {best.nfe} evaluations, plus a standard "
                 f"error; limit: Tweedie's with {nfe}",
-                abs(found.mean) + found.error,
+                _off(found, 1),
                 "<=",
                 reached,
             ),
@@ -200,8 +202,8 @@ def _check_best(case, figures):
             ),
         ]
     table = Table(
-        f"The best sampler with at most {BUDGET} evaluations, drawn anew, and Tweedie by the first "
-        "order of its figures",
+        "The sampler with the fewest evaluations that surely reach Tweedie's error, drawn anew; "
+        "Tweedie's by the first order of its figures",
         ("", "evaluations", "rows", "excess", "+-", "bigram TV"),
         [
             ("tweedie", nfe, None, reached, None, reached_tv),
@@ -210,6 +212,11 @@ def _check_best(case, figures):
         ],
     )
     return Section(f"Evaluations, {name} graph", claims, [table, _speed(case, best)])
+
+
+def _off(found, errors):
+    """The absolute excess, plus so many standard errors."""
+    return abs(found.mean) + errors * found.error
 
 
 def _first_order(figures, nfe):
