@@ -31,8 +31,8 @@ def run(name, *flags):
         pytest.param("head", ("--shape=test", "--rounds=1"), 4, marks=SLOW),
         pytest.param(
             "sampling_step",
-            (*SMALL, "--dense_steps=1", "--rounds=1"),
-            5,
+            (*SMALL, "--dense_steps=1", "--rounds=1", "--sampler=gibbs"),
+            6,
             marks=SLOW,
         ),
         pytest.param(
