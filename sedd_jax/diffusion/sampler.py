@@ -231,7 +231,10 @@ class GridSampler(Sampler):
         return self.num_steps(steps) * self.evaluations_per_step + 1
 
     def num_steps(self, steps: int | None) -> int:
-        """Returns the number of reverse steps within a budget of network evaluations."""
+        """Returns the number of reverse steps within a budget of network evaluations.
+
+        What is left of it and too little for a step is not used.
+        """
         return (steps or self.default_steps) // self.evaluations_per_step
 
     def times(self, process: Process, num_steps: int) -> Float[Array, "..."]:
