@@ -45,7 +45,7 @@ class Ordered(Unmasking):
     at t_min and at 1. Normalised true ratios are the same at all noise.
 
     Attributes:
-      power: after a share u of the evaluations that are left to a row, u^power of its positions are
+      power: after a share u of the evaluations of a row, a share u^power of its free positions is
         drawn at least; above 1 the first evaluations, which know least, draw few.
     """
 
