@@ -67,22 +67,18 @@ def test_a_run_leaves_metrics_samples_and_checkpoints(smoke_run, smoke_config):
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(smoke_run, smoke_config, tmp_path, caplog):
-    first = dataclasses.replace(
-        smoke_config, train=dataclasses.replace(smoke_config.train, steps=10)
-    )
-    train(first, tmp_path / "run")
+    run = shutil.copytree(smoke_run, tmp_path / "run")
+    shutil.rmtree(run / FOLDER / "20")  # as if it was killed before
     with jax.log_compiles():
-        train(smoke_config, tmp_path / "run")
+        train(smoke_config, run)
     # over evaluations, samples and checkpoints no program is compiled twice
     names = [str(r.args[0]) for r in caplog.records if r.msg.startswith("Compiling %s with global")]
     for program in ("train_step", "loss", "generator"):
         assert sum(program in name for name in names) == 1, names
     chex.assert_trees_all_equal(
-        final_state(tmp_path / "run", smoke_config), final_state(smoke_run, smoke_config)
+        final_state(run, smoke_config), final_state(smoke_run, smoke_config)
     )
-    straight, resumed = metric_rows(smoke_run), metric_rows(tmp_path / "run")
-    # the shorter run also drew the samples that are due at its end
-    assert [row for row in resumed if row["step"] != 10 or "sample_0" not in row] == straight
+    assert metric_rows(run) == metric_rows(smoke_run)
 
 
 def test_a_finished_run_says_so_and_trains_no_more(smoke_run, smoke_config, capsys):
