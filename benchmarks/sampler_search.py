@@ -91,6 +91,8 @@ WAYS = (
     "gibbs(spacing=4, order='random')",
     "Every",
     "Between(spacing=4)",
+    "spaced",
+    "theta_trapezoidal",
 )
 
 
