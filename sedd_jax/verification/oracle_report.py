@@ -61,7 +61,7 @@ def oracle_sections(config: OracleConfig, samplers: tuple[str, ...]) -> Iterator
         serving = [each for each in samplers if Sampling(sampler=each).method.serves(case.graph)]
         figures = case.figures(serving)
         yield _check_samplers(case, figures)
-        if settings.max_steps >= TARGET:
+        if settings.max_steps >= TARGET and set(serving).difference(PLAIN):
             yield _check_best(case, figures)
     yield _check_lengths(model, noise, config)
 
@@ -175,12 +175,13 @@ def _check_best(case, figures):
     reached = _first_order(tweedie, nfe)
     (coarse,) = (figure for figure in tweedie if figure.steps == 32)
     reached_tv = coarse.found.bigram_tv * coarse.nfe / nfe
-    able = [each for each in figures if each.nfe <= BUDGET and each.sampler not in PLAIN]
-    able.sort(key=lambda each: _off(each.found, 1))
-    surely = [each for each in able if _off(each.found, 2) <= reached]
-    best = min(surely, key=lambda each: each.nfe) if surely else able[0]
+    able: dict[str, list[Figure]] = {}
+    for figure in figures:
+        if figure.nfe <= BUDGET and figure.sampler not in PLAIN:
+            able.setdefault(figure.sampler, []).append(figure)
+    best = min(able, key=lambda each: np.mean([_off(figure.found) for figure in able[each]]))
     rows = settings.evaluations // 4
-    best = case.figure(best.sampler, best.steps, rows, _OTHER_ROWS)
+    best = case.figure(best, able[best][-1].steps, rows, _OTHER_ROWS)
     own = case.oracle.excess(case.oracle.data(rows, jax.random.key(case.oracle.seed)))
     found = best.found
     claims = []
@@ -189,7 +190,7 @@ def _check_best(case, figures):
             Claim(
                 f"{name}: |excess| of {best.sampler} with {best.nfe} evaluations, plus a standard "
                 f"error; limit: Tweedie's with {nfe}",
-                _off(found, 1),
+                _off(found),
                 "<=",
                 reached,
             ),
@@ -202,8 +203,8 @@ def _check_best(case, figures):
             ),
         ]
     table = Table(
-        "The sampler with the fewest evaluations that surely reach Tweedie's error, drawn anew; "
-        "Tweedie's by the first order of its figures",
+        f"The best sampler with at most {BUDGET} evaluations, drawn anew, and Tweedie by the first "
+        "order of its figures",
         ("", "evaluations", "rows", "excess", "+-", "bigram TV"),
         [
             ("tweedie", nfe, None, reached, None, reached_tv),
@@ -214,9 +215,9 @@ def _check_best(case, figures):
     return Section(f"Evaluations, {name} graph", claims, [table, _speed(case, best)])
 
 
-def _off(found, errors):
-    """The absolute excess, plus so many standard errors."""
-    return abs(found.mean) + errors * found.error
+def _off(found):
+    """The absolute excess, plus a standard error: samples may be too likely, too."""
+    return abs(found.mean) + found.error
 
 
 def _first_order(figures, nfe):
