@@ -48,11 +48,12 @@ def answers(case, form, keys, hidden, table, shift, xt, others, active, states):
 
 @pytest.fixture(scope="module")
 def problem():
-    keys, hidden, table, shift, xt, active, _ = drawing_problem("uniform")
+    keys, hidden, table, shift, xt, *_ = drawing_problem("uniform")
     rng = np.random.default_rng(8)
+    active = rng.random((B, L)) < 0.8
     other_xt = jnp.where(rng.random((B, L)) < 0.5, xt, (xt + 3) % V)
     start = jnp.where(rng.random((B, L)) < 0.5, xt, other_xt)
-    uniform = [jnp.array(rng.uniform(*ends, (B, L)), jnp.float32) for ends in ((1, 2), (0.5, 1.5))]
+    uniform = [jnp.array(rng.uniform(*ends, (B, L)), jnp.float32) for ends in ((1, 2), (0.2, 0.8))]
     blend = Blend(uniform[0], -uniform[1], jnp.full((B, L), 0.01))
     others = hidden + 0.3 * jnp.array(rng.normal(0, 1, hidden.shape), jnp.float32), other_xt
     states = np.random.default_rng(9).integers(0, V, (B, L))
