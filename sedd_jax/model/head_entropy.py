@@ -18,7 +18,14 @@ from sedd_jax.model.tiles import HeadInputs, StreamedHead, Unembedding
 def entropy(
     head: StreamedHead, unembedding: Unembedding, inputs: HeadInputs, target: Target
 ) -> Float[Array, "B L"]:
-    """Returns the score entropy of every position."""
+    """Returns the score entropy of every position.
+
+    Args:
+      head: how the unembedding is streamed.
+      unembedding: this device's shard of the projection to logits.
+      inputs: of the positions.
+      target: what the ratios should be.
+    """
     rows, shape = head.active_rows(target.weight > 0), target.xt.shape
     inputs, target = rows.gather((inputs, target))
 
@@ -46,6 +53,13 @@ def entropy_and_gradient(
 
     A tile's gradient is computed with its value: three products in all, where a backward pass that
     recomputes the logits would take four.
+
+    Args:
+      head: how the unembedding is streamed.
+      unembedding: this device's shard of the projection to logits.
+      inputs: of the positions.
+      target: what the ratios should be.
+      weight: of every row.
     """
     weight = weight[:, None] * target.weight
     rows, shape = head.active_rows(weight != 0), target.xt.shape
@@ -86,7 +100,14 @@ def entropy_and_gradient(
 def shannon_entropy(
     head: StreamedHead, unembedding: Unembedding, inputs: HeadInputs, active: Bool[Array, "B L"]
 ) -> Float[Array, "B L"]:
-    """Returns the Shannon entropy of the ratios over y != x_t; 0 where not active."""
+    """Returns the Shannon entropy of the ratios over y != x_t; 0 where not active.
+
+    Args:
+      head: how the unembedding is streamed.
+      unembedding: this device's shard of the projection to logits.
+      inputs: of the positions.
+      active: positions to compute.
+    """
     rows = head.active_rows(active)
     inputs = rows.gather(inputs)
 
