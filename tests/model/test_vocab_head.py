@@ -568,8 +568,8 @@ def test_a_tempered_step_is_that_of_the_tempered_conditional(form, token_filter)
     case = Case(FEW, Tiling(256, (4096,), 512), on_mesh() if sharded else ANYWHERE)
     zero = jnp.zeros((1, 1), jnp.int32)
     logits = np.float64(written_out(case, hidden, table, zero, zero).log_score)[0, 0]
-    # x_t is at first the likeliest state, then next to impossible
-    xt, shift = np.argsort(logits)[[-1, 0]], np.float32(logits.max() - np.array([0, 25]))
+    # x_t, whose own logit must not count, is at first as likely as any, then next to impossible
+    xt, shift = np.argsort(logits)[[1, 0]], np.float32(logits.max() - np.array([0, 25]))
 
     def rows(x):
         return jnp.broadcast_to(x, (repeats * FEW, 2, *x.shape[2:]))
