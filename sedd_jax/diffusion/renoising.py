@@ -130,7 +130,9 @@ def step_weights(
 def add_noise(
     graph: Graph, key: Key[Array, ""], x: Int[Array, "L"], sigma: Float[Array, "L"]
 ) -> Int[Array, "L"]:
-    """Draws the tokens after more noise; those of a row do not depend on its width without pi.
+    """Draws the tokens after more noise, as `Graph.sample_transition` does, for rows of any width.
+
+    Which tokens of a row move does not depend on its padding.
 
     Args:
       graph: the token graph.
@@ -173,11 +175,11 @@ class Psi(Renoising):
 
     Every step a position is denoised and noised again with probability 1 - kappa. The mixture has
     the right marginals for the clean row that the network predicts. Positions of the row are drawn
-    independently, and 1 - kappa is a share of every step: this error does not vanish with more
-    steps.
+    independently, and 1 - kappa is a share of every step: with true scores this error falls about as
+    1 / sqrt(steps), where that of Tweedie falls as 1 / steps.
 
     Attributes:
-      kappa: the share of the reverse step; 1 for Tweedie steps, under the absorbing graph.
+      kappa: the share of the reverse step; 1 for Tweedie steps.
     """
 
     kappa: float = 0.98
@@ -200,9 +202,10 @@ class _Remasking(Renoising):
     """ReMDM: tokens are masked again with a probability that a schedule gives.
 
     The posterior has the right marginals for the clean row that the network predicts. Masked
-    positions are drawn independently, and a share of all tokens is masked in every step: this error
-    does not vanish with more steps. A probability above 1 - alpha_next, for which the step would go
-    past the clean tokens, counts as 1 - alpha_next.
+    positions are drawn independently, and a share of all tokens is masked in every step: with true
+    scores this error falls about as 1 / sqrt(steps), where that of Tweedie falls as 1 / steps. A
+    probability above 1 - alpha_next, for which the step would go past the clean tokens, counts as
+    1 - alpha_next.
     """
 
     needs = "a mask (the absorbing graph)"
@@ -268,6 +271,8 @@ class RemdmRescale(RemdmCap):
 @dataclasses.dataclass(frozen=True)
 class RemdmLoop(RemdmCap):
     """ReMDM-loop (Wang et al. 2025, Section 4.2): steps without noise, a loop at one time, steps.
+
+    Steps of the loop do not get shorter with more of them, and so their error stays.
 
     Attributes:
       eta: the probability that a token is masked again in a step of the loop.
