@@ -29,7 +29,7 @@ from sedd_jax.diffusion.unmasking import Ordered, smallest
 class Spaced(Ordered):
     """Positions far apart from each other, few at first."""
 
-    power: float = 2.0
+    growth: float = 2.0
 
     def reveal(
         self,

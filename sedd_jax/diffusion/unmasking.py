@@ -45,15 +45,15 @@ class Ordered(Unmasking):
     at t_min and at 1. Normalised true ratios are the same at all noise.
 
     Attributes:
-      power: after a share u of the evaluations of a row, a share u^power of its free positions is
+      growth: after a share u of the evaluations of a row, a share u^growth of its free positions is
         drawn at least; above 1 the first evaluations, which know least, draw few.
     """
 
-    power: float = 1.0
+    growth: float = 1.0
 
     def __post_init__(self):
-        if not 0 < self.power < float("inf"):
-            raise BadInput(f"power must be above 0 and finite, got {self.power}.")
+        if not 0 < self.growth < float("inf"):
+            raise BadInput(f"growth must be above 0 and finite, got {self.growth}.")
 
     @abc.abstractmethod
     def reveal(
@@ -98,7 +98,7 @@ class Ordered(Unmasking):
     def _least(self, process, state):
         free, masked = (~process.clamp.held).sum(-1), process.changeable(state.xt).sum(-1)
         done = jnp.minimum((state.step + 1) / jnp.maximum(self.nfe(process, state), 1), 1)
-        drawn = jnp.ceil(free * done**self.power - 1e-3).astype(jnp.int32)  # rounding aside
+        drawn = jnp.ceil(free * done**self.growth - 1e-3).astype(jnp.int32)  # rounding aside
         return jnp.clip(drawn - (free - masked), 1, jnp.maximum(masked, 1))
 
 

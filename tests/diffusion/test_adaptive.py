@@ -23,7 +23,7 @@ B, L, MASK = 4, 8, 3
 LENGTHS = np.array([L, L, L, 5], np.int32)
 FREE = np.ones((B, L), bool)
 FREE[1], FREE[2, ::2], FREE[3, 5:] = False, False, False
-SAMPLERS = EntropyBounded(bound=0.2), Confidence(), Spaced(power=2.0)
+SAMPLERS = EntropyBounded(bound=0.2), Confidence(), Spaced(growth=2.0)
 
 
 def log_scores(xt):
@@ -90,12 +90,12 @@ def test_free_positions_are_revealed_in_the_van_der_corput_order():
     np.testing.assert_array_equal(np.argsort(wider[0]), np.argsort(turns(jnp.array(free))[0]))
 
 
-def test_power_draws_few_at_first():
-    _, found = run(Spaced(power=2.0), 2)
+def test_growth_draws_few_at_first():
+    _, found = run(Spaced(growth=2.0), 2)
     sizes = np.array([info.changed for _, info in found[1:]])
     np.testing.assert_array_equal(sizes[:, 0], [1, 3, 4])  # 8/9, 32/9 and 8, rounded up
-    with pytest.raises(BadInput, match="power must be above 0"):
-        Spaced(power=0.0)
+    with pytest.raises(BadInput, match="growth must be above 0"):
+        Spaced(growth=0.0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
