@@ -32,23 +32,29 @@ def main() -> None:
     if not _RECORDS.value:
         raise BadInput("--records=FOLDER is needed, the folder that sedd_jax.evaluate writes.")
     records = [it for it in read_records(Path(_RECORDS.value)) if _PERPLEXITY in it.figures]
-    (real,) = [it for it in records if it.is_real] or [None]
-    if real is None:
-        raise BadInput(f"{_RECORDS.value} has no real text: evaluate with --reference=heldout.")
-    groups: dict[tuple[str, float], list[Record]] = {}
+    reals = [it for it in records if it.is_real]
+    if len(reals) != 1:
+        raise BadInput(
+            f"{_RECORDS.value} has {len(reals)} records of real text, and one is needed: evaluate "
+            "with --reference=heldout, all with the same length and number of samples."
+        )
+    groups: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         if not record.is_real:
-            name = f"{record.protocol['sampler']} {record.protocol['steps']}"
-            groups.setdefault((name, record.figures["evaluations"]), []).append(record)
-    level, rows = real.figures[_ENTROPY], []
+            way = record.protocol["sampler"], str(record.protocol["steps"])
+            groups.setdefault(way, []).append(record)
+    level, rows = reals[0].figures[_ENTROPY], []
     curves: dict[str, list[tuple[float, float, float]]] = {}
-    for (name, evaluations), of_group in sorted(groups.items()):
+    for (sampler, steps), of_group in groups.items():
         found, error, mark = matched(of_group, level)
         plain = next((it for it in of_group if it.protocol.get("temperature", 1) == 1), of_group[0])
         own = [_with_error(plain, figure) for figure in (_PERPLEXITY, _ENTROPY)]
-        rows.append((name, evaluations, *own, f"{found:.4g} ± {error:.2g}{mark}"))
-        curves.setdefault(name.rsplit(" ", 1)[0], []).append((evaluations, found, error))
-    title = f"Real text: perplexity {real.figures[_PERPLEXITY]:.4g}, entropy {level:.4g} nats"
+        evaluations = plain.figures["evaluations"]  # some samplers need others at a temperature
+        way = f"{sampler} {steps}"
+        rows.append((way, evaluations, *own, f"{found:.4g} ± {error:.2g}{mark}"))
+        curves.setdefault(sampler, []).append((evaluations, found, error))
+    rows.sort(key=lambda row: (row[0].rsplit(" ", 1)[0], row[1]))
+    title = f"Real text: perplexity {reals[0].figures[_PERPLEXITY]:.4g}, entropy {level:.4g} nats"
     columns = ("sampler, steps", "evaluations", "perplexity", "entropy", "perplexity, matched")
     print(markdown(Table(title, columns, rows)))
     if _PLOT.value:
@@ -58,7 +64,7 @@ def main() -> None:
             for name, points in curves.items()
         }
         label = "generative perplexity at the entropy of real text"
-        levels = {"real text": real.figures[_PERPLEXITY]}
+        levels = {"real text": reals[0].figures[_PERPLEXITY]}
         plot = Plot("matched", "network evaluations", label, shown, levels=levels)
         Path(_PLOT.value).write_bytes(image(plot))
 
