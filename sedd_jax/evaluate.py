@@ -73,8 +73,8 @@ _LENGTH = flags.DEFINE_integer("length", None, "Tokens per sample; the trained l
 _STEPS = flags.DEFINE_list(
     "steps",
     ["default"],
-    "Reverse steps; several make a sweep: 16,64,256. By default 128; for samplers that draw each "
-    "token once up to one evaluation per token.",
+    "Evaluations before the final one; several make a sweep: 16,64,256. By default 128, or up to "
+    "one per token where each is drawn once.",
 )
 _SAMPLERS = flags.DEFINE_multi_string(
     "sampler",

@@ -9,14 +9,13 @@ import jax
 from sedd_jax.display.page import render
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.inference.sampling import SAMPLERS, TEMPERINGS, sampler_named, samplers_for
+from sedd_jax.inference.sampling import TEMPERINGS, sampler_named, samplers_for
 from sedd_jax.inference.stream import generate_stream
 from sedd_jax.inference.template import pad, padded_length, row_from_template
 from sedd_jax.jobs.page import frame, player_setup
 
 # every other setting is another program to compile, so the page offers a few: choices, default
 _CHOICES: dict[str, tuple[tuple[Any, ...], Any]] = {
-    "sampler": (SAMPLERS.names, "tweedie"),
     "steps": ((8, 16, 32, 64, 128, 256), 64),
     "samples": ((1, 2, 4), 2),
     "temperature": ((0.0, 0.5, 0.7, 0.9, 1.0), 1.0),
@@ -44,7 +43,7 @@ class RequestHandler:
                 "the checkpoint of a diffusion model."
             )
         self._checkpoint = checkpoint
-        self.choices = _CHOICES | {"sampler": (samplers_for(checkpoint.graph), "tweedie")}
+        self.choices = {"sampler": (samplers_for(checkpoint.graph), "tweedie")} | _CHOICES
         if checkpoint.graph.mask_id is None:
             self.choices["tempering"] = (TEMPERINGS, "token")
         self._example = next(filter(self._is_encodable, _EXAMPLES), "[MASK:*]")

@@ -32,7 +32,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from sedd_jax.diffusion import categorical
-from sedd_jax.diffusion.adaptive import smallest
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.sampler import (
     Move,
@@ -44,6 +43,7 @@ from sedd_jax.diffusion.sampler import (
 )
 from sedd_jax.diffusion.score import StepWeights
 from sedd_jax.diffusion.tweedie import Tweedie
+from sedd_jax.diffusion.unmasking import smallest
 from sedd_jax.errors import BadInput
 
 ORDERS = ("spaced", "random", "unlikely")

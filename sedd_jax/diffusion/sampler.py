@@ -114,7 +114,7 @@ class Sampler(abc.ABC):
     the batch. Options of a sampler are fields of a frozen dataclass.
 
     Attributes:
-      default_steps: reverse steps if none are given; None where the number follows from the length.
+      default_steps: `Process.steps` if none are given; None where they follow from the length.
       evaluations_per_step: network evaluations of a step; the final step makes one.
       rows_differ: whether rows need different numbers of steps: then `step` makes the final step
         too, and is called while a row is `unfinished`.

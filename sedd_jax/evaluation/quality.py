@@ -56,7 +56,7 @@ class Settings:
     Attributes:
       num_samples: of each record.
       length: tokens of a sample; the trained length by default.
-      steps: of a diffusion model, reverse steps before the final one; None for the sampler's own.
+      steps: of a diffusion model, evaluations before the final one; None for the sampler's own.
       samplers: of a diffusion model, names from `inference.sampling`.
       temperature: of the distribution of a token.
       top_p: mass of the nucleus.
