@@ -175,8 +175,8 @@ class Psi(Renoising):
 
     Every step a position is denoised and noised again with probability 1 - kappa. The mixture has
     the right marginals for the clean row that the network predicts. Positions of the row are drawn
-    independently, and 1 - kappa is a share of every step: with true scores this error falls about as
-    1 / sqrt(steps), where that of Tweedie falls as 1 / steps.
+    independently, and 1 - kappa is a share of every step: with true scores this error falls about
+    as 1 / sqrt(steps), where that of Tweedie falls as 1 / steps.
 
     Attributes:
       kappa: the share of the reverse step; 1 for Tweedie steps.
