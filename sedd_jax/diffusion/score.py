@@ -66,10 +66,13 @@ class Drawn(NamedTuple):
 class Blend(NamedTuple):
     """How the ratios of two outputs are put together: max(0, first s + second s' + offset).
 
+    Where second s' + offset has not the sign of `second`, it counts as 0: s' is less than the noise
+    that `offset` takes off, which true ratios never are.
+
     Attributes:
       first: factor of the ratios s of the one.
       second: factor of the ratios s' of the other.
-      offset: added to both.
+      offset: added to the latter.
     """
 
     first: Float[Array, "*s"]
@@ -87,7 +90,9 @@ class Blend(NamedTuple):
           others: of the other output.
         """
         first, second, offset = (align(x, ratios.ndim) for x in self)
-        return jnp.maximum(first * ratios + second * others + offset, 0)
+        part = second * others + offset
+        part = jnp.where(second < 0, jnp.minimum(part, 0), jnp.maximum(part, 0))
+        return jnp.maximum(first * ratios + part, 0)
 
 
 class Score(abc.ABC):

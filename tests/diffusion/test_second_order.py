@@ -9,7 +9,7 @@ from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.categorical import jump_probs
 from sedd_jax.diffusion.sampler import Clamp, Process
-from sedd_jax.diffusion.score import DenseScore, total_away
+from sedd_jax.diffusion.score import Blend, DenseScore, total_away
 from sedd_jax.diffusion.second_order import Evaluation, ThetaRK2, ThetaTrapezoidal
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.sampling import Sampling
@@ -81,6 +81,13 @@ def test_the_second_part_follows_the_formulas(name, sampler):
         np.testing.assert_allclose(found[i], wanted, atol=1e-12)
         clipped += (wanted == 0).sum()
     assert clipped > 0 or isinstance(sampler, ThetaRK2)
+
+
+def test_a_ratio_below_the_noise_taken_off_it_gives_no_rate():
+    ratios, others = jnp.array([[0.5, 0.5]]), jnp.array([[0.1, 1.0]])
+    for second, wanted in ((-1.0, [[1.0, 0.3]]), (1.0, [[1.0, 1.7]])):
+        blend = Blend(jnp.array([2.0]), jnp.array([second]), jnp.array([-0.3 * second]))
+        np.testing.assert_allclose(blend(ratios, others), wanted, rtol=1e-6)
 
 
 def process_of(graph, steps, held):
