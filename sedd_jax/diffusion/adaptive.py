@@ -38,9 +38,9 @@ class EntropyBounded(Ordered):
     """The surest positions, as many as a bound on the error of drawing them together allows.
 
     With true scores and without `steps`, the KL divergence of the data from the samples is at most
-    the bound times the mean evaluations. With `steps`, an evaluation draws more where the budget
-    requires it: then positions far apart, as `diffusion.spaced`, since the surest stand beside each
-    other.
+    the bound times the evaluations that a row of the data needs, on average. With `steps`, an
+    evaluation draws more where the budget requires it: then positions far apart, as
+    `diffusion.spaced`, since the surest stand beside each other.
 
     Attributes:
       bound: of the error of an evaluation, in nats: the sum of the entropies of the positions that
