@@ -9,7 +9,7 @@ import jax
 from sedd_jax.display.page import render
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.inference.sampling import TEMPERINGS, sampler_named, samplers_for
+from sedd_jax.inference.sampling import TEMPERINGS, samplers_for
 from sedd_jax.inference.stream import generate_stream
 from sedd_jax.inference.template import pad, padded_length, row_from_template
 from sedd_jax.jobs.page import frame, player_setup
@@ -57,7 +57,6 @@ class RequestHandler:
             length=self._checkpoint.config.model.length,
             example=self._example,
             choices=self.choices,
-            counting=list(filter(_counts_steps, self.choices["sampler"][0])),
         )
 
     def warm_up(self) -> None:
@@ -80,8 +79,6 @@ class RequestHandler:
         row = row_from_template(request["template"], checkpoint.tokenizer, None, length)
         prompt = pad([row] * request["samples"], padded_length(len(row.tokens), length))
         settings = {name: request[name] for name in self.choices if name != "samples"}
-        if _counts_steps(request["sampler"]):
-            settings["steps"] = None  # the page does not offer steps
         snapshots = generate_stream(jax.random.key(request["seed"]), checkpoint, prompt, **settings)
         return self._lines(prompt, snapshots)
 
@@ -100,11 +97,6 @@ class RequestHandler:
         except BadInput:
             return False
         return True
-
-
-def _counts_steps(sampler):
-    """Whether the number of steps follows from the length."""
-    return sampler_named(sampler).default_steps is None
 
 
 def _parse(body, settings):

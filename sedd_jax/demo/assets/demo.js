@@ -19,10 +19,6 @@
   template.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
-  // some samplers take as many calls as the tokens need
-  const offerSteps = () => { byId("steps").disabled = "counts" in byId("sampler").selectedOptions[0].dataset; };
-  byId("sampler").addEventListener("change", offerSteps);
-  offerSteps();
   stop.addEventListener("click", () => drawing?.abort());
   form.addEventListener("submit", (event) => {
     event.preventDefault();
