@@ -22,7 +22,8 @@ def split_options(text: str) -> tuple[str, dict[str, Any]]:
     """Returns the name and the options of `name(option=value, ...)`; a bare name has none.
 
     Raises:
-      BadInput: the text has another form; values are numbers, strings, True and False.
+      BadInput: the text has another form, or gives an option twice; values are numbers, strings,
+        True and False.
     """
     name, bracket, rest = text.partition("(")
     if not bracket:
@@ -30,10 +31,12 @@ def split_options(text: str) -> tuple[str, dict[str, Any]]:
     try:
         call = ast.parse(f"_({rest}", mode="eval").body
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
-            return name, {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+            options = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+            if len(options) == len(call.keywords):
+                return name, options
     except (SyntaxError, ValueError, TypeError):
         pass
-    raise BadInput(f"options are written as name(option=value, ...), got {text!r}.")
+    raise BadInput(f"options are written as name(option=value, ...), each once, got {text!r}.")
 
 
 class Registry(Generic[T]):
@@ -77,6 +80,9 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """Returns the entry of a name. BadInput: there is none, or it cannot be imported."""
+        return self._found(name, {})
+
+    def _found(self, name, options):
         self.check_name(name, self._kind)
         if name in self._entries:
             return self._entries[name]
@@ -91,7 +97,9 @@ class Registry(Generic[T]):
         if not callable(found):
             raise self._refusal(name, f"it must be a function or a class, got {found!r}")
         try:
-            inspect.signature(found).bind(*[None] * self._arguments)
+            signature = inspect.signature(found)
+            known = {option: None for option in options if option in signature.parameters}
+            signature.bind(*[None] * self._arguments, **known)
         except TypeError as error:
             raise self._refusal(
                 name, f"it must take {self._arguments} positional arguments ({error})"
@@ -112,17 +120,19 @@ class Registry(Generic[T]):
             method.
         """
         name, options = split_options(text)
-        entry = self[name]
+        entry = self._found(name, options)
         if options:
             parameters = [*inspect.signature(entry).parameters.values()][len(args) :]
             options = self._checked_options(text, parameters)
-        if name in self._entries:
-            return entry(*args, **options)
         try:
             made = entry(*args, **options)
-        except BadInput:
+        except BadInput as error:
+            if options:
+                raise self._refusal(text, str(error).removesuffix(".")) from error
             raise
         except Exception as error:
+            if name in self._entries:
+                raise
             raise self._refusal(name, f"calling it fails ({_said(error)})") from error
         if lacking := [method for method in self._methods if not hasattr(made, method)]:
             raise self._refusal(name, f"it gives {made!r:.80}, which lacks {', '.join(lacking)}")
@@ -136,6 +146,8 @@ class Registry(Generic[T]):
                 has = f"has the options {', '.join(defaults)}" if defaults else "has no options"
                 raise self._refusal(text, f"{name} {has}, got {option}")
             kind = type(defaults[option])
+            if type(value) is int and abs(value) >= 2**31:
+                raise self._refusal(text, f"{option} does not fit into 32 bits")
             if kind is float and type(value) is int:
                 options[option] = float(value)
             elif kind in (int, float, str, bool) and type(value) is not kind:
