@@ -51,6 +51,7 @@ def test_everything_is_written_and_nothing_overwritten(untrained, binary):
         "report.md",
         "report.json",
         "steps.png",
+        "correctors.png",
         "order.png",
         "rare.png",
         "training.png",
