@@ -1,7 +1,7 @@
 """Samplers with true scores on a Markov chain of 8 tokens, length 1024, on both graphs.
 
-Paper row: none. Hardware: 2 CPU cores, 10 minutes. Metric: excess of the samples over the entropy
-of the data, nats per token, by network evaluations: every figure takes about 8192 of them, so that
+Paper row: none. Hardware: 2 CPU cores, about 15 minutes. Metric: excess of the samples over the
+entropy of the data, nats per token, by network evaluations: about 8192 for every figure, so that
 errors are 0.0008 (8 steps) to 0.009 (1024). It fails unless 128 evaluations of the best sampler
 reach the error of Tweedie with 513, by the excess and by pairs of neighbours.
 
