@@ -33,12 +33,14 @@ class Proposal(NamedTuple):
       density: of t in each cell, relative to the uniform density.
       moved: loss a of the guess at a position that moved.
       other: loss b of the guess at any other position.
+      discrete: a time is the upper border of its cell, see `on_grid`.
     """
 
     edges: Float[np.ndarray, "C+1"]
     density: Float[np.ndarray, "C"]
     moved: Float[np.ndarray, "C"]
     other: Float[np.ndarray, "C"]
+    discrete: bool = False
 
     @property
     def quantiles(self) -> Float[np.ndarray, "_"]:
@@ -58,6 +60,23 @@ def plain_proposal(t_min: float) -> Proposal:
     """Returns the distribution of Algorithm 1: t uniform, positions independent; weights are 1."""
     ones = np.ones(1)
     return Proposal(np.array([t_min, 1.0]), ones, ones, ones)
+
+
+def on_grid(proposal: Proposal, num_times: int) -> Proposal:
+    """Returns the distribution at the T discrete times i / T, i = 1 ... T.
+
+    Time i has the density that the proposal has in the middle of ((i - 1) / T, i / T], and weights
+    make the mean that over equally likely i.
+
+    Args:
+      proposal: of continuous times, whose smallest one is then without effect.
+      num_times: T.
+    """
+    middle = (np.arange(num_times) + 0.5) / num_times
+    cell = np.searchsorted(proposal.edges[1:-1], middle, side="right")
+    density, moved, other = (column[cell] for column in proposal[1:4])
+    edges = np.linspace(0, 1, num_times + 1)
+    return Proposal(edges, density / density.mean(), moved, other, discrete=True)
 
 
 def guess_proposal(graph: Graph, noise: Noise, t_min: float) -> Proposal:
@@ -103,9 +122,13 @@ def propose(
       lengths: of the rows, whose padding does not move; None for full rows.
     """
     length = x0.shape[1] if lengths is None else lengths
-    t = jnp.interp(quantiles, jnp.asarray(proposal.quantiles), jnp.asarray(proposal.edges))
-    cell = jnp.searchsorted(jnp.asarray(proposal.edges[1:-1]), t, side="right")
-    density, a, b = (jnp.asarray(column)[cell] for column in proposal[1:])
+    if proposal.discrete:
+        cell = jnp.searchsorted(jnp.asarray(proposal.quantiles[1:-1]), quantiles, side="right")
+        t = jnp.asarray(proposal.edges[1:])[cell]
+    else:
+        t = jnp.interp(quantiles, jnp.asarray(proposal.quantiles), jnp.asarray(proposal.edges))
+        cell = jnp.searchsorted(jnp.asarray(proposal.edges[1:-1]), t, side="right")
+    density, a, b = (jnp.asarray(column)[cell] for column in proposal[1:4])
     p = -jnp.expm1(-noise.sigma(t))
     mean = p * a + (1 - p) * b
 

@@ -11,7 +11,7 @@ from scipy.stats import binom, kstest
 
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
-from sedd_jax.diffusion.importance import guess_proposal, plain_proposal, propose
+from sedd_jax.diffusion.importance import guess_proposal, on_grid, plain_proposal, propose
 from sedd_jax.diffusion.objective import dwdse_loss
 from sedd_jax.diffusion.score import DenseScore
 
@@ -186,3 +186,27 @@ def test_weights_at_the_size_of_a_real_vocabulary(name):
     assert np.all(np.isfinite(weight)) and weight.min() >= 0
     if name == "uniform":
         assert abs(weight.mean() - 1) < 5 * weight.std() / np.sqrt(len(weight))
+
+
+@pytest.mark.parametrize("guess", [False, True])
+def test_discrete_times_are_drawn_and_weighted_as_equally_likely_ones(guess):
+    """The mean over every time i/T of f(t, moved positions), one at a time."""
+    graph, noise, times = graphs.uniform(VOCAB_SIZE), GEOMETRIC, 7
+    continuous = guess_proposal(graph, noise, T_MIN) if guess else plain_proposal(T_MIN)
+    proposal = on_grid(continuous, times)
+    unit = (jnp.arange(DRAWS) + 0.5) / DRAWS
+    x0 = jnp.zeros((DRAWS, LENGTH), jnp.int32)
+    call = jax.jit(lambda key: propose(key, proposal, graph, noise, unit, x0))
+    draw = jax.tree.map(np.asarray, call(jax.random.key(0)))
+    index = np.round(draw.t * times).astype(int)
+    np.testing.assert_array_equal(draw.t, np.float32(index / times))
+    assert set(index) == {*range(1, times + 1)}
+    shares = np.bincount(index)[1:] / DRAWS
+    assert (np.ptp(shares) > 0.1) == guess
+    changed = (draw.xt != 0).sum(1)
+    for i in range(1, times + 1):
+        law = binom.pmf(np.arange(LENGTH + 1), LENGTH, _changed_prob(graph, noise, i / times))
+        for count in range(LENGTH + 1):
+            weights = np.where((index == i) & (changed == count), draw.weight, 0)
+            stderr = weights.std() / np.sqrt(DRAWS)
+            assert abs(weights.mean() - law[count] / times) < 5 * stderr + 1e-5, (i, count)
