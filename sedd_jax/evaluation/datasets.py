@@ -131,7 +131,7 @@ class TextSet:
       field: of the text in such rows.
       remote: the corpus that --download fetches, or "".
       advice: what to fetch by hand; "" if the pattern shows it.
-      mdlm_split: the split of MDLM's evaluation; SEDD's is always the test split.
+      mdlm_split: the split of MDLM's and Duo's evaluation; SEDD's is always the test split.
       foreign: a string that only another version of the text holds; "" if none is known.
     """
 
@@ -147,7 +147,7 @@ class TextSet:
 
     def split(self, protocol: str) -> Split:
         """Returns the split that a protocol scores."""
-        return self.mdlm_split if protocol == "mdlm" else "test"
+        return "test" if protocol == "sedd" else self.mdlm_split
 
 
 def _lines(text: str, split: Split) -> list[str]:

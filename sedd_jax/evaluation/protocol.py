@@ -108,6 +108,7 @@ class BlockFormat(NamedTuple):
       after: ids after the text.
       end_of_text: where end-of-text tokens stand, in words.
       first_token: how the first token is scored, in words.
+      ends_documents: whether an end-of-text token follows every document.
     """
 
     width: int
@@ -115,6 +116,7 @@ class BlockFormat(NamedTuple):
     after: tuple[int, ...]
     end_of_text: str
     first_token: str
+    ends_documents: bool = True
 
     @property
     def room(self) -> int:
@@ -140,7 +142,7 @@ def _mdlm(length: int, end: int | None, autoregressive: bool) -> BlockFormat:
     words = f"{_AFTER_ALL}, and before and after every block"
     if length < 3:
         raise BadInput(
-            f"The protocol mdlm needs a model of 3 tokens or more; its length is {length}."
+            f"The protocols mdlm and duo need a model of 3 tokens or more; its length is {length}."
         )
     if autoregressive:
         # for a GPT-2 this is an end-of-text token
@@ -149,9 +151,17 @@ def _mdlm(length: int, end: int | None, autoregressive: bool) -> BlockFormat:
     return BlockFormat(length, (end,), (end,), words, "an end-of-text token, scored")
 
 
+def _duo(length: int, end: int | None, autoregressive: bool) -> BlockFormat:
+    """The blocks of mdlm, of a text without end-of-text tokens between its documents."""
+    mdlm = _mdlm(length, end, autoregressive)
+    words = mdlm.end_of_text.removeprefix(f"{_AFTER_ALL}, and ")
+    return mdlm._replace(end_of_text=words, ends_documents=False)
+
+
 CONVENTIONS: dict[str, Callable[[int, int | None, bool], BlockFormat]] = {
     "sedd": _sedd,
     "mdlm": _mdlm,
+    "duo": _duo,
 }
 
 
@@ -202,7 +212,8 @@ def of_text(text: Text, tokenizer: Tokenizer, block_format: BlockFormat) -> Bloc
     Raises:
       BadInput: the tokenizer has no ids for the text, or it is empty.
     """
-    end = np.array([] if tokenizer.eod_id is None else [tokenizer.eod_id], np.int32)
+    ends = tokenizer.eod_id is not None and block_format.ends_documents
+    end = np.array([tokenizer.eod_id] if ends else [], np.int32)
     ids = [part for document in text.documents for part in (tokenizer.encode(document), end)]
     rows = cut(np.concatenate(ids), block_format)
     size = sum(len(document.encode()) for document in text.documents)
@@ -242,6 +253,11 @@ def of_heldout(folder: Path, length: int, format_for: Callable[[Tokenizer], Bloc
     mixed = isinstance(split, Mixture)
     first = dataset.manifest["prepared"][0]["manifest"] if mixed else dataset.manifest
     wrapped, block_format = first["length"] is None, format_for(tokenizer)
+    if tokenizer.eod_id is not None and not block_format.ends_documents:
+        raise BadInput(
+            "The held-out split of the run has an end-of-text token after every document, as it "
+            "was prepared: take --protocol=mdlm, which is Duo's for such data."
+        )
     if wrapped and not mixed:
         tokens, counts = split.stream, dataset.manifest["splits"]["heldout"]
         rows, provenance = cut(tokens, block_format), _of_stream(block_format)

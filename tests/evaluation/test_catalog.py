@@ -52,6 +52,7 @@ def test_only_a_newline_ends_a_line(tmp_path):
 
 def test_the_splits_of_the_protocols(folder):
     splits = {name: (known.split("sedd"), known.split("mdlm")) for name, known in TEXT_SETS.items()}
+    assert all(known.split("duo") == known.split("mdlm") for known in TEXT_SETS.values())
     assert splits == {
         "lambada": ("test", "test"),
         "wikitext2": ("test", "validation"),

@@ -38,6 +38,8 @@ def rows_of(protocol, length, *, autoregressive=False, tokenizer=None, text=TEXT
         ("mdlm", 6, False, [".abc..", "..de.."]),
         # the first is what the model is given before every text, and is not scored
         ("mdlm", 5, True, ["abc.", "..d.", "e.."]),
+        ("duo", 5, False, [".abc.", ".de."]),
+        ("duo", 5, True, ["abc.", "de."]),
     ],
 )
 def test_the_rows_of_a_protocol(protocol, length, autoregressive, expected):
@@ -63,7 +65,7 @@ def test_without_an_end_of_text_token_the_text_runs_on(protocol):
 
 
 def test_a_model_too_short_for_the_frame_is_refused():
-    with pytest.raises(BadInput, match="mdlm needs a model of 3 tokens or more; its length is 2"):
+    with pytest.raises(BadInput, match="duo need a model of 3 tokens or more; its length is 2"):
         CONVENTIONS["mdlm"](2, END, False)
 
 
@@ -157,6 +159,15 @@ def test_a_held_out_stream_is_scored_to_its_last_token(run):
     assert framed.provenance["sha256"] == blocks.provenance["sha256"]  # the same text
     told = [it.provenance["first_token"] for it in (blocks, framed)]
     assert told == ["scored", "an end-of-text token, scored"]
+    with pytest.raises(BadInput, match="after every document, as it was prepared: .*=mdlm"):
+        of_heldout(Path(), 6, lambda tokenizer: CONVENTIONS["duo"](6, END, False))
+
+
+def test_duo_ends_blocks_and_not_documents():
+    frame = CONVENTIONS["duo"](5, END, False)
+    assert frame.end_of_text == "before and after every block"
+    assert CONVENTIONS["duo"](5, END, True).end_of_text == "after every block"
+    assert of_text(TEXT, Bytes(), frame).documents == 3
 
 
 def test_one_document_a_block_is_scored_as_it_is(run):
