@@ -11,9 +11,10 @@ from sedd_jax.experiment.config import Config, ModelConfig, TrainConfig
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.config import padded
+from sedd_jax.model.head_inputs import HeadInputs
 from sedd_jax.model.score_model import dense_model
 from sedd_jax.model.sharding import ANYWHERE
-from sedd_jax.model.tiles import HeadInputs, StreamedHead, Unembedding, tiling_for
+from sedd_jax.model.tiles import StreamedHead, Unembedding, tiling_for
 from sedd_jax.model.vocab_head import StreamedScore
 
 

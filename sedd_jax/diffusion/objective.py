@@ -1,5 +1,7 @@
 """Training losses, given the score of a network (Algorithm 1)."""
 
+import abc
+import dataclasses
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -34,6 +36,38 @@ class Objective(Protocol):
           batch: times, noised tokens and weights.
           x0: clean tokens.
         """
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedObjective(abc.ABC):
+    """An objective with options, which are fields with defaults, and facts about it.
+
+    Attributes:
+      needs_softmax: takes log p(x0 | x_t), so `config.model.output` must be a softmax.
+      grid: T, if it is defined at the times i / T, i = 1 .. T, alone; None for all times.
+    """
+
+    needs_softmax = False
+
+    @property
+    def grid(self) -> int | None:
+        return None
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        graph: Graph,
+        noise: Noise,
+        score_fn: ScoreFn,
+        batch: NoisedBatch,
+        x0: Int[Array, "B L"],
+    ) -> Float[Array, ""]:
+        """Returns the mean loss of the rows, see `Objective`."""
+
+    def is_bound(self, graph: Graph) -> bool:
+        """Returns whether its mean is the diffusion term of a bound on -log p(x0)."""
+        del graph
+        return False
 
 
 def dwdse_loss(
@@ -88,3 +122,29 @@ def mean_dwdse_loss(
     weight = batch.weight * noise.dsigma(batch.t) / len(x0)
     score = score_fn(batch.xt, sigma)
     return score.weighted_entropy(target(graph, sigma, batch.xt, x0), weight)
+
+
+class ScoreEntropy(NamedObjective):
+    """The paper's objective, `mean_dwdse_loss`, of any output.
+
+    Of a softmax under the absorbing graph it is the weighted cross-entropy, the bound of MDLM and
+    MD4; under the uniform graph, of a leave-one-out softmax, the bound of UDLM and Duo.
+
+    References:
+      Schiff et al., Simple Guidance Mechanisms for Discrete Diffusion Models, 2024 (arXiv
+        2412.10193), Eq. 18.
+      Sahoo et al., The Diffusion Duality, 2025 (arXiv 2506.10892).
+    """
+
+    def __call__(
+        self,
+        graph: Graph,
+        noise: Noise,
+        score_fn: ScoreFn,
+        batch: NoisedBatch,
+        x0: Int[Array, "B L"],
+    ) -> Float[Array, ""]:
+        return mean_dwdse_loss(graph, noise, score_fn, batch, x0)
+
+    def is_bound(self, graph: Graph) -> bool:
+        return True

@@ -12,7 +12,7 @@ to stay depends on it). So it hands `draw` a function, total -> `StepWeights`.
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -51,6 +51,9 @@ class StepWeights(NamedTuple):
         at_xt = jax.nn.one_hot(xt, score.shape[-1], dtype=bool)
         return jnp.where(at_xt, self.stay[..., None], self.scale[..., None] * (score - cut))
 
+
+# loss(log_score [*s, V], log_posterior [*s, V], *arguments [*s]) -> nats [*s], see `Score.weighted`
+PositionLoss = Callable[..., Float[Array, "*s"]]
 
 # maps the sum of the ratios over y != x_t, meaningless where nothing can move, to the weights
 StepWeightsFn = Callable[[Float[Array, "B L"]], StepWeights]
@@ -111,6 +114,23 @@ class Score(abc.ABC):
 
         Training differentiates this, in the network's parameters alone: a streamed score has no
         gradient in weight, target or sigma.
+        """
+
+    @abc.abstractmethod
+    def weighted(
+        self, loss: PositionLoss, arguments: Sequence[Array], weight: Float[Array, "B L"]
+    ) -> Float[Array, ""]:
+        """Returns the sum over positions of any loss, times a weight.
+
+        Training differentiates this, in the network's parameters alone. A streamed score computes
+        whole rows of a few positions at a time, with their gradient.
+
+        Args:
+          loss: of positions that do not affect each other: maps their log-scores (0 at x_t, of all
+            V states), log p(x0 | x_t) (-inf at the mask) and arguments to nats. An output that is
+            no softmax has no log p(x0 | x_t): None.
+          arguments: arrays [B, L, ...] that the loss takes.
+          weight: positions with a weight of 0 are not computed.
         """
 
     @abc.abstractmethod
@@ -196,10 +216,12 @@ class DenseScore(Score):
     Attributes:
       xt: noised tokens.
       log_score: log of the ratio estimates, float32; ignored at x_t.
+      log_posterior: log p(x0 | x_t), -inf at the mask, of an output that is a softmax.
     """
 
     xt: Int[Array, "B L"]
     log_score: Float[Array, "B L V"]
+    log_posterior: Float[Array, "B L V"] | None = None
 
     def entropy(self, target: Target) -> Float[Array, "B L"]:
         states = jnp.arange(self.log_score.shape[-1])
@@ -208,6 +230,12 @@ class DenseScore(Score):
 
     def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
         return jnp.sum(weight * self.entropy(target).sum(-1))
+
+    def weighted(
+        self, loss: PositionLoss, arguments: Sequence[Array], weight: Float[Array, "B L"]
+    ) -> Float[Array, ""]:
+        each = loss(self.log_score, self.log_posterior, *arguments)
+        return jnp.sum(jnp.where(weight == 0, 0, weight * each))
 
     def tempered(self, token_filter: TokenFilter) -> "DenseScore":
         at_xt = jax.nn.one_hot(self.xt, self.log_score.shape[-1], dtype=bool)

@@ -67,15 +67,35 @@ def entropy_terms(
       states: states y that the last axis of log_score is over.
       log_score: log of the ratio estimates; ignored at x_t and where the weight is 0.
     """
+    counts, ratio, constant = _at_states(target, states)
+    log_score = jnp.where(counts, log_score, 0)  # so that no overflow meets a weight of 0
+    return jnp.where(counts, jnp.exp(log_score) - ratio * log_score + constant, 0)
+
+
+def squared_terms(
+    target: Target, states: Int[Array, "C"], log_score: Float[Array, "*s C"]
+) -> Float[Array, "*s C"]:
+    """Returns half the squared error of the ratios at the given states y, 0 at x_t (Eq. 4).
+
+    Args:
+      target: the conditional ratios.
+      states: states y that the last axis of log_score is over.
+      log_score: log of the ratio estimates; ignored at x_t and where the weight is 0.
+    """
+    counts, ratio, _ = _at_states(target, states)
+    score = jnp.exp(jnp.where(counts, log_score, 0))
+    return jnp.where(counts, (score - ratio) ** 2 / 2, 0)
+
+
+def _at_states(target, states):
+    """Whether a state counts, its ratio and its constant, [*s, C]."""
     states = states.reshape((1,) * target.xt.ndim + (-1,))
     counts = (states != target.xt[..., None]) & (target.weight[..., None] > 0)
     at_x0 = states == target.x0[..., None]
-    ratio, constant = (
+    return counts, *(
         jnp.where(at_x0, at[..., None], other[..., None])
         for at, other in (target.ratio, target.constant)
     )
-    log_score = jnp.where(counts, log_score, 0)  # so that no overflow meets a weight of 0
-    return jnp.where(counts, jnp.exp(log_score) - ratio * log_score + constant, 0)
 
 
 def score_entropy(

@@ -49,7 +49,16 @@ class TrainConfig:
     # times are drawn from [t_min, 1]
     t_min: float = setting(1e-3, above=0, below=1, family="diffusion")
     # or the dotted path of a `diffusion.objective.Objective`
-    objective: str = setting("score_entropy", names=("score_entropy",), family="diffusion")
+    objective: str = setting(
+        "score_entropy",
+        names=(
+            "score_entropy",
+            "cross_entropy",
+            "d3pm",
+            "concrete_score_matching",
+        ),
+        family="diffusion",
+    )
     # stratified: the times of a batch are spread evenly over their distribution
     low_discrepancy: bool = setting(True, family="diffusion")
     # importance sampling: noise in proportion to the loss of the uniform predictor, reweighted

@@ -17,7 +17,13 @@ _KEYS = {field.name: f"model.{field.name}" for field in dataclasses.fields(Publi
 }
 _CHOICES = {"graph": ("absorb", "uniform"), "noise.schedule": ("loglinear", "geometric")}
 # the published code has one fixed choice of these, and no setting
-_FIXED = {"family": "diffusion", "model.learned_positions": False, "train.t_min": 1e-3}
+_FIXED = {
+    "family": "diffusion",
+    "model.learned_positions": False,
+    "model.output": "ratio",
+    "model.time_conditioning": True,
+    "train.t_min": 1e-3,
+}
 _FIXED_LOGLINEAR = {"noise.eps": 1e-3}
 
 

@@ -9,7 +9,7 @@ from sedd_jax.experiment.config import Config
 from sedd_jax.inference.autoregressive import build_autoregressive
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.sampling import sampler_named
-from sedd_jax.inference.score_based import OBJECTIVES, build_score_based
+from sedd_jax.inference.score_based import build_score_based, check_objective
 from sedd_jax.model.sharding import ANYWHERE, Placement
 from sedd_jax.system.registry import Registry, is_dotted
 
@@ -42,7 +42,7 @@ def check_names(config: Config) -> None:
     vocabulary.
     """
     vocab_size = config.data.vocab_size or 4
-    OBJECTIVES[config.train.objective]
+    check_objective(config.train, config.model)
     sampler_named(config.eval.sampler)
     build_graph(config.graph, vocab_size)
     build_noise(config.noise)

@@ -1,6 +1,7 @@
 """Diffusion models: a graph, a noise schedule and a network that gives scores."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,14 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from sedd_jax.diffusion.concrete_score import ConcreteScoreMatching
+from sedd_jax.diffusion.cross_entropy import CrossEntropy
+from sedd_jax.diffusion.d3pm import D3PM
 from sedd_jax.diffusion.denoiser import denoise_weights
 from sedd_jax.diffusion.graph import Graph
-from sedd_jax.diffusion.importance import Proposal, guess_proposal, plain_proposal, propose
+from sedd_jax.diffusion.importance import (
+    Proposal,
+    guess_proposal,
+    on_grid,
+    plain_proposal,
+    propose,
+)
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.diffusion.objective import Objective, dwdse_loss, mean_dwdse_loss
+from sedd_jax.diffusion.objective import Objective, ScoreEntropy, dwdse_loss
+from sedd_jax.diffusion.output import OUTPUTS
 from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.diffusion.score_entropy import prior_kl
 from sedd_jax.diffusion.times import quadrature_quantiles, sample_quantiles
+from sedd_jax.errors import BadInput
 from sedd_jax.experiment.build import build_graph, build_noise, network_config
 from sedd_jax.experiment.config import Config, TrainConfig
 from sedd_jax.inference.batches import row_keys
@@ -28,9 +40,39 @@ from sedd_jax.model.score_model import ScoreModel, forward_flops, score_model
 from sedd_jax.model.sharding import ANYWHERE, Placement
 from sedd_jax.system.registry import Registry
 
-OBJECTIVES: Registry[Objective] = Registry(
-    "config.train.objective", {"score_entropy": mean_dwdse_loss}, arguments=5
+# functions of five arguments, or classes of such functions with options
+OBJECTIVES: Registry[Objective | Callable[..., Objective]] = Registry(
+    "config.train.objective",
+    {
+        "score_entropy": ScoreEntropy,
+        "cross_entropy": CrossEntropy,
+        "d3pm": D3PM,
+        "concrete_score_matching": ConcreteScoreMatching,
+    },
+    arguments=5,
+    classes=True,
 )
+
+
+def objective_named(text: str) -> Objective:
+    """Returns the objective of a short name or a dotted path, which is imported.
+
+    Options follow the name of a class: "d3pm(steps=100)".
+
+    Raises:
+      BadInput: no such objective or option.
+    """
+    return OBJECTIVES.build(text)
+
+
+def check_objective(train: TrainConfig, model: ModelConfig) -> None:
+    """Raises BadInput unless there is such an objective, and it can train such an output."""
+    objective = objective_named(train.objective)
+    if getattr(objective, "needs_softmax", False) and model.output == "ratio":
+        raise BadInput(
+            f"config.train.objective={train.objective} trains a softmax over the clean token: set "
+            "config.model.output to denoiser or leave_one_out."
+        )
 
 
 class ScoreBased(NamedTuple):
@@ -61,7 +103,7 @@ class ScoreBased(NamedTuple):
 
     def objective(self, config: TrainConfig) -> BatchLoss:
         graph, noise, model = self
-        objective, proposal = OBJECTIVES[config.objective], self.training_proposal(config)
+        objective, proposal = objective_named(config.objective), self.training_proposal(config)
 
         def draw(time_key, noise_key, x0):
             quantiles = sample_quantiles(time_key, x0.shape[0], config.low_discrepancy)
@@ -76,8 +118,11 @@ class ScoreBased(NamedTuple):
     def training_proposal(self, config: TrainConfig) -> Proposal:
         """Returns the distribution of times and moved positions that training draws from."""
         if config.importance:
-            return guess_proposal(self.graph, self.noise, config.t_min)
-        return plain_proposal(config.t_min)
+            proposal = guess_proposal(self.graph, self.noise, config.t_min)
+        else:
+            proposal = plain_proposal(config.t_min)
+        grid = getattr(objective_named(config.objective), "grid", None)
+        return proposal if grid is None else on_grid(proposal, grid)
 
     def row_loss(self, t_min: float, times: str) -> RowLoss:
         return sequence_loss(self, _proposal(self.graph, self.noise, t_min, times))
@@ -151,7 +196,8 @@ def build_score_based(
     """
     graph = build_graph(config.graph, vocab_size)
     network = network_config(config.model, graph.num_states, placement)
-    return ScoreBased(graph, build_noise(config.noise), score_model(network, placement))
+    output = OUTPUTS.get(config.model.output, lambda _: None)(graph)
+    return ScoreBased(graph, build_noise(config.noise), score_model(network, placement, output))
 
 
 def sequence_loss(family: ScoreBased, proposal: Proposal) -> RowLoss:

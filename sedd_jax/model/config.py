@@ -26,7 +26,12 @@ class ModelConfig:
     num_heads: int = setting(12, above=0)
     length: int = setting(1024, above=0)  # tokens per sequence
     dropout: float = setting(0.1, at_least=0, below=1)
-    # absorb only: output relative to a uniform guess
+    # what the network emits: log-ratios, or a softmax over the clean token, given all noised tokens
+    # or all but its own
+    output: Literal["ratio", "denoiser", "leave_one_out"] = setting("ratio", family="diffusion")
+    # False: the network is not told the noise
+    time_conditioning: bool = setting(True, family="diffusion")
+    # absorb and output=ratio only: output relative to a uniform guess
     scale_by_sigma: bool = setting(True, family="diffusion")
     # absolute positions beside the rotary ones; published: no
     learned_positions: bool = setting(False, family="diffusion")

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float
 
 from sedd_jax.diffusion.score import entropy_of_ratios
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
-from sedd_jax.model.tiles import HeadInputs, StreamedHead, Unembedding
+from sedd_jax.model.head_inputs import HeadInputs
+from sedd_jax.model.tiles import StreamedHead, Unembedding
 
 
 def entropy(
@@ -32,7 +33,7 @@ def entropy(
     def chunk_step(chunk, total):
         def block_step(block, total):
             part = block.take(inputs)
-            log_score = chunk.log_score(part.hidden, part.shift)
+            log_score = chunk.log_score(part)
             terms = entropy_terms(block.take(target), chunk.states, log_score)
             return block.add(total, jnp.where(chunk.unvisited[None], terms, 0).sum(-1))
 
@@ -75,7 +76,7 @@ def entropy_and_gradient(
                 terms = entropy_terms(part_target, chunk.states, log_score)
                 return jnp.where(chunk.unvisited[None], part_weight[:, None] * terms, 0).sum()
 
-            log_score = chunk.log_score(part.hidden, part.shift)
+            log_score = chunk.log_score(part)
             value, d_logits = jax.value_and_grad(weighted)(log_score)
             # the barrier: all three sums read it, so that no float32 copy is written
             low = jax.lax.optimization_barrier(d_logits.astype(part.hidden.dtype))

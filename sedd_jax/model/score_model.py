@@ -19,6 +19,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
+from sedd_jax.diffusion.output import Output
 from sedd_jax.diffusion.score import DenseScore, Score
 from sedd_jax.model.attention import (
     RotaryAttention,
@@ -28,8 +29,9 @@ from sedd_jax.model.attention import (
     xla_rotary_attention,
 )
 from sedd_jax.model.config import TransformerConfig
+from sedd_jax.model.head_inputs import HeadInputs
 from sedd_jax.model.sharding import ANYWHERE, Placement, all_gathered, param_layout
-from sedd_jax.model.tiles import HeadInputs, StreamedHead, Unembedding, tiling_for
+from sedd_jax.model.tiles import StreamedHead, Unembedding, tiling_for
 from sedd_jax.model.transformer import (
     KEPT,
     Dense,
@@ -208,7 +210,9 @@ class Head(nnx.Module):
         return self.norm(x, shift, scale).astype(self.config.dtype)
 
 
-def score_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> ScoreModel:
+def score_model(
+    config: TransformerConfig, placement: Placement = ANYWHERE, output: Output | None = None
+) -> ScoreModel:
     """Builds the score network of the paper.
 
     Args:
@@ -216,6 +220,7 @@ def score_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> S
         the logits minus log expm1(sigma) + log(V - 1), so that zero logits are the ratios of a
         uniform guess under the absorbing graph (Appendix C.1).
       placement: of the activations.
+      output: what the logits stand for if they are a softmax; None for log-scores.
     """
     modules = {"embedding": Embedding, "sigma": SigmaEmbedding, "head": Head}
     structures = {name: structure(module, config) for name, module in modules.items()}
@@ -240,7 +245,8 @@ def score_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> S
             nnx.merge(structures[name], outer[name]) for name in modules
         )
         rotary = rotary_tables(xt.shape[1], config.model.hidden_size // config.model.num_heads)
-        cond = sigma_embedding(sigma)
+        told = sigma if config.model.time_conditioning else jnp.zeros_like(sigma)
+        cond = sigma_embedding(told)
 
         def layer(block_params, x, block_key):
             block = nnx.merge(block_structure, block_params)
@@ -270,6 +276,8 @@ def score_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> S
         lengths: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B L V"]:
         head, x, cond = body(params, xt, sigma, key, lengths)
+        if output is not None:
+            return output.dense(sigma, xt, head(x, cond)).log_score
         log_score = head(x, cond) - log_normaliser(sigma)[:, None, None]
         at_xt = jax.nn.one_hot(xt, config.num_states, dtype=bool)
         return jnp.where(at_xt, 0, log_score)
@@ -282,11 +290,15 @@ def score_model(config: TransformerConfig, placement: Placement = ANYWHERE) -> S
         lengths: Int[Array, "B"] | None = None,
     ) -> Score:
         head, x, cond = body(params, xt, sigma, key, lengths)
-        shift = jnp.broadcast_to(log_normaliser(sigma)[:, None], xt.shape)
         unembedding = Unembedding(head.kernel[...], head.bias[...])
         tiling = tiling_for(placement.platform)
         streamed = StreamedHead(config.num_states, tiling, head_placement(unembedding, len(xt)))
-        return StreamedScore(streamed, unembedding, HeadInputs(head.hidden(x, cond), shift, xt))
+        hidden = head.hidden(x, cond)
+        if output is not None:
+            inputs = HeadInputs(hidden, jnp.zeros(xt.shape), xt)
+            return StreamedScore.of_softmax(streamed, unembedding, inputs, sigma, output)
+        shift = jnp.broadcast_to(log_normaliser(sigma)[:, None], xt.shape)
+        return StreamedScore(streamed, unembedding, HeadInputs(hidden, shift, xt))
 
     return ScoreModel(init, apply, score, config.max_length)
 

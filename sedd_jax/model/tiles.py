@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sedd_jax.diffusion.score import Blend
 from sedd_jax.model.config import COLUMN_GROUP, padded
+from sedd_jax.model.head_inputs import HeadInputs, scaled
 from sedd_jax.model.rows import ActiveRows
 from sedd_jax.model.sharding import Placement
 from sedd_jax.system.rounding import ceil_div
@@ -26,58 +26,30 @@ class Tiling(NamedTuple):
       columns: of a chunk, approximately: chunks are equal, and multiples of 128.
       rows: of blocks, in decreasing order; the last divides the others and takes the remainder.
       jumps: positions whose own 128 columns are gathered at a time, 128 D numbers each.
+      logits: number of them that are held at a time where whole rows are needed.
     """
 
     columns: int
     rows: tuple[int, ...]
     jumps: int
+    logits: int = 2**23
+
+    def whole_rows(self, columns: int) -> tuple[int, ...]:
+        """Returns sizes of blocks of whole rows, in decreasing order."""
+        sizes = [self.rows[-1]]
+        while 4 * sizes[-1] * columns <= self.logits:
+            sizes.append(4 * sizes[-1])
+        return tuple(reversed(sizes))
 
 
 # a tile should stay in the cache of a CPU; accelerators want large products
 CPU = Tiling(columns=2048, rows=(128, 32), jumps=32)
-ACCELERATOR = Tiling(columns=8192, rows=(4096, 2048, 1024, 512), jumps=256)
+ACCELERATOR = Tiling(columns=8192, rows=(4096, 2048, 1024, 512), jumps=256, logits=2**27)
 
 
 def tiling_for(platform: str) -> Tiling:
     """Returns the sizes of tiles for a kind of device."""
     return CPU if platform == "cpu" else ACCELERATOR
-
-
-class HeadInputs(NamedTuple):
-    """What the log-scores of a position are computed from: its logits minus `shift`; 0 at x_t.
-
-    Attributes:
-      hidden: activations that are multiplied with the unembedding.
-      shift: subtracted from the logits.
-      xt: noised tokens, which are left.
-      floor: states of a lower log-score have a score of 0; None for no floor.
-      second: what the ratios are blended with; None for nothing.
-    """
-
-    hidden: Float[Array, "*s D"]
-    shift: Float[Array, "*s"]
-    xt: Int[Array, "*s"]
-    floor: Float[Array, "*s"] | None = None
-    second: "Second | None" = None
-
-
-class Second(NamedTuple):
-    """A second output of the network, and how the first is blended with it.
-
-    Attributes:
-      first_xt: the tokens that the network saw at the first, where the ratio is 1.
-      inputs: the second output.
-      blend: of both.
-    """
-
-    first_xt: Int[Array, "*s"]
-    inputs: HeadInputs
-    blend: Blend
-
-
-def scaled(log_score: Float[Array, "*s"], temperature: float) -> Float[Array, "*s"]:
-    """Returns the log-scores by the temperature, or themselves where it is 1."""
-    return log_score if temperature == 1 else log_score / temperature
 
 
 class Chunk(NamedTuple):
@@ -90,6 +62,7 @@ class Chunk(NamedTuple):
       states: the graph's state of every column.
       real: whether a column is a state, not padding.
       unvisited: whether it is real and in no chunk before: the last chunk may overlap the previous.
+      last: whether it is the last state of the graph, where the mask is, if any.
       temperature: that divides the log-scores.
     """
 
@@ -99,26 +72,32 @@ class Chunk(NamedTuple):
     states: Int[Array, "C"]
     real: Bool[Array, "C"]
     unvisited: Bool[Array, "C"]
+    last: Bool[Array, "C"]
     temperature: float
 
-    def log_score(
-        self, hidden: Float[Array, "N D"], shift: Float[Array, "N"]
-    ) -> Float[Array, "N C"]:
-        """Returns the logits minus `shift`, by the temperature, float32; 0 in padding."""
-        out = jnp.dot(hidden, self.kernel, preferred_element_type=jnp.float32)
-        out = scaled(out + self.bias[None] - shift[:, None], self.temperature)
-        return jnp.where(self.real[None], out, 0)
+    def logits(self, hidden: Float[Array, "N D"]) -> Float[Array, "N C"]:
+        """Returns the logits, float32; of no use in padding."""
+        return jnp.dot(hidden, self.kernel, preferred_element_type=jnp.float32) + self.bias[None]
+
+    def log_score(self, inputs: HeadInputs) -> Float[Array, "N C"]:
+        """Returns the log-scores, by the temperature; of no use at x_t, 0 in padding."""
+        out = self.logits(inputs.hidden) - inputs.shift[:, None]
+        if inputs.added is not None:
+            out = jnp.logaddexp(out, inputs.added.log_token[:, None])
+            if inputs.added.log_mask is not None:
+                out = jnp.where(self.last[None], inputs.added.log_mask[:, None], out)
+        return jnp.where(self.real[None], scaled(out, self.temperature), 0)
 
     def log_ratios(self, inputs: HeadInputs) -> Float[Array, "N C"]:
         """Returns the log-scores, 0 at x_t and -inf in padding."""
-        log_score = self.log_score(inputs.hidden, inputs.shift)
+        log_score = self.log_score(inputs)
         log_score = jnp.where(self.states[None] == inputs.xt[:, None], 0, log_score)
         return jnp.where(self.real[None], log_score, -jnp.inf)
 
     def weights(self, inputs: HeadInputs, cut: Float[Array, "N"] | None) -> Float[Array, "N C"]:
         """Returns max(0, score - cut), 0 at x_t and in padding."""
         if inputs.second is None:
-            log_score = self.log_score(inputs.hidden, inputs.shift)
+            log_score = self.log_score(inputs)
             score = jnp.exp(log_score)
             if inputs.floor is not None:
                 score = jnp.where(log_score >= inputs.floor[:, None], score, 0)
@@ -196,6 +175,7 @@ class VocabShard(NamedTuple):
             states,
             real,
             real & (column >= first_unvisited),
+            states == self.num_states - 1,
             self.temperature,
         )
 
@@ -242,9 +222,24 @@ class StreamedHead(NamedTuple):
     placement: Placement
     temperature: float = 1.0
 
-    def active_rows(self, active: Bool[Array, "B L"]) -> ActiveRows:
-        """Returns the active positions in blocks of the tiling."""
-        return ActiveRows.of(active, self.tiling.rows)
+    def active_rows(
+        self,
+        active: Bool[Array, "B L"],
+        sizes: tuple[int, ...] | None = None,
+        gathers: bool = False,
+    ) -> ActiveRows:
+        """Returns the active positions in blocks.
+
+        Args:
+          active: which positions.
+          sizes: of blocks; those of the tiling by default.
+          gathers: what is done with a block gathers the columns of all devices.
+        """
+        rows = ActiveRows.of(active, sizes or self.tiling.rows)
+        if gathers and self.placement.tensor and self.placement.batch:
+            # the same trip count for all that all-gather
+            rows = rows._replace(count=jax.lax.pmax(rows.count, self.placement.batch))
+        return rows
 
     def fold(
         self,
@@ -274,6 +269,24 @@ class StreamedHead(NamedTuple):
         """Returns the number of this device's shard of the columns."""
         axis = self.placement.tensor
         return 0 if axis is None else jax.lax.axis_index(axis)
+
+    def all_columns(self, x: Float[Array, "N C"]) -> Float[Array, "N V"]:
+        """Returns the columns of all devices."""
+        axis = self.placement.tensor
+        return x if axis is None else jax.lax.all_gather(x, axis, axis=1, tiled=True)
+
+    def own_columns(self, x: Float[Array, "N V"], columns: int) -> Float[Array, "N C"]:
+        """Returns this device's `columns`: the inverse of `all_columns`."""
+        if self.placement.tensor is None:
+            return x
+        return jax.lax.dynamic_slice_in_dim(x, self.shard_index() * columns, columns, axis=1)
+
+    def log_sum_over_shards(self, x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """Returns the log of the sum of exp(x) over the shards of the columns."""
+        if self.placement.tensor is None:
+            return x
+        largest = jax.lax.pmax(x, self.placement.tensor)
+        return largest + jnp.log(self.sum_over_shards(jnp.exp(x - largest)))
 
     def sum_over_shards(self, x: Any) -> Any:
         """Returns arrays summed over the shards of the columns."""

@@ -5,14 +5,11 @@ split too, the devices add up their sums. Padding of the vocabulary ends here.
 
 Shapes: B batch, L length, D hidden, V columns of the padded unembedding, G = V / 128 groups.
 `unembedding` is the projection to logits, `inputs` what it is applied to.
-
-References:
-  Holtzman et al., The Curious Case of Neural Text Degeneration, 2019 (arXiv 1904.09751): the
-    filter by top-p.
 """
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,173 +17,31 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
-from sedd_jax.diffusion.score import Blend, Drawn, Score, StepWeightsFn
-from sedd_jax.diffusion.score_entropy import Target
-from sedd_jax.diffusion.temperature import NO_FILTER, Bounds, TokenFilter, conditional_bounds
-from sedd_jax.model.config import COLUMN_GROUP, padded
+from sedd_jax.diffusion.output import Output, Softmax
+from sedd_jax.diffusion.score import Blend, Drawn, PositionLoss, Score, StepWeightsFn
+from sedd_jax.diffusion.score_entropy import Target, entropy_terms
+from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
+from sedd_jax.model import head_draws
 from sedd_jax.model.head_entropy import entropy, entropy_and_gradient, shannon_entropy
-from sedd_jax.model.rows import ActiveRows
-from sedd_jax.model.tiles import HeadInputs, Second, StreamedHead, Unembedding, scaled
+from sedd_jax.model.head_inputs import Added, HeadInputs, Second
+from sedd_jax.model.head_rows import log_rest, weighted_and_gradient
+from sedd_jax.model.tiles import StreamedHead, Unembedding
 
 # True ratios are at most about V / sigma(t_min), 5e7 as a rule: their square is far from overflow.
 LEAST_UNBOUNDED = 0.5
-
-
-def _masses(
-    head: StreamedHead,
-    unembedding: Unembedding,
-    inputs: HeadInputs,
-    active: Bool[Array, "B L"],
-    cut: Float[Array, "B L"] | None,
-) -> Float[Array, "B L G"]:
-    """Returns the sum of max(0, score_y - cut) over y != x_t in groups of columns; 0 elsewhere."""
-    rows = head.active_rows(active)
-    inputs, cut = rows.gather((inputs, cut))
-
-    def chunk_step(chunk, masses):
-        def block_step(block, masses):
-            weights = chunk.weights(*block.take((inputs, cut)))
-            grouped = weights.reshape(block.size, -1, COLUMN_GROUP).sum(-1)
-            return block.write(masses, grouped, chunk.start // COLUMN_GROUP)
-
-        return rows.fold(block_step, masses)
-
-    zero = jnp.zeros((rows.order.size, padded(unembedding.bias.size) // COLUMN_GROUP))
-    return rows.scatter(head.fold(chunk_step, zero, unembedding, inputs), active.shape)
-
-
-def _pick(
-    head: StreamedHead,
-    unembedding: Unembedding,
-    inputs: HeadInputs,
-    keys: Key[Array, "B"],
-    jumps: Bool[Array, "B L"],
-    cut: Float[Array, "B L"] | None,
-    masses: Float[Array, "B L G"],
-) -> Int[Array, "B L"]:
-    """Returns a state y != x_t drawn by max(0, score_y - cut) where a position jumps, else 0.
-
-    First a group by its mass, then a state of the group, whose logits are recomputed.
-    """
-    rows = ActiveRows.of(jumps, (head.tiling.jumps,))
-    shard, unembedding = head.shard(unembedding, inputs), unembedding.padded()
-    groups = unembedding.bias.size // COLUMN_GROUP  # of this device
-    first_group = head.shard_index() * groups
-    inputs, cut, masses = rows.gather((inputs, cut, masses))
-
-    def group_weights(start, row, cut):
-        chunk = shard.chunk(unembedding, start, COLUMN_GROUP)
-        return chunk.weights(*jax.tree.map(lambda x: x[None], (row, cut)))[0]
-
-    def block_step(block, states):
-        part, part_cut, part_masses = block.take((inputs, cut, masses))
-        position_keys = rows.position_keys(keys, block, jumps.shape[1])
-        group_keys, state_keys = jax.vmap(jax.random.split, out_axes=1)(position_keys)
-        group = jax.vmap(categorical.categorical)(group_keys, part_masses)
-        # a group of another device: what is computed here is dropped
-        mine = (group >= first_group) & (group < first_group + groups)
-        start = jnp.where(mine, group - first_group, 0) * COLUMN_GROUP
-        weights = jax.vmap(group_weights)(start, part, part_cut)
-        state = shard.first_state + start
-        state = state + jax.vmap(categorical.categorical)(state_keys, weights)
-        # recomputed by another product, all weights next to the cut may round to 0: then stay
-        state = jnp.where(weights.sum(-1) > 0, state, part.xt)
-        return block.write(states, jnp.where(mine, state, 0))
-
-    states = rows.fold(block_step, jnp.zeros(rows.order.shape, jnp.int32))
-    return head.sum_over_shards(rows.scatter(states, jumps.shape))
-
-
-def _pick_filtered(
-    head: StreamedHead,
-    token_filter: TokenFilter,
-    unembedding: Unembedding,
-    inputs: HeadInputs,
-    keys: Key[Array, "B"],
-    jumps: Bool[Array, "B L"],
-    cut: Float[Array, "B L"] | None,
-) -> Int[Array, "B L"]:
-    """Returns the same as `_pick`, drawn from filtered weights.
-
-    The filter needs all weights of a position: those of a few positions at a time (`Tiling.jumps`)
-    are materialised.
-    """
-    rows, shard, all_columns = _whole_rows(head, unembedding, inputs, jumps)
-    inputs, cut = rows.gather((inputs, cut))
-
-    def block_step(block, states):
-        part, part_cut = block.take((inputs, cut))
-        weights = all_columns(shard.weights(part, part_cut))
-        position_keys = rows.position_keys(keys, block, jumps.shape[1])
-        state = jax.vmap(categorical.categorical)(position_keys, token_filter(jnp.log(weights)))
-        return block.write(states, jnp.where(weights.sum(-1) > 0, state, part.xt))
-
-    states = rows.fold(block_step, jnp.zeros(rows.order.shape, jnp.int32))
-    return rows.scatter(states, jumps.shape)
-
-
-def _whole_rows(head, unembedding, inputs, active):
-    """A few positions at a time, a device's columns, and what gathers those of all devices."""
-    rows, placement = ActiveRows.of(active, (head.tiling.jumps,)), head.placement
-    if placement.tensor and placement.batch:  # the same trip count for all that all-gather
-        rows = rows._replace(count=jax.lax.pmax(rows.count, placement.batch))
-    shard = head.shard(unembedding, inputs).chunk(unembedding, 0, unembedding.bias.size)
-
-    def all_columns(x):
-        if placement.tensor is None:
-            return x
-        return jax.lax.all_gather(x, placement.tensor, axis=1, tiled=True)
-
-    return rows, shard, all_columns
-
-
-def _bounds(
-    head: StreamedHead,
-    top_p: float,
-    unembedding: Unembedding,
-    inputs: HeadInputs,
-    active: Bool[Array, "B L"],
-) -> Bounds:
-    """Returns the bounds of the tempered ratios, from all ratios of a few positions at a time."""
-    rows, shard, all_columns = _whole_rows(head, unembedding, inputs, active)
-    inputs = rows.gather(inputs)
-
-    def block_step(block, found):
-        log_ratios = all_columns(shard.log_ratios(block.take(inputs)))
-        return Bounds(*map(block.write, found, conditional_bounds(log_ratios, top_p)))
-
-    zero = jnp.zeros(rows.order.shape)
-    found = rows.fold(block_step, Bounds(zero, zero))
-    return Bounds(*(rows.scatter(x, active.shape) for x in found))
-
-
-def _log_score_at(
-    head: StreamedHead, unembedding: Unembedding, inputs: HeadInputs, states: Int[Array, "B L"]
-) -> Float[Array, "B L"]:
-    """Returns the log-score of one state of every position."""
-    shard = head.shard(unembedding, inputs)
-    column = states - shard.first_state
-    mine = (column >= 0) & (column < shard.columns)
-    column = jnp.where(mine, column, 0)
-    kernel = unembedding.kernel[:, column].astype(shard.dtype)
-    out = jnp.einsum("bld,dbl->bl", inputs.hidden, kernel, preferred_element_type=jnp.float32)
-    out = jnp.where(mine, out + unembedding.bias[column], 0)
-    log_score = scaled(head.sum_over_shards(out) - inputs.shift, head.temperature)
-    if inputs.floor is None:
-        return log_score
-    return jnp.where(log_score >= inputs.floor, log_score, -jnp.inf)
-
 
 # How arguments (after the head and settings) and results are sharded: names of `_per_device`.
 _SHARDING = {
     entropy: (("unembedding", "rows", "rows"), "rows"),
     entropy_and_gradient: (("unembedding", *["rows"] * 3), ("all", ("rows", "gradient"))),
-    _masses: (("unembedding", *["rows"] * 3), "masses"),
+    weighted_and_gradient: (("unembedding", *["rows"] * 4), ("all", ("rows", "gradient"))),
+    log_rest: (("unembedding", *["rows"] * 2), "rows"),
+    head_draws.masses: (("unembedding", *["rows"] * 3), "masses"),
     shannon_entropy: (("unembedding", *["rows"] * 2), "rows"),
-    _pick: (("unembedding", *["rows"] * 5), "rows"),
-    _pick_filtered: (("unembedding", *["rows"] * 4), "rows"),
-    _bounds: (("unembedding", *["rows"] * 2), "rows"),
-    _log_score_at: (("unembedding", *["rows"] * 2), "rows"),
+    head_draws.pick: (("unembedding", *["rows"] * 5), "rows"),
+    head_draws.pick_filtered: (("unembedding", *["rows"] * 4), "rows"),
+    head_draws.bounds: (("unembedding", *["rows"] * 2), "rows"),
+    head_draws.log_score_at: (("unembedding", *["rows"] * 2), "rows"),
 }
 
 
@@ -226,6 +81,33 @@ def _backward(head, residual, cotangent):
 _weighted_entropy.defvjp(_forward, _backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _weighted(head, output, loss, unembedding, hidden, shift, xt, sigma, arguments, weight):
+    return _forward_weighted(
+        head, output, loss, unembedding, hidden, shift, xt, sigma, arguments, weight
+    )[0]
+
+
+def _forward_weighted(head, output, loss, unembedding, hidden, shift, *positions):
+    xt, sigma, arguments, weight = positions
+    function = _per_device(head, weighted_and_gradient, output, loss)
+    inputs = HeadInputs(hidden, shift, xt)
+    total, gradient = function(unembedding, inputs, sigma, arguments, weight)
+    return total, (gradient, jnp.zeros(0, hidden.dtype))
+
+
+def _backward_weighted(head, output, loss, residual, cotangent):
+    return (*_backward(head, residual, cotangent), *[None] * 2)
+
+
+_weighted.defvjp(_forward_weighted, _backward_weighted)
+
+
+def _entropy_loss(log_score, _, *target):
+    states = jnp.arange(log_score.shape[-1])
+    return entropy_terms(Target(*target), states, log_score).sum(-1)
+
+
 @dataclasses.dataclass(frozen=True)
 class StreamedScore(Score):
     """A network's output, never materialised: the inputs of the projection to the vocabulary.
@@ -235,12 +117,55 @@ class StreamedScore(Score):
       unembedding: the projection, padded to a multiple of 128 columns.
       inputs: what it is applied to.
       top_p: of the conditional of every token, see `tempered`.
+      output: what the logits stand for, see `of_softmax`; None for log-scores.
+      sigma: total noise, of an output that is a softmax.
     """
 
     head: StreamedHead
     unembedding: Unembedding
     inputs: HeadInputs
     top_p: float = 1.0
+    output: Output | None = None
+    sigma: Float[Array, "B L"] | None = None
+
+    @classmethod
+    def of_softmax(
+        cls,
+        head: StreamedHead,
+        unembedding: Unembedding,
+        inputs: HeadInputs,
+        sigma: Float[Array, "B"],
+        output: Output,
+    ) -> "StreamedScore":
+        """Returns the score of a network whose logits are a softmax over the tokens.
+
+        Its ratios cost one more product of the head, for the sum of the softmax; its losses do not.
+
+        Args:
+          head: how the unembedding is streamed.
+          unembedding: the projection, padded to a multiple of 128 columns.
+          inputs: what it is applied to.
+          sigma: total noise.
+          output: what the softmax stands for.
+        """
+        graph, xt = output.graph, inputs.xt
+        sigma = jnp.broadcast_to(sigma[:, None], xt.shape)
+        # no gradient: training differentiates whole rows, see `weighted`
+        logits = cls(head, *jax.lax.stop_gradient((unembedding, inputs)))
+        softmax = Softmax(
+            _per_device(head, log_rest, graph.num_tokens)(
+                logits.unembedding, logits.inputs, graph.limit[xt] > 0
+            ),
+            jnp.where(xt < graph.num_tokens, logits._log_score_at(xt), -jnp.inf),
+        )
+        shift, offset = output.ratios(sigma, xt, softmax)
+        added = None
+        if graph.limit_of_token:
+            at_mask = None if graph.mask_id is None else graph.limit[graph.mask_id]
+            limits = (graph.limit_of_token, at_mask)
+            added = Added(*(x if x is None else jnp.log(offset * x) for x in limits))
+        inputs = inputs._replace(shift=shift, added=added)
+        return cls(head, unembedding, inputs, output=output, sigma=sigma)
 
     def entropy(self, target: Target) -> Float[Array, "B L"]:
         self._refuse_blended()
@@ -248,8 +173,29 @@ class StreamedScore(Score):
 
     def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
         self._refuse_blended()
+        if self.output is not None:
+            return self.weighted(_entropy_loss, target, weight[:, None] * target.weight)
         hidden, shift = self.inputs[:2]
         return _weighted_entropy(self.head, self.unembedding, hidden, shift, target, weight)
+
+    def weighted(
+        self, loss: PositionLoss, arguments: Sequence[Array], weight: Float[Array, "B L"]
+    ) -> Float[Array, ""]:
+        self._refuse_blended()
+        hidden, shift, xt = self.inputs[:3]
+        sigma = jnp.zeros(xt.shape) if self.sigma is None else self.sigma
+        return _weighted(
+            self.head,
+            self.output,
+            loss,
+            self.unembedding,
+            hidden,
+            shift,
+            xt,
+            sigma,
+            tuple(arguments),
+            weight,
+        )
 
     def tempered(self, token_filter: TokenFilter) -> "StreamedScore":
         """As `Score.tempered`; a temperature from 0.5 on costs nothing.
@@ -273,9 +219,9 @@ class StreamedScore(Score):
         u = jax.vmap(lambda key: categorical.uniform_by_position(key, (length,)))(jump_keys)
         jumps = active & categorical.leaves(u, step.scale * masses.sum(-1), step.stay)
         if token_filter == NO_FILTER:
-            drawn = self._on_devices(_pick, target_keys, jumps, step.cut, masses)
+            drawn = self._on_devices(head_draws.pick, target_keys, jumps, step.cut, masses)
         else:
-            pick = _per_device(self.head, _pick_filtered, token_filter)
+            pick = _per_device(self.head, head_draws.pick_filtered, token_filter)
             drawn = pick(self.unembedding, self.inputs, target_keys, jumps, step.cut)
         return Drawn(jnp.where(jumps, drawn, self.inputs.xt), total)
 
@@ -299,10 +245,9 @@ class StreamedScore(Score):
         """The same score with the bounds of its tempered ratios, where it needs them."""
         if self.top_p == 1 and self.head.temperature >= LEAST_UNBOUNDED:
             return self
-        bounds = _per_device(self.head, _bounds, self.top_p)
+        bounds = _per_device(self.head, head_draws.bounds, self.top_p)
         excess, floor = bounds(self.unembedding, self.inputs, active)
-        shift = self.inputs.shift + self.head.temperature * excess
-        inputs = self.inputs._replace(shift=shift, floor=floor - excess)
+        inputs = self.inputs.lowered(self.head.temperature * excess)._replace(floor=floor - excess)
         return dataclasses.replace(self, inputs=inputs)
 
     def at(self, states: Int[Array, "B L"]) -> Float[Array, "B L"]:
@@ -319,7 +264,7 @@ class StreamedScore(Score):
     def _log_score_at(self, states):
         second = self.inputs.second
         if second is None:
-            return self._on_devices(_log_score_at, states)
+            return self._on_devices(head_draws.log_score_at, states)
         both = self.inputs._replace(xt=second.first_xt, second=None), second.inputs
         ratios = (dataclasses.replace(self, inputs=inputs).at(states) for inputs in both)
         return jnp.log(second.blend(*ratios))
@@ -330,11 +275,11 @@ class StreamedScore(Score):
 
     def _weigh(self, step_weights, active):
         """The total of the ratios, the step's weights, and by them the unscaled group masses."""
-        masses = self._on_devices(_masses, active, None)
+        masses = self._on_devices(head_draws.masses, active, None)
         total = masses.sum(-1)
         step = step_weights(total)
         if step.cut is not None:  # it depends on the total, so the head is streamed once more
-            again = functools.partial(self._on_devices, _masses, active, step.cut)
+            again = functools.partial(self._on_devices, head_draws.masses, active, step.cut)
             masses = jax.lax.cond(jnp.any(step.cut > 0), again, lambda: masses)
         return total, step, masses
 

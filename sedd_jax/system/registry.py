@@ -52,6 +52,7 @@ class Registry(Generic[T]):
         entries: Mapping[str, T],
         methods: Collection[str] = (),
         arguments: int = 0,
+        classes: bool = False,
     ):
         """Holds the entries.
 
@@ -60,9 +61,11 @@ class Registry(Generic[T]):
           entries: by short name.
           methods: attributes that the objects which entries make must have, see `build`.
           arguments: number of positional arguments that an entry is called with.
+          classes: an entry may be a class of such functions, made of its options alone; `build`
+            makes it, and returns any other entry as it is.
         """
         self._kind, self._entries, self._methods = kind, dict(entries), tuple(methods)
-        self._arguments = arguments
+        self._arguments, self._classes = arguments, classes
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,7 +102,8 @@ class Registry(Generic[T]):
         try:
             signature = inspect.signature(found)
             known = {option: None for option in options if option in signature.parameters}
-            signature.bind(*[None] * self._arguments, **known)
+            arguments = 0 if self._classes and isinstance(found, type) else self._arguments
+            signature.bind(*[None] * arguments, **known)
         except TypeError as error:
             raise self._refusal(
                 name, f"it must take {self._arguments} positional arguments ({error})"
@@ -121,6 +125,10 @@ class Registry(Generic[T]):
         """
         name, options = split_options(text)
         entry = self._found(name, options)
+        if self._classes and not isinstance(entry, type):
+            if options:
+                raise self._refusal(text, f"{name} is a function, which has no options")
+            return entry
         if options:
             parameters = [*inspect.signature(entry).parameters.values()][len(args) :]
             options = self._checked_options(text, parameters)

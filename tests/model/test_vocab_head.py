@@ -18,10 +18,11 @@ from sedd_jax.diffusion.euler import euler_weights
 from sedd_jax.diffusion.score import DenseScore, StepWeights
 from sedd_jax.diffusion.score_entropy import target
 from sedd_jax.diffusion.temperature import TokenFilter
-from sedd_jax.model import tiles, vocab_head
+from sedd_jax.model import head_draws, tiles
 from sedd_jax.model.config import COLUMN_GROUP, padded
+from sedd_jax.model.head_inputs import HeadInputs
 from sedd_jax.model.sharding import ANYWHERE, Placement
-from sedd_jax.model.tiles import HeadInputs, StreamedHead, Tiling, Unembedding
+from sedd_jax.model.tiles import StreamedHead, Tiling, Unembedding
 from sedd_jax.model.vocab_head import StreamedScore
 
 V, PADDED = 600, 640  # five groups of columns, the last with padding
@@ -630,7 +631,7 @@ def at_uniforms(of_groups, of_states, hidden, table, shift, xt, cut):
         keys = jax.random.split(jax.random.key(0), len(xt))
         score = streamed(LARGE, hidden, table, shift, xt)
         draw = score.draw(keys, lambda total: law, everywhere)
-        return draw, vocab_head._masses(score.head, table, score.inputs, everywhere, cut)
+        return draw, head_draws.masses(score.head, table, score.inputs, everywhere, cut)
 
 
 def test_tokens_of_a_large_vocabulary_have_the_probabilities_of_the_dense_scores():

@@ -1,0 +1,82 @@
+"""D3PM: diffusion in discrete time, trained by its own variational bound.
+
+References:
+  Austin et al., Structured Denoising Diffusion Models in Discrete State-Spaces, 2021 (arXiv
+    2107.03006): Eqs. 1 and 5; the step is a sum over predictions of the clean token, Eq. 4.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from sedd_jax.diffusion.cross_entropy import nll_of_clean
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.importance import NoisedBatch
+from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.objective import NamedObjective
+from sedd_jax.diffusion.score import ScoreFn
+
+
+@dataclasses.dataclass(frozen=True)
+class D3PM(NamedObjective):
+    """The bound of a reverse process of T steps, plus a share of the cross-entropy.
+
+        sum over i = 2 .. T of  KL(q(x_(i-1) | x_i, x0) | p(x_(i-1) | x_i))  -  log p(x0 | x_1)
+        p(x_(i-1) | x_i) = sum over x0 of  q(x_(i-1) | x_i, x0) p(x0 | x_i)
+
+    with x_i at t = i / T, estimated at one i for every sequence, T times its term. For T to
+    infinity it is the integral of the score entropy.
+
+    Attributes:
+      steps: T.
+      auxiliary: factor of the cross-entropy, -log p(x0 | x_i) summed over i; 0 for the bound alone.
+    """
+
+    steps: int = 1000
+    auxiliary: float = 0.0
+
+    needs_softmax = True
+
+    @property
+    def grid(self) -> int:
+        return self.steps
+
+    def __call__(
+        self,
+        graph: Graph,
+        noise: Noise,
+        score_fn: ScoreFn,
+        batch: NoisedBatch,
+        x0: Int[Array, "B L"],
+    ) -> Float[Array, ""]:
+        index = jnp.round(batch.t * self.steps)
+        sigma, before = noise.sigma(index / self.steps), noise.sigma((index - 1) / self.steps)
+        before = jnp.where(index > 1, before, 0)  # the first step ends at clean tokens
+        states = jnp.arange(graph.num_states)
+
+        def loss(log_score, log_posterior, xt, x0, sigma, before):
+            limit = graph.limit
+            at_xt, at_x0 = (states == x[..., None] for x in (xt, x0))
+            limit_here = limit[xt][..., None]
+
+            def reaches(noise):  # p(x_t | y) after so much noise, for every y
+                stayed, moved = jnp.exp(-noise)[..., None], -jnp.expm1(-noise)[..., None]
+                return jnp.where(at_xt, stayed, 0) + moved * limit_here
+
+            def earlier(clean):  # of x_(i-1), per p(x_t | x_(i-1)), given a distribution of x0
+                each = clean / jnp.where(limit_here > 0, reaches(sigma), 1)
+                stayed, moved = jnp.exp(-before)[..., None], -jnp.expm1(-before)[..., None]
+                return stayed * each + moved * limit * each.sum(-1, keepdims=True)
+
+            truth, model = earlier(at_x0), earlier(jnp.exp(log_posterior))
+            q = truth * reaches(sigma - before)
+            ratio = jnp.where(q > 0, truth, 1) / jnp.where(q > 0, model, 1)
+            kl = jnp.where(q > 0, q * jnp.log(ratio), 0).sum(-1)
+            return kl + self.auxiliary * nll_of_clean(log_score, log_posterior, x0)
+
+        weight = batch.weight * self.steps / len(x0)
+        positions = (jnp.broadcast_to(x[:, None], x0.shape) for x in (sigma, before))
+        score = score_fn(batch.xt, sigma)
+        active = graph.limit[batch.xt] > 0
+        return score.weighted(loss, (batch.xt, x0, *positions), weight[:, None] * active)
