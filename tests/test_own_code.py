@@ -12,10 +12,12 @@ import pytest
 import sedd_jax as sedd
 from sedd_jax.data.characters import Bytes
 from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.importance import Proposal
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.objective import mean_dwdse_loss
 from sedd_jax.diffusion.sampler import GridSampler
 from sedd_jax.diffusion.score import StepWeights
+from sedd_jax.diffusion.time_sampling import Times
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.dashboard import dashboard, read_runs
 from sedd_jax.experiment.config import from_saved
@@ -87,6 +89,17 @@ class OnlyAtTheEnd(GridSampler):
         return StepWeights(scale=0 * total, cut=None, stay=1 + 0 * total)
 
 
+def number():
+    return 3
+
+
+class Early(Times):
+    """Times of the cleaner half only."""
+
+    def proposal(self, noise, t_min, state=()):
+        return Proposal(np.array([t_min, 0.5]), *(np.ones(1),) * 3)
+
+
 def lacking(vocab_size):
     return object()
 
@@ -154,6 +167,19 @@ def test_a_step_a_bound_and_samples_by_dotted_paths(own):
 def test_names_that_stand_for_nothing_are_one_sentence(own, name, message):
     with pytest.raises(BadInput, match=message):
         check_names(dataclasses.replace(own, graph=name))
+
+
+def test_times_of_one_s_own(own):
+    train = dataclasses.replace(own.train, times="own_code:Early")
+    check_names(dataclasses.replace(own, train=train))
+    family = build_family(own, 257)
+    x0 = jnp.zeros((64, own.model.length), jnp.int32)
+    batch = family.objective(train).draw(*jax.random.split(jax.random.key(0)), x0)
+    assert batch.t.max() <= 0.5
+    for name, message in (("own_code:doubled", "must take 0"), ("own_code:number", "lacks init")):
+        train = dataclasses.replace(own.train, times=name)
+        with pytest.raises(BadInput, match=f"config.train.times={name}: .*{message}"):
+            check_names(dataclasses.replace(own, train=train))
 
 
 def test_an_objective_and_a_family_are_checked_before_a_run(own):

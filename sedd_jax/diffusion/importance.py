@@ -28,6 +28,8 @@ FLOOR = 0.05  # share of the times that are uniform over [t_min, 1]: every cell 
 class Proposal(NamedTuple):
     """A proposal distribution of (t, moved positions), piecewise constant in t.
 
+    Its arrays are NumPy's, but for the density of times that are learned.
+
     Attributes:
       edges: borders of the C cells of t.
       density: of t in each cell, relative to the uniform density.
@@ -37,15 +39,16 @@ class Proposal(NamedTuple):
     """
 
     edges: Float[np.ndarray, "C+1"]
-    density: Float[np.ndarray, "C"]
+    density: Float[np.ndarray, "C"] | Float[Array, "C"]
     moved: Float[np.ndarray, "C"]
     other: Float[np.ndarray, "C"]
     discrete: bool = False
 
     @property
-    def quantiles(self) -> Float[np.ndarray, "_"]:
+    def quantiles(self) -> Float[np.ndarray, "_"] | Float[Array, "_"]:
         """The probability of a time below each of the edges."""
-        return np.concatenate([[0], np.cumsum(self.density / self.density.sum())])
+        xp = jnp if isinstance(self.density, jax.Array) else np
+        return xp.concatenate([xp.zeros(1), xp.cumsum(self.density / self.density.sum())])
 
 
 class NoisedBatch(NamedTuple):

@@ -4,7 +4,6 @@ import abc
 import dataclasses
 from typing import Protocol, runtime_checkable
 
-import jax
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.diffusion.graph import Graph
@@ -108,7 +107,7 @@ def mean_dwdse_loss(
 ) -> Float[Array, ""]:
     """Returns the weighted mean of `dwdse_loss` over a batch: score entropy as an `Objective`.
 
-    Times, tokens and weights are constants in its gradient.
+    It is linear in the weights, and its gradient in them is the loss of every row.
 
     Args:
       graph: the token graph.
@@ -117,7 +116,6 @@ def mean_dwdse_loss(
       batch: times, noised tokens and weights.
       x0: clean tokens.
     """
-    batch = jax.lax.stop_gradient(batch)
     sigma = noise.sigma(batch.t)
     weight = batch.weight * noise.dsigma(batch.t) / len(x0)
     score = score_fn(batch.xt, sigma)

@@ -112,8 +112,8 @@ class Score(abc.ABC):
     def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
         """Returns the sum over positions of the score entropy, times a weight for each row.
 
-        Training differentiates this, in the network's parameters alone: a streamed score has no
-        gradient in weight, target or sigma.
+        Training differentiates this, in the network's parameters and in the weight alone: a
+        streamed score has no gradient in target or sigma.
         """
 
     @abc.abstractmethod
@@ -122,8 +122,8 @@ class Score(abc.ABC):
     ) -> Float[Array, ""]:
         """Returns the sum over positions of any loss, times a weight.
 
-        Training differentiates this, in the network's parameters alone. A streamed score computes
-        whole rows of a few positions at a time, with their gradient.
+        Training differentiates this, in the network's parameters and in the weight. A streamed
+        score computes whole rows of a few positions at a time, with their gradient.
 
         Args:
           loss: of positions that do not affect each other: maps their log-scores (0 at x_t, of all

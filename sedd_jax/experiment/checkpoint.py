@@ -2,8 +2,8 @@
 
 A run folder holds `config.json`, `data/` with the tokenizer, and `checkpoints/STEP/` with the
 items "params", "ema" and "optimizer", apart so that sampling and evaluation read only the weights
-they use, "config", the settings as JSON, and "meta", see `integrity`. A checkpoint that is found
-damaged when training resumes is moved to `damaged/`.
+they use, "times", where these are learned, "config", the settings as JSON, and "meta", see
+`integrity`. A checkpoint that is found damaged when training resumes is moved to `damaged/`.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ class Checkpoints:
             )
         self._manager = ocp.CheckpointManager(
             self._folder,
-            item_names=("params", "ema", "optimizer", "config", "meta"),
+            item_names=("params", "ema", "optimizer", "times", "config", "meta"),
             options=options,
         )
 
@@ -152,7 +152,14 @@ class Checkpoints:
             Skipped(*counts),
             abstract.skipped,
         )
-        return TrainState(counter, items["params"], items["optimizer"], items["ema"], skipped)
+        return TrainState(
+            counter,
+            items["params"],
+            items["optimizer"],
+            items["ema"],
+            skipped,
+            items.get("times", ()),
+        )
 
     def restore_latest(self, abstract: TrainState) -> TrainState | None:
         """Returns the newest undamaged state, None if nothing was ever saved.
@@ -249,4 +256,5 @@ class Checkpoints:
 
 
 def _items(state):
-    return {"params": state.params, "ema": state.ema_params, "optimizer": state.opt_state}
+    items = {"params": state.params, "ema": state.ema_params, "optimizer": state.opt_state}
+    return items | ({"times": state.times} if jax.tree.leaves(state.times) else {})

@@ -61,6 +61,8 @@ class TrainConfig:
     )
     # stratified: the times of a batch are spread evenly over their distribution
     low_discrepancy: bool = setting(True, family="diffusion")
+    # how times are drawn, reweighted; or the dotted path of a class of `diffusion.time_sampling`
+    times: str = setting("uniform", names=("uniform", "bell", "learned"), family="diffusion")
     # importance sampling: noise in proportion to the loss of the uniform predictor, reweighted
     importance: bool = setting(False, family="diffusion")
     log_every: int = setting(100, above=0, may_change=True)
@@ -265,6 +267,11 @@ def _check_rules(config):
             config.graph != "uniform" or not model.scale_by_sigma,
             "config.model.scale_by_sigma is only defined for config.graph=absorb; set it to False "
             "for uniform.",
+        ),
+        (
+            not train.importance or train.times == "uniform",
+            f"config.train.importance draws times of its own: set it to False with "
+            f"config.train.times={train.times}.",
         ),
         (
             model.attention != "splash" or model.length % 128 == 0,

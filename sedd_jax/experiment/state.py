@@ -1,6 +1,6 @@
 """The state of a run after a step, and its random keys."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -24,6 +24,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     ema_params: Params
     skipped: Skipped
+    times: Any = ()  # what `diffusion.time_sampling.Learned` has learned; else empty
 
 
 class RunKeys(NamedTuple):

@@ -23,10 +23,28 @@ class BatchLoss(NamedTuple):
       draw: draw(time_key, noise_key, x0 [B, L]) -> the random inputs of the loss, drawn for the
         whole batch: a tree of arrays with a leading axis of B, or an empty one.
       loss: loss(params, draw, x0, dropout_key) -> mean nats per sequence of these rows.
+      learned: how the distribution that `draw` draws from follows the losses; None: it does not.
     """
 
     draw: Callable[..., Any]
     loss: Callable[..., Float[Array, ""]]
+    learned: "LearnedDraw | None" = None
+
+
+class LearnedDraw(NamedTuple):
+    """How `BatchLoss.draw` learns from the losses of rows.
+
+    Attributes:
+      state: of the first step; `draw` takes it as its last argument.
+      loss: as that of `BatchLoss`, with a further argument: factors [B] of the rows' losses, in
+        which it is linear.
+      update: update(state, draw, losses [B]) -> the state after a step. The losses are the
+        gradient in the factors, times B.
+    """
+
+    state: Any
+    loss: Callable[..., Float[Array, ""]]
+    update: Callable[..., Any]
 
 
 class DrawnTimes(NamedTuple):

@@ -26,12 +26,13 @@ from sedd_jax.diffusion.objective import Objective, ScoreEntropy, dwdse_loss
 from sedd_jax.diffusion.output import OUTPUTS
 from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.diffusion.score_entropy import prior_kl
+from sedd_jax.diffusion.time_sampling import times_named
 from sedd_jax.diffusion.times import quadrature_quantiles, sample_quantiles
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.build import build_graph, build_noise, network_config
 from sedd_jax.experiment.config import Config, TrainConfig
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.family import BatchLoss, DrawnTimes, RowLoss, sampling_settings
+from sedd_jax.inference.family import BatchLoss, DrawnTimes, LearnedDraw, RowLoss, sampling_settings
 from sedd_jax.inference.generator import Generator, build_generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
@@ -103,24 +104,40 @@ class ScoreBased(NamedTuple):
 
     def objective(self, config: TrainConfig) -> BatchLoss:
         graph, noise, model = self
-        objective, proposal = objective_named(config.objective), self.training_proposal(config)
+        objective, times = objective_named(config.objective), times_named(config.times)
+        proposal = self.training_proposal(config)
 
-        def draw(time_key, noise_key, x0):
+        def draw(time_key, noise_key, x0, state=()):
+            current = self.training_proposal(config, state) if times.learns else proposal
             quantiles = sample_quantiles(time_key, x0.shape[0], config.low_discrepancy)
-            return propose(noise_key, proposal, graph, noise, quantiles, x0)
+            return propose(noise_key, current, graph, noise, quantiles, x0)
 
         def loss(params, batch, x0, key):
             score_fn = functools.partial(model.score, params, key=key)
             return objective(graph, noise, score_fn, batch, x0)
 
-        return BatchLoss(draw, loss)
+        def weighted_loss(params, batch, x0, key, factors):
+            return loss(params, batch._replace(weight=batch.weight * factors), x0, key)
 
-    def training_proposal(self, config: TrainConfig) -> Proposal:
-        """Returns the distribution of times and moved positions that training draws from."""
+        def update(state, batch, losses):
+            losses = jnp.where(batch.weight > 0, losses / batch.weight, 0)
+            return times.update(state, config.t_min, batch.t, losses)
+
+        learned = LearnedDraw(times.init(), weighted_loss, update) if times.learns else None
+        return BatchLoss(draw, loss, learned)
+
+    def training_proposal(self, config: TrainConfig, state: Any = ()) -> Proposal:
+        """Returns the distribution of times and moved positions that training draws from.
+
+        Args:
+          config: the settings of training.
+          state: of learned times; () for that before training.
+        """
         if config.importance:
             proposal = guess_proposal(self.graph, self.noise, config.t_min)
         else:
-            proposal = plain_proposal(config.t_min)
+            times = times_named(config.times)
+            proposal = times.proposal(self.noise, config.t_min, state)
         grid = getattr(objective_named(config.objective), "grid", None)
         return proposal if grid is None else on_grid(proposal, grid)
 
@@ -239,8 +256,11 @@ def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:
     """
     if graph.mask_id is None:
         return 1.0
-    t = np.linspace(proposal.edges[0], proposal.edges[-1], 2 * 4096 + 1)[1::2]
-    density = proposal.density[np.searchsorted(proposal.edges[1:-1], t)]
+    if proposal.discrete:
+        t, density = proposal.edges[1:], proposal.density
+    else:
+        t = np.linspace(proposal.edges[0], proposal.edges[-1], 2 * 4096 + 1)[1::2]
+        density = proposal.density[np.searchsorted(proposal.edges[1:-1], t)]
     masked = -np.expm1(-np.asarray(noise.sigma(t)))
     return float(np.average(masked, weights=density))
 

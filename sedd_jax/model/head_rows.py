@@ -28,8 +28,8 @@ def weighted_and_gradient(
     sigma: Float[Array, "B L"],
     arguments: Sequence[Array],
     weight: Float[Array, "B L"],
-) -> tuple[Float[Array, ""], tuple[Float[Array, "B L D"], Unembedding]]:
-    """Returns the weighted sum of a loss over the positions, and its float32 gradient.
+) -> tuple[Float[Array, ""], tuple[Float[Array, "B L D"], Unembedding], Float[Array, "B L"]]:
+    """Returns the weighted sum of a loss over the positions, its float32 gradient, and the losses.
 
     Args:
       head: how the unembedding is streamed.
@@ -49,7 +49,7 @@ def weighted_and_gradient(
     product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
 
     def block_step(block, carry):
-        total, d_hidden, d_unembedding = carry
+        total, losses, d_hidden, d_unembedding = carry
         part, part_sigma, part_arguments, part_weight = block.take(given)
         active = part_weight != 0
 
@@ -60,21 +60,25 @@ def weighted_and_gradient(
                 rows = jnp.where(at_xt, 0, logits - part.shift[:, None]), None
             else:
                 rows = output.score(part_sigma, part.xt, logits)
-            return jnp.where(active, part_weight * loss(*rows, *part_arguments), 0).sum()
+            each = loss(*rows, *part_arguments)
+            return jnp.where(active, part_weight * each, 0).sum(), each
 
         logits = head.all_columns(chunk.logits(part.hidden))
-        value, d_logits = jax.value_and_grad(weighted)(logits)
+        (value, each), d_logits = jax.value_and_grad(weighted, has_aux=True)(logits)
+        losses = block.write(losses, jnp.where(active, each, 0))
         d_logits = jnp.where(active[:, None], head.own_columns(d_logits, columns), 0)
         low = jax.lax.optimization_barrier(d_logits.astype(part.hidden.dtype))
         d_hidden = block.add(d_hidden, product(low, chunk.kernel.T))
         d_kernel = d_unembedding.kernel + product(part.hidden.T, low)
         d_bias = d_unembedding.bias + low.astype(jnp.float32).sum(0)
-        return total + value, d_hidden, Unembedding(d_kernel, d_bias)
+        return total + value, losses, d_hidden, Unembedding(d_kernel, d_bias)
 
-    zero = jax.tree.map(lambda x: jnp.zeros(x.shape), (given[0].hidden, unembedding))
-    total, d_hidden, d_unembedding = rows.fold(block_step, (jnp.zeros(()), *zero))
+    of_positions = given[0].shift, given[0].hidden, unembedding
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape), of_positions)
+    total, losses, d_hidden, d_unembedding = rows.fold(block_step, (jnp.zeros(()), *zero))
     total, d_unembedding = head.sum_over_batch(total, d_unembedding)
-    return total, (rows.scatter(head.sum_over_shards(d_hidden), shape), d_unembedding)
+    gradient = rows.scatter(head.sum_over_shards(d_hidden), shape), d_unembedding
+    return total, gradient, rows.scatter(losses, shape)
 
 
 def log_rest(

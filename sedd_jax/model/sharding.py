@@ -34,6 +34,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("head/kernel", ("fsdp", "tensor")),
     ("head/bias", ("tensor",)),
     # no larger than an activation of one token: replicated
+    ("times/(total|draws)", ()),
     ("sigma/(inner|outer)/(kernel|bias)", ()),
     (r"(\w*norm/(scale|bias)|(attention_out|mlp_out|modulation)/bias)", ()),
 )

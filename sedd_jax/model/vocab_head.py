@@ -34,7 +34,10 @@ LEAST_UNBOUNDED = 0.5
 _SHARDING = {
     entropy: (("unembedding", "rows", "rows"), "rows"),
     entropy_and_gradient: (("unembedding", *["rows"] * 3), ("all", ("rows", "gradient"))),
-    weighted_and_gradient: (("unembedding", *["rows"] * 4), ("all", ("rows", "gradient"))),
+    weighted_and_gradient: (
+        ("unembedding", *["rows"] * 4),
+        ("all", ("rows", "gradient"), "rows"),
+    ),
     log_rest: (("unembedding", *["rows"] * 2), "rows"),
     head_draws.masses: (("unembedding", *["rows"] * 3), "masses"),
     shannon_entropy: (("unembedding", *["rows"] * 2), "rows"),
@@ -69,13 +72,16 @@ def _weighted_entropy(head, unembedding, hidden, shift, target, weight):
 def _forward(head, unembedding, hidden, shift, target, weight):
     inputs = HeadInputs(hidden, shift, target.xt)
     total, gradient = _per_device(head, entropy_and_gradient)(unembedding, inputs, target, weight)
-    return total, (gradient, jnp.zeros(0, hidden.dtype))
+    # the gradient in the weight, which the compiler drops where it is not used
+    of_rows = _per_device(head, entropy)(unembedding, inputs, target).sum(-1)
+    return total, (gradient, of_rows, jnp.zeros(0, hidden.dtype))
 
 
 def _backward(head, residual, cotangent):
-    gradient, like_hidden = residual
+    gradient, losses, like_hidden = residual
     d_hidden, d_unembedding = jax.tree.map(lambda x: x * cotangent, gradient)
-    return d_unembedding, d_hidden.astype(like_hidden.dtype), None, None, None
+    d_hidden = d_hidden.astype(like_hidden.dtype)
+    return d_unembedding, d_hidden, None, None, cotangent * losses
 
 
 _weighted_entropy.defvjp(_forward, _backward)
@@ -92,12 +98,13 @@ def _forward_weighted(head, output, loss, unembedding, hidden, shift, *positions
     xt, sigma, arguments, weight = positions
     function = _per_device(head, weighted_and_gradient, output, loss)
     inputs = HeadInputs(hidden, shift, xt)
-    total, gradient = function(unembedding, inputs, sigma, arguments, weight)
-    return total, (gradient, jnp.zeros(0, hidden.dtype))
+    total, gradient, losses = function(unembedding, inputs, sigma, arguments, weight)
+    return total, (gradient, losses, jnp.zeros(0, hidden.dtype))
 
 
 def _backward_weighted(head, output, loss, residual, cotangent):
-    return (*_backward(head, residual, cotangent), *[None] * 2)
+    d_unembedding, d_hidden, *_, d_weight = _backward(head, residual, cotangent)
+    return d_unembedding, d_hidden, *[None] * 4, d_weight
 
 
 _weighted.defvjp(_forward_weighted, _backward_weighted)

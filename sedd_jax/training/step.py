@@ -18,19 +18,27 @@ from sedd_jax.model.sharding import shardings
 from sedd_jax.training.optim import ema_update, learning_rate, optimizer
 
 
-def init_state(key: Key[Array, ""], family: Family, optim: OptimConfig) -> TrainState:
+def init_state(
+    key: Key[Array, ""],
+    family: Family,
+    optim: OptimConfig,
+    train: TrainConfig = TrainConfig(),  # noqa: B008 - frozen
+) -> TrainState:
     """Returns the state before the first step.
 
     Args:
       key: random key of the weights.
       family: the model.
       optim: settings of the optimiser.
+      train: those of training; times that are learned have a state.
     """
     params = family.model.init(key)
     opt_state = optimizer(optim, steps=1).init(params)  # the same for any number of steps
     ema_params = jax.tree.map(jnp.copy, params)  # other buffers: the state is donated
     step, total, in_row = (jnp.zeros((), jnp.int32) for _ in range(3))
-    return TrainState(step, params, opt_state, ema_params, Skipped(total, in_row))
+    learned = family.objective(train).learned
+    times = learned.state if learned else ()
+    return TrainState(step, params, opt_state, ema_params, Skipped(total, in_row), times)
 
 
 Metrics = dict[str, Float[Array, ""] | Int[Array, ""]]
@@ -60,10 +68,17 @@ def build_train_step(
     def train_step(state: TrainState, x0: Int[Array, "B L"]) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(key, state.step)
         time_key, noise_key, dropout_key, moments_key = jax.random.split(step_key, 4)
-        draw = objective.draw(time_key, noise_key, x0)
-        loss, grads = mean_over_microbatches(
-            jax.value_and_grad(objective.loss), train.microbatches
-        )(state.params, (draw, x0), dropout_key)
+        if objective.learned is None:
+            draw, times = objective.draw(time_key, noise_key, x0), state.times
+            loss, grads = mean_over_microbatches(
+                jax.value_and_grad(objective.loss), train.microbatches
+            )(state.params, (draw, x0), dropout_key)
+        else:
+            draw = objective.draw(time_key, noise_key, x0, state.times)
+            loss, grads, losses = _loss_of_rows(objective.learned.loss, train.microbatches)(
+                state.params, draw, x0, dropout_key
+            )
+            times = objective.learned.update(state.times, draw, losses)
         grad_norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         skipped = Skipped(
@@ -72,21 +87,24 @@ def build_train_step(
         )
         step = state.step + 1
 
-        def update(grads, params, opt_state, ema_params):
+        def update(grads, times, params, opt_state, ema_params, _):
             updates, opt_state = transform.update(grads, opt_state, params, key=moments_key)
             params = optax.apply_updates(params, updates)
             count = step - skipped.total
-            return params, opt_state, ema_update(ema_params, params, count, optim.ema_decay)
+            ema_params = ema_update(ema_params, params, count, optim.ema_decay)
+            return params, opt_state, ema_params, times
 
         # cond, not where: XLA:CPU held both old and new arrays, 3.7 bytes a parameter
-        params, opt_state, ema_params = jax.lax.cond(
+        params, opt_state, ema_params, times = jax.lax.cond(
             finite,
             update,
-            lambda _, *unchanged: unchanged,
+            lambda _grads, _times, *unchanged: unchanged,
             grads,
+            times,
             state.params,
             state.opt_state,
             state.ema_params,
+            state.times,
         )
         metrics = {
             "loss": loss / x0.shape[1],
@@ -95,7 +113,7 @@ def build_train_step(
             "skipped": skipped.total,
             "skipped_in_row": skipped.in_row,
         }
-        return TrainState(step, params, opt_state, ema_params, skipped), metrics
+        return TrainState(step, params, opt_state, ema_params, skipped, times), metrics
 
     return train_step
 
@@ -128,6 +146,25 @@ def mean_over_microbatches(
     return averaged
 
 
+def _loss_of_rows(loss, count):
+    """Returns f(params, draw, x0, key) -> the mean loss, its gradient, and the loss of every row.
+
+    The last is the gradient in factors of 1 of the rows: all parts add to it, each for its rows.
+    """
+
+    def of_part(trained, draw, x0, rows, key):
+        params, factors = trained
+        return loss(params, draw, x0, key, factors[rows])
+
+    def evaluated(params, draw, x0, key):
+        factors, rows = jnp.ones(x0.shape[0]), jnp.arange(x0.shape[0])
+        mean = mean_over_microbatches(jax.value_and_grad(of_part), count)
+        value, (grads, losses) = mean((params, factors), (draw, x0, rows), key)
+        return value, grads, losses * x0.shape[0]
+
+    return evaluated
+
+
 class Programs(NamedTuple):
     """The jitted functions of a run.
 
@@ -155,7 +192,7 @@ def build_programs(family: Family, config: Config, keys: RunKeys, mesh: Mesh) ->
     """
 
     def init(key):
-        return init_state(key, family, config.optim)
+        return init_state(key, family, config.optim, config.train)
 
     shapes = jax.eval_shape(init, keys.init)
     layout = shardings(shapes, mesh)

@@ -137,7 +137,7 @@ def build_training(
     def train(rows):
         if PADDED_SIZE % len(rows):
             raise ValueError(f"The size of the set must divide {PADDED_SIZE}, got {len(rows)}.")
-        state = init_state(keys.init, family, config.optim)
+        state = init_state(keys.init, family, config.optim, config.train)
         # padded by repetition to one shape, so that all sets share a program
         return train_all(state, jnp.asarray(np.resize(rows, PADDED_SIZE)))
 

@@ -15,6 +15,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
+from sedd_jax.diffusion.time_sampling import Learned
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.checkpoint import DAMAGED_FOLDER, FOLDER, Checkpoints
@@ -113,6 +114,20 @@ def test_a_state_comes_back_bit_for_bit(run, state, smoke_config):
         for ema, weights in ((True, state.ema_params), (False, state.params)):
             loaded = checkpoints.restore_weights(2, abstract(state.params), ema=ema)
             chex.assert_trees_all_equal(loaded, weights)
+
+
+def test_times_that_are_learned_are_saved_and_others_leave_no_trace(
+    run, tmp_path, state, smoke_config
+):
+    items = {path.name for path in (run / FOLDER / "1").iterdir() if path.is_dir()}
+    assert items == {"params", "ema", "optimizer", "config", "meta"}
+    times = jax.tree.map(lambda x: x + 2, Learned(cells=3).init())
+    learned = state._replace(times=jax.device_put(times, state.step.sharding))
+    save(tmp_path / "learned", learned, [1], smoke_config)
+    with Checkpoints(tmp_path / "learned") as checkpoints:
+        chex.assert_trees_all_equal(checkpoints.restore(1, abstract(learned)), at_step(learned, 1))
+    with Checkpoints(run) as checkpoints, pytest.raises(BadInput, match="times/total is absent"):
+        checkpoints.restore(1, abstract(learned))
 
 
 def test_the_latest_are_kept(tmp_path, state, smoke_config):

@@ -103,11 +103,20 @@ def test_cosine_needs_steps_after_the_warm_up():
         ("noise.sigma_min", 1e-5),
         ("model.scale_by_sigma", False),
         ("train.importance", True),
+        ("train.times", "bell"),
     ],
 )
 def test_the_baseline_refuses_what_means_nothing_to_it(key, value):
     values = changed(key, value) | {"family": "autoregressive"}
     with pytest.raises(BadInput, match=rf"leave it at its default: config\.{key}: .* -> "):
+        parse(values)
+
+
+def test_importance_sampling_has_times_of_its_own():
+    values = changed("train.times", "bell(std=0.5)")
+    assert parse(values).train.times == "bell(std=0.5)"
+    values["train"]["importance"] = True
+    with pytest.raises(BadInput, match=r"set it to False with config.train.times=bell\(std=0.5\)"):
         parse(values)
 
 

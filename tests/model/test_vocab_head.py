@@ -86,13 +86,13 @@ def entropies_of(case, form, wanted, hidden, table, shift, weight):
     """The entropies, their weighted sum with its gradients, and the sum without them."""
     xt = wanted.xt
 
-    def total(hidden, table):
+    def total(hidden, table, weight=weight):
         return form(case, hidden, table, shift, xt).weighted_entropy(wanted, weight)
 
     each = form(case, hidden, table, shift, xt).entropy(wanted)
     # times 3: the gradient must heed what comes after the sum
     alone = total(hidden, table)
-    both = jax.value_and_grad(lambda *x: 3 * total(*x), argnums=(0, 1))(hidden, table)
+    both = jax.value_and_grad(lambda *x: 3 * total(*x), argnums=(0, 1, 2))(hidden, table, weight)
     return each, alone, both
 
 
@@ -178,7 +178,7 @@ def test_streamed_entropies_and_gradients_are_the_dense_ones(name, tiling, size)
 def test_rows_of_weight_zero_change_nothing(name):
     *arrays, weight = problem(name)
     weight = weight.at[1].set(0)
-    _, alone, (_, (d_hidden, _)) = entropies(Case(), name, streamed, *arrays, weight)
+    _, alone, (_, (d_hidden, *_)) = entropies(Case(), name, streamed, *arrays, weight)
     each, _, _ = dense_answer(name, SCALES["small"])
     np.testing.assert_allclose(alone, (np.asarray(weight)[:, None] * each).sum(), rtol=1e-5)
     assert not d_hidden[1].any() and d_hidden[0].any()
@@ -228,7 +228,7 @@ def test_bfloat16_is_near_float32_and_only_its_own_gradient_is_bfloat16():
     name = "uniform"
     hidden, *rest = problem(name, scale=0.3)
     low = hidden.astype(jnp.bfloat16)
-    each, alone, (value, (d_hidden, d_table)) = entropies(Case(), name, streamed, low, *rest)
+    each, alone, (value, (d_hidden, d_table, _)) = entropies(Case(), name, streamed, low, *rest)
     assert d_hidden.dtype == jnp.bfloat16
     assert {x.dtype for x in (each, alone, value, *d_table)} == {jnp.dtype("float32")}
     exact = entropies(Case(), name, written_out, low.astype(jnp.float32), *rest)

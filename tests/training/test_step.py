@@ -218,6 +218,69 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(setup, after_o
     )
 
 
+@pytest.fixture(scope="module", params=[("ratio", "score_entropy")], ids=str)
+def learning(setup, request):
+    """The config and the state of a run whose times are learned, and its first step."""
+    config, state, tokens = setup
+    output, objective = request.param
+    train = dataclasses.replace(
+        config.train, times="learned(cells=8)", low_discrepancy=False, objective=objective
+    )
+    model = dataclasses.replace(config.model, output=output)
+    config = dataclasses.replace(config, train=train, model=model)
+    components = build_family(config, VOCAB_SIZE)
+    first = jax.jit(lambda key: init_state(key, components, config.optim, train))(run_keys(0).init)
+    state = state._replace(times=first.times)
+    return config, state, run(config, state, tokens)
+
+
+def test_learned_times_get_the_squared_loss_of_every_row(setup, learning):
+    config, state, (after, metrics) = learning
+    *_, tokens = setup
+    objective = build_family(config, VOCAB_SIZE).objective(config.train)
+
+    @jax.jit
+    def losses_of_rows(key):
+        time_key, noise_key, dropout_key, _ = jax.random.split(jax.random.fold_in(key, 0), 4)
+        batch = objective.draw(time_key, noise_key, tokens, state.times)
+
+        def alone(rows):
+            batch, x0 = jax.tree.map(lambda x: x[None], rows)
+            return objective.loss(state.params, batch, x0, dropout_key)
+
+        return batch, jax.lax.map(alone, (batch._replace(weight=jnp.ones(16)), tokens))
+
+    batch, losses = jax.device_get(losses_of_rows(run_keys(0).train))
+    np.testing.assert_allclose(metrics["loss"], np.mean(batch.weight * losses) / 32, rtol=1e-5)
+    assert np.unique(batch.weight).size == 1  # uniform at first
+    cell = np.int32((batch.t - config.train.t_min) / (1 - config.train.t_min) * 8)
+    total, draws = np.zeros(8), np.bincount(cell, minlength=8)
+    np.add.at(total, cell, losses**2)
+    np.testing.assert_array_equal(after.times.draws, draws)
+    np.testing.assert_allclose(after.times.total, total, rtol=1e-4)
+    # later draws follow them, and the state alone says how
+    later = run(config, after, tokens)
+    moved = run(config, after._replace(times=state.times), tokens)
+    assert float(later[1]["loss"]) != float(moved[1]["loss"])
+
+
+def test_microbatches_learn_the_times_of_the_whole_batch(setup, learning):
+    config, state, (after, metrics) = learning
+    split = dataclasses.replace(config, train=dataclasses.replace(config.train, microbatches=4))
+    parts, of_parts = run(split, state, setup[2])
+    np.testing.assert_allclose(of_parts["grad_norm"], metrics["grad_norm"], rtol=1e-5)
+    chex.assert_trees_all_close(parts.times, after.times, rtol=1e-5)
+
+
+def test_a_step_that_is_not_finite_teaches_no_times(setup, learning):
+    config, _, (after, _) = learning
+    broken = jax.tree.map(jnp.copy, after.params)
+    broken["head"]["bias"] = broken["head"]["bias"].at[3].set(jnp.nan)
+    again, _ = run(config, after._replace(params=broken), setup[2])
+    assert int(again.skipped.total) == 1
+    chex.assert_trees_all_equal(again.times, after.times)
+
+
 class Kinked(ScoreBased):
     """Has a loss of 0 with a gradient of 0 / 0."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sedd_jax.diffusion.graph import absorbing, uniform
-from sedd_jax.diffusion.importance import Proposal, plain_proposal
+from sedd_jax.diffusion.importance import Proposal, on_grid, plain_proposal
 from sedd_jax.diffusion.noise import loglinear
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.score_based import share_with_loss
@@ -98,6 +98,7 @@ def test_under_the_uniform_graph_every_position_has_a_loss():
     ("proposal", "mean_time"),
     [
         (plain_proposal(0.2), 0.6),
+        (on_grid(plain_proposal(0.2), 4), 0.625),
         (Proposal(np.array([0.2, 0.6, 1.0]), np.array([0.5, 1.5]), np.ones(2), np.ones(2)), 0.7),
     ],
 )
