@@ -69,7 +69,7 @@ class Between(Gibbs):
 
 def noised_move(process, xt, chosen, t):
     """Returns the Gibbs move at time t, of chosen positions that are not masked."""
-    if process.graph.mask_id is None:
+    if not process.graph.absorbs:
         return gibbs_move(process._replace(t_min=t), xt, chosen, 0.0)
     sigma = process.noise.sigma(jnp.broadcast_to(t, len(xt)))
     chosen &= (xt != process.graph.mask_id) & ~process.clamp.held

@@ -83,7 +83,7 @@ def main() -> None:
         lambda params: streamed.model.score(params, xt, jnp.ones(len(xt))).inputs.hidden
     )
     programs["blocks"] = _repeated(timed(blocks.lower(params).compile(), params))
-    changeable = xt.size if streamed.graph.mask_id is None else xt.size // 2
+    changeable = xt.size if not streamed.graph.absorbs else xt.size // 2
     hidden = jax.random.normal(jax.random.key(3), (changeable, shape.hidden))
     product = jax.jit(jnp.dot).lower(hidden, params["head"]["kernel"]).compile()
     programs["product"] = _repeated(timed(product, hidden, params["head"]["kernel"]))
@@ -128,7 +128,7 @@ def _ways(graph):
     steps = _STEPS.value
     names = ["tweedie", *(_SAMPLERS.value or samplers_for(graph))]
     ways = {name: ("streamed", Sampling(steps, name)) for name in names}
-    if graph.mask_id is None:
+    if not graph.absorbs:
         sharp = {"temperature": 0.7, "tempering": "conditional"}
         ways["tweedie, conditional"] = ("streamed", Sampling(steps, **sharp))
         ways["tweedie, conditional top-p"] = ("streamed", Sampling(steps, **sharp, top_p=0.9))

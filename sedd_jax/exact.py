@@ -120,7 +120,7 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
         num_samples=exact.num_samples,
     )
     yield check_correctors(space, schedules, data, t_min=t_min)
-    if space.graph.mask_id is not None:
+    if space.graph.absorbs:
         settings = {"t_min": t_min, "num_samples": exact.num_samples}
         yield check_adaptive(space, schedules["loglinear"], sparse, **settings)
     yield check_conditioning(space, schedules, data, t_min=t_min, max_steps=exact.max_steps)

@@ -26,6 +26,7 @@ from sedd_jax.inference.build import build_family, check_names
 from sedd_jax.inference.export import save_published, save_run
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.training.step import build_train_step, init_state
+from tests.skewed import skewed
 
 NUMBER = 3
 
@@ -35,10 +36,6 @@ class OwnMask(Graph):
     """The absorbing graph, written again."""
 
     @property
-    def num_tokens(self):
-        return self.num_states - 1
-
-    @property
     def mask_id(self):
         return self.num_states - 1
 
@@ -46,32 +43,36 @@ class OwnMask(Graph):
     def limit(self):
         return jnp.zeros(self.num_states).at[self.mask_id].set(1.0)
 
-    @property
-    def limit_of_token(self):
-        return 0.0
 
-    def sample_limit(self, key, shape):
-        return jnp.full(shape, self.mask_id, jnp.int32)
+class Neighbours(OwnMask):
+    """Tokens move to the next one: no rate of the form pi 1 - I."""
+
+    def rate(self, x):
+        return jax.nn.one_hot(x + 1, self.num_states) - jax.nn.one_hot(x, self.num_states)
 
 
-class Half(OwnMask):
-    """Half of the moves go to the mask, half to a token: two ratios are not enough for it."""
+class FirstMask(OwnMask):
+    """A mask in the wrong place."""
+
+    mask_id = 0
+
+
+class NoDistribution(OwnMask):
+    """Probabilities of sum 2."""
 
     @property
     def limit(self):
-        return jnp.full(self.num_states, self.limit_of_token).at[self.mask_id].set(0.5)
-
-    @property
-    def limit_of_token(self):
-        return 0.5 / self.num_tokens
+        return jnp.full(self.num_states, 2 / self.num_states)
 
 
 def own_mask(vocab_size):
     return OwnMask(vocab_size + 1)
 
 
-def half(vocab_size):
-    return Half(vocab_size + 1)
+def zipf(vocab_size, power=1.0):
+    """Moves go to frequent tokens, and those to the last half never."""
+    frequency = np.arange(1, vocab_size + 1) ** -power * (np.arange(vocab_size) < vocab_size / 2)
+    return skewed(*(frequency / frequency.sum()).tolist())
 
 
 def linear(config):
@@ -154,13 +155,18 @@ def test_a_step_a_bound_and_samples_by_dotted_paths(own):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("absrob", "config.graph must be one of absorb, uniform, or package.module:function"),
+        ("absrob", "config.graph must be one of absorb, uniform, hybrid, or package.module:funct"),
+        ("hybrid(mask=2.0)", "mask must be above 0 and below 1, got 2.0"),
+        ("hybrid(share=0.5)", "hybrid has the options mask, got share"),
         ("no_such_module:graph", "no_such_module cannot be imported"),
         ("own_code:absent", "own_code has no absent"),
         ("own_code:NUMBER", "must be a function or a class"),
-        ("own_code:lacking", "which lacks num_states, "),
+        ("own_code:lacking", "must be derived from sedd_jax.diffusion.graph.Graph"),
+        ("own_code:Graph", "calling it fails .TypeError: .* abstract"),
+        ("own_code:Neighbours", "its rate is not that of Q = pi 1 - I"),
+        ("own_code:FirstMask", "its mask_id must be the last state, 256, or None, got 0"),
+        ("own_code:NoDistribution", "its limit must be a distribution over its 257 states"),
         ("own_code:failing", "calling it fails .RuntimeError: out of luck"),
-        ("own_code:half", "uniform over all states, or entirely on the mask"),
         ("own_code:two", "it must take 1 positional arguments"),
     ],
 )

@@ -59,7 +59,8 @@ def test_the_example_of_extending_is_code_that_the_settings_can_name(monkeypatch
     monkeypatch.setitem(sys.modules, "my_code", module)
     exec(compile(example, "extending.md", "exec"), module.__dict__)
     config = default_config()
-    config.graph, config.noise.schedule = "my_code:masking", "my_code:quadratic"
+    config.graph, config.noise.schedule = "my_code:zipf(power=0.5)", "my_code:quadratic"
+    config.model.scale_by_sigma = False
     config.train.objective, config.eval.sampler = "my_code:per_token", "my_code:EqualNoise"
     check_names(parse(config))
     t = jnp.array([0.2, 0.7])

@@ -44,7 +44,7 @@ class RequestHandler:
             )
         self._checkpoint = checkpoint
         self.choices = {"sampler": (samplers_for(checkpoint.graph), "tweedie")} | _CHOICES
-        if checkpoint.graph.mask_id is None:
+        if not checkpoint.graph.absorbs:
             self.choices["tempering"] = (TEMPERINGS, "token")
         self._example = next(filter(self._is_encodable, _EXAMPLES), "[MASK:*]")
 

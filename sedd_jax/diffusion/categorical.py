@@ -10,12 +10,16 @@ probabilities down to 2^-64 (5e-20) occur.
 References:
   Zheng et al., Masked Diffusion Models are Secretly Time-Agnostic Masked Models and Exploit
   Inaccurate Categorical Sampling, 2024 (arXiv 2409.02908).
+  Vose, A Linear Algorithm for Generating Random Numbers with a Given Distribution, 1991: the table
+  of aliases (Walker 1974).
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
@@ -73,6 +77,44 @@ def categorical_from_uniform(
     """Returns what `categorical` draws where `uniform` gives u."""
     noise = gumbel_from_uniform(u)
     return jnp.argmax(jnp.log(weights) + noise, axis=-1).astype(jnp.int32)
+
+
+class AliasTable(NamedTuple):
+    """A distribution over V states, of which a draw takes two numbers and no array of V.
+
+    Attributes:
+      keep: the probability that state i, drawn uniformly, is kept.
+      alias: the state that is drawn otherwise.
+    """
+
+    keep: Float[np.ndarray, "V"]
+    alias: Int[np.ndarray, "V"]
+
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Int[Array, "..."]:
+        """Draws states."""
+        state_key, keep_key = jax.random.split(key)
+        state = jax.random.randint(state_key, shape, 0, len(self.keep))
+        kept = bernoulli(keep_key, jnp.asarray(self.keep, jnp.float32)[state])
+        return jnp.where(kept, state, jnp.asarray(self.alias, jnp.int32)[state])
+
+
+def alias_table(probs: Float[np.ndarray, "V"]) -> AliasTable:
+    """Returns the table of a distribution (Vose 1991).
+
+    Args:
+      probs: non-negative, not all zero; need not be normalised.
+    """
+    keep = probs * (len(probs) / probs.sum())
+    alias = np.arange(len(probs))
+    small, large = (np.flatnonzero(it).tolist() for it in (keep < 1, keep >= 1))
+    while small and large:  # a state below the mean gets its rest from one above
+        low, high = small.pop(), large[-1]
+        alias[low] = high
+        keep[high] -= 1 - keep[low]
+        if keep[high] < 1:
+            small.append(large.pop())
+    keep[[*small, *large]] = 1  # up to rounding
+    return AliasTable(keep, alias)
 
 
 def jump_probs(probs: Float[Array, "*s V"]) -> Float[Array, "*s V"]:

@@ -40,7 +40,8 @@ class ConcreteScoreMatching(NamedObjective):
     ) -> Float[Array, ""]:
         sigma = noise.sigma(batch.t)
         odds, limit = jnp.expm1(sigma)[:, None], graph.limit[batch.xt]
-        unit = (1 / odds + graph.limit_of_token) / jnp.where(limit > 0, limit, 1)
+        of_token = graph.limit[: graph.num_tokens].mean()  # not that of x0, which would weight x0
+        unit = (1 / odds + of_token) / jnp.where(limit > 0, limit, 1)
         rate = batch.weight * noise.dsigma(batch.t) / len(x0)
         weight = rate[:, None] / odds / unit**2 * (limit > 0)
         ratios = target(graph, sigma, batch.xt, x0)

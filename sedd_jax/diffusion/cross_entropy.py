@@ -55,7 +55,7 @@ class CrossEntropy(NamedObjective):
         return score.weighted(nll_of_clean, (x0,), weight[:, None] * (graph.limit[batch.xt] > 0))
 
     def is_bound(self, graph: Graph) -> bool:
-        return self.weighted and graph.limit_of_token == 0
+        return self.weighted and graph.absorbs
 
 
 def nll_of_clean(

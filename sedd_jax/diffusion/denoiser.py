@@ -1,9 +1,9 @@
 """The denoiser: the clean token, or the one at less noise, given x_t (Section 4.2)."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from sedd_jax.diffusion.graph import Graph, align
+from sedd_jax.diffusion.graph import ByLimit, Graph, PerState, align, times_limit
 from sedd_jax.diffusion.score import StepWeights
 
 
@@ -79,7 +79,7 @@ def tweedie_weights(
     """
     delta = align(delta_sigma, 2)
     limit, moved, growth = graph.limit[xt], -jnp.expm1(-delta), jnp.expm1(delta)
-    cut = moved * graph.limit_of_token * (1 + total) if graph.limit_of_token else None
+    cut = None if graph.equal_limit == 0 else times_limit(graph, moved, 1 + total)
     staggered = 1 + growth * (1 - limit - limit * total)  # of x_t, whose score is 1
     likelihood = jnp.exp(-delta) + moved * limit
     return StepWeights(scale=growth * limit, cut=cut, stay=staggered * likelihood)
@@ -91,7 +91,7 @@ def denoise_weights(
     total: Float[Array, "B L"],
     sigma: Float[Array, "B"],
 ) -> StepWeights:
-    """Returns `denoise_probs` as step weights: a masked position must leave the mask.
+    """Returns `denoise_probs` as step weights: a masked position must leave the mask, for a token.
 
     Args:
       graph: the token graph.
@@ -100,4 +100,15 @@ def denoise_weights(
       sigma: total noise.
     """
     weights = tweedie_weights(graph, xt, total, sigma)
-    return weights._replace(stay=jnp.where(xt < graph.num_tokens, weights.stay, 0))
+    stay = jnp.where(xt < graph.num_tokens, weights.stay, 0)
+    return weights._replace(stay=stay, cut=cut_off_mask(weights.cut, jnp.ones(xt.shape, bool)))
+
+
+def cut_off_mask(cut: PerState | None, where: Bool[Array, "B L"]) -> PerState | None:
+    """Returns a cut that leaves no weight to the mask at the given positions.
+
+    Args:
+      cut: of `tweedie_weights`; unless it is by state, no weight leads to a mask.
+      where: positions.
+    """
+    return cut.without_mask(where) if isinstance(cut, ByLimit) else cut

@@ -1,10 +1,10 @@
 """Gibbs moves after the reverse steps: positions are drawn again, given the others.
 
 A row of ratios, with 1 at x_t, is p_t(x_i = y, rest) / p_t(x_t): divided by its sum it is the
-conditional distribution p_t(x_i = y | rest). Under the uniform graph a move draws positions from it
-at the smallest noise, sigma(t_min). Under the absorbing graph a move masks positions of the clean
-row and draws them from the denoiser. Drawing one position leaves the distribution of the data
-(noised to t_min) unchanged: an exact corrector without any training.
+conditional distribution p_t(x_i = y | rest). Under the uniform and the hybrid graph a move draws
+positions from it at the smallest noise, sigma(t_min). Under the absorbing graph a move masks
+positions of the clean row and draws them from the denoiser. Drawing one position leaves the
+distribution of the data (noised to t_min) unchanged: an exact corrector without any training.
 
 A move draws a share 1 / `spacing` of the positions: every `spacing`-th one, the next move their
 right neighbours, and so on. It is exact where these are independent given the others, as every
@@ -57,7 +57,8 @@ class Gibbs(Tweedie):
       share: of the evaluations before the final one, those of Gibbs moves.
       spacing: a move draws one of so many positions, at least 2.
       order: which ones: "spaced", evenly; "random", each by itself with probability 1 / spacing;
-        or "unlikely", those whose tokens are the least likely given the others (uniform graph).
+        or "unlikely", those whose tokens are the least likely given the others (not under the
+        absorbing graph).
     """
 
     weighs_held_tokens = False  # the noise stays the same during a move
@@ -76,10 +77,10 @@ class Gibbs(Tweedie):
 
     @property
     def needs(self) -> str:
-        return "the uniform graph for order='unlikely'"
+        return "a graph without an absorbing mask for order='unlikely'"
 
     def serves(self, graph: Graph) -> bool:
-        return self.order != "unlikely" or graph.mask_id is None
+        return self.order != "unlikely" or not graph.absorbs
 
     def step(
         self, keys: Key[Array, "B"], process: Process, state: SamplerState
@@ -130,7 +131,7 @@ def gibbs_move(
         network is given the noise at which this share is masked on average.
     """
     graph, rows = process.graph, len(xt)
-    if graph.mask_id is not None:
+    if graph.absorbs:
         xt = jnp.where(chosen & ~process.clamp.held, graph.mask_id, xt)
         return denoising(process, xt, jnp.full(rows, -jnp.log1p(-share)))
 
@@ -156,7 +157,7 @@ def either(first: Bool[Array, ""], one: Move, other: Move) -> Move:
     def weights(total):
         a, b = one.weights(total), other.weights(total)
         if a.cut is not None:  # a move of Gibbs cuts nothing
-            b = b._replace(cut=jnp.zeros_like(b.scale))
+            b = b._replace(cut=jax.tree.map(jnp.zeros_like, a.cut))
         return jax.tree.map(choose, a, b)
 
     return Move(*map(choose, one[:3], other[:3]), weights)

@@ -154,18 +154,23 @@ def propose(
 def _guess_entropy(graph, sigma):
     """The score entropy of the uniform guess, [2, T]: mean at a moved position, and at any other.
 
-    By symmetry x_0 = 0 represents every token, and the last state, which may be the mask, every
-    x_t != x_0.
+    One x_0 represents every token, and the last token every other x_t but the mask: by symmetry,
+    where pi is the same for all tokens; else that of the largest pi, which has a loss if any has.
     """
-    states = jnp.array([[0, graph.num_states - 1]])
+    limit, mask, last = np.asarray(graph.limit), graph.mask_id, graph.num_tokens - 1
+    x0 = int(limit[: last + 1].argmax())
+    states, shares = [x0, 0 if x0 == last else last], [limit[x0], 1 - limit[x0]]
+    if mask is not None:
+        states, shares = [*states, mask], [limit[x0], 1 - limit[x0] - limit[mask], limit[mask]]
+    states = jnp.array([states])
 
     def at(sigma):
         log_prob = jnp.log(graph.noised_guess(sigma))
         log_score = log_prob[None, None] - log_prob[states][..., None]
-        return score_entropy(graph, log_score, sigma[None], states, jnp.zeros_like(states))[0]
+        return score_entropy(graph, log_score, sigma[None], states, jnp.full_like(states, x0))[0]
 
-    same, other = jnp.maximum(jax.lax.map(at, sigma), 0).T
-    stays = graph.limit[0]
-    entropy = jnp.stack([stays * same + (1 - stays) * other, same])
+    by_state = jnp.maximum(jax.lax.map(at, sigma), 0).T
+    moved = sum(share * entropy for share, entropy in zip(shares, by_state, strict=True))
+    entropy = jnp.stack([moved, by_state[0]])
     # where only rounding is left, positions move independently
     return jnp.where(entropy.sum(0) > 1e-6, entropy, 1e-6)

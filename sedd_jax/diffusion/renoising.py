@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
-from sedd_jax.diffusion.denoiser import tweedie_weights
+from sedd_jax.diffusion.denoiser import cut_off_mask, tweedie_weights
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.sampler import Move, Process, SamplerInfo, SamplerState, advance
@@ -113,7 +113,7 @@ def step_weights(
     sigma: Float[Array, ""],
     reach: Float[Array, "B L"],
 ) -> StepWeights:
-    """Returns the Tweedie weights of a step whose end differs by position; masks leave at reach 0.
+    """Returns the Tweedie weights of a step whose end differs by position; no masks at reach 0.
 
     Args:
       graph: the token graph.
@@ -124,7 +124,8 @@ def step_weights(
     """
     weights = tweedie_weights(graph, xt, total, sigma - reach)
     leaves = (reach == 0) & (xt >= graph.num_tokens)
-    return weights._replace(stay=jnp.where(leaves, 0, weights.stay))
+    stay = jnp.where(leaves, 0, weights.stay)
+    return weights._replace(stay=stay, cut=cut_off_mask(weights.cut, reach == 0))
 
 
 def add_noise(
@@ -147,7 +148,7 @@ def add_noise(
 
 @dataclasses.dataclass(frozen=True)
 class ForwardBackward(Renoising):
-    """Forward-backward corrections within every step, on both graphs.
+    """Forward-backward corrections within every step, on every graph.
 
     A step goes too far by a fixed share of its length in time. So the noise that is added in all
     stays the same for any number of steps, and the error falls as 1 / steps: in the limit the
@@ -171,7 +172,7 @@ class ForwardBackward(Renoising):
 
 @dataclasses.dataclass(frozen=True)
 class Psi(Renoising):
-    """The Psi-sampler with a constant kappa, on both graphs (Deschenaux et al. 2026).
+    """The Psi-sampler with a constant kappa, on every graph (Deschenaux et al. 2026).
 
     Every step a position is denoised and noised again with probability 1 - kappa. The mixture has
     the right marginals for the clean row that the network predicts. Positions of the row are drawn
@@ -208,10 +209,10 @@ class _Remasking(Renoising):
     1 - alpha_next.
     """
 
-    needs = "a mask (the absorbing graph)"
+    needs = "the absorbing graph, whose positions can be masked again"
 
     def serves(self, graph: Graph) -> bool:
-        return graph.mask_id is not None
+        return graph.absorbs
 
     def reach(
         self, noise: Noise, t: Float[Array, ""], t_next: Float[Array, ""]

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
-from sedd_jax.diffusion.graph import align
+from sedd_jax.diffusion.graph import PerState, align, at_states
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter, conditional_bounds
 
@@ -32,12 +32,13 @@ class StepWeights(NamedTuple):
 
     Attributes:
       scale: non-negative; 0 where nothing can move.
-      cut: subtracted from every ratio; None for 0.
+      cut: subtracted from the ratios, the same number for all y or one that depends on y; None for
+        0.
       stay: of x_t, may be negative.
     """
 
     scale: Float[Array, "B L"]
-    cut: Float[Array, "B L"] | None
+    cut: PerState | None
     stay: Float[Array, "B L"]
 
     def weights(self, xt: Int[Array, "B L"], score: Float[Array, "B L V"]) -> Float[Array, "B L V"]:
@@ -47,7 +48,8 @@ class StepWeights(NamedTuple):
           xt: noised tokens.
           score: ratio estimates; ignored at x_t.
         """
-        cut = 0 if self.cut is None else self.cut[..., None]
+        states = jnp.arange(score.shape[-1])
+        cut = 0 if self.cut is None else at_states(self.cut, states, score.ndim)
         at_xt = jax.nn.one_hot(xt, score.shape[-1], dtype=bool)
         return jnp.where(at_xt, self.stay[..., None], self.scale[..., None] * (score - cut))
 
@@ -75,15 +77,18 @@ class Blend(NamedTuple):
     Attributes:
       first: factor of the ratios s of the one.
       second: factor of the ratios s' of the other.
-      offset: added to the latter.
+      offset: added to the latter, the same number for all states or one that depends on them.
     """
 
     first: Float[Array, "*s"]
     second: Float[Array, "*s"]
-    offset: Float[Array, "*s"]
+    offset: PerState
 
     def __call__(
-        self, ratios: Float[Array, "*s V"], others: Float[Array, "*s V"]
+        self,
+        ratios: Float[Array, "*s V"],
+        others: Float[Array, "*s V"],
+        states: Int[Array, "..."],
     ) -> Float[Array, "*s V"]:
         """Returns the blended ratios.
 
@@ -91,8 +96,10 @@ class Blend(NamedTuple):
           ratios: of the one output, 1 at its x_t; for one state of every position the last axis
             may be missing.
           others: of the other output.
+          states: that the ratios are of, see `at_states`.
         """
-        first, second, offset = (align(x, ratios.ndim) for x in self)
+        first, second = (align(x, ratios.ndim) for x in self[:2])
+        offset = at_states(self.offset, states, ratios.ndim)
         part = second * others + offset
         part = jnp.where(second < 0, jnp.minimum(part, 0), jnp.maximum(part, 0))
         return jnp.maximum(first * ratios + part, 0)
@@ -276,7 +283,8 @@ class DenseScore(Score):
         return jnp.take_along_axis(self._ratios, states[..., None], axis=-1)[..., 0]
 
     def blended(self, other: "DenseScore", blend: Blend, xt: Int[Array, "B L"]) -> "DenseScore":
-        return DenseScore(xt, jnp.log(blend(self._ratios, other._ratios)))
+        states = jnp.arange(self.log_score.shape[-1])
+        return DenseScore(xt, jnp.log(blend(self._ratios, other._ratios, states)))
 
     @property
     def _ratios(self):

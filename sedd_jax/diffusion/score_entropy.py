@@ -11,27 +11,39 @@ import jax.numpy as jnp
 from jax.scipy.special import xlogy
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.graph import ByLimit, Graph, PerState, at_states
 
 
 class Target(NamedTuple):
     """The conditional ratios p(y | x0) / p(x_t | x0) at every position.
 
-    Under both graphs they have one value at y = x0 and one at all other tokens.
+    They have one value at y = x0, and one at all other states under the uniform and the absorbing
+    graph; under others it depends on the state, by pi.
 
     Attributes:
       xt: noised tokens.
       x0: clean tokens.
       weight: Q[x_t, y], the same for all y != x_t; 0 where the position has no loss.
-      ratio: the conditional ratio at y = x0 and at any other token.
-      constant: K(ratio) = ratio (log ratio - 1) for both.
+      ratio: the conditional ratio at y = x0 and at any other state.
+      constant: K(ratio) = ratio (log ratio - 1) for both; None for a ratio that depends on the
+        state.
     """
 
     xt: Int[Array, "*s"]
     x0: Int[Array, "*s"]
     weight: Float[Array, "*s"]
-    ratio: tuple[Float[Array, "*s"], Float[Array, "*s"]]
-    constant: tuple[Float[Array, "*s"], Float[Array, "*s"]]
+    ratio: tuple[Float[Array, "*s"], PerState]
+    constant: tuple[Float[Array, "*s"], Float[Array, "*s"] | None]
+
+    def of_others(
+        self, states: Int[Array, "C"], ndim: int
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Returns the ratio and the constant of states other than x0, see `at_states`."""
+        ratio, constant = self.ratio[1], self.constant[1]
+        values = at_states(ratio, states, ndim)
+        if constant is not None:
+            return values, at_states(constant, states, ndim)
+        return values, values * (ratio.log_at(states, ndim) - 1)
 
 
 def target(
@@ -47,9 +59,14 @@ def target(
     """
     stayed, moved = jnp.exp(-sigma)[:, None], -jnp.expm1(-sigma)[:, None]
     likelihood = jnp.where(xt == x0, stayed, 0) + moved * graph.limit[xt]
+    if graph.equal_limit is None:
+        at_x0 = (stayed + moved * graph.limit[x0]) / likelihood
+        others = ByLimit(moved / likelihood, graph)
+        constant = xlogy(at_x0, at_x0) - at_x0, None
+        return Target(xt, x0, graph.limit[xt], (at_x0, others), constant)
     ratio = (
-        (stayed + moved * graph.limit_of_token) / likelihood,
-        moved * graph.limit_of_token / likelihood,
+        (stayed + moved * graph.equal_limit) / likelihood,
+        moved * graph.equal_limit / likelihood,
     )
     constant = tuple(xlogy(r, r) - r for r in ratio)
     return Target(xt, x0, graph.limit[xt], ratio, constant)
@@ -89,12 +106,13 @@ def squared_terms(
 
 def _at_states(target, states):
     """Whether a state counts, its ratio and its constant, [*s, C]."""
+    others = target.of_others(states, target.xt.ndim + 1)
     states = states.reshape((1,) * target.xt.ndim + (-1,))
     counts = (states != target.xt[..., None]) & (target.weight[..., None] > 0)
     at_x0 = states == target.x0[..., None]
     return counts, *(
-        jnp.where(at_x0, at[..., None], other[..., None])
-        for at, other in (target.ratio, target.constant)
+        jnp.where(at_x0, at[..., None], other)
+        for (at, _), other in zip((target.ratio, target.constant), others, strict=True)
     )
 
 
@@ -134,11 +152,14 @@ def prior_kl(graph: Graph, sigma: Float[Array, ""]) -> Float[Array, ""]:
 
     p_base is a uniformly drawn token noised to sigma = sigma(1): the limit itself under the uniform
     graph; under the absorbing graph the limit would make the term infinite, since a share
-    exp(-sigma) of the tokens is not masked. The same for every x_0.
+    exp(-sigma) of the tokens is not masked. The largest over all x_0; the same for all where pi
+    has the same value at all tokens.
 
     Args:
       graph: the token graph.
       sigma: total noise at t = 1.
     """
-    noised = graph.transition(jnp.zeros((), jnp.int32), sigma)
-    return jnp.sum(xlogy(noised, noised) - xlogy(noised, graph.noised_guess(sigma)))
+    guess, moved = graph.noised_guess(sigma), -jnp.expm1(-sigma) * graph.limit
+    stayed = moved + jnp.exp(-sigma)  # the probability of y if y = x_0; of others it is `moved`
+    of_others, at_x0 = (xlogy(p, p) - xlogy(p, guess) for p in (moved, stayed))
+    return jnp.max((of_others.sum() - of_others + at_x0)[: graph.num_tokens])

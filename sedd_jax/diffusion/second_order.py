@@ -45,7 +45,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.diffusion.denoiser import tweedie_weights
-from sedd_jax.diffusion.graph import Graph, align
+from sedd_jax.diffusion.graph import Graph, align, times_limit
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.sampler import Process, SamplerInfo, SamplerState
 from sedd_jax.diffusion.score import Blend, Score, StepWeights, StepWeightsFn
@@ -166,13 +166,13 @@ class ThetaTrapezoidal(Tweedie):
         start, sigma = self.start(before.xt, after.xt, sigmas)
         # the rows of y_n at the noise of rho: exp(-delta Q) score, see `staggered_score`
         delta = align(sigmas[0] - sigmas[1], 2)
-        redrawn = jnp.expm1(delta) * (1 + total)
-        at_start = jnp.exp(delta) * before.score.at(start) - redrawn * graph.limit[start]
+        growth = jnp.expm1(delta) * (1 + total)
+        at_start = jnp.exp(delta) * before.score.at(start) - growth * graph.limit[start]
         earlier, later = self.factors
         known = graph.limit[after.xt] > 0  # else y* has left the mask: no rates there
         earlier = jnp.where(known, earlier, 1) / jnp.maximum(at_start, TINY)
         later = jnp.where(known, later / jnp.maximum(after.score.at(start), TINY), 0)
-        offset = -earlier * redrawn * graph.limit_of_token
+        offset = times_limit(graph, -earlier * growth)
         blend = Blend(later, earlier * jnp.exp(delta), offset)
         score = after.score.blended(before.score, blend, start)
 
@@ -214,8 +214,9 @@ def _weights(graph, xt, total, back, delta):
     """
     back, delta = align(back, 2), align(delta, 2)
     limit, moved = graph.limit[xt], -jnp.expm1(-delta)
-    redrawn = jnp.expm1(back) * (1 + total)
-    cut = -jnp.expm1(-back) * (1 + total) * graph.limit_of_token if graph.limit_of_token else None
+    redrawn, cut = jnp.expm1(back) * (1 + total), None
+    if graph.equal_limit != 0:
+        cut = times_limit(graph, -jnp.expm1(-back) * (1 + total))
     return StepWeights(
         scale=jnp.exp(back) * moved * limit,
         cut=cut,

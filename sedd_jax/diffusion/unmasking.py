@@ -28,7 +28,7 @@ class Unmasking(Sampler):
     needs = "the absorbing graph, whose positions leave the mask once"
 
     def serves(self, graph: Graph) -> bool:
-        return graph.mask_id is not None and not graph.limit_of_token
+        return graph.absorbs
 
     def max_nfe(self, steps: int | None, length: int) -> int:
         return length if steps is None else min(steps + 1, length)

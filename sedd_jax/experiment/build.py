@@ -18,7 +18,6 @@ from sedd_jax.system.registry import Registry
 GRAPHS: Registry[Callable[[int], Graph]] = Registry(
     "config.graph",
     graphs.GRAPHS,
-    methods=["num_states", *(name for name in vars(Graph) if not name.startswith("_"))],
     arguments=1,
 )
 NOISES: Registry[Callable[[NoiseConfig], Noise]] = Registry(
@@ -35,21 +34,35 @@ NOISES: Registry[Callable[[NoiseConfig], Noise]] = Registry(
 def build_graph(name: str, vocab_size: int) -> Graph:
     """Builds the token graph: `name` is a key of GRAPHS, or the path of function(vocab_size).
 
+    Options follow the name: "hybrid(mask=0.5)".
+
     Raises:
-      BadInput: there is none, it gives an object that lacks a method of `Graph`, or its limiting
-        distribution is neither uniform over all states nor entirely on the mask.
+      BadInput: there is none, or it gives an object that is no `Graph` with Q = pi 1 - I.
     """
     graph = GRAPHS.build(name, vocab_size)
-    states = np.arange(graph.num_states)
-    off_mask = states != graph.mask_id  # all states where there is no mask
-    # the loss and the samplers keep one ratio for all states but x_0: see `score_entropy.target`
-    expected = np.where(off_mask, graph.limit_of_token, 1.0)
-    if not np.allclose(graph.limit, expected, atol=1e-9) or abs(expected.sum() - 1) > 1e-4:
-        raise BadInput(
-            f"config.graph={name}: its limiting distribution must be uniform over all states, or "
-            "entirely on the mask."
-        )
+    if fault := _fault_of_graph(graph):
+        raise BadInput(f"config.graph={name}: {fault}.")
     return graph
+
+
+def _fault_of_graph(graph):
+    if not isinstance(graph, Graph):
+        return f"it gives {graph!r:.80}, which must be derived from {Graph.__module__}.Graph"
+    count, limit = graph.num_states, np.asarray(graph.limit, np.float64)
+    if limit.shape != (count,) or not (limit >= 0).all() or abs(limit.sum() - 1) > 1e-4:
+        return f"its limit must be a distribution over its {count} states"
+    if graph.mask_id not in (None, count - 1):
+        return f"its mask_id must be the last state, {count - 1}, or None, got {graph.mask_id}"
+    states, sigma = jnp.array([0, count - 1]), jnp.array(0.7)
+    for method, arguments in (("rate", (states,)), ("transition", (states, sigma))):
+        form = getattr(Graph, method)(graph, *arguments)
+        if not np.allclose(getattr(graph, method)(*arguments), form, atol=1e-5):
+            # the streamed loss and the samplers keep one number a position, times pi
+            return (
+                f"its {method} is not that of Q = pi 1 - I, with its limit as pi, which the "
+                "streamed loss and the samplers need"
+            )
+    return None
 
 
 def build_noise(config: NoiseConfig) -> Noise:

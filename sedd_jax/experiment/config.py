@@ -14,7 +14,7 @@ from typing import Any, Literal
 from sedd_jax.data.documents import Recipe
 from sedd_jax.errors import BadInput
 from sedd_jax.model.config import ModelConfig
-from sedd_jax.system.registry import is_dotted
+from sedd_jax.system.registry import is_dotted, split_options
 from sedd_jax.system.settings import flatten, marked, parse_settings, setting
 
 
@@ -161,7 +161,7 @@ class Config:
     # or the dotted path of a function of config, vocabulary size and placement
     family: str = setting("diffusion", names=("diffusion", "autoregressive"))
     # or the dotted path of a function of the vocabulary size
-    graph: str = setting("absorb", names=("absorb", "uniform"), family="diffusion")
+    graph: str = setting("absorb", names=("absorb", "uniform", "hybrid"), family="diffusion")
     noise: NoiseConfig = setting(NoiseConfig(), family="diffusion")
     model: ModelConfig = ModelConfig()  # noqa: RUF009 - frozen
     data: DataConfig = DataConfig()
@@ -239,6 +239,7 @@ def _completed(defaults, values):
 
 def _check_rules(config):
     noise, model, train = config.noise, config.model, config.train
+    graph, _ = split_options(config.graph)
     rows = max(1, round(config.checkpoint.every / train.log_every))
     family_of = marked(type(config), "family")
     foreign = [
@@ -264,9 +265,9 @@ def _check_rules(config):
             f"{'twice ' if config.uses_noise else ''}config.model.num_heads ({model.num_heads}).",
         ),
         (
-            config.graph != "uniform" or not model.scale_by_sigma,
+            graph not in ("uniform", "hybrid") or not model.scale_by_sigma,
             "config.model.scale_by_sigma is only defined for config.graph=absorb; set it to False "
-            "for uniform.",
+            f"for {graph}.",
         ),
         (
             not train.importance or train.times == "uniform",

@@ -177,7 +177,7 @@ class Sampling:
                 "conditioning='resample' needs sampler='tweedie': a large step of another gives "
                 f"held tokens a probability of 0, got {self.sampler!r}."
             )
-        if graph and graph.mask_id is not None and self.conditioning != "clamp":
+        if graph and graph.absorbs and self.conditioning != "clamp":
             raise BadInput(
                 f"conditioning={self.conditioning!r} is for the uniform graph: under the absorbing "
                 "graph, which this model has, 'clamp' is exact."
@@ -201,7 +201,7 @@ class Sampling:
                 f"tempering='conditional' does not go with sampler={self.sampler!r}, which blends "
                 "two outputs of the network: take tweedie, or tempering='token'."
             )
-        if graph and graph.mask_id is not None:
+        if graph and graph.absorbs:
             raise BadInput(
                 "tempering='conditional' is for the uniform graph: under the absorbing graph, "
                 "which this model has, when a position leaves the mask does not depend on the "

@@ -254,7 +254,7 @@ def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:
       noise: the schedule.
       proposal: distribution of the times.
     """
-    if graph.mask_id is None:
+    if not graph.absorbs:
         return 1.0
     if proposal.discrete:
         t, density = proposal.edges[1:], proposal.density

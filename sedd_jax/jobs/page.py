@@ -165,9 +165,9 @@ def guess(
 
 def _guess_row(checkpoint, row, tokens, sigma, final):
     """The guesses of a prompt [1, L] with tokens [L] at noise sigma, and tokens [L] at the end."""
-    held, mask = np.asarray(row.held)[0], checkpoint.graph.mask_id
+    held, graph = np.asarray(row.held)[0], checkpoint.graph
     (length,) = _lengths(row)
-    is_open = (~held if mask is None else ~held & (tokens == mask))[:length]
+    is_open = (~held & (tokens == graph.mask_id) if graph.absorbs else ~held)[:length]
     guesses = [None] * length
     if not is_open.any():
         return guesses

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
+from sedd_jax.diffusion.graph import PerState
 from sedd_jax.diffusion.temperature import Bounds, TokenFilter, conditional_bounds
 from sedd_jax.model.config import COLUMN_GROUP, padded
 from sedd_jax.model.head_inputs import HeadInputs, scaled
@@ -25,7 +26,7 @@ def masses(
     unembedding: Unembedding,
     inputs: HeadInputs,
     active: Bool[Array, "B L"],
-    cut: Float[Array, "B L"] | None,
+    cut: PerState | None,
 ) -> Float[Array, "B L G"]:
     """Returns the sum of max(0, score_y - cut) over y != x_t in groups of columns; 0 elsewhere.
 
@@ -57,7 +58,7 @@ def pick(
     inputs: HeadInputs,
     keys: Key[Array, "B"],
     jumps: Bool[Array, "B L"],
-    cut: Float[Array, "B L"] | None,
+    cut: PerState | None,
     masses: Float[Array, "B L G"],
 ) -> Int[Array, "B L"]:
     """Returns a state y != x_t drawn by max(0, score_y - cut) where a position jumps, else 0.
@@ -109,7 +110,7 @@ def pick_filtered(
     inputs: HeadInputs,
     keys: Key[Array, "B"],
     jumps: Bool[Array, "B L"],
-    cut: Float[Array, "B L"] | None,
+    cut: PerState | None,
 ) -> Int[Array, "B L"]:
     """Returns the same as `pick`, drawn from filtered weights.
 
@@ -193,9 +194,7 @@ def log_score_at(
     out = jnp.where(mine, out + unembedding.bias[column], 0)
     log_score = head.sum_over_shards(out) - inputs.shift
     if inputs.added is not None:
-        log_score = jnp.logaddexp(log_score, inputs.added.log_token)
-        if inputs.added.log_mask is not None:
-            log_score = jnp.where(states == head.num_states - 1, inputs.added.log_mask, log_score)
+        log_score = inputs.added.to(log_score, states)
     log_score = scaled(log_score, head.temperature)
     if inputs.floor is None:
         return log_score

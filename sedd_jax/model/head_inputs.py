@@ -3,10 +3,16 @@
 Shapes: D hidden; *s any leading axes, B L or N rows.
 """
 
+import dataclasses
+import functools
+import math
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from sedd_jax.diffusion.graph import Graph, align, leading
 from sedd_jax.diffusion.score import Blend
 
 
@@ -31,20 +37,39 @@ class HeadInputs(NamedTuple):
 
     def lowered(self, by: Float[Array, "*s"]) -> "HeadInputs":
         """Returns the inputs of log-scores that are lower by this much."""
-        added = self.added and Added(*(x if x is None else x - by for x in self.added))
+        added = self.added and Added(self.added.log_offset - by, self.added.graph)
         return self._replace(shift=self.shift + by, added=added)
 
 
-class Added(NamedTuple):
-    """What is added to exp(logit - shift), see `diffusion.output`.
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("log_offset",), meta_fields=("graph",)
+)
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """The term offset * pi_y that is added to exp(logit - shift), see `diffusion.output`.
 
     Attributes:
-      log_token: log of what is added to the ratios of the tokens.
-      log_mask: log-score of the mask, which has no logit; None for a graph without one.
+      log_offset: of every position.
+      graph: of pi.
     """
 
-    log_token: Float[Array, "*s"]
-    log_mask: Float[Array, "*s"] | None
+    log_offset: Float[Array, "*s"]
+    graph: Graph
+
+    def to(self, log_score: Float[Array, "..."], states: Int[Array, "..."]) -> Float[Array, "..."]:
+        """Returns the log of the sum with exp(log_score); of the mask, without a logit, the term.
+
+        Args:
+          log_score: of every position, or of some states of every position on a further axis.
+          states: their states, see `at_states`.
+        """
+        graph, log_offset = self.graph, align(self.log_offset, log_score.ndim)
+        if graph.equal_limit is not None:
+            return jnp.logaddexp(log_score, log_offset + math.log(graph.equal_limit))
+        states = leading(states, log_score.ndim)
+        added = log_offset + jnp.log(graph.limit)[states]
+        total = jnp.logaddexp(log_score, added)
+        return total if graph.mask_id is None else jnp.where(states == graph.mask_id, added, total)
 
 
 class Second(NamedTuple):

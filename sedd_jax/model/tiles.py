@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from sedd_jax.diffusion.graph import PerState, at_states
 from sedd_jax.model.config import COLUMN_GROUP, padded
 from sedd_jax.model.head_inputs import HeadInputs, scaled
 from sedd_jax.model.rows import ActiveRows
@@ -62,7 +63,6 @@ class Chunk(NamedTuple):
       states: the graph's state of every column.
       real: whether a column is a state, not padding.
       unvisited: whether it is real and in no chunk before: the last chunk may overlap the previous.
-      last: whether it is the last state of the graph, where the mask is, if any.
       temperature: that divides the log-scores.
     """
 
@@ -72,7 +72,6 @@ class Chunk(NamedTuple):
     states: Int[Array, "C"]
     real: Bool[Array, "C"]
     unvisited: Bool[Array, "C"]
-    last: Bool[Array, "C"]
     temperature: float
 
     def logits(self, hidden: Float[Array, "N D"]) -> Float[Array, "N C"]:
@@ -83,9 +82,7 @@ class Chunk(NamedTuple):
         """Returns the log-scores, by the temperature; of no use at x_t, 0 in padding."""
         out = self.logits(inputs.hidden) - inputs.shift[:, None]
         if inputs.added is not None:
-            out = jnp.logaddexp(out, inputs.added.log_token[:, None])
-            if inputs.added.log_mask is not None:
-                out = jnp.where(self.last[None], inputs.added.log_mask[:, None], out)
+            out = inputs.added.to(out, self.states)
         return jnp.where(self.real[None], scaled(out, self.temperature), 0)
 
     def log_ratios(self, inputs: HeadInputs) -> Float[Array, "N C"]:
@@ -94,7 +91,7 @@ class Chunk(NamedTuple):
         log_score = jnp.where(self.states[None] == inputs.xt[:, None], 0, log_score)
         return jnp.where(self.real[None], log_score, -jnp.inf)
 
-    def weights(self, inputs: HeadInputs, cut: Float[Array, "N"] | None) -> Float[Array, "N C"]:
+    def weights(self, inputs: HeadInputs, cut: PerState | None) -> Float[Array, "N C"]:
         """Returns max(0, score - cut), 0 at x_t and in padding."""
         if inputs.second is None:
             log_score = self.log_score(inputs)
@@ -104,9 +101,9 @@ class Chunk(NamedTuple):
         else:
             first = inputs._replace(xt=inputs.second.first_xt)
             both = map(self.log_ratios, (first, inputs.second.inputs))
-            score = inputs.second.blend(*map(jnp.exp, both))
+            score = inputs.second.blend(*map(jnp.exp, both), self.states)
         if cut is not None:
-            score = jnp.maximum(score - cut[:, None], 0)
+            score = jnp.maximum(score - at_states(cut, self.states, 2), 0)
         allowed = self.real[None] & (self.states[None] != inputs.xt[:, None])
         return jnp.where(allowed, score, 0)
 
@@ -175,7 +172,6 @@ class VocabShard(NamedTuple):
             states,
             real,
             real & (column >= first_unvisited),
-            states == self.num_states - 1,
             self.temperature,
         )
 

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
+from sedd_jax.diffusion.graph import at_states
 from sedd_jax.diffusion.output import Output, Softmax
 from sedd_jax.diffusion.score import Blend, Drawn, PositionLoss, Score, StepWeightsFn
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
@@ -167,10 +168,8 @@ class StreamedScore(Score):
         )
         shift, offset = output.ratios(sigma, xt, softmax)
         added = None
-        if graph.limit_of_token:
-            at_mask = None if graph.mask_id is None else graph.limit[graph.mask_id]
-            limits = (graph.limit_of_token, at_mask)
-            added = Added(*(x if x is None else jnp.log(offset * x) for x in limits))
+        if graph.equal_limit != 0:
+            added = Added(jnp.log(offset), graph)
         inputs = inputs._replace(shift=shift, added=added)
         return cls(head, unembedding, inputs, output=output, sigma=sigma)
 
@@ -239,7 +238,8 @@ class StreamedScore(Score):
         _, step, masses = self._weigh(step_weights, active)
         log_weight = self._log_score_at(states)
         if step.cut is not None:
-            log_weight = jnp.log(jnp.maximum(jnp.exp(log_weight) - step.cut, 0))
+            cut = at_states(step.cut, states, states.ndim)
+            log_weight = jnp.log(jnp.maximum(jnp.exp(log_weight) - cut, 0))
         stay, stays = jnp.maximum(step.stay, 0), states == self.inputs.xt
         log_weight = jnp.where(stays, jnp.log(stay), jnp.log(step.scale) + log_weight)
         log_prob = log_weight - jnp.log(stay + step.scale * masses.sum(-1))
@@ -274,7 +274,7 @@ class StreamedScore(Score):
             return self._on_devices(head_draws.log_score_at, states)
         both = self.inputs._replace(xt=second.first_xt, second=None), second.inputs
         ratios = (dataclasses.replace(self, inputs=inputs).at(states) for inputs in both)
-        return jnp.log(second.blend(*ratios))
+        return jnp.log(second.blend(*ratios, states))
 
     def _refuse_blended(self):
         if self.inputs.second is not None:
@@ -287,7 +287,8 @@ class StreamedScore(Score):
         step = step_weights(total)
         if step.cut is not None:  # it depends on the total, so the head is streamed once more
             again = functools.partial(self._on_devices, head_draws.masses, active, step.cut)
-            masses = jax.lax.cond(jnp.any(step.cut > 0), again, lambda: masses)
+            cuts = [jnp.any(cut > 0) for cut in jax.tree.leaves(step.cut)]
+            masses = jax.lax.cond(functools.reduce(jnp.logical_or, cuts), again, lambda: masses)
         return total, step, masses
 
     def _on_devices(self, function, *arguments):

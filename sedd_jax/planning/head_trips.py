@@ -28,7 +28,7 @@ def counts_with_loss(
       rows: sequences of a device.
       length: L.
     """
-    if graph.mask_id is None:
+    if not graph.absorbs:
         return np.full(1, float(rows * length))
     unit = np.random.default_rng(0).random((_DRAWS, rows))
     sigma = noise.sigma(np.interp(unit, proposal.quantiles, proposal.edges))
@@ -60,9 +60,9 @@ def shares_by_call(
     moves = int(method.share * (calls - 1)) if isinstance(method, Gibbs) else 0
     sigma = np.asarray(noise.sigma(np.linspace(1.0, t_min, calls - moves)), float)
     after = np.append(sigma[1:], 0.0)
-    if graph.mask_id is None:
+    if not graph.absorbs:
         active = np.ones(len(sigma))
-        jumps = -np.expm1(after - sigma) * (1 - 1 / graph.num_states)
+        jumps = -np.expm1(after - sigma) * (1 - float(np.sum(np.square(graph.limit))))
     else:
         active, jumps = -np.expm1(-sigma), np.exp(-after) - np.exp(-sigma)
     of_moves = np.full(moves, 1 / method.spacing) if moves else np.zeros(0)

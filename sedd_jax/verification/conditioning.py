@@ -38,7 +38,7 @@ def check_conditioning(
     likeliest = space.states[np.argmax(data)]
     patterns = {"first": [0], "all but the last": range(space.length - 1)}
     givens = {name: {i: int(likeliest[i]) for i in where} for name, where in patterns.items()}
-    absorbing = space.graph.mask_id is not None
+    absorbing = space.graph.absorbs
     methods = {rule: (rule, "clamp") for rule in ("euler", "tweedie")}
     if not absorbing:
         methods["tweedie, weighted particles"] = ("tweedie", "resample")

@@ -58,7 +58,7 @@ def check_correctors(
         claims, tables = claims + more, [*tables, table]
         more, table, plot = _samplers(space, noise, data, t_min)
         claims, tables = claims + more, [*tables, table]
-        if space.graph.mask_id is not None:
+        if space.graph.absorbs:
             claims.append(_given(space, noise, data, t_min))
     return Section("Correctors with true scores", claims, tables, [plot])
 
@@ -66,7 +66,7 @@ def check_correctors(
 def correctors_of(graph: Graph, length: int) -> tuple[str, ...]:
     """Returns the samplers with correctors, with options, for rows of `length` tokens."""
     always = "gibbs(spacing=2)", f"gibbs(spacing={length})", "forward_backward", "psi(kappa=0.9)"
-    return (*always, *(REMASKING if graph.mask_id is not None else ()))
+    return (*always, *(REMASKING if graph.absorbs else ()))
 
 
 def _gibbs(space, schedules, data, t_min):
@@ -74,7 +74,7 @@ def _gibbs(space, schedules, data, t_min):
     rows, of_one, of_tempered = [], [], []
     for name, noise in schedules.items():
         before = data
-        if space.graph.mask_id is None:
+        if not space.graph.absorbs:
             before = data @ space.transition(float(noise.sigma(t_min)))
         settings = space, noise, data, t_min
 
@@ -90,7 +90,7 @@ def _gibbs(space, schedules, data, t_min):
         ]
         rows.append((name, "worst", *row))
         of_one.append(row[0])
-        if space.graph.mask_id is None:
+        if not space.graph.absorbs:
             row = [after(chosen) for chosen in _least_likely(before, space)]
             rows.append((name, "least likely", *row))
             of_tempered.append(_tempered(*settings, before))
@@ -172,7 +172,7 @@ def _forward_backward(space, noise, data, t=0.5):
     order = float(np.log2(distances[-2] / distances[-1]))
     statement = "forward-backward: |order of the TV after a correction in its noise - 2|"
     claims = [Claim(statement, abs(order - 2), "<=", 0.1)]
-    if graph.mask_id is not None:  # under the uniform graph the network knows one noise for all
+    if graph.absorbs:  # under the uniform graph the network knows one noise for all
         worst = max(tv(0.4, position) for position in range(space.length))
         statement = "forward-backward: TV after a correction of one position, any position"
         claims.append(Claim(statement, worst, "<=", 1e-12))

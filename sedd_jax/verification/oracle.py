@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from sedd_jax.diffusion.graph import GRAPHS, Graph
+from sedd_jax.diffusion.graph import Graph, absorbing, uniform
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import Config
@@ -27,6 +27,7 @@ from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.system.settings import setting
 from sedd_jax.verification.markov import HiddenMarkov, markov_model
 
+GRAPHS = {"absorb": absorbing, "uniform": uniform}  # samplers are measured under these
 _BATCH_TOKENS = 2**17  # drawn at a time
 ENTROPY_TOKENS = 2**22  # drawn to estimate the entropy of an HMM
 _ROUNDS = 3  # of timed runs

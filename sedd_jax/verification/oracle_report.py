@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sedd_jax.diffusion.graph import GRAPHS, Graph
+from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Table
@@ -17,7 +17,7 @@ from sedd_jax.experiment.build import build_noise
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.system.registry import is_dotted, split_options
 from sedd_jax.verification.markov import markov_model, random_model
-from sedd_jax.verification.oracle import Excess, Oracle, OracleConfig
+from sedd_jax.verification.oracle import GRAPHS, Excess, Oracle, OracleConfig
 from sedd_jax.verification.report import Claim, Section
 
 LENGTH_STEPS = 64  # of the dependence on the length

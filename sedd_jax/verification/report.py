@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from sedd_jax.display.plot import Plot, image
 from sedd_jax.display.table import Table, cell, markdown, markdown_lines, to_json
 from sedd_jax.errors import BadInput
+from sedd_jax.experiment.build import build_graph
 from sedd_jax.experiment.config import Config
 from sedd_jax.system.files import atomic_write
 from sedd_jax.system.settings import setting
@@ -45,7 +46,7 @@ def check_settings(config: ExactConfig) -> None:
       BadInput: too many or too few sequences; the message holds the dotted key.
     """
     exact, tokens, length = config.exact, config.data.vocab_size, config.model.length
-    num_states = tokens + (config.graph == "absorb")
+    num_states = build_graph(config.graph, max(tokens, 2)).num_states
     rules = (
         (config.family == "diffusion", "config.family must be diffusion: its maths is checked."),
         (tokens >= 2, f"config.data.vocab_size must be at least 2, got {tokens}."),

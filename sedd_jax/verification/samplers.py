@@ -73,7 +73,7 @@ def check_samplers(
       num_distributions: random data distributions on which the rules are compared.
     """
     steps = [2**i for i in range(max_steps.bit_length())]
-    absorbing = space.graph.mask_id is not None
+    absorbing = space.graph.absorbs
     rules = {name: RULES[name] for name in (GRID_SAMPLERS if absorbing else RULES)}
     tables, claims, curves = [], [], {}
     for name, noise in schedules.items():

@@ -50,7 +50,7 @@ def check_scores(
         tables = []
         for name, noise in schedules.items():
             # Euler and Tweedie are one rule here
-            tied = space.graph.mask_id is not None and name == "loglinear"
+            tied = space.graph.absorbs and name == "loglinear"
             table, step_claims = _steps(name, space, noise, data, rng, tied, programs)
             tables.append(table)
             claims += step_claims

@@ -6,11 +6,14 @@ from scipy.linalg import expm
 
 from sedd_jax.diffusion import denoiser as tweedie
 from sedd_jax.diffusion import graph as graph_module
+from tests.skewed import skewed
 
 V = 4
 # Q[y, x] is the rate from x to y: columns sum to 0 (Eqs. 15, over V, and 16).
 UNIFORM_Q = np.full((V, V), 0.25) - np.eye(V)
 ABSORBING_Q = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, -1.0, 0], [1.0, 1.0, 1.0, 0]])
+HYBRID_Q = np.array([[0.2], [0.2], [0.2], [0.4]]) - np.eye(V)
+SKEWED_Q = np.array([[0.1], [0.2], [0.4], [0.3]]) - np.eye(V)
 MASK = 3
 EPS = 2.0**-24
 
@@ -28,8 +31,10 @@ DELTA = SIGMA_T - SIGMA_S
     params=[
         (graph_module.absorbing(3), ABSORBING_Q, np.array([0.5, 0.3, 0.2, 0])),
         (graph_module.uniform(4), UNIFORM_Q, np.array([0.4, 0.3, 0.2, 0.1])),
+        (graph_module.hybrid(3, mask=0.4), HYBRID_Q, np.array([0.5, 0.3, 0.2, 0])),
+        (skewed(0.1, 0.2, 0.4, 0.3), SKEWED_Q, np.array([0.4, 0.3, 0.2, 0.1])),
     ],
-    ids=["absorb", "uniform"],
+    ids=["absorb", "uniform", "hybrid", "skewed"],
 )
 def case(request):
     """A graph over 4 states, its Q, and a distribution of a single clean token."""

@@ -110,7 +110,7 @@ def test_moves_of_other_orders_draw_their_share(order):
 
 def test_the_least_likely_positions_need_an_answer_at_every_one():
     assert not Gibbs(order="unlikely").serves(graphs.absorbing(TOKENS))
-    with pytest.raises(BadInput, match="uniform graph"):
+    with pytest.raises(BadInput, match="without an absorbing mask"):
         Sampling(sampler="gibbs(order='unlikely')").check(graphs.absorbing(TOKENS))
     with pytest.raises(BadInput, match="order must be one of"):
         Gibbs(order="sorted")

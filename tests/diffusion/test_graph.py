@@ -7,7 +7,10 @@ import pytest
 from scipy.linalg import expm
 from scipy.stats import chisquare
 
+from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion import graph as graph_module
+from sedd_jax.errors import BadInput
+from tests.skewed import skewed
 
 V = 4
 # Q[y, x] is the rate from x to y: columns sum to 0.
@@ -27,6 +30,22 @@ ABSORBING_Q = np.array(  # Eq. 16
         [1.0, 1.0, 1.0, 0.0],
     ]
 )
+HYBRID_Q = np.array(  # 0.4 to the mask, 0.6 to one of three tokens
+    [
+        [-0.8, 0.2, 0.2, 0.2],
+        [0.2, -0.8, 0.2, 0.2],
+        [0.2, 0.2, -0.8, 0.2],
+        [0.4, 0.4, 0.4, -0.6],
+    ]
+)
+SKEWED_Q = np.array(  # whatever pi is
+    [
+        [-0.9, 0.1, 0.1, 0.1],
+        [0.0, -1.0, 0.0, 0.0],
+        [0.6, 0.6, -0.4, 0.6],
+        [0.3, 0.3, 0.3, -0.7],
+    ]
+)
 SIGMAS = [1e-4, 1e-2, 0.5, 3.0, 20.0]
 RTOL = 2e-6  # a few float32 roundings, each 6e-8, relative to every entry, however small
 LEVEL = 1e-4  # of a single chi-square test; keys are fixed, so a pass stays a pass
@@ -37,8 +56,13 @@ STATES = jnp.arange(V)
 
 
 @pytest.fixture(
-    params=[(graph_module.absorbing(3), ABSORBING_Q), (graph_module.uniform(4), UNIFORM_Q)],
-    ids=["absorb", "uniform"],
+    params=[
+        (graph_module.absorbing(3), ABSORBING_Q),
+        (graph_module.uniform(4), UNIFORM_Q),
+        (graph_module.hybrid(3, mask=0.4), HYBRID_Q),
+        (skewed(0.1, 0.0, 0.6, 0.3), SKEWED_Q),
+    ],
+    ids=["absorb", "uniform", "hybrid", "skewed"],
 )
 def case(request):
     """A graph over 4 states and its Q."""
@@ -75,18 +99,47 @@ def test_states_tokens_and_mask():
     absorbing, uniform = graph_module.absorbing(10), graph_module.uniform(10)
     assert (absorbing.num_states, absorbing.num_tokens, absorbing.mask_id) == (11, 10, 10)
     assert (uniform.num_states, uniform.num_tokens, uniform.mask_id) == (10, 10, None)
+    hybrid, own = graph_module.hybrid(10), skewed(0.2, 0.5, 0.3)
+    assert (hybrid.num_states, hybrid.num_tokens, hybrid.mask_id, hybrid.mask) == (11, 10, 10, 0.9)
+    assert (own.num_states, own.num_tokens, own.mask_id) == (3, 3, None)
+    assert skewed(0.2, 0.5, 0.3, mask=True).num_tokens == 2
     assert graph_module.GRAPHS["absorb"](10) == absorbing
     assert graph_module.GRAPHS["uniform"](10) == uniform
+    assert graph_module.GRAPHS["hybrid"](10) == hybrid
+
+
+def test_what_a_limit_says_of_a_graph():
+    """One value of pi is enough for the loss where tokens leave for each other or a mask alone."""
+    found = {
+        graph: (graph.equal_limit, graph.absorbs)
+        for graph in (
+            graph_module.absorbing(3),
+            graph_module.uniform(4),
+            graph_module.hybrid(3),
+            graph_module.hybrid(3, mask=0.25),  # as probable as each token, but no token
+            skewed(0.0, 0.0, 1.0, mask=True),
+            skewed(0.25, 0.25, 0.25, 0.25),
+            skewed(0.5, 0.3, 0.2),
+        )
+    }
+    values = [(0, True), (0.25, False), *[(None, False)] * 2, (0, True), (0.25, False)]
+    assert list(found.values()) == [*values, (None, False)]
+
+
+@pytest.mark.parametrize("mask", [0.0, 1.0, -0.5, float("nan")])
+def test_a_share_of_masks_that_is_none(mask):
+    with pytest.raises(BadInput, match="mask must be above 0 and below 1"):
+        graph_module.hybrid(3, mask=mask)
 
 
 def test_rate_is_the_column_of_q(case):
     graph, Q = case
-    np.testing.assert_array_equal(_call(graph, "rate", STATES), Q.T)
+    np.testing.assert_allclose(_call(graph, "rate", STATES), Q.T, rtol=RTOL)
 
 
 def test_transposed_rate_is_the_row_of_q(case):
     graph, Q = case
-    np.testing.assert_array_equal(_call(graph, "transposed_rate", STATES), Q)
+    np.testing.assert_allclose(_call(graph, "transposed_rate", STATES), Q, rtol=RTOL)
 
 
 @pytest.mark.parametrize("vocab_size", [2, 7, 27])
@@ -213,14 +266,21 @@ def test_nothing_moves_without_noise(case):
     np.testing.assert_array_equal(_call(graph, "transition", STATES, jnp.float32(0)), np.eye(V))
 
 
+def assert_from_limit(graph, states):
+    """A chi-square test of draws from pi."""
+    possible = np.asarray(graph.limit) > 0
+    counts, probs = np.bincount(states, minlength=V), np.float64(graph.limit)[possible]
+    assert not counts[~possible].any()
+    if len(probs) > 1:
+        expected = len(states) * probs / probs.sum()
+        assert chisquare(counts[possible], expected).pvalue > LEVEL
+
+
 def test_samples_forget_their_start_at_large_noise(case):
     graph, _ = case
     xt = _samples(graph, 4, np.tile(np.arange(V), 4), np.full(16, 20, np.float32))
-    if graph.mask_id is None:
-        for row in xt:
-            assert chisquare(np.bincount(row, minlength=V)).pvalue > LEVEL
-    else:
-        assert np.all(xt == graph.mask_id)
+    for row in xt:
+        assert_from_limit(graph, row)
 
 
 def test_forward_marginal_tends_to_the_limit(case):
@@ -242,8 +302,12 @@ def test_sample_limit_draws_from_the_limit(case):
     graph, _ = case
     x = np.asarray(graph.sample_limit(jax.random.key(5), (100, 200)))
     assert x.shape == (100, 200) and x.dtype == np.int32
-    counts = np.bincount(x.ravel(), minlength=V)
-    if graph.mask_id is None:
-        assert chisquare(counts).pvalue > LEVEL
-    else:
-        np.testing.assert_array_equal(counts, [0, 0, 0, 20000])
+    assert_from_limit(graph, x.ravel())
+
+
+def test_a_table_of_aliases_has_the_probabilities_that_it_was_made_of():
+    probs = np.random.default_rng(0).dirichlet(np.full(500, 0.1))  # from 1e-30 to 0.1
+    probs[7] = 0
+    keep, alias = categorical.alias_table(probs)
+    found = np.bincount(np.arange(500), keep, 500) + np.bincount(alias, 1 - keep, 500)
+    np.testing.assert_allclose(found / 500, probs / probs.sum(), rtol=1e-9, atol=1e-16)

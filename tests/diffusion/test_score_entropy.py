@@ -6,17 +6,21 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 from scipy.special import logsumexp
+from scipy.stats import entropy
 
 from sedd_jax.diffusion import graph as graph_module
 from sedd_jax.diffusion import noise as noise_module
 from sedd_jax.diffusion.objective import dwdse_loss
 from sedd_jax.diffusion.score import DenseScore
-from sedd_jax.diffusion.score_entropy import score_entropy
+from sedd_jax.diffusion.score_entropy import prior_kl, score_entropy
+from tests.skewed import skewed
 
 V = 4
 # Q[y, x] is the rate from x to y: columns sum to 0 (Eqs. 15, over V, and 16).
 UNIFORM_Q = np.full((V, V), 0.25) - np.eye(V)
 ABSORBING_Q = np.array([[-1.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, -1.0, 0], [1.0, 1.0, 1.0, 0]])
+LIMIT = {"hybrid": np.array([0.2, 0.2, 0.2, 0.4]), "skewed": np.array([0.1, 0.5, 0.25, 0.15])}
+HYBRID_Q, SKEWED_Q = (np.outer(limit, np.ones(V)) - np.eye(V) for limit in LIMIT.values())
 MASK = 3
 EPS = 2.0**-24
 SIGMA = np.array([1e-3, 0.05, 0.5, 3.0], np.float32)  # one per row
@@ -24,8 +28,13 @@ SHAPE = (4, 6)
 
 
 @pytest.fixture(
-    params=[(graph_module.absorbing(3), ABSORBING_Q), (graph_module.uniform(4), UNIFORM_Q)],
-    ids=["absorb", "uniform"],
+    params=[
+        (graph_module.absorbing(3), ABSORBING_Q),
+        (graph_module.uniform(4), UNIFORM_Q),
+        (graph_module.hybrid(3, mask=0.4), HYBRID_Q),
+        (skewed(*LIMIT["skewed"].tolist()), SKEWED_Q),
+    ],
+    ids=["absorb", "uniform", "hybrid", "skewed"],
 )
 def case(request):
     """A graph over 4 states and its Q."""
@@ -54,7 +63,7 @@ def _tokens(Q, seed=0):
         x0 = rng.integers(0, MASK, SHAPE)
         noised = np.full(SHAPE, MASK)
     else:
-        x0 = rng.integers(0, V, SHAPE)
+        x0 = rng.integers(0, MASK if Q is HYBRID_Q else V, SHAPE)
         noised = (x0 + rng.integers(1, V, SHAPE)) % V
     xt = np.where(np.arange(SHAPE[1]) % 2, x0, noised)
     return xt.astype(np.int32), x0.astype(np.int32)
@@ -298,3 +307,11 @@ def test_expected_loss_is_least_at_the_ratios_of_the_marginal(case):
         other, other_grad = expected_loss(truth + jnp.array(step, jnp.float32))
         assert other > least + 1e-3
         assert np.abs(other_grad).max() > 1e-2
+
+
+def test_the_prior_term_is_the_largest_divergence_from_the_noised_guess(case):
+    graph, Q = case
+    kernel, count = expm(2.0 * Q), graph.num_tokens
+    guess = kernel[:, :count].mean(-1)
+    wanted = max(entropy(kernel[:, x0], guess) for x0 in range(count))
+    np.testing.assert_allclose(prior_kl(graph, jnp.array(2.0)), wanted, rtol=1e-5)

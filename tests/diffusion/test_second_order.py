@@ -87,7 +87,7 @@ def test_a_ratio_below_the_noise_taken_off_it_gives_no_rate():
     ratios, others = jnp.array([[0.5, 0.5]]), jnp.array([[0.1, 1.0]])
     for second, wanted in ((-1.0, [[1.0, 0.3]]), (1.0, [[1.0, 1.7]])):
         blend = Blend(jnp.array([2.0]), jnp.array([second]), jnp.array([-0.3 * second]))
-        np.testing.assert_allclose(blend(ratios, others), wanted, rtol=1e-6)
+        np.testing.assert_allclose(blend(ratios, others, jnp.arange(2)), wanted, rtol=1e-6)
 
 
 def process_of(graph, steps, held):

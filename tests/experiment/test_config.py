@@ -57,7 +57,7 @@ def test_an_int_serves_as_a_float_but_not_the_reverse():
         ("train.low_discrepancy", 1, "config.train.low_discrepancy must be of type bool, got 1"),
         ("train.steps", True, "config.train.steps must be of type int, got True"),
         ("data.corpus", None, "config.data.corpus must be of type str, got None"),
-        ("graph", "torus", "config.graph must be one of absorb, uniform, or .*'torus'"),
+        ("graph", "torus", "config.graph must be one of absorb, uniform, hybrid, or .*'torus'"),
         ("data.tokenizer", "runes", "config.data.tokenizer must be one of bytes, .*got 'runes'"),
         ("train.steps", 0, "config.train.steps must be positive, got 0"),
         ("data.vocab_size", -1, "config.data.vocab_size must not be negative"),

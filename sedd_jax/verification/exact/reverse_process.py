@@ -91,7 +91,7 @@ class ReverseProcess(NamedTuple):
             of keeping them.
         """
         graph = self.family.graph
-        if conditioning != "clamp" and graph.mask_id is not None:
+        if conditioning != "clamp" and graph.absorbs:
             raise ValueError(f"{conditioning!r} is for the uniform graph.")
         condition = {"clamp": clamped, "resample": _weighted}[conditioning]
         rule = sampler_named(sampler).weights if isinstance(sampler, str) else sampler
