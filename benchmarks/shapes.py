@@ -51,8 +51,22 @@ HEADS = {
 }
 
 
-def config_of(shape: Shape, remat: str, graph: str = "absorb") -> Config:
-    """Returns the settings of a training step of this shape."""
+def config_of(
+    shape: Shape,
+    remat: str,
+    graph: str = "absorb",
+    output: str = "ratio",
+    objective: str = "score_entropy",
+) -> Config:
+    """Returns the settings of a training step.
+
+    Args:
+      shape: sizes.
+      remat: what the backward pass recomputes, see `config.model.remat`.
+      graph: "absorb" or "uniform".
+      output: see `config.model.output`.
+      objective: see `config.train.objective`.
+    """
     model = ModelConfig(
         hidden_size=shape.hidden,
         num_blocks=shape.blocks,
@@ -61,11 +75,15 @@ def config_of(shape: Shape, remat: str, graph: str = "absorb") -> Config:
         dropout=0.0,
         remat=remat,
         scale_by_sigma=graph == "absorb",  # so that a network of random weights has ratios near 1
+        output=output,
     )
-    return Config(graph=graph, model=model, train=TrainConfig(batch_size=shape.batch))
+    train = TrainConfig(batch_size=shape.batch, objective=objective)
+    return Config(graph=graph, model=model, train=train)
 
 
-def family_of(shape: Shape, head: str, remat: str, graph: str = "absorb") -> ScoreBased:
+def family_of(
+    shape: Shape, head: str, remat: str, graph: str = "absorb", output: str = "ratio"
+) -> ScoreBased:
     """Returns a diffusion model of this shape.
 
     Args:
@@ -73,8 +91,9 @@ def family_of(shape: Shape, head: str, remat: str, graph: str = "absorb") -> Sco
       head: "streamed", or "dense" for a network that materialises its log-scores.
       remat: what the backward pass recomputes, see `config.model.remat`.
       graph: "absorb" or "uniform".
+      output: see `config.model.output`.
     """
-    family = build_family(config_of(shape, remat, graph), shape.tokens)
+    family = build_family(config_of(shape, remat, graph, output), shape.tokens)
     return family._replace(model=HEADS[head](family.model))
 
 

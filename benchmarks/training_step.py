@@ -3,13 +3,16 @@
     python -m benchmarks.training_step --shape=head_heavy
     python -m benchmarks.training_step --shape=body_heavy --variants=streamed/products,streamed/none
     python -m benchmarks.training_step --shape=owt_small --batch_size=8 --rounds=0
+    python -m benchmarks.training_step --shape=owt_small --graph=uniform \
+        --variants=streamed/products/leave_one_out/score_entropy,streamed/products
 
-A variant is HEAD/REMAT: a streamed or a dense head (the oracle: same network, same loss), and
-`config.model.remat`. Steps alternate in one process. With --published=FOLDER and
---published_python=PYTHON the published code alternates with them, in a process that sleeps
-otherwise. The memory figures are the compiler's, of the step and of loss and gradient from the
-hidden states on (head). The floor is the FLOPs of the matrix products, with half of the positions
-masked, at the rate of one large product on this machine. Absorbing graph, no dropout. --rounds=0
+A variant is HEAD/REMAT, or HEAD/REMAT/OUTPUT/OBJECTIVE: a streamed or a dense head (the oracle:
+same network, same loss), and `config.model.remat`, `config.model.output` and
+`config.train.objective` (ratio and score_entropy by default). Steps alternate in one process. With
+--published=FOLDER and --published_python=PYTHON the published code alternates with them, in a
+process that sleeps otherwise. The memory figures are the compiler's, of the step and of loss and
+gradient from the hidden states on (head). The floor is the FLOPs of the matrix products, with half
+of the positions masked, at the rate of one large product on this machine. No dropout. --rounds=0
 compiles only.
 """
 
@@ -29,6 +32,7 @@ from sedd_jax.experiment import cli
 from sedd_jax.model.transformer import REMAT
 
 _SHAPE = flags.DEFINE_enum("shape", "head_heavy", list(SHAPES), "Sizes of the step.")
+_GRAPH = flags.DEFINE_enum("graph", "absorb", ["absorb", "uniform"], "The token graph.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Sequences; those of the shape by default.")
 _VARIANTS = flags.DEFINE_list("variants", ["streamed/products", "dense/products"], "What to time.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Measured steps of each variant.")
@@ -37,15 +41,16 @@ _PYTHON = flags.DEFINE_string("published_python", "python", "A Python that has t
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
 
 
+PAPER = ("ratio", "score_entropy")
+
+
 def main() -> None:
     """Runs the benchmark."""
     check_output(_OUTPUT.value)
     shape = SHAPES[_SHAPE.value]
     if _BATCH_SIZE.value is not None:
         shape = dataclasses.replace(shape, batch=_BATCH_SIZE.value)
-    variants = {name: tuple(name.split("/")) for name in _VARIANTS.value}
-    if any(len(v) != 2 or v[0] not in HEADS or v[1] not in REMAT for v in variants.values()):
-        raise BadInput(f"--variants are HEAD/REMAT, as streamed/products; got {_VARIANTS.value}.")
+    variants = {name: _variant(name) for name in _VARIANTS.value}
     tokens = jax.random.randint(jax.random.key(1), (shape.batch, shape.length), 0, shape.tokens)
     with contextlib.ExitStack() as stack:
         published = {}
@@ -54,8 +59,12 @@ def main() -> None:
             spec = dataclasses.asdict(shape) | {"cond": 128}
             published["published"] = lambda: worker.seconds("train", **spec)
         steps = {
-            name: Step(family_of(shape, head, remat), config_of(shape, remat), tokens)
-            for name, (head, remat) in variants.items()
+            name: Step(
+                family_of(shape, head, remat, _GRAPH.value, output),
+                config_of(shape, remat, _GRAPH.value, output, objective),
+                tokens,
+            )
+            for name, (head, remat, output, objective) in variants.items()
         }
         programs = steps | published
         seconds = alternate(programs, _ROUNDS.value) if _ROUNDS.value else {}
@@ -63,7 +72,7 @@ def main() -> None:
     last = list(programs)[-1]
     rows = []
     for name in programs:
-        row = {"shape": _SHAPE.value, "batch": shape.batch, "variant": name}
+        row = {"shape": _SHAPE.value, "graph": _GRAPH.value, "batch": shape.batch, "variant": name}
         if name in seconds:
             times = seconds[name]
             row |= {
@@ -75,13 +84,24 @@ def main() -> None:
                 "floor_s": floor,
             }
         if name in steps:
-            head_bytes = temporaries(compiled_head(shape, variants[name][0]))
-            row |= {
-                "step_mb": round(temporaries(steps[name].compiled) / 1e6),
-                "head_mb": round(head_bytes / 1e6),
-            }
+            row["step_mb"] = round(temporaries(steps[name].compiled) / 1e6)
+            if variants[name][2:] == PAPER:
+                row["head_mb"] = round(temporaries(compiled_head(shape, variants[name][0])) / 1e6)
         rows.append(row)
     report(rows, _OUTPUT.value)
+
+
+def _variant(name):
+    """The parts of a variant: head, remat, output, objective."""
+    parts = tuple(name.split("/"))
+    if len(parts) == 2:
+        parts += PAPER
+    if len(parts) != 4 or parts[0] not in HEADS or parts[1] not in REMAT:
+        raise BadInput(
+            "--variants are HEAD/REMAT or HEAD/REMAT/OUTPUT/OBJECTIVE, as streamed/products; got "
+            f"{name}."
+        )
+    return parts
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from sedd_jax.inference.build import build_family
 from sedd_jax.inference.prompt import empty_prompt
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.inference.score_based import sequence_loss
+from sedd_jax.model import tiles
 from sedd_jax.model.sharding import shardings
 from sedd_jax.training.step import build_train_step, init_state
 
@@ -97,6 +98,21 @@ def test_nor_does_a_device_of_eight_for_its_part_of_the_batch(config):
         out_shardings=(everywhere, everywhere),
     )
     assert most < OUTPUTS / 8
+
+
+@pytest.mark.parametrize(
+    ("output", "objective"),
+    [("denoiser", "cross_entropy"), ("leave_one_out", "score_entropy"), ("denoiser", "d3pm")],
+)
+def test_nor_does_the_step_of_a_softmax(config, monkeypatch, output, objective):
+    monkeypatch.setattr("sedd_jax.model.tiles.CPU", tiles.CPU._replace(logits=128 * (VOCAB + 1)))
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, output=output),
+        train=dataclasses.replace(config.train, objective=objective),
+    )
+    step, state = train_step(config, build_family(config, VOCAB))
+    assert 128 * VOCAB <= largest(step, state, TOKENS, compiled=False) < OUTPUTS / 2
 
 
 @pytest.fixture

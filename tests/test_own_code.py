@@ -25,6 +25,7 @@ from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family, check_names
 from sedd_jax.inference.export import save_published, save_run
 from sedd_jax.inference.model import TrainedModel
+from sedd_jax.inference.score_based import objective_named
 from sedd_jax.training.step import build_train_step, init_state
 from tests.skewed import skewed
 
@@ -81,6 +82,16 @@ def linear(config):
 
 def doubled(graph, noise, score_fn, batch, x0):
     return 2 * mean_dwdse_loss(graph, noise, score_fn, batch, x0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """An objective with an option."""
+
+    value: float = 1.0
+
+    def __call__(self, graph, noise, score_fn, batch, x0):
+        return self.value + 0 * x0.sum()
 
 
 class OnlyAtTheEnd(GridSampler):
@@ -186,6 +197,28 @@ def test_times_of_one_s_own(own):
         train = dataclasses.replace(own.train, times=name)
         with pytest.raises(BadInput, match=f"config.train.times={name}: .*{message}"):
             check_names(dataclasses.replace(own, train=train))
+
+
+def test_a_class_of_objectives_is_made_with_its_options(own):
+    def loss_of(text):
+        objective = objective_named(text)
+        return objective(None, None, None, None, jnp.zeros(()))
+
+    assert loss_of("own_code:Constant") == 1 and loss_of("own_code:Constant(value=3)") == 3
+    with pytest.raises(BadInput, match=r"Constant has the options value, got size"):
+        objective_named("own_code:Constant(size=3)")
+    with pytest.raises(BadInput, match="own_code:doubled is a function, which has no options"):
+        objective_named("own_code:doubled(by=3)")
+
+
+@pytest.mark.parametrize("objective", ["cross_entropy", "d3pm(steps=10)"])
+def test_what_trains_a_softmax_refuses_log_ratios(own, objective):
+    config = dataclasses.replace(own, train=dataclasses.replace(own.train, objective=objective))
+    with pytest.raises(BadInput, match=r"set config.model.output to denoiser or leave_one_out"):
+        check_names(config)
+    check_names(
+        dataclasses.replace(config, model=dataclasses.replace(own.model, output="denoiser"))
+    )
 
 
 def test_an_objective_and_a_family_are_checked_before_a_run(own):

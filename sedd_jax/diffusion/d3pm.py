@@ -7,6 +7,7 @@ References:
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -53,12 +54,11 @@ class D3PM(NamedObjective):
         index = jnp.round(batch.t * self.steps)
         sigma, before = noise.sigma(index / self.steps), noise.sigma((index - 1) / self.steps)
         before = jnp.where(index > 1, before, 0)  # the first step ends at clean tokens
-        states = jnp.arange(graph.num_states)
 
         def loss(log_score, log_posterior, xt, x0, sigma, before):
-            limit = graph.limit
-            at_xt, at_x0 = (states == x[..., None] for x in (xt, x0))
-            limit_here = limit[xt][..., None]
+            at_xt, at_x0 = (jax.nn.one_hot(x, graph.num_states, dtype=bool) for x in (xt, x0))
+            limit = graph.limit.reshape((1,) * xt.ndim + (-1,))
+            limit_here = graph.limit[xt][..., None]
 
             def reaches(noise):  # p(x_t | y) after so much noise, for every y
                 stayed, moved = jnp.exp(-noise)[..., None], -jnp.expm1(-noise)[..., None]
@@ -80,3 +80,6 @@ class D3PM(NamedObjective):
         score = score_fn(batch.xt, sigma)
         active = graph.limit[batch.xt] > 0
         return score.weighted(loss, (batch.xt, x0, *positions), weight[:, None] * active)
+
+    def is_bound(self, graph: Graph) -> bool:
+        return self.auxiliary == 0

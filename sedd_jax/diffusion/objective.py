@@ -64,7 +64,10 @@ class NamedObjective(abc.ABC):
         """Returns the mean loss of the rows, see `Objective`."""
 
     def is_bound(self, graph: Graph) -> bool:
-        """Returns whether its mean is the diffusion term of a bound on -log p(x0)."""
+        """Returns whether its mean is the diffusion term of a bound on -log p(x0).
+
+        With a `grid` the bound is that of a process of T steps, and the last of them is in it.
+        """
         del graph
         return False
 

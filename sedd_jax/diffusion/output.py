@@ -106,16 +106,17 @@ class Output(abc.ABC):
           xt: noised tokens.
           logits: of all states; that of the mask is ignored.
         """
-        states = jnp.arange(self.graph.num_states)
-        at_xt = states == xt[..., None]
-        logits = jnp.where(states < self.graph.num_tokens, logits, -jnp.inf)
+        at_xt, limit = self._at_xt(xt), self.graph.limit
+        token = jnp.arange(limit.size) < self.graph.num_tokens
+        token, limit = (x.reshape((1,) * xt.ndim + (-1,)) for x in (token, limit))
+        logits = jnp.where(token, logits, -jnp.inf)
         softmax = Softmax(
             jax.nn.logsumexp(jnp.where(at_xt, -jnp.inf, logits), axis=-1),
             jnp.where(at_xt, logits, -jnp.inf).max(-1),
         )
         shift, offset = self.ratios(sigma, xt, softmax)
         log_score = jnp.logaddexp(
-            logits - shift[..., None], jnp.log(offset)[..., None] + jnp.log(self.graph.limit)
+            logits - shift[..., None], jnp.log(offset)[..., None] + jnp.log(limit)
         )
         log_q = logits - softmax.log_total[..., None]
         return jnp.where(at_xt, 0, log_score), self.log_posterior(sigma, xt, log_q)
@@ -132,6 +133,9 @@ class Output(abc.ABC):
         """
         sigma = jnp.broadcast_to(sigma[:, None], xt.shape)
         return DenseScore(xt, *self.score(sigma, xt, logits))
+
+    def _at_xt(self, xt):
+        return jax.nn.one_hot(xt, self.graph.num_states, dtype=bool)
 
     def _odds(self, sigma, xt):
         """E pi_x, and its logarithm."""
@@ -167,8 +171,7 @@ class LeaveOneOut(Output):
     def log_posterior(self, sigma, xt, log_q):
         # p(x_t | y) is in proportion to [y = x] + E pi_x
         odds, log_odds = (x[..., None] for x in self._odds(sigma, xt))
-        at_xt = jnp.arange(self.graph.num_states) == xt[..., None]
-        evidence = jnp.where(at_xt, jnp.log1p(odds), log_odds)
+        evidence = jnp.where(self._at_xt(xt), jnp.log1p(odds), log_odds)
         return jax.nn.log_softmax(log_q + evidence, axis=-1)
 
 

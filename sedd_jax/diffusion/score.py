@@ -13,7 +13,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,7 +125,7 @@ class Score(abc.ABC):
 
     @abc.abstractmethod
     def weighted(
-        self, loss: PositionLoss, arguments: Sequence[Array], weight: Float[Array, "B L"]
+        self, loss: PositionLoss, arguments: Sequence[Any], weight: Float[Array, "B L"]
     ) -> Float[Array, ""]:
         """Returns the sum over positions of any loss, times a weight.
 
@@ -136,7 +136,7 @@ class Score(abc.ABC):
           loss: of positions that do not affect each other: maps their log-scores (0 at x_t, of all
             V states), log p(x0 | x_t) (-inf at the mask) and arguments to nats. An output that is
             no softmax has no log p(x0 | x_t): None.
-          arguments: arrays [B, L, ...] that the loss takes.
+          arguments: trees of arrays [B, L, ...] that the loss takes.
           weight: positions with a weight of 0 are not computed.
         """
 
@@ -239,9 +239,10 @@ class DenseScore(Score):
         return jnp.sum(weight * self.entropy(target).sum(-1))
 
     def weighted(
-        self, loss: PositionLoss, arguments: Sequence[Array], weight: Float[Array, "B L"]
+        self, loss: PositionLoss, arguments: Sequence[Any], weight: Float[Array, "B L"]
     ) -> Float[Array, ""]:
-        each = loss(self.log_score, self.log_posterior, *arguments)
+        at_xt = jax.nn.one_hot(self.xt, self.log_score.shape[-1], dtype=bool)
+        each = loss(jnp.where(at_xt, 0, self.log_score), self.log_posterior, *arguments)
         return jnp.sum(jnp.where(weight == 0, 0, weight * each))
 
     def tempered(self, token_filter: TokenFilter) -> "DenseScore":

@@ -8,6 +8,7 @@ names of shapes are those of `vocab_head`.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ def weighted_and_gradient(
     unembedding: Unembedding,
     inputs: HeadInputs,
     sigma: Float[Array, "B L"],
-    arguments: Sequence[Array],
+    arguments: Sequence[Any],
     weight: Float[Array, "B L"],
 ) -> tuple[Float[Array, ""], tuple[Float[Array, "B L D"], Unembedding], Float[Array, "B L"]]:
     """Returns the weighted sum of a loss over the positions, its float32 gradient, and the losses.
@@ -56,7 +57,7 @@ def weighted_and_gradient(
         def weighted(logits):
             logits = logits[:, : head.num_states]
             if output is None:
-                at_xt = jnp.arange(head.num_states) == part.xt[:, None]
+                at_xt = jax.nn.one_hot(part.xt, head.num_states, dtype=bool)
                 rows = jnp.where(at_xt, 0, logits - part.shift[:, None]), None
             else:
                 rows = output.score(part_sigma, part.xt, logits)

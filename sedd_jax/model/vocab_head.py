@@ -10,6 +10,7 @@ Shapes: B batch, L length, D hidden, V columns of the padded unembedding, G = V 
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -185,7 +186,7 @@ class StreamedScore(Score):
         return _weighted_entropy(self.head, self.unembedding, hidden, shift, target, weight)
 
     def weighted(
-        self, loss: PositionLoss, arguments: Sequence[Array], weight: Float[Array, "B L"]
+        self, loss: PositionLoss, arguments: Sequence[Any], weight: Float[Array, "B L"]
     ) -> Float[Array, ""]:
         self._refuse_blended()
         hidden, shift, xt = self.inputs[:3]
