@@ -55,7 +55,8 @@ if __name__ == "__main__":
         packages=[*find_packages(include=["sedd_jax", "sedd_jax.*"]), "sedd_jax.configs"],
         package_dir={"sedd_jax.configs": "configs"},
         package_data={
-            f"sedd_jax.{room}": ["assets/*"] for room in ("demo", "display", "evaluation", "jobs")
+            f"sedd_jax.{room}": ["assets/*"]
+            for room in ("comparison", "demo", "display", "evaluation", "jobs")
         },
         install_requires=REQUIREMENTS,
         extras_require={

@@ -13,25 +13,24 @@ Standard errors are those of the two samples that the line goes through.
 
 from pathlib import Path
 
-import numpy as np
 from absl import flags
 
 from sedd_jax.display.plot import Plot, check_plots, image
 from sedd_jax.display.table import Table, markdown
 from sedd_jax.errors import BadInput
+from sedd_jax.evaluation.matched import PERPLEXITY, matched
 from sedd_jax.evaluation.record import Record, read_records
 from sedd_jax.experiment import cli
 
 _RECORDS = flags.DEFINE_string("records", None, "Folder of the records, of one model.")
 _PLOT = flags.DEFINE_string("plot", None, "File for the plot, .png.")
-_PERPLEXITY, _ENTROPY = "gen_perplexity_samples", "entropy"
 
 
 def main() -> None:
     """Prints a table in Markdown, and writes the plot if a file is given."""
     if not _RECORDS.value:
         raise BadInput("--records=FOLDER is needed, the folder that sedd_jax.evaluate writes.")
-    records = [it for it in read_records(Path(_RECORDS.value)) if _PERPLEXITY in it.figures]
+    records = [it for it in read_records(Path(_RECORDS.value)) if PERPLEXITY in it.figures]
     reals = [it for it in records if it.is_real]
     if len(reals) != 1:
         raise BadInput(
@@ -43,18 +42,18 @@ def main() -> None:
         if not record.is_real:
             way = record.protocol["sampler"], str(record.protocol["steps"])
             groups.setdefault(way, []).append(record)
-    level, rows = reals[0].figures[_ENTROPY], []
+    level, rows = reals[0].figures["entropy"], []
     curves: dict[str, list[tuple[float, float, float]]] = {}
     for (sampler, steps), of_group in groups.items():
         found, error, mark = matched(of_group, level)
         plain = next((it for it in of_group if it.protocol.get("temperature", 1) == 1), of_group[0])
-        own = [_with_error(plain, figure) for figure in (_PERPLEXITY, _ENTROPY)]
+        own = [_with_error(plain, figure) for figure in (PERPLEXITY, "entropy")]
         evaluations = plain.figures["evaluations"]  # some samplers need others at a temperature
         way = f"{sampler} {steps}"
         rows.append((way, evaluations, *own, f"{found:.4g} ± {error:.2g}{mark}"))
         curves.setdefault(sampler, []).append((evaluations, found, error))
     rows.sort(key=lambda row: (row[0].rsplit(" ", 1)[0], row[1]))
-    title = f"Real text: perplexity {reals[0].figures[_PERPLEXITY]:.4g}, entropy {level:.4g} nats"
+    title = f"Real text: perplexity {reals[0].figures[PERPLEXITY]:.4g}, entropy {level:.4g} nats"
     columns = ("sampler, steps", "evaluations", "perplexity", "entropy", "perplexity, matched")
     print(markdown(Table(title, columns, rows)))
     if _PLOT.value:
@@ -64,40 +63,13 @@ def main() -> None:
             for name, points in curves.items()
         }
         label = "generative perplexity at the entropy of real text"
-        levels = {"real text": reals[0].figures[_PERPLEXITY]}
+        levels = {"real text": reals[0].figures[PERPLEXITY]}
         plot = Plot("matched", "network evaluations", label, shown, levels=levels)
         Path(_PLOT.value).write_bytes(image(plot))
 
 
 def _with_error(record, figure):
     return f"{record.figures[figure]:.4g} ± {record.figures[f'{figure}_stderr']:.2g}"
-
-
-def matched(records: list[Record], entropy: float) -> tuple[float, float, str]:
-    """Returns the perplexity at an entropy, its standard error, and "*" if it is extrapolated.
-
-    Args:
-      records: of one sampler and number of steps, at different temperatures.
-      entropy: of real text, nats.
-    """
-    points = sorted(
-        (
-            it.figures[_ENTROPY],
-            np.log(it.figures[_PERPLEXITY]),
-            it.figures[f"{_PERPLEXITY}_stderr"] / it.figures[_PERPLEXITY],
-            it.figures[f"{_ENTROPY}_stderr"],
-        )
-        for it in records
-    )
-    if len(points) == 1:
-        return np.exp(points[0][1]), np.exp(points[0][1]) * points[0][2], " (one temperature)"
-    x = np.array([point[0] for point in points])
-    left = int(np.clip(np.searchsorted(x, entropy) - 1, 0, len(x) - 2))
-    (x0, y0, e0, h0), (x1, y1, e1, h1) = points[left : left + 2]
-    share, slope = (entropy - x0) / (x1 - x0), (y1 - y0) / (x1 - x0)
-    error = np.hypot((1 - share) * np.hypot(e0, slope * h0), share * np.hypot(e1, slope * h1))
-    value = float(np.exp(y0 + share * (y1 - y0)))
-    return value, float(value * error), "" if x[0] <= entropy <= x[-1] else "*"
 
 
 if __name__ == "__main__":

@@ -115,7 +115,9 @@ def main() -> None:
     choices = _choices()
 
     def resolve():
-        catalog = DatasetCatalog(_DATA.value and Path(_DATA.value), _sources(), _DOWNLOAD.value)
+        catalog = DatasetCatalog(
+            _DATA.value and Path(_DATA.value), cli.named_files(_SOURCES), _DOWNLOAD.value
+        )
         return catalog, *likelihood.resolve_suites(scored, catalog, _PROTOCOL.value)
 
     catalog, names, missing = processes.run_primary_first(resolve, resolve)
@@ -236,17 +238,6 @@ def _show(records: list[Record]) -> None:
     """Prints tables of the records."""
     tables = summary.tables(records, all_published=_PUBLISHED.value == "all")
     print("\n\n".join(f"{table.title}\n\n{markdown(table)}" for table in tables))
-
-
-def _sources():
-    """The files of --sources, by data set."""
-    pairs = [entry.partition("=") for entry in _SOURCES.value]
-    if wrong := [name for name, equals, path in pairs if not (name and path)]:
-        raise BadInput(f"--sources takes NAME=FILE,..., as in ptb=test.txt; got {wrong[0]!r}.")
-    files = {name: path for name, _, path in pairs}
-    if len(files) < len(pairs):
-        raise BadInput("--sources names a data set twice; each has one file.")
-    return files
 
 
 def _folder():

@@ -33,7 +33,7 @@ from sedd_jax.training import hooks
 from sedd_jax.training.evaluator import Evaluator, bound_text
 from sedd_jax.training.initial_weights import load_initial, with_weights_of
 from sedd_jax.training.step import build_programs
-from sedd_jax.training.throughput import StepTimer, step_flops
+from sedd_jax.training.throughput import StepTimer, step_flops, step_memory_gib
 
 _CONFIG = define_config_flag("The run's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder: created, or resumed.")
@@ -108,6 +108,7 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
             last,
             tokens_per_step=train.batch_size * config.model.length,
             flops_per_step=step_flops(family, config.model, train),
+            step_memory_gib=step_memory_gib(train_step),
         )
         with (
             batches,

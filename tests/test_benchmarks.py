@@ -1,7 +1,6 @@
 """The benchmarks run, on shapes that take no time, and write what they measured."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -9,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.matched_entropy import matched
 from benchmarks.mutations import MUTATIONS, faults
-from sedd_jax.evaluation.record import Record
 
 SLOW = (pytest.mark.slow, pytest.mark.unsteady)
 ROOT = Path(__file__).parents[1]
@@ -96,20 +93,3 @@ def test_results_are_not_overwritten_and_a_missing_python_is_named(tmp_path):
 
 def test_every_mutation_is_of_a_text_that_occurs_once():
     assert faults(MUTATIONS) == []
-
-
-def sampled(entropy, log_perplexity):
-    perplexity = math.exp(log_perplexity)
-    figures = {"entropy": entropy, "gen_perplexity_samples": perplexity}
-    errors = {"entropy_stderr": 0.0, "gen_perplexity_samples_stderr": 0.1 * perplexity}
-    return Record("quality", "it", {}, {}, figures | errors)
-
-
-def test_quality_is_interpolated_in_the_entropy():
-    records = [sampled(3.0, 2.0), sampled(2.0, 1.0), sampled(4.0, 9.0)]
-    value, error, mark = matched(records, 2.5)
-    assert value == pytest.approx(math.exp(1.5)) and mark == ""
-    assert error == pytest.approx(value * 0.1 / math.sqrt(2))
-    value, _, mark = matched(records[:2], 3.5)
-    assert value == pytest.approx(math.exp(2.5)) and mark == "*"
-    assert matched(records[:1], 2.5)[0] == pytest.approx(math.exp(2.0))

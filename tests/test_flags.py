@@ -7,7 +7,10 @@ PROGRAM = """
 import importlib, pkgutil, sys
 from absl import flags
 import sedd_jax
-BINARIES = {"train", "sample", "evaluate", "prepare", "convert", "plan", "exact", "report", "demo"}
+BINARIES = {
+    "compare", "convert", "demo", "evaluate", "exact", "plan", "prepare", "report", "sample",
+    "train",
+}
 for module in pkgutil.walk_packages(sedd_jax.__path__, "sedd_jax."):
     *_, name = module.name.split(".")
     if name != "__main__" and (name not in BINARIES or module.ispkg or module.name.count(".") > 1):

@@ -20,7 +20,19 @@ FLOORS = [
     {"verification"},
     {"evaluation"},
     {"planning"},
-    {"train", "sample", "demo", "exact", "prepare", "convert", "evaluate", "report", "plan"},
+    {"comparison"},
+    {
+        "compare",
+        "train",
+        "sample",
+        "demo",
+        "exact",
+        "prepare",
+        "convert",
+        "evaluate",
+        "report",
+        "plan",
+    },
 ]
 HLO_COST = PACKAGE / "planning" / "hlo_cost"
 MODULES = sorted(PACKAGE.rglob("*.py"))

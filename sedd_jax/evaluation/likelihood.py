@@ -222,6 +222,8 @@ def _figures(blocks: Blocks, bound: NLLEstimate) -> dict[str, Any]:
         "perplexity": bound.perplexity,
         "perplexity_stderr": bound.perplexity_stderr,
         "by_t": bound.by_t,
+        # what two models on the same blocks are compared by
+        "nats_by_block": [round(float(nats), 4) for nats in bound.nats.mean(0)],
         **_losses(blocks),
     }
 

@@ -141,6 +141,12 @@ RESULTS: list[PublishedResult] = [
 ]  # fmt: skip
 
 
+def paper_table_1() -> list[PublishedResult]:
+    """Returns the rows of Table 1 of the SEDD paper: small models, zero-shot perplexity."""
+    ours = (it for it in RESULTS if it.source == _SEDD and it.size == "small")
+    return [result for result in ours if set(ZEROSHOT) <= set(result.figures)]
+
+
 def published(records: Sequence[Record], *, everything: bool = False) -> Table | None:
     """Returns measured likelihoods with the published rows of the same data sets below them.
 

@@ -109,7 +109,7 @@ def find_cached(folder: Path, query: Record) -> Record | None:
     path = folder / query.file
     if not path.exists():
         return None
-    known = _read(path)
+    known = read_record(path)
     if known.file != query.file or not known.figures:
         raise BadInput(
             f"{path} is not a record of an evaluation (it has another protocol, or no figures); "
@@ -134,13 +134,14 @@ def read_records(folder: Path) -> list[Record]:
     records = []
     for path in sorted(folder.glob("*-*-????????.json")):
         try:
-            records.append(_read(path))
+            records.append(read_record(path))
         except BadInput as error:
             print(f"Left out: {error}", file=sys.stderr, flush=True)
     return records
 
 
-def _read(path):
+def read_record(path: Path) -> Record:
+    """Returns the record in a file; raises BadInput where it is none."""
     try:
         record = Record(**json.loads(path.read_text()))
         if not all(isinstance(it, dict) for it in (record.model, record.protocol, record.figures)):

@@ -110,6 +110,17 @@ def mesh_from(flag: flags.FlagHolder) -> MeshConfig | None:
         ) from error
 
 
+def named_files(flag: flags.FlagHolder) -> dict[str, str]:
+    """Returns the files of a list flag, NAME=FILE,..., by their names."""
+    pairs = [entry.partition("=") for entry in flag.value]
+    if wrong := [name for name, _, path in pairs if not (name and path)]:
+        raise BadInput(f"--{flag.name} takes NAME=FILE,..., as in ptb=test.txt; got {wrong[0]!r}.")
+    files = {name: path for name, _, path in pairs}
+    if len(files) < len(pairs):
+        raise BadInput(f"--{flag.name} names a data set twice; each has one file.")
+    return files
+
+
 def refuse_flags_of_others(family: str, flags_of: Mapping[str, Sequence[flags.FlagHolder]]) -> None:
     """Raises BadInput for a flag that was given and that models of this family do not have.
 

@@ -1,5 +1,6 @@
 """Config files: the flag that names one, where those of this project are, and their bases."""
 
+import dataclasses
 import functools
 import importlib.util
 import sys
@@ -7,9 +8,11 @@ from pathlib import Path
 from types import ModuleType
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from sedd_jax.errors import BadInput, first_line
+from sedd_jax.experiment.config import from_saved
+from sedd_jax.model.settings_file import read_json
 
 # of an installed package, and of a checkout
 _PLACES = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
@@ -22,7 +25,8 @@ flags.disclaim_key_flags()
 def define_config_flag(description: str) -> flags.FlagHolder:
     """Defines `--config=FILE`, or FILE:ARGUMENT, and `--config.NAME=VALUE` for its settings.
 
-    The file is found by `find_config`; a line on stderr names one that is not here.
+    The file is found by `find_config`; a line on stderr names one that is not here. A file that
+    ends in .json has saved settings, as `config.json` of a run.
     """
     holder = config_flags.DEFINE_config_file("config", None, description)
     parser = flags.FLAGS[holder.name].parser
@@ -31,6 +35,8 @@ def define_config_flag(description: str) -> flags.FlagHolder:
 
 
 def _parse(parse, path):
+    if path.endswith(".json"):
+        return saved_config(Path(path))
     file, colon, argument = path.partition(":")
     found = f"{_found(file)}{colon}{argument}"
     try:
@@ -45,6 +51,20 @@ def _parse(parse, path):
     except (KeyError, TypeError, ValueError) as error:
         first = error.__context__ or error  # the second one holds a traceback
         raise BadInput(f"{path} fails with {type(first).__name__}: {first_line(first)}.") from error
+
+
+def saved_config(path: Path) -> ConfigDict:
+    """Returns the settings in a JSON file, as a config file would.
+
+    Raises:
+      BadInput: there is no such file, or it holds something else.
+    """
+    if not path.is_file():
+        raise BadInput(f"there is no file {path}.")
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise BadInput(f"{path} holds no settings of a run.")
+    return ConfigDict(dataclasses.asdict(from_saved(values)))
 
 
 @functools.cache  # one line is enough
@@ -73,6 +93,14 @@ def find_config(file: str) -> Path:
     )
 
 
+def config_module(path: Path) -> ModuleType:
+    """Returns the module of a config file."""
+    spec = importlib.util.spec_from_file_location(f"configs.{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def config_beside(file: str, name: str) -> ModuleType:
     """Returns another config as a module, for a config that changes it.
 
@@ -87,7 +115,4 @@ def config_beside(file: str, name: str) -> ModuleType:
     path = own if own.is_file() else shipped
     if not path.is_file():
         raise BadInput(f"{file} changes the config {name}, but there is no {own}, nor {shipped}.")
-    spec = importlib.util.spec_from_file_location(f"configs.{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return config_module(path)

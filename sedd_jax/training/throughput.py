@@ -36,7 +36,15 @@ PEAK_FLOPS = {
 class StepTimer:
     """Times the steps of a run, without its pauses."""
 
-    def __init__(self, start: int, total: int, *, tokens_per_step: int, flops_per_step: float):
+    def __init__(
+        self,
+        start: int,
+        total: int,
+        *,
+        tokens_per_step: int,
+        flops_per_step: float,
+        step_memory_gib: float | None = None,
+    ):
         """Starts a clock.
 
         Args:
@@ -44,8 +52,10 @@ class StepTimer:
           total: the last step of the run.
           tokens_per_step: over all devices.
           flops_per_step: over all devices.
+          step_memory_gib: of a device, see `step_memory_gib`.
         """
         self._total, self._tokens, self._flops = total, tokens_per_step, flops_per_step
+        self._memory = step_memory_gib
         self._pauses = 0.0
         self.begin(start)
 
@@ -60,7 +70,8 @@ class StepTimer:
         The row: tokens_per_second; step_seconds, the mean; waiting_for_data, the share of the time
         spent inside `waiting`; flops_utilization, `step_flops` as a share of the devices' peak,
         where the peak is known; peak_memory_gib, the most that a device of this process has held
-        since it started, where devices report it. Empty if there were no steps.
+        since it started, where devices report it; step_memory_gib, as given. Empty if there were no
+        steps.
         """
         (last, last_time), (first, first_time) = self._mark, self._first
         if step == last:
@@ -80,6 +91,8 @@ class StepTimer:
         memory = peak_memory_gib()
         if memory is not None:
             row["peak_memory_gib"] = memory
+        if self._memory is not None:
+            row["step_memory_gib"] = self._memory
         left = (self._total - step) * (now - first_time) / (step - first)
         return row, duration(left)
 
@@ -119,6 +132,16 @@ def peak_flops() -> float | None:
     """Returns the peak FLOP/s of all devices together; None if unknown for one of them."""
     peaks = [PEAK_FLOPS.get(device.device_kind) for device in jax.devices()]
     return None if None in peaks else sum(peaks)
+
+
+def step_memory_gib(program: jax.stages.Compiled) -> float:
+    """Returns what a compiled step holds on a device at once, GiB, by the compiler's own figures.
+
+    State and batch, the results that do not replace them, and the temporaries in between.
+    """
+    found = program.memory_analysis()
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    return (found.argument_size_in_bytes + results + found.temp_size_in_bytes) / 2**30
 
 
 def peak_memory_gib() -> float | None:

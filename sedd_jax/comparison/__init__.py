@@ -1,0 +1,1 @@
+"""Rows trained alike and scored alike, in one table."""
