@@ -50,14 +50,14 @@ _DOWNLOAD = flags.DEFINE_bool("download", False, "Fetch the data sets that are m
 
 def main() -> None:
     """Compares as the flags say."""
+    # nothing is computed here, and an accelerator is for the rows
+    jax.config.update("jax_platforms", "cpu")
     comparison = comparison_from(cli.config_from(_CONFIG, ComparisonConfig))
     if not _WORKDIR.value:
         raise BadInput("--workdir=FOLDER is needed: where the comparison is kept.")
     folder = Path(_WORKDIR.value)
     check_local(folder, "--workdir")
     check_plots()
-    # nothing is computed here, and an accelerator is for the rows
-    jax.config.update("jax_platforms", "cpu")
     data = DataSets(tuple(_SUITE.value), _DATA.value, cli.named_files(_SOURCES), _DOWNLOAD.value)
     _check_data(data)
     if _JUDGE.value:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from sedd_jax.comparison.settings import ComparisonConfig, comparison_from
 from sedd_jax.experiment.config import Config, parse
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
@@ -27,6 +28,7 @@ SIZES = {
     "owt_1_5b": 1.45e9,
     "owt_7b": 6.95e9,
 }
+KINDS = {"compare": ComparisonConfig, "exact": ExactConfig, "oracle": OracleConfig}
 MEMORY = 80e9  # bytes of the accelerators that the sharded ones are laid out for
 
 
@@ -39,8 +41,7 @@ def test_config_is_documented_and_its_shapes_fit(name):
     module = load(name)
     for word in ("Paper row", "Hardware", f"--config=configs/{name}.py"):
         assert word.lower() in module.__doc__.lower()
-    kind = {"exact": ExactConfig, "oracle": OracleConfig}.get(name.partition("_")[0], Config)
-    config = parse(module.get_config(), kind)
+    config = parse(module.get_config(), KINDS.get(name.partition("_")[0], Config))
     vocab_size = config.data.vocab_size or ALPHABET
     components = build_family(config, vocab_size)
     key = run_keys(config.seed).init
@@ -100,6 +101,18 @@ def test_both_noise_ranges_of_the_uniform_graph(name):
     module = load(name)
     assert parse(module.get_config()).noise.sigma_min == 1e-4
     assert parse(module.get_config("paper")).noise.sigma_min == 1e-5
+
+
+@pytest.mark.parametrize("form", ["quick", "long"])
+def test_rows_of_the_comparison_are_alike_in_size_and_budget(form):
+    comparison = comparison_from(parse(load("compare_table1").get_config(form), ComparisonConfig))
+    configs = [row.config for row in comparison.rows]
+    families = [build_family(config, config.data.vocab_size) for config in configs]
+    trees = [jax.eval_shape(it.model.init, jax.random.key(0)) for it in families]
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in trees]
+    assert max(sizes) < 1.05 * min(sizes)
+    assert len({(it.train.steps, it.train.batch_size, it.model.length) for it in configs}) == 1
+    assert comparison.one_tokenizer and comparison.reference.name == "sedd_absorb"
 
 
 def test_there_are_configs():

@@ -63,6 +63,8 @@ def test_a_run_leaves_metrics_samples_and_checkpoints(smoke_run, smoke_config):
     assert bounds[20]["bound"] < bounds[10]["bound"]
     assert {"bound_stderr", "perplexity", "bits_per_byte"} <= bounds[20].keys()
     assert [row["step"] for row in rows if "sample_0" in row] == [20]
+    state = sum(x.nbytes for x in jax.tree.leaves(final_state(smoke_run, smoke_config)))
+    assert all(row["step_memory_gib"] * 2**30 > state for row in rows if "loss" in row)
     assert {p.name for p in (smoke_run / FOLDER).iterdir()} >= {"10", "20"}
 
 

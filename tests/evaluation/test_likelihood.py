@@ -104,6 +104,8 @@ def test_a_causal_perplexity_is_that_of_a_full_forward_pass(
     assert counts == expected
     assert (figures["exact"], figures["stderr"], figures["by_t"]) == (True, 0.0, [])
     assert figures["data_stderr"] > 0
+    assert len(figures["nats_by_block"]) == len(rows)
+    assert sum(figures["nats_by_block"]) == pytest.approx(total, abs=1e-3)
     assert record.protocol["first_token"] == first
     nothing = {name: record.protocol[name] for name in ("t", "draws", "t_min", "seed")}
     assert set(nothing.values()) == {None}  # so that any seed finds the answer again

@@ -1,5 +1,6 @@
 """Config files from any folder, from a checkout or an installed package."""
 
+import functools
 import runpy
 import sys
 from pathlib import Path
@@ -10,7 +11,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.config_files import SHIPPED, _parse, config_beside, find_config
+from sedd_jax.experiment.config import parse, to_json
+from sedd_jax.experiment.config_files import (
+    SHIPPED,
+    _parse,
+    config_beside,
+    find_config,
+    saved_config,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +78,24 @@ def test_a_config_that_fails_is_one_line(argument, said):
     parse = parser._flagvalues["config"].parser.parse
     with pytest.raises(BadInput, match=f"configs/{argument} fails with {said}"):
         _parse(parse, f"configs/{argument}")
+
+
+def test_saved_settings_are_a_config_too(tmp_path):
+    config = parse(config_beside(str(tmp_path / "own.py"), "tiny").get_config())
+    saved = tmp_path / "config.json"
+    saved.write_text(to_json(config))
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    parser = values["config"].parser
+    parser.parse = functools.partial(_parse, parser.parse)
+    values(["binary", f"--config={saved}"])
+    assert parse(holder.value) == config
+    for text, said in (("[]", "holds no settings of a run"), ("{", "is damaged or no JSON")):
+        saved.write_text(text)
+        with pytest.raises(BadInput, match=said):
+            saved_config(saved)
+    with pytest.raises(BadInput, match="there is no file absent.json"):
+        _parse(None, "absent.json")
 
 
 def test_a_config_changes_the_one_beside_it(tmp_path):
