@@ -100,15 +100,16 @@ def test_what_is_gone_is_made_again_and_the_table_is_the_same(finished, tmp_path
     assert table(plan) == before
 
 
-def test_a_row_that_diverges_is_reported_and_one_that_was_not_picked(small, tmp_path):
+def test_a_table_tells_of_rows_that_diverge_have_other_tokens_or_were_not_picked(small, tmp_path):
     config = small()
+    config.rows.letters = {"data": {"tokenizer": "characters", "vocab_size": 0}}
     config.comparison.seeds, config.comparison.samples = 1, 0
     config.rows.wild = {
         "optim": {"learning_rate": 1e9, "warmup_steps": 1},
         "train": {"max_skipped": 2},
         "eval": {"every": 6},
     }
-    plan = plan_of(config, tmp_path / "some", ["wild", "absorb"])
+    plan = plan_of(config, tmp_path / "some", ["wild", "absorb", "letters"])
     with quickly():
         complete(plan, lambda: None)
     found, rows = rows_of(plan)
@@ -119,6 +120,11 @@ def test_a_row_that_diverges_is_reported_and_one_that_was_not_picked(small, tmp_
     said = " ".join(found.notes)
     assert "wild, seed 0 failed: 2 steps in a row made no update; the " in said
     assert "No samples were drawn" in said and "There is one seed" in said
+    assert "different tokenizers: they are compared in bits per byte alone" in said
+    assert rows["letters"]["bits/byte"].startswith("<= ") and "perplexity" not in rows["letters"]
+    against = next(table for table in found.tables if table.title.startswith("Bits per byte less"))
+    ((name, _, _, paired),) = against.rows
+    assert (name, paired) == ("letters", "no")
 
 
 def test_a_run_that_another_process_has_is_waited_for(finished, monkeypatch, tmp_path):
