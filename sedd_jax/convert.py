@@ -1,8 +1,8 @@
 """Converts a model: `python -m sedd_jax.convert --checkpoint=runs/tiny --output=published/tiny`.
 
 A run folder becomes one in the published PyTorch layout, and the other way round; so does a run of
-the published training script, or one of its checkpoints. With
---push_to_hub=OWNER/NAME the result is then uploaded to the Hugging Face hub, private unless
+the published training script, or one of its checkpoints. An MDLM, UDLM, Duo or RADD becomes a run
+folder. With --push_to_hub=OWNER/NAME the result is then uploaded to the Hugging Face hub, private unless
 --public.
 """
 

@@ -5,6 +5,7 @@ The kinds: `bytes` (257 ids), `characters` (the alphabet of the corpus), `text8`
 `sentencepiece` (trained on the corpus), `gpt2` (from its files) and `integers` (ids as input).
 """
 
+import copy
 import hashlib
 import json
 import pathlib
@@ -34,6 +35,9 @@ GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 class GPT2(Tokenizer):
     """The byte-level byte-pair encoding of GPT-2.
 
+    With `pad` it has one id more, [PAD], which no text has: `transformers` adds it, and models that
+    were trained with it on the uniform graph have a state for it.
+
     References:
       Radford et al. 2019, Language Models are Unsupervised Multitask Learners
     """
@@ -43,13 +47,14 @@ class GPT2(Tokenizer):
     eod_id = 50256
     exact = True  # the pieces are bytes
 
-    def __init__(self, folder: str | pathlib.Path):
+    def __init__(self, folder: str | pathlib.Path, pad: bool = False):
         """Loads `encoder.json` and `vocab.bpe`, or `vocab.json` and `merges.txt`, from a folder.
 
         Raises:
           BadInput: a file is missing, the two do not belong together, or tiktoken is missing.
         """
         folder = pathlib.Path(folder)
+        self.vocab_size += pad
         own, of_hub = GPT2_FILES
         hub_names = all((folder / name).is_file() for name in of_hub)
         encoder, merges = (folder / name for name in (of_hub if hub_names else own))
@@ -79,7 +84,7 @@ class GPT2(Tokenizer):
             raise BadInput(f"{encoder} has {len(ranks)} tokens, GPT-2 has {self.eod_id}.")
         self._encoding = tiktoken.Encoding(
             "gpt2",
-            explicit_n_vocab=self.vocab_size,
+            explicit_n_vocab=GPT2.vocab_size,
             mergeable_ranks=ranks,
             special_tokens={END_OF_DOCUMENT: self.eod_id},
             pat_str=r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$"""
@@ -99,12 +104,25 @@ class GPT2(Tokenizer):
     def _spelling(self, id_: int) -> bytes:
         return self._encoding.decode_single_token_bytes(id_)
 
+    def padded(self) -> "GPT2":
+        """Returns the same with [PAD]."""
+        other = copy.copy(self)
+        other.vocab_size = GPT2.vocab_size + 1
+        return other
+
+    def _marks(self, mask):
+        pads = range(GPT2.vocab_size, self.vocab_size)
+        return super()._marks(mask) | dict.fromkeys(pads, "[PAD]")
+
+    def _settings(self) -> dict[str, Any]:
+        return {"pad": True} if self.vocab_size > GPT2.vocab_size else {}
+
     def _files(self) -> dict[str, bytes]:
         return dict(self._contents)
 
     @classmethod
     def load(cls, folder: pathlib.Path, settings: dict[str, Any]) -> "GPT2":
-        return cls(folder)
+        return cls(folder, settings.get("pad", False))
 
 
 TEXT8_ALPHABET = " abcdefghijklmnopqrstuvwxyz"
@@ -201,7 +219,7 @@ def find_tokenizer(folder: pathlib.Path) -> Tokenizer | None:
     Raises:
       BadInput: it is damaged.
     """
-    if has_gpt2_files(folder):  # first, since a tokenizer.json beside them may be another one
+    if has_gpt2_files(folder) and not _is_saved(folder):
         return GPT2(folder)
     return load_tokenizer(folder) if (folder / SETTINGS_FILE).is_file() else None
 

@@ -5,10 +5,12 @@ from operator import attrgetter
 
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import Config, parse
+from sedd_jax.model.denoiser_layouts import DenoiserConfig
 from sedd_jax.model.gpt2 import GPT2Config
 from sedd_jax.model.pretrained import PublishedConfig
 
-_KEYS = {field.name: f"model.{field.name}" for field in dataclasses.fields(PublishedConfig)} | {
+_FIELDS = (*dataclasses.fields(PublishedConfig), *dataclasses.fields(DenoiserConfig))
+_KEYS = {field.name: f"model.{field.name}" for field in _FIELDS} | {
     "tokens": "data.vocab_size",
     "graph": "graph",
     "noise": "noise.schedule",
@@ -27,7 +29,7 @@ _FIXED = {
 _FIXED_LOGLINEAR = {"noise.eps": 1e-3}
 
 
-def from_published(published: PublishedConfig | GPT2Config) -> Config:
+def from_published(published: PublishedConfig | DenoiserConfig | GPT2Config) -> Config:
     """Returns the settings of a published model, with defaults for those that it lacks.
 
     Raises:
@@ -58,4 +60,5 @@ def to_published(config: Config) -> PublishedConfig:
                 f"{' or '.join(map(str, values))}, and this one has {ours}; keep it as a run "
                 "folder (--to=run)."
             )
-    return PublishedConfig(**{field: attrgetter(key)(config) for field, key in _KEYS.items()})
+    names = [field.name for field in dataclasses.fields(PublishedConfig)]
+    return PublishedConfig(**{name: attrgetter(_KEYS[name])(config) for name in names})

@@ -1,4 +1,4 @@
-"""Loading a trained model: a run folder or the published PyTorch layout, here or on the hub."""
+"""Loading a trained model: a run folder or a PyTorch layout of others, here or on the hub."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ from sedd_jax.experiment.run import DATA_FOLDER
 from sedd_jax.inference.build import build_family, check_trusted
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.model import gpt2, pretrained, published_run
+from sedd_jax.model import denoiser_layouts, gpt2, pretrained, published_run
 from sedd_jax.model.sharding import ANYWHERE, AXES, shardings
 from sedd_jax.system import hub
 
@@ -42,6 +42,12 @@ _FILES = (
     f"{checkpoints.FOLDER}/*",
     *card.RECORDS,
 )
+_LIGHTNING = ".ckpt"
+_REWRITE = (
+    "whose pickle holds more than tensors: write its averages as model.safetensors beside a "
+    "config.json (docs/checkpoints.md has the lines)."
+)
+_SHOWN = 6  # names of files in a message
 _WEIGHTS = ((pretrained.WEIGHTS[0], *gpt2.PARTS), pretrained.WEIGHTS[1:])
 
 
@@ -59,11 +65,12 @@ def load(
     Args:
       path: a run folder that `train` wrote, a folder in the published PyTorch layout
         (`config.json` with `model.safetensors` or `pytorch_model.bin`), a run folder of the
-        published training script or a checkpoint in it (`RUN/checkpoints/checkpoint_3.pth`), a
-        GPT-2 in the layout of Hugging Face, or a repository of the hub with one of them,
-        OWNER/NAME or OWNER/NAME@REVISION. For all but a run folder, the `config` knows only the
-        family, graph, noise, model and vocabulary; the rest are defaults. `config.model.dtype` is
-        the type of matrix products, by default bfloat16 on accelerators; float32 for a GPT-2.
+        published training script or a checkpoint in it (`RUN/checkpoints/checkpoint_3.pth`), an
+        MDLM, UDLM, Duo or RADD, or a GPT-2, in the layout of Hugging Face, or a repository of the
+        hub with one of them, OWNER/NAME or OWNER/NAME@REVISION. For all but a run folder, the
+        `config` knows only the family, graph, noise, model and vocabulary; the rest are defaults.
+        `config.model.dtype` is the type of matrix products, by default bfloat16 on accelerators;
+        float32 for a GPT-2.
       step: the step of a run folder to load; the latest by default.
       ema: load the averaged weights of a run folder, as evaluation and sampling do.
       mesh: the devices that hold the weights in parts, and compute: the sizes of a mesh of all
@@ -86,6 +93,8 @@ def load(
     found = None if tokenizer is None else _given_tokenizer(tokenizer)
     request = _Request(step, ema, mesh, found, trust_code)
     folder = Path(path)
+    if folder.is_file() and folder.suffix == _LIGHTNING:
+        raise BadInput(f"{path} is a checkpoint of Lightning, {_REWRITE}")
     if not (folder.is_file() and published_run.is_published_run(folder)):  # a checkpoint
         folder = hub.folder(path, _FILES, functools.partial(_is_whole, request), _WEIGHTS)
     for is_it, load_it in _LAYOUTS:
@@ -93,13 +102,22 @@ def load(
             # a folder of the hub's cache is called by its revision
             name = folder.absolute().name if Path(path).exists() else str(path)
             return dataclasses.replace(load_it(folder, request), name=name)
-    unfinished = next(folder.rglob("*.incomplete"), None)
     raise BadInput(
         f"{folder} holds neither {checkpoints.FOLDER}/ (a run of train), nor config.json with "
-        "model.safetensors or pytorch_model.bin (the published layout, or a GPT-2), nor "
-        ".hydra/config.yaml (a run of the published training script)"
-        + (f"; {unfinished} was not fetched to its end, fetch it again." if unfinished else ".")
+        "model.safetensors or pytorch_model.bin (SEDD as published, MDLM, UDLM, Duo, RADD or "
+        "GPT-2), nor .hydra/config.yaml (a run of the published training script)"
+        + _what_is_there(folder)
     )
+
+
+def _what_is_there(folder):
+    """The end of a sentence about a folder without a model."""
+    if unfinished := next(folder.rglob("*.incomplete"), None):
+        return f"; {unfinished} was not fetched to its end, fetch it again."
+    if lightning := next(folder.rglob(f"*{_LIGHTNING}"), None):
+        return f"; {lightning} is a checkpoint of Lightning, {_REWRITE}"
+    found = sorted(path.name for path in folder.iterdir())[:_SHOWN]
+    return f"; it holds {', '.join(found)}." if found else "; it is empty."
 
 
 class _Request(NamedTuple):
@@ -166,6 +184,8 @@ def _load_state_dict(layout, folder, request, **options):
     tokenizer = request.tokenizer or _find(place / TOKENIZER_FOLDER)
     if tokenizer is None and has_gpt2_files(folder):
         tokenizer = _Found(GPT2(folder), folder)
+    if layout is denoiser_layouts:
+        tokenizer = _padded(tokenizer, found.tokens)
     tokenizer = _fitting(tokenizer, found.tokens, folder)
     check_trusted(config, request.trust_code, folder)
     family, abstract = build_trained(config, found.tokens, request.mesh)
@@ -180,6 +200,7 @@ _LAYOUTS = (
     (published_run.is_published_run, _load_published_run),
     (lambda folder: (folder / checkpoints.FOLDER).is_dir(), _load_run),
     (gpt2.is_gpt2, functools.partial(_load_state_dict, gpt2)),
+    (denoiser_layouts.is_denoiser, functools.partial(_load_state_dict, denoiser_layouts)),
     (pretrained.is_published, functools.partial(_load_state_dict, pretrained)),
 )
 
@@ -240,6 +261,13 @@ def _has_tokenizer(folder):
     with contextlib.suppress(BadInput):  # tokenizer.json may be another's, its own not yet there
         return find_tokenizer(folder) is not None
     return False
+
+
+def _padded(found, tokens):
+    """GPT-2's tokenizer with [PAD], where a model was trained with it."""
+    if found and isinstance(found.tokenizer, GPT2) and tokens == found.tokenizer.vocab_size + 1:
+        return found._replace(tokenizer=found.tokenizer.padded())
+    return found
 
 
 def _fitting(found, tokens, folder):

@@ -87,8 +87,8 @@ def read_config(folder: Path) -> PublishedConfig:
         values = values["config"]
     if isinstance(values, dict) and "model_type" in values and "graph" not in values:
         raise BadInput(
-            f"{path} describes a model of the type {values['model_type']!r}: only SEDD in the "
-            "published layout and GPT-2 are known."
+            f"{path} describes a model of the type {values['model_type']!r}; those that are read "
+            "are gpt2, mdlm, udlm and duo and, without a model_type, SEDD and RADD."
         )
     return settings_from(values, PublishedConfig, path, NO_NETWORK)
 
