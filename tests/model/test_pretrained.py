@@ -143,7 +143,7 @@ def test_settings_without_a_meaning_here_are_told(folder, capfd):
 
 def test_a_model_of_another_kind_is_named(folder):
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 9}))
-    with pytest.raises(BadInput, match="describes a model of the type 'llama': only SEDD in"):
+    with pytest.raises(BadInput, match="describes a model of the type 'llama'; those that"):
         pretrained.read_config(folder)
 
 
