@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, Key
 from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.model.attention import Attention, attention_for
 from sedd_jax.model.config import TransformerConfig
+from sedd_jax.model.rows import map_blocks
 from sedd_jax.model.sharding import ANYWHERE, Placement, all_gathered, param_layout
 from sedd_jax.model.transformer import (
     Dense,
@@ -38,7 +39,6 @@ from sedd_jax.model.transformer import (
     initial_params,
     structure,
 )
-from sedd_jax.system.rounding import ceil_div
 
 INIT_STD = 0.02  # of GPT-2
 # positions whose logits exist at a time; two such arrays do, 0.4 GB for 50,257 tokens
@@ -287,7 +287,7 @@ class CausalModel:
 
     def _logits(self, hidden, table):
         states = self.config.num_states
-        out = _project(hidden.reshape(-1, hidden.shape[-1]), table)[:, :states]
+        out = project(hidden.reshape(-1, hidden.shape[-1]), table)[:, :states]
         return out.reshape(*hidden.shape[:-1], states)
 
 
@@ -301,7 +301,7 @@ def _attend_to_cache(query, keys, values, position):
 
 
 @jax.custom_vjp
-def _project(hidden, table):
+def project(hidden, table):
     """Returns hidden [N, D] @ table^T in float32; all three products have the type of `hidden`."""
     return jnp.dot(hidden, table.astype(hidden.dtype).T, preferred_element_type=jnp.float32)
 
@@ -314,7 +314,7 @@ def _project_backward(residual, cotangent):
     return d_hidden.astype(hidden.dtype), d_table
 
 
-_project.defvjp(lambda hidden, table: (_project(hidden, table), (hidden, table)), _project_backward)
+project.defvjp(lambda hidden, table: (project(hidden, table), (hidden, table)), _project_backward)
 
 
 def _token_nll(num_states, axis, hidden, table, tokens):
@@ -329,22 +329,14 @@ def _token_nll(num_states, axis, hidden, table, tokens):
     def over_shards(reduce, x):
         return x if axis is None else reduce(x, axis)
 
-    @jax.checkpoint
     def of_rows(rows):
         hidden, tokens = rows
-        logits = jnp.where(real[None], _project(hidden, table), -jnp.inf)
+        logits = jnp.where(real[None], project(hidden, table), -jnp.inf)
         top = over_shards(jax.lax.pmax, jax.lax.stop_gradient(logits.max(-1)))
         total = over_shards(jax.lax.psum, jnp.exp(logits - top[:, None]).sum(-1))
         at_token = jnp.arange(len(table))[None] == (tokens - first)[:, None]
         scored = over_shards(jax.lax.psum, jnp.where(at_token, logits, 0).sum(-1))
         return jnp.log(total) + top - scored
 
-    count, size = tokens.size, min(ROWS, tokens.size)
-    parts = ceil_div(count, size)
-
-    def split(x):
-        padded = jnp.pad(x, [(0, parts * size - count)] + [(0, 0)] * (x.ndim - 1))
-        return padded.reshape(parts, size, *x.shape[1:])
-
-    rows = split(hidden.reshape(count, -1)), split(tokens.reshape(count))
-    return jax.lax.map(of_rows, rows).reshape(-1)[:count].reshape(tokens.shape)
+    rows = hidden.reshape(tokens.size, -1), tokens.reshape(-1)
+    return map_blocks(of_rows, rows, ROWS).reshape(tokens.shape)

@@ -114,3 +114,25 @@ class ActiveRows(NamedTuple):
                 carry = jax.lax.fori_loop(0, blocks, step, carry)
             done = done + blocks * size
         return carry
+
+
+def map_blocks(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
+    """Returns `function` of arrays [N, ...], computed for `size` rows at a time.
+
+    The backward pass computes each block again, so that its arrays exist for one block at a time.
+
+    Args:
+      function: of a tree of arrays [size, ...] to such a tree, row by row.
+      rows: the arrays.
+      size: rows of a block, the last of which is filled up.
+    """
+    (count,) = {len(x) for x in jax.tree.leaves(rows)}
+    size = min(size, count)
+    parts = ceil_div(count, size)
+
+    def split(x):
+        padded = jnp.pad(x, [(0, parts * size - count)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(parts, size, *x.shape[1:])
+
+    blocks = jax.lax.map(jax.checkpoint(function), jax.tree.map(split, rows))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], blocks)
