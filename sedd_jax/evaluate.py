@@ -23,6 +23,7 @@ from sedd_jax.experiment import checkpoint as checkpoints
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import MeshConfig
+from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.likelihood import TIMES
 from sedd_jax.inference.load import load
 from sedd_jax.inference.model import TrainedModel
@@ -218,9 +219,9 @@ def _sampling():
 
 def _planned(checkpoint: TrainedModel, settings: quality.Settings, mesh: Mesh) -> quality.Plan:
     if not checkpoint.family.infills:
-        cli.refuse_flags_of_others(
-            checkpoint.config.family, {"diffusion": (_STEPS, _SAMPLERS, _TEMPERING)}
-        )
+        names = sampling_names(checkpoint.family)
+        foreign = [flag for flag in (_STEPS, _SAMPLERS, _TEMPERING) if flag.name not in names]
+        cli.refuse_flags_of_others(checkpoint.config.family, {"diffusion": foreign})
     scorer = None
     if _JUDGE.value:
         scorer = load(

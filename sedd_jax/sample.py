@@ -19,6 +19,7 @@ from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import MeshConfig
+from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.generate import generate, split_overlap
 from sedd_jax.inference.load import load
 from sedd_jax.inference.sampling import CONDITIONINGS, SAMPLERS, TEMPERINGS, sampler_named
@@ -213,7 +214,9 @@ def _draw_samples():
 def _settings(model):
     """The settings of `generate` that the flags give."""
     if not model.family.infills:
-        cli.refuse_flags_of_others(model.config.family, {"diffusion": _DIFFUSION_FLAGS})
+        names = sampling_names(model.family)
+        foreign = [flag for flag in _DIFFUSION_FLAGS if flag.name not in names]
+        cli.refuse_flags_of_others(model.config.family, {"diffusion": foreign})
     given = {flag.name: flag.value for flag in _SETTINGS if flag.present}
     sampling = model.family.sampling(**given)
     split_overlap(sampling, model.config.model.length)

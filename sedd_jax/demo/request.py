@@ -39,8 +39,8 @@ class RequestHandler:
         """BadInput for a model that cannot fill holes."""
         if not checkpoint.family.infills:
             raise BadInput(
-                "This model is autoregressive: it continues a text, and cannot fill holes; give "
-                "the checkpoint of a diffusion model."
+                f"This model is {checkpoint.config.family}: it cannot fill holes; give the "
+                "checkpoint of a diffusion model."
             )
         self._checkpoint = checkpoint
         self.choices = {"sampler": (samplers_for(checkpoint.graph), "tweedie")} | _CHOICES

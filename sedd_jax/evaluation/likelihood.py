@@ -18,6 +18,7 @@ from sedd_jax.evaluation.catalog import DatasetCatalog
 from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
 from sedd_jax.evaluation.protocol import (
     BOUNDS,
+    COMPLETE,
     CONVENTIONS,
     EXACT,
     BlockFormat,
@@ -98,6 +99,8 @@ def load_sets(
 def _load_set(checkpoint, name, catalog, choices):
     config = checkpoint.config
     drawn, length = not checkpoint.family.exact_likelihood, config.model.length
+    cut = not checkpoint.family.complete_bound
+    bound = BOUNDS[choices.complete] if cut else COMPLETE if drawn else EXACT
 
     def format_for(tokenizer: Tokenizer) -> BlockFormat:
         return CONVENTIONS[choices.protocol](length, tokenizer.eod_id, not drawn)
@@ -127,8 +130,8 @@ def _load_set(checkpoint, name, catalog, choices):
         length=length,
         t=choices.times if drawn else None,
         draws=choices.draws if drawn else None,
-        t_min=config.train.t_min if drawn else None,
-        bound=BOUNDS[choices.complete] if drawn else EXACT,
+        t_min=config.train.t_min if cut else None,
+        bound=bound,
         seed=choices.seed if drawn else None,
         tokenizer=blocks.tokenizer.fingerprint(),
     )

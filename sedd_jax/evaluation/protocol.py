@@ -21,6 +21,7 @@ from sedd_jax.system.rounding import ceil_div
 ESTIMATOR = 1  # raise it whenever the meaning of the figures of a protocol changes
 
 EXACT = "exact"
+COMPLETE = "complete: all terms at every draw"  # of a family whose bound has no other form
 BOUNDS = {  # by whether it is complete
     False: "published: mean over [t_min, 1]",
     True: "complete: integral over [t_min, 1], prior term and final step",
@@ -72,7 +73,7 @@ class Protocol:
       first_token: whether the first token of a block is scored.
       t: how times were drawn; None, as the next two, where nothing is drawn.
       draws: of every block.
-      t_min: the smallest time.
+      t_min: the smallest time; None where no time is cut off.
       bound: the terms of the bound.
       seed: of the draws; None without draws.
       tokenizer: its fingerprint.

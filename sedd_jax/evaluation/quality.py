@@ -29,7 +29,7 @@ from sedd_jax.evaluation.measures import (
 )
 from sedd_jax.evaluation.record import Record, describe_model, find_cached, log_on_primary, save
 from sedd_jax.evaluation.scoring_model import ScoringModel
-from sedd_jax.inference.family import Family
+from sedd_jax.inference.family import Family, sampling_names
 from sedd_jax.inference.generate import check_rows, generate
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.sampling import Sampling
@@ -56,7 +56,8 @@ class Settings:
     Attributes:
       num_samples: of each record.
       length: tokens of a sample; the trained length by default.
-      steps: of a diffusion model, evaluations before the final one; None for the sampler's own.
+      steps: of a diffusion model, evaluations before the final one, if any; None for the
+        sampler's own.
       samplers: of a diffusion model, names from `inference.sampling`.
       temperature: of the distribution of a token.
       top_p: mass of the nucleus.
@@ -83,14 +84,16 @@ class Settings:
         Raises:
           BadInput: a setting out of range, or not defined on the model's graph.
         """
-        common = {"temperature": self.temperature, "top_p": self.top_p}
-        if self.tempering != "token":
-            common["tempering"] = self.tempering
-        if not family.infills:
-            return [family.sampling(**common)]
-        product = itertools.product(self.samplers, self.steps)
-        found = (family.sampling(sampler=name, steps=steps, **common) for name, steps in product)
-        return list(dict.fromkeys(found))
+        names, default = sampling_names(family), Settings()
+        common = {
+            name: getattr(self, name)  # else the family refuses it
+            for name in ("temperature", "top_p", "tempering")
+            if name in names or getattr(self, name) != getattr(default, name)
+        }
+        swept = {"sampler": self.samplers, "steps": self.steps}
+        axes = {name: swept[name] for name in swept if name in names}
+        grid = (dict(zip(axes, each, strict=True)) for each in itertools.product(*axes.values()))
+        return list(dict.fromkeys(family.sampling(**each, **common) for each in grid))
 
     def check(self) -> None:
         """Raises BadInput for a setting out of range for every model."""
@@ -345,7 +348,7 @@ def _sampler_configs(checkpoint, settings, length):
         protocol = always | {"final_step": "none"} | departures
         if family.infills and not sampling.method.rows_differ:
             protocol["final_step"] = final_step
-        parts = [*always.values()] if family.infills else [kind]
+        parts = [always[name] for name in ("sampler", "steps") if name in always]
         parts += [f"{name.replace('_', '-')}-{_short(it)}" for name, it in departures.items()]
         name = "-".join(str(part) for part in parts if part is not None)
 

@@ -4,7 +4,7 @@ A config file builds a `ConfigDict` from `default_config()` and overrides what d
 turns it into the frozen `Config` below before anything expensive starts. After that, settings are
 plain attributes that exist and have their type. `may_change` marks those that may have other values
 in a resumed run: they do not affect the steps already taken (those of the model and the mesh
-compute the same numbers up to rounding); `family` marks those of one family alone.
+compute the same numbers up to rounding); `family` marks those of one family, or of some.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sedd_jax.data.documents import Recipe
 from sedd_jax.errors import BadInput
-from sedd_jax.model.config import ModelConfig
+from sedd_jax.model.config import BOTH_DIFFUSIONS, ModelConfig
 from sedd_jax.system.registry import is_dotted, split_options
 from sedd_jax.system.settings import flatten, marked, parse_settings, setting
 
@@ -28,6 +28,16 @@ class NoiseConfig:
     eps: float = setting(1e-3, above=0, below=1)
     sigma_min: float = setting(1e-4, above=0)  # geometric: total noise at t = 0 ...
     sigma_max: float = 20.0  # ... and at t = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianConfig:
+    """Diffusion of embeddings: their size, and the noise that learning starts from."""
+
+    embed_dim: int = setting(16, above=0)  # an embedding has norm 1
+    # -log of the signal-to-noise ratio at t = 0, where 50,000 tokens should be told apart ...
+    gamma_first: float = -5.0
+    gamma_last: float = 6.0  # ... and at t = 1; both are learned
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +70,7 @@ class TrainConfig:
         family="diffusion",
     )
     # stratified: the times of a batch are spread evenly over their distribution
-    low_discrepancy: bool = setting(True, family="diffusion")
+    low_discrepancy: bool = setting(True, family=BOTH_DIFFUSIONS)
     # how times are drawn, reweighted; or the dotted path of a class of `diffusion.time_sampling`
     times: str = setting("uniform", names=("uniform", "bell", "learned"), family="diffusion")
     # importance sampling: noise in proportion to the loss of the uniform predictor, reweighted
@@ -101,7 +111,7 @@ class EvalConfig:
     max_blocks: int = setting(4096, above=0)
     sample_every: int = setting(50_000, above=0)
     num_samples: int = setting(2, at_least=0)
-    sample_steps: int = setting(128, above=0, family="diffusion")
+    sample_steps: int = setting(128, above=0, family=BOTH_DIFFUSIONS)
     # or the dotted path of a `diffusion.sampler.Sampler`
     sampler: str = setting(
         "tweedie",
@@ -157,12 +167,14 @@ class Config:
     """A run."""
 
     seed: int = setting(0, at_least=0, below=2**32)
-    # autoregressive: the baseline, which has no graph and no noise
+    # autoregressive: the baseline, which has no graph and no noise; gaussian: PLAID, which diffuses
+    # embeddings instead of tokens
     # or the dotted path of a function of config, vocabulary size and placement
-    family: str = setting("diffusion", names=("diffusion", "autoregressive"))
+    family: str = setting("diffusion", names=("diffusion", "autoregressive", "gaussian"))
     # or the dotted path of a function of the vocabulary size
     graph: str = setting("absorb", names=("absorb", "uniform", "hybrid"), family="diffusion")
     noise: NoiseConfig = setting(NoiseConfig(), family="diffusion")
+    gaussian: GaussianConfig = setting(GaussianConfig(), family="gaussian")
     model: ModelConfig = ModelConfig()  # noqa: RUF009 - frozen
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -174,7 +186,7 @@ class Config:
     @property
     def uses_noise(self) -> bool:
         """Whether the family uses the settings of graph and noise."""
-        return self.family != "autoregressive"
+        return self.family not in ("autoregressive", "gaussian")
 
 
 def default_config(kind: type[Config] = Config):
@@ -241,13 +253,14 @@ def _check_rules(config):
     noise, model, train = config.noise, config.model, config.train
     graph, _ = split_options(config.graph)
     rows = max(1, round(config.checkpoint.every / train.log_every))
-    family_of = marked(type(config), "family")
+    families_of = marked(type(config), "family")
     foreign = [
         line
         for line in differences(Config(), config)
         if not is_dotted(config.family)
-        and family_of.get(line.partition(":")[0], config.family) != config.family
+        and config.family not in _listed(families_of.get(line.partition(":")[0], config.family))
     ]
+    rotary = config.family != "autoregressive"
     rules = (
         (
             not foreign,
@@ -260,9 +273,14 @@ def _check_rules(config):
             f"({noise.sigma_max}).",
         ),
         (
-            model.hidden_size % (model.num_heads * (1 + config.uses_noise)) == 0,
+            model.hidden_size % (model.num_heads * (1 + rotary)) == 0,
             f"config.model.hidden_size ({model.hidden_size}) must be a multiple of "
-            f"{'twice ' if config.uses_noise else ''}config.model.num_heads ({model.num_heads}).",
+            f"{'twice ' if rotary else ''}config.model.num_heads ({model.num_heads}).",
+        ),
+        (
+            config.gaussian.gamma_first < config.gaussian.gamma_last,
+            f"config.gaussian.gamma_first ({config.gaussian.gamma_first}) must be below "
+            f"config.gaussian.gamma_last ({config.gaussian.gamma_last}).",
         ),
         (
             graph not in ("uniform", "hybrid") or not model.scale_by_sigma,
@@ -325,3 +343,8 @@ def _check_rules(config):
     for holds, message in rules:
         if not holds:
             raise BadInput(message)
+
+
+def _listed(families):
+    """The families of a mark, which holds one or several."""
+    return (families,) if isinstance(families, str) else families

@@ -30,6 +30,7 @@ class Autoregressive(NamedTuple):
     model: CausalModel
 
     exact_likelihood = True
+    complete_bound = True
     infills = False
 
     @property

@@ -9,6 +9,7 @@ from sedd_jax.experiment.build import build_graph, build_noise
 from sedd_jax.experiment.config import Config
 from sedd_jax.inference.autoregressive import build_autoregressive
 from sedd_jax.inference.family import Family
+from sedd_jax.inference.gaussian import build_gaussian
 from sedd_jax.inference.sampling import sampler_named
 from sedd_jax.inference.score_based import build_score_based, check_objective
 from sedd_jax.model.sharding import ANYWHERE, Placement
@@ -16,7 +17,11 @@ from sedd_jax.system.registry import Registry, is_dotted
 
 FAMILIES: Registry[Callable[[Config, int, Placement], Family]] = Registry(
     "config.family",
-    {"diffusion": build_score_based, "autoregressive": build_autoregressive},
+    {
+        "diffusion": build_score_based,
+        "autoregressive": build_autoregressive,
+        "gaussian": build_gaussian,
+    },
     methods=[name for name in vars(Family) if not name.startswith("_")],
     arguments=3,
 )

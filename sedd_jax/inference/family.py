@@ -1,13 +1,19 @@
 """The interface of a family of models to training, likelihoods and sampling."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from sedd_jax.diffusion.times import quadrature_quantiles, sample_quantiles
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import TrainConfig
+from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.generator import Generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.model.config import ModelConfig
@@ -74,6 +80,8 @@ class Family(Protocol):
       max_length: the longest sequence that the network takes; None for any.
       summary: number and kind of states in a few words, for the first line of a run.
       exact_likelihood: whether `row_loss` is the negative log-likelihood itself.
+      complete_bound: whether `row_loss` has all terms of the bound: its mean over quantiles is the
+        bound, `prior_nll` and `reconstruction_loss` are not used, and no time is cut off.
       infills: whether tokens may be given anywhere in a row; then longer rows are sampled in
         windows, and the steps of a row can be shown.
     """
@@ -90,6 +98,8 @@ class Family(Protocol):
     def summary(self) -> str: ...
     @property
     def exact_likelihood(self) -> bool: ...
+    @property
+    def complete_bound(self) -> bool: ...
     @property
     def infills(self) -> bool: ...
 
@@ -172,3 +182,31 @@ def sampling_settings(kind: type, family: str, settings: dict[str, Any]) -> Any:
         if name not in kind.__dataclass_fields__:
             raise BadInput(f"{name} means nothing to {family} models: leave it out.")
     return kind(**settings)
+
+
+def sampling_names(family: Family) -> set[str]:
+    """Returns the names of the settings that `Family.sampling` takes."""
+    return {field.name for field in dataclasses.fields(family.sampling())}
+
+
+def draw_quantiles(
+    key: Key[Array, ""], times: str, draws: int, rows: int
+) -> tuple[Float[np.ndarray, "D N"], Float[np.ndarray, "D"]]:
+    """Draws quantiles of times, and the weights of the draws, which have mean 1.
+
+    Args:
+      key: random key, used once.
+      times: how they are spread, see `nll_bound`.
+      draws: D.
+      rows: N.
+    """
+    if times == "quadrature":
+        nodes, weights = quadrature_quantiles(draws)
+        return np.float32(np.repeat(nodes[:, None], rows, axis=1)), draws * weights
+    return np.asarray(_even_quantiles(key, draws, rows)), np.ones(draws)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _even_quantiles(key, draws, rows) -> Float[Array, "D N"]:
+    keys = row_keys(key, jnp.arange(draws))
+    return jax.vmap(lambda draw_key: sample_quantiles(draw_key, rows))(keys)

@@ -161,7 +161,8 @@ def nll_bound(
       complete: a true bound, on the learned reverse process in continuous time from a noised
         uniform guess: the integral of the loss over [t_min, 1], the prior term and the final
         denoising step, infinite where that step gives a token probability 0. Else the published
-        convention, the mean of the loss over [t_min, 1] alone. An exact value is complete.
+        convention, the mean of the loss over [t_min, 1] alone. An exact value is complete, and so
+        is the bound of a Gaussian diffusion model.
       progress: called as progress(done, total) after every batch, in network passes over a batch.
 
     Raises:
@@ -215,6 +216,8 @@ def estimate_nll(
         passes.total = len(passes.rows)
         nats = passes(_row_loss, (t_min, times), noise_key, np.zeros(len(tokens), np.float32))
         return NLLEstimate(nats[None], tokens, "exact")
+    if family.complete_bound:
+        complete, t_min = False, 0.0  # nothing is left to add
     passes.total = draws * (1 + complete) * len(passes.rows)
 
     def over_draws(build, static, key, *columns, **options):

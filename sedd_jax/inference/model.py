@@ -26,6 +26,7 @@ from sedd_jax.experiment.mesh import jit_replicated, shard_batch
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.autoregressive import CausalModel
+from sedd_jax.model.gaussian import GaussianModel
 from sedd_jax.model.score_model import Params, ScoreModel
 from sedd_jax.model.sharding import num_batch_shards
 
@@ -92,7 +93,7 @@ class TrainedModel:
 
     @property
     def graph(self) -> Graph:
-        """The token graph. Raises BadInput for an autoregressive model, as `noise` does."""
+        """The token graph. Raises BadInput for a model of another family, as `noise` does."""
         return self.diffusion.graph
 
     @property
@@ -101,17 +102,17 @@ class TrainedModel:
         return self.diffusion.noise
 
     @property
-    def model(self) -> ScoreModel | CausalModel:
+    def model(self) -> ScoreModel | CausalModel | GaussianModel:
         """The network, as pure functions."""
         return self.family.model
 
     @property
     def diffusion(self) -> ScoreBased:
-        """The family of a diffusion model."""
+        """The family of a discrete diffusion model."""
         if not isinstance(self.family, ScoreBased):
             raise BadInput(
-                "This model is autoregressive: it has no graph, noise or log-scores; use its "
-                "model.apply, sedd.nll_bound and sedd.generate."
+                f"This model is {self.config.family}: it has no graph, noise or log-scores; use "
+                "sedd.nll_bound and sedd.generate."
             )
         return self.family
 

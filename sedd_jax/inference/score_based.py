@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Key
 
 from sedd_jax.diffusion.concrete_score import ConcreteScoreMatching
 from sedd_jax.diffusion.cross_entropy import CrossEntropy
@@ -27,12 +27,18 @@ from sedd_jax.diffusion.output import OUTPUTS
 from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.diffusion.score_entropy import prior_kl
 from sedd_jax.diffusion.time_sampling import times_named
-from sedd_jax.diffusion.times import quadrature_quantiles, sample_quantiles
+from sedd_jax.diffusion.times import sample_quantiles
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.build import build_graph, build_noise, network_config
 from sedd_jax.experiment.config import Config, TrainConfig
-from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.family import BatchLoss, DrawnTimes, LearnedDraw, RowLoss, sampling_settings
+from sedd_jax.inference.family import (
+    BatchLoss,
+    DrawnTimes,
+    LearnedDraw,
+    RowLoss,
+    draw_quantiles,
+    sampling_settings,
+)
 from sedd_jax.inference.generator import Generator, build_generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
@@ -84,6 +90,7 @@ class ScoreBased(NamedTuple):
     model: ScoreModel
 
     exact_likelihood = False
+    complete_bound = False
     infills = True
 
     @property
@@ -160,12 +167,7 @@ class ScoreBased(NamedTuple):
     def draw_times(
         self, key: Key[Array, ""], times: str, t_min: float, draws: int, rows: int
     ) -> DrawnTimes:
-        if times == "quadrature":
-            nodes, weights = quadrature_quantiles(draws)
-            quantiles = np.float32(np.repeat(nodes[:, None], rows, axis=1))
-            weights = draws * weights
-        else:
-            quantiles, weights = np.asarray(_even_quantiles(key, draws, rows)), np.ones(draws)
+        quantiles, weights = draw_quantiles(key, times, draws, rows)
         proposal = _proposal(self.graph, self.noise, t_min, times)
         t = np.interp(quantiles, proposal.quantiles, proposal.edges)
         return DrawnTimes(quantiles, t, weights)
@@ -268,9 +270,3 @@ def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:
 @functools.lru_cache(maxsize=8)  # tabulating the guess's loss takes a second
 def _proposal(graph, noise, t_min, times):
     return plain_proposal(t_min) if times == "quadrature" else guess_proposal(graph, noise, t_min)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _even_quantiles(key, draws, rows) -> Float[Array, "D N"]:
-    keys = row_keys(key, jnp.arange(draws))
-    return jax.vmap(lambda draw_key: sample_quantiles(draw_key, rows))(keys)

@@ -10,6 +10,8 @@ from sedd_jax.system.settings import setting
 
 COLUMN_GROUP = 128  # the vocabulary axis of a table is padded to a multiple of it
 
+BOTH_DIFFUSIONS = ("diffusion", "gaussian")  # families: of tokens, and of their embeddings
+
 
 def padded(num_states: int) -> int:
     """Returns the size of the vocabulary axis of a table for `num_states` states."""
@@ -21,7 +23,7 @@ class ModelConfig:
     """The network; the default is SEDD small."""
 
     hidden_size: int = setting(768, above=0)
-    cond_dim: int = setting(128, above=0, family="diffusion")
+    cond_dim: int = setting(128, above=0, family=BOTH_DIFFUSIONS)
     num_blocks: int = setting(12, above=0)
     num_heads: int = setting(12, above=0)
     length: int = setting(1024, above=0)  # tokens per sequence

@@ -16,7 +16,7 @@ from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import EvalConfig
 from sedd_jax.experiment.state import RunKeys
 from sedd_jax.inference.batches import row_keys
-from sedd_jax.inference.family import Family
+from sedd_jax.inference.family import Family, sampling_names
 from sedd_jax.inference.generate import family_generator
 from sedd_jax.inference.likelihood import RowPasses, estimate_nll
 from sedd_jax.inference.model import compiled
@@ -123,10 +123,9 @@ class Evaluator:
         count = settings.num_samples
         if not count:
             return []
-        options = {}
-        if family.infills:
-            options = {"steps": settings.sample_steps, "sampler": settings.sampler}
-        sampling = family.sampling(**options)
+        options = {"steps": settings.sample_steps, "sampler": settings.sampler}
+        names = sampling_names(family)
+        sampling = family.sampling(**{name: options[name] for name in options if name in names})
         generator = compiled(family, self._mesh, family_generator, sampling, self._t_min, False)
         keys = row_keys(self._keys.sample, jnp.arange(count))
         tokens, _ = generator(params, keys, empty_prompt(count, self._length))

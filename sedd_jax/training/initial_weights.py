@@ -21,7 +21,7 @@ from sedd_jax.system.processes import warn_on_primary
 # sigma that it was not trained on
 _WEIGHT_SETTINGS = (
     "family", "graph", "noise", "model.hidden_size", "model.cond_dim", "model.num_blocks",
-    "model.num_heads", "model.scale_by_sigma", "model.learned_positions",
+    "model.num_heads", "model.scale_by_sigma", "model.learned_positions", "gaussian.embed_dim",
 )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def load_initial(config: Config, run: Path, mesh: Mesh) -> TrainedModel | None:
     if not config.train.initial or last_saved(run) is not None:
         return None
     initial = load(config.train.initial, mesh=mesh, trust_code=dotted_paths(config))
-    positions = config.model.learned_positions or not config.uses_noise
+    positions = config.model.learned_positions or config.family == "autoregressive"
     differing = [
         f"config.{key} is {theirs} there and {ours} here"
         for key in (*_WEIGHT_SETTINGS, *(["model.length"] if positions else []))
