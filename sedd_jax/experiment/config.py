@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from sedd_jax.data.documents import Recipe
 from sedd_jax.errors import BadInput
-from sedd_jax.model.config import BOTH_DIFFUSIONS, ModelConfig
+from sedd_jax.model.config import BOTH_DIFFUSIONS, GaussianConfig, ModelConfig
 from sedd_jax.system.registry import is_dotted, split_options
 from sedd_jax.system.settings import flatten, marked, parse_settings, setting
 
@@ -28,16 +28,6 @@ class NoiseConfig:
     eps: float = setting(1e-3, above=0, below=1)
     sigma_min: float = setting(1e-4, above=0)  # geometric: total noise at t = 0 ...
     sigma_max: float = 20.0  # ... and at t = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class GaussianConfig:
-    """Diffusion of embeddings: their size, and the noise that learning starts from."""
-
-    embed_dim: int = setting(16, above=0)  # an embedding has norm 1
-    # -log of the signal-to-noise ratio at t = 0, where 50,000 tokens should be told apart ...
-    gamma_first: float = -5.0
-    gamma_last: float = 6.0  # ... and at t = 1; both are learned
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,6 +47,16 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GaussianConfig:
+    """Diffusion of embeddings: their size, and the noise that learning starts from."""
+
+    embed_dim: int = setting(16, above=0)  # an embedding has norm 1
+    # -log of the signal-to-noise ratio at t = 0, where 50,000 tokens should be told apart ...
+    gamma_first: float = -5.0
+    gamma_last: float = 6.0  # ... and at t = 1; both are learned
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """A network to build: its settings, and what depends on the vocabulary and the devices.
 

@@ -13,11 +13,12 @@ from scipy.stats import norm, qmc
 
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.config import Config, GaussianConfig, ModelConfig, default_config, parse
+from sedd_jax.experiment.config import Config, default_config, parse
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.gaussian import NoiseDraw, sequence_bound
 from sedd_jax.inference.model import TrainedModel
+from sedd_jax.model.config import GaussianConfig, ModelConfig
 from sedd_jax.train import train
 from sedd_jax.training.step import build_train_step, init_state
 
