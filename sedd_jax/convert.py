@@ -2,8 +2,8 @@
 
 A run folder becomes one in the published PyTorch layout, and the other way round; so does a run of
 the published training script, or one of its checkpoints. An MDLM, UDLM, Duo or RADD becomes a run
-folder. With --push_to_hub=OWNER/NAME the result is then uploaded to the Hugging Face hub, private unless
---public.
+folder. With --push_to_hub=OWNER/NAME the result is then uploaded to the Hugging Face hub, private
+unless --public.
 """
 
 from pathlib import Path

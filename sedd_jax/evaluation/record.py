@@ -84,11 +84,13 @@ def describe_model(checkpoint: TrainedModel, *, averaged: bool) -> dict[str, Any
             f"{', '.join(broken[:3])}: try another checkpoint."
         )
     identity = checkpoint.identity
+    output = config.model.output
     return {
         "name": checkpoint.name,
         "family": config.family,
         "graph": config.graph if config.uses_noise else None,
         "noise": describe_noise(config.noise) if config.uses_noise else None,
+        **({} if output == "ratio" else {"output": output}),  # as in records of before
         "step": checkpoint.step,
         "averaged": averaged,
         "parameters": count_params(checkpoint.params),

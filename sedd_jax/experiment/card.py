@@ -112,11 +112,18 @@ def card(facts: RunFacts, name: str) -> str:
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
+_KINDS = {  # by config.model.output
+    "ratio": "score entropy discrete diffusion (SEDD)",
+    "denoiser": "discrete diffusion, a softmax as denoiser",
+    "leave_one_out": "discrete diffusion, a softmax that leaves its position out",
+}
+
+
 def model_facts(facts: RunFacts) -> list[Fact]:
     """Returns what the model is."""
     config, model, tokenizer = facts.config, facts.config.model, facts.tokenizer
     if config.uses_noise:
-        kind = f"score entropy discrete diffusion (SEDD), graph {config.graph}"
+        kind = f"{_KINDS[model.output]}, graph {config.graph}"
         noise = [("Noise", describe_noise(config.noise))]
     else:
         kind, noise = f"{config.family} transformer", []

@@ -68,6 +68,11 @@ def test_other_weights_are_another_model(smoke_run):
     assert known["weights"] != describe_model(trained, averaged=True)["weights"]
     again = dataclasses.replace(averaged, params=jax.tree.map(lambda x: x + 0, averaged.params))
     assert describe_model(again, averaged=True) == known
+    softmax = dataclasses.replace(averaged.config.model, output="denoiser", scale_by_sigma=False)
+    masked = dataclasses.replace(
+        averaged, config=dataclasses.replace(averaged.config, model=softmax)
+    )
+    assert describe_model(masked, averaged=True) == known | {"output": "denoiser"}
     alphabet = dataclasses.replace(averaged, tokenizer=Characters("ab"))
     assert describe_model(alphabet, averaged=True)["fingerprint"] != known["fingerprint"]
 

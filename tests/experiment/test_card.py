@@ -112,6 +112,11 @@ def test_other_models_are_called_by_their_names():
     facts = dict(card.model_facts(known(config=config)))
     assert facts["Kind"].endswith("graph uniform")
     assert facts["Noise"] == "geometric, sigma from 0.0001 to 20"
+    softmax = ModelConfig(scale_by_sigma=False, output="leave_one_out")
+    facts = dict(card.model_facts(known(config=dataclasses.replace(config, model=softmax))))
+    assert facts["Kind"] == (
+        "discrete diffusion, a softmax that leaves its position out, graph uniform"
+    )
     facts = dict(card.model_facts(known(config=Config(family="autoregressive"))))
     assert facts["Kind"] == "autoregressive transformer"
     assert "Noise" not in facts
