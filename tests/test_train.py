@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import chex
 import jax
@@ -226,6 +227,8 @@ def test_weights_to_start_from_take_the_place_of_random_ones(
         ({"graph": "uniform"}, "config.graph is absorb there and uniform here"),
         ({"noise.eps": 0.1}, "config.noise is .*eps=0.001.* there and .*eps=0.1"),
         ({"model.scale_by_sigma": False}, "scale_by_sigma is True there and False here"),
+        ({"model.output": "denoiser"}, "config.model.output is ratio there and denoiser here"),
+        ({"model.time_conditioning": False}, "time_conditioning is True there and False here"),
         ({"model.num_blocks": 3}, "config.model.num_blocks is 2 there and 3 here"),
     ],
 )
@@ -241,6 +244,15 @@ def test_weights_that_mean_something_else_are_refused(
     with pytest.raises(BadInput, match=f"is another model: .*{message}"):
         train(other, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_softmax_may_be_trained_on_whatever_ratios_are_scaled_by(smoke_config, tmp_path):
+    mdlm = Path(__file__).parent / "golden" / "mdlm"
+    there = sedd.load(mdlm).config.model
+    model = dataclasses.replace(there, scale_by_sigma=not there.scale_by_sigma)
+    config = dataclasses.replace(started_from(smoke_config, mdlm), model=model)
+    initial = load_initial(config, tmp_path, meshes.build_mesh())
+    assert initial.config.model.output == "denoiser"
 
 
 def test_absent_weights_to_start_from_are_named_before_the_run_is_made(smoke_config, tmp_path):

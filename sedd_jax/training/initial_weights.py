@@ -21,7 +21,8 @@ from sedd_jax.system.processes import warn_on_primary
 # sigma that it was not trained on
 _WEIGHT_SETTINGS = (
     "family", "graph", "noise", "model.hidden_size", "model.cond_dim", "model.num_blocks",
-    "model.num_heads", "model.scale_by_sigma", "model.learned_positions", "gaussian.embed_dim",
+    "model.num_heads", "model.output", "model.time_conditioning", "model.learned_positions",
+    "gaussian.embed_dim",
 )  # fmt: skip
 
 
@@ -40,9 +41,14 @@ def load_initial(config: Config, run: Path, mesh: Mesh) -> TrainedModel | None:
         return None
     initial = load(config.train.initial, mesh=mesh, trust_code=dotted_paths(config))
     positions = config.model.learned_positions or config.family == "autoregressive"
+    sometimes = {
+        "model.length": positions,
+        "model.scale_by_sigma": config.model.output == "ratio",
+    }
+    keys = (*_WEIGHT_SETTINGS, *(key for key, matters in sometimes.items() if matters))
     differing = [
         f"config.{key} is {theirs} there and {ours} here"
-        for key in (*_WEIGHT_SETTINGS, *(["model.length"] if positions else []))
+        for key in keys
         for theirs, ours in [(attrgetter(key)(initial.config), attrgetter(key)(config))]
         if theirs != ours
     ]
