@@ -126,7 +126,8 @@ def model_facts(facts: RunFacts) -> list[Fact]:
         kind = f"{_KINDS[model.output]}, graph {config.graph}"
         noise = [("Noise", describe_noise(config.noise))]
     else:
-        kind, noise = f"{config.family} transformer", []
+        words = {"gaussian": "Gaussian diffusion of embeddings (PLAID)"}
+        kind, noise = words.get(config.family, f"{config.family} transformer"), []
     return [
         ("Kind", kind),
         *noise,

@@ -22,6 +22,7 @@ from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
+from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.load import build_trained
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.score_based import ScoreBased, share_with_loss
@@ -156,9 +157,10 @@ def bound_program(config: Config, vocab_size: int, mesh: Mesh, rows: int) -> Pro
     family, params = build_trained(config, vocab_size, mesh)
     t_min, tokens = config.train.t_min, (rows, config.model.length)
     kind, drawn, share, trips = "held-out likelihood", (None, None), 1.0, {}
-    if _draws_positions(family):
+    if not family.exact_likelihood:
         drawn = _keys(mesh, rows), *_over_batch(mesh, ((rows,), jnp.float32))
         kind = "held-out bound, one draw"
+    if _draws_positions(family):
         proposal = guess_proposal(family.graph, family.noise, t_min)
         share = share_with_loss(family.graph, family.noise, proposal)
         per_chip = rows // num_batch_shards(mesh)
@@ -203,6 +205,8 @@ def sample_program(
             **block_trips(jumps * positions, positions, (tiling.jumps,)),
             **block_trips(active * positions, positions, tiling.rows),
         }
+    elif "steps" in sampling_names(family):
+        how, calls = f"{sampling.steps} calls", sampling.steps
     prompt = Prompt(*_over_batch(mesh, ((rows, length), jnp.int32), ((rows, length), bool)))
     inputs, kind = (_keys(mesh, rows), prompt), f"sampler ({how})"
     flops = rows * calls * family.forward_flops(config.model, share)

@@ -38,7 +38,8 @@ def params(model):
     found = jax.tree.map(
         lambda x: jnp.asarray(0.5 * rng.standard_normal(x.shape), jnp.float32), model.init(KEY)
     )
-    found["schedule"]["ends"] = jnp.array([-3.0, 4.0])
+    schedule = found["schedule"] | {"ends": jnp.array([-3.0, 4.0])}
+    found["schedule"] = jax.tree.map(lambda x: x / gaussian.FASTER, schedule)
     return found
 
 

@@ -123,6 +123,17 @@ def test_the_baseline_computes_every_position_once(planned):
     assert given(scored) == sum(scored.argument_bytes.values())
 
 
+def test_gaussian_diffusion_evaluates_the_network_at_every_step(planned):
+    config, mesh = planned
+    config = dataclasses.replace(config, family="gaussian")
+    sampled = sample_program(config, 257, mesh, {"steps": 4}, rows=8)
+    scored = bound_program(config, 257, mesh, rows=8)
+    assert sampled.model_flops == 4 * scored.model_flops > 0
+    assert (sampled.kind, scored.kind) == ("sampler (4 calls)", "held-out bound, one draw")
+    assert given(scored) == sum(scored.argument_bytes.values())
+    assert train_program(config, 257, mesh).model_flops == 3 * 4 * scored.model_flops  # of 32 rows
+
+
 def test_a_batch_that_does_not_divide_is_refused(planned):
     config, mesh = planned
     train = dataclasses.replace(config.train, batch_size=9)
