@@ -1,6 +1,7 @@
 """Proves the maths on a small space: `python -m sedd_jax.exact --config=configs/exact_absorb.py`.
 
 Every sequence is enumerated, so distributions, bounds and samplers are computed and not estimated.
+With --objective=NAME, or --objective=all, training objectives are audited instead.
 With configs/oracle_markov.py samplers are measured at real length, on data whose scores are known.
 Prints tables and claims, writes report.md, report.json and plots, and exits with code 1 if a claim
 fails.
@@ -27,6 +28,7 @@ from sedd_jax.inference.build import build_family
 from sedd_jax.inference.sampling import SAMPLERS
 from sedd_jax.system.files import check_output_path
 from sedd_jax.verification.adaptive import check_adaptive
+from sedd_jax.verification.audit import check_audits, check_objectives, library
 from sedd_jax.verification.conditioning import check_conditioning
 from sedd_jax.verification.correctors import check_correctors
 from sedd_jax.verification.exact.space import Space
@@ -40,6 +42,11 @@ from sedd_jax.verification.scores import check_scores
 from sedd_jax.verification.training import check_bound, check_training
 
 _CONFIG = define_config_flag("One of configs/exact_*.py, or configs/oracle_markov.py.")
+_OBJECTIVE = flags.DEFINE_string(
+    "objective",
+    None,
+    "Audit a training objective instead: a name with options, module:function, or all.",
+)
 _SAMPLER = flags.DEFINE_multi_string(
     "sampler",
     [],
@@ -80,12 +87,21 @@ def _check() -> tuple[ExactConfig | OracleConfig, Iterator[Section]]:
         config = cli.config_from(_CONFIG, OracleConfig)
         samplers = tuple(dict.fromkeys((*SAMPLERS.names, *_SAMPLER.value)))
         check_oracle_settings(config, samplers)
+        if _OBJECTIVE.value:
+            raise BadInput("--objective is for --config=configs/exact_absorb.py and its like.")
         return config, oracle_sections(config, samplers)
     if _SAMPLER.value:
         raise BadInput("--sampler adds to the samplers of --config=configs/oracle_markov.py.")
     config = cli.config_from(_CONFIG, ExactConfig)
     check_settings(config)
-    return config, sections_of(config)
+    if not _OBJECTIVE.value:
+        return config, sections_of(config)
+    space = Space(build_graph(config.graph, config.data.vocab_size), config.model.length)
+    every = _OBJECTIVE.value == "all"
+    audits = library(space) if every else ((config.model.output, _OBJECTIVE.value),)
+    check_audits(config, audits)
+    data = space.random_data(config.seed, config.exact.support)
+    return config, check_objectives(config, audits, space, data)
 
 
 def sections_of(config: ExactConfig) -> Iterator[Section]:

@@ -62,3 +62,33 @@ def test_everything_is_written_and_nothing_overwritten(untrained, binary):
 
 def test_a_config_of_another_binary_is_refused(binary):
     assert "config.exact is missing" in binary.refuse("exact", "--config=configs/smoke.py")
+
+
+@pytest.mark.parametrize(
+    ("objective", "message"),
+    [
+        ("cross_entropy", "trains a softmax over the clean token: set config.model.output"),
+        ("score_entropy(steps=2)", "score_entropy has no options, got steps"),
+    ],
+)
+def test_an_objective_that_cannot_be_audited_is_refused(binary, objective, message):
+    line = binary.refuse("exact", "--config=configs/exact_absorb.py", f"--objective={objective}")
+    assert message in line
+
+
+@pytest.mark.slow
+def test_a_claimed_bound_that_is_none_is_caught(binary, tmp_path):
+    """An objective of a user's own: the mean of -log p(x0 | x_t) over t, said to be a bound."""
+    process = binary.start(
+        "exact",
+        *SMALLEST,
+        "--config.model.output=denoiser",
+        "--config.model.scale_by_sigma=False",
+        "--objective=tests.verification.test_audit:snapshots",
+        f"--workdir={tmp_path / 'report'}",
+    )
+    out, err = process.communicate()
+    assert process.returncode == 1, err
+    failures = [line for line in err.splitlines() if line.startswith("FAILED: ")]
+    assert "FAILED: true scores: number + log p, least over x_0" in failures
+    assert "| tests.verification.test_audit:snapshots | denoiser | yes" in out

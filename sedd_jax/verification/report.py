@@ -112,7 +112,8 @@ def render(section: Section) -> str:
         (c.statement, c.figure, f"{c.relation} {cell(c.limit)}", "yes" if c.holds else "NO")
         for c in section.claims
     ]
-    lines += markdown_lines(("claim", "figure", "limit", "holds"), rows)
+    if rows:
+        lines += markdown_lines(("claim", "figure", "limit", "holds"), rows)
     return "\n".join(lines) + "\n"
 
 

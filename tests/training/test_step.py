@@ -218,7 +218,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(setup, after_o
     )
 
 
-@pytest.fixture(scope="module", params=[("ratio", "score_entropy")], ids=str)
+@pytest.fixture(
+    scope="module", params=[("ratio", "score_entropy"), ("denoiser", "cross_entropy")], ids=str
+)
 def learning(setup, request):
     """The config and the state of a run whose times are learned, and its first step."""
     config, state, tokens = setup

@@ -169,6 +169,22 @@ class ReverseProcess(NamedTuple):
         probs = solution.y[:, -1] @ self.denoising_kernel(t_min)
         return -np.log(np.maximum(probs, TINY))
 
+    def chain_nll(self, base: Distribution, num_steps: int) -> PerClean:
+        """Returns -log p(x_0) in nats of Tweedie's steps from t = 1 to 0, for every clean x_0.
+
+        With a softmax for p(x_0 | x_t) these are the steps of D3PM.
+
+        Args:
+          base: the distribution at t = 1.
+          num_steps: their number; times are i / num_steps.
+        """
+        programs, rule, current = self._programs, sampler_named("tweedie").weights, base
+        for t, t_next in itertools.pairwise(np.arange(num_steps, 0, -1) / num_steps):
+            log_score = programs.log_scores(self.params, t)
+            probs = np.float64(programs.step(log_score, t, t_next, rule))
+            current = current @ product_distribution(probs)
+        return -np.log(np.maximum(current @ self.denoising_kernel(1 / num_steps), TINY))
+
     def bound(self, base: Distribution, t_min: float, num_nodes: int = 128) -> BoundTerms:
         """Returns the bound of Theorem 3.6 for every clean x_0.
 
@@ -179,14 +195,23 @@ class ReverseProcess(NamedTuple):
           t_min: the time at which the denoising step is taken.
           num_nodes: times at which the loss is evaluated, more densely near both ends.
         """
+        unit, weights = quadrature_quantiles(num_nodes)
+        losses = np.stack([self.loss_at(t) for t in t_min + (1 - t_min) * unit])
+        prior, reconstruction = self.ends(base, t_min)
+        return BoundTerms(prior, (1 - t_min) * weights @ losses, reconstruction)
+
+    def ends(self, base: Distribution, t_min: float) -> tuple[PerClean, PerClean]:
+        """Returns the prior term and the final step of `bound`.
+
+        Args:
+          base: the distribution at t = 1 that the likelihood starts from.
+          t_min: the time at which the denoising step is taken.
+        """
         noise, space = self.family.noise, self.space
         forward = space.transition(_sigma(noise, 1.0))[space.clean]
         prior = (xlogy(forward, forward) - xlogy(forward, base)).sum(-1)
-        unit, weights = quadrature_quantiles(num_nodes)
-        losses = np.stack([self.loss_at(t) for t in t_min + (1 - t_min) * unit])
         forward = space.transition(_sigma(noise, t_min))[space.clean]
-        reconstruction = -xlogy(forward, self.denoising_kernel(t_min).T).sum(-1)
-        return BoundTerms(prior, (1 - t_min) * weights @ losses, reconstruction)
+        return prior, -xlogy(forward, self.denoising_kernel(t_min).T).sum(-1)
 
     def loss_at(self, t: float) -> PerClean:
         """Returns the DWDSE loss at time t, expected over x_t, for every clean x_0."""
