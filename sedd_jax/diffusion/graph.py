@@ -23,6 +23,7 @@ References:
 import abc
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -161,14 +162,14 @@ class ByLimit:
     """Numbers amount * pi_y for all states y, without an array over positions and states.
 
     Attributes:
-      amount: of every position.
+      amount: of every position, [*s].
       graph: of pi; no array, so that this is a tree of arrays over positions.
-      more_at_mask: added at the mask; None for nothing.
+      more_at_mask: added at the mask, [*s]; None for nothing.
     """
 
-    amount: Float[Array, "*s"]
+    amount: Any  # not Float[Array, "*s"]: a tree may hold something else, such as shardings
     graph: Graph
-    more_at_mask: Float[Array, "*s"] | None = None
+    more_at_mask: Any = None
 
     def at(self, states: Int[Array, "..."], ndim: int) -> Float[Array, "..."]:
         """Returns the numbers of states; see `at_states`."""

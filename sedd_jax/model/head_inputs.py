@@ -6,7 +6,7 @@ Shapes: D hidden; *s any leading axes, B L or N rows.
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,11 +49,11 @@ class Added:
     """The term offset * pi_y that is added to exp(logit - shift), see `diffusion.output`.
 
     Attributes:
-      log_offset: of every position.
+      log_offset: of every position, [*s].
       graph: of pi.
     """
 
-    log_offset: Float[Array, "*s"]
+    log_offset: Any  # not Float[Array, "*s"]: a tree may hold something else, such as shardings
     graph: Graph
 
     def to(self, log_score: Float[Array, "..."], states: Int[Array, "..."]) -> Float[Array, "..."]:

@@ -1,0 +1,242 @@
+"""The streamed head under a limiting distribution with another value at every state and a mask."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.linalg import expm
+from scipy.stats import chisquare
+
+from sedd_jax.diffusion import graph as graphs
+from sedd_jax.diffusion.categorical import jump_probs
+from sedd_jax.diffusion.denoiser import denoise_weights, tweedie_weights
+from sedd_jax.diffusion.graph import ByLimit
+from sedd_jax.diffusion.output import OUTPUTS
+from sedd_jax.diffusion.score import Blend
+from sedd_jax.diffusion.score_entropy import target
+from sedd_jax.model.tiles import Tiling, Unembedding
+from sedd_jax.model.vocab_head import StreamedScore
+from tests.model.test_vocab_head import (
+    LEVEL,
+    PADDED,
+    WEIGHT,
+    B,
+    Case,
+    D,
+    L,
+    V,
+    assert_same_answers,
+    drawing_problem,
+    entropies,
+    jit,
+    on_mesh,
+    problem,
+    streamed,
+    written_out,
+)
+from tests.skewed import skewed
+
+RULES = {"tweedie": tweedie_weights, "denoise": denoise_weights}
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(Case):
+    """Probabilities over three decades, 0.2 on the mask, and a state that nothing moves to."""
+
+    def graph(self, name=None):
+        probs = np.random.default_rng(0).uniform(-3, 0, self.states - 1)
+        probs = np.append(10.0**probs, 0)
+        probs[5] = 0
+        probs *= 0.8 / probs.sum()
+        probs[-1] = 0.2
+        return skewed(*probs.tolist(), mask=True)
+
+
+PLACES = (Own(), Own(placement=on_mesh()))
+
+
+def size_of_terms(arrays):
+    """What rounding errors of the entropy of every position are relative to."""
+    hidden, table, shift, xt, x0, sigma, _ = arrays
+    graph = Own().graph()
+    log_score = np.float64(written_out(Own(), hidden, table, shift, xt).log_score)
+    law = np.float64(graph.transition(x0, sigma))
+    at_xt = np.asarray(xt)[..., None] == np.arange(V)
+    ratio = law / law[at_xt].reshape(B, L, 1)
+    logs = np.abs(log_score) + np.abs(np.log(np.maximum(ratio, 1e-30)))
+    terms = np.where(at_xt, 0, np.exp(log_score) + ratio * (1 + logs)).sum(-1)
+    return np.asarray(graph.limit)[np.asarray(xt)] * terms
+
+
+@pytest.mark.parametrize("case", PLACES, ids=["one device", "mesh"])
+def test_entropies_and_gradients_are_the_dense_ones(case):
+    arrays = problem("uniform")
+    xt, x0 = np.asarray(arrays[3]), np.asarray(arrays[4])
+    assert (xt[xt != x0] != 5).all() and (xt == 7).any()  # reachable
+    got, wanted = (
+        jax.device_get(entropies(each, "own", form, *arrays))
+        for each, form in ((case, streamed), (Own(), written_out))
+    )
+    assert_same_answers(got, wanted, size_of_terms(arrays), 2e-6)
+    assert (wanted[0] > 0).all() == (xt != 5).all()
+
+
+@jit(static_argnums=(0, 1, 2))
+def answers(case, form, rule, keys, hidden, table, shift, xt, active, step, states):
+    score = form(case, hidden, table, shift, xt)
+
+    def weights(total):
+        return RULES[rule](case.graph(), xt, total, step)
+
+    return score.draw(keys, weights, active), score.log_prob(weights, active, states)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_draws_and_log_probabilities_are_the_dense_ones(rule):
+    keys, *arrays, step = drawing_problem("uniform")
+    active = arrays[-1]
+    arrays[1] = arrays[1].first(PADDED)
+    states = np.random.default_rng(9).integers(0, V, (B, L))
+    states[:, :2] = V - 1  # the mask
+    exact, log_prob = answers(Own(), written_out, rule, keys, *arrays, step, jnp.array(states))
+    drawn = []
+    for case in PLACES:
+        draw, found = answers(case, streamed, rule, keys, *arrays, step, jnp.array(states))
+        np.testing.assert_allclose(draw.total, exact.total, rtol=2e-6)
+        np.testing.assert_allclose(found, log_prob, rtol=1e-5, atol=2e-5)
+        drawn.append(np.asarray(draw.xt))
+    assert ((drawn[0] != arrays[3]) & active).sum() > 4
+    at_mask = np.asarray(log_prob)[(states == V - 1) & active & (np.asarray(arrays[3]) != V - 1)]
+    assert len(at_mask) > 3 and np.isneginf(at_mask).all() == (rule == "denoise")
+
+
+FEW, ROWS = 300, 8192
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_draws_follow_the_dense_weights(rule):
+    rng = np.random.default_rng(6)
+    hidden = jnp.array(rng.normal(0, 0.3, (1, 2, D)), jnp.float32)
+    kernel = jnp.array(rng.normal(0, 1, (D, 384)), jnp.float32)
+    table = Unembedding(kernel, jnp.full(384, 0.1).at[FEW - 1].set(4))  # large ratios to the mask
+    case, xt = Own(FEW, Tiling(256, (4096,), 4096)), jnp.array([[FEW - 1, 140]])
+
+    def rows(x):
+        return jnp.broadcast_to(x, (ROWS, *x.shape[1:]))
+
+    keys, step = jax.random.split(jax.random.key(7), ROWS), jnp.full(ROWS, 0.15)
+    shift, active = jnp.zeros((1, 2)), np.ones((ROWS, 2), bool)
+    arrays = rows(hidden), table, rows(shift), rows(xt), active, step, rows(xt)
+    draw, _ = answers(case, streamed, rule, keys, *arrays)
+    score = jnp.exp(written_out(case, hidden, table, shift, xt).log_score)
+    total = jnp.where(xt[..., None] == jnp.arange(FEW), 0, score).sum(-1)
+    law = RULES[rule](case.graph(), xt, total, step[:1])
+    probs = np.float64(jump_probs(law.weights(xt, score)))[0]
+    for place in range(2):
+        counts, expected = np.bincount(draw.xt[:, place], minlength=FEW), ROWS * probs[place]
+        assert not counts[expected == 0].any() and (expected[-1] == 0) == (rule == "denoise")
+        rare = expected < 5
+        counts = np.append(counts[~rare], counts[rare].sum())
+        expected = np.append(expected[~rare], expected[rare].sum())
+        keep = expected >= 5
+        counts, expected = counts[keep], expected[keep]
+        assert chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > LEVEL
+
+
+@jit(static_argnums=(0, 1))
+def blended(case, form, keys, hidden, table, shift, xt, active, others, states):
+    other_hidden, other_xt, start, amount = others
+    offset = ByLimit(amount, case.graph())
+    blend = Blend(jnp.full_like(shift, 1.5), jnp.full_like(shift, -0.5), offset)
+    score = form(case, hidden, table, shift, xt)
+    score = score.blended(form(case, other_hidden, table, shift, other_xt), blend, start)
+
+    def weights(total):
+        return tweedie_weights(case.graph(), start, total, jnp.full(len(xt), 0.3))
+
+    return score.draw(keys, weights, active).total, score.log_prob(weights, active, states)
+
+
+def test_blends_are_the_dense_ones():
+    keys, *arrays, _ = drawing_problem("uniform")
+    hidden, xt = arrays[0], arrays[3]
+    rng = np.random.default_rng(8)
+    start = jnp.where(rng.random((B, L)) < 0.5, xt, (xt + 3) % V)
+    others = hidden + 0.3, (xt + 3) % V, start, jnp.array(rng.uniform(0, 9, (B, L)), jnp.float32)
+    states = jnp.array(rng.integers(0, V, (B, L)))
+    exact = blended(Own(), written_out, keys, *arrays, others, states)
+    for case in PLACES:
+        for got, wanted in zip(
+            blended(case, streamed, keys, *arrays, others, states), exact, strict=True
+        ):
+            np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+@jit(static_argnums=(0, 1))
+def of_softmax(case, name, hidden, table, xt, sigma, states, wanted):
+    """Ratios, total and score entropy of a softmax, streamed and written out."""
+    graph = case.graph()
+    output = OUTPUTS[name](graph)
+    shift = jnp.zeros(xt.shape)
+    head = streamed(case, hidden, table, shift, xt)
+    dense = output.dense(sigma, xt, written_out(case, hidden, table, shift, xt).log_score)
+    both = StreamedScore.of_softmax(head.head, table, head.inputs, sigma, output), dense
+    active = graph.limit[xt] > 0
+
+    def weights(total):
+        return tweedie_weights(graph, xt, total, sigma / 2)
+
+    keys = jax.random.split(jax.random.key(0), len(xt))
+    return [
+        (
+            jnp.where(active, score.at(states), 0),
+            score.draw(keys, weights, active).total,
+            score.entropy(wanted),
+            score.weighted_entropy(wanted, WEIGHT),
+        )
+        for score in both
+    ]
+
+
+@pytest.mark.parametrize("case", PLACES, ids=["one device", "mesh"])
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_softmax_has_the_dense_ratios(name, case):
+    hidden, table, _, xt, x0, sigma, _ = problem("uniform", scale=0.5)
+    states = np.random.default_rng(3).integers(0, V, (B, L))
+    states[:, 0] = V - 1
+    wanted = target(case.graph(), sigma, xt, x0)
+    for got, exact in zip(
+        *of_softmax(case, name, hidden, table, xt, sigma, jnp.array(states), wanted), strict=True
+    ):
+        np.testing.assert_allclose(got, exact, rtol=5e-5, atol=1e-5 * np.abs(exact).max())
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize(
+    "graph",
+    [
+        graphs.hybrid(3, mask=0.4),
+        skewed(0.1, 0.5, 0.25, 0.15),
+        skewed(0.1, 0.0, 0.6, 0.3, mask=True),
+    ],
+    ids=["hybrid", "skewed", "masked"],
+)
+def test_the_true_softmax_of_a_token_gives_the_true_ratios(graph, name):
+    clean = np.array([0.5, 0.3, 0.2, 0] if graph.mask_id else [0.4, 0.3, 0.2, 0.1])
+    sigma = np.array([0.05, 0.7, 3.0], np.float32)
+    limit = np.float64(graph.limit)
+    for row, noise in enumerate(np.float64(sigma)):
+        kernel = expm(noise * (np.outer(limit, np.ones(4)) - np.eye(4)))
+        noised = kernel @ clean
+        moves = np.flatnonzero(limit)
+        posterior = kernel * clean / noised[:, None]  # [x_t, x0]
+        q = posterior if name == "denoiser" else np.tile(clean, (4, 1))
+        xt = jnp.arange(4)[None]
+        logits = jnp.log(jnp.array(q, jnp.float32))[None] + 3
+        score, log_posterior = OUTPUTS[name](graph).score(jnp.full((1, 4), sigma[row]), xt, logits)
+        wanted = noised[None] / noised[:, None]
+        np.testing.assert_allclose(jnp.exp(score)[0, moves], wanted[moves], rtol=2e-4)
+        np.testing.assert_allclose(jnp.exp(log_posterior)[0], posterior, atol=2e-5)
