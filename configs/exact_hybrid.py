@@ -12,6 +12,6 @@ exact_absorb = config_beside(__file__, "exact_absorb")
 
 def get_config():
     config = exact_absorb.get_config()
-    config.graph = "hybrid(mask=0.6)"
+    config.graph = "hybrid(mask=0.3)"
     config.model.scale_by_sigma = False
     return config

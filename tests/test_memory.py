@@ -186,6 +186,24 @@ def test_sampling_holds_no_number_for_every_position_and_token(config, sampling)
     assert most < OUTPUTS
 
 
+def test_nor_does_a_program_under_the_hybrid_graph(smoke_config):
+    """Its ratios and cuts depend on the state."""
+    model = dataclasses.replace(
+        smoke_config.model, num_blocks=1, hidden_size=HIDDEN, scale_by_sigma=False
+    )
+    config = dataclasses.replace(smoke_config, graph="hybrid(mask=0.5)", model=model)
+    components = build_family(config, VOCAB)
+    step, state = train_step(config, components)
+    assert largest(step, state, TOKENS, compiled=True) < OUTPUTS
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
+    clamp = jax.eval_shape(lambda: empty_prompt(BATCH, LENGTH))
+    for sampler in ("tweedie", "theta_trapezoidal"):
+        generator = components.generator(Sampling(4, sampler), t_min=1e-3)
+        arrays = params_of(components), keys, clamp
+        most = largest(lambda *args, draw=generator: draw(*args)[0], *arrays, compiled=False)
+        assert most < OUTPUTS
+
+
 def test_the_bound_holds_no_number_for_every_position_and_token(config):
     components = build_family(config, VOCAB)
     loss = sequence_loss(components, components.training_proposal(config.train))

@@ -14,14 +14,20 @@ from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.importance import guess_proposal, on_grid, plain_proposal, propose
 from sedd_jax.diffusion.objective import dwdse_loss
 from sedd_jax.diffusion.score import DenseScore
+from tests.skewed import skewed
 
 VOCAB_SIZE, LENGTH, T_MIN, DRAWS = 5, 6, 1e-3, 100_000
 LOGLINEAR, GEOMETRIC = noises.loglinear(), noises.geometric(1e-4, 20.0)
 
 
 @pytest.fixture(
-    params=[("absorb", LOGLINEAR), ("absorb", GEOMETRIC), ("uniform", GEOMETRIC)],
-    ids=["absorb-loglinear", "absorb-geometric", "uniform-geometric"],
+    params=[
+        ("absorb", LOGLINEAR),
+        ("absorb", GEOMETRIC),
+        ("uniform", GEOMETRIC),
+        ("hybrid", LOGLINEAR),
+    ],
+    ids=["absorb-loglinear", "absorb-geometric", "uniform-geometric", "hybrid-loglinear"],
     scope="module",
 )
 def case(request):
@@ -42,7 +48,7 @@ def _draw(graph, noise, plain):
 def _changed_prob(graph, noise, t):
     """The probability that a position differs from x0 at time t."""
     moved = -np.expm1(-np.float64(noise.sigma(jnp.asarray(t))))
-    return moved if graph.mask_id is not None else moved * (1 - 1 / VOCAB_SIZE)
+    return moved * (1 - float(graph.limit[0]))
 
 
 def test_the_plain_proposal_is_algorithm_1(case):
@@ -74,7 +80,7 @@ def test_weighted_draws_of_a_guess_have_the_law_of_algorithm_1(case):
         law = binom.pmf(np.arange(LENGTH + 1)[:, None], LENGTH, _changed_prob(graph, noise, times))
         inside = (draw.t > low) & (draw.t < high)
         # without a change the absorbing loss is 0, and nothing is drawn
-        for count in range(graph.mask_id is not None, LENGTH + 1):
+        for count in range(graph.absorbs, LENGTH + 1):
             weights = np.where(inside & (changed == count), draw.weight, 0)
             expected = law[count].sum() / len(fine)
             stderr = weights.std() / np.sqrt(DRAWS)
@@ -132,7 +138,7 @@ def test_the_weighted_loss_of_the_guess_itself_hardly_varies(case):
     weighted = draw.weight * np.asarray(loss(draw.t, draw.xt))
     # within a cell of t the guess is not followed, and under the uniform graph a redrawn token may
     # be the old one
-    assert weighted.std() / weighted.mean() < (0.3 if graph.mask_id is not None else 0.8)
+    assert weighted.std() / weighted.mean() < (0.3 if graph.absorbs else 0.8)
     draw = _draw(graph, noise, plain=True)
     plain = np.asarray(loss(draw.t, draw.xt))
     assert weighted.mean() == pytest.approx(plain.mean(), rel=0.05)
@@ -166,6 +172,13 @@ def test_the_guess_on_the_uniform_graph():
     assert proposal.moved[cell] == pytest.approx(dsigma * redrawn, rel=1e-3)
     assert proposal.density.min() >= 0.05 * (1 - 1e-6)
     assert proposal.density.mean() == pytest.approx(1, rel=1e-5)
+
+
+def test_the_proposal_of_any_limit_has_no_bias():
+    """The likeliest token stands for all of them, which costs variance alone."""
+    graph = skewed(0.0, 0.6, 0.1, 0.1, 0.2, mask=True)
+    weight = _draw(graph, LOGLINEAR, plain=False).weight
+    assert weight.std() > 0.3 and abs(weight.mean() - 1) < 5 * weight.std() / np.sqrt(DRAWS)
 
 
 def test_a_row_of_large_noise_has_finite_weights():

@@ -17,7 +17,7 @@ from sedd_jax.inference.sampling import Sampling
 TOKENS, LENGTH = 3, 4
 SIGMAS = np.array([0.9, 0.7, 0.4])
 SAMPLERS = (ThetaTrapezoidal(), ThetaTrapezoidal(theta=0.3), ThetaRK2(), ThetaRK2(theta=1 / 3))
-CASES = [(name, sampler) for name in ("absorb", "uniform") for sampler in SAMPLERS]
+CASES = [(name, sampler) for name in ("absorb", "uniform", "hybrid") for sampler in SAMPLERS]
 
 
 def formula(graph, sampler, before, after, xt, mid):
@@ -41,7 +41,7 @@ def formula(graph, sampler, before, after, xt, mid):
     else:
         a_1 = 1 / (2 * theta * (1 - theta))
         rates = a_1 * later - ((1 - theta) ** 2 + theta**2) * a_1 * earlier
-    if rk2 and graph.mask_id is not None and mid != graph.mask_id:
+    if rk2 and graph.absorbs and mid != graph.mask_id:
         rates = earlier
     marginal = np.linalg.inv(kernel(SIGMAS[1] - SIGMAS[2])) @ np.maximum(rates, 0)
     weights = np.maximum(marginal * kernel(sigma - SIGMAS[2])[start], 0)
