@@ -30,7 +30,6 @@ def get_config(form="quick"):
     }
     rows.sedd_absorb = {"title": "SEDD absorb", "published": "SEDD absorb"}
     rows.sedd_uniform = _uniform("SEDD uniform", "score_entropy", published="SEDD uniform")
-    rows.plaid = {"title": "PLAID", "published": "PLAID", "family": "gaussian"}
     d3pm = "d3pm(steps=1000, auxiliary=0.01)"
     rows.d3pm_absorb = _absorb("D3PM absorb", d3pm, "denoiser") | {"published": "D3PM"}
     rows.d3pm_uniform = _uniform("D3PM uniform", d3pm, "leave_one_out")
