@@ -151,3 +151,17 @@ def test_an_unmasked_position_stays_whatever_its_scores():
         got = tweedie_probs(graph, _states(), jnp.array(score), jnp.array(delta))[:, :MASK]
         expected = np.broadcast_to(np.eye(V)[:MASK], got.shape)
         np.testing.assert_allclose(got, expected, atol=4 * EPS)
+
+
+def test_a_step_under_a_limit_that_changes_takes_the_average_over_the_step():
+    """Bayes' rule with forward kernels of two pieces, each with its own limiting distribution."""
+    before, during, clean = (np.random.default_rng(seed).dirichlet(np.ones(V)) for seed in range(3))
+    first, delta = 0.4, 0.7
+    earlier = expm(first * (np.outer(before, np.ones(V)) - np.eye(V))) @ clean
+    step = expm(delta * (np.outer(during, np.ones(V)) - np.eye(V)))
+    noised = step @ earlier
+    wanted = step * earlier / noised[:, None]  # [x_t, x_s]
+    score = jnp.array(noised[None] / noised[:, None], jnp.float32)[None]
+    graph = skewed(*during.tolist())
+    got = tweedie_probs(graph, jnp.arange(V)[None], score, jnp.array([delta]))[0]
+    np.testing.assert_allclose(got, wanted, atol=1e-5)

@@ -311,3 +311,26 @@ def test_a_table_of_aliases_has_the_probabilities_that_it_was_made_of():
     keep, alias = categorical.alias_table(probs)
     found = np.bincount(np.arange(500), keep, 500) + np.bincount(alias, 1 - keep, 500)
     np.testing.assert_allclose(found / 500, probs / probs.sum(), rtol=1e-9, atol=1e-16)
+
+
+def average_limit(pieces):
+    """The average of limits on pieces (noise, limit), which counts what comes late most."""
+    total, left = np.zeros(V), sum(noise for noise, _ in pieces)
+    for noise, limit in pieces:
+        left -= noise
+        total += np.exp(-left) * -np.expm1(-noise) * limit
+    return total / total.sum()
+
+
+def test_a_limit_that_changes_in_time_acts_as_its_average():
+    """The ordered product of the exponentials of pieces, as for GIDD."""
+    rng = np.random.default_rng(0)
+    pieces = [(noise, rng.dirichlet(np.ones(V))) for noise in (0.3, 0.05, 1.2, 0.4, 0.01)]
+    product = np.eye(V)
+    for noise, limit in pieces:
+        product = expm(noise * (np.outer(limit, np.ones(V)) - np.eye(V))) @ product
+    graph, noise = skewed(*average_limit(pieces).tolist()), sum(noise for noise, _ in pieces)
+    got = _call(graph, "transition", STATES, jnp.float32(noise))
+    np.testing.assert_allclose(got, product.T, rtol=RTOL)
+    plain = np.average([limit for _, limit in pieces], axis=0, weights=[each for each, _ in pieces])
+    assert np.abs(plain - average_limit(pieces)).max() > 0.03
