@@ -104,12 +104,12 @@ class Sampling:
       top_p: 1 for the model's distribution. Else a departure from it: tokens are drawn from the
         smallest set with this probability.
       tempering: what temperature and top-p act on: "token", which token a changing position takes,
-        but not when it changes; or "conditional" (uniform graph), the distribution of a token given
-        all others, from which the sampler takes both. See `Score.tempered`.
+        but not when it changes; or "conditional" (not under the absorbing graph), the distribution
+        of a token given all others, from which the sampler takes both. See `Score.tempered`.
       conditioning: how given tokens are held: "clamp", clean, which is exact under the absorbing
-        graph; under the uniform graph also "resample", clean in `particles` copies of every row
-        that are weighted by the probability of these tokens, which is exact for many copies and
-        many steps (Tweedie's): see `inference.conditioning`.
+        graph; under others also "resample", clean in `particles` copies of every row that are
+        weighted by the probability of these tokens, which is exact for many copies and many steps
+        (Tweedie's): see `inference.conditioning`.
       particles: copies of every row, each a network evaluation at every step.
       overlap: tokens of the preceding text that a window of a row longer than the trained length
         holds; half the trained length by default.
@@ -179,7 +179,7 @@ class Sampling:
             )
         if graph and graph.absorbs and self.conditioning != "clamp":
             raise BadInput(
-                f"conditioning={self.conditioning!r} is for the uniform graph: under the absorbing "
+                f"conditioning={self.conditioning!r} is for the other graphs: under the absorbing "
                 "graph, which this model has, 'clamp' is exact."
             )
 
@@ -203,7 +203,7 @@ class Sampling:
             )
         if graph and graph.absorbs:
             raise BadInput(
-                "tempering='conditional' is for the uniform graph: under the absorbing graph, "
+                "tempering='conditional' is for the other graphs: under the absorbing graph, "
                 "which this model has, when a position leaves the mask does not depend on the "
                 "text, and tempering='token' already tempers its token given all others."
             )

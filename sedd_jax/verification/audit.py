@@ -178,7 +178,7 @@ def library(space: Space) -> tuple[tuple[str, str], ...]:
         ("denoiser", "cross_entropy(weighted=False)"),
         ("denoiser", "d3pm(steps=64, auxiliary=0.01)"),
     ]
-    if space.graph.mask_id is None:  # with a mask both softmaxes are the same
+    if not space.graph.absorbs:  # else both softmaxes are the same
         rows += [("leave_one_out", "score_entropy"), ("leave_one_out", "d3pm(steps=64)")]
     return tuple(rows)
 

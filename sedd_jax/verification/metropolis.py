@@ -37,7 +37,8 @@ def metropolis_kernel(space: Space, log_score: Scores) -> Float[np.ndarray, "S S
     rows, positions = np.arange(len(states))[:, None], np.arange(space.length)
     log_score = np.array(log_score, float)
     log_score[rows, positions, states] = 0
-    if (mask := space.graph.mask_id) is not None:
+    if space.graph.absorbs:
+        mask = space.graph.mask_id
         log_score = log_score[space.neighbours[..., mask], positions]
         log_score = log_score - log_score[rows, positions, states][..., None]
     accepted = np.minimum(1, np.exp(log_score)) / (space.length * (num_states - 1))

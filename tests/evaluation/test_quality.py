@@ -172,7 +172,7 @@ def test_a_departure_is_in_the_name_of_a_record(checkpoint):
     assert query.protocol["tempering"] == "conditional"
     (query,) = quality.plan(uniform, Settings(2, 6, (4,))).queries
     assert "tempering" not in query.protocol  # as in records of earlier versions
-    with pytest.raises(BadInput, match="tempering='conditional' is for the uniform graph"):
+    with pytest.raises(BadInput, match="tempering='conditional' is for the other graphs"):
         quality.plan(checkpoint, settings)
 
 

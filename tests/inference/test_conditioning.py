@@ -102,7 +102,7 @@ def test_laws_of_other_ways_are_of_the_uniform_graph():
     space = Space(graphs.absorbing(2), 2)
     process = exact_process(space, noises.loglinear(), space.uniform_data())
     options = {"steps": 1, "sampler": "tweedie", "t_min": T_MIN, "given": {0: 1}}
-    with pytest.raises(ValueError, match="'resample' is for the uniform graph"):
+    with pytest.raises(ValueError, match="'resample' is for graphs that do not absorb"):
         process.sampler_distribution(conditioning="resample", **options)
 
 

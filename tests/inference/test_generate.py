@@ -146,7 +146,11 @@ def test_a_tempered_conditional_is_that_of_a_network_of_sharper_scores(toy):
 @pytest.mark.parametrize(
     ("graph", "options", "message"),
     [
-        ("absorb", {}, "tempering='conditional' is for the uniform graph: under the absorbing"),
+        (
+            "absorb",
+            {},
+            "tempering='conditional' is for the other graphs: under the absorbing",
+        ),
         (
             "uniform",
             {"temperature": 0.0},

@@ -92,7 +92,7 @@ class ReverseProcess(NamedTuple):
         """
         graph = self.family.graph
         if conditioning != "clamp" and graph.absorbs:
-            raise ValueError(f"{conditioning!r} is for the uniform graph.")
+            raise ValueError(f"{conditioning!r} is for graphs that do not absorb.")
         condition = {"clamp": clamped, "resample": _weighted}[conditioning]
         rule = sampler_named(sampler).weights if isinstance(sampler, str) else sampler
         programs, times = self._programs, jnp.linspace(1.0, t_min, steps + 1)
