@@ -147,6 +147,20 @@ def test_nor_does_a_device_of_eight_for_its_part_of_the_baseline_s(baseline_conf
     assert 32 * VOCAB / 2 <= most < OUTPUTS / 8  # a device has a quarter of the rows
 
 
+def test_nor_do_the_step_and_the_sampler_of_gaussian_diffusion(baseline_config, monkeypatch):
+    monkeypatch.setattr("sedd_jax.model.gaussian.ROWS", 32)
+    config = dataclasses.replace(baseline_config, family="gaussian")
+    components = build_family(config, VOCAB)
+    step, state = train_step(config, components)
+    assert 32 * VOCAB <= largest(step, state, TOKENS, compiled=False) < OUTPUTS / 4
+    generator = components.generator(components.sampling(steps=4), t_min=1e-3)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
+    clamp = jax.eval_shape(lambda: empty_prompt(BATCH, LENGTH))
+    arrays = params_of(components), keys, clamp
+    most = largest(lambda *args: generator(*args)[0], *arrays, compiled=False)
+    assert 32 * VOCAB <= most < OUTPUTS / 4
+
+
 @pytest.mark.parametrize(
     "sampling",
     [

@@ -5,6 +5,7 @@ References:
 """
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -197,7 +198,8 @@ def sequence_bound(
 
     Its mean over t and the noise is the bound (see `diffusion.gaussian`), and so is that of its
     gradient, but for the shape of the schedule, which does not change the bound: that is the
-    gradient of the square of the diffusion term, in units of the number of positions.
+    gradient of the square of the diffusion term, in units of twice the nats of a uniform guess: the
+    gradients of the two are clipped together.
 
     Args:
       model: the network and the schedule.
@@ -207,20 +209,20 @@ def sequence_bound(
       key: of dropout, None for none.
       lengths: of the rows, None for full rows.
     """
-    length = x0.shape[1]
+    unit = 2 * x0.shape[1] * math.log(model.config.num_states)
 
-    def per_token(params, levels, data):
+    def diffusion_term(params, levels, data):
         eps, x0, key, lengths = data
         first, last = model.ends(params)
         gamma, rate = first + (last - first) * levels.level, (last - first) * levels.rate
         x = model.table(params)[x0]
         x_hat = model.denoised(params, gaussian.noised(x, gamma, eps), gamma, key, lengths)
         loss = gaussian.diffusion_loss(x, x_hat, gamma, rate)
-        return zero_padding(loss, lengths).sum(-1) / length
+        return zero_padding(loss, lengths).sum(-1) / unit
 
     data = noise.eps, x0, key, lengths
     levels = NoiseLevels(*model.levels(params, noise.t))
-    diffusion = length * gaussian.by_variance(per_token, params, levels, data)
+    diffusion = unit * gaussian.by_variance(diffusion_term, params, levels, data)
 
     first, last = model.ends(params)
     gamma = jnp.broadcast_to(first, x0.shape[:1])
