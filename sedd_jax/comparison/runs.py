@@ -256,18 +256,19 @@ class _Clock:
     def training(self, run) -> Iterator[Callable[[], None]]:
         """Times the training of a run; yields what tells of it, to be called often."""
         before, began = run.steps, time.monotonic()
-        told = began
+        told, reached = began, before
 
         def tick():
-            nonlocal told
+            nonlocal told, reached
             now = time.monotonic()
             if now - told < _TELL:
                 return
             told = now
             path = run.folder / metrics.FILE
             rows = metrics.read_rows(path, run.config.train.steps) if path.is_file() else []
-            if timed := [row for row in rows if "step_seconds" in row]:
-                step, last = rows[-1]["step"], run.config.train.steps
+            timed = [row for row in rows if "step_seconds" in row]
+            if timed and (step := rows[-1]["step"]) > reached:
+                reached, last = step, run.config.train.steps
                 left = duration(timed[-1]["step_seconds"] * (last - step))
                 self.say(f"step {step:,} of {last:,}, {left} left of its training")
 
