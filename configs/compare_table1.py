@@ -18,21 +18,30 @@ def get_config(form="quick"):
     config.optim.warmup_steps = 100
     config.optim.decay = "cosine"
     config.optim.learning_rate = 2e-3
+    config.train.log_every = 50
+    config.eval.max_blocks = 512
     config.eval.num_samples = 0
     config.comparison.reference = "sedd_absorb"
-    width = {"quick": _quick, "long": _long}[form](config)
+    # without conditioning, or with a small table of embeddings, a network has as many parameters as
+    # the others where it is wider
+    causal, gaussian = {"quick": _quick, "long": _long}[form](config)
     rows = config.rows
     rows.autoregressive = {
         "published": "GPT-2",
         "family": "autoregressive",
-        # no noise to condition on, and so much wider that it has as many parameters as the others
-        "model": {"cond_dim": ModelConfig.cond_dim, "hidden_size": width},
+        "model": {"cond_dim": ModelConfig.cond_dim, "hidden_size": causal},
     }
     rows.sedd_absorb = {"title": "SEDD absorb", "published": "SEDD absorb"}
     rows.sedd_uniform = _uniform("SEDD uniform", "score_entropy", published="SEDD uniform")
     d3pm = "d3pm(steps=1000, auxiliary=0.01)"
     rows.d3pm_absorb = _absorb("D3PM absorb", d3pm, "denoiser") | {"published": "D3PM"}
     rows.d3pm_uniform = _uniform("D3PM uniform", d3pm, "leave_one_out")
+    rows.plaid = {
+        "title": "PLAID",
+        "published": "PLAID",
+        "family": "gaussian",
+        "model": {"hidden_size": gaussian},
+    }
     rows.mdlm = _absorb("MDLM", "cross_entropy", "denoiser")
     rows.radd = _absorb("RADD", "cross_entropy", "denoiser", time_conditioning=False)
     rows.denoising_uniform = _uniform("denoising uniform", "cross_entropy", "denoiser")
@@ -55,36 +64,31 @@ def _uniform(title, objective, output="ratio", **about):
 
 
 def _quick(config):
+    """A network of 0.2M parameters; returns the widths of those that differ."""
     config.model.hidden_size = 64
     config.model.cond_dim = 32
     config.model.num_blocks = 2
     config.model.num_heads = 2
     config.model.length = 64
-    config.train.steps = 1500
-    config.train.log_every = 100
+    config.train.steps = 1000
     config.optim.ema_decay = 0.99
-    config.eval.every = 500
-    config.eval.sample_every = 1500
-    config.eval.max_blocks = 512
+    config.eval.every = 250
     config.checkpoint.every = 500
-    config.comparison.max_blocks = 512
+    config.comparison.max_blocks = 384
     config.comparison.draws = 8
-    return 80
+    return 80, 68
 
 
 def _long(config):
-    config.model.hidden_size = 128
-    config.model.cond_dim = 64
-    config.model.num_blocks = 4
-    config.model.num_heads = 4
+    """A network of 0.5M parameters, twice; returns the widths of those that differ."""
+    config.model.hidden_size = 96
+    config.model.cond_dim = 48
+    config.model.num_blocks = 3
+    config.model.num_heads = 3
     config.model.length = 128
-    config.train.steps = 3000
-    config.train.log_every = 100
-    config.optim.ema_decay = 0.999
-    config.eval.every = 500
-    config.eval.sample_every = 3000
-    config.eval.max_blocks = 512
-    config.checkpoint.every = 500
+    config.train.steps = 1200
+    config.optim.ema_decay = 0.995
+    config.eval.every = 300
+    config.checkpoint.every = 300
     config.comparison.seeds = 2
-    config.comparison.samples = 128
-    return 144
+    return 114, 102

@@ -21,7 +21,7 @@ def get_config():
     config.eval.every, config.eval.batch_size, config.eval.max_blocks = 300, 4, 8
     config.eval.num_samples, config.checkpoint.every = 0, 20
     config.comparison.draws, config.comparison.max_blocks, config.comparison.samples = 1, 8, 2
-    config.comparison.steps = 2
+    config.comparison.evaluations = 3
     config.rows.ar = {{"family": "autoregressive", "model": {{"cond_dim": 128}}}}
     config.rows.absorb = {{}}
     return config

@@ -16,6 +16,7 @@ from sedd_jax.experiment import metrics
 from sedd_jax.inference.likelihood import NLLEstimate
 
 MEMORY = ("peak_memory_gib", "step_memory_gib")  # the first one where devices report it
+ALONE = "†"  # marks samples at one temperature
 _RETOKENISED = "gen_perplexity_tokens"  # by a judge with another tokenizer
 
 
@@ -73,7 +74,7 @@ class Scored(NamedTuple):
     def drawn(self) -> list[Record]:
         """Records of its samples, by temperature."""
         found = [it for it in self.records if it.kind == "quality" and not it.is_real]
-        return sorted(found, key=_temperature)
+        return sorted(found, key=temperature_of)
 
     @property
     def real(self) -> Record | None:
@@ -81,7 +82,8 @@ class Scored(NamedTuple):
         return next((it for it in self.records if it.is_real), None)
 
 
-def _temperature(record):
+def temperature_of(record: Record) -> float:
+    """Returns the temperature of samples."""
     return record.protocol.get("temperature", 1.0)
 
 
@@ -159,7 +161,8 @@ class RowFigures(NamedTuple):
             return None
         found = [matched(drawn, level, known[0]) for drawn in each]
         mean = Mean.over([it[0] for it in found], [it[1] for it in found], shared=False)
-        return mean, max((it[2] for it in found), key=len)
+        mark = max((it[2] for it in found), key=len)
+        return mean, ALONE if " " in mark else mark
 
 
 def _bits(figures):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import sedd_jax
-from sedd_jax.comparison.figures import RowFigures, collect
+from sedd_jax.comparison.figures import RowFigures, collect, temperature_of
 from sedd_jax.comparison.runs import Plan
 from sedd_jax.comparison.tables import Report, report
 from sedd_jax.display import page
@@ -89,11 +89,11 @@ def _page(plan: Plan, rows: Sequence[RowFigures], found: Report) -> str:
 
 
 def _sample(row):
-    """The first sample of a row at the highest temperature."""
+    """The first sample of a row, at the temperature nearest to 1."""
     if drawn := row.scored[0].drawn:
-        temperature = drawn[-1].protocol.get("temperature", 1.0)
-        text = drawn[-1].figures["texts"][0][:_LETTERS]
-        yield f"{row.row.title}, temperature {temperature:g}", text
+        record = min(drawn, key=lambda it: abs(temperature_of(it) - 1))
+        title = f"{row.row.title}, temperature {temperature_of(record):g}"
+        yield title, record.figures["texts"][0][:_LETTERS]
 
 
 def command(plan: Plan, row: RowFigures) -> str:

@@ -117,13 +117,9 @@ def score(request: Request) -> None:
     records = likelihood.measure(checkpoint, sets, choices, folder)
     if settings.samples:
         scorer = request.judge and load(request.judge, mesh=mesh, trust_code=True)
-        for temperature in settings.each_temperature:
-            planned = quality.plan(
-                checkpoint,
-                settings.quality(checkpoint.config, temperature),
-                scorer=scorer,
-                reference=likelihood.HELDOUT,
-            )
+        length = checkpoint.config.model.length
+        for each in settings.qualities(checkpoint.family, length):
+            planned = quality.plan(checkpoint, each, scorer=scorer, reference=likelihood.HELDOUT)
             records += quality.run(planned, folder)
     files = list(dict.fromkeys(record.file for record in records))
     atomic_write_json(folder / FILE, {"request": request.facts, "records": files}, indent=1)

@@ -19,6 +19,7 @@ from sedd_jax.evaluation.quality import Settings
 from sedd_jax.experiment.config import Config, default_config, differences, from_saved, parse
 from sedd_jax.experiment.config_files import config_module, find_config
 from sedd_jax.inference.build import check_names
+from sedd_jax.inference.family import Family, sampling_names
 from sedd_jax.model.settings_file import read_json
 from sedd_jax.system.files import atomic_write
 from sedd_jax.system.settings import marked, setting
@@ -40,11 +41,11 @@ class ComparisonSettings:
     draw_seed: int = setting(0, at_least=0)  # of draws and samples, the same for every row
     samples: int = setting(64, at_least=0)  # at each temperature; 0: none are drawn
     sampler: str = "tweedie"  # of diffusion models
-    # network evaluations of a diffusion model before the final one; 0: length - 1, so that it takes
-    # as many in all as an autoregressive model
-    steps: int = setting(0, at_least=0)
+    # of the network, for a sample of a diffusion model; 0: as many as it has tokens, which is what
+    # an autoregressive model takes
+    evaluations: int = setting(0, at_least=0)
     # with commas; quality is interpolated between them, at the entropy of real text
-    temperatures: str = "0.8,1"
+    temperatures: str = "0.85,1,1.15"
     reference: str = ""  # the row that the others are compared with; empty: the first one
 
     @property
@@ -65,9 +66,8 @@ class ComparisonSettings:
             draws=self.draws, complete=True, seed=self.draw_seed, max_blocks=self.max_blocks or None
         )
 
-    def quality(self, config: Config, temperature: float) -> Settings:
-        """Returns what to sample of a row at a temperature."""
-        steps = self.steps or config.model.length - 1
+    def quality(self, steps: int, temperature: float = 1.0) -> Settings:
+        """Returns what to sample."""
         return Settings(
             num_samples=self.samples,
             steps=(steps,),
@@ -75,6 +75,21 @@ class ComparisonSettings:
             temperature=temperature,
             seed=self.draw_seed,
         )
+
+    def qualities(self, family: Family, length: int) -> list[Settings]:
+        """Returns what to sample of a row: at every temperature, or once if it has none.
+
+        Args:
+          family: of the row.
+          length: of its samples, in tokens.
+        """
+        wanted = self.evaluations or length
+        (sampling,) = self.quality(wanted).sweep(family)
+        # some samplers take one more for their final step
+        steps = max(1, wanted - max(0, family.max_nfe(sampling, length) - wanted))
+        if "temperature" not in sampling_names(family):
+            return [self.quality(steps)]
+        return [self.quality(steps, temperature) for temperature in self.each_temperature]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +194,7 @@ def comparison_from(config: ComparisonConfig) -> Comparison:
                 "compared on the same text; make a comparison of its own for it."
             )
         for temperature in temperatures if settings.samples else ():
-            settings.quality(row.config, temperature).check()
+            settings.quality(settings.evaluations or 1, temperature).check()
     return Comparison(settings, rows)
 
 

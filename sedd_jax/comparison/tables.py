@@ -8,14 +8,16 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sedd_jax.comparison.figures import MEMORY, Mean, RowFigures, difference
+from sedd_jax.comparison.figures import ALONE, MEMORY, Mean, RowFigures, difference, temperature_of
 from sedd_jax.comparison.settings import Comparison
 from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Cell, Table, plain, with_error
 from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
 from sedd_jax.evaluation.published_results import paper_table_1
 from sedd_jax.experiment.card import without_folders
-from sedd_jax.system.settings import flatten
+from sedd_jax.experiment.config import Config
+from sedd_jax.system.registry import is_dotted
+from sedd_jax.system.settings import flatten, marked
 
 _LARGE = 0.05  # a difference in size, or in tokens seen, that is told
 _DECIDED = 2.0  # standard errors
@@ -185,8 +187,7 @@ def _samples(rows):
     for row in rows:
         for each in row.scored:
             for record in each.drawn:
-                temperature = record.protocol.get("temperature", 1.0)
-                cells.append((each.run.title, temperature, *_quality(record)))
+                cells.append((each.run.title, temperature_of(record), *_quality(record)))
     if real := next((it.real for row in rows for it in row.scored if it.real), None):
         cells.insert(0, ("real text", None, *_quality(real)))
     columns = ("samples of", "temperature", "gen. perplexity", "by tokens", "entropy, nats")
@@ -217,19 +218,25 @@ def _published():
 
 
 def _settings(comparison):
-    """The settings in which rows differ."""
-    each = [
-        flatten(without_folders(dataclasses.asdict(row.config))) | {"row": row.title}
-        for row in comparison.rows
+    """The settings in which rows differ; no value where a family does not have one."""
+    each = [_own_settings(row.config) for row in comparison.rows]
+    keys = [key for key in each[0] if len({it[key] for it in each}) > 1]
+    cells = [
+        (row.title, *(it[key] for key in keys))
+        for row, it in zip(comparison.rows, each, strict=True)
     ]
-    keys = [key for key in each[0] if len({json.dumps(it[key]) for it in each}) > 1]
-    keys = ["row", *(key for key in keys if key != "row")]
-    cells = [tuple(_as_text(it[key]) for key in keys) for it in each]
-    return Table("How the rows differ", tuple(keys), cells)
+    return Table("How the rows differ", ("row", *keys), cells)
 
 
-def _as_text(value):
-    return value if isinstance(value, str) else json.dumps(value)
+def _own_settings(config):
+    """The settings as text, None for those of other families."""
+    values = flatten(without_folders(dataclasses.asdict(config)))
+    texts = {key: it if isinstance(it, str) else json.dumps(it) for key, it in values.items()}
+    if is_dotted(config.family):
+        return texts
+    marks = marked(Config, "family").items()
+    families = {key: of if isinstance(of, tuple) else (of,) for key, of in marks}
+    return texts | {key: None for key, of in families.items() if config.family not in of}
 
 
 def _notes(comparison, rows, done, judge, level):
@@ -313,9 +320,9 @@ def _of_samples(comparison, rows, judge, level):
     who = judge or f"the first run of {own.title}"
     notes = [
         f"gen. perplexity is that of {comparison.settings.samples} samples by {who}, interpolated "
-        f"between temperatures to the entropy of real text ({level:.3f} nats); * is extrapolated. "
-        "Its ± is over samples, and over seeds if there are several. evaluations are those of the "
-        "network, of one sample."
+        f"between temperatures to the entropy of real text ({level:.3f} nats); * is extrapolated, "
+        f"{ALONE} is not at that entropy, for want of other temperatures. Its ± is over samples, "
+        "and over seeds if there are several. evaluations are those of the network, of one sample."
     ]
     if not judge:
         notes.append(f"{own.title} judges itself, which favours it; of the others it is fair.")

@@ -27,7 +27,7 @@ def small(tmp_path_factory):
         config.checkpoint.every = 2
         settings = config.comparison
         settings.seeds, settings.draws, settings.max_blocks, settings.samples = 2, 2, 16, 4
-        settings.steps, settings.temperatures, settings.reference = 2, "1", "absorb"
+        settings.evaluations, settings.temperatures, settings.reference = 3, "1", "absorb"
         causal = {"family": "autoregressive", "model": {"cond_dim": 128}, "published": "GPT-2"}
         config.rows.ar = causal
         config.rows.absorb = {"title": "SEDD absorb", "published": "SEDD absorb"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sedd_jax.comparison import runs
-from sedd_jax.comparison.figures import collect, difference
+from sedd_jax.comparison.figures import ALONE, collect, difference
 from sedd_jax.comparison.report import write
 from sedd_jax.comparison.runs import complete
 from sedd_jax.comparison.tables import report
@@ -52,7 +52,7 @@ def test_the_table_has_every_row_with_its_errors(finished):
         row = rows[name]
         assert row["bits/byte"].startswith(sign) and row["evaluations"] == evaluations
         assert all(float(row[key]) > 0 for key in ("± data", "± seeds", "ms/step", "memory, MiB"))
-        assert row["gen. perplexity"].endswith("(one temperature)") and "remark" not in row
+        assert row["gen. perplexity"].endswith(ALONE) and "remark" not in row
     said = " ".join(found.notes)
     assert "ar judges itself" in said and "by the first run of ar, interpolated" in said
     assert "ar has 50% fewer parameters than SEDD absorb." in found.notes
