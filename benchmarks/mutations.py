@@ -285,9 +285,28 @@ MUTATIONS = [
     *mutations_of(
         "inference/score_based.py",
         "inference/test_bound.py verification/exact/test_likelihood.py",
-        ("weights = draws * weights", "weights = np.ones(draws)"),
         ("return batch.weight * dwdse_loss(", "return dwdse_loss("),
         ("jnp.broadcast_to(noise.sigma(t_min), x0", "jnp.broadcast_to(noise.sigma(4 * t_min), x0"),
+    ),
+    *mutations_of(
+        "inference/family.py",
+        "inference/test_bound.py verification/exact/test_likelihood.py",
+        ("axis=1)), draws * weights", "axis=1)), np.ones(draws)"),
+    ),
+    *mutations_of(
+        "diffusion/gaussian.py",
+        "diffusion/test_gaussian.py inference/test_gaussian.py",
+        ("weight = 0.5 * rate", "weight = rate"),
+        ("(jax.nn.softplus(-gamma) - left)", "jax.nn.softplus(-gamma)"),
+        ("(1 - forgotten) / alpha(now) * z", "(1 - forgotten) * z"),
+        ("alpha(gamma) / jax.nn.sigmoid(gamma)", "alpha(gamma) / sigma(gamma)"),
+        ("2 * value * d", "2 * d"),
+    ),
+    *mutations_of(
+        "inference/gaussian.py",
+        "inference/test_gaussian.py",
+        ("(last - first) * levels.rate", "levels.rate"),
+        ("x_hat, (now, then), normal", "x_hat, (now, 0.5 * (now + then)), normal"),
     ),
     *mutations_of(
         "inference/batches.py",
