@@ -86,6 +86,7 @@ def player_setup(checkpoint: TrainedModel, prompt: Prompt) -> dict[str, Any]:
     return {
         "held": [held[:length] for held, length in rows],
         "masks": checkpoint.graph.mask_id is not None,
+        "absorbs": checkpoint.graph.absorbs,
     }
 
 

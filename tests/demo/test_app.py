@@ -111,7 +111,8 @@ def hung_up(server):
 def test_a_drawing_is_what_is_generated_and_keeps_the_words(serve, handler, tiny):
     status, (note, begun, *moments) = draw(serve(handler))
     assert status == 200 and "note" in note
-    assert begun == {"held": [[1] * 2 + [0] * 5 + [1] * 4] * 2, "masks": True}
+    held = [[1] * 2 + [0] * 5 + [1] * 4] * 2
+    assert begun == {"held": held, "masks": True, "absorbs": True}
     assert [moment["calls"] for moment in moments] == list(range(10))
     assert {moment["most"] for moment in moments} == {9} and moments[-1]["evaluations"] == [9, 9]
     for moment in moments:

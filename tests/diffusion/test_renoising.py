@@ -32,6 +32,7 @@ SAMPLERS = {
         RemdmLoop(eta=0.2, time=0.3),
     ),
     "uniform": (ForwardBackward(), Psi(kappa=0.7)),
+    "hybrid": (ForwardBackward(churn=1.5), Psi(kappa=0.7)),
 }
 CASES = [(name, sampler) for name, all_of in SAMPLERS.items() for sampler in all_of]
 
@@ -139,6 +140,15 @@ def test_samples_are_the_data_and_held_tokens_stay(name, sampler):
     np.testing.assert_array_equal(seen[-1][1].changed, (before != seen[-1][0]).sum(-1))
     frequencies = np.bincount(np.asarray(seen[-1][0][:, 0]), minlength=graph.num_states) / rows
     np.testing.assert_allclose(frequencies[:3], CLEAN, atol=0.03)
+
+
+def test_no_step_to_the_clean_end_leads_to_a_mask():
+    """Whatever a network says of it; steps that end before it may."""
+    graph, xt = graphs.hybrid(3), jnp.zeros((1, 3), jnp.int32)
+    sigma, reach = NOISE.sigma(jnp.array(T)), jnp.array([[0.0, 0.1, 0.0]])
+    score = jnp.tile(jnp.array([1.0, 0.5, 0.2, 40.0]), (1, 3, 1))
+    weights = step_weights(graph, xt, total_away(xt, score), sigma, reach).weights(xt, score)
+    np.testing.assert_array_equal(np.asarray(weights)[0, :, 3] > 0, [False, True, False])
 
 
 @pytest.mark.parametrize("name", ["absorb", "uniform"])

@@ -26,9 +26,10 @@ function percent(share) {
 }
 
 class Player {
-  // held: of every position of every row, whether it was given; masks: whether there are any
-  constructor(root, { held, masks }) {
-    Object.assign(this, { held, masks, most: 0, frames: [], index: -1, timer: null, pointed: null });
+  // held: of every position of every row, whether it was given; masks: whether there are any;
+  // absorbs: whether what is no mask has been decided
+  constructor(root, { held, masks, absorbs }) {
+    Object.assign(this, { held, masks, absorbs, most: 0, frames: [], index: -1, timer: null, pointed: null });
     const box = make("div", "");
     box.append(this.legend(), ...held.map((row, i) => this.sample(row, i)), this.bar(), this.card());
     box.addEventListener("mouseover", (event) => this.point(event.target.closest("[data-place]")));
@@ -50,7 +51,7 @@ class Player {
   legend() {
     const legend = make("div", "legend");
     const kinds = [["given", "given", "and kept"], ["drawn", "drawn", "by the model"], ["fresh", "new", "at this moment"]];
-    if (!this.masks) kinds.push(["unsure", "noise", "may still change"]);
+    if (!this.absorbs) kinds.push(["unsure", "noise", "may still change"]);
     for (const [kind, name, meaning] of kinds) {
       const entry = make("span", "");
       entry.append(make("span", `token ${kind}`, name), ` ${meaning}`);
@@ -137,7 +138,7 @@ class Player {
       row.forEach((text, place) => {
         const held = this.held[i][place], guess = frame.guesses?.[i][place];
         const fresh = !held && text !== null && text !== before.rows[i][place];
-        const unsure = !held && !this.masks && !ended;
+        const unsure = !held && !this.absorbs && !ended;
         const kind = held ? "given" : text === null ? "hole" : unsure ? "unsure" : "drawn";
         const token = tokens[place];
         token.className = `token ${kind}${fresh ? " fresh" : ""}${fresh && forward ? " moving" : ""}`;
@@ -150,12 +151,12 @@ class Player {
         else delete token.dataset.guess;
         token.style.setProperty("--sure", guess ? guess[0][0][1] : 0.15);
         free += !held;
-        filled += !held && (this.masks ? text !== null : ended);
+        filled += !held && (this.absorbs ? text !== null : ended);
       });
       this.spent[i].textContent = frame.evaluations[i] === 1 ? "1 evaluation" : `${frame.evaluations[i]} evaluations`;
     });
     this.slider.value = index;
-    const rest = this.masks ? ` \u00b7 ${Math.round((100 * filled) / Math.max(free, 1))} % filled` : "";
+    const rest = this.absorbs ? ` \u00b7 ${Math.round((100 * filled) / Math.max(free, 1))} % filled` : "";
     this.status.textContent = `call ${frame.calls} of ${this.most}${rest}`;
     this.slider.setAttribute("aria-valuetext", this.status.textContent);
     this.explain();
