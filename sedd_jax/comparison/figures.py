@@ -94,13 +94,13 @@ class RowFigures(NamedTuple):
       row: the row.
       scored: its runs that are complete.
       failures: why runs failed, by the title of the run.
-      missing: runs that are neither.
+      missing: of every other run, what it lacks: "not run yet" or "not scored yet".
     """
 
     row: Row
     scored: list[Scored]
     failures: dict[str, str]
-    missing: int
+    missing: list[str]
 
     @property
     def exact(self) -> bool:
@@ -184,7 +184,7 @@ def collect(plan: Plan) -> list[RowFigures]:
 
 
 def _row(plan, row):
-    scored, failures, missing = [], {}, 0
+    scored, failures, missing = [], {}, []
     for run in plan.runs:
         if run.row is not row:
             continue
@@ -194,7 +194,7 @@ def _row(plan, row):
         elif failure := run.failure:
             failures[run.title] = failure
         else:
-            missing += 1
+            missing.append("not scored yet" if run.is_trained else "not run yet")
     return RowFigures(row, scored, failures, missing)
 
 

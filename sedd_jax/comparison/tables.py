@@ -105,7 +105,8 @@ def _remark(row, seeds):
         count = f"{len(row.failures)} of {seeds} seeds " if seeds > 1 else ""
         remarks.append(f"{count}failed: {short}")
     if row.missing:
-        remarks.append("not run yet" if not row.scored else f"{row.missing} seeds not run yet")
+        count = f"{len(row.missing)} of {seeds} seeds " if row.scored else ""
+        remarks.append(count + row.missing[0])
     return "; ".join(remarks) or None
 
 

@@ -11,6 +11,7 @@ from sedd_jax.comparison import runs
 from sedd_jax.comparison.figures import ALONE, collect, difference
 from sedd_jax.comparison.report import write
 from sedd_jax.comparison.runs import complete
+from sedd_jax.comparison.score import DataSets
 from sedd_jax.comparison.tables import report
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.record import FOLDER
@@ -125,6 +126,26 @@ def test_a_table_tells_of_rows_that_diverge_have_other_tokens_or_were_not_picked
     against = next(table for table in found.tables if table.title.startswith("Bits per byte less"))
     ((name, _, _, paired),) = against.rows
     assert (name, paired) == ("letters", "no")
+
+
+def test_other_data_sets_have_a_table(finished, tmp_path):
+    text = tmp_path / "ptb.txt"
+    text.write_text("12 and 144 are two numbers .\n" * 8)
+    folder = tmp_path / "zeroshot"
+    shutil.copytree(finished.folder, folder)
+    data = DataSets(("ptb",), sources={"ptb": str(text)})
+    plan = dataclasses.replace(finished, folder=folder, picked=["absorb"], data=data)
+    with quickly():
+        complete(plan, lambda: None)
+    found, rows = rows_of(plan)
+    assert rows["ar"]["remark"] == "not scored yet"
+    (table,) = (table for table in found.tables if table.title == "Zero-shot, perplexity")
+    ((name, perplexity),) = table.rows
+    figures = [each.likelihood("ptb").figures for each in collect(plan)[1].scored]
+    value = np.exp(np.mean([it["nats_per_token"] for it in figures]))
+    assert (name, table.columns) == ("SEDD absorb", ("row", "PTB"))
+    assert float(perplexity.split()[1]) == pytest.approx(value, rel=0.05)
+    assert perplexity.startswith("<= ") and " +- " in perplexity
 
 
 def test_a_run_that_another_process_has_is_waited_for(finished, monkeypatch, tmp_path):
