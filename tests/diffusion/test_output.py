@@ -9,7 +9,11 @@ from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion.output import OUTPUTS
 
 N, L = 3, 2
-GRAPHS = {"absorb": graphs.absorbing(N), "uniform": graphs.uniform(N)}
+GRAPHS = {
+    "absorb": graphs.absorbing(N),
+    "uniform": graphs.uniform(N),
+    "hybrid": graphs.hybrid(N, mask=0.6),
+}
 RTOL = 2e-5
 
 
