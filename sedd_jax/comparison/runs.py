@@ -114,10 +114,13 @@ class Plan:
     def request(self, run: Run) -> Request:
         """Returns what to score of a run."""
         own = None if self.judge else self._own_judge()
+        settings = dataclasses.replace(self.comparison.settings, seeds=1, reference="")
+        if not self.comparison.one_tokenizer:  # figures of samples are of their tokens
+            settings = dataclasses.replace(settings, samples=0)
         return Request(
             run=str(run.folder),
             step=run.config.train.steps,
-            settings=dataclasses.replace(self.comparison.settings, seeds=1, reference=""),
+            settings=settings,
             judge=str(own) if own else self.judge,
             own_judge=own is not None,
             data=self.data,

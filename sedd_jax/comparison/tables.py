@@ -55,7 +55,7 @@ def report(comparison: Comparison, rows: Sequence[RowFigures], judge: str | None
         *(_against(comparison, done) if len(done) > 1 else []),
         *(_zeroshot(comparison, done) if done else []),
         *_order(done),
-        *(_samples(done) if comparison.settings.samples else []),
+        *_samples(done),
         _published(),
         _settings(comparison),
     ]
@@ -183,7 +183,7 @@ def _verdict(found):
 
 
 def _samples(rows):
-    """The samples of every row by temperature, and real text."""
+    """The samples of every row by temperature, and real text; without rows if none were drawn."""
     cells = []
     for row in rows:
         for each in row.scored:
@@ -252,7 +252,10 @@ def _notes(comparison, rows, done, judge, level):
         "standard error over blocks, ± seeds that over trainings."
     )
     if settings.seeds == 1:
-        notes.append("There is one seed, so how much another training would differ is unknown.")
+        notes.append(
+            "There is one seed, so how much another training would differ is unknown, and the "
+            "verdicts on the order leave it out."
+        )
     notes += _of_tokens(comparison, done)
     notes += _of_size(comparison, done) + _of_budget(done)
     notes += _of_samples(comparison, done, judge, level)

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from sedd_jax.comparison.runs import Plan
+from sedd_jax.comparison.score import DataSets
 from sedd_jax.comparison.settings import keep_settings
 from sedd_jax.errors import BadInput
 from tests.comparison.rows import comparison_of
@@ -69,11 +71,14 @@ def test_a_row_takes_another_config_file(small, tmp_path):
     assert (b.seed, b.data) == (3, a.data)
 
 
-def test_rows_of_other_tokens_are_known(small):
+def test_rows_of_other_tokens_are_known_and_have_no_samples(small, tmp_path):
     config = small()
     assert comparison_of(config).one_tokenizer
     config.rows["absorb"] = {"data": {"tokenizer": "characters", "vocab_size": 0}}
-    assert not comparison_of(config).one_tokenizer
+    comparison = comparison_of(config)
+    assert not comparison.one_tokenizer
+    plan = Plan(comparison, tmp_path, ["absorb"], None, DataSets())
+    assert all(plan.request(run).settings.samples == 0 for run in plan.runs)
 
 
 def test_a_folder_holds_one_comparison_to_which_rows_may_be_added(small, tmp_path):
