@@ -95,9 +95,9 @@ class Gibbs(Tweedie):
         move = self._move(process, state, jnp.ones(state.xt.shape, bool))
         score = process.score_fn(move.xt, move.sigma)
         free = process.changeable(state.xt)
-        log_prob = score.log_prob(move.weights, free, state.xt)
-        chosen = smallest(log_prob, free, -(-free.sum(-1) // self.spacing))
         predicts = state.step < self._predictions(self.num_steps(process.steps))
+        log_prob = score.log_prob(move.weights, free & ~predicts, state.xt)
+        chosen = smallest(log_prob, free, -(-free.sum(-1) // self.spacing))
         move = move._replace(active=jnp.where(predicts, move.active, chosen))
         return advance(keys, process, state, move, score)
 

@@ -13,7 +13,7 @@ left, so that they are rates of leaving the same token: r_n from y_n, r* from y*
 again by Tweedie's step, so that both are exact for a single position. rho is where the share
 theta of the step is done, in the time -log(1 - exp(-sigma)), in which a mask leaves at rate 1.
 
-The law, with true scores (`python -m sedd_jax.exact` measures it; errors in total variation):
+The error, with true scores (`python -m sedd_jax.exact` measures it, in total variation):
 
 - The trapezoid is of second order as long as nothing is clipped: no change of one position makes
   a token at another one less than a_2 / a_1 times as probable, 1/2 for theta = 1/2 and more for

@@ -24,10 +24,8 @@ LENGTH_STEPS = 64  # of the dependence on the length
 TARGET = 512  # steps of Tweedie whose error others should reach
 BUDGET = 128  # network evaluations to reach it with
 PLAIN = ("euler", "tweedie", "first_hitting")  # without corrections
-_CONVERGE = (
-    *PLAIN,
-    "gibbs",
-)  # to the data, with more steps; and a sampler of the user's own should
+# to the data, with more steps; and a sampler of the user's own should
+_CONVERGE = (*PLAIN, "gibbs")
 _ERRORS = 4.5  # standard errors that a claim allows
 _OTHER_ROWS = 2**30  # the number of the first row that no table has
 _THREADS = 2  # a program is compiled on one core while another runs
