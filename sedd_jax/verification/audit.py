@@ -98,12 +98,15 @@ def audit(
     sampling = {"steps": SAMPLER_STEPS, "sampler": "tweedie", "t_min": t_min}
     distance = total_variation(processes["trained"].sampler_distribution(**sampling), data)
     is_bound = claims_bound(objective, space.graph)
+    # a bound that is tight leaves no room between samples and data; squared errors may be small
+    # where ratios of rare tokens are far off
+    near = f"trained on {SET_SIZE}: TV of samples to the data"
     claims = [
         *(_bound_claims(reported) if is_bound else []),
         Claim("expected loss: largest derivative at the true scores", least.at_truth, "<=", 1e-8),
         Claim("... and half a nat away", least.elsewhere, ">=", 1e-6),
         Claim("mean gradient of batches - exact, standard errors", found.bias, "<=", MAX_BIAS),
-        Claim(f"trained on {SET_SIZE}: TV of samples to the data", distance, "<=", MAX_DISTANCE),
+        *([Claim(near, distance, "<=", MAX_DISTANCE)] if is_bound else []),
     ]
     gap = min(each.gap for each in reported.values())
     row = (
@@ -113,6 +116,7 @@ def audit(
         gap,
         least.summary,
         found.bias,
+        found.variance,
         found.variance / reference,
         distance,
     )
@@ -154,7 +158,10 @@ def check_objectives(
         if name == "concrete_score_matching":
             yield check_metropolis(space, found.trained.family.noise, data, found.trained)
         rows.append(found.row)
-    title = "All objectives; least difference to -log p in nats, variance relative to score entropy"
+    title = (
+        "All objectives. Least difference of the number to -log p, in nats. Gradients at random "
+        "logits: variance of one row over the squared mean, and relative to score entropy"
+    )
     columns = (
         "objective",
         "output",
@@ -162,7 +169,8 @@ def check_objectives(
         "least difference to -log p",
         "minimum",
         "bias, standard errors",
-        "variance",
+        "variance / square",
+        "relative",
         "TV of samples",
     )
     yield Section("Objectives", [], [Table(title, columns, rows)])
@@ -176,10 +184,13 @@ def library(space: Space) -> tuple[tuple[str, str], ...]:
         ("denoiser", "score_entropy"),
         ("denoiser", "cross_entropy"),
         ("denoiser", "cross_entropy(weighted=False)"),
-        ("denoiser", "d3pm(steps=64, auxiliary=0.01)"),
+        ("denoiser", "d3pm(steps=64)"),
     ]
     if not space.graph.absorbs:  # else both softmaxes are the same
-        rows += [("leave_one_out", "score_entropy"), ("leave_one_out", "d3pm(steps=64)")]
+        rows += [
+            ("leave_one_out", "score_entropy"),
+            ("leave_one_out", "d3pm(steps=64, auxiliary=0.01)"),
+        ]
     return tuple(rows)
 
 

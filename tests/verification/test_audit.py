@@ -208,7 +208,7 @@ def test_an_audit_reports_claims_and_a_row(monkeypatch):
     audits = (("ratio", "score_entropy"), ("ratio", "concrete_score_matching"))
     entropy, concrete, metropolis, table = audit.check_objectives(config, audits, space, data)
     assert [claim.statement for claim in entropy.claims if not claim.holds] == []
-    assert len(entropy.claims) == 10 and len(concrete.claims) == 4
+    assert len(entropy.claims) == 10 and len(concrete.claims) == 3
     assert metropolis.claims[0].holds
     *_, variance, distance = table.tables[0].rows[0]
     assert variance == 1 and distance < 0.02
