@@ -204,9 +204,9 @@ MUTATIONS = [
         ("inputs._replace(xt=inputs.second.first_xt)", "inputs"),
     ),
     *mutations_of(
-        "model/head_entropy.py",
+        "model/head_loss.py",
         "model/test_vocab_head.py",
-        ("jnp.where(chunk.unvisited[None], terms, 0)", "jnp.where(chunk.real[None], terms, 0)"),
+        ("jnp.where(chunk.unvisited[None], each, 0)", "jnp.where(chunk.real[None], each, 0)"),
         ("+ low.astype(jnp.float32).sum(0)", "+ 2 * low.astype(jnp.float32).sum(0)"),
     ),
     *mutations_of(
@@ -220,7 +220,7 @@ MUTATIONS = [
     *mutations_of(
         "model/tiles.py",
         "model/test_vocab_head.py",
-        ("self.bias[None] - shift[:, None]", "self.bias[None] + shift[:, None]"),
+        ("(inputs.hidden) - inputs.shift", "(inputs.hidden) + inputs.shift"),
         ("(states < self.num_states) & (column < self.columns)", "(column < self.columns)"),
         ("(self.states[None] != inputs.xt[:, None])", "(self.states[None] >= 0)"),
         ("jnp.maximum(score - at_states(cut, self.states, 2), 0)", "score"),

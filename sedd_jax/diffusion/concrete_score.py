@@ -46,9 +46,8 @@ class ConcreteScoreMatching(NamedObjective):
         weight = rate[:, None] / odds / unit**2 * (limit > 0)
         ratios = target(graph, sigma, batch.xt, x0)
 
-        def loss(log_score, _, *fields):
-            states = jnp.arange(graph.num_states)
-            return squared_terms(Target(*fields), states, log_score).sum(-1)
+        def terms(of_states, *fields):
+            return squared_terms(Target(*fields), of_states.states, of_states.log_score)
 
         score = score_fn(batch.xt, sigma)
-        return score.weighted(loss, ratios, weight)
+        return score.weighted(terms, ratios, weight)

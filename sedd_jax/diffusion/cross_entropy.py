@@ -20,7 +20,7 @@ from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.importance import NoisedBatch
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.objective import NamedObjective
-from sedd_jax.diffusion.score import ScoreFn
+from sedd_jax.diffusion.score import OfStates, ScoreFn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,20 +52,12 @@ class CrossEntropy(NamedObjective):
         if self.weighted:
             weight *= noise.dsigma(batch.t) / jnp.expm1(sigma)
         score = score_fn(batch.xt, sigma)
-        return score.weighted(nll_of_clean, (x0,), weight[:, None] * (graph.limit[batch.xt] > 0))
+        return score.weighted(nll_terms, (x0,), weight[:, None] * (graph.limit[batch.xt] > 0))
 
     def is_bound(self, graph: Graph) -> bool:
         return self.weighted and graph.absorbs
 
 
-def nll_of_clean(
-    log_score: Float[Array, "*s V"], log_posterior: Float[Array, "*s V"], x0: Int[Array, "*s"]
-) -> Float[Array, "*s"]:
-    """Returns -log p(x0 | x_t), a loss of `Score.weighted`.
-
-    Args:
-      log_score: not used.
-      log_posterior: log p(x0 | x_t) of all states.
-      x0: clean tokens.
-    """
-    return -jnp.take_along_axis(log_posterior, x0[..., None], axis=-1)[..., 0]
+def nll_terms(of_states: OfStates, x0: Int[Array, "*s"]) -> Float[Array, "*s C"]:
+    """Returns -log p(x0 | x_t) at the state x0, and 0 at others: terms of `Score.weighted`."""
+    return -jnp.where(of_states.at(x0), of_states.log_posterior, 0)

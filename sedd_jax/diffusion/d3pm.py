@@ -7,12 +7,11 @@ References:
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.diffusion.cross_entropy import nll_of_clean
-from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.cross_entropy import nll_terms
+from sedd_jax.diffusion.graph import Graph, leading
 from sedd_jax.diffusion.importance import NoisedBatch
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.objective import NamedObjective
@@ -55,31 +54,37 @@ class D3PM(NamedObjective):
         sigma, before = noise.sigma(index / self.steps), noise.sigma((index - 1) / self.steps)
         before = jnp.where(index > 1, before, 0)  # the first step ends at clean tokens
 
-        def loss(log_score, log_posterior, xt, x0, sigma, before):
-            at_xt, at_x0 = (jax.nn.one_hot(x, graph.num_states, dtype=bool) for x in (xt, x0))
-            limit = graph.limit.reshape((1,) * xt.ndim + (-1,))
+        def terms(of_states, xt, x0, sigma, before):
+            at_xt, at_x0 = of_states.at(xt), of_states.at(x0)
+            limit = leading(graph.limit[of_states.states], at_xt.ndim)
             limit_here = graph.limit[xt][..., None]
 
-            def reaches(noise):  # p(x_t | y) after so much noise, for every y
+            def reaches(noise, at_xt):  # p(x_t | y) after so much noise, where y may be x_t
                 stayed, moved = jnp.exp(-noise)[..., None], -jnp.expm1(-noise)[..., None]
                 return jnp.where(at_xt, stayed, 0) + moved * limit_here
 
-            def earlier(clean):  # of x_(i-1), per p(x_t | x_(i-1)), given a distribution of x0
-                each = clean / jnp.where(limit_here > 0, reaches(sigma), 1)
+            def earlier(clean, log_stays):
+                """Of x_(i-1), per p(x_t | x_(i-1)), where x0 has the probabilities `clean`."""
+                others = jnp.where(limit_here > 0, reaches(sigma, False), 1)
+                evidence = jnp.where(at_xt, reaches(sigma, True), others)
+                everything = -jnp.expm1(log_stays) / others + jnp.exp(log_stays) / reaches(
+                    sigma, True
+                )
                 stayed, moved = jnp.exp(-before)[..., None], -jnp.expm1(-before)[..., None]
-                return stayed * each + moved * limit * each.sum(-1, keepdims=True)
+                return stayed * clean / evidence + moved * limit * everything
 
-            truth, model = earlier(at_x0), earlier(jnp.exp(log_posterior))
-            q = truth * reaches(sigma - before)
+            truth = earlier(at_x0, jnp.where(x0 == xt, 0, -jnp.inf)[..., None])
+            model = earlier(jnp.exp(of_states.log_posterior), of_states.log_stays[..., None])
+            q = truth * reaches(sigma - before, at_xt)
             ratio = jnp.where(q > 0, truth, 1) / jnp.where(q > 0, model, 1)
-            kl = jnp.where(q > 0, q * jnp.log(ratio), 0).sum(-1)
-            return kl + self.auxiliary * nll_of_clean(log_score, log_posterior, x0)
+            kl = jnp.where(q > 0, q * jnp.log(ratio), 0)
+            return kl + self.auxiliary * nll_terms(of_states, x0)
 
         weight = batch.weight * self.steps / len(x0)
         positions = (jnp.broadcast_to(x[:, None], x0.shape) for x in (sigma, before))
         score = score_fn(batch.xt, sigma)
         active = graph.limit[batch.xt] > 0
-        return score.weighted(loss, (batch.xt, x0, *positions), weight[:, None] * active)
+        return score.weighted(terms, (batch.xt, x0, *positions), weight[:, None] * active)
 
     def is_bound(self, graph: Graph) -> bool:
         return self.auxiliary == 0

@@ -25,14 +25,15 @@ References:
 
 import abc
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from sedd_jax.diffusion.graph import Graph
-from sedd_jax.diffusion.score import DenseScore
+from sedd_jax.diffusion.graph import Graph, align, leading
+from sedd_jax.diffusion.score import DenseScore, OfStates
 
 
 class Softmax(NamedTuple):
@@ -86,40 +87,54 @@ class Output(abc.ABC):
 
     @abc.abstractmethod
     def log_posterior(
-        self, sigma: Float[Array, "*s"], xt: Int[Array, "*s"], log_q: Float[Array, "*s V"]
-    ) -> Float[Array, "*s V"]:
-        """Returns log p(x0 | x_t), -inf at the mask.
+        self,
+        sigma: Float[Array, "*s"],
+        xt: Int[Array, "*s"],
+        softmax: Softmax,
+        logits: Float[Array, "*s C"],
+        at_xt: Bool[Array, "*s C"],
+    ) -> Float[Array, "*s C"]:
+        """Returns log p(x0 | x_t) of some tokens.
 
         Args:
           sigma: total noise of every position, positive.
           xt: noised tokens.
-          log_q: log of the softmax, -inf at the mask.
+          softmax: of the logits.
+          logits: of these tokens.
+          at_xt: which of them is x_t.
         """
 
-    def score(
-        self, sigma: Float[Array, "*s"], xt: Int[Array, "*s"], logits: Float[Array, "*s V"]
-    ) -> tuple[Float[Array, "*s V"], Float[Array, "*s V"]]:
-        """Returns the log-scores, 0 at x_t, and log p(x0 | x_t), written out.
+    def of_states(
+        self,
+        sigma: Float[Array, "*s"],
+        xt: Int[Array, "*s"],
+        softmax: Softmax,
+        logits: Float[Array, "*s C"],
+        states: Int[Array, "C"],
+    ) -> OfStates:
+        """Returns the output at some states.
 
         Args:
           sigma: total noise of every position, positive.
           xt: noised tokens.
-          logits: of all states; that of the mask is ignored.
+          softmax: of the logits.
+          logits: of these states; of no effect at the mask.
+          states: of the graph.
         """
-        at_xt, limit = self._at_xt(xt), self.graph.limit
-        token = jnp.arange(limit.size) < self.graph.num_tokens
-        token, limit = (x.reshape((1,) * xt.ndim + (-1,)) for x in (token, limit))
-        logits = jnp.where(token, logits, -jnp.inf)
-        softmax = Softmax(
-            jax.nn.logsumexp(jnp.where(at_xt, -jnp.inf, logits), axis=-1),
-            jnp.where(at_xt, logits, -jnp.inf).max(-1),
-        )
         shift, offset = self.ratios(sigma, xt, softmax)
-        log_score = jnp.logaddexp(
-            logits - shift[..., None], jnp.log(offset)[..., None] + jnp.log(limit)
+        log_score = add_limit(self.graph, logits - shift[..., None], jnp.log(offset), states)
+        columns = leading(states, logits.ndim)
+        at_xt, token = columns == xt[..., None], columns < self.graph.num_tokens
+        here = softmax.logit[..., None], jnp.ones_like(at_xt[..., :1])
+        log_posterior, log_stays = (
+            self.log_posterior(sigma, xt, softmax, *each) for each in ((logits, at_xt), here)
         )
-        log_q = logits - softmax.log_total[..., None]
-        return jnp.where(at_xt, 0, log_score), self.log_posterior(sigma, xt, log_q)
+        return OfStates(
+            states,
+            log_score,
+            jnp.where(token, log_posterior, -jnp.inf),
+            log_stays[..., 0],
+        )
 
     def dense(
         self, sigma: Float[Array, "B"], xt: Int[Array, "B L"], logits: Float[Array, "B L V"]
@@ -132,10 +147,15 @@ class Output(abc.ABC):
           logits: of all states; that of the mask is ignored.
         """
         sigma = jnp.broadcast_to(sigma[:, None], xt.shape)
-        return DenseScore(xt, *self.score(sigma, xt, logits))
-
-    def _at_xt(self, xt):
-        return jax.nn.one_hot(xt, self.graph.num_states, dtype=bool)
+        states = jnp.arange(self.graph.num_states)
+        columns = leading(states, logits.ndim)
+        at_xt, token = columns == xt[..., None], columns < self.graph.num_tokens
+        softmax = Softmax(
+            jax.nn.logsumexp(jnp.where(token & ~at_xt, logits, -jnp.inf), axis=-1),
+            jnp.where(token & at_xt, logits, -jnp.inf).max(-1),
+        )
+        output = self.of_states(sigma, xt, softmax, logits, states)
+        return DenseScore(xt, jnp.where(at_xt, 0, output.log_score), output.log_posterior)
 
     def _odds(self, sigma, xt):
         """E pi_x, and its logarithm."""
@@ -155,8 +175,8 @@ class Denoiser(Output):
         offset = leaves / jnp.where(changes, limit, 1) + stays * jnp.expm1(sigma) / (1 + odds)
         return Ratios(shift, jnp.where(changes, offset, 1))
 
-    def log_posterior(self, sigma, xt, log_q):
-        return log_q
+    def log_posterior(self, sigma, xt, softmax, logits, at_xt):
+        return logits - softmax.log_total[..., None]
 
 
 class LeaveOneOut(Output):
@@ -168,11 +188,37 @@ class LeaveOneOut(Output):
         log_here = jnp.logaddexp(softmax.logit - log_total, log_odds)  # of q_x + E pi_x
         return Ratios(log_total + log_here, jnp.expm1(sigma) * jnp.exp(-log_here))
 
-    def log_posterior(self, sigma, xt, log_q):
+    def log_posterior(self, sigma, xt, softmax, logits, at_xt):
         # p(x_t | y) is in proportion to [y = x] + E pi_x
-        odds, log_odds = (x[..., None] for x in self._odds(sigma, xt))
-        evidence = jnp.where(self._at_xt(xt), jnp.log1p(odds), log_odds)
-        return jax.nn.log_softmax(log_q + evidence, axis=-1)
+        odds, log_odds = self._odds(sigma, xt)
+        evidence = jnp.where(at_xt, jnp.log1p(odds)[..., None], log_odds[..., None])
+        log_norm = jnp.logaddexp(softmax.log_rest + log_odds, softmax.logit + jnp.log1p(odds))
+        return logits + evidence - log_norm[..., None]
 
 
 OUTPUTS = {"denoiser": Denoiser, "leave_one_out": LeaveOneOut}
+
+
+def add_limit(
+    graph: Graph,
+    log_score: Float[Array, "..."],
+    log_offset: Float[Array, "*s"],
+    states: Int[Array, "..."],
+) -> Float[Array, "..."]:
+    """Returns log(exp(log_score) + offset pi_y); at the mask, which has no logit, log(offset pi_y).
+
+    Args:
+      graph: of pi.
+      log_score: of every position, or of some states of every position on a further axis.
+      log_offset: of every position.
+      states: their states, see `at_states`.
+    """
+    if graph.equal_limit == 0:
+        return log_score  # a mask that is left has no ratio that counts
+    log_offset = align(log_offset, log_score.ndim)
+    if graph.equal_limit is not None:
+        return jnp.logaddexp(log_score, log_offset + math.log(graph.equal_limit))
+    states = leading(states, log_score.ndim)
+    added = log_offset + jnp.log(graph.limit)[states]
+    total = jnp.logaddexp(log_score, added)
+    return total if graph.mask_id is None else jnp.where(states == graph.mask_id, added, total)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
-from sedd_jax.diffusion.graph import PerState, align, at_states
+from sedd_jax.diffusion.graph import PerState, align, at_states, leading
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter, conditional_bounds
 
@@ -54,8 +54,28 @@ class StepWeights(NamedTuple):
         return jnp.where(at_xt, self.stay[..., None], self.scale[..., None] * (score - cut))
 
 
-# loss(log_score [*s, V], log_posterior [*s, V], *arguments [*s]) -> nats [*s], see `Score.weighted`
-PositionLoss = Callable[..., Float[Array, "*s"]]
+class OfStates(NamedTuple):
+    """A network's output at some states of every position.
+
+    Attributes:
+      states: the states.
+      log_score: log of the ratio estimates; means nothing at x_t.
+      log_posterior: log p(x0 | x_t), -inf at the mask; None of an output that is no softmax.
+      log_stays: that of x0 = x_t, -inf where x_t is the mask; None of an output that is no softmax.
+    """
+
+    states: Int[Array, "C"]
+    log_score: Float[Array, "*s C"]
+    log_posterior: Float[Array, "*s C"] | None = None
+    log_stays: Float[Array, "*s"] | None = None
+
+    def at(self, states: Int[Array, "*s"]) -> Bool[Array, "*s C"]:
+        """Returns which of the states is the one given for each position."""
+        return leading(self.states, states.ndim + 1) == states[..., None]
+
+
+# terms(OfStates of C states, *arguments [*s]) -> nats [*s, C], see `Score.weighted`
+Terms = Callable[..., Float[Array, "*s C"]]
 
 # maps the sum of the ratios over y != x_t, meaningless where nothing can move, to the weights
 StepWeightsFn = Callable[[Float[Array, "B L"]], StepWeights]
@@ -125,18 +145,16 @@ class Score(abc.ABC):
 
     @abc.abstractmethod
     def weighted(
-        self, loss: PositionLoss, arguments: Sequence[Any], weight: Float[Array, "B L"]
+        self, terms: Terms, arguments: Sequence[Any], weight: Float[Array, "B L"]
     ) -> Float[Array, ""]:
-        """Returns the sum over positions of any loss, times a weight.
+        """Returns the sum over positions of any loss that is a sum over states, times a weight.
 
-        Training differentiates this, in the network's parameters and in the weight. A streamed
-        score computes whole rows of a few positions at a time, with their gradient.
+        Training differentiates this, in the network's parameters and in the weight.
 
         Args:
-          loss: of positions that do not affect each other: maps their log-scores (0 at x_t, of all
-            V states), log p(x0 | x_t) (-inf at the mask) and arguments to nats. An output that is
-            no softmax has no log p(x0 | x_t): None.
-          arguments: trees of arrays [B, L, ...] that the loss takes.
+          terms: of the loss, by state: a function of the output at some states of some positions,
+            `OfStates`, and of the arguments of these positions.
+          arguments: trees of arrays [B, L, ...] that `terms` takes.
           weight: positions with a weight of 0 are not computed.
         """
 
@@ -239,10 +257,9 @@ class DenseScore(Score):
         return jnp.sum(weight * self.entropy(target).sum(-1))
 
     def weighted(
-        self, loss: PositionLoss, arguments: Sequence[Any], weight: Float[Array, "B L"]
+        self, terms: Terms, arguments: Sequence[Any], weight: Float[Array, "B L"]
     ) -> Float[Array, ""]:
-        at_xt = jax.nn.one_hot(self.xt, self.log_score.shape[-1], dtype=bool)
-        each = loss(jnp.where(at_xt, 0, self.log_score), self.log_posterior, *arguments)
+        each = terms(self._of_states, *arguments).sum(-1)
         return jnp.sum(jnp.where(weight == 0, 0, weight * each))
 
     def tempered(self, token_filter: TokenFilter) -> "DenseScore":
@@ -286,6 +303,15 @@ class DenseScore(Score):
     def blended(self, other: "DenseScore", blend: Blend, xt: Int[Array, "B L"]) -> "DenseScore":
         states = jnp.arange(self.log_score.shape[-1])
         return DenseScore(xt, jnp.log(blend(self._ratios, other._ratios, states)))
+
+    @property
+    def _of_states(self):
+        output = OfStates(jnp.arange(self.log_score.shape[-1]), self.log_score)
+        if self.log_posterior is None:
+            return output
+        at_xt = jax.nn.one_hot(self.xt, self.log_score.shape[-1], dtype=bool)
+        log_stays = jnp.where(at_xt, self.log_posterior, -jnp.inf).max(-1)
+        return output._replace(log_posterior=self.log_posterior, log_stays=log_stays)
 
     @property
     def _ratios(self):

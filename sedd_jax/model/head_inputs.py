@@ -5,14 +5,13 @@ Shapes: D hidden; *s any leading axes, B L or N rows.
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.diffusion.graph import Graph, align, leading
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.output import add_limit
 from sedd_jax.diffusion.score import Blend
 
 
@@ -63,13 +62,7 @@ class Added:
           log_score: of every position, or of some states of every position on a further axis.
           states: their states, see `at_states`.
         """
-        graph, log_offset = self.graph, align(self.log_offset, log_score.ndim)
-        if graph.equal_limit is not None:
-            return jnp.logaddexp(log_score, log_offset + math.log(graph.equal_limit))
-        states = leading(states, log_score.ndim)
-        added = log_offset + jnp.log(graph.limit)[states]
-        total = jnp.logaddexp(log_score, added)
-        return total if graph.mask_id is None else jnp.where(states == graph.mask_id, added, total)
+        return add_limit(self.graph, log_score, self.log_offset, states)
 
 
 class Second(NamedTuple):

@@ -27,25 +27,25 @@ class Tiling(NamedTuple):
       columns: of a chunk, approximately: chunks are equal, and multiples of 128.
       rows: of blocks, in decreasing order; the last divides the others and takes the remainder.
       jumps: positions whose own 128 columns are gathered at a time, 128 D numbers each.
-      logits: number of them that are held at a time where whole rows are needed.
+      kept: number of logits that are kept at a time, where all of a position are needed.
     """
 
     columns: int
     rows: tuple[int, ...]
     jumps: int
-    logits: int = 2**23
+    kept: int = 2**24
 
-    def whole_rows(self, columns: int) -> tuple[int, ...]:
-        """Returns sizes of blocks of whole rows, in decreasing order."""
-        sizes = [self.rows[-1]]
-        while 4 * sizes[-1] * columns <= self.logits:
+    def kept_rows(self, columns: int) -> tuple[int, ...]:
+        """Returns the sizes of blocks of rows whose logits of all columns are kept."""
+        sizes = [2 * self.rows[-1]]
+        while 4 * sizes[-1] * columns <= self.kept:
             sizes.append(4 * sizes[-1])
         return tuple(reversed(sizes))
 
 
 # a tile should stay in the cache of a CPU; accelerators want large products
 CPU = Tiling(columns=2048, rows=(128, 32), jumps=32)
-ACCELERATOR = Tiling(columns=8192, rows=(4096, 2048, 1024, 512), jumps=256, logits=2**27)
+ACCELERATOR = Tiling(columns=8192, rows=(4096, 2048, 1024, 512), jumps=256, kept=2**27)
 
 
 def tiling_for(platform: str) -> Tiling:
@@ -75,8 +75,9 @@ class Chunk(NamedTuple):
     temperature: float
 
     def logits(self, hidden: Float[Array, "N D"]) -> Float[Array, "N C"]:
-        """Returns the logits, float32; of no use in padding."""
-        return jnp.dot(hidden, self.kernel, preferred_element_type=jnp.float32) + self.bias[None]
+        """Returns the logits, float32; 0 in padding."""
+        out = jnp.dot(hidden, self.kernel, preferred_element_type=jnp.float32) + self.bias[None]
+        return jnp.where(self.real[None], out, 0)
 
     def log_score(self, inputs: HeadInputs) -> Float[Array, "N C"]:
         """Returns the log-scores, by the temperature; of no use at x_t, 0 in padding."""
@@ -175,31 +176,34 @@ class VocabShard(NamedTuple):
             self.temperature,
         )
 
-    def fold(
+    def scan(
         self,
         unembedding: Unembedding,
         width: int,
-        body: Callable[[Chunk, Any], Any],
+        body: Callable[[Chunk, Any, Any], tuple[Any, Any]],
         carry: Any,
-    ) -> Any:
-        """Folds carry = body(chunk, carry) over the unembedding, in equal chunks.
+        given: Any = None,
+    ) -> tuple[Any, Any]:
+        """Scans (carry, result) = body(chunk, carry, given) over the unembedding, in equal chunks.
 
         Args:
           unembedding: padded to a multiple of 128 columns.
           width: of a chunk, approximately.
-          body: of the fold.
+          body: of the scan.
           carry: its initial value.
+          given: one for each chunk, stacked as the results are.
         """
         columns = unembedding.bias.size
         chunks = max(1, round(columns / width))
         width = ceil_div(columns, chunks * COLUMN_GROUP) * COLUMN_GROUP
 
-        def step(carry, index):
+        def step(carry, each):
+            index, given = each
             first_unvisited = index * width
             start = jnp.minimum(first_unvisited, columns - width)
-            return body(self.chunk(unembedding, start, width, first_unvisited), carry), None
+            return body(self.chunk(unembedding, start, width, first_unvisited), carry, given)
 
-        return jax.lax.scan(step, carry, jnp.arange(chunks))[0]
+        return jax.lax.scan(step, carry, (jnp.arange(chunks), given))
 
 
 class StreamedHead(NamedTuple):
@@ -252,8 +256,12 @@ class StreamedHead(NamedTuple):
           unembedding: the projection to logits.
           inputs: for the type of the products.
         """
-        shard = self.shard(unembedding, inputs)
-        return shard.fold(unembedding.padded(), self.tiling.columns, body, carry)
+        shard, columns = self.shard(unembedding, inputs), self.tiling.columns
+
+        def step(chunk, carry, _):
+            return body(chunk, carry), None
+
+        return shard.scan(unembedding.padded(), columns, step, carry)[0]
 
     def shard(self, unembedding: Unembedding, inputs: HeadInputs) -> VocabShard:
         """Returns the states of this device's columns."""
@@ -271,17 +279,16 @@ class StreamedHead(NamedTuple):
         axis = self.placement.tensor
         return x if axis is None else jax.lax.all_gather(x, axis, axis=1, tiled=True)
 
-    def own_columns(self, x: Float[Array, "N V"], columns: int) -> Float[Array, "N C"]:
-        """Returns this device's `columns`: the inverse of `all_columns`."""
-        if self.placement.tensor is None:
-            return x
-        return jax.lax.dynamic_slice_in_dim(x, self.shard_index() * columns, columns, axis=1)
+    def largest(self, x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """Returns the largest over the shards of the columns."""
+        axis = self.placement.tensor
+        return x if axis is None else jax.lax.pmax(x, axis)
 
     def log_sum_over_shards(self, x: Float[Array, "*s"]) -> Float[Array, "*s"]:
         """Returns the log of the sum of exp(x) over the shards of the columns."""
         if self.placement.tensor is None:
             return x
-        largest = jax.lax.pmax(x, self.placement.tensor)
+        largest = self.largest(x)
         return largest + jnp.log(self.sum_over_shards(jnp.exp(x - largest)))
 
     def sum_over_shards(self, x: Any) -> Any:

@@ -20,13 +20,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.graph import at_states
 from sedd_jax.diffusion.output import Output, Softmax
-from sedd_jax.diffusion.score import Blend, Drawn, PositionLoss, Score, StepWeightsFn
+from sedd_jax.diffusion.score import Blend, Drawn, Score, StepWeightsFn, Terms
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 from sedd_jax.model import head_draws
-from sedd_jax.model.head_entropy import entropy, entropy_and_gradient, shannon_entropy
 from sedd_jax.model.head_inputs import Added, HeadInputs, Second
-from sedd_jax.model.head_rows import log_rest, weighted_and_gradient
+from sedd_jax.model.head_loss import loss_and_gradient, losses, shannon_entropy
+from sedd_jax.model.head_softmax import log_rest, softmax_loss_and_gradient
 from sedd_jax.model.tiles import StreamedHead, Unembedding
 
 # True ratios are at most about V / sigma(t_min), 5e7 as a rule: their square is far from overflow.
@@ -34,9 +34,9 @@ LEAST_UNBOUNDED = 0.5
 
 # How arguments (after the head and settings) and results are sharded: names of `_per_device`.
 _SHARDING = {
-    entropy: (("unembedding", "rows", "rows"), "rows"),
-    entropy_and_gradient: (("unembedding", *["rows"] * 3), ("all", ("rows", "gradient"))),
-    weighted_and_gradient: (
+    losses: (("unembedding", *["rows"] * 3), "rows"),
+    loss_and_gradient: (("unembedding", *["rows"] * 3), ("all", ("rows", "gradient"))),
+    softmax_loss_and_gradient: (
         ("unembedding", *["rows"] * 4),
         ("all", ("rows", "gradient"), "rows"),
     ),
@@ -65,56 +65,38 @@ def _per_device(head, function, *settings):
     return head.placement.per_device(bound, in_specs, out_specs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _weighted_entropy(head, unembedding, hidden, shift, target, weight):
-    inputs = HeadInputs(hidden, shift, target.xt)
-    return jnp.sum(weight * _per_device(head, entropy)(unembedding, inputs, target).sum(-1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _weighted(head, output, terms, unembedding, inputs, sigma, arguments, weight):
+    if output is None:
+        each = _per_device(head, losses, terms)(unembedding, inputs, arguments, weight != 0)
+        return jnp.sum(weight * each)
+    return _forward(head, output, terms, unembedding, inputs, sigma, arguments, weight)[0]
 
 
-def _forward(head, unembedding, hidden, shift, target, weight):
-    inputs = HeadInputs(hidden, shift, target.xt)
-    total, gradient = _per_device(head, entropy_and_gradient)(unembedding, inputs, target, weight)
-    # the gradient in the weight, which the compiler drops where it is not used
-    of_rows = _per_device(head, entropy)(unembedding, inputs, target).sum(-1)
-    return total, (gradient, of_rows, jnp.zeros(0, hidden.dtype))
+def _forward(head, output, terms, unembedding, inputs, sigma, arguments, weight):
+    if output is None:
+        function = _per_device(head, loss_and_gradient, terms)
+        total, gradient = function(unembedding, inputs, arguments, weight)
+        # the gradient in the weight, which the compiler drops where it is not used
+        each = _per_device(head, losses, terms)(unembedding, inputs, arguments, weight != 0)
+    else:
+        function = _per_device(head, softmax_loss_and_gradient, output, terms)
+        total, gradient, each = function(unembedding, inputs, sigma, arguments, weight)
+    return total, (gradient, each, jnp.zeros(0, inputs.hidden.dtype))
 
 
-def _backward(head, residual, cotangent):
+def _backward(head, output, terms, residual, cotangent):
     gradient, losses, like_hidden = residual
     d_hidden, d_unembedding = jax.tree.map(lambda x: x * cotangent, gradient)
-    d_hidden = d_hidden.astype(like_hidden.dtype)
-    return d_unembedding, d_hidden, None, None, cotangent * losses
+    d_inputs = HeadInputs(d_hidden.astype(like_hidden.dtype), None, None)
+    return d_unembedding, d_inputs, None, None, cotangent * losses
 
 
-_weighted_entropy.defvjp(_forward, _backward)
+_weighted.defvjp(_forward, _backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _weighted(head, output, loss, unembedding, hidden, shift, xt, sigma, arguments, weight):
-    return _forward_weighted(
-        head, output, loss, unembedding, hidden, shift, xt, sigma, arguments, weight
-    )[0]
-
-
-def _forward_weighted(head, output, loss, unembedding, hidden, shift, *positions):
-    xt, sigma, arguments, weight = positions
-    function = _per_device(head, weighted_and_gradient, output, loss)
-    inputs = HeadInputs(hidden, shift, xt)
-    total, gradient, losses = function(unembedding, inputs, sigma, arguments, weight)
-    return total, (gradient, losses, jnp.zeros(0, hidden.dtype))
-
-
-def _backward_weighted(head, output, loss, residual, cotangent):
-    d_unembedding, d_hidden, *_, d_weight = _backward(head, residual, cotangent)
-    return d_unembedding, d_hidden, *[None] * 4, d_weight
-
-
-_weighted.defvjp(_forward_weighted, _backward_weighted)
-
-
-def _entropy_loss(log_score, _, *target):
-    states = jnp.arange(log_score.shape[-1])
-    return entropy_terms(Target(*target), states, log_score).sum(-1)
+def _entropy_terms(of_states, *target):
+    return entropy_terms(Target(*target), of_states.states, of_states.log_score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +141,7 @@ class StreamedScore(Score):
         """
         graph, xt = output.graph, inputs.xt
         sigma = jnp.broadcast_to(sigma[:, None], xt.shape)
-        # no gradient: training differentiates whole rows, see `weighted`
+        # no gradient: `weighted` has one of its own
         logits = cls(head, *jax.lax.stop_gradient((unembedding, inputs)))
         softmax = Softmax(
             _per_device(head, log_rest, graph.num_tokens)(
@@ -176,33 +158,19 @@ class StreamedScore(Score):
 
     def entropy(self, target: Target) -> Float[Array, "B L"]:
         self._refuse_blended()
-        return self._on_devices(entropy, target)
+        function = _per_device(self.head, losses, _entropy_terms)
+        return target.weight * function(self.unembedding, self.inputs, target, target.weight > 0)
 
     def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
-        self._refuse_blended()
-        if self.output is not None:
-            return self.weighted(_entropy_loss, target, weight[:, None] * target.weight)
-        hidden, shift = self.inputs[:2]
-        return _weighted_entropy(self.head, self.unembedding, hidden, shift, target, weight)
+        return self.weighted(_entropy_terms, target, weight[:, None] * target.weight)
 
     def weighted(
-        self, loss: PositionLoss, arguments: Sequence[Any], weight: Float[Array, "B L"]
+        self, terms: Terms, arguments: Sequence[Any], weight: Float[Array, "B L"]
     ) -> Float[Array, ""]:
         self._refuse_blended()
-        hidden, shift, xt = self.inputs[:3]
-        sigma = jnp.zeros(xt.shape) if self.sigma is None else self.sigma
-        return _weighted(
-            self.head,
-            self.output,
-            loss,
-            self.unembedding,
-            hidden,
-            shift,
-            xt,
-            sigma,
-            tuple(arguments),
-            weight,
-        )
+        inputs = self.inputs._replace(added=None)  # of a softmax the logits are taken alone
+        given = self.unembedding, inputs, self.sigma, tuple(arguments), weight
+        return _weighted(self.head, self.output, terms, *given)
 
     def tempered(self, token_filter: TokenFilter) -> "StreamedScore":
         """As `Score.tempered`; a temperature from 0.5 on costs nothing.

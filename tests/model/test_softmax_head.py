@@ -26,7 +26,7 @@ from tests.model.test_vocab_head import (
     written_out,
 )
 
-FEW_ROWS = SMALL._replace(logits=4 * 640)  # blocks of 2 rows, a dozen of them
+FEW_ROWS = SMALL._replace(kept=4 * 640)  # blocks of 4 rows
 KINDS = ("ratio", *OUTPUTS)
 
 
@@ -45,13 +45,15 @@ def score_of(case, form, name, kind, hidden, table, shift, xt, sigma):
     return StreamedScore.of_softmax(head, table, inputs, sigma, output)
 
 
-def loss(log_score, log_posterior, xt, x0, factor):
-    """Depends on all log-scores of a row, and on the log-posterior if there is one."""
-    each = factor * jnp.log1p(jnp.tanh(log_score / 30) ** 2).sum(-1)
-    each += jnp.take_along_axis(log_score, jnp.where(x0 == xt, x0 - 1, x0)[..., None], -1)[..., 0]
-    if log_posterior is None:
+def terms(of_states, xt, x0, factor):
+    """They depend on all that is known of a state."""
+    other = jnp.where(x0 == xt, x0 - 1, x0)  # not x_t, where a log-score means nothing
+    each = factor[..., None] * jnp.log1p(jnp.tanh(of_states.log_score / 30) ** 2)
+    each = jnp.where(of_states.at(xt), 0, each + jnp.where(of_states.at(other), each, 0))
+    if of_states.log_posterior is None:
         return each
-    return each - jnp.take_along_axis(log_posterior, x0[..., None], -1)[..., 0]
+    stays = jnp.exp(of_states.log_stays)[..., None]
+    return each - jnp.where(of_states.at(x0), of_states.log_posterior + 3 * stays, 0)
 
 
 @jit(static_argnums=(0, 1, 2, 3))
@@ -64,7 +66,7 @@ def answers(case, form, name, kind, hidden, table, shift, xt, x0, sigma, weight)
     def losses(hidden, table):
         score = score_fn(hidden, table, shift, xt, sigma)
         factor = jnp.broadcast_to(weight[:, None], xt.shape)
-        custom = score.weighted(loss, (xt, x0, factor), weight[:, None] * active)
+        custom = score.weighted(terms, (xt, x0, factor), weight[:, None] * active)
         return 2 * custom, 3 * score.weighted_entropy(wanted, weight)
 
     gradients = [

@@ -1,85 +1,95 @@
-"""Entropies of the streamed vocabulary head: the loss with its gradient, and that of the ratios.
+"""Losses of the streamed vocabulary head with their gradient, and the entropy of the ratios.
 
 They are what one device computes of its shards; `vocab_head` says how these are placed. The names
 of shapes are those of `vocab_head`.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from sedd_jax.diffusion.score import entropy_of_ratios
-from sedd_jax.diffusion.score_entropy import Target, entropy_terms
+from sedd_jax.diffusion.score import OfStates, Terms, entropy_of_ratios
 from sedd_jax.model.head_inputs import HeadInputs
 from sedd_jax.model.tiles import StreamedHead, Unembedding
 
 
-def entropy(
-    head: StreamedHead, unembedding: Unembedding, inputs: HeadInputs, target: Target
+def losses(
+    head: StreamedHead,
+    terms: Terms,
+    unembedding: Unembedding,
+    inputs: HeadInputs,
+    arguments: Sequence[Any],
+    active: Bool[Array, "B L"],
 ) -> Float[Array, "B L"]:
-    """Returns the score entropy of every position.
+    """Returns the loss of every position; 0 where not active.
 
     Args:
       head: how the unembedding is streamed.
+      terms: of the loss by state, see `Score.weighted`.
       unembedding: this device's shard of the projection to logits.
       inputs: of the positions.
-      target: what the ratios should be.
+      arguments: of the loss.
+      active: positions to compute.
     """
-    rows, shape = head.active_rows(target.weight > 0), target.xt.shape
-    inputs, target = rows.gather((inputs, target))
+    rows = head.active_rows(active)
+    inputs, arguments = rows.gather((inputs, tuple(arguments)))
 
     def chunk_step(chunk, total):
         def block_step(block, total):
-            part = block.take(inputs)
-            log_score = chunk.log_score(part)
-            terms = entropy_terms(block.take(target), chunk.states, log_score)
-            return block.add(total, jnp.where(chunk.unvisited[None], terms, 0).sum(-1))
+            log_score = chunk.log_score(block.take(inputs))
+            each = terms(OfStates(chunk.states, log_score), *block.take(arguments))
+            return block.add(total, jnp.where(chunk.unvisited[None], each, 0).sum(-1))
 
         return rows.fold(block_step, total)
 
-    total = head.fold(chunk_step, jnp.zeros(target.weight.shape), unembedding, inputs)
-    return rows.scatter(head.sum_over_shards(total) * target.weight, shape)
+    total = head.fold(chunk_step, jnp.zeros(rows.order.shape), unembedding, inputs)
+    return rows.scatter(head.sum_over_shards(total), active.shape)
 
 
-def entropy_and_gradient(
+def loss_and_gradient(
     head: StreamedHead,
+    terms: Terms,
     unembedding: Unembedding,
     inputs: HeadInputs,
-    target: Target,
-    weight: Float[Array, "B"],
+    arguments: Sequence[Any],
+    weight: Float[Array, "B L"],
 ) -> tuple[Float[Array, ""], tuple[Float[Array, "B L D"], Unembedding]]:
-    """Returns the weighted sum of the score entropy, and its float32 gradient.
+    """Returns the weighted sum of the losses, and its float32 gradient.
 
     A tile's gradient is computed with its value: three products in all, where a backward pass that
     recomputes the logits would take four.
 
     Args:
       head: how the unembedding is streamed.
+      terms: of the loss by state, see `Score.weighted`.
       unembedding: this device's shard of the projection to logits.
       inputs: of the positions.
-      target: what the ratios should be.
-      weight: of every row.
+      arguments: of the loss.
+      weight: of every position.
     """
-    weight = weight[:, None] * target.weight
-    rows, shape = head.active_rows(weight != 0), target.xt.shape
-    inputs, target, weight = rows.gather((inputs, target, weight))
+    rows, shape = head.active_rows(weight != 0), weight.shape
+    inputs, arguments, weight = rows.gather((inputs, tuple(arguments), weight))
     product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
 
     def chunk_step(chunk, carry):
         def block_step(block, carry):
             total, d_hidden, d_chunk = carry
-            part, part_target, part_weight = block.take((inputs, target, weight))
+            part, part_arguments, part_weight = block.take((inputs, arguments, weight))
+            counts = chunk.unvisited[None] & (part_weight != 0)[:, None]
 
             def weighted(log_score):
-                terms = entropy_terms(part_target, chunk.states, log_score)
-                return jnp.where(chunk.unvisited[None], part_weight[:, None] * terms, 0).sum()
+                each = terms(OfStates(chunk.states, log_score), *part_arguments)
+                return jnp.where(counts, part_weight[:, None] * each, 0).sum()
 
             log_score = chunk.log_score(part)
             value, d_logits = jax.value_and_grad(weighted)(log_score)
             # the barrier: all three sums read it, so that no float32 copy is written
-            low = jax.lax.optimization_barrier(d_logits.astype(part.hidden.dtype))
+            d_logits = jnp.where(counts, d_logits, 0).astype(part.hidden.dtype)
+            low = jax.lax.optimization_barrier(d_logits)
             d_kernel = d_chunk.kernel + product(part.hidden.T, low)
             d_bias = d_chunk.bias + low.astype(jnp.float32).sum(0)
             d_hidden = block.add(d_hidden, product(low, chunk.kernel.T))
