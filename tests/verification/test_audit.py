@@ -74,13 +74,11 @@ def larger_ratios(graph, noise, score_fn, batch, x0):
 
 def ratios_without_their_sum(graph, noise, score_fn, batch, x0):
     """Cross-entropy of the ratios divided by their sum over the tokens."""
-
-    def loss(log_score, _, x0):
-        log_probs = jax.nn.log_softmax(log_score[..., : graph.num_tokens])
-        return -jnp.take_along_axis(log_probs, x0[..., None], axis=-1)[..., 0]
-
+    log_score = score_fn(batch.xt, noise.sigma(batch.t)).log_score  # written out
+    log_probs = jax.nn.log_softmax(log_score[..., : graph.num_tokens])
+    each = -jnp.take_along_axis(log_probs, x0[..., None], axis=-1)[..., 0]
     weight = batch.weight[:, None] / len(x0) * (batch.xt == graph.mask_id)
-    return score_fn(batch.xt, noise.sigma(batch.t)).weighted(loss, (x0,), weight)
+    return jnp.sum(weight * each)
 
 
 def per_mask(graph, noise, score_fn, batch, x0):
