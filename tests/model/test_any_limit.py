@@ -236,7 +236,7 @@ def test_the_true_softmax_of_a_token_gives_the_true_ratios(graph, name):
         q = posterior if name == "denoiser" else np.tile(clean, (4, 1))
         xt = jnp.arange(4)[None]
         logits = jnp.log(jnp.array(q, jnp.float32))[None] + 3
-        score, log_posterior = OUTPUTS[name](graph).score(jnp.full((1, 4), sigma[row]), xt, logits)
+        found = OUTPUTS[name](graph).dense(jnp.full(1, sigma[row]), xt, logits)
         wanted = noised[None] / noised[:, None]
-        np.testing.assert_allclose(jnp.exp(score)[0, moves], wanted[moves], rtol=2e-4)
-        np.testing.assert_allclose(jnp.exp(log_posterior)[0], posterior, atol=2e-5)
+        np.testing.assert_allclose(jnp.exp(found.log_score)[0, moves], wanted[moves], rtol=2e-4)
+        np.testing.assert_allclose(jnp.exp(found.log_posterior)[0], posterior, atol=2e-5)
