@@ -23,6 +23,7 @@ References:
 import abc
 import dataclasses
 import functools
+import warnings
 from typing import Any
 
 import jax
@@ -76,6 +77,17 @@ class Graph(abc.ABC):
         if np.count_nonzero(limit) == 1:
             return 0.0
         return float(limit[0]) if self.mask_id is None and np.ptp(limit) == 0 else None
+
+    @property
+    def limit_of_token(self) -> float:
+        """Deprecated: now `equal_limit`. Raises BadInput where that is None."""
+        warnings.warn("limit_of_token is now equal_limit.", DeprecationWarning, stacklevel=2)
+        if self.equal_limit is None:
+            raise BadInput(
+                f"limit_of_token has no value for {type(self).__name__}, whose states differ in "
+                "the limit: use equal_limit, which may be None, and times_limit."
+            )
+        return self.equal_limit
 
     @property
     def absorbs(self) -> bool:

@@ -126,6 +126,30 @@ def test_what_a_limit_says_of_a_graph():
     assert list(found.values()) == [*values, (None, False)]
 
 
+class Former(graph_module.Graph):
+    """A graph of one's own as it was written when every class had to give `limit_of_token`."""
+
+    num_tokens = property(lambda self: self.num_states - 1)
+    mask_id = property(lambda self: self.num_states - 1)
+    limit = property(lambda self: jax.nn.one_hot(self.mask_id, self.num_states))
+    limit_of_token = 0.0
+
+    def sample_limit(self, key, shape):
+        return jnp.full(shape, self.mask_id, jnp.int32)
+
+
+def test_the_former_name_of_the_limit_of_tokens():
+    graph = Former(V)
+    assert (graph.limit_of_token, graph.equal_limit, graph.absorbs) == (0, 0, True)
+    with pytest.warns(DeprecationWarning, match="is now equal_limit"):
+        assert graph_module.uniform(V).limit_of_token == 1 / V
+    with (
+        pytest.warns(DeprecationWarning),
+        pytest.raises(BadInput, match="no value for Hybrid.*use equal_limit"),
+    ):
+        graph_module.hybrid(V).limit_of_token  # noqa: B018 - it raises
+
+
 @pytest.mark.parametrize("mask", [0.0, 1.0, -0.5, float("nan")])
 def test_a_share_of_masks_that_is_none(mask):
     with pytest.raises(BadInput, match="mask must be above 0 and below 1"):
