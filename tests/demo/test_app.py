@@ -124,9 +124,10 @@ def test_a_drawing_is_what_is_generated_and_keeps_the_words(serve, handler, tiny
 
 
 def test_a_model_that_cannot_fill_holes_is_refused(tiny):
-    family = build_family(dataclasses.replace(tiny.config, family="autoregressive"), 257)
+    config = dataclasses.replace(tiny.config, family="autoregressive")
+    family = build_family(config, 257)
     with pytest.raises(BadInput, match="autoregressive: .* cannot fill holes; give the checkpoint"):
-        RequestHandler(dataclasses.replace(tiny, family=family))
+        RequestHandler(dataclasses.replace(tiny, family=family, config=config))
 
 
 def test_tempering_is_offered_where_it_differs(tiny, handler):
