@@ -18,6 +18,7 @@ from sedd_jax.inference.likelihood import NLLEstimate
 MEMORY = ("peak_memory_gib", "step_memory_gib")  # the first one where devices report it
 ALONE = "†"  # marks samples at one temperature
 _RETOKENISED = "gen_perplexity_tokens"  # by a judge with another tokenizer
+_OF_BLOCKS = ("sha256", "tokenizer", "length", "part", "end_of_text")  # settings of the same blocks
 
 
 class Mean(NamedTuple):
@@ -134,13 +135,15 @@ class RowFigures(NamedTuple):
     @property
     def step_seconds(self) -> float | None:
         """The median over the logged rows of all seeds."""
-        found = [it["step_seconds"] for each in self.scored for it in each.logged if _timed(it)]
+        found = self._logged("step_seconds")
         return statistics.median(found) if found else None
 
     def memory_gib(self, kind: str) -> float | None:
         """Returns the largest logged figure of a kind of memory."""
-        found = [it[kind] for each in self.scored for it in each.logged if kind in it]
-        return max(found, default=None)
+        return max(self._logged(kind), default=None)
+
+    def _logged(self, name):
+        return [it[name] for each in self.scored for it in each.logged if name in it]
 
     @property
     def evaluations(self) -> float | None:
@@ -170,10 +173,6 @@ def _bits(figures):
     return figures["tokens"] / (figures["bytes"] * math.log(2))
 
 
-def _timed(row):
-    return "step_seconds" in row
-
-
 def _all_have(name, records):
     return bool(records) and all(math.isfinite(it.figures.get(name, math.nan)) for it in records)
 
@@ -196,6 +195,12 @@ def _row(plan, row):
         else:
             missing.append("not scored yet" if run.is_trained else "not run yet")
     return RowFigures(row, scored, failures, missing)
+
+
+def memory_kind(rows: Sequence[RowFigures]) -> str | None:
+    """Returns the kind of memory that all rows have; None if there is none, or no row."""
+    kinds = (kind for kind in MEMORY if all(row.memory_gib(kind) is not None for row in rows))
+    return next(kinds, None) if rows else None
 
 
 def difference(one: RowFigures, other: RowFigures) -> tuple[Mean, bool]:
@@ -230,9 +235,6 @@ def _paired_error(one, other):
         nats = blocks[0] - blocks[1]
     error = NLLEstimate(nats[None], tokens, "exact").data_stderr * _bits(first.figures)
     return error if math.isfinite(error) else None
-
-
-_OF_BLOCKS = ("sha256", "tokenizer", "length", "part", "end_of_text")
 
 
 def _mean_blocks(row):

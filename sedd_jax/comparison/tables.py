@@ -1,4 +1,4 @@
-"""The tables, notes and plots of a comparison."""
+"""The tables and plots of a comparison, and its report: these and its notes."""
 
 import dataclasses
 import itertools
@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sedd_jax.comparison.figures import ALONE, MEMORY, Mean, RowFigures, difference, temperature_of
+from sedd_jax.comparison.figures import Mean, RowFigures, difference, memory_kind, temperature_of
+from sedd_jax.comparison.notes import notes
 from sedd_jax.comparison.settings import Comparison
 from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Cell, Table, plain, with_error
@@ -19,7 +20,6 @@ from sedd_jax.experiment.config import Config
 from sedd_jax.system.registry import is_dotted
 from sedd_jax.system.settings import flatten, marked
 
-_LARGE = 0.05  # a difference in size, or in tokens seen, that is told
 _DECIDED = 2.0  # standard errors
 _SHOWN = 60  # characters of a failure in the table; the notes have all of it
 _ORDER = "The order of the paper's Table 1"
@@ -59,14 +59,14 @@ def report(comparison: Comparison, rows: Sequence[RowFigures], judge: str | None
         _published(),
         _settings(comparison),
     ]
-    notes = _notes(comparison, rows, done, judge, level)
-    return Report([table for table in tables if table.rows], notes, _plots(comparison, done, level))
+    said = notes(comparison, rows, done, judge, level)
+    return Report([table for table in tables if table.rows], said, _plots(comparison, done, level))
 
 
 def _main(comparison, rows, level):
     """The table of all rows, without the columns that no row has."""
     columns: dict[str, list[Cell]] = {"row": [row.row.title for row in rows]}
-    memory = _memory_kind([row for row in rows if row.scored])
+    memory = memory_kind([row for row in rows if row.scored])
     cells = [_cells(comparison, row, level, memory) if row.scored else {} for row in rows]
     for key in dict.fromkeys(key for each in cells for key in each):
         columns[key] = [each.get(key) for each in cells]
@@ -108,12 +108,6 @@ def _remark(row, seeds):
         count = f"{len(row.missing)} of {seeds} seeds " if row.scored else ""
         remarks.append(count + row.missing[0])
     return "; ".join(remarks) or None
-
-
-def _memory_kind(rows):
-    """The kind of memory that all rows have."""
-    kinds = (kind for kind in MEMORY if all(row.memory_gib(kind) is not None for row in rows))
-    return next(kinds, None) if rows else None
 
 
 def _against(comparison, rows):
@@ -238,99 +232,6 @@ def _own_settings(config):
     marks = marked(Config, "family").items()
     families = {key: of if isinstance(of, tuple) else (of,) for key, of in marks}
     return texts | {key: None for key, of in families.items() if config.family not in of}
-
-
-def _notes(comparison, rows, done, judge, level):
-    settings = comparison.settings
-    notes = [f"{title} failed: {why}" for row in rows for title, why in row.failures.items()]
-    notes = [note if note.endswith(".") else f"{note}." for note in notes]
-    if not done:
-        return notes
-    notes.append(
-        "Bits per byte are of the held-out text: = is exact, <= is the complete bound, with "
-        f"{settings.draws} draws of (t, x_t) for every block, the same for all rows. ± data is the "
-        "standard error over blocks, ± seeds that over trainings."
-    )
-    if settings.seeds == 1:
-        notes.append(
-            "There is one seed, so how much another training would differ is unknown, and the "
-            "verdicts on the order leave it out."
-        )
-    notes += _of_tokens(comparison, done)
-    notes += _of_size(comparison, done) + _of_budget(done)
-    notes += _of_samples(comparison, done, judge, level)
-    words = {
-        "peak_memory_gib": "is the most that a device has held",
-        "step_memory_gib": "is what the compiled training step holds on a device at once: state, "
-        "batch and temporaries, by the compiler's figures",
-    }
-    if kind := _memory_kind(done):
-        notes.append(
-            f"memory {words[kind]}. ms/step is the median while training, on this machine and with "
-            "what else ran there."
-        )
-    return notes
-
-
-def _of_tokens(comparison, rows):
-    if not comparison.one_tokenizer:
-        return [
-            "The rows have different tokenizers: they are compared in bits per byte alone, and "
-            "figures per token and qualities of samples are left out."
-        ]
-    texts = {(it.protocol["sha256"], it.protocol["tokenizer"]) for it in _heldouts(rows)}
-    if len(texts) > 1:
-        return ["The rows were NOT scored on the same held-out tokens: they are not comparable."]
-    return []
-
-
-def _heldouts(rows):
-    return [each.likelihood() for row in rows for each in row.scored]
-
-
-def _of_size(comparison, rows):
-    of = next((row for row in rows if row.row == comparison.reference), rows[0])
-    return [
-        f"{row.row.title} has {abs(share):.0%} {'more' if share > 0 else 'fewer'} parameters than "
-        f"{of.row.title}."
-        for row in rows
-        if abs(share := row.parameters / of.parameters - 1) > _LARGE
-    ]
-
-
-def _of_budget(rows):
-    def tokens(row):
-        config = row.row.config
-        return config.train.steps * config.train.batch_size * config.model.length
-
-    seen = {row.row.title: tokens(row) for row in rows}
-    if len(set(seen.values())) == 1:
-        return [f"Every row is trained on {next(iter(seen.values())):,} tokens."]
-    each = ", ".join(f"{title} {count:,}" for title, count in seen.items())
-    return [f"The rows are NOT trained on the same number of tokens: {each}."]
-
-
-def _of_samples(comparison, rows, judge, level):
-    if not comparison.settings.samples:
-        return ["No samples were drawn: comparison.samples is 0."]
-    if not comparison.one_tokenizer:
-        return []
-    if level is None or all(row.matched(level) is None for row in rows):
-        return [
-            "There is no generative perplexity: it needs a judge, a --judge or an autoregressive "
-            "row that is trained."
-        ]
-    own = comparison.own_judge
-    who = judge or f"the first run of {own.title}"
-    notes = [
-        f"gen. perplexity is that of {comparison.settings.samples} samples by {who}, interpolated "
-        f"between temperatures to the entropy of real text ({level:.3f} nats); * is extrapolated, "
-        f"{ALONE} is not at that entropy, for want of other temperatures. Its ± is over samples, "
-        "and over seeds if there are several. evaluations are those of the network, of one sample."
-    ]
-    if not judge:
-        notes.append(f"{own.title} judges itself, which favours it; of the others it is fair.")
-    return notes
 
 
 def _plots(comparison, rows, level):
