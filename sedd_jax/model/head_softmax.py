@@ -43,10 +43,8 @@ def softmax_loss_and_gradient(
       weight: of every position.
     """
     num_tokens, table = output.graph.num_tokens, unembedding.padded()
-    shard, product = (
-        head.shard(unembedding, inputs),
-        functools.partial(jnp.dot, preferred_element_type=jnp.float32),
-    )
+    shard = head.shard(unembedding, inputs)
+    product = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
     sizes, shape = head.tiling.kept_rows(table.bias.size), weight.shape
     rows = head.active_rows(weight != 0, sizes, gathers=True)
     given = rows.gather((inputs, sigma, tuple(arguments), weight))

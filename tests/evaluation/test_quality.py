@@ -9,7 +9,7 @@ import pytest
 import sedd_jax as sedd
 from sedd_jax.data.tokenizer import Characters, Integers
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation import quality
+from sedd_jax.evaluation import quality, sample_figures
 from sedd_jax.evaluation import record as record_module
 from sedd_jax.evaluation.measures import distinct, entropy, self_repetition
 from sedd_jax.evaluation.quality import REAL, Settings
@@ -210,8 +210,8 @@ def test_mauve_is_of_the_scoring_models_features(causal, tmp_path, monkeypatch):
     path = tmp_path / "real.txt"
     path.write_text("It is real text. " * 10)
     given = []
-    monkeypatch.setattr(quality, "load_mauve", lambda: "mauve-text 0.4.0")
-    monkeypatch.setattr(quality, "mauve", lambda *features: given.append(features) or 0.5)
+    monkeypatch.setattr(sample_figures, "load_mauve", lambda: "mauve-text 0.4.0")
+    monkeypatch.setattr(sample_figures, "mauve", lambda *features: given.append(features) or 0.5)
     settings = Settings(21, 6, mauve=True)
     record, text = run(causal, settings, tmp_path, scorer=causal, reference=str(path))
     (features,) = given
