@@ -27,12 +27,13 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.errors import BadInput
-from sedd_jax.model.pretrained import WEIGHTS, published_params, read_tensors
+from sedd_jax.model.pretrained import WEIGHTS, published_params, read_tensors, take
 from sedd_jax.model.score_model import FREQUENCIES
 from sedd_jax.model.settings_file import json_key, read_json, settings_from
 from sedd_jax.model.transformer import Params
 
 _PREFIX = "backbone."  # of the network in a Hugging Face class
+_CLASSES = "cond_map.embedding_table.weight"  # of a UDLM with classes
 _RADD = "ddit_wot"  # its model.type
 _MASKED = {"graph": "absorb", "output": "denoiser"}
 _UNIFORM = {"graph": "uniform", "output": "leave_one_out"}
@@ -167,11 +168,12 @@ def read_params(folder: Path, abstract: Params, num_states: int) -> Params:
     path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
     values, tensors = _values(folder / "config.json"), read_tensors(path)
     if _kind(values) == _RADD:
-        tensors = _with_modulation(tensors, path)
+        blocks, hidden = abstract["blocks"]["attention_norm"]["scale"].shape
+        tensors = _with_modulation(tensors, blocks, hidden, path)
     else:
         tensors = _network(tensors, path)
-        if "cond_map.embedding_table.weight" in tensors:
-            _give_no_class(tensors)
+        if _CLASSES in tensors:
+            _give_no_class(tensors, abstract["sigma"]["outer"]["bias"].size, path)
     return published_params(tensors, abstract, num_states, path)
 
 
@@ -185,39 +187,39 @@ def _network(tensors, path):
     return {name.removeprefix(_PREFIX): x for name, x in tensors.items()}
 
 
-def _give_no_class(tensors):
+def _give_no_class(tensors, cond_dim, path):
     """Folds the embedding of "no class", the last, into the biases that it is always added to.
 
     The condition is silu(sigma_map) + silu(class), and modulation is linear in it.
     """
-    no_class = tensors.pop("cond_map.embedding_table.weight")[-1].astype(np.float32)
+    num_classes = max(1, *tensors[_CLASSES].shape[:1], 0)
+    no_class = take(tensors, _CLASSES, (num_classes, cond_dim), path)[-1].astype(np.float32)
     condition = no_class / (1 + np.exp(-no_class))
     for name in [name for name in tensors if name.endswith("adaLN_modulation.weight")]:
-        bias = name.removesuffix("weight") + "bias"
-        tensors[bias] = tensors[bias] + tensors[name] @ condition
+        bias, outputs = name.removesuffix("weight") + "bias", tensors[name].shape[:1]
+        weight = take(tensors, name, (*outputs, cond_dim), path)
+        tensors[bias] = take(tensors, bias, outputs, path) + weight @ condition
+        tensors[name] = weight
 
 
-def _with_modulation(tensors, path):
+def _with_modulation(tensors, num_blocks, hidden_size, path):
     """RADD's tensors as SEDD's: the biases of its norms are shifts, and every branch has a gate 1.
 
     The weights by which a condition would act are zeros.
     """
+    ones, zeros = np.ones(hidden_size, np.float32), np.zeros(hidden_size, np.float32)
 
-    def pop(name):
-        if name not in tensors:
-            raise BadInput(f"{path} lacks the tensor {name}.")
-        return tensors.pop(name)
+    def shift(name):
+        return take(tensors, f"{name}.bias", (hidden_size,), path)
 
     def modulate(name, *parts):
         bias = np.concatenate(parts)
         tensors[f"{name}.bias"], tensors[f"{name}.weight"] = bias, np.zeros((bias.size, 1))
 
-    shift = pop("output_layer.norm_final.bias")
-    ones, zeros = np.ones_like(shift), np.zeros_like(shift)
-    modulate("output_layer.adaLN_modulation", shift, zeros)
-    for name in [name for name in tensors if name.endswith(".norm1.bias")]:
-        block = name.removesuffix(".norm1.bias")
-        first, second = pop(name), pop(f"{block}.norm2.bias")
+    modulate("output_layer.adaLN_modulation", shift("output_layer.norm_final"), zeros)
+    for i in range(num_blocks):
+        block = f"blocks.{i}"
+        first, second = shift(f"{block}.norm1"), shift(f"{block}.norm2")
         modulate(f"{block}.adaLN_modulation", first, zeros, ones, second, zeros, ones)
     return tensors | {
         "sigma_map.mlp.0.weight": np.zeros((1, FREQUENCIES)),

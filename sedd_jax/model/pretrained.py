@@ -154,19 +154,8 @@ def assemble(
     """
 
     def leaf(here, name, shape):
-        if name not in tensors:
-            raise BadInput(f"{path} lacks the tensor {name}.")
-        tensor, unpadded = tensors.pop(name), _unpadded(here, shape, num_states)
-        expected = _file_shape(here, unpadded, transposed)
-        if tensor.shape != expected:
-            raise BadInput(
-                f"Tensor {name} of {path} has shape {tensor.shape}, the config needs {expected}."
-            )
-        if tensor.dtype in _QUANTISED:
-            raise BadInput(
-                f"Tensor {name} of {path} is of {tensor.dtype}, as quantised weights are; convert "
-                "them to float32 with the code that wrote them."
-            )
+        unpadded = _unpadded(here, shape, num_states)
+        tensor = take(tensors, name, _file_shape(here, unpadded, transposed), path)
         tensor = tensor.T if transposed and here.endswith(".kernel") else tensor
         more = [(0, full - size) for full, size in zip(shape, unpadded, strict=True)]
         return np.pad(tensor.astype(np.float32).reshape(unpadded), more)
@@ -186,6 +175,35 @@ def assemble(
     if tensors:
         raise BadInput(f"{path} has tensors that do not belong: {', '.join(sorted(tensors))}.")
     return params
+
+
+def take(
+    tensors: dict[str, np.ndarray], name: str, shape: tuple[int, ...], path: Path
+) -> np.ndarray:
+    """Removes a tensor from those of a file, and returns it.
+
+    Args:
+      tensors: by name.
+      name: of the tensor.
+      shape: that it must have.
+      path: of the file, for messages.
+
+    Raises:
+      BadInput: it is missing, misshapen or quantised.
+    """
+    if name not in tensors:
+        raise BadInput(f"{path} lacks the tensor {name}.")
+    tensor = tensors.pop(name)
+    if tensor.shape != shape:
+        raise BadInput(
+            f"Tensor {name} of {path} has shape {tensor.shape}, the config needs {shape}."
+        )
+    if tensor.dtype in _QUANTISED:
+        raise BadInput(
+            f"Tensor {name} of {path} is of {tensor.dtype}, as quantised weights are; convert "
+            "them to float32 with the code that wrote them."
+        )
+    return tensor
 
 
 def _unpadded(here, shape, num_states):

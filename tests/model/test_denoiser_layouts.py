@@ -29,6 +29,8 @@ from sedd_jax.errors import BadInput
 GOLDEN = Path(__file__).parents[1] / "golden"
 GPT2_FOLDER = Path(__file__).parents[2] / "shared" / "data" / "gpt2_bpe"
 WEIGHTS = "model.safetensors"
+CLASSES = "backbone.cond_map.embedding_table.weight"
+HEAD = "output_layer.adaLN_modulation"
 FAMILIES = ("mdlm", "udlm", "duo", "radd")
 MASKED = ("mdlm", "radd")
 UNIFORM = ("udlm", "duo")
@@ -261,7 +263,8 @@ def test_a_config_of_another_network_is_refused(folder, values, message):
         ("duo", {"teacher.norm": 1}, r"not under backbone\. \(teacher\.norm\), as those of MDLM"),
         ("duo", {"backbone.extra": 1}, "tensors that do not belong: extra"),
         ("radd", {"blocks.1.norm2.bias": None}, r"lacks the tensor blocks\.1\.norm2\.bias"),
-        ("radd", {"blocks.1.norm1.bias": None}, r"lacks the tensor blocks\.1\.adaLN_modulation"),
+        ("radd", {"blocks.1.norm1.bias": None}, r"lacks the tensor blocks\.1\.norm1\.bias"),
+        ("udlm", {f"backbone.{HEAD}.bias": None}, "lacks the tensor output_layer.adaLN_mod"),
         ("radd", {"output_layer.norm_final.bias": None}, "lacks the tensor output_layer.norm_fin"),
         ("mdlm", {"backbone.rotary_emb.inv_freq": 1}, "other frequencies of rotary positions"),
     ],
@@ -276,6 +279,31 @@ def test_tensors_of_another_network_are_refused(folder, change, message):
             tensors[name] = np.full_like(tensors.get(name, np.ones(4, np.float32)), value)
     save_file(tensors, folder / WEIGHTS)
     with pytest.raises(BadInput, match=message):
+        sedd.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "change"),
+    [
+        ("udlm", CLASSES, lambda x: x[0]),
+        ("udlm", CLASSES, lambda x: x[:0]),
+        ("udlm", CLASSES, lambda x: x[:, :-1]),
+        ("udlm", f"backbone.{HEAD}.weight", lambda x: x[:, :-1]),
+        ("udlm", f"backbone.{HEAD}.bias", lambda x: x[:1]),
+        ("radd", "blocks.0.norm1.bias", lambda x: x[:1]),
+        ("radd", "output_layer.norm_final.bias", lambda x: x[:-1]),
+        ("udlm", CLASSES, np.int8),
+        ("radd", "blocks.0.norm1.bias", np.int8),
+    ],
+    indirect=["folder"],
+)
+def test_misshapen_and_quantised_tensors_are_refused_before_they_are_folded(folder, name, change):
+    tensors = load_file(folder / WEIGHTS)
+    tensors[name] = np.ascontiguousarray(change(tensors[name]))
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(
+        BadInput, match=rf"Tensor {name.removeprefix('backbone.')} of .* (has shape|is of int8)"
+    ):
         sedd.load(folder)
 
 
