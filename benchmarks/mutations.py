@@ -252,7 +252,7 @@ MUTATIONS = [
             "leaves / jnp.where(changes, limit, 1) + stays",
             "1 / jnp.where(changes, limit, 1) + stays",
         ),
-        ("jnp.expm1(sigma) / (1 + odds)", "jnp.expm1(sigma)"),
+        ("_expm1(sigma) / (1 + odds)", "_expm1(sigma)"),
         ("jnp.where(at_xt, jnp.log1p(odds)[..., None], log_odds[..., None])", "0.0"),
         ("jnp.logaddexp(softmax.logit - log_total, log_odds)", "log_odds"),
     ),

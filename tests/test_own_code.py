@@ -167,7 +167,7 @@ def test_a_step_a_bound_and_samples_by_dotted_paths(own):
     ("name", "message"),
     [
         ("absrob", "config.graph must be one of absorb, uniform, hybrid, or package.module:funct"),
-        ("hybrid(mask=2.0)", "mask must be above 0 and below 1, got 2.0"),
+        ("hybrid(mask=2.0)", "mask must be at least 1e-12 and below 1, got 2.0"),
         ("hybrid(share=0.5)", "hybrid has the options mask, got share"),
         ("no_such_module:graph", "no_such_module cannot be imported"),
         ("own_code:absent", "own_code has no absent"),

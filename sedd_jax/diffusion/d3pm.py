@@ -6,6 +6,7 @@ References:
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -16,6 +17,9 @@ from sedd_jax.diffusion.importance import NoisedBatch
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.objective import NamedObjective
 from sedd_jax.diffusion.score import ScoreFn
+from sedd_jax.errors import BadInput
+
+MAX_STEPS = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +33,7 @@ class D3PM(NamedObjective):
     infinity it is the integral of the score entropy.
 
     Attributes:
-      steps: T.
+      steps: T, at most 2**16: above it, times in single precision no longer tell i from i - 1.
       auxiliary: factor of the cross-entropy, -log p(x0 | x_i) summed over i; 0 for the bound alone.
     """
 
@@ -37,6 +41,12 @@ class D3PM(NamedObjective):
     auxiliary: float = 0.0
 
     needs_softmax = True
+
+    def __post_init__(self):
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise BadInput(f"steps must be from 1 to {MAX_STEPS}, got {self.steps}.")
+        if not 0 <= self.auxiliary < math.inf:
+            raise BadInput(f"auxiliary must not be negative or infinite, got {self.auxiliary}.")
 
     @property
     def grid(self) -> int:

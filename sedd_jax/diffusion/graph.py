@@ -289,10 +289,10 @@ class Hybrid(Graph):
     mask: float
 
     def __post_init__(self):
-        if not 0 < self.mask < 1:
+        if not 1e-12 <= self.mask < 1:  # its products with the noise must not underflow
             raise BadInput(
-                f"mask must be above 0 and below 1, got {self.mask}; for 1 take absorb, for 0 "
-                "uniform."
+                f"mask must be at least 1e-12 and below 1, got {self.mask}; for 1 take absorb, for "
+                "0 uniform."
             )
 
     @property
@@ -331,7 +331,8 @@ def hybrid(vocab_size: int, mask: float = 0.9) -> Graph:
 
     Args:
       vocab_size: number of tokens.
-      mask: the probability that a move goes to the mask, in (0, 1); else it goes to any token.
+      mask: the probability that a move goes to the mask, in [1e-12, 1); else it goes to any
+        token.
     """
     return Hybrid(vocab_size + 1, mask)
 

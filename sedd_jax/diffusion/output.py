@@ -159,7 +159,7 @@ class Output(abc.ABC):
 
     def _odds(self, sigma, xt):
         """E pi_x, and its logarithm."""
-        odds = jnp.expm1(sigma) * self.graph.limit[xt]
+        odds = _expm1(sigma) * self.graph.limit[xt]
         return odds, jnp.log(odds)
 
 
@@ -172,7 +172,7 @@ class Denoiser(Output):
         shift = softmax.log_total + jnp.where(changes, log_odds, 0)
         stays = jax.nn.sigmoid(softmax.logit - softmax.log_rest)
         leaves = jax.nn.sigmoid(softmax.log_rest - softmax.logit)  # 1 - stays, without cancellation
-        offset = leaves / jnp.where(changes, limit, 1) + stays * jnp.expm1(sigma) / (1 + odds)
+        offset = leaves / jnp.where(changes, limit, 1) + stays * _expm1(sigma) / (1 + odds)
         return Ratios(shift, jnp.where(changes, offset, 1))
 
     def log_posterior(self, sigma, xt, softmax, logits, at_xt):
@@ -186,7 +186,7 @@ class LeaveOneOut(Output):
         _, log_odds = self._odds(sigma, xt)
         log_total = softmax.log_total
         log_here = jnp.logaddexp(softmax.logit - log_total, log_odds)  # of q_x + E pi_x
-        return Ratios(log_total + log_here, jnp.expm1(sigma) * jnp.exp(-log_here))
+        return Ratios(log_total + log_here, _expm1(sigma) * jnp.exp(-log_here))
 
     def log_posterior(self, sigma, xt, softmax, logits, at_xt):
         # p(x_t | y) is in proportion to [y = x] + E pi_x
@@ -194,6 +194,11 @@ class LeaveOneOut(Output):
         evidence = jnp.where(at_xt, jnp.log1p(odds)[..., None], log_odds[..., None])
         log_norm = jnp.logaddexp(softmax.log_rest + log_odds, softmax.logit + jnp.log1p(odds))
         return logits + evidence - log_norm[..., None]
+
+
+def _expm1(sigma):
+    """E, which does not overflow: exp(-80) is nothing beside any probability."""
+    return jnp.expm1(jnp.minimum(sigma, 80.0))
 
 
 OUTPUTS = {"denoiser": Denoiser, "leave_one_out": LeaveOneOut}

@@ -150,9 +150,9 @@ def test_the_former_name_of_the_limit_of_tokens():
         graph_module.hybrid(V).limit_of_token  # noqa: B018 - it raises
 
 
-@pytest.mark.parametrize("mask", [0.0, 1.0, -0.5, float("nan")])
+@pytest.mark.parametrize("mask", [0.0, 1e-13, 1.0, -0.5, float("nan")])
 def test_a_share_of_masks_that_is_none(mask):
-    with pytest.raises(BadInput, match="mask must be above 0 and below 1"):
+    with pytest.raises(BadInput, match="mask must be at least 1e-12 and below 1"):
         graph_module.hybrid(3, mask=mask)
 
 

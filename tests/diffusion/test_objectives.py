@@ -13,6 +13,7 @@ from sedd_jax.diffusion.d3pm import D3PM
 from sedd_jax.diffusion.importance import NoisedBatch
 from sedd_jax.diffusion.objective import ScoreEntropy
 from sedd_jax.diffusion.output import Denoiser, LeaveOneOut
+from sedd_jax.errors import BadInput
 
 N, B, L = 4, 5, 3
 GRAPHS = {
@@ -110,6 +111,29 @@ def test_d3pm_of_many_steps_is_score_entropy(name, output):
     wanted = value(ScoreEntropy(), output, graph, batch, x0, logits)
     # a step covers the rates of (t - 1/4000, t], here and at t = 1, where dsigma is 100, by 1 %
     np.testing.assert_allclose(got, wanted, rtol=0.01)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_d3pm_of_one_step_is_cross_entropy(name):
+    graph, batch, x0, logits = problem(name, np.ones_like(TIMES))
+    batch = batch._replace(t=jnp.ones_like(batch.t))
+    got = value(D3PM(1), Denoiser, graph, batch, x0, logits)
+    wanted = value(CrossEntropy(weighted=False), Denoiser, graph, batch, x0, logits)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [0, -3, 2**16 + 1])
+def test_d3pm_without_steps_or_with_too_many(steps):
+    with pytest.raises(BadInput, match=f"steps must be from 1 to 65536, got {steps}"):
+        D3PM(steps)
+
+
+@pytest.mark.parametrize("auxiliary", [-0.1, float("inf"), float("nan")])
+def test_d3pm_with_an_auxiliary_loss_that_is_none(auxiliary):
+    with pytest.raises(
+        BadInput, match=f"auxiliary must not be negative or infinite, got {auxiliary}"
+    ):
+        D3PM(auxiliary=auxiliary)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
