@@ -154,7 +154,12 @@ def test_a_step_of_duo_is_theirs():
 
 
 @pytest.mark.parametrize(
-    ("family", "sampler"), [("mdlm", "first_hitting"), ("udlm", "gibbs"), ("radd", "tweedie")]
+    ("family", "sampler"),
+    [
+        ("mdlm", "first_hitting"),
+        ("udlm", "gibbs"),
+        pytest.param("radd", "tweedie", marks=pytest.mark.slow),
+    ],
 )
 def test_they_sample(family, sampler):
     key = jax.random.key(0)
@@ -162,7 +167,7 @@ def test_they_sample(family, sampler):
     assert tokens.shape == (2, 10) and 0 <= tokens.min() <= tokens.max() < 29
 
 
-@pytest.mark.parametrize("family", ["mdlm", "duo"])
+@pytest.mark.parametrize("family", ["duo", pytest.param("mdlm", marks=pytest.mark.slow)])
 def test_they_have_a_bound(family):
     tokens = golden_of(family)["x0"]
     bound = sedd.nll_bound(jax.random.key(0), model_of(family), tokens, draws=8, complete=True)
