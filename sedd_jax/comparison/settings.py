@@ -281,7 +281,7 @@ def keep_settings(folder: Path, comparison: Comparison) -> None:
 
 
 def _check_same(folder, old, comparison):
-    if not isinstance(old, dict) or set(old) != {"comparison", "rows"}:
+    if not _is_comparison(old):
         raise BadInput(f"{folder / FILE} holds no comparison; choose another --workdir.")
     now = dataclasses.asdict(comparison.settings)
     changed = [
@@ -301,6 +301,19 @@ def _check_same(folder, old, comparison):
             f"{folder} holds a comparison with other settings ({shown}); choose another --workdir, "
             "or go back to those settings."
         )
+
+
+def _is_comparison(values):
+    """Whether a file holds what `keep_settings` writes."""
+    return (
+        isinstance(values, dict)
+        and set(values) == {"comparison", "rows"}
+        and all(isinstance(group, dict) for group in values.values())
+        and all(
+            isinstance(row, dict) and isinstance(row.get("config"), dict)
+            for row in values["rows"].values()
+        )
+    )
 
 
 def _may_change(line):

@@ -106,6 +106,12 @@ def test_a_folder_of_something_else_is_refused(small, tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(BadInput, match=r"holds notes.txt and no comparison; choose another"):
         keep_settings(tmp_path, comparison)
-    (tmp_path / "config.json").write_text('{"seed": 0}')
-    with pytest.raises(BadInput, match=r"config.json holds no comparison; choose another"):
-        keep_settings(tmp_path, comparison)
+    for other in (
+        '{"seed": 0}',
+        '{"comparison": 3, "rows": {}}',
+        '{"comparison": {}, "rows": []}',
+        '{"comparison": {}, "rows": {"ar": {"config": 3}}}',
+    ):
+        (tmp_path / "config.json").write_text(other)
+        with pytest.raises(BadInput, match=r"config.json holds no comparison; choose another"):
+            keep_settings(tmp_path, comparison)

@@ -1,3 +1,4 @@
+import errno
 import os
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def test_what_fails_leaves_nothing(tmp_path):
     with pytest.raises(OSError):
         atomic_write(tmp_path / "taken", b"text")
     assert os.listdir(tmp_path) == ["taken"]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as error:
+        atomic_write(tmp_path / "a.txt", "new")
+    assert error.value.filename == str(tmp_path / "a.txt") and not any(tmp_path.iterdir())
 
 
 def test_json_ends_with_a_newline(tmp_path):
