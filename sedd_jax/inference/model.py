@@ -83,7 +83,7 @@ class TrainedModel:
     """
 
     family: Family
-    params: Params
+    params: Params = dataclasses.field(repr=False)
     config: Config
     tokenizer: Tokenizer | None
     step: int | None

@@ -72,6 +72,7 @@ def test_the_settings(family, graph, output, told):
     assert (config.data.vocab_size, config.model.length) == (29, 10)
     assert model_of(family).graph.num_states == 29 + (family in MASKED)
     assert model_of(family).tokenizer is None and model_of(family).step is None
+    assert "params=" not in repr(model_of(family))  # pages of numbers in a notebook
 
 
 @pytest.mark.parametrize("family", FAMILIES)
