@@ -238,6 +238,11 @@ MUTATIONS = [
         ("else log_score / temperature", "else log_score * temperature"),
     ),
     *mutations_of(
+        "model/vocab_head.py",
+        "model/test_softmax_head.py",
+        ("None, None, cotangent * losses", "None, None, losses"),
+    ),
+    *mutations_of(
         "model/head_softmax.py",
         "model/test_softmax_head.py",
         ("d_softmax.log_rest[:, None] * share", "d_softmax.log_rest[:, None] * 0 * share"),

@@ -63,14 +63,15 @@ def answers(case, form, name, kind, hidden, table, shift, xt, x0, sigma, weight)
     wanted, active = target(graph, sigma, xt, x0), graph.limit[xt] > 0
     score_fn = functools.partial(score_of, case, form, name, kind)
 
-    def losses(hidden, table):
+    factor = jnp.broadcast_to(weight[:, None], xt.shape)
+
+    def losses(hidden, table, weight):
         score = score_fn(hidden, table, shift, xt, sigma)
-        factor = jnp.broadcast_to(weight[:, None], xt.shape)
         custom = score.weighted(terms, (xt, x0, factor), weight[:, None] * active)
         return 2 * custom, 3 * score.weighted_entropy(wanted, weight)
 
     gradients = [
-        jax.value_and_grad(lambda *x, i=i: losses(*x)[i], argnums=(0, 1))(hidden, table)
+        jax.value_and_grad(lambda *x, i=i: losses(*x)[i], argnums=(0, 1, 2))(hidden, table, weight)
         for i in range(2)
     ]
     score = score_fn(hidden, table, shift, xt, sigma)

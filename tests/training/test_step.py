@@ -219,7 +219,12 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_counts(setup, after_o
 
 
 @pytest.fixture(
-    scope="module", params=[("ratio", "score_entropy"), ("denoiser", "cross_entropy")], ids=str
+    scope="module",
+    params=[
+        ("ratio", "score_entropy"),
+        pytest.param(("denoiser", "cross_entropy"), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def learning(setup, request):
     """The config and the state of a run whose times are learned, and its first step."""
