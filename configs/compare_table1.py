@@ -25,7 +25,10 @@ def get_config(form="quick"):
     config.comparison.reference = "sedd_absorb"
     # without conditioning, or with a small table of embeddings, a network has as many parameters as
     # the others where it is wider
-    causal, gaussian = {"quick": _quick, "long": _long}[form](config)
+    forms = {"quick": _quick, "long": _long}
+    if form not in forms:
+        raise ValueError(f"the form after the colon must be quick or long, got {form!r}")
+    causal, gaussian = forms[form](config)
     rows = config.rows
     rows.autoregressive = {
         "published": "GPT-2",

@@ -52,7 +52,7 @@ def main() -> None:
     """Compares as the flags say."""
     # nothing is computed here, and an accelerator is for the rows
     jax.config.update("jax_platforms", "cpu")
-    comparison = comparison_from(cli.config_from(_CONFIG, ComparisonConfig))
+    comparison = comparison_from(cli.config_from(_CONFIG, ComparisonConfig, "compare_table1"))
     if not _WORKDIR.value:
         raise BadInput("--workdir=FOLDER is needed: where the comparison is kept.")
     folder = Path(_WORKDIR.value)

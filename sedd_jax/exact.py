@@ -92,7 +92,7 @@ def _check() -> tuple[ExactConfig | OracleConfig, Iterator[Section]]:
         return config, oracle_sections(config, samplers)
     if _SAMPLER.value:
         raise BadInput("--sampler adds to the samplers of --config=configs/oracle_markov.py.")
-    config = cli.config_from(_CONFIG, ExactConfig)
+    config = cli.config_from(_CONFIG, ExactConfig, "exact_absorb")
     check_settings(config)
     if not _OBJECTIVE.value:
         return config, sections_of(config)

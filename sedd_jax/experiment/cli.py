@@ -79,14 +79,21 @@ def define_process_flags() -> tuple[flags.FlagHolder, ...]:
     )  # fmt: skip
 
 
-def config_from(flag: flags.FlagHolder, kind: type[Config] = Config) -> Config:
-    """Returns the settings, of the given kind, of the file that a `--config` flag names.
+def config_from(
+    flag: flags.FlagHolder, kind: type[Config] = Config, example: str = "tiny"
+) -> Config:
+    """Returns the settings of the file that a `--config` flag names.
+
+    Args:
+      flag: the flag.
+      kind: of the settings.
+      example: name of such a file, to show if none is given.
 
     Raises:
       BadInput: no such file, or settings that `parse` refuses.
     """
     if flag.value is None:
-        raise BadInput("--config=FILE is needed, for example --config=configs/tiny.py.")
+        raise BadInput(f"--config=FILE is needed, for example --config=configs/{example}.py.")
     try:
         return parse(flag.value, kind)
     except OSError as error:
