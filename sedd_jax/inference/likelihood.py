@@ -65,8 +65,7 @@ class NLLEstimate:
         """
         if self.times == "exact":
             return 0.0
-        draws = len(self.nats)
-        if draws == 1:
+        if (draws := len(self.nats)) == 1:
             return self.data_stderr
         with np.errstate(invalid="ignore"):  # infinite
             residuals = self.nats - self.nats.mean(0)
@@ -334,8 +333,7 @@ class RowPasses:
             keys = row_keys(key, rows)
             return program(self.params, keys, *sharded, tokens, lengths=lengths)
 
-        count = 1 + self.rows[-1][-1]
-        found = np.zeros(count)
+        found = np.zeros(1 + self.rows[-1][-1])
         for rows, nats in one_ahead(self.rows, compute):
             found[rows] = nats
             wrong = np.isnan(nats) if may_be_infinite else ~np.isfinite(nats)
