@@ -74,10 +74,10 @@ def _quick(config):
     config.model.num_blocks = 2
     config.model.num_heads = 2
     config.model.length = 64
-    config.train.steps = 1000
+    config.train.steps = 800
     config.optim.ema_decay = 0.99
-    config.eval.every = 250
-    config.checkpoint.every = 500
+    config.eval.every = 200
+    config.checkpoint.every = 400
     config.comparison.max_blocks = 384
     config.comparison.draws = 8
     return 80, 68

@@ -19,6 +19,8 @@ from sedd_jax.experiment.checkpoint import FOLDER as CHECKPOINTS
 from sedd_jax.experiment.run import locked
 from tests.comparison.rows import plan_of, quickly
 
+pytestmark = pytest.mark.slow  # every run is a process of its own
+
 TIMED = ("ms/step", "seconds")  # what the machine decides
 
 
@@ -120,7 +122,6 @@ def test_a_table_tells_of_rows_that_diverge_or_were_not_picked(small, tmp_path):
     assert note.startswith("wild, seed 0 failed: 2 steps in a row made no update; the ")
 
 
-@pytest.mark.slow
 def test_rows_of_other_tokens_are_compared_in_bits_per_byte(small, tmp_path):
     config = small()
     config.rows.letters = {"data": {"tokenizer": "characters", "vocab_size": 0}}
