@@ -28,7 +28,7 @@ from sedd_jax.inference.build import build_family
 from sedd_jax.inference.sampling import SAMPLERS
 from sedd_jax.system.files import check_output_path
 from sedd_jax.verification.adaptive import check_adaptive
-from sedd_jax.verification.audit import check_audits, check_objectives, library
+from sedd_jax.verification.audit import check_audits, check_objectives, pairs_of
 from sedd_jax.verification.conditioning import check_conditioning
 from sedd_jax.verification.correctors import check_correctors
 from sedd_jax.verification.exact.space import Space
@@ -98,7 +98,7 @@ def _check() -> tuple[ExactConfig | OracleConfig, Iterator[Section]]:
         return config, sections_of(config)
     space = Space(build_graph(config.graph, config.data.vocab_size), config.model.length)
     every = _OBJECTIVE.value == "all"
-    audits = library(space) if every else ((config.model.output, _OBJECTIVE.value),)
+    audits = pairs_of(space) if every else ((config.model.output, _OBJECTIVE.value),)
     check_audits(config, audits)
     data = space.random_data(config.seed, config.exact.support)
     return config, check_objectives(config, audits, space, data)

@@ -75,11 +75,10 @@ class D3PM(NamedObjective):
 
             def earlier(clean, log_stays):
                 """Of x_(i-1), per p(x_t | x_(i-1)), where x0 has the probabilities `clean`."""
+                here = reaches(sigma, True)
                 others = jnp.where(limit_here > 0, reaches(sigma, False), 1)
-                evidence = jnp.where(at_xt, reaches(sigma, True), others)
-                everything = -jnp.expm1(log_stays) / others + jnp.exp(log_stays) / reaches(
-                    sigma, True
-                )
+                evidence = jnp.where(at_xt, here, others)
+                everything = jnp.exp(log_stays) / here - jnp.expm1(log_stays) / others
                 stayed, moved = jnp.exp(-before)[..., None], -jnp.expm1(-before)[..., None]
                 return stayed * clean / evidence + moved * limit * everything
 

@@ -18,6 +18,7 @@ from sedd_jax.diffusion.score_entropy import target
 class Objective(Protocol):
     """A loss over a batch, differentiable in the network's parameters."""
 
+    @abc.abstractmethod
     def __call__(
         self,
         graph: Graph,
@@ -38,7 +39,7 @@ class Objective(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class NamedObjective(abc.ABC):
+class NamedObjective(Objective):
     """An objective with options, which are fields with defaults, and facts about it.
 
     Attributes:
@@ -51,17 +52,6 @@ class NamedObjective(abc.ABC):
     @property
     def grid(self) -> int | None:
         return None
-
-    @abc.abstractmethod
-    def __call__(
-        self,
-        graph: Graph,
-        noise: Noise,
-        score_fn: ScoreFn,
-        batch: NoisedBatch,
-        x0: Int[Array, "B L"],
-    ) -> Float[Array, ""]:
-        """Returns the mean loss of the rows, see `Objective`."""
 
     def is_bound(self, graph: Graph) -> bool:
         """Returns whether its mean is the diffusion term of a bound on -log p(x0).

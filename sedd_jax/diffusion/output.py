@@ -204,6 +204,11 @@ def _expm1(sigma):
 OUTPUTS = {"denoiser": Denoiser, "leave_one_out": LeaveOneOut}
 
 
+def output_named(name: str, graph: Graph) -> Output | None:
+    """Returns what the logits of `config.model.output` stand for; None for "ratio": log-scores."""
+    return None if name == "ratio" else OUTPUTS[name](graph)
+
+
 def add_limit(
     graph: Graph,
     log_score: Float[Array, "..."],

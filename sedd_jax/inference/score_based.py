@@ -23,7 +23,7 @@ from sedd_jax.diffusion.importance import (
 )
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.objective import Objective, ScoreEntropy, dwdse_loss
-from sedd_jax.diffusion.output import OUTPUTS
+from sedd_jax.diffusion.output import output_named
 from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.diffusion.score_entropy import prior_kl
 from sedd_jax.diffusion.time_sampling import times_named
@@ -215,7 +215,7 @@ def build_score_based(
     """
     graph = build_graph(config.graph, vocab_size)
     network = network_config(config.model, graph.num_states, placement)
-    output = OUTPUTS.get(config.model.output, lambda _: None)(graph)
+    output = output_named(config.model.output, graph)
     return ScoreBased(graph, build_noise(config.noise), score_model(network, placement, output))
 
 

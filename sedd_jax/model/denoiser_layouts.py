@@ -27,9 +27,16 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.errors import BadInput
-from sedd_jax.model.pretrained import WEIGHTS, published_params, read_tensors, take
+from sedd_jax.model.pretrained import (
+    is_published,
+    published_params,
+    read_tensors,
+    read_values,
+    take,
+    weights_file,
+)
 from sedd_jax.model.score_model import FREQUENCIES
-from sedd_jax.model.settings_file import json_key, read_json, settings_from
+from sedd_jax.model.settings_file import json_key, settings_from
 from sedd_jax.model.transformer import Params
 
 _PREFIX = "backbone."  # of the network in a Hugging Face class
@@ -102,16 +109,9 @@ def is_denoiser(folder: Path) -> bool:
     Raises:
       BadInput: config.json is not JSON.
     """
-    config = folder / "config.json"
-    if not config.is_file() or not any((folder / name).is_file() for name in WEIGHTS):
+    if not is_published(folder):
         return False
-    return _kind(_values(config)) in (*_KINDS, "dit")
-
-
-def _values(path):
-    values = read_json(path)
-    inner = values.get("config") if isinstance(values, dict) else None
-    return inner if isinstance(inner, dict) else values
+    return _kind(read_values(folder / "config.json")) in (*_KINDS, "dit")
 
 
 def _kind(values) -> Any:
@@ -129,7 +129,7 @@ def read_config(folder: Path) -> DenoiserConfig:
       BadInput: not JSON, a key missing or of the wrong type, or a network that is none of these.
     """
     path = folder / "config.json"
-    values = _values(path)
+    values = read_values(path)
     kind = _kind(values)
     if kind == "dit":
         raise BadInput(f"The model in {folder} {_GIDD}")
@@ -165,8 +165,8 @@ def read_params(folder: Path, abstract: Params, num_states: int) -> Params:
     Raises:
       BadInput: a file that cannot be read, or a tensor missing, misshapen or unexpected.
     """
-    path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
-    values, tensors = _values(folder / "config.json"), read_tensors(path)
+    path = weights_file(folder)
+    values, tensors = read_values(folder / "config.json"), read_tensors(path)
     if _kind(values) == _RADD:
         blocks, hidden = abstract["blocks"]["attention_norm"]["scale"].shape
         tensors = _with_modulation(tensors, blocks, hidden, path)

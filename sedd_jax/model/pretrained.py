@@ -75,16 +75,26 @@ def is_published(folder: Path) -> bool:
     return has_weights and (folder / "config.json").is_file()
 
 
+def weights_file(folder: Path) -> Path:
+    """Returns the state dict of a folder that has one."""
+    return next(folder / name for name in WEIGHTS if (folder / name).is_file())
+
+
+def read_values(path: Path) -> Any:
+    """Reads config.json, whose settings may also be under the key "config"."""
+    values = read_json(path)
+    inner = values.get("config") if isinstance(values, dict) else None
+    return inner if isinstance(inner, dict) else values
+
+
 def read_config(folder: Path) -> PublishedConfig:
-    """Reads config.json, whose settings may also be under the key "config".
+    """Reads config.json.
 
     Raises:
       BadInput: not JSON, of another kind of model, or a key missing or of the wrong type.
     """
     path = folder / "config.json"
-    values = read_json(path)
-    if isinstance(values, dict) and isinstance(values.get("config"), dict):
-        values = values["config"]
+    values = read_values(path)
     if isinstance(values, dict) and "model_type" in values and "graph" not in values:
         raise BadInput(
             f"{path} describes a model of the type {values['model_type']!r}; those that are read "
@@ -104,7 +114,7 @@ def read_params(folder: Path, abstract: Params, num_states: int) -> Params:
     Raises:
       BadInput: a file that cannot be read, or a tensor missing, misshapen or unexpected.
     """
-    path = next(folder / name for name in WEIGHTS if (folder / name).is_file())
+    path = weights_file(folder)
     return published_params(read_tensors(path), abstract, num_states, path)
 
 

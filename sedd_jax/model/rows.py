@@ -119,7 +119,7 @@ class ActiveRows(NamedTuple):
 def map_blocks(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
     """Returns `function` of arrays [N, ...], computed for `size` rows at a time.
 
-    The backward pass computes each block again, so that its arrays exist for one block at a time.
+    The backward pass recomputes each block, so that its arrays exist for one block at a time.
 
     Args:
       function: of a tree of arrays [size, ...] to such a tree, row by row.

@@ -16,6 +16,7 @@ import numpy as np
 
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.objective import Objective
+from sedd_jax.diffusion.output import output_named
 from sedd_jax.display.table import Cell, Table
 from sedd_jax.experiment.config import Config
 from sedd_jax.inference.build import build_family
@@ -29,7 +30,6 @@ from sedd_jax.verification.objectives import (
     gradients,
     minimum,
     numbers,
-    output_of,
     random_process,
 )
 from sedd_jax.verification.report import Claim, Section
@@ -76,7 +76,8 @@ def audit(
         None: it is computed.
     """
     name, t_min = config.train.objective, config.train.t_min
-    objective, output = objective_named(name), output_of(config, space)
+    objective = objective_named(name)
+    output = output_named(config.model.output, space.graph)
     family = build_family(config, config.data.vocab_size)
     training_set = np.random.default_rng(config.seed).choice(len(data), SET_SIZE, p=data)
     trained = build_training(family, config, space)(training_set)
@@ -176,7 +177,7 @@ def check_objectives(
     yield Section("Objectives", [], [Table(title, columns, rows)])
 
 
-def library(space: Space) -> tuple[tuple[str, str], ...]:
+def pairs_of(space: Space) -> tuple[tuple[str, str], ...]:
     """Returns an output and an objective each: those of the library that belong together."""
     rows = [
         ("ratio", "score_entropy"),

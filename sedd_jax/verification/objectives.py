@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.objective import Objective
-from sedd_jax.diffusion.output import OUTPUTS, Output
+from sedd_jax.diffusion.output import Output, output_named
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.score_based import ScoreBased, objective_named
@@ -91,12 +91,6 @@ class Gradients(NamedTuple):
     variance: float
 
 
-def output_of(config: Config, space: Space) -> Output | None:
-    """Returns what the logits of a network with these settings stand for; None for log-scores."""
-    kind = config.model.output
-    return None if kind == "ratio" else OUTPUTS[kind](space.graph)
-
-
 def random_process(config: Config, family: ScoreBased, space: Space) -> ReverseProcess:
     """Returns the process of random logits, one for every sequence, position and token.
 
@@ -105,7 +99,8 @@ def random_process(config: Config, family: ScoreBased, space: Space) -> ReverseP
       family: graph and noise.
       space: all sequences.
     """
-    model = table_model(output_of(config, space), space, config.model.scale_by_sigma)
+    output = output_named(config.model.output, space.graph)
+    model = table_model(output, space, config.model.scale_by_sigma)
     params = model.init(run_keys(config.seed).init)
     return ReverseProcess(family._replace(model=model), params, space)
 

@@ -218,8 +218,8 @@ def test_discrete_times_are_drawn_and_weighted_as_equally_likely_ones(guess):
     assert (np.ptp(shares) > 0.1) == guess
     changed = (draw.xt != 0).sum(1)
     for i in range(1, times + 1):
-        law = binom.pmf(np.arange(LENGTH + 1), LENGTH, _changed_prob(graph, noise, i / times))
+        binomial = binom.pmf(np.arange(LENGTH + 1), LENGTH, _changed_prob(graph, noise, i / times))
         for count in range(LENGTH + 1):
             weights = np.where((index == i) & (changed == count), draw.weight, 0)
             stderr = weights.std() / np.sqrt(DRAWS)
-            assert abs(weights.mean() - law[count] / times) < 5 * stderr + 1e-5, (i, count)
+            assert abs(weights.mean() - binomial[count] / times) < 5 * stderr + 1e-5, (i, count)

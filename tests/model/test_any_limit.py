@@ -62,9 +62,9 @@ def size_of_terms(arrays):
     hidden, table, shift, xt, x0, sigma, _ = arrays
     graph = Own().graph()
     log_score = np.float64(written_out(Own(), hidden, table, shift, xt).log_score)
-    law = np.float64(graph.transition(x0, sigma))
+    noised = np.float64(graph.transition(x0, sigma))
     at_xt = np.asarray(xt)[..., None] == np.arange(V)
-    ratio = law / law[at_xt].reshape(B, L, 1)
+    ratio = noised / noised[at_xt].reshape(B, L, 1)
     logs = np.abs(log_score) + np.abs(np.log(np.maximum(ratio, 1e-30)))
     terms = np.where(at_xt, 0, np.exp(log_score) + ratio * (1 + logs)).sum(-1)
     return np.asarray(graph.limit)[np.asarray(xt)] * terms
@@ -132,8 +132,8 @@ def test_draws_follow_the_dense_weights(rule):
     draw, _ = answers(case, streamed, rule, keys, *arrays)
     score = jnp.exp(written_out(case, hidden, table, shift, xt).log_score)
     total = jnp.where(xt[..., None] == jnp.arange(FEW)[None, None], 0, score).sum(-1)
-    law = RULES[rule](case.graph(), xt, total, step[:1])
-    probs = np.float64(jump_probs(law.weights(xt, score)))[0]
+    rule_weights = RULES[rule](case.graph(), xt, total, step[:1])
+    probs = np.float64(jump_probs(rule_weights.weights(xt, score)))[0]
     for place in range(2):
         counts, expected = np.bincount(draw.xt[:, place], minlength=FEW), ROWS * probs[place]
         assert not counts[expected == 0].any()

@@ -58,7 +58,7 @@ def terms(of_states, xt, x0, factor):
 
 @jit(static_argnums=(0, 1, 2, 3))
 def answers(case, form, name, kind, hidden, table, shift, xt, x0, sigma, weight):
-    """Two losses with their gradients, the entropies, the ratios of some states and their law."""
+    """Two losses with their gradients, the entropies, and ratios and probabilities of states."""
     graph = case.graph(name)
     wanted, active = target(graph, sigma, xt, x0), graph.limit[xt] > 0
     score_fn = functools.partial(score_of, case, form, name, kind)

@@ -9,7 +9,7 @@ import pytest
 
 from configs import exact_absorb, exact_uniform
 from sedd_jax.diffusion.objective import mean_dwdse_loss
-from sedd_jax.diffusion.output import OUTPUTS
+from sedd_jax.diffusion.output import OUTPUTS, output_named
 from sedd_jax.diffusion.score_entropy import target
 from sedd_jax.experiment.config import parse
 from sedd_jax.inference import score_based
@@ -42,7 +42,7 @@ def settings(graph, output="ratio", **train):
 
 
 def output_of(graph, kind):
-    return None if kind == "ratio" else OUTPUTS[kind](settings(graph)[2].graph)
+    return output_named(kind, settings(graph)[2].graph)
 
 
 def true_process(graph, kind="ratio"):
@@ -194,7 +194,7 @@ def test_true_logits_give_the_true_ratios():
 def test_every_objective_of_the_library_is_audited():
     for graph in CONFIGS:
         config, _, space, _ = settings(graph)
-        rows = audit.library(space)
+        rows = audit.pairs_of(space)
         audit.check_audits(config, rows)
         assert {split_options(name)[0] for _, name in rows} == {*OBJECTIVES.names}
 
