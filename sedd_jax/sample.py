@@ -1,6 +1,7 @@
 """Draws samples: `python -m sedd_jax.sample --checkpoint=runs/tiny`.
 
-Prints text, or writes JSON lines with --output; `--template="Once[MASK:12] the end."` fills in.
+Prints text, or writes a file with --output, in the format of its ending: JSON lines, text, CSV, npz
+or FASTA. `--template="Once[MASK:12] the end."` fills in.
 `--input=prompts.jsonl --output=out.jsonl` draws a row for every line, on all devices and hosts; the
 same command resumes it. `--trace` shows one sample being denoised, `--html=FILE` writes a page that
 replays all of them. `--temperature` and `--top_p` depart from the model's distribution.
@@ -26,7 +27,8 @@ from sedd_jax.inference.sampling import CONDITIONINGS, SAMPLERS, TEMPERINGS, sam
 from sedd_jax.inference.stream import generate_stream
 from sedd_jax.inference.template import max_tokens, pad, row_between, row_from_template
 from sedd_jax.jobs import job
-from sedd_jax.jobs.output import write_new
+from sedd_jax.jobs.formats import FORMATS, JSON_LINES, check_format
+from sedd_jax.jobs.output import read_records, write_new
 from sedd_jax.jobs.page import write_page
 from sedd_jax.system import processes
 from sedd_jax.system.files import check_output_path
@@ -87,7 +89,10 @@ _TEMPLATE = flags.DEFINE_string(
 )
 _INPUT = flags.DEFINE_string("input", None, "File of JSON lines, each a row to draw.")
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "File for JSON lines; must not exist without --input."
+    "output",
+    None,
+    f"New file in the format of its ending, {', '.join(FORMATS)}; with --input, {JSON_LINES} may "
+    "have some of its rows.",
 )
 _TRACE = flags.DEFINE_bool(
     "trace", False, "Show the denoising of one sample, instead of --num_samples."
@@ -139,6 +144,14 @@ def _run_job():
     if not _OUTPUT.value:
         raise BadInput("--input needs --output=FILE, where its rows are written.")
     source, output = Path(_INPUT.value), Path(_OUTPUT.value)
+    # rows are appended to JSON lines; a file of another format is written from them at the end
+    is_appended = output.suffix == JSON_LINES
+    records = output if is_appended else output.with_name(output.name + JSON_LINES)
+
+    def check_output():
+        check_output_path(output, must_be_new=not is_appended)
+        check_format(output)
+        check_output_path(records, must_be_new=False)
 
     def check_source():
         if not (source.is_file() and source.stat().st_size):
@@ -148,21 +161,25 @@ def _run_job():
 
     # before anything that may fail on one host alone
     initialize_distributed(*(flag.value for flag in _PROCESSES))
-    processes.on_primary(lambda: check_output_path(output, must_be_new=False))
+    processes.on_primary(check_output)
     processes.run_primary_first(check_source, check_source)
-    resumption = f"the same command continues with the rows not in {output}."
+    resumption = f"the same command continues with the rows not in {records}."
     with processes.end_on_signal(), processes.abort_with_peers(resumption):
         model = load(**_MODEL(), mesh=meshes.build_mesh(cli.mesh_from(_MESH) or MeshConfig()))
+        check_format(output, model.tokenizer, loaded=True)
         settings = _settings(model)
         processes.print_on_primary(f"A signal ends the job at once; {resumption}")
         job.run(
             model,
             source,
-            output,
+            records,
             seed=_SEED.value,
             batch_size=_BATCH_SIZE.value,
             settings=settings,
         )
+        if not is_appended:
+            processes.on_primary(lambda: write_new(output, read_records(records)))
+            processes.print_on_primary(f"They are in {output} too.")
 
 
 def _draw_samples():
@@ -170,9 +187,12 @@ def _draw_samples():
     output = None if _OUTPUT.value is None else Path(_OUTPUT.value)
     if output:
         check_output_path(output)
+        check_format(output)
     if _HTML.value is not None:
         check_output_path(Path(_HTML.value), "--html")
     model = load(**_MODEL(), mesh=cli.mesh_from(_MESH))
+    if output:
+        check_format(output, model.tokenizer, loaded=True)
     settings = _settings(model)
     key, prompt = jax.random.key(_SEED.value), _prompt(model)
     options = settings | {"batch_size": _BATCH_SIZE.value}
@@ -194,11 +214,11 @@ def _draw_samples():
     seconds = time.monotonic() - started
     if output:
         rows = zip(evaluations.tolist(), np.asarray(prompt.held), tokens, strict=True)
-        records = (
+        records = [
             {"index": index, "seed": _SEED.value, **settings, "evaluations": nfe}
             | job.decode(model.tokenizer, held, row)
             for index, (nfe, held, row) in enumerate(rows)
-        )
+        ]
         write_new(output, records)
     elif not _TRACE.value and _HTML.value is None:
         for row in tokens:

@@ -1,5 +1,6 @@
 """The sampling binary as its user meets it."""
 
+import csv
 import json
 import random
 import re
@@ -17,6 +18,11 @@ REFUSED = {
     (_RUN, "--output=taken"): "taken exists already",
     (_RUN, "--output=/dev/null"): "exists already; give --output another name",
     (_RUN, "--output="): ". exists already",
+    (
+        _RUN,
+        "--output=new",
+    ): "--output=new does not end in one of .jsonl, .txt, .csv, .npz, .fasta, .fa",
+    (_RUN, "--output=new.fa"): "the tokenizer of the model ('bytes') has other tokens",
     (_RUN, "--html="): ". exists already",
     (_RUN, "--template="): "no hole to fill",
     (_RUN, "--output=out.jsonl", "--trace"): "--output is for plain samples or --input, and not",
@@ -28,10 +34,10 @@ REFUSED = {
     (_RUN, "--trace", "--distributed=no"): "--distributed is for --input, and not for --trace",
     (_RUN, "--input=x", "--length=3"): "--length is for plain samples or --html or --trace, and",
     (_RUN, "--input=in.jsonl"): "--input needs --output=FILE",
-    (_RUN, "--input=absent", "--output=x"): "--input=absent is no file, or empty",
+    (_RUN, "--input=absent", "--output=x.csv"): "--input=absent is no file, or empty",
     (_RUN, "--input=in", "--output=x/y"): "The folder of --output=x/y does not exist",
-    (_RUN, "--input=in", "--output=folder"): "--output=folder is not a file",
-    (_RUN, "--input=in", "--output=x", "--steps=0"): "steps must be at least 1, got 0",
+    (_RUN, "--input=in", "--output=folder"): "folder exists already",
+    (_RUN, "--input=in", "--output=x.jsonl", "--steps=0"): "steps must be at least 1, got 0",
     (_RUN, "--mesh=data:1,x:2"): "--mesh=data:1,x:2 must be AXIS:SIZE,... with",
     (_RUN, "--top_p=7"): "top_p must be in (0, 1], got 7.0",
     (_RUN, "--num_samples=0"): "num_samples must be at least 1, got 0",
@@ -129,12 +135,18 @@ def test_the_trace_ends_without_masks(called):
 
 
 def test_a_job_draws_a_row_for_every_line(smoke_run, binary, tmp_path):
-    source, path = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source, path = tmp_path / "in.jsonl", tmp_path / "out.csv"
     source.write_text('{"template": "A[MASK:3]"}\n{"length": 4, "id": "x"}\n')
     flags = (f"--checkpoint={smoke_run}", f"--input={source}", f"--output={path}", "--steps=4")
     out = binary.run("sample", *flags, devices=2)
     assert "2 rows: 0 drawn before, 0 malformed.\n2 rows drawn; all" in out
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(row["index"], row["id"], row["text"][:1]) for row in table] == [
+        ("0", "0", "A"), ("1", "x", table[1]["text"][:1])
+    ]  # fmt: skip
+    appended = path.with_name("out.csv.jsonl")
+    rows = [json.loads(line) for line in appended.read_text().splitlines()]
     assert sorted((row["index"], row["id"], row["batch"]) for row in rows) == [
         (0, 0, 2), (1, "x", 2)
     ]  # fmt: skip
@@ -230,7 +242,7 @@ def test_a_host_joins_the_others_before_anything_that_may_fail_on_it_alone(binar
     job, _ = job.split("\n\n\ndef ", 1)
     calls = (
         "initialize_distributed(",
-        "on_primary(lambda: check_output",
+        "on_primary(check_output)",
         "run_primary_first(check_source, check_source)",
         " load(",
     )

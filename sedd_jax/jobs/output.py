@@ -9,11 +9,12 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sedd_jax.errors import BadInput
+from sedd_jax.jobs.formats import encoded, json_lines
 from sedd_jax.jobs.input import InputRow
 from sedd_jax.system.files import atomic_write, check_output_path
 from sedd_jax.system.lock import exclusive
@@ -35,19 +36,23 @@ class JobOutput:
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Writes records, which begin with their index; once it returns they survive a crash."""
-        self._file.write(_lines(records))
+        self._file.write(json_lines(records))
         self._file.flush()
         os.fsync(self._file.fileno())
 
 
-def write_new(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def write_new(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Writes records to a new file, or next to it if another process has created it meanwhile.
+
+    Args:
+      path: the file, whose ending chooses the format, see `formats`.
+      records: of the samples, one at least.
 
     Raises:
       BadInput: the file exists; the message says where the records are.
     """
     written = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    atomic_write(written, _lines(records))
+    atomic_write(written, encoded(path, records))
     try:
         os.link(written, path)  # unlike a rename, it fails if the name is taken
     except OSError as error:
@@ -55,6 +60,12 @@ def write_new(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
             f"{path} cannot be made ({error.strerror}): the samples are in {written}."
         ) from error
     written.unlink()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Returns the records of a finished job, in the order of its input."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return sorted(records, key=lambda record: record["index"])
 
 
 @contextlib.contextmanager
@@ -143,7 +154,3 @@ def _foreign(path, position):
         f"Line {position + 1} of {path} is not a record of a sampling job: move the file away, or "
         "give another --output."
     )
-
-
-def _lines(records):
-    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
