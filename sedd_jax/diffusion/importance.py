@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.graph import Graph
@@ -52,11 +52,19 @@ class Proposal(NamedTuple):
 
 
 class NoisedBatch(NamedTuple):
-    """Times, noised tokens and importance weights, as `propose` draws them."""
+    """Times, noised tokens and importance weights, as `propose` draws them.
+
+    Attributes:
+      t: times.
+      xt: noised tokens.
+      weight: importance weights.
+      held: tokens that stay clean at every time and have no loss; None: none does.
+    """
 
     t: Float[Array, "B"]
     xt: Int[Array, "B L"]
     weight: Float[Array, "B"]
+    held: Bool[Array, "B L"] | None = None
 
 
 def plain_proposal(t_min: float) -> Proposal:

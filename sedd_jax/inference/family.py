@@ -18,7 +18,8 @@ from sedd_jax.inference.generator import Generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.model.config import ModelConfig
 
-# (params, keys [B], quantiles of t [B], x0 [B, L], lengths=None) -> nats [B]
+# (params, keys [B], quantiles of t [B], x0 [B, L], lengths=None, context=NOTHING) -> nats [B]; the
+# context of families that take one: given tokens are held, and have no loss
 RowLoss = Callable[..., Float[Array, "B"]]
 
 
@@ -28,7 +29,8 @@ class BatchLoss(NamedTuple):
     Attributes:
       draw: draw(time_key, noise_key, x0 [B, L]) -> the random inputs of the loss, drawn for the
         whole batch: a tree of arrays with a leading axis of B, or an empty one.
-      loss: loss(params, draw, x0, dropout_key) -> mean nats per sequence of these rows.
+      loss: loss(params, draw, x0, dropout_key) -> mean nats per sequence of these rows. Of rows
+        with conditions this and `draw` are called with `condition=` a tree of arrays [B, ...] too.
       learned: how the distribution that `draw` draws from follows the losses; None: it does not.
     """
 

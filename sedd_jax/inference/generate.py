@@ -255,7 +255,8 @@ def slide(
         sizes = np.minimum(lengths[window.rows], window.places.shape[1])
         # also where all windows are full: the program of a row does not depend on other rows
         part_lengths = None if prompt.lengths is None else sizes.astype(np.int32)
-        part = Prompt(text[place], known[place], part_lengths)
+        condition = jax.tree.map(lambda x, of=window.rows: np.asarray(x)[of], prompt.condition)
+        part = Prompt(text[place], known[place], part_lengths, condition)
         text[place], diagnostics = draw(part, window)
         known[place] = True
         evaluations[window.rows] += diagnostics.evaluations

@@ -17,6 +17,7 @@ from sedd_jax.inference.batches import RowKeys
 from sedd_jax.inference.conditioning import Resampled
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
+from sedd_jax.model.context import Context
 from sedd_jax.model.score_model import Params, ScoreModel
 
 
@@ -77,10 +78,8 @@ def build_chain(
         sampler = Resampled(sampler, particles)
 
     def process(params, prompt):
-        padded = {}
-        if prompt.lengths is not None:
-            padded["lengths"] = jnp.repeat(prompt.lengths, particles)
-        score_fn, token_filter = functools.partial(model.score, params, **padded), NO_FILTER
+        known = known_rows(model, prompt, particles)
+        score_fn, token_filter = functools.partial(model.score, params, **known), NO_FILTER
         if sampling.tempering == "conditional":
             score_fn = tempered_score_fn(score_fn, sampling.token_filter)
         else:
@@ -116,6 +115,20 @@ def build_chain(
         functools.partial(advance, sampler.final),
         lambda params, prompt, state: sampler.unfinished(process(params, prompt), state),
     )
+
+
+def known_rows(model: ScoreModel, prompt: Prompt, copies: int = 1) -> dict[str, Any]:
+    """Returns what a network is told of the rows of a prompt, arguments of `NetworkFn` by name.
+
+    Args:
+      model: the network.
+      prompt: the rows.
+      copies: of every row, one after another.
+    """
+    given = prompt.given if model.told_given else None
+    known = {"lengths": prompt.lengths, "context": Context(given, prompt.condition)}
+    known = {name: told for name, told in known.items() if jax.tree.leaves(told)}
+    return jax.tree.map(lambda rows: jnp.repeat(rows, copies, axis=0), known)
 
 
 def build_generator(

@@ -20,11 +20,13 @@ class Prompt(NamedTuple):
       held: True where the token is held.
       lengths: tokens of every row, at least 1; the rest of the row is padding, which the model
         does not see and which comes back as 0. None for full rows.
+      condition: encoded conditions of the rows, a tree of arrays [N, ...], see `Context`.
     """
 
     tokens: Int[Array | np.ndarray, "N L"]
     held: Bool[Array | np.ndarray, "N L"]
     lengths: Int[Array | np.ndarray, "N"] | None = None
+    condition: Any = None
 
     @property
     def given(self) -> Bool[Array | np.ndarray, "N L"]:
@@ -124,7 +126,8 @@ def check_prompt(prompt: Prompt, shape: tuple[int, int], num_tokens: int) -> Non
       num_tokens: of the model; ids are below.
 
     Raises:
-      BadInput: rows of another shape, lengths outside [1, L], or ids that the model does not have.
+      BadInput: rows of another shape, lengths outside [1, L], conditions of another number of rows,
+        or ids that the model does not have.
     """
     for name, array in (("tokens", prompt.tokens), ("held", prompt.held)):
         if array.shape != shape:
@@ -139,6 +142,12 @@ def check_prompt(prompt: Prompt, shape: tuple[int, int], num_tokens: int) -> Non
                 f"prompt.lengths must be {shape[0]} numbers in [1, {shape[1]}], one for each row."
             )
         real = np.arange(shape[1]) < lengths[:, None]
+    for leaf in jax.tree.leaves(prompt.condition):
+        if np.shape(leaf)[:1] != shape[:1]:
+            raise BadInput(
+                f"prompt.condition has an array of shape {np.shape(leaf)}, need one entry for each "
+                f"of the {shape[0]} rows."
+            )
     held = np.asarray(prompt.tokens)[np.asarray(prompt.held) & real]
     if held.size and not 0 <= held.min() <= held.max() < num_tokens:
         raise BadInput(f"The prompt holds ids outside [0, {num_tokens}), the model's tokens.")

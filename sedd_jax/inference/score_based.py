@@ -43,6 +43,7 @@ from sedd_jax.inference.generator import Generator, build_generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.config import ModelConfig
+from sedd_jax.model.context import NOTHING, Context
 from sedd_jax.model.score_model import ScoreModel, forward_flops, score_model
 from sedd_jax.model.sharding import ANYWHERE, Placement
 from sedd_jax.system.registry import Registry
@@ -114,17 +115,20 @@ class ScoreBased(NamedTuple):
         objective, times = objective_named(config.objective), times_named(config.times)
         proposal = self.training_proposal(config)
 
-        def draw(time_key, noise_key, x0, state=()):
+        def draw(time_key, noise_key, x0, state=(), condition=None):
+            del condition  # it is no input of the noise
             current = self.training_proposal(config, state) if times.learns else proposal
             quantiles = sample_quantiles(time_key, x0.shape[0], config.low_discrepancy)
             return propose(noise_key, current, graph, noise, quantiles, x0)
 
-        def loss(params, batch, x0, key):
-            score_fn = functools.partial(model.score, params, key=key)
+        def loss(params, batch, x0, key, condition=None):
+            context = model.told(Context(batch.held, condition))
+            score_fn = functools.partial(model.score, params, key=key, context=context)
             return objective(graph, noise, score_fn, batch, x0)
 
-        def weighted_loss(params, batch, x0, key, factors):
-            return loss(params, batch._replace(weight=batch.weight * factors), x0, key)
+        def weighted_loss(params, batch, x0, key, factors, condition=None):
+            batch = batch._replace(weight=batch.weight * factors)
+            return loss(params, batch, x0, key, condition)
 
         def update(state, batch, losses):
             losses = jnp.where(batch.weight > 0, losses / batch.weight, 0)
@@ -154,10 +158,10 @@ class ScoreBased(NamedTuple):
     def reconstruction_loss(self, t_min: float) -> RowLoss:
         graph, noise, model = self
 
-        def loss(params, keys, x0, lengths=None):
+        def loss(params, keys, x0, lengths=None, context=NOTHING):
             sigma = jnp.broadcast_to(noise.sigma(t_min), x0.shape[:1])
             xt = jax.vmap(graph.sample_transition)(keys, x0, sigma)
-            score = model.score(params, xt, sigma, lengths=lengths)
+            score = model.score(params, xt, sigma, lengths=lengths, context=model.told(context))
             weights = functools.partial(denoise_weights, graph, xt, sigma=sigma)
             active = zero_padding(graph.limit[xt] > 0, lengths)
             return -zero_padding(score.log_prob(weights, active, x0), lengths).sum(-1)
@@ -220,7 +224,7 @@ def build_score_based(
 
 
 def sequence_loss(family: ScoreBased, proposal: Proposal) -> RowLoss:
-    """Returns f(params, keys [B], quantiles [B], x0 [B, L], lengths=None) -> nats [B].
+    """Returns f(params, keys [B], quantiles [B], x0 [B, L], lengths, context) -> nats [B].
 
     The loss of every row at one (t, x_t), a function of its own key and tokens, not of its padding.
     For any proposal the mean over uniform quantiles is that of the DWDSE loss over t uniform on
@@ -236,9 +240,10 @@ def sequence_loss(family: ScoreBased, proposal: Proposal) -> RowLoss:
         rows = jax.tree.map(lambda x: x[None], (quantile, x0, length))
         return jax.tree.map(lambda x: x[0], propose(key, proposal, graph, noise, *rows))
 
-    def loss(params, keys, quantiles, x0, lengths=None):
+    def loss(params, keys, quantiles, x0, lengths=None, context=NOTHING):
         batch = jax.vmap(draw_row)(keys, quantiles, x0, lengths)
-        score_fn = functools.partial(model.score, params, lengths=lengths)
+        told = model.told(context)
+        score_fn = functools.partial(model.score, params, lengths=lengths, context=told)
         return batch.weight * dwdse_loss(graph, noise, score_fn, batch.t, batch.xt, x0, lengths)
 
     return loss

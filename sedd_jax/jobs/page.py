@@ -14,6 +14,7 @@ from sedd_jax.diffusion.denoiser import denoise_weights
 from sedd_jax.diffusion.score import total_away
 from sedd_jax.display.page import render
 from sedd_jax.errors import BadInput
+from sedd_jax.inference.generator import known_rows
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.stream import Snapshot
@@ -172,7 +173,7 @@ def _guess_row(checkpoint, row, tokens, sigma, final):
     guesses = [None] * length
     if not is_open.any():
         return guesses
-    batch = (tokens[None], sigma[None], final[None], row.lengths)
+    batch = (tokens[None], sigma[None], final[None], row)
     found = jax.device_get(checkpoint.compiled(_guesser)(checkpoint.params, *batch))
 
     def named(token, prob):
@@ -193,9 +194,8 @@ def _guesser(family):
     """The likeliest clean tokens [1, L, k], their probabilities, and that of the final token."""
     graph, model = family.graph, family.model
 
-    def guesser(params, xt, sigma, final, lengths):
-        padded = {} if lengths is None else {"lengths": lengths}
-        score = jnp.exp(model.apply(params, xt, sigma, **padded))
+    def guesser(params, xt, sigma, final, row):
+        score = jnp.exp(model.apply(params, xt, sigma, **known_rows(model, row)))
         weights = denoise_weights(graph, xt, total_away(xt, score), sigma).weights(xt, score)
         weights = jnp.maximum(weights, 0)
         probs = weights / weights.sum(-1, keepdims=True)

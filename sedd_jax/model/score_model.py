@@ -29,6 +29,7 @@ from sedd_jax.model.attention import (
     xla_rotary_attention,
 )
 from sedd_jax.model.config import TransformerConfig
+from sedd_jax.model.context import NOTHING, Context
 from sedd_jax.model.head_inputs import HeadInputs
 from sedd_jax.model.sharding import ANYWHERE, Placement, all_gathered, param_layout
 from sedd_jax.model.tiles import StreamedHead, Unembedding, tiling_for
@@ -61,6 +62,7 @@ class NetworkFn(Protocol):
         sigma: Float[Array, "B"],
         key: Key[Array, ""] | None = None,
         lengths: Int[Array, "B"] | None = None,
+        context: Context = NOTHING,
     ) -> Any:
         """Returns the network's output at noised tokens.
 
@@ -71,6 +73,7 @@ class NetworkFn(Protocol):
           key: of dropout, None for none.
           lengths: of the rows, None for full rows. The rest of a row is padding, of any ids: no
             real position attends to it, and its own log-scores mean nothing.
+          context: what else it is told of the rows, see `ScoreModel.told`.
         """
 
 
@@ -83,22 +86,36 @@ class ScoreModel(NamedTuple):
       apply: returns log_score [B, L, V] in float32, 0 at the current token.
       score: returns the same as a `Score`, which need not materialise B L V numbers.
       max_length: number of learned positions, None for any number.
+      told_given: whether the network is told which tokens are given.
     """
 
     init: Callable[[Key[Array, ""]], Params]
     apply: NetworkFn
     score: NetworkFn
     max_length: int | None = None
+    told_given: bool = False
+
+    def told(self, context: Context) -> Context:
+        """Returns what the network takes of a context."""
+        return context if self.told_given else context._replace(given=None)
 
 
-def dense_model(init: Callable, apply: Callable) -> ScoreModel:
-    """Returns the score model whose `Score` is the materialised result of `apply`."""
+def dense_model(init: Callable, apply: Callable, *, told_given: bool = False) -> ScoreModel:
+    """Returns the score model whose `Score` is the materialised result of `apply`.
 
-    def score(params, xt, sigma, key=None, lengths=None):
-        padded = {} if lengths is None else {"lengths": lengths}  # many dense models know of none
-        return DenseScore(xt, apply(params, xt, sigma, key=key, **padded))
+    Args:
+      init: see `ScoreModel`.
+      apply: likewise.
+      told_given: likewise.
+    """
 
-    return ScoreModel(init, apply, score)
+    def score(params, xt, sigma, key=None, lengths=None, context=NOTHING):
+        # many dense models know of neither
+        known = {} if lengths is None else {"lengths": lengths}
+        known |= {} if context.empty else {"context": context}
+        return DenseScore(xt, apply(params, xt, sigma, key=key, **known))
+
+    return ScoreModel(init, apply, score, told_given=told_given)
 
 
 def sigma_features(sigma: Float[Array, "B"]) -> Float[Array, "B F"]:
@@ -238,7 +255,7 @@ def score_model(
         params["blocks"] = jax.vmap(lambda k: initial_params(Block, config, k))(block_keys)
         return params
 
-    def body(params, xt, sigma, key, lengths):
+    def body(params, xt, sigma, key, lengths, context):
         """The head, and its inputs: activations [B, L, D] and the conditioning vector."""
         outer = all_gathered({name: params[name] for name in modules}, placement, "")
         embedding, sigma_embedding, head = (
@@ -246,7 +263,7 @@ def score_model(
         )
         rotary = rotary_tables(xt.shape[1], config.model.hidden_size // config.model.num_heads)
         told = sigma if config.model.time_conditioning else jnp.zeros_like(sigma)
-        cond = sigma_embedding(told)
+        cond = sigma_embedding(told)  # [B, C]; an encoded `context.condition` is added here
 
         def layer(block_params, x, block_key):
             block = nnx.merge(block_structure, block_params)
@@ -274,8 +291,9 @@ def score_model(
         sigma: Float[Array, "B"],
         key: Key[Array, ""] | None = None,
         lengths: Int[Array, "B"] | None = None,
+        context: Context = NOTHING,
     ) -> Float[Array, "B L V"]:
-        head, x, cond = body(params, xt, sigma, key, lengths)
+        head, x, cond = body(params, xt, sigma, key, lengths, context)
         if output is not None:
             return output.dense(sigma, xt, head(x, cond)).log_score
         log_score = head(x, cond) - log_normaliser(sigma)[:, None, None]
@@ -288,8 +306,9 @@ def score_model(
         sigma: Float[Array, "B"],
         key: Key[Array, ""] | None = None,
         lengths: Int[Array, "B"] | None = None,
+        context: Context = NOTHING,
     ) -> Score:
-        head, x, cond = body(params, xt, sigma, key, lengths)
+        head, x, cond = body(params, xt, sigma, key, lengths, context)
         unembedding = Unembedding(head.kernel[...], head.bias[...])
         tiling = tiling_for(placement.platform)
         streamed = StreamedHead(config.num_states, tiling, head_placement(unembedding, len(xt)))

@@ -42,14 +42,15 @@ def init_state(
 
 
 Metrics = dict[str, Float[Array, ""] | Int[Array, ""]]
-Step = Callable[[TrainState, Int[Array, "B L"]], tuple[TrainState, Metrics]]
+Step = Callable[..., tuple[TrainState, Metrics]]  # (state, tokens [B, L], condition=None)
 
 
 def build_train_step(
     family: Family, train: TrainConfig, optim: OptimConfig, key: Key[Array, ""]
 ) -> Step:
-    """Returns train_step(state, tokens [B, L]) -> (state, metrics): one AdamW update.
+    """Returns train_step(state, tokens, condition=None) -> (state, metrics): one AdamW update.
 
+    Tokens are [B, L], and the condition, of a family that takes one, is a tree of arrays [B, ...].
     All random draws are functions of (key, state.step). The loss is the mean over the batch of nats
     per sequence; its metric is per token. A step whose loss or gradient is not finite makes no
     update: it is counted, and its tokens are not used again. Metrics: loss, grad_norm before
@@ -65,18 +66,21 @@ def build_train_step(
     rate_at = learning_rate(optim, train.steps)
     objective = family.objective(train)
 
-    def train_step(state: TrainState, x0: Int[Array, "B L"]) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, x0: Int[Array, "B L"], condition: Any = None
+    ) -> tuple[TrainState, Metrics]:
+        told = {} if condition is None else {"condition": condition}
         step_key = jax.random.fold_in(key, state.step)
         time_key, noise_key, dropout_key, moments_key = jax.random.split(step_key, 4)
         if objective.learned is None:
-            draw, times = objective.draw(time_key, noise_key, x0), state.times
+            draw, times = objective.draw(time_key, noise_key, x0, **told), state.times
             loss, grads = mean_over_microbatches(
-                jax.value_and_grad(objective.loss), train.microbatches
-            )(state.params, (draw, x0), dropout_key)
+                jax.value_and_grad(_of_rows(objective.loss)), train.microbatches
+            )(state.params, (draw, x0, told), dropout_key)
         else:
-            draw = objective.draw(time_key, noise_key, x0, state.times)
+            draw = objective.draw(time_key, noise_key, x0, state.times, **told)
             loss, grads, losses = _loss_of_rows(objective.learned.loss, train.microbatches)(
-                state.params, draw, x0, dropout_key
+                state.params, draw, x0, told, dropout_key
             )
             times = objective.learned.update(state.times, draw, losses)
         grad_norm = optax.global_norm(grads)
@@ -146,20 +150,25 @@ def mean_over_microbatches(
     return averaged
 
 
+def _of_rows(loss):
+    """A loss with its keyword arguments as a dict before the key: rows that are split as others."""
+    return lambda params, draw, x0, told, key: loss(params, draw, x0, key, **told)
+
+
 def _loss_of_rows(loss, count):
-    """Returns f(params, draw, x0, key) -> the mean loss, its gradient, and the loss of every row.
+    """Returns f(params, draw, x0, told, key) -> the mean loss, its gradient, and that of every row.
 
     The last is the gradient in factors of 1 of the rows: all parts add to it, each for its rows.
     """
 
-    def of_part(trained, draw, x0, rows, key):
+    def of_part(trained, draw, x0, told, rows, key):
         params, factors = trained
-        return loss(params, draw, x0, key, factors[rows])
+        return loss(params, draw, x0, key, factors[rows], **told)
 
-    def evaluated(params, draw, x0, key):
+    def evaluated(params, draw, x0, told, key):
         factors, rows = jnp.ones(x0.shape[0]), jnp.arange(x0.shape[0])
         mean = mean_over_microbatches(jax.value_and_grad(of_part), count)
-        value, (grads, losses) = mean((params, factors), (draw, x0, rows), key)
+        value, (grads, losses) = mean((params, factors), (draw, x0, told, rows), key)
         return value, grads, losses * x0.shape[0]
 
     return evaluated
@@ -172,7 +181,8 @@ class Programs(NamedTuple):
       abstract: shapes, types and placement of the state.
       batch: those of a batch of tokens.
       init: init(key) -> state; each device computes its own part.
-      train_step: train_step(state, tokens) -> (state, metrics); the old state is donated.
+      train_step: train_step(state, tokens, condition=None) -> (state, metrics); the old state is
+        donated.
     """
 
     abstract: TrainState
