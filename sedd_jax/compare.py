@@ -19,6 +19,7 @@ from sedd_jax.comparison.settings import (
     ComparisonConfig,
     comparison_from,
     keep_settings,
+    open_rows,
 )
 from sedd_jax.display.plot import check_plots
 from sedd_jax.display.table import markdown
@@ -31,7 +32,9 @@ from sedd_jax.inference.load import load
 from sedd_jax.system.files import check_local
 from sedd_jax.system.lock import exclusive
 
-_CONFIG = define_config_flag("The comparison: configs/compare_table1.py, or one of your own.")
+_CONFIG = define_config_flag(
+    "The comparison: configs/compare_table1.py, or one of your own.", open_rows
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder: created, or continued.")
 _ROWS = flags.DEFINE_list("rows", None, "Train and score these rows now; all by default.")
 _JUDGE = flags.DEFINE_string(

@@ -43,6 +43,7 @@ def config(tmp_path):
         ("--rows=nobody", "--rows='nobody' is no row; there are ar, absorb."),
         ("--config.model.width=1", "width"),
         ("--config.rows.ar.model.width=1", "width"),
+        ("--config.rows.absorb.graph=uniform", "config.rows.absorb: config.model.scale_by_sigma"),
         ("--suite=nowhere", "There is no suite 'nowhere'; there are zeroshot, heldout"),
         ("--data=.", "--data, --sources and --download are for data sets: name them by --suite."),
         ("--judge=nowhere", "nowhere"),

@@ -8,6 +8,7 @@ paper's Table 1; `config`, a config file to take in place of the shared settings
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from sedd_jax.system.settings import marked, setting
 
 FILE, LOCK = "config.json", "lock"  # in the folder of a comparison
 _NAME = re.compile(r"[a-z0-9_]+")
+_OF_ROW = re.compile(r"--?(?:no)?config\.rows\.(\w+)\.([\w.]+)")  # a flag for a row
 _ABOUT = ("title", "published", "config")
 # how a text is cut into tokens; the rest of `data` says which text it is
 _OF_TOKENS = ("tokenizer", "tokenizer_path", "vocab_size", "max_lost", "split_at_unknown")
@@ -110,6 +112,27 @@ def default_comparison():
     config = default_config(ComparisonConfig)
     config.rows = ConfigDict(sort_keys=False)
     return config
+
+
+def open_rows(config: Any, arguments: Sequence[str]) -> None:
+    """Gives rows the shared value of every setting that a flag `--config.rows.NAME.KEY=` changes.
+
+    A flag changes only what is there, and a row holds only what differs.
+
+    Args:
+      config: the settings of a comparison, a ConfigDict; changed.
+      arguments: the command line.
+    """
+    shared = config.to_dict() | dict.fromkeys(_ABOUT, "")
+    for found in filter(None, map(_OF_ROW.match, arguments)):
+        own, values = config.rows.get(found[1]), shared
+        for key in found[2].split("."):
+            if not hasattr(own, "to_dict") or not isinstance(values, dict) or key not in values:
+                break  # what is no setting stays out, and the flag is refused
+            values = values[key]
+            if key not in own:
+                own[key] = {} if isinstance(values, dict) else values
+            own = own[key]
 
 
 class Row(NamedTuple):

@@ -107,7 +107,10 @@ class Bell(Times):
             below, above = np.float64(ndtr(z)), np.float64(ndtr(-z))
         mass = np.where(z[:-1] > 0, above[:-1] - above[1:], below[1:] - below[:-1])
         if not mass.sum() > 0:
-            raise BadInput(f"mean={self.mean} and std={self.std} leave no time in [{t_min}, 1].")
+            raise BadInput(
+                f"config.train.times=bell(mean={self.mean}, std={self.std}): it leaves no time in "
+                f"[{t_min}, 1], where config.train.t_min is the smallest."
+            )
         return _by_cells(edges, mass)
 
 

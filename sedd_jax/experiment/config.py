@@ -241,7 +241,7 @@ def _completed(defaults, values):
 
 def _check_rules(config):
     noise, model, train = config.noise, config.model, config.train
-    graph, _ = split_options(config.graph)
+    graph, _ = split_options(config.graph, "config.graph")
     rows = max(1, round(config.checkpoint.every / train.log_every))
     families_of = marked(type(config), "family")
     foreign = [

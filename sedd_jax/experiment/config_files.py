@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.util
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -22,16 +23,31 @@ SHIPPED = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
 flags.disclaim_key_flags()
 
 
-def define_config_flag(description: str) -> flags.FlagHolder:
+def define_config_flag(
+    description: str, complete: Callable[[ConfigDict, Sequence[str]], None] | None = None
+) -> flags.FlagHolder:
     """Defines `--config=FILE`, or FILE:ARGUMENT, and `--config.NAME=VALUE` for its settings.
 
     The file is found by `find_config`; a line on stderr names one that is not here. A file that
     ends in .json has saved settings, as `config.json` of a run.
+
+    Args:
+      description: of the flag.
+      complete: changes the settings of the file, given the command line, before the flags for
+        single settings, which change only what is there.
     """
     holder = config_flags.DEFINE_config_file("config", None, description)
     parser = flags.FLAGS[holder.name].parser
-    parser.parse = functools.partial(_parse, parser.parse)
+    parser.parse = functools.partial(_completed, functools.partial(_parse, parser.parse), complete)
     return holder
+
+
+def _completed(parse, complete, path):
+    config = parse(path)
+    if complete and isinstance(config, ConfigDict):
+        with config.unlocked():
+            complete(config, sys.argv)
+    return config
 
 
 def _parse(parse, path):

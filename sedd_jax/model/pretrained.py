@@ -66,6 +66,7 @@ class PublishedConfig:
     dropout: float = json_key("model.dropout")
 
 
+_SHOWN = 8  # keys in a message
 NO_NETWORK = ("graph.file", "graph.report_all", "model.name", "model.type")  # settings besides
 
 
@@ -95,10 +96,14 @@ def read_config(folder: Path) -> PublishedConfig:
     """
     path = folder / "config.json"
     values = read_values(path)
-    if isinstance(values, dict) and "model_type" in values and "graph" not in values:
+    if not isinstance(values, dict) or "graph" not in values:
+        keys = dict(values) if isinstance(values, dict) else {}
+        kind = f"the model_type {keys['model_type']!r}" if "model_type" in keys else "no model_type"
         raise BadInput(
-            f"{path} describes a model of the type {values['model_type']!r}; those that are read "
-            "are gpt2, mdlm, udlm and duo and, without a model_type, SEDD and RADD."
+            f"{path} describes no model that is read: it has {kind}, and the keys "
+            f"{', '.join([*keys][:_SHOWN]) or '(none)'}. Read are the model_type gpt2, mdlm, udlm "
+            "or duo and, without one, graph with tokens, noise and model (SEDD), or model.type "
+            "ddit_wot (RADD)."
         )
     return settings_from(values, PublishedConfig, path, NO_NETWORK)
 

@@ -18,8 +18,12 @@ def is_dotted(name: str) -> bool:
     return bool(DOTTED.fullmatch(name.partition("(")[0]))
 
 
-def split_options(text: str) -> tuple[str, dict[str, Any]]:
+def split_options(text: str, setting: str) -> tuple[str, dict[str, Any]]:
     """Returns the name and the options of `name(option=value, ...)`; a bare name has none.
+
+    Args:
+      text: the name, with options or without.
+      setting: that holds it, for messages.
 
     Raises:
       BadInput: the text has another form, or gives an option twice; values are numbers, strings,
@@ -36,7 +40,7 @@ def split_options(text: str) -> tuple[str, dict[str, Any]]:
                 return name, options
     except (SyntaxError, ValueError, TypeError):
         pass
-    raise BadInput(f"options are written as name(option=value, ...), each once, got {text!r}.")
+    raise BadInput(f"{setting}={text}: options are written as name(option=value, ...), each once.")
 
 
 class Registry(Generic[T]):
@@ -74,7 +78,7 @@ class Registry(Generic[T]):
 
     def check_name(self, name: str, setting: str) -> None:
         """Raises BadInput unless the name is a short one or has the form of a dotted path."""
-        name, _ = split_options(name)
+        name, _ = split_options(name, setting)
         if name not in self._entries and not is_dotted(name):
             raise BadInput(
                 f"{setting} must be one of {', '.join(self._entries)}, or package.module:function, "
@@ -123,7 +127,7 @@ class Registry(Generic[T]):
           BadInput: there is no such entry or option, a dotted path fails, or what it makes lacks a
             method.
         """
-        name, options = split_options(text)
+        name, options = split_options(text, self._kind)
         entry = self._found(name, options)
         if self._classes and not isinstance(entry, type):
             if options:
@@ -147,7 +151,7 @@ class Registry(Generic[T]):
         return made
 
     def _checked_options(self, text, parameters):
-        name, options = split_options(text)
+        name, options = split_options(text, self._kind)
         defaults = {it.name: it.default for it in parameters}
         for option, value in options.items():
             if option not in defaults:

@@ -79,7 +79,7 @@ def _parse_leaf(kind, value, path):
 
 def _check_limits(limits, value, path):
     names = limits.get("names")
-    if names and split_options(value)[0] not in names and not is_dotted(value):
+    if names and split_options(value, f"config.{path}")[0] not in names and not is_dotted(value):
         raise BadInput(
             f"config.{path} must be one of {', '.join(names)}, or package.module:function, got "
             f"{value!r}."

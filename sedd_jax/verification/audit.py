@@ -57,10 +57,8 @@ class Audit(NamedTuple):
 
 
 def claims_bound(objective: Objective, graph: Graph) -> bool:
-    """Returns whether an objective is said to be the diffusion term of a bound."""
-    if hasattr(objective, "is_bound"):
-        return objective.is_bound(graph)
-    return getattr(objective, "bound", False)
+    """Returns whether an objective says by `is_bound` that it is the diffusion term of a bound."""
+    return hasattr(objective, "is_bound") and objective.is_bound(graph)
 
 
 def audit(

@@ -133,7 +133,7 @@ def _check_samplers(case, figures):
     surely = [
         last.nfe * (last.found.mean - _ERRORS * last.found.error)
         for name, (*_, last) in by_sampler.items()
-        if is_dotted(split_options(name)[0]) or name in _CONVERGE
+        if is_dotted(split_options(name, "sampler")[0]) or name in _CONVERGE
     ]
     claims = [
         Claim(

@@ -6,7 +6,7 @@ import pytest
 
 from sedd_jax.comparison.runs import Plan
 from sedd_jax.comparison.score import DataSets
-from sedd_jax.comparison.settings import keep_settings
+from sedd_jax.comparison.settings import keep_settings, open_rows
 from sedd_jax.errors import BadInput
 from tests.comparison.rows import comparison_of
 
@@ -53,6 +53,15 @@ def test_bad_settings_are_one_sentence(small, path, value, said):
     changed(config, path, value)
     with pytest.raises(BadInput, match=re.escape(said)):
         comparison_of(config)
+
+
+def test_a_flag_for_a_row_finds_the_shared_value_to_change(small):
+    config = small()
+    config.rows.a = {}
+    keys = "a.train.objective", "a.seed", "a.title", "a.no", "absent.seed"
+    open_rows(config, ["compare", *(f"--config.rows.{key}=1" for key in keys)])
+    found = {"train": {"objective": config.train.objective}, "seed": config.seed, "title": ""}
+    assert config.rows.a.to_dict() == found and "absent" not in config.rows
 
 
 def test_a_row_takes_another_config_file(small, tmp_path):

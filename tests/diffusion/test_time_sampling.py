@@ -140,7 +140,10 @@ def test_the_borders_belong_to_cells():
         (lambda: Bell(std=0.0), "std must be positive"),
         (lambda: Learned(cells=0), "cells must be positive"),
         (lambda: Learned(decay=1.0), "decay must be between 0 and 1"),
-        (lambda: Bell(mean=1e4).proposal(NOISES["loglinear"], T_MIN), "leave no time"),
+        (
+            lambda: Bell(mean=1e4).proposal(NOISES["loglinear"], T_MIN),
+            r"config.train.times=bell\(mean=10000.0, std=1.0\): it leaves no time in \[0.01, 1\]",
+        ),
     ],
 )
 def test_settings_that_draw_nothing_are_refused(make, message):

@@ -120,6 +120,11 @@ def test_importance_sampling_has_times_of_its_own():
         parse(values)
 
 
+def test_options_of_another_form_are_refused_by_the_name_of_their_setting():
+    with pytest.raises(BadInput, match=r"^config.train.times=bell\(0.5\): options are written as"):
+        parse(changed("train.times", "bell(0.5)"))
+
+
 def test_heads_of_the_baseline_may_have_an_odd_width():
     values = changed("model.hidden_size", 36)  # 12 heads of 3
     assert parse(values | {"family": "autoregressive"}).model.hidden_size == 36

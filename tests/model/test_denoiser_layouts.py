@@ -243,7 +243,11 @@ def test_the_pad_of_gpt2s_tokenizer_is_a_state(tmp_path):
 @pytest.mark.parametrize(
     ("folder", "values", "message"),
     [
-        ("mdlm", {"model_type": "llama"}, "type 'llama'; those that are read are gpt2, mdlm, udlm"),
+        (
+            "mdlm",
+            {"model_type": "llama"},
+            "it has the model_type 'llama', and the keys ",
+        ),
         ("mdlm", {"model_type": "dit"}, "as GIDD's are: their network is told t and not sigma"),
         ("mdlm", {"mask_token_id": 3}, "mask_token_id = 3, and only the last of its 30 states"),
         ("mdlm", {"time_conditioning": 1}, "time_conditioning = 1, which should be bool"),

@@ -141,9 +141,23 @@ def test_settings_without_a_meaning_here_are_told(folder, capfd):
     assert "config.json has model.rope_base, noise.eps, without a m" in capfd.readouterr().err
 
 
-def test_a_model_of_another_kind_is_named(folder):
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 9}))
-    with pytest.raises(BadInput, match="describes a model of the type 'llama'; those that"):
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"model_type": "llama", "tokens": 9},
+            "the model_type 'llama', and the keys model_type, t",
+        ),
+        (
+            {"vocab_size": 9, "hidden": 8},
+            "no model_type, and the keys vocab_size, hidden. Read are",
+        ),
+        ([], r"no model_type, and the keys \(none\). Read are the model_type gpt2, mdlm, udlm or"),
+    ],
+)
+def test_a_model_of_another_kind_is_named(folder, values, message):
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(BadInput, match=f"describes no model that is read: it has {message}"):
         pretrained.read_config(folder)
 
 

@@ -34,7 +34,7 @@ def test_a_name_carries_options(name, sampler):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gibbs(", "written as name"),
+        ("gibbs(", r"^sampler=gibbs\(: options are written as name"),
         ("gibbs(2)", "written as name"),
         ("gibbs(spacing=os)", "written as name"),
         ("gibbs(spacing=2, spacing=3)", "each once"),

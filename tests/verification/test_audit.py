@@ -87,7 +87,7 @@ def per_mask(graph, noise, score_fn, batch, x0):
     return snapshots(graph, noise, score_fn, batch, x0) / jnp.maximum(masks, 1e-6)
 
 
-snapshots.bound = too_small.bound = True
+snapshots.is_bound = too_small.is_bound = lambda graph: True
 
 
 def failed(reported):
