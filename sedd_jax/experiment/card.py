@@ -140,7 +140,7 @@ def model_facts(facts: RunFacts) -> list[Fact]:
         ("Length", f"{model.length:,} tokens"),
         (
             "Network",
-            f"{model.num_blocks} blocks of {model.num_heads} heads, hidden size "
+            f"{model.num_blocks} {_layers(model)}, hidden size "
             f"{model.hidden_size}, dropout {model.dropout:g}",
         ),
         *(
@@ -149,6 +149,12 @@ def model_facts(facts: RunFacts) -> list[Fact]:
             else []
         ),
     ]
+
+
+def _layers(model):
+    if model.trunk == "convolution":
+        return f"convolutions of width {model.kernel_width}, dilations {model.dilations} in turn"
+    return f"blocks of {model.num_heads} heads"
 
 
 def data_facts(manifest: Any) -> list[Fact]:

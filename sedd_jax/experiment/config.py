@@ -197,6 +197,7 @@ def parse(values: Any, kind: type[Config] = Config) -> Config:
         values = values.to_dict()
     config = parse_settings(kind, values)
     config.mesh.check()
+    config.model.check()
     _check_rules(config)
     return config
 
@@ -263,7 +264,8 @@ def _check_rules(config):
             f"({noise.sigma_max}).",
         ),
         (
-            model.hidden_size % (model.num_heads * (1 + rotary)) == 0,
+            model.trunk == "convolution"
+            or model.hidden_size % (model.num_heads * (1 + rotary)) == 0,
             f"config.model.hidden_size ({model.hidden_size}) must be a multiple of "
             f"{'twice ' if rotary else ''}config.model.num_heads ({model.num_heads}).",
         ),

@@ -124,7 +124,7 @@ def shard_batch(rows: np.ndarray, mesh: Mesh | None) -> Array:
 def check_heads(config: Config, mesh: Mesh) -> None:
     """Raises BadInput unless the heads of `config` divide over the devices."""
     heads, tensor = config.model.num_heads, mesh.shape["tensor"]
-    if heads % tensor:
+    if config.model.trunk == "transformer" and heads % tensor:
         raise BadInput(
             f"config.model.num_heads is {heads}, which config.mesh.tensor={tensor} does not divide "
             "evenly."

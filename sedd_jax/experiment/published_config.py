@@ -21,6 +21,7 @@ _CHOICES = {"graph": ("absorb", "uniform"), "noise.schedule": ("loglinear", "geo
 # the published code has one fixed choice of these, and no setting
 _FIXED = {
     "family": "diffusion",
+    "model.trunk": "transformer",
     "model.learned_positions": False,
     "model.output": "ratio",
     "model.time_conditioning": True,

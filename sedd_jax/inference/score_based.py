@@ -204,6 +204,7 @@ class ScoreBased(NamedTuple):
             num_states=self.num_states,
             length=config.length,
             head_share=share,
+            kernel_width=config.kernel_width if config.trunk == "convolution" else None,
         )
 
 

@@ -1,10 +1,12 @@
 """The settings of a network, and a network to build."""
 
 import dataclasses
+import re
 from typing import Literal
 
 import numpy as np
 
+from sedd_jax.errors import BadInput
 from sedd_jax.system.rounding import round_up
 from sedd_jax.system.settings import setting
 
@@ -26,6 +28,10 @@ class ModelConfig:
     cond_dim: int = setting(128, above=0, family=BOTH_DIFFUSIONS)
     num_blocks: int = setting(12, above=0)
     num_heads: int = setting(12, above=0)
+    # what stands between embedding and head; convolution: dilated, for motifs, as in DNA
+    trunk: Literal["transformer", "convolution"] = setting("transformer", family="diffusion")
+    kernel_width: int = setting(9, above=0, family="diffusion")  # of a convolution; odd
+    dilations: str = setting("1,1,4,16,64", family="diffusion")  # of the convolutions, in turn
     length: int = setting(1024, above=0)  # tokens per sequence
     dropout: float = setting(0.1, at_least=0, below=1)
     # what the network emits: log-ratios, or a softmax over the clean token, given all noised tokens
@@ -44,6 +50,38 @@ class ModelConfig:
     remat: Literal["none", "products", "blocks"] = setting("products", may_change=True)
     # a program without a loop over blocks; auto: on GPUs
     unroll: Literal["auto", "yes", "no"] = setting("auto", may_change=True)
+
+    @property
+    def dilation_cycle(self) -> tuple[int, ...]:
+        """The dilations of the convolutions."""
+        return tuple(map(int, self.dilations.split(",")))
+
+    def check(self) -> None:
+        """Raises BadInput for convolutions that cannot be, and for settings without effect."""
+        if self.trunk == "transformer":
+            default = ModelConfig()
+            for name in ("kernel_width", "dilations"):
+                if getattr(self, name) != getattr(default, name):
+                    raise BadInput(
+                        f"config.model.{name} is for config.model.trunk=convolution: leave it at "
+                        "its default."
+                    )
+            return
+        if not self.kernel_width % 2:
+            raise BadInput(
+                f"config.model.kernel_width must be odd, with as many positions on either side, "
+                f"got {self.kernel_width}."
+            )
+        if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", self.dilations):
+            raise BadInput(
+                "config.model.dilations must be whole numbers from 1 on with commas between them, "
+                f"as in 1,1,4,16, got {self.dilations!r}."
+            )
+        if self.num_blocks % len(self.dilation_cycle):
+            raise BadInput(
+                f"config.model.num_blocks ({self.num_blocks}) must be a multiple of the number of "
+                f"config.model.dilations ({self.dilations})."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

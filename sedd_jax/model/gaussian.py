@@ -27,9 +27,10 @@ from sedd_jax.model.attention import rotary_attention_for, rotary_tables
 from sedd_jax.model.autoregressive import project
 from sedd_jax.model.config import TransformerConfig
 from sedd_jax.model.rows import map_blocks
-from sedd_jax.model.score_model import Block, Head, SigmaEmbedding
+from sedd_jax.model.score_model import Head, SigmaEmbedding
 from sedd_jax.model.sharding import ANYWHERE, Placement, all_gathered
 from sedd_jax.model.transformer import Params, apply_blocks, initial_params, structure
+from sedd_jax.model.trunk import Block
 
 ROWS = 1024  # positions whose logits exist at a time
 UNITS = 1024  # of the schedule, as published

@@ -1,12 +1,13 @@
-"""The diffusion transformer of the paper (Appendix C.1), as a score: pure functions of parameters.
+"""The network of the paper (Appendix C.1), as a score: pure functions of parameters.
+
+Embedding, embedding of the noise and head are here, what stands between them in `trunk`.
 
 Shapes: B batch, L length, D hidden, C condition, F sigma features, V states.
 
 References:
   Lou, Meng and Ermon, Discrete Diffusion Modeling by Estimating the Ratios of the Data
     Distribution, 2024 (arXiv 2310.16834).
-  Peebles and Xie, Scalable Diffusion Models with Transformers, 2022 (arXiv 2212.09748): the blocks,
-    adaLN-zero.
+  Peebles and Xie, Scalable Diffusion Models with Transformers, 2022 (arXiv 2212.09748): adaLN-zero.
 """
 
 import dataclasses
@@ -16,36 +17,24 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.diffusion.output import Output
 from sedd_jax.diffusion.score import DenseScore, Score
-from sedd_jax.model.attention import (
-    RotaryAttention,
-    RotaryTables,
-    rotary_attention_for,
-    rotary_tables,
-    xla_rotary_attention,
-)
 from sedd_jax.model.config import TransformerConfig
 from sedd_jax.model.context import NOTHING, Context
 from sedd_jax.model.head_inputs import HeadInputs
 from sedd_jax.model.sharding import ANYWHERE, Placement, all_gathered, param_layout
 from sedd_jax.model.tiles import StreamedHead, Unembedding, tiling_for
 from sedd_jax.model.transformer import (
-    KEPT,
     Dense,
     Embedding,
     LayerNorm,
     Params,
-    apply_blocks,
-    dropout,
-    dropout_masks,
-    gelu,
     initial_params,
     structure,
 )
+from sedd_jax.model.trunk import TRUNKS
 from sedd_jax.model.vocab_head import StreamedScore
 
 FREQUENCIES = 256  # width of the sinusoidal embedding of sigma
@@ -140,64 +129,6 @@ class SigmaEmbedding(nnx.Module):
         return nnx.silu(self.outer(nnx.silu(self.inner(sigma_features(sigma)))))
 
 
-class Block(nnx.Module):
-    """Pre-norm attention and MLP, each shifted, scaled and gated by the noise (adaLN-zero)."""
-
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        size, heads = config.model.hidden_size, config.model.num_heads
-        per_head = (heads, size // heads)
-        self.config = config
-        self.attention_norm = LayerNorm(config, rngs=rngs)
-        self.qkv = Dense((size,), (3, *per_head), config, rngs=rngs, use_bias=False)
-        self.attention_out = Dense(per_head, (size,), config, rngs=rngs, use_bias=False)
-        self.mlp_norm = LayerNorm(config, rngs=rngs)
-        self.mlp_in = Dense((size,), (4 * size,), config, rngs=rngs)
-        self.mlp_out = Dense((4 * size,), (size,), config, rngs=rngs)
-        self.modulation = Dense((config.model.cond_dim,), (6, size), config, rngs=rngs, zero=True)
-
-    def __call__(
-        self,
-        x: Float[Array, "B L D"],
-        cond: Float[Array, "B C"],
-        rotary: RotaryTables,
-        dropout_key: Key[Array, ""] | None,
-        attention: RotaryAttention = xla_rotary_attention,
-        lengths: Int[Array, "B"] | None = None,
-        constrain: Callable[[Array], Array] = lambda x: x,
-    ) -> Float[Array, "B L D"]:
-        """Returns the activations after the block.
-
-        Args:
-          x: the activations, float32.
-          cond: the conditioning vector of every row.
-          rotary: see `rotary_tables`.
-          dropout_key: None for no dropout.
-          attention: what computes attention.
-          lengths: of the rows, None for full rows.
-          constrain: returns the activations, constrained to a layout in memory.
-        """
-        dtype, rate = self.config.dtype, self.config.model.dropout
-        keep_attention, keep_mlp = dropout_masks(dropout_key, rate, x.shape)
-        # float32 from here on, and so are its gradient's sums over positions
-        modulation = jax.lax.optimization_barrier(self.modulation(cond).astype(jnp.float32))
-        # [B, 1, D] each: one for all positions
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.moveaxis(modulation, 1, 0)[
-            :, :, None
-        ]
-
-        mean = self.attention_norm.mean(x)  # before the barrier: computed where x is computed
-        x = jax.lax.optimization_barrier(constrain(x))
-        h = self.attention_norm(x, shift_a, scale_a, mean).astype(dtype)
-        qkv = self.qkv(h).reshape(*h.shape[:2], 3, -1)
-        qkv = checkpoint_name(jnp.moveaxis(qkv, 2, 0), KEPT)
-        h = attention(qkv, rotary, lengths).reshape(*h.shape[:2], *self.attention_out.inputs)
-        x = x + gate_a * dropout(self.attention_out(h), rate, keep_attention)
-
-        h = self.mlp_norm(x, shift_m, scale_m).astype(dtype)
-        h = self.mlp_out(gelu(self.mlp_in(h), unrolled=self.config.unroll))
-        return x + gate_m * dropout(h, rate, keep_mlp)
-
-
 class Head(nnx.Module):
     """Final norm, shift and scale by the noise, and the zero-initialised vocabulary projection."""
 
@@ -241,8 +172,8 @@ def score_model(
     """
     modules = {"embedding": Embedding, "sigma": SigmaEmbedding, "head": Head}
     structures = {name: structure(module, config) for name, module in modules.items()}
-    block_structure = structure(Block, config)
-    attention = rotary_attention_for(config.model.attention, placement)
+    trunk = TRUNKS[config.model.trunk]
+    trunk_of_length = trunk.build(config, placement)
 
     def init(key):
         outer_key, blocks_key = jax.random.split(key)
@@ -252,7 +183,7 @@ def score_model(
             for (name, module), k in zip(modules.items(), keys, strict=True)
         }
         block_keys = jax.random.split(blocks_key, config.model.num_blocks)
-        params["blocks"] = jax.vmap(lambda k: initial_params(Block, config, k))(block_keys)
+        params["blocks"] = jax.vmap(lambda k: initial_params(trunk.block, config, k))(block_keys)
         return params
 
     def body(params, xt, sigma, key, lengths, context):
@@ -261,15 +192,10 @@ def score_model(
         embedding, sigma_embedding, head = (
             nnx.merge(structures[name], outer[name]) for name in modules
         )
-        rotary = rotary_tables(xt.shape[1], config.model.hidden_size // config.model.num_heads)
+        layers = trunk_of_length(xt.shape[1])
         told = sigma if config.model.time_conditioning else jnp.zeros_like(sigma)
         cond = sigma_embedding(told)  # [B, C]; an encoded `context.condition` is added here
-
-        def layer(block_params, x, block_key):
-            block = nnx.merge(block_structure, block_params)
-            return block(x, cond, rotary, block_key, attention, lengths, placement.row_major)
-
-        x = apply_blocks(layer, embedding(xt), params["blocks"], key, config, placement)
+        x = layers(params["blocks"], embedding(xt), cond, lengths, key)
         return head, x, cond
 
     def log_normaliser(sigma):
@@ -335,6 +261,7 @@ def forward_flops(
     num_states: int,
     length: int,
     head_share: float = 1.0,
+    kernel_width: int | None = None,
 ) -> float:
     """Returns the FLOPs of one forward pass over one sequence, 2 for a multiply and an add.
 
@@ -355,8 +282,13 @@ def forward_flops(
       num_states: V, without padding.
       length: L.
       head_share: share of the positions whose logits are computed, in [0, 1].
+      kernel_width: K of the convolutional trunk, whose blocks cost 2 K L D^2 + 6 C D, with the
+        zeros beyond the ends; None for a transformer.
     """
     d, c = hidden_size, cond_dim
-    block = 24 * length * d**2 + 4 * length**2 * d + 12 * c * d
+    if kernel_width is None:
+        block = 24 * length * d**2 + 4 * length**2 * d + 12 * c * d
+    else:
+        block = 2 * kernel_width * length * d**2 + 6 * c * d
     conditioning = 2 * c * (FREQUENCIES + c) + 4 * c * d
     return num_blocks * block + conditioning + head_share * 2 * length * d * num_states

@@ -30,6 +30,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("blocks/mlp_in/kernel", ("fsdp", "tensor")),
     ("blocks/mlp_in/bias", ("tensor",)),
     ("blocks/mlp_out/kernel", ("tensor", "fsdp")),
+    ("blocks/convolution/kernel", ("fsdp", None, "tensor")),
+    ("blocks/convolution/bias", ("tensor",)),
     ("modulation/kernel", (None, None, "fsdp")),
     ("head/kernel", ("fsdp", "tensor")),
     ("head/bias", ("tensor",)),

@@ -41,8 +41,16 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
 }
 
 
-def _uniform_init(key, shape, *, fan_in):
-    """Uniform on +-1/sqrt(fan_in), as the published code initialises linear and token layers."""
+def uniform_init(
+    key: Key[Array, ""], shape: tuple[int, ...], *, fan_in: int
+) -> Float[Array, "..."]:
+    """Draws from +-1/sqrt(fan_in), as the published code initialises linear and token layers.
+
+    Args:
+      key: random key, used once.
+      shape: of the result.
+      fan_in: numbers that meet in one output.
+    """
     bound = fan_in**-0.5
     return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
@@ -114,7 +122,7 @@ class Dense(nnx.Module):
         def initial(shape):
             if zero:
                 return nnx.Param(jnp.zeros(shape))
-            return nnx.Param(_uniform_init(rngs.params(), shape, fan_in=math.prod(inputs)))
+            return nnx.Param(uniform_init(rngs.params(), shape, fan_in=math.prod(inputs)))
 
         self.kernel = initial((*inputs, *outputs))
         self.bias = initial(outputs) if use_bias else None
@@ -253,7 +261,7 @@ class Embedding(nnx.Module):
         size = config.model.hidden_size
 
         def table(rows):
-            return nnx.Param(_uniform_init(rngs.params(), (rows, size), fan_in=size))
+            return nnx.Param(uniform_init(rngs.params(), (rows, size), fan_in=size))
 
         self.table = table(config.padded_states)
         self.positions = None if config.max_length is None else table(config.max_length)

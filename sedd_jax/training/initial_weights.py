@@ -20,7 +20,8 @@ from sedd_jax.system.processes import warn_on_primary
 # settings that the weights depend on; the noise too: another schedule gives the network values of
 # sigma that it was not trained on
 _WEIGHT_SETTINGS = (
-    "family", "graph", "noise", "model.hidden_size", "model.cond_dim", "model.num_blocks",
+    "family", "graph", "noise", "model.trunk", "model.kernel_width", "model.dilations",
+    "model.hidden_size", "model.cond_dim", "model.num_blocks",
     "model.num_heads", "model.output", "model.time_conditioning", "model.learned_positions",
     "gaussian.embed_dim",
 )  # fmt: skip

@@ -61,6 +61,15 @@ def test_code_of_ones_own_is_not_in_the_published_layout():
         to_published(config)
 
 
+def test_the_published_layout_has_no_convolutions():
+    config = from_published(UNIFORM)
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, trunk="convolution")
+    )
+    with pytest.raises(BadInput, match="model.trunk=transformer, and this one has convolution"):
+        to_published(config)
+
+
 def test_the_smallest_time_is_that_of_the_published_code():
     config = dataclasses.replace(from_published(UNIFORM), train=TrainConfig(t_min=1e-4))
     with pytest.raises(BadInput, match="config.train.t_min=0.001, and this one has 0.0001"):

@@ -12,7 +12,7 @@ from sedd_jax.model import score_model as score_model_module
 from sedd_jax.model.attention import rotary_tables, rotate
 from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.fused_attention import fused_rotary_attention
-from sedd_jax.model.score_model import Block, Head, SigmaEmbedding, score_model, sigma_features
+from sedd_jax.model.score_model import Head, SigmaEmbedding, score_model, sigma_features
 from sedd_jax.model.sharding import Placement
 from sedd_jax.model.transformer import (
     Dense,
@@ -22,6 +22,7 @@ from sedd_jax.model.transformer import (
     dropout_masks,
     gelu,
 )
+from sedd_jax.model.trunk import Block
 
 CONFIG = TransformerConfig(
     ModelConfig(hidden_size=16, cond_dim=8, num_blocks=1, num_heads=2, dropout=0.0),
