@@ -13,8 +13,9 @@ from pathlib import Path
 from absl import flags
 
 from sedd_jax.data import account
+from sedd_jax.data.manifest import MANIFEST, check_hashes
 from sedd_jax.data.preparation import prepare_blocks
-from sedd_jax.data.prepared import MANIFEST, check_hashes, check_name
+from sedd_jax.data.prepared import check_name
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment.config_files import define_config_flag
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from sedd_jax.data.conditions import Conditions
 from sedd_jax.data.round_trip import letters_text
 from sedd_jax.errors import warn
 
@@ -23,6 +24,7 @@ def facts(manifest: dict[str, Any]) -> list[Fact]:
     """
     splits = manifest.get("splits", {})
     found = [(split, ", ".join(_counted(counts))) for split, counts in splits.items()]
+    found += [(f"told {name}", text) for name, text in _conditions(manifest).described()]
     found += [("left out", text) for text in left_out(manifest.get("skipped", {}))]
     if manifest.get("losses"):
         found.append(("lost", _lost(manifest)))
@@ -33,6 +35,10 @@ def facts(manifest: dict[str, Any]) -> list[Fact]:
         each = ", ".join(f"{name} {count:,}" for name, count in shown.items())
         found.append(("passed by", f"{total:,} file{'s' if total > 1 else ''} ({each})"))
     return found
+
+
+def _conditions(manifest: dict[str, Any]) -> Conditions:
+    return Conditions.from_json(manifest.get("conditions", []))
 
 
 def left_out(skipped: dict[str, int]) -> list[str]:
@@ -107,6 +113,10 @@ def warnings(manifest: dict[str, Any]) -> list[str]:
             f"the tokenizer loses {share:.2%} of the characters, so bits per byte are not the "
             "length of a code for this text."
         )
+    found += [
+        f"{name!r} of config.data.condition is the same in all documents, and tells nothing."
+        for name in _conditions(manifest).constant
+    ]
     if marks := manifest.get("end_marks"):
         found.append(
             f"<|endoftext|> is written {marks:,} times in texts that are not divided, and is text "

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.data.characters import END_OF_DOCUMENT
+from sedd_jax.data.column_statistics import Tally
+from sedd_jax.data.columns import Column
+from sedd_jax.data.conditions import Conditions
 from sedd_jax.data.documents import BLANK, Fault, Piece
 from sedd_jax.data.separators import is_text
 from sedd_jax.data.workers import Task
@@ -31,12 +34,14 @@ class Surveyor:
         is counted.
       letters: collect the alphabet.
       tokenizer: its name: raise BadInput for ids if it takes text, and for text if it takes ids.
+      told: the columns of config.data.condition.
     """
 
     folder: Path
     refuse: bool
     letters: bool
     tokenizer: str = ""
+    told: tuple[Column, ...] = ()
 
     def __call__(self, task: Task) -> Path:
         path = self.folder / f"{task.number:05d}.json"
@@ -49,7 +54,8 @@ class Surveyor:
         counts = collections.Counter(dict.fromkeys(_COUNTS, 0))
         bins, skipped = collections.Counter(), collections.Counter()
         undivided, marks = is_text(piece, ""), 0
-        for content, where in piece.documents():
+        tallies = list(map(Tally, self.told))
+        for content, where, told in piece.documents():
             if isinstance(content, Fault):
                 skipped[content.kind] += 1
                 if self.refuse and content != BLANK:
@@ -66,6 +72,11 @@ class Surveyor:
                     "one for ids, which are arrays, raw files or lists in a table), or "
                     "config.data.field."
                 )
+            try:
+                for tally, value in zip(tallies, told, strict=True):
+                    tally.add(value)
+            except BadInput as error:
+                raise BadInput(f"{piece.place(where)}: {error}") from error
             raw = content_bytes(content)
             # the length first, so that no two lists of documents have the same digest
             digest.update(len(raw).to_bytes(8, "little"))
@@ -83,6 +94,7 @@ class Surveyor:
             "bin_characters": list(bins.values()),
             "skipped": skipped,
             "end_marks": marks,
+            "told": [tally.to_json() for tally in tallies],
         }
 
 
@@ -95,14 +107,16 @@ class Survey:
       letters: the alphabet of all documents.
       skipped: the number of documents left out, by reason.
       end_marks: how often `<|endoftext|>` is written in text files without a separator.
+      tallies: what the documents tell in every column.
     """
 
-    def __init__(self):
+    def __init__(self, told: tuple[Column, ...] = ()):
         self.pieces: list[dict[str, Any]] = []
         self.histogram = np.zeros(BINS, np.int64)
         self.letters: set[str] = set()
         self.skipped = collections.Counter()
         self.end_marks = 0
+        self.tallies = list(map(Tally, told))
 
     def add(self, path: Path) -> None:
         """Adds the statistics of the pieces of a task, from the file that `Surveyor` wrote."""
@@ -113,11 +127,18 @@ class Survey:
             self.letters.update(piece["letters"])
             self.skipped.update(piece["skipped"])
             self.end_marks += piece["end_marks"]
+            for tally, counted in zip(self.tallies, piece["told"], strict=True):
+                tally.add_counted(counted)
 
     @property
     def characters(self) -> int:
         """Characters in all documents."""
         return sum(piece["characters"] for piece in self.pieces)
+
+    @property
+    def conditions(self) -> Conditions | None:
+        """What the documents tell; None without columns."""
+        return Conditions(tuple(tally.found for tally in self.tallies)) if self.tallies else None
 
     @property
     def sha256(self) -> str:

@@ -9,11 +9,9 @@ import pathlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from sedd_jax.data.documents import Document, Fault, Piece, checked_value, file_version
+from sedd_jax.data.columns import Fields, check_fields
+from sedd_jax.data.documents import Document, Fault, Piece, file_version
 from sedd_jax.data.signatures import MARK
-from sedd_jax.data.tables import check_field
 from sedd_jax.data.text_files import blocks, open_bytes, split
 from sedd_jax.errors import BadInput
 
@@ -21,29 +19,30 @@ _TAB = "\t"
 _DELIMITERS = (",", ";", _TAB)  # of CSV; some spreadsheets write a semicolon
 
 
-def table(path: pathlib.Path, form: str, field: str, limit: int) -> list[Piece]:
+def table(path: pathlib.Path, form: str, fields: Fields, limit: int) -> list[Piece]:
     """Returns the rows of a table whose first line has the names of its columns, as one piece.
 
     Args:
       path: the file, perhaps compressed.
-      form: "csv", divided by the delimiter that gives its first line the field, or "tsv".
-      field: the column of text.
+      form: "csv", divided by the delimiter that gives its first line the text, or "tsv".
+      fields: the columns that are read.
       limit: the largest document, in bytes.
 
     Raises:
-      BadInput: the file has no such column, or more than one.
+      BadInput: the file lacks a column, or has more than one of its name.
     """
     quoted = form == "csv"
-    tables = [_Rows(path, at, quoted, field, limit) for at in (_DELIMITERS if quoted else _TAB)]
+    tables = [_Rows(path, at, quoted, fields, limit) for at in (_DELIMITERS if quoted else _TAB)]
     headers = [rows.header() for rows in tables]
     if not headers[0]:
         return []
-    found = next((i for i, header in enumerate(headers) if field in header), 0)
+    found = next((i for i, header in enumerate(headers) if fields.text in header), 0)
     names = [f"{name if name == name.strip() else repr(name):.40}" for name in headers[found]]
-    if field not in headers[found]:
-        check_field(field, names, f"The first line of {path}, the names of its columns,")
-    if headers[found].count(field) > 1:
-        raise BadInput(f"{path} has more than one column {field!r}; rename one.")
+    if not set(fields.names) <= set(headers[found]):
+        check_fields(fields, names, f"The first line of {path}, the names of its columns,")
+    for name in fields.names:
+        if headers[found].count(name) > 1:
+            raise BadInput(f"{path} has more than one column {name!r}; rename one.")
     return [tables[found]]
 
 
@@ -54,7 +53,7 @@ class _Rows(Piece):
     path: pathlib.Path
     delimiter: str
     quoted: bool
-    field: str
+    fields: Fields
     limit: int
 
     @property
@@ -73,18 +72,25 @@ class _Rows(Piece):
     def documents(self) -> Iterator[Document]:
         rows = self._rows()
         header, _ = next(rows)
-        column = header.index(self.field)
+        columns = {name: header.index(name) for name in self.fields.names}
         for row, line in rows:
-            if len(row) == len(header):
-                yield Document(self._content(row[column]), line)
-            else:
+            if len(row) != len(header):
                 detail = f": {len(row)} instead of {len(header)}"
                 yield Document(Fault("has more or fewer fields than the first line", detail), line)
+                continue
+            cells = {name: row[column] for name, column in columns.items()}
+            if any(map(self._is_quoted, cells.values())):
+                fault = Fault("has a field in quotes, as in CSV", "; set config.data.format=csv")
+                yield Document(fault, line)
+                continue
+            encoded = {name: cell.encode(errors="surrogateescape") for name, cell in cells.items()}
+            yield self.fields.document(encoded, line, self.limit)
 
-    def _content(self, cell: str) -> str | np.ndarray | Fault:
-        if not self.quoted and len(cell) > 2 and cell[0] == cell[-1] == '"' and '""' in cell[1:-1]:
-            return Fault("has a field in quotes, as in CSV", "; set config.data.format=csv")
-        return checked_value(cell.encode(errors="surrogateescape"), self.field, self.limit)
+    def _is_quoted(self, cell: str) -> bool:
+        """Returns whether a field of a TSV file was written as one of CSV."""
+        return (
+            not self.quoted and len(cell) > 2 and cell[0] == cell[-1] == '"' and '""' in cell[1:-1]
+        )
 
     def _rows(self, *, strict: bool = True) -> Iterator[tuple[list[str], int]]:
         """Yields the rows and the lines where they begin; an empty line is no row."""

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -40,10 +40,12 @@ class Document(NamedTuple):
     Attributes:
       content: text, or integer ids [tokens], or why it cannot be used.
       where: its position, for `Piece.place`.
+      told: what it tells the network in every column of config.data.condition, see `columns`.
     """
 
     content: str | np.ndarray | Fault
-    where: int
+    where: int = 0
+    told: tuple[Any, ...] = ()
 
 
 class Piece(abc.ABC):
@@ -211,6 +213,9 @@ class Recipe:
         "array_record",
     ] = "auto"  # of the files; auto: by the endings of their names
     field: str = "text"  # of a JSON line or a row of a table: a text, or a list of ids
+    # columns that the network is told of a document, NAME:KIND,... with a kind of `columns.KINDS`,
+    # label where none is given: "class,activity:number"; needs wrap=False
+    condition: str = setting("", family="diffusion")
     # splits a text file into documents, with escapes as in \n; empty: the file is one document
     separator: str = ""
     heldout_corpus: str = ""  # documents never trained on; empty: a part of `corpus` is held out

@@ -10,20 +10,34 @@ import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
+from sedd_jax.data.conditions import Tree
 from sedd_jax.data.token_blocks import Mixture, TokenBlocks
 from sedd_jax.errors import BadInput, check_positive
 
 
+class Batch(NamedTuple):
+    """Rows of a batch, where the network is told something of them.
+
+    Attributes:
+      tokens: int32 [rows, length].
+      condition: a tree of arrays [rows, ...], see `conditions`.
+    """
+
+    tokens: np.ndarray
+    condition: Tree
+
+
 class TrainBatches:
-    """An endless iterator of int32 [rows, length] batches, which threads read ahead.
+    """An endless iterator of batches, int32 [rows, length] or `Batch`, which threads read ahead.
 
     A context manager; `close` stops the threads, and after it `next` raises ValueError.
     """
 
-    def __init__(self, batches: Iterator[np.ndarray], close: Callable[[], None]):
+    def __init__(self, batches: Iterator[np.ndarray | Batch], close: Callable[[], None]):
         self._batches = batches
         # also runs when the interpreter exits, where an open Grain iterator prints errors
         self._close = weakref.finalize(self, close)
@@ -31,7 +45,7 @@ class TrainBatches:
     def __iter__(self) -> "TrainBatches":
         return self
 
-    def __next__(self) -> np.ndarray:
+    def __next__(self) -> np.ndarray | Batch:
         if not self._close.alive:
             raise ValueError("These training batches are closed; call train_batches again.")
         return next(self._batches)
@@ -89,7 +103,7 @@ def train_batches(
       buffer: batches read ahead.
 
     Returns:
-      An iterator of int32 [len(rows), length].
+      An iterator of int32 [len(rows), length], or of `Batch` where the network is told something.
 
     Raises:
       BadInput: an argument is out of range, or `crop` is unknown.
@@ -102,15 +116,20 @@ def train_batches(
     stream = _Stream(blocks, seed)
     length = blocks.length
 
-    def read(step: int) -> np.ndarray:
+    conditions = stream.orders[0].blocks.told and stream.orders[0].blocks.told.conditions
+
+    def read(step: int) -> np.ndarray | Batch:
         sets, positions = stream.places(step * batch_size + rows)
         batch = np.empty((len(rows), length), np.int32)
+        told = conditions and np.empty((len(rows), conditions.width))
         for index, order in enumerate(stream.orders):
             own = sets == index
             numbers, epochs = order.at(positions[own])
             offsets = [_grid_offset(crop, seed, epoch, length) for epoch in epochs.tolist()]
             batch[own] = order.blocks.read(numbers * length + np.array(offsets, np.int64))
-        return batch
+            if conditions:
+                told[own] = order.blocks.told.take(numbers)
+        return Batch(batch, conditions.tree(told)) if conditions else batch
 
     import grain
 
@@ -165,7 +184,7 @@ def heldout_batches(
     batch_size: int,
     rows: np.ndarray | None = None,
     max_blocks: int | None = None,
-) -> Iterator[np.ndarray]:
+) -> Iterator[np.ndarray | Batch]:
     """Returns held-out blocks in a fixed order, in batches of one shape.
 
     The blocks are evenly spaced over the split, in a mixture in proportion to the weights. Their
@@ -179,7 +198,7 @@ def heldout_batches(
       max_blocks: the largest number of blocks; None for all.
 
     Returns:
-      An iterator of int32 [len(rows), length].
+      An iterator of int32 [len(rows), length], or of `Batch` where the network is told something.
 
     Raises:
       BadInput: `batch_size` or `max_blocks` is below 1, or a batch does not have those `rows`.
@@ -191,7 +210,12 @@ def heldout_batches(
     rows = _checked_rows(rows, batch_size)
     count -= count % batch_size
     numbers = np.arange(count) * len(blocks) // count
-    return (blocks.take(batch[rows]) for batch in numbers.reshape(-1, batch_size))
+
+    def read(own: np.ndarray) -> np.ndarray | Batch:
+        told = blocks.condition(own)
+        return blocks.take(own) if told is None else Batch(blocks.take(own), told)
+
+    return (read(batch[rows]) for batch in numbers.reshape(-1, batch_size))
 
 
 class _EndlessOrder:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data.account import left_out
+from sedd_jax.data.columns import check_condition, condition_text, parse_columns
 from sedd_jax.data.corpus_statistics import BINS, SPLITS, Split, Survey, Surveyor, heldout_bins
 from sedd_jax.data.documents import PIECE_BYTES, Piece, Recipe
-from sedd_jax.data.prepared import FORMAT, MANIFEST, Dataset, open_blocks, read_manifest, sealed
+from sedd_jax.data.manifest import FORMAT, MANIFEST, read_manifest, sealed
+from sedd_jax.data.prepared import Dataset, open_blocks
 from sedd_jax.data.round_trip import check_lost, joined, letters_text
 from sedd_jax.data.separators import check_occurs, unescaped
 from sedd_jax.data.shards import Shards, id_dtype
@@ -37,7 +39,7 @@ _FITTING_CHARACTERS = 10_000_000
 # twice as many result): workers share them, and a preparation that was killed repeats the last.
 _PARTS, _PART_BYTES = 50, 2**18
 # of what a staging folder holds: work of another number is not continued
-_WORK = 4
+_WORK = 5
 
 
 def prepare_blocks(
@@ -73,6 +75,7 @@ def prepare_blocks(
             "excluded."
         )
     check_local(folder, "The folder for prepared data")
+    check_condition(recipe)
     folder = Path(folder)
     folder = folder.resolve() if folder.exists() else folder  # the target of a link
     if not _is_occupied(folder):
@@ -156,8 +159,9 @@ def _settings(recipe: Recipe, length: int, tasks: list[Task]) -> dict[str, Any]:
         unused.add("vocab_size")
     choices["separator"] = unescaped(recipe.separator)
     unused.add("max_lost")  # a limit, which leaves no trace
-    if not recipe.split_at_unknown:  # nor does an older manifest know the choice
-        unused.add("split_at_unknown")
+    choices["condition"] = condition_text(parse_columns(recipe.condition))
+    # nor does an older manifest know these
+    unused |= {name for name in ("split_at_unknown", "condition") if not choices[name]}
     sources = [
         {
             "corpus": task.corpus,
@@ -216,7 +220,8 @@ class _Preparation:
             letters = set().union(*(survey.letters for survey in surveys.values()))
             texts = functools.partial(self._fitting_texts, split, surveys["corpus"])
             self._keep_tokenizer(lambda: build_tokenizer(recipe, texts, "".join(sorted(letters))))
-        build = functools.partial(Shards, self._staging, recipe, split, self._length)
+        conditions = surveys["corpus"].conditions
+        build = functools.partial(Shards, self._staging, recipe, split, self._length, conditions)
         done = results(build, self._tasks, self._workers, "tokenising")
         try:
             is_same = _settings(recipe, self._length, self._tasks) == settings
@@ -248,8 +253,11 @@ class _Preparation:
             "passed_by": _sum([passed_by(c, recipe.format) for c in _corpora(recipe).values()]),
             # of a tokenizer that is not exact also if nothing is lost: it was compared
             **({"losses": losses} if losses or not tokenizer.exact else {}),
+            **({"conditions": conditions.to_json()} if conditions else {}),
             "splits": splits,
         }
+        if conditions:
+            conditions.save(self._staging / "data")
         # written beside "data", where a kill may leave a part of it
         atomic_write_json(self._staging / MANIFEST, sealed(manifest), indent=1)
         atomic_move(self._staging / MANIFEST, self._staging / "data" / MANIFEST)
@@ -272,8 +280,9 @@ class _Preparation:
             refuse=recipe.bad_documents == "refuse",
             letters=recipe.tokenizer == "characters",
             tokenizer=recipe.tokenizer,
+            told=parse_columns(recipe.condition),
         )
-        surveys = collections.defaultdict(Survey)
+        surveys = collections.defaultdict(lambda: Survey(build.keywords["told"]))
         paths = results(build, self._tasks, self._workers, "surveying")
         for task, path in zip(self._tasks, paths, strict=True):
             surveys[task.corpus].add(path)
@@ -298,7 +307,7 @@ class _Preparation:
         own = [task.pieces for task in self._tasks if task.corpus == "corpus"]
         for piece, counts in zip(itertools.chain(*own), survey.pieces, strict=True):
             left = share * counts["characters"]
-            for content, _ in piece.documents():
+            for content, *_ in piece.documents():
                 if left <= 0:
                     break
                 if isinstance(content, str):
@@ -310,9 +319,9 @@ class _Preparation:
         self, name: str, counts: list[dict[str, Any]], skipped: dict[str, int], losses: Any
     ) -> dict[str, Any]:
         """Returns the counts of a split, and its files; the rest is for messages."""
-        named = ("file", "sha256")
+        named = ("file", "sha256", "told")
         shards = [
-            {fact: piece[fact] for fact in (*named, "tokens")}
+            {fact: piece[fact] for fact in (*named, "tokens") if fact in piece}
             for piece in counts
             if piece["tokens"]
         ]

@@ -5,8 +5,7 @@ split, a file of ids. It never changes afterwards, so that the data of a run sta
 """
 
 import dataclasses
-import hashlib
-import json
+import functools
 import math
 import os
 import re
@@ -15,35 +14,49 @@ from typing import Any
 
 import numpy as np
 
+from sedd_jax.data.columns import parse_columns
+from sedd_jax.data.conditions import Conditions, find_conditions
 from sedd_jax.data.corpus_statistics import SPLITS
 from sedd_jax.data.documents import Recipe
+from sedd_jax.data.manifest import (
+    FORMAT,
+    MANIFEST,
+    check_hashes,
+    check_size,
+    damaged,
+    read_manifest,
+    shards_of,
+)
 from sedd_jax.data.separators import unescaped
-from sedd_jax.data.token_blocks import Mixture, TokenBlocks
+from sedd_jax.data.token_blocks import Mixture, TokenBlocks, ToldRows
 from sedd_jax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from sedd_jax.errors import BadInput, warn
-from sedd_jax.system.files import atomic_move, atomic_write_json, check_readable
+from sedd_jax.system.files import atomic_move, atomic_write_json
 from sedd_jax.system.staging import staged
 
-FORMAT = 2
-MANIFEST = "manifest.json"
-# the keys that every manifest has: of data in its own folder, and of data elsewhere
-_OF_DATA = ("recipe", "length", "tokenizer", "fingerprint", "vocab_size", "dtype", "splits")
-_OF_LINKS = ("prepared", "splits")
 _HASHED_BYTES = 64 * 2**20  # files of ids up to this size together are hashed when they are opened
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Prepared data: the tokenizer, the two splits and the manifest."""
+    """Prepared data: the tokenizer, the two splits, the manifest and what the network is told."""
 
     tokenizer: Tokenizer
     train: TokenBlocks | Mixture
     heldout: TokenBlocks | Mixture
     manifest: dict[str, Any]
+    conditions: Conditions | None = None
 
 
-def open_blocks(folder: str | os.PathLike[str], length: int) -> Dataset:
+def open_blocks(
+    folder: str | os.PathLike[str], length: int, conditions: Conditions | None = None
+) -> Dataset:
     """Opens a prepared folder as blocks of `length` tokens, without its corpus.
+
+    Args:
+      folder: the folder.
+      length: tokens of a block.
+      conditions: what the network is told of its columns; by default all that they tell.
 
     Raises:
       BadInput: the manifest is missing, damaged or of another format, the files or the tokenizer
@@ -57,87 +70,47 @@ def open_blocks(folder: str | os.PathLike[str], length: int) -> Dataset:
                 f"{folder} holds a document in each block of {manifest['length']} tokens, but the "
                 f"length is {length} here; prepare the data again in another folder."
             )
-        blocks = {split: _open_split(folder, manifest, split, length) for split in SPLITS}
-        tokens = sum(shard["tokens"] for shard in _shards(manifest))
+        own = _own_conditions(manifest)
+        told = own if conditions is None else conditions
+        blocks = {
+            split: _open_split(folder, manifest, split, length, own, told) for split in SPLITS
+        }
+        tokens = sum(shard["tokens"] for shard in shards_of(manifest))
         if tokens * np.dtype(manifest["dtype"]).itemsize <= _HASHED_BYTES:
             check_hashes(folder, manifest)
     except (KeyError, TypeError) as error:
-        raise _damaged(folder / MANIFEST, repr(error)) from error
+        raise damaged(folder / MANIFEST, repr(error)) from error
     tokenizer = load_tokenizer(folder / "tokenizer")
     known = (tokenizer.fingerprint(), tokenizer.vocab_size)
     if known != (manifest["fingerprint"], manifest["vocab_size"]):
-        raise _damaged(folder / "tokenizer", "it is not the tokenizer of the manifest")
-    return Dataset(tokenizer=tokenizer, manifest=manifest, **blocks)
+        raise damaged(folder / "tokenizer", "it is not the tokenizer of the manifest")
+    return Dataset(tokenizer=tokenizer, manifest=manifest, conditions=told or None, **blocks)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns the manifest of a folder.
-
-    Raises:
-      BadInput: it is missing, damaged or of another format.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise BadInput(
-            f"There are no prepared data in {folder}: {MANIFEST} is missing; prepare them first."
-        )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        found, keys = manifest["format"], _OF_LINKS if "prepared" in manifest else _OF_DATA
-        missing = [name for name in keys if name not in manifest]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise _damaged(path, repr(error)) from error
-    if found != FORMAT:
-        raise BadInput(
-            f"{folder} was prepared in format {found}, this version reads format {FORMAT}; "
-            "prepare the data again in another folder."
-        )
-    if missing:
-        raise _damaged(path, f"it says nothing of {', '.join(missing)}")
-    if "sha256" in manifest and sealed(manifest) != manifest:  # older ones have none
-        raise _damaged(path, "its SHA-256 is not the one that it says")
-    return manifest
+def _own_conditions(manifest: dict[str, Any]) -> Conditions | None:
+    found = manifest.get("conditions")
+    return found and Conditions.from_json(found)
 
 
-def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Returns a manifest with the SHA-256 of all that it says."""
-    said = {name: value for name, value in manifest.items() if name != "sha256"}
-    return said | {"sha256": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
-
-
-def _open_split(folder: Path, manifest: dict[str, Any], split: str, length: int) -> TokenBlocks:
+def _open_split(
+    folder: Path,
+    manifest: dict[str, Any],
+    split: str,
+    length: int,
+    own: Conditions | None,
+    conditions: Conditions | None,
+) -> TokenBlocks:
+    """Opens the files of a split, which tell their `own` conditions, as those of a run."""
     shards, dtype = manifest["splits"][split]["shards"], manifest["dtype"]
     for shard in shards:
-        path = folder / shard["file"]
-        check_readable(path)
-        found = path.stat().st_size if path.is_file() else 0
-        wanted = shard["tokens"] * (2 if dtype == "uint16" else 4)
-        if found != wanted:
-            raise _damaged(path, f"it holds {found} bytes where the manifest says {wanted}")
-    return TokenBlocks([folder / shard["file"] for shard in shards], length, dtype)
-
-
-def check_hashes(folder: Path, manifest: dict[str, Any]) -> int:
-    """Returns how many files of ids hold what was written; those of an older version have no hash.
-
-    Raises:
-      BadInput: one has changed.
-    """
-    hashed = [shard for shard in _shards(manifest) if "sha256" in shard]
-    for shard in hashed:
-        with (folder / shard["file"]).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                reason = "it is of the right size, but its SHA-256 is not that of the manifest"
-                raise _damaged(folder / shard["file"], reason)
-    return len(hashed)
-
-
-def _shards(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    return [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
-
-
-def _damaged(path: Path, reason: str) -> BadInput:
-    return BadInput(f"{path} is damaged ({reason}); prepare the data again in another folder.")
+        check_size(folder / shard["file"], shard["tokens"] * (2 if dtype == "uint16" else 4))
+        if own:
+            size = shard["tokens"] // length * own.width * 8
+            check_size(folder / shard["told"]["file"], size)
+    told = conditions and ToldRows(
+        [folder / shard["told"]["file"] for shard in shards], own, conditions
+    )
+    return TokenBlocks([folder / shard["file"] for shard in shards], length, dtype, told or None)
 
 
 # settings that differ from those of prepared data are an error, others have no effect
@@ -179,6 +152,7 @@ def link_prepared(
     ]
     splits = {split: _mixed_counts(entries, split) for split in SPLITS}
     manifest = {"format": FORMAT, "prepared": entries, "splits": splits}
+    conditions = _mixed_conditions(manifests, recipe)
     if folder.exists():
         if _placeless(read_manifest(folder)) != _placeless(manifest):
             raise BadInput(
@@ -189,6 +163,8 @@ def link_prepared(
         return
     with staged(folder, manifest) as staging:
         load_tokenizer(Path(first) / "tokenizer").save(staging / "data" / "tokenizer")
+        if conditions:
+            conditions.save(staging / "data")
         atomic_write_json(staging / MANIFEST, manifest, indent=1)
         atomic_move(staging / MANIFEST, staging / "data" / MANIFEST)
         atomic_move(staging / "data", folder)
@@ -205,14 +181,16 @@ def open_data(folder: str | os.PathLike[str], length: int) -> Dataset:
     if "prepared" not in manifest:
         return open_blocks(folder, length)
     try:
-        datasets = [_open_same(entry, folder, length) for entry in manifest["prepared"]]
+        told = find_conditions(folder)
+        datasets = [_open_same(entry, folder, length, told) for entry in manifest["prepared"]]
         weights = [float(entry["weight"]) for entry in manifest["prepared"]]
     except (KeyError, TypeError) as error:
-        raise _damaged(folder / MANIFEST, repr(error)) from error
+        raise damaged(folder / MANIFEST, repr(error)) from error
     if len(datasets) == 1:
         return datasets[0]
     mixed = {split: Mixture([getattr(d, split) for d in datasets], weights) for split in SPLITS}
-    return Dataset(tokenizer=datasets[0].tokenizer, manifest=manifest, **mixed)
+    tokenizer = datasets[0].tokenizer
+    return Dataset(tokenizer=tokenizer, manifest=manifest, conditions=told, **mixed)
 
 
 def check_name(folder: str) -> None:
@@ -305,7 +283,21 @@ def _mixed_counts(entries: list[dict[str, Any]], split: str) -> dict[str, float]
     }
 
 
-def _open_same(entry: dict[str, Any], folder: Path, length: int) -> Dataset:
+def _mixed_conditions(manifests: dict[str, Any], recipe: Recipe) -> Conditions | None:
+    """Returns what the folders tell together of the columns that a run names."""
+    columns = parse_columns(recipe.condition)
+    if not columns:
+        return None
+    found = [
+        (_own_conditions(manifest) or Conditions(())).chosen(columns, name)
+        for name, manifest in manifests.items()
+    ]
+    return functools.reduce(Conditions.joined, found)
+
+
+def _open_same(
+    entry: dict[str, Any], folder: Path, length: int, conditions: Conditions | None
+) -> Dataset:
     """Opens the data that an entry of the manifest in `folder` names, if they are unchanged."""
     name = entry["folder"]
     if not (Path(name) / MANIFEST).is_file():
@@ -319,4 +311,4 @@ def _open_same(entry: dict[str, Any], folder: Path, length: int) -> Dataset:
             "put them back, say with --config.data.prepared where they are now, or choose another "
             "--workdir."
         )
-    return open_blocks(name, length)
+    return open_blocks(name, length, conditions or Conditions(()))

@@ -8,12 +8,13 @@ import os
 import pathlib
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from sedd_jax.data.columns import Column, Fields, check_fields, check_tells
 from sedd_jax.data.documents import (
     Document,
     Fault,
@@ -32,21 +33,24 @@ _BATCH = 64  # records read at a time
 _ZIP_END, _ZIP_END_BYTES = b"PK\5\6", 22  # the last record of a zip file, without its comment
 
 
-def arrays(path: pathlib.Path, form: str, limit: int) -> list[Piece]:
+def arrays(path: pathlib.Path, form: str, fields: Fields, limit: int) -> list[Piece]:
     """Returns the pieces of a file of arrays.
 
     A row of a 2-D array is a document; a 1-D array and a raw file are read in runs of 2^20 ids. The
-    arrays of an .npz file are read into memory, others are mapped.
+    arrays of an .npz file are read into memory, others are mapped. Where the network is told
+    something, that is in arrays of an .npz file with as many rows as the one of documents.
 
     Args:
       path: the file.
       form: "npy" (.npz files too), "uint16" or "uint32".
+      fields: the array of documents, if there are several, and those that are told.
       limit: the largest document, in bytes.
 
     Raises:
-      BadInput: the file is damaged, or an array is of another shape or type.
+      BadInput: the file is damaged, or an array is missing or of another shape or type.
     """
     if form != "npy" or not zipfile.is_zipfile(path):
+        check_tells(fields, path, form)
         count, size = len(_rows(path, form, "")), path.stat().st_size
         return [
             _Rows(path, limit, start, stop, part, form, "")
@@ -62,10 +66,11 @@ def arrays(path: pathlib.Path, form: str, limit: int) -> list[Piece]:
         file.seek(-_ZIP_END_BYTES - comment, os.SEEK_END)
         if file.read(4) != _ZIP_END:
             raise damaged(path, "something follows its end")
-    return [
-        _Rows(path, limit, 0, None, entry.file_size, form, entry.filename.removesuffix(".npy"))
-        for entry in members
-    ]
+    sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in members}
+    if fields.told:
+        member = _documents_of(path, fields, sizes)
+        return [_ToldRows(path, limit, 0, None, sizes[member], form, member, fields.told)]
+    return [_Rows(path, limit, 0, None, size, form, member) for member, size in sizes.items()]
 
 
 def array_records(path: pathlib.Path, limit: int) -> list[Piece]:
@@ -108,6 +113,44 @@ class _Rows(RowRange):
 
 
 @dataclass(frozen=True)
+class _ToldRows(_Rows):
+    """The rows of an array of an .npz file, with what other arrays of it tell."""
+
+    told: tuple[Column, ...]
+
+    def documents(self) -> Iterator[Document]:
+        rows = _rows(self.source, self.form, self.member)
+        columns = [_loaded(self.source, self.form, column.name) for column in self.told]
+        where = f"The array {self.member!r} of {self.source}"
+        if isinstance(rows, list):
+            raise BadInput(f"{where} has one dimension; give a row for a document.")
+        for column, values in zip(self.told, columns, strict=True):
+            if values.shape[:1] != rows.shape[:1]:
+                raise BadInput(
+                    f"{where} has {len(rows)} rows and {column.name!r} the shape "
+                    f"{list(values.shape)}; give one entry for each row."
+                )
+        fields = Fields(self.member, self.told)
+        for number, (row, *values) in enumerate(zip(rows, *columns, strict=True)):
+            found = dict(zip(fields.names, (row, *values), strict=True))
+            yield fields.document(found, number, self.limit)
+
+
+def _documents_of(path: pathlib.Path, fields: Fields, members: Iterable[str]) -> str:
+    """Returns the name of the array with the documents, where others are told."""
+    check_fields(Fields(fields.told[0].name, fields.told), members, str(path))
+    others = [name for name in members if name not in fields.names[1:]]
+    if fields.text in others:
+        return fields.text
+    if len(others) != 1:
+        raise BadInput(
+            f"{path} has {len(others)} arrays that may be the documents; name one of "
+            f"{', '.join(members)} in config.data.field."
+        )
+    return others[0]
+
+
+@dataclass(frozen=True)
 class _ArrayRecords(RowRange):
     """Records [start, stop) of an ArrayRecord file."""
 
@@ -135,7 +178,23 @@ def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
     Raises:
       BadInput: the file is damaged, or the array is not one of integers.
     """
-    where = f"The array {member!r} of {path}" if member else f"The array of {path}"
+    array = _loaded(path, form, member)
+    if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
+        raise BadInput(
+            f"{_where(path, member)} has the type {array.dtype} and {array.ndim} dimensions; give "
+            "integers, a row a document, or a stream of them in one dimension."
+        )
+    if array.ndim == 1:
+        return [array[start : start + _RUN] for start in range(0, len(array), _RUN)]
+    return array
+
+
+def _where(path: pathlib.Path, member: str) -> str:
+    return f"The array {member!r} of {path}" if member else f"The array of {path}"
+
+
+def _loaded(path: pathlib.Path, form: str, member: str) -> np.ndarray:
+    """Returns an array of a file; BadInput: it is damaged, or holds Python objects."""
     try:
         if member:
             with np.load(path, allow_pickle=False) as archive:
@@ -152,21 +211,15 @@ def _rows(path: pathlib.Path, form: str, member: str) -> Sequence[np.ndarray]:
     except Exception as error:  # a dozen kinds, since a header is parsed as Python
         if re.search("Python objects|Object arrays", str(error)):
             raise BadInput(
-                f"{where} holds Python objects (dtype object), which are not read; save it as "
-                "integers, a row a document: rows of several lengths in an ArrayRecord file."
+                f"{_where(path, member)} holds Python objects (dtype object), which are not read; "
+                "save it as integers, a row a document: rows of several lengths in an ArrayRecord "
+                "file."
             ) from error
         # any other file is a pickle to NumPy, and may be loaded "if you trust" it
         reason = (
             "it does not begin as a NumPy array" if "pickle" in str(error) else first_line(error)
         )
         raise damaged(path, reason) from error
-    if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
-        raise BadInput(
-            f"{where} has the type {array.dtype} and {array.ndim} dimensions; give integers, a row "
-            "a document, or a stream of them in one dimension."
-        )
-    if array.ndim == 1:
-        return [array[start : start + _RUN] for start in range(0, len(array), _RUN)]
     return array
 
 

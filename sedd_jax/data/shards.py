@@ -4,12 +4,15 @@ import collections
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from sedd_jax.data.columns import Told
+from sedd_jax.data.conditions import Conditions
 from sedd_jax.data.corpus_statistics import SPLITS, Content, Split, size_of
 from sedd_jax.data.documents import Fault, Piece, Recipe
 from sedd_jax.data.round_trip import Lost, LostTotal, changed, unknown
@@ -19,6 +22,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.system.files import atomic_move, atomic_write_json
 
 _COUNTS = ("documents", "characters", "utf8_bytes", "tokens", "filling", "cut_off")
+_IDS, _TOLD = ".bin", ".told"  # endings of the files
 _NO_LETTER = Fault("has no letter of the alphabet")
 
 
@@ -36,12 +40,20 @@ class Shards:
     It writes `train-NUMBER.bin` and `heldout-NUMBER.bin`, with the ids of one document after
     another, each followed by an end-of-document token if the tokenizer has one; a split without
     tokens gets no file. Unless the recipe wraps, each document is one block of `length` instead.
-    The bytes depend on the pieces and the arguments of `__init__` alone.
+    What a block is told is a row of `.told` files beside them. The bytes depend on the pieces and
+    the arguments of `__init__` alone.
 
     Raises BadInput for a document that the tokenizer refuses, unless the recipe skips those.
     """
 
-    def __init__(self, staging: Path, recipe: Recipe, split: Split, length: int):
+    def __init__(
+        self,
+        staging: Path,
+        recipe: Recipe,
+        split: Split,
+        length: int,
+        conditions: Conditions | None = None,
+    ):
         """Loads the tokenizer.
 
         Args:
@@ -49,9 +61,11 @@ class Shards:
           recipe: the settings.
           split: which documents are held out.
           length: tokens of a block; used unless the recipe wraps.
+          conditions: what the documents of the corpus tell.
         """
         self._data, self._work = staging / "data", staging / "shards"
         self._recipe, self._split, self._length = recipe, split, length
+        self._conditions = conditions
         self._tokenizer = load_tokenizer(self._data / "tokenizer")
         self._dtype = id_dtype(self._tokenizer.vocab_size)
 
@@ -62,17 +76,19 @@ class Shards:
         return json.loads(done.read_text(encoding="utf-8"))
 
     def _write(self, task: Task) -> dict[str, Any]:
-        names = {split: f"{split}-{task.number:05d}.bin" for split in SPLITS}
+        names = {split: f"{split}-{task.number:05d}" for split in SPLITS}
         counts = {split: collections.Counter(dict.fromkeys(_COUNTS, 0)) for split in SPLITS}
-        hashes = {split: hashlib.sha256() for split in SPLITS}
         skipped, losses = collections.Counter(), LostTotal()
         with ExitStack() as stack:
             files = {
-                split: stack.enter_context((self._work / names[split]).open("wb"))
-                for split in SPLITS
+                suffix: {
+                    split: stack.enter_context(_HashedFile(self._work / (name + suffix)))
+                    for split, name in names.items()
+                }
+                for suffix in ((_IDS, _TOLD) if self._conditions else (_IDS,))
             }
             for number, piece in enumerate(task.pieces):
-                for content, where in piece.documents():
+                for content, where, told in piece.documents():
                     if isinstance(content, Fault):
                         continue  # counted in the first pass
                     blocks, lost = self._blocks(task.corpus, content)
@@ -82,24 +98,34 @@ class Shards:
                             self._check_skips(block, piece, where, lost)
                             skipped[block.kind] += 1
                             continue
-                        files[split].write(block.ids.data)
-                        hashes[split].update(block.ids.data)
+                        files[_IDS][split].write(block.ids)
+                        if self._conditions:
+                            files[_TOLD][split].write(self._row(told, piece, where))
                         counts[split].update(block.counts)
                         losses.add(block.lost, (number, where))
-            for file in files.values():
-                file.flush()
-                os.fsync(file.fileno())
-        for split, name in names.items():
+        for split in SPLITS:
             if counts[split]["tokens"]:
-                atomic_move(self._work / name, self._data / name)
+                for file in (each[split].name for each in files.values()):
+                    atomic_move(self._work / file, self._data / file)
+
+        def facts(split):
+            told = {"told": files[_TOLD][split].facts} if self._conditions else {}
+            return files[_IDS][split].facts | told | counts[split]
+
         return {
-            "splits": {
-                split: {"file": names[split], "sha256": hashes[split].hexdigest(), **counts[split]}
-                for split in SPLITS
-            },
+            "splits": {split: facts(split) for split in SPLITS},
             "skipped": skipped,
             "losses": vars(losses),
         }
+
+    def _row(self, told: Sequence[Told], piece: Piece, where: int) -> np.ndarray:
+        """Returns what a document tells; held-out ones alone may have a class that is unknown."""
+        try:
+            return self._conditions.row(told)
+        except BadInput as error:
+            raise BadInput(
+                f"{piece.place(where)} of config.data.heldout_corpus: {error}"
+            ) from error
 
     def _check_skips(self, fault: Fault, piece: Piece, where: int, lost: Lost | None) -> None:
         """Raises BadInput unless the recipe leaves documents with a fault out."""
@@ -171,6 +197,30 @@ class Shards:
         if lost:
             counts |= {"changed": 1, "lost": lost.letters.total()}
         return _Block(ids, counts, lost)
+
+
+class _HashedFile:
+    """A file that is written, with the SHA-256 of what was."""
+
+    def __init__(self, path: Path):
+        self.name = path.name
+        self._file, self._hash = path.open("wb"), hashlib.sha256()
+
+    def write(self, array: np.ndarray) -> None:
+        self._file.write(array.data)
+        self._hash.update(array.data)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        return {"file": self.name, "sha256": self._hash.hexdigest()}
+
+    def __enter__(self) -> "_HashedFile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
 
 
 def id_dtype(vocab_size: int) -> str:

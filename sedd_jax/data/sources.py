@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sedd_jax.data import signatures
+from sedd_jax.data.columns import NO_FIELDS, Fields, check_tells, fields_of
 from sedd_jax.data.csv_files import table
 from sedd_jax.data.documents import Document, Piece, Recipe, RowRange
 from sedd_jax.data.separators import is_text, unescaped
@@ -34,8 +35,7 @@ _FORMATS = {
     ".uint32": "uint32",
     ".array_record": "array_record",
 }
-_RECORDS = {"jsonl": JSON_LINES, "fasta": FASTA, "fastq": FASTQ}
-_TEXT = frozenset({"text", "csv", "tsv", *_RECORDS})  # may be compressed
+_TEXT = frozenset({"text", "csv", "tsv", "jsonl", "fasta", "fastq"})  # may be compressed
 # often settings or labels: read only if they are named, or if config.data.format is that of tables
 _NAMED_ONLY = frozenset({".json", ".csv", ".tsv"})
 # never read as text, unless config.data.format says so
@@ -46,7 +46,8 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
     """Returns the pieces of a corpus, always the same ones in the same order.
 
     Args:
-      recipe: how a file becomes documents: `format`, `separator`, `field`, `max_document_mb`.
+      recipe: how a file becomes documents: `format`, `separator`, `field`, `condition`,
+        `max_document_mb`.
       corpus: "pydoc" (the help topics of the running Python, about 0.5 MB of English, one document
         per topic, so the text depends on the version of Python), a file, a pattern of file names, a
         folder (all files below it whose suffixes are known), or what `tfds` and `hugging_face`
@@ -55,17 +56,18 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
     Raises:
       BadInput: the corpus is missing, damaged or of no known format.
     """
+    fields, limit = fields_of(recipe), recipe.max_document_mb * 2**20
     if corpus == EMBEDDED_CORPUS:
+        check_tells(fields, corpus, "help topics")
         return [_Topics()]
-    limit = recipe.max_document_mb * 2**20
     if corpus.startswith(TFDS):
-        return tfds(corpus, recipe.field, limit)
+        return tfds(corpus, fields, limit)
     if corpus.startswith(HUGGING_FACE):
-        return hugging_face(corpus, recipe.field, limit)
+        return hugging_face(corpus, fields, limit)
     found, doubts = [], []
     files = _files(corpus, recipe.format)
     for path, form in files:
-        found += _read(recipe, path, form, doubts) or [_Nothing(path, 0, 0, 0, 0)]
+        found += _read(recipe, fields, path, form, doubts) or [_Nothing(path, 0, 0, 0, 0)]
     for missing in _missing_shards(path for path, _ in files if str(path) != corpus):
         warn(missing)
     if doubts:
@@ -79,7 +81,8 @@ def warn_without_effect(recipe: Recipe, found: list[Piece]) -> None:
     default, separator = Recipe(), unescaped(recipe.separator)
     unused = {
         "field": (
-            recipe.field != default.field and not any(getattr(it, "field", "") for it in found),
+            recipe.field != default.field
+            and not any(getattr(it, "fields", NO_FIELDS).text for it in found),
             "the corpus has no JSON lines and no tables",
         ),
         "separator": (
@@ -108,7 +111,9 @@ def passed_by(corpus: str, wanted: str) -> dict[str, int]:
     return dict(collections.Counter(_listed(corpus, wanted)[1]).most_common())
 
 
-def _read(recipe: Recipe, path: pathlib.Path, form: str, doubts: list[str]) -> list[Piece]:
+def _read(
+    recipe: Recipe, fields: Fields, path: pathlib.Path, form: str, doubts: list[str]
+) -> list[Piece]:
     """Returns the pieces of one file; adds to the `doubts` that its format is the right one."""
     check_readable(path)
     limit = recipe.max_document_mb * 2**20
@@ -124,17 +129,23 @@ def _read(recipe: Recipe, path: pathlib.Path, form: str, doubts: list[str]) -> l
         if doubt := signatures.doubt_of_ids(head, form):
             doubts.append(f"{path} {doubt}")
     match form:
-        case "text" | "jsonl" | "fasta" | "fastq":
-            text_format = _RECORDS.get(form) or plain_text(unescaped(recipe.separator))
-            return records(path, text_format, recipe.field if form == "jsonl" else "", limit)
+        case "text" | "fastq":
+            check_tells(fields, path, form)
+            text_format = FASTQ if form == "fastq" else plain_text(unescaped(recipe.separator))
+            return records(path, text_format, NO_FIELDS, limit)
+        case "jsonl":
+            return records(path, JSON_LINES, fields, limit)
+        case "fasta":
+            return records(path, FASTA, fields._replace(text=""), limit)
         case "csv" | "tsv":
-            return table(path, form, recipe.field, limit)
+            return table(path, form, fields, limit)
         case "parquet":
-            return parquet(path, recipe.field, limit)
+            return parquet(path, fields, limit)
         case "array_record":
+            check_tells(fields, path, form)
             return array_records(path, limit)
         case _:
-            return arrays(path, form, limit)
+            return arrays(path, form, fields, limit)
 
 
 def _files(corpus: str, wanted: str) -> list[tuple[pathlib.Path, str]]:

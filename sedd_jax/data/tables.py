@@ -8,14 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sedd_jax.data.documents import (
-    Document,
-    Piece,
-    RowRange,
-    checked_value,
-    file_version,
-    ranges,
-)
+from sedd_jax.data.columns import Fields, check_fields
+from sedd_jax.data.documents import Document, Piece, RowRange, file_version, ranges
 from sedd_jax.data.sequences import damaged, number_of_records
 from sedd_jax.errors import BadInput, first_line
 from sedd_jax.system.files import check_readable
@@ -28,22 +22,22 @@ _ARROW_END = b"\xff\xff\xff\xff\0\0\0\0"
 _BUFFER_BYTES = 2**20  # a row group may be large: its pages are read when they are needed
 
 
-def parquet(path: pathlib.Path, field: str, limit: int) -> list[Piece]:
+def parquet(path: pathlib.Path, fields: Fields, limit: int) -> list[Piece]:
     """Returns the row groups of a Parquet file.
 
     Args:
       path: the file.
-      field: the column of text.
+      fields: the columns that are read.
       limit: the largest document, in bytes.
 
     Raises:
       BadInput: the file is damaged or has no such column.
     """
     file = _parquet_file(path)
-    check_field(field, file.schema_arrow.names, str(path))
+    check_fields(fields, file.schema_arrow.names, str(path))
     groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
     return [
-        _RowGroup(path, limit, number, number + 1, group.total_byte_size, field)
+        _RowGroup(path, limit, number, number + 1, group.total_byte_size, fields)
         for number, group in enumerate(groups)
     ]
 
@@ -52,7 +46,7 @@ def parquet(path: pathlib.Path, field: str, limit: int) -> list[Piece]:
 class _RowGroup(RowRange):
     """The row group number `start` of a Parquet file."""
 
-    field: str
+    fields: Fields
 
     @property
     def name(self) -> str:
@@ -64,15 +58,26 @@ class _RowGroup(RowRange):
         file = _parquet_file(self.source)
         number = sum(file.metadata.row_group(group).num_rows for group in range(self.start))
         try:
-            for batch in file.iter_batches(_BATCH, [self.start], [self.field]):
-                for value in _values(batch.column(0)):
-                    yield Document(checked_value(value, self.field, self.limit), number)
+            for batch in file.iter_batches(_BATCH, [self.start], self.fields.names):
+                for row in _rows(batch, self.fields):
+                    yield self.fields.document(row, number, self.limit)
                     number += 1
         except pyarrow.ArrowNotImplementedError as error:
-            kind = file.schema_arrow.field(self.field).type
-            raise _other_type(self.field, self.source, kind) from error
+            kind = file.schema_arrow.field(self.fields.text).type
+            raise _other_type(self.fields.text, self.source, kind) from error
         except (OSError, pyarrow.ArrowException) as error:
             raise damaged(self.source, first_line(error)) from error
+
+
+def _rows(batch: Any, fields: Fields) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a batch of an Arrow table, each with the fields that are read."""
+    columns = [_values(batch.column(fields.text))]
+    for told in fields.told:
+        column = batch.column(told.name)
+        column.validate(full=True)
+        columns.append(column.to_pylist())
+    for values in zip(*columns, strict=True):
+        yield dict(zip(fields.names, values, strict=True))
 
 
 def _values(column: Any) -> Iterator[Any]:
@@ -122,7 +127,7 @@ def _parquet_file(path: pathlib.Path) -> Any:
         raise damaged(path, first_line(error)) from error
 
 
-def tfds(corpus: str, field: str, limit: int) -> list[Piece]:
+def tfds(corpus: str, fields: Fields, limit: int) -> list[Piece]:
     """Returns the pieces of a data set of TensorFlow Datasets.
 
     A data set that is not on this machine yet is downloaded and prepared, as ArrayRecord files, in
@@ -130,7 +135,7 @@ def tfds(corpus: str, field: str, limit: int) -> list[Piece]:
 
     Args:
       corpus: "tfds:NAME[:SPLIT]" or "tfds:FOLDER[:SPLIT]"; the split is "train" by default.
-      field: the feature with the text.
+      fields: the features that are read.
       limit: the largest document, in bytes.
 
     Raises:
@@ -164,11 +169,11 @@ def tfds(corpus: str, field: str, limit: int) -> list[Piece]:
         if ".array_record" in shard.filename and wanted != number_of_records(shard.filename):
             reason = f"it does not have the {wanted} records that dataset_info.json says"
             raise damaged(shard.filename, reason)
-    check_field(field, builder.info.features, corpus)
+    check_fields(fields, builder.info.features, corpus)
     total = max(sum(part.num_examples for part in builder.info.splits.values()), 1)
     per_example = builder.info.dataset_size // total
     return [
-        _Examples(corpus, limit, start, stop, size, field, str(builder.data_path), split)
+        _Examples(corpus, limit, start, stop, size, fields, str(builder.data_path), split)
         for start, stop, size in ranges(len(source), len(source) * per_example)
     ]
 
@@ -177,7 +182,7 @@ def tfds(corpus: str, field: str, limit: int) -> list[Piece]:
 class _Examples(RowRange):
     """Examples [start, stop) of a split of a prepared folder of TFDS."""
 
-    field: str
+    fields: Fields
     folder: str
     split: str
     _unit = "example"
@@ -198,7 +203,7 @@ class _Examples(RowRange):
             except Exception as error:  # of any type: the bytes of an example are parsed, too
                 raise self._damage(builder, source, numbers) from error
             for number, row in zip(numbers, rows, strict=True):
-                yield Document(checked_value(row[self.field], self.field, self.limit), number)
+                yield self.fields.document(row, number, self.limit)
 
     def _damage(self, builder: Any, source: Any, numbers: range) -> BadInput:
         """Returns the error of the first of these examples that cannot be read, with its file."""
@@ -217,14 +222,14 @@ class _Examples(RowRange):
         return file_version(pathlib.Path(self.folder) / "dataset_info.json")
 
 
-def hugging_face(corpus: str, field: str, limit: int) -> list[Piece]:
+def hugging_face(corpus: str, fields: Fields, limit: int) -> list[Piece]:
     """Returns the pieces of a data set of Hugging Face.
 
     Args:
       corpus: "hf:FOLDER[:SPLIT]", written by `save_to_disk` of the package datasets, or
         "hf:ID[:SPLIT]", from the local cache or downloaded, where ID is OWNER/NAME or, with several
         configurations, OWNER/NAME/CONFIG; the split is "train" by default.
-      field: the column with the text.
+      fields: the columns that are read.
       limit: the largest document, in bytes.
 
     Raises:
@@ -250,12 +255,12 @@ def hugging_face(corpus: str, field: str, limit: int) -> list[Piece]:
             f"The corpus {corpus} cannot be opened ({first_line(error)}); check the name, the "
             "split and the network, or give a folder that save_to_disk wrote."
         ) from error
-    check_field(field, dataset.column_names, corpus)
+    check_fields(fields, dataset.column_names, corpus)
     for file in dataset.cache_files:
         _check_arrow(file["filename"])
-    texts = dataset.select_columns([field])
+    texts = dataset.select_columns(fields.names)
     return [
-        _HubRows(corpus, limit, start, stop, size, field, texts)
+        _HubRows(corpus, limit, start, stop, size, fields, texts)
         for start, stop, size in ranges(len(texts), texts.data.nbytes)
     ]
 
@@ -274,7 +279,7 @@ def _check_arrow(path: str | pathlib.Path) -> None:
 class _HubRows(RowRange):
     """Rows [start, stop) of a `datasets.Dataset`, which is pickled as the names of its files."""
 
-    field: str
+    fields: Fields
     dataset: Any
     _unit = "example"
 
@@ -284,29 +289,16 @@ class _HubRows(RowRange):
         rows = self.dataset.with_format("arrow")
         for start in range(self.start, self.stop, _BATCH):
             try:
-                column = rows[start : min(start + _BATCH, self.stop)].column(self.field)
-                for number, value in enumerate(_values(column), start):
-                    yield Document(checked_value(value, self.field, self.limit), number)
+                batch = rows[start : min(start + _BATCH, self.stop)]
+                for number, row in enumerate(_rows(batch, self.fields), start):
+                    yield self.fields.document(row, number, self.limit)
             except pyarrow.ArrowNotImplementedError as error:
-                raise _other_type(self.field, self.source, column.type) from error
+                text = self.fields.text
+                kind = batch.schema.field(text).type
+                raise _other_type(text, self.source, kind) from error
             except pyarrow.ArrowException as error:
                 raise damaged(f"{self.place(start)} or a later one", first_line(error)) from error
 
     def version(self) -> str:
         # a name that the package derives from the content and its history
         return self.dataset._fingerprint
-
-
-def check_field(field: str, found: Any, place: str) -> None:
-    """Raises BadInput unless a table has a field.
-
-    Args:
-      field: its name.
-      found: the names that there are.
-      place: the table, as the subject of the message.
-    """
-    if field not in found:
-        raise BadInput(
-            f"{place} has no field {field!r} but {', '.join(map(str, found))}; set "
-            "config.data.field."
-        )

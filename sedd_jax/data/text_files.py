@@ -12,14 +12,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
-
+from sedd_jax.data.columns import Fields
 from sedd_jax.data.documents import (
     BLANK,
     Document,
     Fault,
     Piece,
-    checked_value,
     file_version,
     ranges,
     too_large,
@@ -40,53 +38,61 @@ class TextFormat(NamedTuple):
 
     Attributes:
       separator: between two records; empty: the file is one record.
-      parse: takes (record, whether it is the first of the file, field) and returns the document,
-        why it cannot be used, or None for what is no document.
+      parse: takes (record, whether it is the first of the file, fields) and returns the document,
+        or None for what is no document.
       lines: so many records, joined, are one.
     """
 
     separator: bytes
-    parse: Callable[[str, bool, str], str | np.ndarray | Fault | None]
+    parse: Callable[[str, bool, Fields], Document | None]
     lines: int = 1
 
 
-def _parse_text(record: str, first: bool, field: str) -> str | Fault:
+def _parse_text(record: str, first: bool, fields: Fields) -> Document:
     """Returns a document of a text file unchanged."""
-    return BLANK if not record or record.isspace() else record
+    return Document(BLANK if not record or record.isspace() else record)
 
 
-def _parse_json(line: str, first: bool, field: str) -> str | np.ndarray | Fault | None:
-    """Returns the text or ids in `field` of a JSON object; a blank line is no document."""
+def _parse_json(line: str, first: bool, fields: Fields) -> Document | None:
+    """Returns the text or ids of a JSON object; a blank line is no document."""
     if not line or line.isspace():
         return None
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Fault("is no JSON", f" ({str(error).partition(': line')[0]})")
+        return Document(Fault("is no JSON", f" ({str(error).partition(': line')[0]})"))
     if not isinstance(row, dict):
-        return Fault("is no JSON object")
-    if field not in row:
-        return Fault(f"has no field {field!r}", f" but {', '.join(row):.80}" if row else "")
-    return checked_value(row[field], field)
+        return Document(Fault("is no JSON object"))
+    if fields.text not in row:
+        detail = f" but {', '.join(row):.80}" if row else ""
+        return Document(Fault(f"has no field {fields.text!r}", detail))
+    return fields.document(row)
 
 
-def _parse_fasta(record: str, first: bool, field: str) -> str | Fault:
-    """Returns the letters of a sequence in capitals, since small ones only mark repeats."""
+def _parse_fasta(record: str, first: bool, fields: Fields) -> Document:
+    """Returns the letters of a sequence in capitals, since small ones only mark repeats.
+
+    The words key=value of its first line, which may stand in brackets, are its fields.
+    """
     if first and not record.startswith(">"):
-        return Fault("does not begin with '>', as a FASTA record does")
-    _, _, lines = record.partition("\n")
+        return Document(Fault("does not begin with '>', as a FASTA record does"))
+    name, _, lines = record.partition("\n")
     if ">" in lines:
-        return Fault("has a '>' inside its sequence")
-    return lines.translate(_WHITE_SPACE).upper() or BLANK
+        return Document(Fault("has a '>' inside its sequence"))
+    row = dict(word.strip("[]").split("=", 1) for word in name.split() if "=" in word)
+    told = fields.tells(row)
+    if isinstance(told, Fault):
+        return Document(told)
+    return Document(lines.translate(_WHITE_SPACE).upper() or BLANK, told=told)
 
 
-def _parse_fastq(record: str, first: bool, field: str) -> str | Fault:
+def _parse_fastq(record: str, first: bool, fields: Fields) -> Document:
     """Returns the letters of a read in capitals, without their qualities."""
     name, letters, plus, qualities = [*map(str.rstrip, record.split("\n")), "", "", ""][:4]
     is_whole = name.startswith("@") and plus.startswith("+") and len(letters) == len(qualities)
     if not is_whole or len(letters.split()) > 1:
-        return Fault("is no FASTQ record of four lines, the last as long as the second")
-    return letters.upper() or BLANK
+        return Document(Fault("is no FASTQ record of four lines, the last as long as the second"))
+    return Document(letters.upper() or BLANK)
 
 
 def plain_text(separator: str) -> TextFormat:
@@ -108,7 +114,7 @@ class Records(Piece):
 
     path: pathlib.Path
     text_format: TextFormat
-    field: str
+    fields: Fields
     limit: int
     start: int = 0
     stop: int | None = None
@@ -137,18 +143,19 @@ class Records(Piece):
             if separator and (first or last) and (not record or record.isspace()):
                 continue
             try:
-                content = parse(record.decode(), first, self.field)
+                document = parse(record.decode(), first, self.fields)
             except UnicodeDecodeError as error:
                 at = offset + mark + error.start
-                content = Fault(
+                fault = Fault(
                     "is not UTF-8 text",
                     f": the byte at offset {at} of the file does not decode (if it is Latin-1: "
                     "iconv -f LATIN1 -t UTF-8 FILE > NEW)",
                 )
+                document = Document(fault)
             # nothing between two separators in a row is no document
             between = bool(separator) and parse is _parse_text
-            if content is not None and not (between and content is BLANK):
-                yield Document(content, offset)
+            if document is not None and not (between and document.content is BLANK):
+                yield document._replace(where=offset)
 
     def _records(self) -> Iterator[tuple[int, bytes | None, bool]]:
         separator, start, stop = self.text_format.separator, self.start, self.stop
@@ -175,20 +182,20 @@ class Records(Piece):
         return file_version(self.path)
 
 
-def records(path: pathlib.Path, text_format: TextFormat, field: str, limit: int) -> list[Piece]:
+def records(path: pathlib.Path, text_format: TextFormat, fields: Fields, limit: int) -> list[Piece]:
     """Returns the pieces of a file of text.
 
     Args:
       path: the file; .gz and .zst files are decompressed.
       text_format: how it becomes documents.
-      field: of a JSON line.
+      fields: what is read of a JSON line, and told by a FASTA record.
       limit: the largest document, in bytes.
     """
     if codec(path) or not text_format.separator or text_format.lines > 1:
-        return [Records(path, text_format, field, limit)]
+        return [Records(path, text_format, fields, limit)]
     size = path.stat().st_size
     return [
-        Records(path, text_format, field, limit, start, stop)
+        Records(path, text_format, fields, limit, start, stop)
         for start, stop, _ in ranges(size, size)
     ]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sedd_jax.data.conditions import Conditions, Tree
 from sedd_jax.errors import BadInput
 
 # _FEW files of a set are kept open at any limit, and more while _SETS sets, or other parts of the
@@ -24,21 +25,32 @@ class TokenBlocks:
     `blocks[i]` is int32 [length] for i in [0, len(blocks)), otherwise IndexError. A file is mapped
     when it is first read, in each process, and must not change while it is in use; if its size has
     changed since it was opened, reading raises BadInput.
+
+    Attributes:
+      length: tokens of a block.
+      told: what the network is told of every block; None for nothing.
     """
 
-    def __init__(self, paths: Sequence[str | pathlib.Path], length: int, dtype: str):
+    def __init__(
+        self,
+        paths: Sequence[str | pathlib.Path],
+        length: int,
+        dtype: str,
+        told: "ToldRows | None" = None,
+    ):
         """Looks up the sizes of the files.
 
         Args:
           paths: the files, in order.
           length: tokens of a block.
           dtype: of the ids in the files, "uint16" or "uint32".
+          told: what the network is told of every block.
 
         Raises:
           BadInput: the files hold less than one block.
           OSError: a file is missing.
         """
-        self.length = length
+        self.length, self.told = length, told
         self._paths = tuple(map(str, paths))
         self._dtype = np.dtype(dtype)
         sizes = [os.path.getsize(path) // self._dtype.itemsize for path in self._paths]
@@ -72,6 +84,10 @@ class TokenBlocks:
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Returns the blocks of these numbers, int32 [len(numbers), length]."""
         return self.read(numbers * self.length)
+
+    def condition(self, numbers: np.ndarray) -> Tree | None:
+        """Returns what the network is told of the blocks of these numbers; None for nothing."""
+        return self.told and self.told.conditions.tree(self.told.take(numbers))
 
     def read(self, starts: np.ndarray) -> np.ndarray:
         """Returns the `length` tokens from each start on, int32 [len(starts), length].
@@ -145,6 +161,33 @@ def _room(files: int) -> int:
     return min(files, max(soft // _SETS, _FEW))
 
 
+class ToldRows:
+    """What the network is told of blocks: rows of float64 in flat files, as many as blocks.
+
+    They are held in memory when they are first read; they are small beside the tokens.
+    """
+
+    def __init__(self, paths: Sequence[pathlib.Path], own: Conditions, conditions: Conditions):
+        """Reads nothing yet.
+
+        Args:
+          paths: the files, in order.
+          own: the conditions that their rows hold.
+          conditions: those that the network is told: some of their columns, with their classes.
+        """
+        self.conditions = conditions
+        self._paths, self._own = tuple(paths), own
+
+    @functools.cached_property
+    def _rows(self):
+        read = [np.fromfile(path, np.float64).reshape(-1, self._own.width) for path in self._paths]
+        return self._own.renumbered(np.concatenate(read), self.conditions)
+
+    def take(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns the rows of blocks of these numbers, float64 [len(numbers), width]."""
+        return self._rows[numbers]
+
+
 class Mixture:
     """Sets of blocks of one length, drawn in proportion to weights.
 
@@ -174,7 +217,21 @@ class Mixture:
         The numbers run through one set after another, evenly spaced over each.
         """
         rows = np.empty((len(numbers), self.length), np.int32)
+        for part, own, places in self._places(numbers):
+            rows[own] = part.take(places)
+        return rows
+
+    def condition(self, numbers: np.ndarray) -> Tree | None:
+        """Returns what the network is told of blocks, see `TokenBlocks.condition`."""
+        if (told := self.sets[0].told) is None:
+            return None
+        rows = np.empty((len(numbers), told.conditions.width))
+        for part, own, places in self._places(numbers):
+            rows[own] = part.told.take(places)
+        return told.conditions.tree(rows)
+
+    def _places(self, numbers):
+        """Yields each set, which of the numbers are its own, and their places in it."""
         for part, first, stop in zip(self.sets, self._borders[:-1], self._borders[1:], strict=True):
             own = (first <= numbers) & (numbers < stop)
-            rows[own] = part.take((numbers[own] - first) * len(part) // (stop - first))
-        return rows
+            yield part, own, (numbers[own] - first) * len(part) // (stop - first)

@@ -174,7 +174,7 @@ def _rows(known: TextSet, source: str, split: Split) -> list[str]:
     if source.startswith(_REMOTE) or format_of(Path(source)) in _TABLES:
         recipe = Recipe(field=known.field)
         documents = ((p, document) for p in pieces(recipe, source) for document in p.documents())
-        return [_text(piece, *document) for piece, document in documents]
+        return [_text(piece, it.content, it.where) for piece, it in documents]
     text = decoded(Path(source).read_bytes(), source).replace("\r\n", "\n").replace("\r", "\n")
     try:
         return known.rows(text, split)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 
 import sedd_jax
+from sedd_jax.data.conditions import find_conditions
 from sedd_jax.data.tokenizer import find_tokenizer
 from sedd_jax.display import page
 from sedd_jax.display.plot import Plot
@@ -104,18 +105,18 @@ def _facts(folder):
     rows = history["rows"]
     return card.RunFacts(
         config=config,
-        parameters=_parameters(config, vocab_size),
+        parameters=_parameters(config, vocab_size, find_conditions(tokens)),
         tokenizer=tokenizer,
         **history | {"step": rows[-1]["step"] if rows else None},
     )
 
 
-def _parameters(config, vocab_size):
+def _parameters(config, vocab_size, conditions):
     if dotted_paths(config):  # a report runs no code that a folder names
         return None
     # the run may have been trained on another kind of device
     here = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
-    init = build_family(here, vocab_size).model.init
+    init = build_family(here, vocab_size, conditions=conditions).model.init
     return count_params(jax.eval_shape(init, jax.random.key(0)))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
+from sedd_jax.data.column_statistics import Size
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.graph import Graph
@@ -75,7 +76,12 @@ def build_noise(config: NoiseConfig) -> Noise:
 
 
 def network_config(
-    model: ModelConfig, num_states: int, placement: Placement, *, learned_positions: bool = False
+    model: ModelConfig,
+    num_states: int,
+    placement: Placement,
+    *,
+    learned_positions: bool = False,
+    conditions: tuple[Size, ...] = (),
 ) -> TransformerConfig:
     """Returns the sizes of a network, with "auto" settings resolved.
 
@@ -84,6 +90,7 @@ def network_config(
       num_states: V.
       placement: how activations are sharded over the devices.
       learned_positions: True overrides `model.learned_positions`.
+      conditions: what the network is told of a row.
     """
     learned = learned_positions or model.learned_positions
     return TransformerConfig(
@@ -92,6 +99,7 @@ def network_config(
         dtype=compute_dtype(model.dtype, placement.platform),
         max_length=model.length if learned else None,
         unroll=unrolled(model, placement),
+        conditions=conditions,
     )
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import json
 from typing import Any, Literal
 
+from sedd_jax.data.columns import check_condition
 from sedd_jax.data.documents import Recipe
 from sedd_jax.errors import BadInput
 from sedd_jax.model.config import BOTH_DIFFUSIONS, GaussianConfig, ModelConfig
@@ -251,6 +252,7 @@ def _check_rules(config):
         if not is_dotted(config.family)
         and config.family not in _listed(families_of.get(line.partition(":")[0], config.family))
     ]
+    check_condition(config.data)
     rotary = config.family != "autoregressive"
     rules = (
         (

@@ -22,6 +22,7 @@ _CHOICES = {"graph": ("absorb", "uniform"), "noise.schedule": ("loglinear", "geo
 _FIXED = {
     "family": "diffusion",
     "model.trunk": "transformer",
+    "data.condition": "",
     "model.learned_positions": False,
     "model.output": "ratio",
     "model.time_conditioning": True,
@@ -58,7 +59,7 @@ def to_published(config: Config) -> PublishedConfig:
         if (ours := attrgetter(key)(config)) not in values:
             raise BadInput(
                 f"The published layout has only models with config.{key}="
-                f"{' or '.join(map(str, values))}, and this one has {ours}; keep it as a run "
+                f"{' or '.join(str(value) or 'none' for value in values)}, and this one has {ours}; keep it as a run "
                 "folder (--to=run)."
             )
     names = [field.name for field in dataclasses.fields(PublishedConfig)]

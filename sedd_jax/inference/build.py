@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Collection
 
+from sedd_jax.data.conditions import FILE, Conditions
 from sedd_jax.diffusion.time_sampling import times_named
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.build import build_graph, build_noise
@@ -27,17 +28,33 @@ FAMILIES: Registry[Callable[[Config, int, Placement], Family]] = Registry(
 )
 
 
-def build_family(config: Config, vocab_size: int, placement: Placement = ANYWHERE) -> Family:
+def build_family(
+    config: Config,
+    vocab_size: int,
+    placement: Placement = ANYWHERE,
+    conditions: Conditions | None = None,
+) -> Family:
     """Builds a model, without its weights, for a tokenizer of `vocab_size` tokens.
 
     Args:
       config: the settings; dotted paths in them are imported.
       vocab_size: tokens of the tokenizer.
       placement: how activations are sharded over the devices.
+      conditions: what the data tell, where `config.data.condition` names columns.
 
     Raises:
-      BadInput: a name that does not exist or cannot be imported, or an object that lacks a method.
+      BadInput: a name that does not exist or cannot be imported, or an object that lacks a method,
+        or conditions of a family of the user's own.
     """
+    if config.data.condition:
+        if conditions is None:
+            raise BadInput(
+                f"config.data.condition={config.data.condition} names columns, whose classes are "
+                f"known to the data alone: give those, or their {FILE}."
+            )
+        if config.family != "diffusion":
+            raise BadInput("config.data.condition is for config.family=diffusion: leave it empty.")
+        return build_score_based(config, vocab_size, placement, conditions.sizes)
     return FAMILIES.build(config.family, config, vocab_size, placement)
 
 

@@ -46,6 +46,8 @@ def save_run(model: TrainedModel, folder: Path) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n")
     if model.tokenizer is not None:
         model.tokenizer.save(folder / place)
+    if model.conditions:
+        model.conditions.save(folder / DATA_FOLDER)
     with Checkpoints(folder, config.checkpoint) as saved:
         saved.save_weights(model.step or 0, model.params, config)
 

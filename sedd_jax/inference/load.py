@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from sedd_jax.data import conditions
 from sedd_jax.data.characters import SETTINGS_FILE
 from sedd_jax.data.tokenizer import (
     GPT2,
@@ -39,6 +40,7 @@ _FILES = (
     *_TOKENIZER_FILES,
     f"{TOKENIZER_FOLDER}/*",
     f"{DATA_FOLDER}/{TOKENIZER_FOLDER}/*",
+    f"{DATA_FOLDER}/{conditions.FILE}",
     f"{checkpoints.FOLDER}/*",
     *card.RECORDS,
 )
@@ -154,9 +156,24 @@ def _load_run(folder, request):
                 f"than the one that the model in {folder} was trained with; leave it out."
             )
         check_trusted(config, request.trust_code, folder)
-        family, abstract = build_trained(config, tokens, request.mesh)
+        told = _conditions(config, folder)
+        family, abstract = build_trained(config, tokens, request.mesh, told)
         params = saved.restore_weights(step, abstract, ema=request.ema)
-    return TrainedModel(family, params, config, tokenizer, step, folder, request.mesh)
+    return TrainedModel(
+        family, params, config, tokenizer, step, folder, request.mesh, conditions=told
+    )
+
+
+def _conditions(config, folder):
+    """What a run's network is told."""
+    if not config.data.condition:
+        return None
+    if (found := conditions.find_conditions(folder / DATA_FOLDER)) is None:
+        raise BadInput(
+            f"{folder} lacks its {DATA_FOLDER}/{conditions.FILE}, the conditions "
+            f"{config.data.condition} that it was trained with; copy it there."
+        )
+    return found
 
 
 def _load_published_run(folder, request):
@@ -212,7 +229,9 @@ def _is_whole(request, folder):
     return any(is_it(folder) for is_it, _ in _LAYOUTS)
 
 
-def build_trained(config: Config, tokens: int, mesh: Mesh | None) -> tuple[Family, Any]:
+def build_trained(
+    config: Config, tokens: int, mesh: Mesh | None, told: conditions.Conditions | None = None
+) -> tuple[Family, Any]:
     """Returns a trained model's family, and the shapes, types and placement of its parameters.
 
     Imports what the settings name: call `check_trusted` before it with settings of somebody else.
@@ -221,6 +240,7 @@ def build_trained(config: Config, tokens: int, mesh: Mesh | None) -> tuple[Famil
       config: the settings of the run.
       tokens: of the tokenizer.
       mesh: the devices; None for one.
+      told: the conditions of its data.
 
     Raises:
       BadInput: the heads do not divide over the devices.
@@ -230,7 +250,8 @@ def build_trained(config: Config, tokens: int, mesh: Mesh | None) -> tuple[Famil
     here = dataclasses.replace(config, model=model)
     if mesh is not None:
         meshes.check_heads(config, mesh)
-    family = build_family(here, tokens, ANYWHERE if mesh is None else meshes.placement(mesh))
+    placement = ANYWHERE if mesh is None else meshes.placement(mesh)
+    family = build_family(here, tokens, placement, told)
     shapes = jax.eval_shape(family.model.init, jax.random.key(0))
     if mesh is None:
         return family, meshes.placed(shapes, SingleDeviceSharding(jax.devices()[0]))

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from sedd_jax.data.conditions import Conditions
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
@@ -80,6 +81,7 @@ class TrainedModel:
       folder: that it was read from, if any.
       mesh: the devices that hold the weights, sharded; None for one device.
       name: of the folder or the hub repository that it was read from.
+      conditions: what its network is told of a row; None for nothing.
     """
 
     family: Family
@@ -90,6 +92,7 @@ class TrainedModel:
     folder: Path | None = None
     mesh: Mesh | None = None
     name: str | None = None
+    conditions: Conditions | None = None
 
     @property
     def graph(self) -> Graph:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from sedd_jax.data.column_statistics import Size
 from sedd_jax.errors import BadInput
 from sedd_jax.system.rounding import round_up
 from sedd_jax.system.settings import setting
@@ -107,6 +108,7 @@ class TransformerConfig:
         attention sees only differences of positions, so without them all positions of a sequence
         of equal tokens, of masks for instance, get the same output.
       unroll: whether the program has all blocks one after another instead of a loop.
+      conditions: what the network is told of a row.
     """
 
     model: ModelConfig
@@ -114,6 +116,7 @@ class TransformerConfig:
     dtype: np.dtype
     max_length: int | None = None
     unroll: bool = False
+    conditions: tuple[Size, ...] = ()
 
     @property
     def padded_states(self) -> int:

@@ -38,6 +38,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # no larger than an activation of one token: replicated
     ("times/(total|draws)", ()),
     ("sigma/(inner|outer)/(kernel|bias)", ()),
+    (r"condition/column_\d+/((inner|outer)/)?(table|kernel|bias)", ()),
     ("input/kernel", ()),
     ("schedule/(ends|inner|shift|outer)", ()),
     (r"(\w*norm/(scale|bias)|(attention_out|mlp_out|modulation)/bias)", ()),

@@ -166,7 +166,7 @@ def outcome(corpus, path, documents, field="text"):
         found = [
             (content if isinstance(content, Fault | str) else content.tolist(), piece.place(where))
             for piece in pieces(recipe, recipe.corpus)
-            for content, where in piece.documents()
+            for content, where, _ in piece.documents()
         ]
     except BadInput as error:
         assert str(path) in str(error) and "\n" not in str(error)

@@ -18,7 +18,7 @@ def read(path, **settings):
     return [
         (content if isinstance(content, Fault) else content.tolist(), part.place(where))
         for part in parts
-        for content, where in part.documents()
+        for content, where, _ in part.documents()
     ]
 
 
@@ -38,7 +38,7 @@ def test_a_row_of_an_npy_file_is_a_document(tmp_path, monkeypatch, dtype, order)
 def test_an_npy_file_is_mapped_and_one_dimension_is_read_in_runs(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", np.arange(7))
     (part,) = pieces(Recipe(), str(tmp_path / "a.npy"))
-    ((content, _),) = part.documents()
+    ((content, *_),) = part.documents()
     assert content.tolist() == list(range(7)) and isinstance(content, np.memmap)
     assert part.size == (tmp_path / "a.npy").stat().st_size
     np.savez(tmp_path / "a.npz", x=np.arange(7))

@@ -111,8 +111,9 @@ def test_memory_is_flat_in_the_size_of_a_row_group(tmp_path):
     texts = [f"{i} " + "word " * 200 for i in range(20_000)]
     write_parquet(path, texts, use_dictionary=False, compression="none", data_page_size=2**16)
     code = (
-        "import sys, pyarrow; from sedd_jax.data.tables import parquet;"
-        "(part,) = parquet(sys.argv[1], 'text', 2**20);"
+        "import sys, pyarrow; from sedd_jax.data.columns import Fields; "
+        "from sedd_jax.data.tables import parquet;"
+        "(part,) = parquet(sys.argv[1], Fields('text'), 2**20);"
         "print(sum(len(d.content) for d in part.documents()));"
         "print(pyarrow.default_memory_pool().max_memory())"
     )

@@ -72,11 +72,11 @@ def test_pieces_of_a_large_file(tmp_path, small):
     assert [part.name for part in parts] == [f"{path}[{r}]" for r in ("0:7", "7:14", "14:18")]
     assert [part.size for part in parts] == [7, 7, 4]
     # A document belongs to the piece in which it starts.
-    texts = [[content for content, _ in part.documents()] for part in parts]
+    texts = [[content for content, *_ in part.documents()] for part in parts]
     assert texts == [["one", "two"], ["three"], ["four"]]
     (whole,) = pieces(Recipe(), str(path))
     assert (whole.name, whole.size) == (str(path), 18)
-    assert list(whole.documents()) == [("one|two|three|four", 0)]
+    assert list(whole.documents()) == [("one|two|three|four", 0, ())]
     assert whole.place(0) == str(path)
 
 

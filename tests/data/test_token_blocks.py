@@ -9,8 +9,9 @@ import pytest
 from sedd_jax.data import prepared
 from sedd_jax.data.characters import Characters
 from sedd_jax.data.documents import Recipe
+from sedd_jax.data.manifest import check_hashes
 from sedd_jax.data.preparation import prepare_blocks
-from sedd_jax.data.prepared import check_hashes, open_blocks
+from sedd_jax.data.prepared import open_blocks
 from sedd_jax.data.token_blocks import Mixture, TokenBlocks
 from sedd_jax.errors import BadInput
 
