@@ -12,7 +12,7 @@ import jax
 from absl import flags
 
 from sedd_jax.data import account
-from sedd_jax.data.pipeline import train_batches
+from sedd_jax.data.pipeline import arguments_of, train_batches
 from sedd_jax.display.table import duration
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment import cli
@@ -82,7 +82,8 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
     started = time.monotonic()
     train, last = config.train, config.train.steps
     keys = run_keys(config.seed)
-    family = build_family(config, dataset.tokenizer.vocab_size, meshes.placement(mesh))
+    vocab_size, placement = dataset.tokenizer.vocab_size, meshes.placement(mesh)
+    family = build_family(config, vocab_size, placement, dataset.conditions)
     programs = build_programs(family, config, keys, mesh)
     evaluator = Evaluator(family, dataset, keys, mesh, config.eval, train.t_min)
     with Checkpoints(run, config.checkpoint) as checkpoints:
@@ -90,10 +91,11 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
         if state is None:
             state = programs.init(keys.init)
             if initial is not None:
-                state = with_weights_of(initial, state, config, dataset.tokenizer)
+                data = dataset.tokenizer, dataset.conditions
+                state = with_weights_of(initial, state, config, *data)
         start, parameters = int(state.step), count_params(state.params)
         _announce(config, family, dataset, state, mesh)
-        train_step = programs.train_step.lower(programs.abstract, programs.batch).compile()
+        train_step = programs.train_step.lower(programs.abstract, *programs.batch).compile()
         processes.barrier("training step compiled")
         batches = train_batches(
             dataset.train,
@@ -142,8 +144,8 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
                 for step in range(start + 1, last + 1):
                     with timer.waiting():
                         rows = next(batches)
-                    batch = meshes.global_batch(rows, train.batch_size, mesh)
-                    state, metrics = train_step(state, batch)
+                    batch = meshes.global_rows(arguments_of(rows), train.batch_size, mesh)
+                    state, metrics = train_step(state, *batch)
                     for hook in after_step:
                         hook(step, state, metrics)
             except hooks.NotFinite as error:

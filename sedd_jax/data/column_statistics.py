@@ -44,6 +44,10 @@ class Label:
         return Size(self.name, len(self.counts), 1)
 
     @property
+    def meaning(self) -> tuple[Any, ...]:
+        return (self.name, *self.counts)
+
+    @property
     def varies(self) -> bool:
         return len(self.counts) > 1
 
@@ -73,6 +77,11 @@ class Label:
     def leaf(self, entries: np.ndarray) -> np.ndarray:
         """Returns classes [N, 1], NaN where none is told, as a network is told them, int32 [N]."""
         return np.nan_to_num(entries[:, 0], nan=-1).astype(np.int32)
+
+    def named(self, entries: np.ndarray) -> list[str]:
+        """Returns the names of classes [N, 1]."""
+        names = list(self.counts)
+        return [names[int(number)] for number in entries[:, 0]]
 
     def described(self) -> str:
         """Returns the classes with their counts."""
@@ -105,6 +114,10 @@ class Numbers:
     @property
     def size(self) -> Size:
         return Size(self.name, 0, self.width)
+
+    @property
+    def meaning(self) -> tuple[Any, ...]:
+        return self.name, self.width, self.mean, self.variance
 
     @property
     def varies(self) -> bool:
@@ -141,6 +154,10 @@ class Numbers:
     def leaf(self, entries: np.ndarray) -> np.ndarray:
         """Returns entries [N, width] as a network is told them, float32."""
         return ((entries - self.mean) / self.std).astype(np.float32)
+
+    def named(self, entries: np.ndarray) -> list[str]:
+        """Returns entries [N, width] as texts."""
+        return [",".join(f"{value:.6g}" for value in row) for row in entries]
 
     def described(self) -> str:
         """Returns mean and standard deviation."""

@@ -167,7 +167,13 @@ def check_fields(fields: Fields, found: Iterable[Any], place: str) -> None:
 
 
 def check_tells(fields: Fields, path: object, form: str) -> None:
-    """Raises BadInput where columns are named and a source has none."""
+    """Raises BadInput where columns are named and a source has none.
+
+    Args:
+      fields: what is read.
+      path: the source.
+      form: its format.
+    """
     if fields.told:
         raise BadInput(
             f"config.data.condition names columns, and {path} ({form}) has none; give JSON lines, "

@@ -54,6 +54,11 @@ class Conditions:
         return condition_text(Column(column.name, column.kind) for column in self.columns)
 
     @property
+    def meaning(self) -> list[Any]:
+        """What weights depend on: the numbers of classes, and how numbers are scaled."""
+        return [column.meaning for column in self.columns]
+
+    @property
     def width(self) -> int:
         """Entries of a row."""
         return sum(column.width for column in self.columns)
@@ -96,6 +101,12 @@ class Conditions:
                         raise BadInput(f"A condition {value.reason}; give a {column.kind}.")
                     part[:] = column.entries(value)
         return self.tree(rows)
+
+    def named(self, rows: np.ndarray) -> list[str]:
+        """Returns what rows of a file [N, width] tell, in the form that `parse` reads."""
+        parts = zip(self.columns, self._parts(rows), strict=True)
+        texts = [[f"{column.name}={text}" for text in column.named(part)] for column, part in parts]
+        return [",".join(row) for row in zip(*texts, strict=True)]
 
     def nothing(self, count: int) -> Tree:
         """Returns the tree of rows that are told nothing."""

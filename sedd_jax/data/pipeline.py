@@ -31,6 +31,11 @@ class Batch(NamedTuple):
     condition: Tree
 
 
+def arguments_of(batch: np.ndarray | Batch) -> tuple[np.ndarray] | Batch:
+    """Returns a batch as arguments: its tokens and, if the network is told any, its conditions."""
+    return batch if isinstance(batch, Batch) else (batch,)
+
+
 class TrainBatches:
     """An endless iterator of batches, int32 [rows, length] or `Batch`, which threads read ahead.
 

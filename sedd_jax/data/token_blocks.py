@@ -87,7 +87,11 @@ class TokenBlocks:
 
     def condition(self, numbers: np.ndarray) -> Tree | None:
         """Returns what the network is told of the blocks of these numbers; None for nothing."""
-        return self.told and self.told.conditions.tree(self.told.take(numbers))
+        return self.told and self.told.conditions.tree(self.told_rows(numbers))
+
+    def told_rows(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns what blocks tell, as their files have it, float64 [len(numbers), width]."""
+        return self.told.take(numbers)
 
     def read(self, starts: np.ndarray) -> np.ndarray:
         """Returns the `length` tokens from each start on, int32 [len(starts), length].
@@ -223,12 +227,15 @@ class Mixture:
 
     def condition(self, numbers: np.ndarray) -> Tree | None:
         """Returns what the network is told of blocks, see `TokenBlocks.condition`."""
-        if (told := self.sets[0].told) is None:
-            return None
-        rows = np.empty((len(numbers), told.conditions.width))
+        told = self.sets[0].told
+        return told and told.conditions.tree(self.told_rows(numbers))
+
+    def told_rows(self, numbers: np.ndarray) -> np.ndarray:
+        """Returns what blocks tell, as their files have it, float64 [len(numbers), width]."""
+        rows = np.empty((len(numbers), self.sets[0].told.conditions.width))
         for part, own, places in self._places(numbers):
-            rows[own] = part.told.take(places)
-        return told.conditions.tree(rows)
+            rows[own] = part.told_rows(places)
+        return rows
 
     def _places(self, numbers):
         """Yields each set, which of the numbers are its own, and their places in it."""

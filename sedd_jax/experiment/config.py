@@ -66,6 +66,8 @@ class TrainConfig:
     times: str = setting("uniform", names=("uniform", "bell", "learned"), family="diffusion")
     # importance sampling: noise in proportion to the loss of the uniform predictor, reweighted
     importance: bool = setting(False, family="diffusion")
+    # with this probability a row, and each of several conditions, is not told
+    condition_dropout: float = setting(0.1, at_least=0, below=1, family="diffusion")
     log_every: int = setting(100, above=0, may_change=True)
     # stop after this many steps in a row whose loss or gradient is not finite
     max_skipped: int = setting(10, above=0, may_change=True)

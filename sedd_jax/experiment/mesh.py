@@ -114,6 +114,17 @@ def global_batch(rows: np.ndarray, batch_size: int, mesh: Mesh) -> Array:
     return jax.make_array_from_callback(shape, over_batch(mesh), part)
 
 
+def global_rows(tree: Any, batch_size: int, mesh: Mesh) -> Any:
+    """Returns a tree of arrays as batches over the devices of all processes.
+
+    Args:
+      tree: of arrays [R, ...], the rows of this process.
+      batch_size: B, the rows of all processes.
+      mesh: the devices.
+    """
+    return jax.tree.map(lambda rows: global_batch(rows, batch_size, mesh), tree)
+
+
 def shard_batch(rows: np.ndarray, mesh: Mesh | None) -> Array:
     """Returns rows [B, ...], the same on every process, split over the devices of the mesh."""
     if mesh is None:

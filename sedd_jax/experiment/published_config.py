@@ -57,9 +57,10 @@ def to_published(config: Config) -> PublishedConfig:
     fixed = _FIXED | (_FIXED_LOGLINEAR if config.noise.schedule == "loglinear" else {})
     for key, values in (_CHOICES | {key: (value,) for key, value in fixed.items()}).items():
         if (ours := attrgetter(key)(config)) not in values:
+            words = " or ".join(str(value) or "none" for value in values)
             raise BadInput(
-                f"The published layout has only models with config.{key}="
-                f"{' or '.join(str(value) or 'none' for value in values)}, and this one has {ours}; keep it as a run "
+                f"The published layout has only models with config.{key}={words}, and this one has "
+                f"{ours}; keep it as a run "
                 "folder (--to=run)."
             )
     names = [field.name for field in dataclasses.fields(PublishedConfig)]

@@ -4,21 +4,21 @@ One estimator serves `nll_bound`, the evaluator of a training run and evaluation
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 from numpy.typing import ArrayLike
 
 from sedd_jax.errors import BadInput, check_positive
-from sedd_jax.experiment.mesh import shard_batch
-from sedd_jax.inference.batches import batch_rows, one_ahead, row_keys
+from sedd_jax.inference.batches import batch_rows
+from sedd_jax.inference.conditions import context_of
 from sedd_jax.inference.family import Family, RowLoss
-from sedd_jax.inference.model import TrainedModel, compiled
-from sedd_jax.model.score_model import Params
+from sedd_jax.inference.model import TrainedModel
+from sedd_jax.inference.row_passes import RowPasses
 
 BINS = 16  # of t, see `NLLEstimate.by_t`
 TIMES = ("low-discrepancy", "quadrature")
@@ -131,6 +131,7 @@ def nll_bound(
     tokens: ArrayLike,
     *,
     lengths: ArrayLike | None = None,
+    condition: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     batch_size: int = 32,
     draws: int = 1,
     times: str = "low-discrepancy",
@@ -151,6 +152,8 @@ def nll_bound(
       tokens: token ids, [N, L].
       lengths: number of tokens of every row, [N], at least 1; the rest of the row is padding of any
         ids, which the model does not see. None for full rows.
+      condition: what the model is told, by column with values as in the data, of all rows or of
+        each; the bound is then on -log p(tokens | condition). None: nothing is told.
       batch_size: sequences at a time, rounded up to a multiple of what the devices divide.
       draws: of every sequence.
       times: "low-discrepancy": in proportion to the loss of a uniform guess, each draw spread
@@ -165,8 +168,8 @@ def nll_bound(
       progress: called as progress(done, total) after every batch, in network passes over a batch.
 
     Raises:
-      BadInput: no such array, ids that the model does not have, more positions than it has, or a
-        setting out of range.
+      BadInput: no such array, ids or conditions that the model does not have, more positions than
+        it has, or a setting out of range.
       FloatingPointError: the loss of a row is not finite.
     """
     check_positive(batch_size=batch_size)
@@ -177,9 +180,11 @@ def nll_bound(
     count = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
     rows = batch_rows(len(tokens), min(batch_size, len(tokens)), model.num_batch_shards)
 
+    known = {"lengths": lengths, **context_of(model, condition, len(tokens))}
+
     def placed(numbers):
-        real = None if lengths is None else model.shard_batch(lengths[numbers])
-        return model.shard_batch(tokens[numbers]), real
+        place = functools.partial(_placed, model, numbers)
+        return place(tokens), jax.tree.map(place, known)
 
     passes = RowPasses(family, model.mesh, model.params, rows, placed, progress)
     t_min = model.config.train.t_min
@@ -188,8 +193,12 @@ def nll_bound(
     )
 
 
+def _placed(model, numbers, rows):
+    return model.shard_batch(rows[numbers])
+
+
 def estimate_nll(
-    passes: "RowPasses",
+    passes: RowPasses,
     key: Key[Array, ""],
     tokens: Int[np.ndarray, "N"],
     *,
@@ -279,72 +288,3 @@ def _row_loss(family: Family, t_min: float, times: str) -> RowLoss:
 
 def _reconstruction_loss(family: Family, t_min: float) -> Callable[..., Float[Array, "B"]]:
     return family.reconstruction_loss(t_min)
-
-
-@dataclasses.dataclass
-class RowPasses:
-    """Evaluates functions of a model's parameters and rows, over all rows, on all its devices.
-
-    Attributes:
-      family: the model's.
-      mesh: of the devices; None for one.
-      params: the weights.
-      rows: the rows of each batch, see `batch_rows`.
-      placed: maps the rows of a batch to its tokens and lengths (None: full rows) on the devices.
-      progress: called as progress(done, total) after every batch.
-      total: passes over a batch in all.
-      done: passes so far.
-    """
-
-    family: Family
-    mesh: Mesh | None
-    params: Params
-    rows: Sequence[np.ndarray]
-    placed: Callable[[np.ndarray], tuple[Array, Array | None]]
-    progress: Callable[[int, int], None] | None = None
-    total: int = 0
-    done: int = 0
-
-    def __call__(
-        self,
-        build: Callable[..., Any],
-        static: tuple[Any, ...],
-        key: Key[Array, ""],
-        *columns: Float[np.ndarray, "N"],
-        may_be_infinite: bool = False,
-    ) -> Float[np.ndarray, "N"]:
-        """Returns loss(params, row keys, *columns, tokens, lengths=lengths) of every row, float64.
-
-        Args:
-          build: build(family, *static) gives the loss; its program is kept for the next call.
-          static: hashable settings of the loss.
-          key: random key, from which each row has its own.
-          *columns: further arguments, one value for each row.
-          may_be_infinite: whether an infinite loss is a result and not an error.
-
-        Raises:
-          FloatingPointError: the loss of a row is not finite.
-        """
-        program = compiled(self.family, self.mesh, build, *static)
-
-        def compute(rows):
-            tokens, lengths = self.placed(rows)
-            sharded = [shard_batch(column[rows], self.mesh) for column in columns]
-            keys = row_keys(key, rows)
-            return program(self.params, keys, *sharded, tokens, lengths=lengths)
-
-        found = np.zeros(1 + self.rows[-1][-1])
-        for rows, nats in one_ahead(self.rows, compute):
-            found[rows] = nats
-            wrong = np.isnan(nats) if may_be_infinite else ~np.isfinite(nats)
-            if wrong.any():
-                shown = ", ".join(map(str, np.unique(rows[wrong])[:5]))
-                raise FloatingPointError(
-                    f"The network gave a loss that is not finite in rows {shown}"
-                    f"{', ...' if wrong.sum() > 5 else ''}: its weights are NaN or Inf, or produce "
-                    "them; try another checkpoint."
-                )
-            self.done += 1
-            if self.progress is not None:
-                self.progress(self.done, self.total)
-        return found

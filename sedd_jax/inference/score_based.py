@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from sedd_jax.data.column_statistics import Size
 from sedd_jax.diffusion.concrete_score import ConcreteScoreMatching
 from sedd_jax.diffusion.cross_entropy import CrossEntropy
 from sedd_jax.diffusion.d3pm import D3PM
@@ -42,6 +43,7 @@ from sedd_jax.inference.family import (
 from sedd_jax.inference.generator import Generator, build_generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
+from sedd_jax.model.conditions import dropped
 from sedd_jax.model.config import ModelConfig
 from sedd_jax.model.context import NOTHING, Context
 from sedd_jax.model.score_model import ScoreModel, forward_flops, score_model
@@ -116,12 +118,15 @@ class ScoreBased(NamedTuple):
         proposal = self.training_proposal(config)
 
         def draw(time_key, noise_key, x0, state=(), condition=None):
-            del condition  # it is no input of the noise
+            del condition  # the noise does not depend on it
             current = self.training_proposal(config, state) if times.learns else proposal
             quantiles = sample_quantiles(time_key, x0.shape[0], config.low_discrepancy)
             return propose(noise_key, current, graph, noise, quantiles, x0)
 
         def loss(params, batch, x0, key, condition=None):
+            if condition is not None:
+                key, told_key = jax.random.split(key)
+                condition = dropped(told_key, condition, config.condition_dropout)
             context = model.told(Context(batch.held, condition))
             score_fn = functools.partial(model.score, params, key=key, context=context)
             return objective(graph, noise, score_fn, batch, x0)
@@ -209,7 +214,10 @@ class ScoreBased(NamedTuple):
 
 
 def build_score_based(
-    config: Config, vocab_size: int, placement: Placement = ANYWHERE
+    config: Config,
+    vocab_size: int,
+    placement: Placement = ANYWHERE,
+    conditions: tuple[Size, ...] = (),
 ) -> ScoreBased:
     """Builds the pieces of a diffusion model.
 
@@ -217,9 +225,10 @@ def build_score_based(
       config: the settings.
       vocab_size: tokens of the tokenizer.
       placement: how activations are sharded over the devices.
+      conditions: what the network is told of a row.
     """
     graph = build_graph(config.graph, vocab_size)
-    network = network_config(config.model, graph.num_states, placement)
+    network = network_config(config.model, graph.num_states, placement, conditions=conditions)
     output = output_named(config.model.output, graph)
     return ScoreBased(graph, build_noise(config.noise), score_model(network, placement, output))
 

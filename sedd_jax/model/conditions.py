@@ -85,6 +85,24 @@ def _attribute(number):
     return f"column_{number}"  # the name of a column may be no path of a parameter
 
 
+def condition_shapes(sizes: Sequence[Size], rows: int, sharding: Any = None) -> dict[str, Any]:
+    """Returns the shapes of a tree of conditions.
+
+    Args:
+      sizes: of the columns.
+      rows: B.
+      sharding: of every array.
+    """
+    return {
+        size.name: jax.ShapeDtypeStruct(
+            (rows,) if size.classes else (rows, size.width),
+            jnp.int32 if size.classes else jnp.float32,
+            sharding=sharding,
+        )
+        for size in sizes
+    }
+
+
 def dropped(key: Key[Array, ""], condition: Any, rate: float) -> Any:
     """Returns conditions of which some are not told, so that the network learns to do without.
 
@@ -110,10 +128,3 @@ def dropped(key: Key[Array, ""], condition: Any, rate: float) -> Any:
         name: left_out(each, values)
         for (name, values), each in zip(sorted(condition.items()), keys, strict=True)
     }
-
-
-def check_known(names: Sequence[str], condition: Any) -> None:
-    """Raises ValueError for conditions that a network does not have."""
-    unknown = set(condition or {}) - set(names)
-    if unknown:
-        raise ValueError(f"The network has no conditions {sorted(unknown)}; it has {list(names)}.")

@@ -19,8 +19,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from sedd_jax.data.column_statistics import Size
 from sedd_jax.diffusion.output import Output
 from sedd_jax.diffusion.score import DenseScore, Score
+from sedd_jax.model.conditions import ConditionEmbedding
 from sedd_jax.model.config import TransformerConfig
 from sedd_jax.model.context import NOTHING, Context
 from sedd_jax.model.head_inputs import HeadInputs
@@ -76,6 +78,7 @@ class ScoreModel(NamedTuple):
       score: returns the same as a `Score`, which need not materialise B L V numbers.
       max_length: number of learned positions, None for any number.
       told_given: whether the network is told which tokens are given.
+      conditions: what it is told of a row; empty: nothing.
     """
 
     init: Callable[[Key[Array, ""]], Params]
@@ -83,6 +86,7 @@ class ScoreModel(NamedTuple):
     score: NetworkFn
     max_length: int | None = None
     told_given: bool = False
+    conditions: tuple[Size, ...] = ()
 
     def told(self, context: Context) -> Context:
         """Returns what the network takes of a context."""
@@ -172,6 +176,8 @@ def score_model(
     """
     modules = {"embedding": Embedding, "sigma": SigmaEmbedding, "head": Head}
     structures = {name: structure(module, config) for name, module in modules.items()}
+    if config.conditions:
+        structures["condition"] = structure(ConditionEmbedding, config)
     trunk = TRUNKS[config.model.trunk]
     trunk_of_length = trunk.build(config, placement)
 
@@ -182,19 +188,27 @@ def score_model(
             name: initial_params(module, config, k)
             for (name, module), k in zip(modules.items(), keys, strict=True)
         }
+        if config.conditions:  # the other weights are those of the unconditional network
+            own_key = jax.random.fold_in(outer_key, 0)
+            params["condition"] = initial_params(ConditionEmbedding, config, own_key)
         block_keys = jax.random.split(blocks_key, config.model.num_blocks)
         params["blocks"] = jax.vmap(lambda k: initial_params(trunk.block, config, k))(block_keys)
         return params
 
     def body(params, xt, sigma, key, lengths, context):
         """The head, and its inputs: activations [B, L, D] and the conditioning vector."""
-        outer = all_gathered({name: params[name] for name in modules}, placement, "")
+        outer = all_gathered({name: params[name] for name in structures}, placement, "")
         embedding, sigma_embedding, head = (
             nnx.merge(structures[name], outer[name]) for name in modules
         )
         layers = trunk_of_length(xt.shape[1])
         told = sigma if config.model.time_conditioning else jnp.zeros_like(sigma)
-        cond = sigma_embedding(told)  # [B, C]; an encoded `context.condition` is added here
+        cond = sigma_embedding(told)
+        if config.conditions:
+            condition = nnx.merge(structures["condition"], outer["condition"])
+            cond = cond + condition(context.condition, len(xt))
+        elif context.condition is not None:
+            raise ValueError("This network has no conditions, and was given some.")
         x = layers(params["blocks"], embedding(xt), cond, lengths, key)
         return head, x, cond
 
@@ -245,7 +259,7 @@ def score_model(
         shift = jnp.broadcast_to(log_normaliser(sigma)[:, None], xt.shape)
         return StreamedScore(streamed, unembedding, HeadInputs(hidden, shift, xt))
 
-    return ScoreModel(init, apply, score, config.max_length)
+    return ScoreModel(init, apply, score, config.max_length, conditions=config.conditions)
 
 
 def count_params(params: Params) -> int:

@@ -124,7 +124,7 @@ def train_program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
         trips = _loss_trips(family, family.training_proposal(train), rows, length, mesh)
     return Program(
         kind="training step",
-        lowered=programs.train_step.lower(state, programs.batch),
+        lowered=programs.train_step.lower(state, *programs.batch),
         mesh=mesh,
         parameters=count_params(state.params),
         model_flops=step_flops(family, config.model, train),

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sedd_jax.data import round_trip
-from sedd_jax.data.pipeline import heldout_batches
+from sedd_jax.data.pipeline import arguments_of, heldout_batches
 from sedd_jax.data.prepared import Dataset
 from sedd_jax.display.table import in_brackets
 from sedd_jax.errors import BadInput
@@ -21,6 +21,7 @@ from sedd_jax.inference.generate import family_generator
 from sedd_jax.inference.likelihood import RowPasses, estimate_nll
 from sedd_jax.inference.model import compiled
 from sedd_jax.inference.prompt import empty_prompt
+from sedd_jax.model.context import Context
 from sedd_jax.model.score_model import Params
 from sedd_jax.system.processes import warn_on_primary
 
@@ -55,13 +56,14 @@ class Evaluator:
         """
         self._family, self._mesh, self._config = family, mesh, config
         self._keys, self._tokenizer = keys, dataset.tokenizer
+        self._heldout, self._conditions = dataset.heldout, dataset.conditions
         self._t_min, self._length = t_min, dataset.heldout.length
         self._bytes_per_token = dataset.manifest["splits"]["heldout"]["bytes_per_token"]
         lost = round_trip.share_of_split(dataset.tokenizer, dataset.manifest, "heldout")
         self._lost = {} if lost is None else {"lost_characters": lost}
         self._batch_size = batch_size = self._rows_at_a_time(len(dataset.heldout))
         self._batches = [
-            meshes.global_batch(rows, batch_size, mesh)
+            meshes.global_rows(arguments_of(rows), batch_size, mesh)
             for rows in heldout_batches(
                 dataset.heldout,
                 batch_size=batch_size,
@@ -99,7 +101,7 @@ class Evaluator:
             self._mesh,
             params,
             np.split(np.arange(size * count), count),
-            lambda rows: (self._batches[rows[0] // size], None),  # full rows: no lengths
+            lambda rows: _told(*self._batches[rows[0] // size]),
         )
         found = estimate_nll(
             passes,
@@ -118,7 +120,7 @@ class Evaluator:
         }
 
     def samples(self, params: Params) -> list[str]:
-        """Returns sampled texts, from the same keys every time."""
+        """Returns sampled texts, from the same keys every time, with the conditions held out."""
         settings, family = self._config, self._family
         count = settings.num_samples
         if not count:
@@ -128,8 +130,21 @@ class Evaluator:
         sampling = family.sampling(**{name: options[name] for name in options if name in names})
         generator = compiled(family, self._mesh, family_generator, sampling, self._t_min, False)
         keys = row_keys(self._keys.sample, jnp.arange(count))
-        tokens, _ = generator(params, keys, empty_prompt(count, self._length))
-        return [self._tokenizer.decode(row) for row in jax.device_get(tokens)]
+        shown = np.arange(count) * len(self._heldout) // count
+        prompt = empty_prompt(count, self._length)
+        prompt = prompt._replace(condition=self._heldout.condition(shown))
+        tokens, _ = generator(params, keys, prompt)
+        texts = [self._tokenizer.decode(row) for row in jax.device_get(tokens)]
+        if self._conditions is None:
+            return texts
+        told = self._conditions.named(self._heldout.told_rows(shown))
+        return [f"[{each}] {text}" for each, text in zip(told, texts, strict=True)]
+
+
+def _told(tokens, condition=None):
+    """A batch as `RowPasses` takes it; full rows: no lengths."""
+    context = {} if condition is None else {"context": Context(condition=condition)}
+    return tokens, {"lengths": None, **context}
 
 
 def bound_text(row: dict[str, float]) -> str:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from sedd_jax.data.conditions import Conditions
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.checkpoint import last_saved
@@ -61,7 +62,11 @@ def load_initial(config: Config, run: Path, mesh: Mesh) -> TrainedModel | None:
 
 
 def with_weights_of(
-    initial: TrainedModel, state: TrainState, config: Config, tokenizer: Tokenizer
+    initial: TrainedModel,
+    state: TrainState,
+    config: Config,
+    tokenizer: Tokenizer,
+    conditions: Conditions | None = None,
 ) -> TrainState:
     """Returns the first state with the weights of another model instead of random ones.
 
@@ -70,9 +75,11 @@ def with_weights_of(
       state: the first state, with random weights.
       config: the settings of the run.
       tokenizer: of the run.
+      conditions: of the run. A model without any may be its start: the embeddings are then those of
+        `state`, which are zero.
 
     Raises:
-      BadInput: the other model was trained on other tokens.
+      BadInput: the other model was trained on other tokens, or is told something else.
     """
     same = initial.family.num_tokens == tokenizer.vocab_size and (
         initial.tokenizer is None or initial.tokenizer.fingerprint() == tokenizer.fingerprint()
@@ -87,6 +94,13 @@ def with_weights_of(
             f"{config.train.initial} has no tokenizer: its {initial.family.num_tokens:,} ids are "
             f"taken for those of the {tokenizer.kind} tokenizer of this run."
         )
+    theirs = initial.conditions
+    if theirs and (conditions is None or theirs.meaning != conditions.meaning):
+        raise BadInput(
+            f"config.train.initial={config.train.initial} is told other conditions: {theirs.text} "
+            f"there and {conditions.text if conditions else 'none'} here, or with other classes; "
+            "name a model without conditions, or the same data."
+        )
+    params = state.params | initial.params
     # other buffers: the state is donated
-    ema_params = jax.tree.map(jnp.copy, initial.params)
-    return state._replace(params=initial.params, ema_params=ema_params)
+    return state._replace(params=params, ema_params=jax.tree.map(jnp.copy, params))

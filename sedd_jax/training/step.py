@@ -13,6 +13,7 @@ from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import Config, OptimConfig, TrainConfig
 from sedd_jax.experiment.state import RunKeys, Skipped, TrainState
 from sedd_jax.inference.family import Family
+from sedd_jax.model.conditions import condition_shapes
 from sedd_jax.model.score_model import Params
 from sedd_jax.model.sharding import shardings
 from sedd_jax.training.optim import ema_update, learning_rate, optimizer
@@ -179,14 +180,14 @@ class Programs(NamedTuple):
 
     Attributes:
       abstract: shapes, types and placement of the state.
-      batch: those of a batch of tokens.
+      batch: those of a batch: of its tokens and, if the network is told something, its conditions.
       init: init(key) -> state; each device computes its own part.
       train_step: train_step(state, tokens, condition=None) -> (state, metrics); the old state is
         donated.
     """
 
     abstract: TrainState
-    batch: jax.ShapeDtypeStruct
+    batch: tuple[Any, ...]
     init: Callable[[Key[Array, ""]], TrainState]
     train_step: Step
 
@@ -206,19 +207,19 @@ def build_programs(family: Family, config: Config, keys: RunKeys, mesh: Mesh) ->
 
     shapes = jax.eval_shape(init, keys.init)
     layout = shardings(shapes, mesh)
+    size, place = config.train.batch_size, meshes.over_batch(mesh)
+    batch = (jax.ShapeDtypeStruct((size, config.model.length), jnp.int32, sharding=place),)
+    if sizes := getattr(family.model, "conditions", ()):
+        batch += (condition_shapes(sizes, size, place),)
     train_step = jax.jit(
         build_train_step(family, config.train, config.optim, keys.train),
-        in_shardings=(layout, meshes.over_batch(mesh)),
+        in_shardings=(layout, *[place] * len(batch)),
         out_shardings=(layout, meshes.replicated(mesh)),
         donate_argnums=0,
     )
     return Programs(
         abstract=meshes.placed(shapes, layout),
-        batch=jax.ShapeDtypeStruct(
-            (config.train.batch_size, config.model.length),
-            jnp.int32,
-            sharding=meshes.over_batch(mesh),
-        ),
+        batch=batch,
         init=jax.jit(init, out_shardings=layout),
         train_step=train_step,
     )

@@ -47,7 +47,9 @@ KNOWS_NOTHING = ScoreBased(
 def estimate(tokens, seed, batch_size):
     """As the evaluator of a run estimates the bound."""
     rows = batch_rows(len(tokens), batch_size, 1)
-    passes = RowPasses(KNOWS_NOTHING, None, {}, rows, lambda rows: (tokens[rows], None))
+    passes = RowPasses(
+        KNOWS_NOTHING, None, {}, rows, lambda rows: (tokens[rows], {"lengths": None})
+    )
     return estimate_nll(passes, jax.random.key(seed), np.full(len(tokens), LENGTH), t_min=1e-3)
 
 

@@ -1,0 +1,54 @@
+"""Conditions of rows as a user gives them, by column with values as in the data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sedd_jax.data.conditions import Conditions, Tree
+from sedd_jax.errors import BadInput
+from sedd_jax.inference.model import TrainedModel
+from sedd_jax.model.context import Context
+
+Told = Mapping[str, Any]  # the values of a row by column
+
+
+def conditions_of(model: TrainedModel) -> Conditions:
+    """Returns what a model can be told.
+
+    Raises:
+      BadInput: nothing.
+    """
+    if model.conditions is None:
+        raise BadInput(
+            "This model has no conditions, and was asked for some: it was trained without "
+            "config.data.condition."
+        )
+    return model.conditions
+
+
+def condition_tree(
+    model: TrainedModel, condition: Told | Sequence[Told] | None, count: int
+) -> Tree | None:
+    """Returns conditions as the network is told them; None where nothing is.
+
+    Args:
+      model: the model.
+      condition: of all rows, or of each.
+      count: the number of rows.
+
+    Raises:
+      BadInput: no such column or class, a value of another kind, or a wrong number of rows.
+    """
+    if condition is None:
+        return None
+    rows = [condition] * count if isinstance(condition, Mapping) else list(condition)
+    if len(rows) != count:
+        raise BadInput(f"There are conditions of {len(rows)} rows, and {count} rows.")
+    return conditions_of(model).encode(rows)
+
+
+def context_of(
+    model: TrainedModel, condition: Told | Sequence[Told] | None, count: int
+) -> dict[str, Context]:
+    """Returns the argument `context` of a loss by its name, or nothing; as `condition_tree`."""
+    tree = condition_tree(model, condition, count)
+    return {} if tree is None else {"context": Context(condition=tree)}
