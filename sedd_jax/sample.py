@@ -20,6 +20,7 @@ from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import MeshConfig
+from sedd_jax.inference.conditions import conditions_of, told_prompt
 from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.generate import generate, split_overlap
 from sedd_jax.inference.load import load
@@ -87,6 +88,11 @@ _SUFFIX = flags.DEFINE_string("suffix", "", "Text that every sample ends with.")
 _TEMPLATE = flags.DEFINE_string(
     "template", None, "Text with holes: [MASK:12] is one of 12 tokens, [MASK:*] fills up."
 )
+_CONDITION = flags.DEFINE_string(
+    "condition",
+    None,
+    "What the model is told, with values as in the data: class=EI,activity=0.3; else nothing.",
+)
 _INPUT = flags.DEFINE_string("input", None, "File of JSON lines, each a row to draw.")
 _OUTPUT = flags.DEFINE_string(
     "output",
@@ -107,7 +113,7 @@ _FLAGS_OF_MODES = {
     ("--trace",): (_FRAMES,),
     (_PLAIN, "--input"): (_OUTPUT, _BATCH_SIZE),
     (_PLAIN, "--html"): (_NUM_SAMPLES,),
-    (_PLAIN, "--html", "--trace"): (_LENGTH, _PREFIX, _SUFFIX, _TEMPLATE),
+    (_PLAIN, "--html", "--trace"): (_LENGTH, _PREFIX, _SUFFIX, _TEMPLATE, _CONDITION),
 }
 _OF_DIFFUSION = (_STEPS, _SAMPLER, _TEMPERING, _CONDITIONING, _PARTICLES, _OVERLAP)
 _SETTINGS = (*_OF_DIFFUSION, _TEMPERATURE, _TOP_P)
@@ -194,7 +200,8 @@ def _draw_samples():
     if output:
         check_format(output, model.tokenizer, loaded=True)
     settings = _settings(model)
-    key, prompt = jax.random.key(_SEED.value), _prompt(model)
+    told, prompt = _told(model), _prompt(model)
+    key = jax.random.key(_SEED.value)
     options = settings | {"batch_size": _BATCH_SIZE.value}
     started = time.monotonic()
     if _TRACE.value:
@@ -204,6 +211,7 @@ def _draw_samples():
         _show_trace(model, diagnostics.trace[:, 0], per_step)
     elif _HTML.value is not None:
         facts = {"model": model.name or "", "step": model.step, "seed": _SEED.value} | settings
+        facts["condition"] = _CONDITION.value
         facts = {name: str(value) for name, value in facts.items() if value is not None}
         snapshots = generate_stream(key, model, prompt, **settings)
         last = write_page(Path(_HTML.value), model, prompt, snapshots, facts)
@@ -215,7 +223,7 @@ def _draw_samples():
     if output:
         rows = zip(evaluations.tolist(), np.asarray(prompt.held), tokens, strict=True)
         records = [
-            {"index": index, "seed": _SEED.value, **settings, "evaluations": nfe}
+            {"index": index, "seed": _SEED.value, **settings, **told, "evaluations": nfe}
             | job.decode(model.tokenizer, held, row)
             for index, (nfe, held, row) in enumerate(rows)
         ]
@@ -255,7 +263,16 @@ def _prompt(model):
         raise BadInput("--template holds all the text: write --prefix and --suffix into it.")
     else:
         row = row_from_template(_TEMPLATE.value, tokenizer, length, limit)
-    return pad([row] * num_samples, len(row.tokens))
+    prompt = pad([row] * num_samples, len(row.tokens))
+    return told_prompt(model, prompt, _told(model).get("condition"))
+
+
+def _told(model):
+    """What the model is told, as a field of a record."""
+    if _CONDITION.value is not None:
+        conditions = conditions_of(model)
+        return {"condition": conditions.every(conditions.parse(_CONDITION.value))}
+    return {"condition": model.conditions.every({})} if model.conditions else {}
 
 
 def _text(tokenizer, row):

@@ -78,7 +78,7 @@ class Label:
         """Returns classes [N, 1], NaN where none is told, as a network is told them, int32 [N]."""
         return np.nan_to_num(entries[:, 0], nan=-1).astype(np.int32)
 
-    def named(self, entries: np.ndarray) -> list[str]:
+    def values(self, entries: np.ndarray) -> list[str]:
         """Returns the names of classes [N, 1]."""
         names = list(self.counts)
         return [names[int(number)] for number in entries[:, 0]]
@@ -155,9 +155,9 @@ class Numbers:
         """Returns entries [N, width] as a network is told them, float32."""
         return ((entries - self.mean) / self.std).astype(np.float32)
 
-    def named(self, entries: np.ndarray) -> list[str]:
-        """Returns entries [N, width] as texts."""
-        return [",".join(f"{value:.6g}" for value in row) for row in entries]
+    def values(self, entries: np.ndarray) -> list[float] | list[list[float]]:
+        """Returns numbers, or vectors, of entries [N, width]."""
+        return (entries if self.kind == "vector" else entries[:, 0]).tolist()
 
     def described(self) -> str:
         """Returns mean and standard deviation."""

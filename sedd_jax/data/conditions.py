@@ -102,11 +102,28 @@ class Conditions:
                     part[:] = column.entries(value)
         return self.tree(rows)
 
-    def named(self, rows: np.ndarray) -> list[str]:
-        """Returns what rows of a file [N, width] tell, in the form that `parse` reads."""
+    def check(self, tree: Any) -> None:
+        """Raises BadInput for a tree that is not of the form that `encode` gives."""
+        wanted = {column.name: column.leaf(np.zeros((0, column.width))) for column in self.columns}
+        found = tree if isinstance(tree, dict) else {}
+        fits = found.keys() == wanted.keys() and all(
+            np.shape(found[name])[1:] == leaf.shape[1:] for name, leaf in wanted.items()
+        )
+        if not fits:
+            raise BadInput(
+                f"Encoded conditions need an array for each of {', '.join(self.names)}, as "
+                "model.conditions.encode gives them."
+            )
+
+    def every(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the values of all columns, None where one is not told."""
+        return {name: values.get(name) for name in self.names}
+
+    def values(self, rows: np.ndarray) -> list[dict[str, Any]]:
+        """Returns what rows of a file [N, width] tell, by column."""
         parts = zip(self.columns, self._parts(rows), strict=True)
-        texts = [[f"{column.name}={text}" for text in column.named(part)] for column, part in parts]
-        return [",".join(row) for row in zip(*texts, strict=True)]
+        found = [column.values(part) for column, part in parts]
+        return [dict(zip(self.names, row, strict=True)) for row in zip(*found, strict=True)]
 
     def nothing(self, count: int) -> Tree:
         """Returns the tree of rows that are told nothing."""
@@ -195,6 +212,14 @@ class Conditions:
 
     def _parts(self, rows):
         return np.split(rows, np.cumsum([column.width for column in self.columns])[:-1], axis=1)
+
+
+def values_text(values: Mapping[str, Any]) -> str:
+    """Returns values by column as text, class=EI,activity=0.3; a long vector is cut short."""
+    return ",".join(
+        f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value!s:.40}"
+        for name, value in values.items()
+    )
 
 
 def find_conditions(folder: Path) -> Conditions | None:

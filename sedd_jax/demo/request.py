@@ -8,6 +8,7 @@ import jax
 
 from sedd_jax.display.page import render
 from sedd_jax.errors import BadInput
+from sedd_jax.inference.conditions import told_prompt
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.sampling import TEMPERINGS, samplers_for
 from sedd_jax.inference.stream import generate_stream
@@ -21,6 +22,7 @@ _CHOICES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "temperature": ((0.0, 0.5, 0.7, 0.9, 1.0), 1.0),
     "top_p": ((0.5, 0.8, 0.9, 0.95, 1.0), 1.0),
 }
+_NOT_TOLD = "(not told)"  # in the menu of a label
 _EXAMPLES = (
     "Once upon a time[MASK:16] and they lived[MASK:12] ever after.",
     "once upon a time[MASK:16] and they lived[MASK:12] ever after",
@@ -46,6 +48,11 @@ class RequestHandler:
         self.choices = {"sampler": (samplers_for(checkpoint.graph), "tweedie")} | _CHOICES
         if not checkpoint.graph.absorbs:
             self.choices["tempering"] = (TEMPERINGS, "token")
+        columns = checkpoint.conditions.columns if checkpoint.conditions else ()
+        labels = [column for column in columns if column.kind == "label"]
+        self._labels = {f"condition.{label.name}": label.name for label in labels}
+        for label in labels:
+            self.choices[f"condition.{label.name}"] = ((_NOT_TOLD, *label.counts), _NOT_TOLD)
         self._example = next(filter(self._is_encodable, _EXAMPLES), "[MASK:*]")
 
     def page(self) -> str:
@@ -78,7 +85,11 @@ class RequestHandler:
         length = checkpoint.config.model.length
         row = row_from_template(request["template"], checkpoint.tokenizer, None, length)
         prompt = pad([row] * request["samples"], padded_length(len(row.tokens), length))
-        settings = {name: request[name] for name in self.choices if name != "samples"}
+        chosen = {label: request[name] for name, label in self._labels.items()}
+        told = {label: value for label, value in chosen.items() if value != _NOT_TOLD}
+        prompt = told_prompt(checkpoint, prompt, told or None)
+        others = {"samples", *self._labels}
+        settings = {name: request[name] for name in self.choices if name not in others}
         snapshots = generate_stream(jax.random.key(request["seed"]), checkpoint, prompt, **settings)
         return self._lines(prompt, snapshots)
 

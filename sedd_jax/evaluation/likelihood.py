@@ -191,6 +191,7 @@ def _measure(checkpoint, model, eval_set, choices, folder, batch_size):
             checkpoint,
             blocks.tokens,
             lengths=blocks.lengths,
+            condition=blocks.told,
             batch_size=batch_size,
             draws=choices.draws,
             times=choices.times,
@@ -227,8 +228,23 @@ def _figures(blocks: Blocks, bound: NLLEstimate) -> dict[str, Any]:
         "by_t": bound.by_t,
         # what two models on the same blocks are compared by
         "nats_by_block": [round(float(nats), 4) for nats in bound.nats.mean(0)],
+        **_by_class(blocks, bound),
         **_losses(blocks),
     }
+
+
+def _by_class(blocks: Blocks, bound: NLLEstimate) -> dict[str, Any]:
+    """The figures of the blocks of every class: (name=class, blocks, nats per token, its error)."""
+    labels = [name for name, it in (blocks.told or [{}])[0].items() if isinstance(it, str)]
+    rows = []
+    for name in labels:
+        classes = np.array([each[name] for each in blocks.told])
+        for label in np.unique(classes).tolist():
+            own = classes == label
+            part = NLLEstimate(bound.nats[:, own], bound.tokens[own], bound.times)
+            error = part.data_stderr if own.sum() > 1 else None
+            rows.append((f"{name}={label}", int(own.sum()), part.nats_per_token, error))
+    return {"by_class": rows} if rows else {}
 
 
 def _losses(blocks: Blocks) -> dict[str, Any]:

@@ -178,6 +178,7 @@ class Blocks(NamedTuple):
       provenance: the fields of a `Protocol` on the text and on how it is cut.
       lost: the share of the characters that the tokenizer loses; None if the text comes back, NaN
         if that is not known.
+      told: what a model with conditions is told of each row, by column; None: nothing.
     """
 
     tokens: np.ndarray
@@ -187,6 +188,7 @@ class Blocks(NamedTuple):
     tokenizer: Tokenizer
     provenance: dict[str, Any]
     lost: float | None = None
+    told: list[dict[str, Any]] | None = None
 
     def spaced(self, most: int | None) -> "Blocks":
         """Returns at most `most` of the rows, evenly spaced."""
@@ -199,7 +201,8 @@ class Blocks(NamedTuple):
         kept = self.tokens[rows], self.lengths[rows]
         size = _bytes_in(*kept, self.tokenizer)
         provenance = self.provenance | {"part": part}
-        return Blocks(*kept, 0, size, self.tokenizer, provenance, self.lost)
+        told = self.told and [self.told[row] for row in rows]
+        return Blocks(*kept, 0, size, self.tokenizer, provenance, self.lost, told)
 
 
 def of_text(text: Text, tokenizer: Tokenizer, block_format: BlockFormat) -> Blocks:
@@ -275,7 +278,8 @@ def of_heldout(folder: Path, length: int, format_for: Callable[[Tokenizer], Bloc
         "detokenizer": "none",
     }
     lost = share_of_split(tokenizer, dataset.manifest, "heldout")
-    return Blocks(*rows, documents, size, tokenizer, source | provenance, lost)
+    told = dataset.conditions and dataset.conditions.values(split.told_rows(np.arange(len(split))))
+    return Blocks(*rows, documents, size, tokenizer, source | provenance, lost, told)
 
 
 def _as_prepared(block_format, mixed, wrapped):

@@ -128,7 +128,23 @@ def _models_table(records, label):
 def _likelihood_tables(records, label):
     names = {"data set": [it.name for it in records], "model": [label(it) for it in records]}
     table = _table(_LIKELIHOOD, names | _columns(map(_likelihood_cells, records)))
-    return [table, *_protocols(_LIKELIHOOD, names, records, label), *_notes(_LIKELIHOOD, records)]
+    return [
+        table,
+        *_by_class(records, label),
+        *_protocols(_LIKELIHOOD, names, records, label),
+        *_notes(_LIKELIHOOD, records),
+    ]
+
+
+def _by_class(records, label):
+    """The figures of every class that a model was told, with their errors over blocks."""
+    rows = [
+        (it.name, label(it), name, blocks, with_error(nats, error or 0.0))
+        for it in records
+        for name, blocks, nats, error in it.figures.get("by_class") or []
+    ]
+    columns = ("data set", "model", "class", "blocks", "nats/token")
+    return [Table(f"{_LIKELIHOOD}: by class", columns, rows)] if rows else []
 
 
 def _quality_tables(records, label):

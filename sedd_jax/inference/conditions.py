@@ -6,6 +6,7 @@ from typing import Any
 from sedd_jax.data.conditions import Conditions, Tree
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.model import TrainedModel
+from sedd_jax.inference.prompt import Prompt
 from sedd_jax.model.context import Context
 
 Told = Mapping[str, Any]  # the values of a row by column
@@ -44,6 +45,29 @@ def condition_tree(
     if len(rows) != count:
         raise BadInput(f"There are conditions of {len(rows)} rows, and {count} rows.")
     return conditions_of(model).encode(rows)
+
+
+def told_prompt(
+    model: TrainedModel, prompt: Prompt, condition: Told | Sequence[Told] | None = None
+) -> Prompt:
+    """Returns a prompt with conditions: a model that has any is told nothing where none are given.
+
+    Args:
+      model: the model.
+      prompt: the rows, which may have encoded conditions already.
+      condition: of all rows, or of each.
+
+    Raises:
+      BadInput: as `condition_tree`, or conditions are given twice.
+    """
+    if condition is not None and prompt.condition is not None:
+        raise BadInput("The prompt has conditions already: leave condition out.")
+    if prompt.condition is not None:
+        conditions_of(model).check(prompt.condition)
+        return prompt
+    if condition is None:
+        condition = {} if model.conditions else None
+    return prompt._replace(condition=condition_tree(model, condition, len(prompt.tokens)))
 
 
 def context_of(

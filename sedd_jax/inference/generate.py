@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, Integer, Key
 
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.inference.batches import batch_rows, one_ahead, row_keys, row_numbers, window_keys
+from sedd_jax.inference.conditions import Told, told_prompt
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.generator import Diagnostics, Generator
 from sedd_jax.inference.model import TrainedModel
@@ -24,6 +25,7 @@ def generate(
     length: int | None = None,
     *,
     prompt: Prompt | None = None,
+    condition: Told | Sequence[Told] | None = None,
     rows: np.ndarray | None = None,
     batch_size: int = 32,
     trace: bool = False,
@@ -45,6 +47,8 @@ def generate(
         end of the text before.
       prompt: tokens to hold, [N, L]; they come back unchanged. For an autoregressive model they
         must come first in their row.
+      condition: what the model is told, by column with values as in the data, {"class": "EI"}: of
+        all rows, or of each. None: what the prompt has, or nothing.
       rows: numbers of the rows, below 2^32; 0 to N - 1 by default.
       batch_size: rows at a time; on a mesh, rounded up to fill it.
       trace: keep the tokens after every step in the diagnostics; not for longer rows, and not for
@@ -57,8 +61,8 @@ def generate(
       Tokens [N, L] and `Diagnostics` over the N rows.
 
     Raises:
-      BadInput: a setting out of range or of another family, or a prompt or row numbers that do not
-        fit.
+      BadInput: a setting out of range or of another family, or a prompt, conditions or row numbers
+        that do not fit.
       FloatingPointError: the network gave a score that is not finite; at most one more batch is
         computed.
     """
@@ -73,6 +77,7 @@ def generate(
     prompt = empty_prompt(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), family.num_tokens)
     family.check_prompt(prompt)
+    prompt = told_prompt(model, prompt, condition)
     trained = config.model.length
     if trace and not family.infills:
         raise BadInput("trace is for diffusion models: this one draws each token once.")

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.batches import batch_rows, row_keys, row_numbers
+from sedd_jax.inference.conditions import told_prompt
 from sedd_jax.inference.generate import check_rows, not_finite_error, split_overlap
 from sedd_jax.inference.generator import build_chain
 from sedd_jax.inference.model import TrainedModel
@@ -84,6 +85,7 @@ def generate_stream(
             f"got {length}; `generate` draws longer ones."
         )
     check_prompt(prompt, (count, length), family.num_tokens)
+    prompt = told_prompt(model, prompt)
     sampling, _ = split_overlap(sampling, config.model.length)
     numbers, static = row_numbers(rows, count), (sampling, config.train.t_min)
     step = model.compiled(_step, *static)

@@ -4,12 +4,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sedd_jax.data.signatures import HEAD_BYTES, MARK, check
 from sedd_jax.errors import BadInput
+from sedd_jax.inference.conditions import conditions_of
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.template import (
@@ -21,7 +22,7 @@ from sedd_jax.inference.template import (
 )
 
 _PROMPTS = ({"template"}, {"tokens"}, {"prefix", "suffix"})  # a line has keys of one of them
-_KEYS = {"id", "length"}.union(*_PROMPTS)
+_KEYS = {"id", "length", "condition"}.union(*_PROMPTS)
 _NUM_IDS = 2**32
 
 
@@ -35,6 +36,7 @@ class InputRow(NamedTuple):
       digest: of its text.
       prompt: the given tokens; None if the line is malformed.
       error: what is malformed.
+      condition: the value of every condition of the model, None where it is not told.
     """
 
     index: int
@@ -43,6 +45,7 @@ class InputRow(NamedTuple):
     digest: str
     prompt: PromptRow | None
     error: str | None
+    condition: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
 def read_rows(path: Path, checkpoint: TrainedModel) -> list[InputRow]:
@@ -83,8 +86,8 @@ def _parse(content: bytes, checkpoint: TrainedModel) -> Iterator[InputRow]:
             if name in indices:
                 raise BadInput(f"The id {name!r} is that of line {indices[name] + 1} already.")
             indices[name] = index
-            prompt = _prompt(fields, checkpoint)
-            yield InputRow(index, name, number_of(name), digest, prompt, None)
+            prompt, told = _prompt(fields, checkpoint), _condition(fields, checkpoint)
+            yield InputRow(index, name, number_of(name), digest, prompt, None, told)
         except BadInput as error:
             yield InputRow(index, name, 0, digest, None, str(error))
 
@@ -104,6 +107,17 @@ def _id(fields, index):
     if type(name) not in (int, str) or (type(name) is int and not 0 <= name < _NUM_IDS):
         raise BadInput(f"id must be a string or a whole number in [0, 2^32), got {name!r:.60}.")
     return name
+
+
+def _condition(fields, checkpoint):
+    told = fields.get("condition", {})
+    if not isinstance(told, dict):
+        raise BadInput(f'condition must be an object, as in {{"class": "EI"}}, got {told!r:.60}.')
+    if not told and not checkpoint.conditions:
+        return {}
+    conditions = conditions_of(checkpoint)
+    conditions.encode([told])
+    return conditions.every(told)
 
 
 def _prompt(fields, checkpoint):

@@ -132,6 +132,9 @@ def batches(
             some = left[first : first + size]
             filled = some + some[-1:] * (size - len(some))
             prompt = pad([row.prompt for row in filled], width)
+            if checkpoint.conditions:
+                told = checkpoint.conditions.encode([row.condition for row in filled])
+                prompt = prompt._replace(condition=told)
             if is_padded and prompt.lengths is None:
                 prompt = prompt._replace(lengths=np.full(size, width, np.int32))
             yield Batch(some, prompt, np.array([row.number for row in filled], np.uint32))
@@ -149,6 +152,7 @@ def _draw_batch(checkpoint, batch, facts, seed, settings):
     cost = {"seconds": round(time.monotonic() - began, 3), "batch": size}
     return [
         {"index": row.index, "id": row.id, "line": row.digest, **facts}
+        | ({"condition": row.condition} if row.condition else {})
         | {"evaluations": int(diagnostics.evaluations[i]), **cost}
         | decode(checkpoint.tokenizer, row.prompt.held, tokens[i, : len(row.prompt.tokens)])
         for i, row in enumerate(batch.rows)

@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from sedd_jax.data.column_statistics import Label, Numbers
+from sedd_jax.data.columns import parse_columns
+from sedd_jax.data.conditions import Conditions
 from sedd_jax.data.tokenizer import FITTED_TOKENIZERS, build_tokenizer
 from sedd_jax.diffusion.importance import guess_proposal
 from sedd_jax.errors import BadInput
@@ -35,6 +38,9 @@ from sedd_jax.planning.hlo_cost.hlo import Instruction
 from sedd_jax.system.rounding import round_up
 from sedd_jax.training.step import build_programs
 from sedd_jax.training.throughput import step_flops
+
+
+_CLASSES, _ENTRIES = 1000, 1024  # that a label and a vector of an unknown corpus are taken to have
 
 
 class Program(NamedTuple):
@@ -154,7 +160,7 @@ def bound_program(config: Config, vocab_size: int, mesh: Mesh, rows: int) -> Pro
       BadInput: the heads do not divide over the devices.
     """
     rows = round_up(rows, num_batch_shards(mesh))
-    family, params = build_trained(config, vocab_size, mesh)
+    family, params = build_trained(config, vocab_size, mesh, assumed(config))
     t_min, tokens = config.train.t_min, (rows, config.model.length)
     kind, drawn, share, trips = "held-out likelihood", (None, None), 1.0, {}
     if not family.exact_likelihood:
@@ -187,7 +193,7 @@ def sample_program(
       BadInput: the heads do not divide over the devices, or the graph has no such sampler.
     """
     rows = round_up(rows, num_batch_shards(mesh))
-    family, params = build_trained(config, vocab_size, mesh)
+    family, params = build_trained(config, vocab_size, mesh, assumed(config))
     sampling = family.sampling(**settings)
     length, t_min = config.model.length, config.train.t_min
     generator = family.generator(sampling, t_min=t_min)
@@ -244,8 +250,24 @@ def dynamic_trips(
     return trips_of
 
 
+def assumed(config: Config) -> Conditions | None:
+    """Returns conditions of usual sizes, which only the data know, and which cost little."""
+    columns = parse_columns(config.data.condition)
+    if not columns:
+        return None
+    classes = {f"{number:03}": 1 for number in range(_CLASSES)}
+    return Conditions(
+        tuple(
+            Label(name, classes)
+            if kind == "label"
+            else Numbers(name, kind, _ENTRIES if kind == "vector" else 1, 1, 0.0, 1.0)
+            for name, kind in columns
+        )
+    )
+
+
 def _training(config, vocab_size, mesh):
-    family = build_family(config, vocab_size, meshes.placement(mesh))
+    family = build_family(config, vocab_size, meshes.placement(mesh), assumed(config))
     return family, build_programs(family, config, run_keys(config.seed), mesh)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sedd_jax.data import round_trip
+from sedd_jax.data.conditions import values_text
 from sedd_jax.data.pipeline import arguments_of, heldout_batches
 from sedd_jax.data.prepared import Dataset
 from sedd_jax.display.table import in_brackets
@@ -137,8 +138,8 @@ class Evaluator:
         texts = [self._tokenizer.decode(row) for row in jax.device_get(tokens)]
         if self._conditions is None:
             return texts
-        told = self._conditions.named(self._heldout.told_rows(shown))
-        return [f"[{each}] {text}" for each, text in zip(told, texts, strict=True)]
+        told = self._conditions.values(self._heldout.told_rows(shown))
+        return [f"{values_text(each)}: {text}" for each, text in zip(told, texts, strict=True)]
 
 
 def _told(tokens, condition=None):
