@@ -39,7 +39,6 @@ from sedd_jax.system.rounding import round_up
 from sedd_jax.training.step import build_programs
 from sedd_jax.training.throughput import step_flops
 
-
 _CLASSES, _ENTRIES = 1000, 1024  # that a label and a vector of an unknown corpus are taken to have
 
 

@@ -24,7 +24,7 @@ CONFIG = TransformerConfig(
     num_states=TOKENS + 1,
     dtype=jnp.dtype("float32"),
 )
-TRAIN = TrainConfig(batch_size=ROWS, low_discrepancy=False)
+TRAIN = TrainConfig(batch_size=ROWS, low_discrepancy=False, condition_dropout=0.0)
 X0 = jnp.asarray(np.random.default_rng(0).integers(0, TOKENS, (ROWS, LENGTH)))
 CONDITION = {"class": jnp.arange(ROWS, dtype=jnp.float32)}
 
