@@ -114,7 +114,7 @@ def _open_split(
 
 
 # settings that differ from those of prepared data are an error, others have no effect
-_CHECKED = ("tokenizer", "tokenizer_path", "vocab_size", "wrap")
+_CHECKED = ("tokenizer", "tokenizer_path", "vocab_size", "wrap", "condition")
 _COMMAND = "python -m sedd_jax.prepare --config=CONFIG --output={}, with the --config of this run"
 
 

@@ -143,6 +143,7 @@ def model_facts(facts: RunFacts) -> list[Fact]:
             f"{model.num_blocks} {_layers(model)}, hidden size "
             f"{model.hidden_size}, dropout {model.dropout:g}",
         ),
+        *([("Conditions", config.data.condition)] if config.data.condition else []),
         *(
             [("Tokenizer", f"{tokenizer.kind}, {tokenizer.vocab_size:,} tokens")]
             if tokenizer

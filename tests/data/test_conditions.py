@@ -124,13 +124,14 @@ def check_mixed(conditions, tokens, condition):
         check(conditions, tokens[of_set == name], part, name)
 
 
-def test_a_run_may_leave_columns_out(tmp_path, folder):
+def test_a_run_may_leave_columns_out(tmp_path, folder, capsys):
     for condition, names in [("", None), ("activity:number", ["activity"])]:
         link_prepared(tmp_path / f"data{condition}", str(folder), recipe_of("", condition), LENGTH)
         data = open_data(tmp_path / f"data{condition}", LENGTH)
         assert (data.conditions and data.conditions.names) == names
         batch = next(heldout_batches(data.heldout, batch_size=2))
         assert isinstance(batch, np.ndarray) if names is None else list(batch.condition) == names
+    assert "no effect" not in capsys.readouterr().err
     with pytest.raises(BadInput, match="which lacks colour:label; set it to what is there"):
         link_prepared(tmp_path / "c", str(folder), recipe_of("", "colour"), LENGTH)
 
