@@ -125,10 +125,6 @@ class Conditions:
         found = [column.values(part) for column, part in parts]
         return [dict(zip(self.names, row, strict=True)) for row in zip(*found, strict=True)]
 
-    def nothing(self, count: int) -> Tree:
-        """Returns the tree of rows that are told nothing."""
-        return self.encode([{}] * count)
-
     def parse(self, text: str) -> dict[str, Any]:
         """Returns the values of a text such as "class=EI,activity=0.3", by column.
 

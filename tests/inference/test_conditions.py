@@ -105,6 +105,7 @@ def test_every_parameter_has_a_layout_and_every_leaf_a_shape(told):
     }
 
 
+@pytest.mark.slow
 def test_a_bound_is_of_what_is_told(told):
     tokens = np.random.default_rng(2).integers(0, 257, (4, 8))
     options = {"draws": 2, "batch_size": 4}
@@ -115,6 +116,7 @@ def test_a_bound_is_of_what_is_told(told):
     assert same.tolist() == [True, False, True, False]
 
 
+@pytest.mark.slow
 def test_a_sample_is_told_the_condition_of_its_row(told):
     options = {"steps": 4, "length": 8}
     rows = [{"class": "EI"}, {"class": "N"}]
