@@ -73,6 +73,15 @@ def told_prompt(
 def context_of(
     model: TrainedModel, condition: Told | Sequence[Told] | None, count: int
 ) -> dict[str, Context]:
-    """Returns the argument `context` of a loss by its name, or nothing; as `condition_tree`."""
+    """Returns the argument `context` of a loss by its name, or nothing.
+
+    Args:
+      model: the model.
+      condition: of all rows, or of each.
+      count: the number of rows.
+
+    Raises:
+      BadInput: as `condition_tree`.
+    """
     tree = condition_tree(model, condition, count)
     return {} if tree is None else {"context": Context(condition=tree)}
