@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
+from sedd_jax.diffusion.blend import Blend
 from sedd_jax.diffusion.graph import PerState, align, at_states, leading
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter, conditional_bounds
@@ -86,43 +87,6 @@ class Drawn(NamedTuple):
 
     xt: Int[Array, "B L"]
     total: Float[Array, "B L"]
-
-
-class Blend(NamedTuple):
-    """How the ratios of two outputs are put together: max(0, first s + second s' + offset).
-
-    Where second s' + offset has not the sign of `second`, it counts as 0: s' is less than the noise
-    that `offset` takes off, which true ratios never are.
-
-    Attributes:
-      first: factor of the ratios s of the one.
-      second: factor of the ratios s' of the other.
-      offset: added to the latter, the same number for all states or one that depends on them.
-    """
-
-    first: Float[Array, "*s"]
-    second: Float[Array, "*s"]
-    offset: PerState
-
-    def __call__(
-        self,
-        ratios: Float[Array, "*s V"],
-        others: Float[Array, "*s V"],
-        states: Int[Array, "..."],
-    ) -> Float[Array, "*s V"]:
-        """Returns the blended ratios.
-
-        Args:
-          ratios: of the one output, 1 at its x_t; for one state of every position the last axis
-            may be missing.
-          others: of the other output.
-          states: that the ratios are of, see `at_states`.
-        """
-        first, second = (align(x, ratios.ndim) for x in self[:2])
-        offset = at_states(self.offset, states, ratios.ndim)
-        part = second * others + offset
-        part = jnp.where(second < 0, jnp.minimum(part, 0), jnp.maximum(part, 0))
-        return jnp.maximum(first * ratios + part, 0)
 
 
 class Score(abc.ABC):
@@ -225,6 +189,33 @@ class Score(abc.ABC):
           xt: the tokens that a draw leaves.
         """
 
+    @abc.abstractmethod
+    def guided(self, other: "Score", weight: float | Float[Array, "B"]) -> "Score":
+        """Returns the ratios s ** weight * s' ** (1 - weight), see `diffusion.guidance`.
+
+        Args:
+          other: s', the output at the same tokens and noise in another context.
+          weight: of this output, s.
+        """
+
+    @abc.abstractmethod
+    def times(self, log_factors: Float[Array, "B L V"]) -> "Score":
+        """Returns the ratios times factors, written out: for few states.
+
+        Args:
+          log_factors: of all states; -inf for a factor of 0, ignored at x_t.
+        """
+
+    @abc.abstractmethod
+    def scaled_to(self, total: Float[Array, "B L"]) -> "Score":
+        """Returns the ratios times a number for each position, so that they have this sum.
+
+        It is for weights without a cut: under the absorbing graph.
+
+        Args:
+          total: the sum over y != x_t.
+        """
+
 
 ScoreFn = Callable[[Int[Array, "B L"], Float[Array, "B"]], Score]
 
@@ -303,6 +294,18 @@ class DenseScore(Score):
     def blended(self, other: "DenseScore", blend: Blend, xt: Int[Array, "B L"]) -> "DenseScore":
         states = jnp.arange(self.log_score.shape[-1])
         return DenseScore(xt, jnp.log(blend(self._ratios, other._ratios, states)))
+
+    def guided(self, other: "DenseScore", weight: float | Float[Array, "B"]) -> "DenseScore":
+        weight = align(jnp.asarray(weight), 3)
+        return DenseScore(self.xt, weight * self.log_score + (1 - weight) * other.log_score)
+
+    def times(self, log_factors: Float[Array, "B L V"]) -> "DenseScore":
+        return DenseScore(self.xt, self.log_score + log_factors)
+
+    def scaled_to(self, total: Float[Array, "B L"]) -> "DenseScore":
+        found = total_away(self.xt, jnp.exp(self.log_score))
+        factor = jnp.where(found > 0, total / found, 1)
+        return DenseScore(self.xt, self.log_score + jnp.log(factor)[..., None])
 
     @property
     def _of_states(self):

@@ -44,11 +44,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from sedd_jax.diffusion.blend import Blend
 from sedd_jax.diffusion.denoiser import tweedie_weights
 from sedd_jax.diffusion.graph import Graph, align, times_limit
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.sampler import Process, SamplerInfo, SamplerState
-from sedd_jax.diffusion.score import Blend, Score, StepWeights, StepWeightsFn
+from sedd_jax.diffusion.score import Score, StepWeights, StepWeightsFn
 from sedd_jax.diffusion.tweedie import Tweedie
 from sedd_jax.errors import BadInput
 

@@ -190,12 +190,18 @@ def log_score_at(
     mine = (column >= 0) & (column < shard.columns)
     column = jnp.where(mine, column, 0)
     kernel = unembedding.kernel[:, column].astype(shard.dtype)
-    out = jnp.einsum("bld,dbl->bl", inputs.hidden, kernel, preferred_element_type=jnp.float32)
-    out = jnp.where(mine, out + unembedding.bias[column], 0)
-    log_score = head.sum_over_shards(out) - inputs.shift
-    if inputs.added is not None:
-        log_score = inputs.added.to(log_score, states)
-    log_score = scaled(log_score, head.temperature)
+
+    def unscaled(inputs):
+        out = jnp.einsum("bld,dbl->bl", inputs.hidden, kernel, preferred_element_type=jnp.float32)
+        out = jnp.where(mine, out + unembedding.bias[column], 0)
+        log_score = head.sum_over_shards(out) - inputs.shift
+        if inputs.added is not None:
+            log_score = inputs.added.to(log_score, states)
+        if inputs.guide is not None:
+            log_score = inputs.guide.average(log_score, unscaled(inputs.guide.inputs))
+        return log_score
+
+    log_score = scaled(unscaled(inputs), head.temperature)
     if inputs.floor is None:
         return log_score
     return jnp.where(log_score >= inputs.floor, log_score, -jnp.inf)

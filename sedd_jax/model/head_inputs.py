@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.blend import Blend
+from sedd_jax.diffusion.graph import Graph, align
 from sedd_jax.diffusion.output import add_limit
-from sedd_jax.diffusion.score import Blend
 
 
 class HeadInputs(NamedTuple):
@@ -25,6 +25,7 @@ class HeadInputs(NamedTuple):
       floor: states of a lower log-score have a score of 0; None for no floor.
       second: what the ratios are blended with; None for nothing.
       added: to the ratios, by a network whose output is a softmax; None for nothing.
+      guide: the output that these log-scores are averaged with; None for nothing.
     """
 
     hidden: Float[Array, "*s D"]
@@ -33,11 +34,33 @@ class HeadInputs(NamedTuple):
     floor: Float[Array, "*s"] | None = None
     second: "Second | None" = None
     added: "Added | None" = None
+    guide: "Guide | None" = None
 
     def lowered(self, by: Float[Array, "*s"]) -> "HeadInputs":
         """Returns the inputs of log-scores that are lower by this much."""
         added = self.added and Added(self.added.log_offset - by, self.added.graph)
-        return self._replace(shift=self.shift + by, added=added)
+        guide = self.guide and self.guide._replace(inputs=self.guide.inputs.lowered(by))
+        return self._replace(shift=self.shift + by, added=added, guide=guide)
+
+    def guided(self, other: "HeadInputs", weight: Float[Array, "*s"]) -> "HeadInputs":
+        """Returns the inputs of the log-scores weight * these + (1 - weight) * those of `other`.
+
+        Logits are linear in the activations, so the average of these will do, and its log-scores
+        cost one product. Where something is added to the ratios, there are two.
+
+        Args:
+          other: inputs of the same network at the same tokens.
+          weight: of these.
+        """
+        if self.added is not None:
+            return self._replace(guide=Guide(other, weight))
+
+        def average(a, b):
+            share = align(weight, a.ndim)
+            return (share * a + (1 - share) * b).astype(a.dtype)  # the weight is float32
+
+        both = self.hidden, other.hidden
+        return self._replace(hidden=average(*both), shift=average(self.shift, other.shift))
 
 
 @functools.partial(
@@ -63,6 +86,25 @@ class Added:
           states: their states, see `at_states`.
         """
         return add_limit(self.graph, log_score, self.log_offset, states)
+
+
+class Guide(NamedTuple):
+    """Another output of the network at the same tokens: log-scores are averaged with its own.
+
+    Attributes:
+      inputs: of the other output.
+      weight: of the first output; the other has 1 - weight.
+    """
+
+    inputs: HeadInputs
+    weight: Float[Array, "*s"]
+
+    def average(
+        self, first: Float[Array, "..."], other: Float[Array, "..."]
+    ) -> Float[Array, "..."]:
+        """Returns the average of log-scores, of `*s` or with an axis more."""
+        weight = align(self.weight, first.ndim)
+        return weight * first + (1 - weight) * other
 
 
 class Second(NamedTuple):

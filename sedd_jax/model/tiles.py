@@ -81,10 +81,16 @@ class Chunk(NamedTuple):
 
     def log_score(self, inputs: HeadInputs) -> Float[Array, "N C"]:
         """Returns the log-scores, by the temperature; of no use at x_t, 0 in padding."""
+        out = scaled(self._unscaled(inputs), self.temperature)
+        return jnp.where(self.real[None], out, 0)
+
+    def _unscaled(self, inputs):
         out = self.logits(inputs.hidden) - inputs.shift[:, None]
         if inputs.added is not None:
             out = inputs.added.to(out, self.states)
-        return jnp.where(self.real[None], scaled(out, self.temperature), 0)
+        if inputs.guide is not None:
+            out = inputs.guide.average(out, self._unscaled(inputs.guide.inputs))
+        return out
 
     def log_ratios(self, inputs: HeadInputs) -> Float[Array, "N C"]:
         """Returns the log-scores, 0 at x_t and -inf in padding."""

@@ -18,9 +18,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
-from sedd_jax.diffusion.graph import at_states
+from sedd_jax.diffusion.blend import Blend
+from sedd_jax.diffusion.graph import align, at_states
 from sedd_jax.diffusion.output import Output, Softmax
-from sedd_jax.diffusion.score import Blend, Drawn, Score, StepWeightsFn, Terms
+from sedd_jax.diffusion.score import DenseScore, Drawn, Score, StepWeightsFn, Terms
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 from sedd_jax.model import head_draws
@@ -110,6 +111,7 @@ class StreamedScore(Score):
       top_p: of the conditional of every token, see `tempered`.
       output: what the logits stand for, see `of_softmax`; None for log-scores.
       sigma: total noise, of an output that is a softmax.
+      total: what the ratios are scaled to; None for no scaling.
     """
 
     head: StreamedHead
@@ -118,6 +120,7 @@ class StreamedScore(Score):
     top_p: float = 1.0
     output: Output | None = None
     sigma: Float[Array, "B L"] | None = None
+    total: Float[Array, "B L"] | None = None
 
     @classmethod
     def of_softmax(
@@ -227,17 +230,47 @@ class StreamedScore(Score):
         return dataclasses.replace(self, inputs=inputs)
 
     def at(self, states: Int[Array, "B L"]) -> Float[Array, "B L"]:
+        self._refuse_scaled()
         return jnp.where(states == self.inputs.xt, 1, jnp.exp(self._log_score_at(states)))
 
     def blended(
         self, other: "StreamedScore", blend: Blend, xt: Int[Array, "B L"]
     ) -> "StreamedScore":
-        if (self.top_p, self.head.temperature) != (1, 1):
-            raise TypeError("Tempered outputs are not blended.")
+        self._refuse_tempered()
         second = Second(self.inputs.xt, other.inputs, blend)
         return dataclasses.replace(self, inputs=self.inputs._replace(xt=xt, second=second))
 
+    def guided(self, other: "StreamedScore", weight: float | Float[Array, "B"]) -> "StreamedScore":
+        """As `Score.guided`, in one pass over the unembedding, and mostly in one product.
+
+        See `HeadInputs.guided`.
+        """
+        self._refuse_tempered()
+        weight = jnp.asarray(weight, jnp.float32)
+        weight = jnp.broadcast_to(align(weight, 2), self.inputs.xt.shape)
+        inputs = self.inputs.guided(other.inputs, weight)
+        return StreamedScore(self.head, self.unembedding, inputs)
+
+    def times(self, log_factors: Float[Array, "B L V"]) -> DenseScore:
+        return self.written_out().times(log_factors)
+
+    def scaled_to(self, total: Float[Array, "B L"]) -> "StreamedScore":
+        """As `Score.scaled_to`, where they are drawn from: the sum is known there."""
+        return dataclasses.replace(self, total=total)
+
+    def written_out(self) -> DenseScore:
+        """Returns the same with all log-scores materialised, for few states."""
+        self._refuse_tempered()
+        states = self.head.num_states
+
+        def of_state(state):
+            return self._log_score_at(jnp.full_like(self.inputs.xt, state))
+
+        log_score = jax.lax.map(of_state, jnp.arange(states))
+        return DenseScore(self.inputs.xt, jnp.moveaxis(log_score, 0, -1))
+
     def _log_score_at(self, states):
+        """The log-scores, not scaled to `total`."""
         second = self.inputs.second
         if second is None:
             return self._on_devices(head_draws.log_score_at, states)
@@ -246,19 +279,37 @@ class StreamedScore(Score):
         return jnp.log(second.blend(*ratios, states))
 
     def _refuse_blended(self):
-        if self.inputs.second is not None:
+        if self.inputs.second is not None or self.inputs.guide is not None:
             raise TypeError("A blend of two outputs has no score entropy.")
+
+    def _refuse_tempered(self):
+        if (self.top_p, self.head.temperature) != (1, 1):
+            raise TypeError("Tempered outputs are not blended.")
+        self._refuse_scaled()
+
+    def _refuse_scaled(self):
+        if self.total is not None:
+            raise TypeError("Ratios that are scaled to a sum are only drawn from.")
 
     def _weigh(self, step_weights, active):
         """The total of the ratios, the step's weights, and by them the unscaled group masses."""
         masses = self._on_devices(head_draws.masses, active, None)
         total = masses.sum(-1)
+        if self.total is not None:
+            return self._weigh_scaled(step_weights, total, masses)
         step = step_weights(total)
         if step.cut is not None:  # it depends on the total, so the head is streamed once more
             again = functools.partial(self._on_devices, head_draws.masses, active, step.cut)
             cuts = [jnp.any(cut > 0) for cut in jax.tree.leaves(step.cut)]
             masses = jax.lax.cond(functools.reduce(jnp.logical_or, cuts), again, lambda: masses)
         return total, step, masses
+
+    def _weigh_scaled(self, step_weights, total, masses):
+        factor = jnp.where(total > 0, self.total / jnp.where(total > 0, total, 1), 1)
+        step = step_weights(factor * total)
+        if step.cut is not None:
+            raise TypeError("Scaled ratios are for weights without a cut.")
+        return factor * total, step._replace(scale=factor * step.scale), masses
 
     def _on_devices(self, function, *arguments):
         return _per_device(self.head, function)(self.unembedding, self.inputs, *arguments)

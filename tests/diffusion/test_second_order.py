@@ -7,9 +7,10 @@ import pytest
 
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
+from sedd_jax.diffusion.blend import Blend
 from sedd_jax.diffusion.categorical import jump_probs
 from sedd_jax.diffusion.sampler import Clamp, Process
-from sedd_jax.diffusion.score import Blend, DenseScore, total_away
+from sedd_jax.diffusion.score import DenseScore, total_away
 from sedd_jax.diffusion.second_order import Evaluation, ThetaRK2, ThetaTrapezoidal
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.sampling import Sampling

@@ -10,11 +10,11 @@ from scipy.linalg import expm
 from scipy.stats import chisquare
 
 from sedd_jax.diffusion import graph as graphs
+from sedd_jax.diffusion.blend import Blend
 from sedd_jax.diffusion.categorical import jump_probs
 from sedd_jax.diffusion.denoiser import denoise_weights, tweedie_weights
 from sedd_jax.diffusion.graph import ByLimit
 from sedd_jax.diffusion.output import OUTPUTS
-from sedd_jax.diffusion.score import Blend
 from sedd_jax.diffusion.score_entropy import target
 from sedd_jax.model.tiles import Tiling, Unembedding
 from sedd_jax.model.vocab_head import StreamedScore

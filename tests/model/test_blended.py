@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from sedd_jax.diffusion.score import Blend, StepWeights
+from sedd_jax.diffusion.blend import Blend
+from sedd_jax.diffusion.score import StepWeights
 from sedd_jax.diffusion.score_entropy import target
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
 from sedd_jax.model.tiles import Unembedding

@@ -1,0 +1,110 @@
+"""Constraints on clean sequences as `guidance.Evidence`: log P(constraint | x_t) in closed form.
+
+The ratios of the sequences that satisfy a constraint A are the ratios of all, times h(y) / h(x) with
+h(x) = P(A | x_t = x): Bayes' rule, or Doob's h-transform of the reverse process. h is known here if
+the clean tokens are independent, and then the samples are exact. For other data it is still 0 where
+x_t rules A out, but the sequences of A have another distribution than theirs.
+
+Ratios that are merely set to 0 where y rules A out, and scaled to their sum, are exact under the
+absorbing graph where h is the same for all y that are left: no token that may be drawn makes A more
+likely than another does. It is so for the last masked position, and for a Gibbs move of one position,
+which therefore leaves the distribution of the data given A as it is. See docs/maths.md.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.guidance import Evidence
+from sedd_jax.errors import BadInput
+
+
+def count(
+    graph: Graph,
+    tokens: Sequence[int] = (),
+    at_least: int = 0,
+    at_most: int = 2**31 - 1,
+    frequencies: Sequence[float] = (),
+) -> Evidence:
+    """The number of positions with one of some tokens is in a range, as the GC content of DNA is.
+
+    Args:
+      graph: the token graph.
+      tokens: ids that count.
+      at_least: the smallest number.
+      at_most: the largest number.
+      frequencies: of all tokens in the data; equal by default.
+
+    Raises:
+      BadInput: ids that are no tokens, an empty range, or frequencies of another number of tokens.
+    """
+    counts, frequency = _indicator(graph, tokens), _frequency(graph, frequencies)
+    if not 0 <= at_least <= at_most:
+        raise BadInput(f"at_least={at_least} must be in [0, at_most], which is {at_most}")
+
+    def evidence(xt, sigma):
+        prob = _posterior(graph, frequency, xt, sigma) @ counts
+        length = xt.shape[1]
+        start = jnp.zeros((len(xt), length + 1)).at[:, 0].set(1)
+
+        def add(law, share):
+            share = share[:, None]
+            more = jnp.pad(law[:, :-1], ((0, 0), (1, 0)))
+            return (1 - share) * law + share * more, None
+
+        law, _ = jax.lax.scan(add, start, prob.T)
+        number = jnp.arange(length + 1)
+        inside = (number >= at_least) & (number <= at_most)
+        return jnp.log(jnp.where(inside, law, 0).sum(-1))
+
+    return evidence
+
+
+def forbid(graph: Graph, tokens: Sequence[int] = (), frequencies: Sequence[float] = ()) -> Evidence:
+    """No position has one of some tokens.
+
+    Args:
+      graph: the token graph.
+      tokens: ids that are forbidden.
+      frequencies: of all tokens in the data; equal by default.
+
+    Raises:
+      BadInput: ids that are no tokens, all of them, or frequencies of another number of tokens.
+    """
+    allowed, frequency = 1 - _indicator(graph, tokens), _frequency(graph, frequencies)
+    if not allowed.any():
+        raise BadInput(f"tokens forbids all {graph.num_tokens} tokens")
+
+    def evidence(xt, sigma):
+        return jnp.log(_posterior(graph, frequency, xt, sigma) @ allowed).sum(-1)
+
+    return evidence
+
+
+def _posterior(
+    graph: Graph, frequency: Float[Array, "V"], xt: Int[Array, "N L"], sigma: Float[Array, "N"]
+) -> Float[Array, "N L V"]:
+    """p(x0 | x_t) of independent tokens."""
+    joint = frequency * graph.transposed_transition(xt, sigma)[..., : graph.num_tokens]
+    return joint / joint.sum(-1, keepdims=True)
+
+
+def _indicator(graph, tokens):
+    """1 at these tokens, 0 at the others."""
+    ids = np.asarray(tokens, np.int64).reshape(-1)
+    if not ids.size or not 0 <= ids.min() <= ids.max() < graph.num_tokens:
+        raise BadInput(f"tokens must be ids in [0, {graph.num_tokens}), got {tokens}")
+    return jnp.zeros(graph.num_tokens).at[ids].set(1)
+
+
+def _frequency(graph, frequencies):
+    values = np.asarray(frequencies or np.ones(graph.num_tokens), np.float64)
+    if values.shape != (graph.num_tokens,) or not values.min() > 0:
+        raise BadInput(
+            f"frequencies must be {graph.num_tokens} positive numbers, got {frequencies}"
+        )
+    return jnp.asarray(values / values.sum(), float)

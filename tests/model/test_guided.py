@@ -1,0 +1,122 @@
+"""Guided outputs, streamed, against those that are written out."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sedd_jax.diffusion.blend import Blend
+from sedd_jax.diffusion.denoiser import tweedie_weights
+from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
+from tests.model.test_softmax_head import FEW_ROWS, score_of
+from tests.model.test_vocab_head import GRAPHS, Case, jit, on_mesh, problem
+
+WEIGHTS = jnp.array([2.5, 1.0, 0.0, -0.5])  # one for every row
+KINDS = ("ratio", "leave_one_out")  # and "denoiser", on whose ratios as much is added
+
+
+def outputs(case, form, name, kind):
+    """Two outputs at the same tokens."""
+    hidden, table, shift, xt, _, sigma, _ = problem(name, 0.3)
+    other = hidden[::-1] + 0.2
+    return tuple(
+        score_of(case, form, name, kind, each, table, moved, xt, sigma)
+        for each, moved in ((hidden, shift), (other, shift - 0.5))
+    )
+
+
+@jit(static_argnums=(0, 1, 2, 3, 4))
+def answers(case, form, name, kind, token_filter):
+    """All that a sampler asks of a guided output."""
+    _, _, _, xt, x0, sigma, _ = problem(name, 0.3)
+    graph = case.graph(name)
+    score, other = outputs(case, form, name, kind)
+    score, active = score.guided(other, WEIGHTS), graph.limit[xt] > 0
+    at = jnp.where(active, score.at(x0), 0)
+    if name == "absorb":
+        at_all = jnp.broadcast_to(1 / jnp.expm1(sigma)[:, None], xt.shape)
+        score = score.scaled_to(jnp.where(active, at_all, 0))
+    if token_filter != NO_FILTER:
+        score = score.tempered(token_filter)
+    weights = functools.partial(tweedie_weights, graph, xt, delta_sigma=sigma / 3)
+    draw = score.draw(jax.random.split(jax.random.key(0), len(xt)), weights, active)
+    log_prob = jnp.maximum(score.log_prob(weights, active, x0), -40)
+    return at, draw.total, log_prob, score.shannon_entropy(active)
+
+
+def compare(case, name, kind, token_filter=NO_FILTER):
+    wanted, got = (
+        answers(*each, name, kind, token_filter) for each in ((Case(), "dense"), (case, "streamed"))
+    )
+    for exact, found in zip(wanted, got, strict=True):
+        np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-4)
+    assert np.asarray(wanted[1]).any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", GRAPHS)
+def test_answers_are_those_written_out(name, kind):
+    compare(Case(tiling=FEW_ROWS), name, kind)
+
+
+def test_a_mesh_gives_the_answers_of_one_device():
+    compare(Case(tiling=FEW_ROWS, placement=on_mesh()), "uniform", "leave_one_out")
+
+
+def test_a_guided_output_is_tempered_as_any():
+    # 0.4 is low enough for the bounds of the ratios
+    compare(Case(tiling=FEW_ROWS), "uniform", "leave_one_out", TokenFilter(0.4, 0.8))
+
+
+def test_only_added_terms_cost_a_second_product():
+    def guide(name, kind):
+        score, other = outputs(Case(), "streamed", name, kind)
+        return score.guided(other, WEIGHTS).inputs.guide
+
+    for key in (("uniform", "ratio"), ("absorb", "denoiser")):
+        assert jax.eval_shape(functools.partial(guide, *key)) is None
+    assert jax.eval_shape(functools.partial(guide, "uniform", "denoiser")) is not None
+
+
+def test_guided_outputs_are_blended():
+    """As second-order samplers do, whose two evaluations are guided each."""
+    _, _, _, xt, x0, _, _ = problem("uniform", 0.3)
+    blend = Blend(jnp.full(xt.shape, 2.0), jnp.full(xt.shape, -0.7), jnp.full(xt.shape, 0.01))
+
+    @jit(static_argnums=0)
+    def ratios(form):
+        score, other = outputs(Case(tiling=FEW_ROWS), form, "uniform", "leave_one_out")
+        first, second = score.guided(other, 2.0), other.guided(score, 3.0)
+        blended = first.blended(second, blend, x0)
+        step = functools.partial(
+            tweedie_weights, Case().graph("uniform"), x0, delta_sigma=jnp.ones(len(xt))
+        )
+        keys, active = jax.random.split(jax.random.key(1), len(xt)), jnp.ones(xt.shape, bool)
+        return blended.at(xt), blended.draw(keys, step, active).total
+
+    for found, exact in zip(ratios("streamed"), ratios("dense"), strict=True):
+        np.testing.assert_allclose(found, exact, rtol=1e-4)
+
+
+def test_factors_multiply_the_ratios():
+    hidden, table, shift, xt, *_ = problem("uniform", 0.3)
+    case = Case(states=5)
+    factors = np.random.default_rng(0).normal(0, 1, (*xt.shape, 5)).astype(np.float32)
+    factors[..., 2] = -np.inf
+    factors = jnp.array(factors)
+    arguments = hidden, table, shift, xt % 5, jnp.ones(len(xt))
+    dense, streamed = (
+        score_of(case, form, "uniform", "leave_one_out", *arguments).times(factors)
+        for form in ("dense", "streamed")
+    )
+    away = np.arange(5) != np.asarray(xt % 5)[..., None]
+    np.testing.assert_allclose(streamed.log_score[away], dense.log_score[away], rtol=1e-4)
+    assert np.isneginf(streamed.log_score[..., 2]).all()
+
+
+def test_tempered_outputs_are_not_guided():
+    score, other = outputs(Case(), "streamed", "uniform", "ratio")
+    with pytest.raises(TypeError, match="Tempered"):
+        score.tempered(TokenFilter(0.5)).guided(other, 2.0)
