@@ -1,13 +1,13 @@
 """Constraints on clean sequences as `guidance.Evidence`: log P(constraint | x_t) in closed form.
 
-The ratios of the sequences that satisfy a constraint A are the ratios of all, times h(y) / h(x) with
+The ratios of the sequences that satisfy a constraint A are the ratios of all, times h(y) / h(x) of
 h(x) = P(A | x_t = x): Bayes' rule, or Doob's h-transform of the reverse process. h is known here if
 the clean tokens are independent, and then the samples are exact. For other data it is still 0 where
 x_t rules A out, but the sequences of A have another distribution than theirs.
 
 Ratios that are merely set to 0 where y rules A out, and scaled to their sum, are exact under the
 absorbing graph where h is the same for all y that are left: no token that may be drawn makes A more
-likely than another does. It is so for the last masked position, and for a Gibbs move of one position,
+likely than another does. It is so for the last masked position, and for a Gibbs move of a position,
 which therefore leaves the distribution of the data given A as it is. See docs/maths.md.
 """
 
@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
 
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.guidance import Evidence
@@ -47,16 +46,15 @@ def count(
         raise BadInput(f"at_least={at_least} must be in [0, at_most], which is {at_most}")
 
     def evidence(xt, sigma):
-        prob = _posterior(graph, frequency, xt, sigma) @ counts
+        one, none = (_share(graph, frequency, xt, sigma, each) for each in (counts, 1 - counts))
         length = xt.shape[1]
         start = jnp.zeros((len(xt), length + 1)).at[:, 0].set(1)
 
         def add(law, share):
-            share = share[:, None]
-            more = jnp.pad(law[:, :-1], ((0, 0), (1, 0)))
-            return (1 - share) * law + share * more, None
+            one, none = share[..., None]
+            return none * law + one * jnp.pad(law[:, :-1], ((0, 0), (1, 0))), None
 
-        law, _ = jax.lax.scan(add, start, prob.T)
+        law, _ = jax.lax.scan(add, start, jnp.stack([one.T, none.T], axis=1))
         number = jnp.arange(length + 1)
         inside = (number >= at_least) & (number <= at_most)
         return jnp.log(jnp.where(inside, law, 0).sum(-1))
@@ -80,17 +78,15 @@ def forbid(graph: Graph, tokens: Sequence[int] = (), frequencies: Sequence[float
         raise BadInput(f"tokens forbids all {graph.num_tokens} tokens")
 
     def evidence(xt, sigma):
-        return jnp.log(_posterior(graph, frequency, xt, sigma) @ allowed).sum(-1)
+        return jnp.log(_share(graph, frequency, xt, sigma, allowed)).sum(-1)
 
     return evidence
 
 
-def _posterior(
-    graph: Graph, frequency: Float[Array, "V"], xt: Int[Array, "N L"], sigma: Float[Array, "N"]
-) -> Float[Array, "N L V"]:
-    """p(x0 | x_t) of independent tokens."""
+def _share(graph, frequency, xt, sigma, which):
+    """P(x0 is one of some tokens | x_t) of independent tokens, [N, L]; exactly 0 where it is."""
     joint = frequency * graph.transposed_transition(xt, sigma)[..., : graph.num_tokens]
-    return joint / joint.sum(-1, keepdims=True)
+    return (joint * which).sum(-1) / joint.sum(-1)
 
 
 def _indicator(graph, tokens):

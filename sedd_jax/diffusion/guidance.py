@@ -36,6 +36,7 @@ from jaxtyping import Array, Float, Int
 from sedd_jax.diffusion.graph import Graph, align
 from sedd_jax.diffusion.score import ScoreFn
 from sedd_jax.diffusion.temperature import MAX_LOG_RATIO
+from sedd_jax.errors import BadInput
 
 # (tokens [N, L], sigma [N]) -> log p_t(c | x_t) [N]; for first-order factors the tokens are one-hot
 # rows, float [N, L, V], in which it is differentiable
@@ -86,14 +87,18 @@ def exact_factors(
 ) -> Float[Array, "B L V"]:
     """Returns log p_t(c | y) - log p_t(c | x) of all L V neighbours y, each evaluated.
 
-    Where x itself is impossible, a possible neighbour has a factor of 1e20 times its probability.
+    From an impossible x possible neighbours come first, by a factor of 1e20, and then all others.
 
     Args:
       evidence: log p_t(c | x_t).
       xt: noised tokens, x.
       sigma: total noise.
       num_states: V.
+
+    Raises:
+      BadInput: too many neighbours.
     """
+    _check_size(xt.shape[1], num_states, MAX_NEIGHBOURS, "take first-order factors")
     rows, states = len(xt), jnp.arange(num_states)
     repeated, noise = (jnp.repeat(x, num_states, axis=0) for x in (xt, sigma))
 
@@ -103,7 +108,8 @@ def exact_factors(
 
     log_prob = jnp.moveaxis(jax.lax.map(of_position, jnp.arange(xt.shape[1])), 0, 1)
     here = jnp.take_along_axis(log_prob, xt[..., None], axis=-1)
-    return log_prob - jnp.maximum(here, -MAX_LOG_RATIO)
+    stuck = jnp.where(jnp.isneginf(log_prob), 0, log_prob + MAX_LOG_RATIO)
+    return jnp.where(jnp.isneginf(here), stuck, log_prob - here)
 
 
 def first_order_factors(
@@ -119,10 +125,22 @@ def first_order_factors(
       xt: noised tokens, x.
       sigma: total noise.
       num_states: V.
+
+    Raises:
+      BadInput: too many numbers.
     """
+    _check_size(xt.shape[1], num_states, MAX_FACTORS, "guide by a condition of the model")
     one_hot = jax.nn.one_hot(xt, num_states)
     gradient = jax.grad(lambda tokens: evidence(tokens, sigma).sum())(one_hot)
     return gradient - jnp.take_along_axis(gradient, xt[..., None], axis=-1)
+
+
+def _check_size(length, num_states, most, instead):
+    if length * num_states > most:
+        raise BadInput(
+            f"{length} positions of {num_states} states have {length * num_states:,} neighbours a "
+            f"sequence, and at most {most:,} are weighed: {instead}, or take shorter rows."
+        )
 
 
 def embedded(

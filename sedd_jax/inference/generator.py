@@ -15,6 +15,7 @@ from sedd_jax.diffusion.score import tempered_score_fn
 from sedd_jax.diffusion.temperature import NO_FILTER
 from sedd_jax.inference.batches import RowKeys
 from sedd_jax.inference.conditioning import Resampled
+from sedd_jax.inference.guidance import build_guided
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.context import Context
@@ -76,10 +77,11 @@ def build_chain(
     resamples = sampling.conditioning == "resample"
     if resamples:
         sampler = Resampled(sampler, particles)
+    guided = build_guided(graph, model, sampling)
 
     def process(params, prompt):
-        known = known_rows(model, prompt, particles)
-        score_fn, token_filter = functools.partial(model.score, params, **known), NO_FILTER
+        score_fn = guided(params, known_rows(model, prompt, particles))
+        token_filter = NO_FILTER
         if sampling.tempering == "conditional":
             score_fn = tempered_score_fn(score_fn, sampling.token_filter)
         else:

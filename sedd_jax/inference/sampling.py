@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import math
 
 from sedd_jax.diffusion.adaptive import Confidence, EntropyBounded
 from sedd_jax.diffusion.euler import Euler
 from sedd_jax.diffusion.first_hitting import FirstHitting
 from sedd_jax.diffusion.gibbs import Gibbs
 from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.guidance import RATIOS
 from sedd_jax.diffusion.renoising import (
     ForwardBackward,
     Psi,
@@ -113,6 +115,16 @@ class Sampling:
       particles: copies of every row, each a network evaluation at every step.
       overlap: tokens of the preceding text that a window of a row longer than the trained length
         holds; half the trained length by default.
+      guidance: g, the power of the evidence for the condition of a row and for the classifier: 1
+        for the conditional distribution, 0 for the unconditional one, more to exaggerate. See
+        `diffusion.guidance`; other values than 0 and 1 evaluate the network twice.
+      classifier: the dotted path of a function that takes the graph, and options that follow the
+        name, and returns log p_t(c | x_t) as a function of noised tokens and noise, an `Evidence`.
+      classifier_ratios: how its ratios between neighbours are computed: "exact", each evaluated,
+        for few states; or "first_order", by one gradient with respect to one-hot tokens.
+      constraint: what the clean tokens must satisfy: "count(tokens=(1, 2), at_least=20)",
+        "forbid(tokens=(4,))", or a function as `classifier` has, whose evidence is not raised to a
+        power. See `diffusion.constraint` for where it is exact.
     """
 
     steps: int | None = None
@@ -123,6 +135,10 @@ class Sampling:
     particles: int = 1
     overlap: int | None = None
     tempering: str = "token"
+    guidance: float = 1.0
+    classifier: str | None = None
+    classifier_ratios: str = "exact"
+    constraint: str | None = None
 
     def __post_init__(self):
         if self.steps is None:
@@ -162,6 +178,7 @@ class Sampling:
             )
         self.token_filter.check()
         self._check_tempering(graph)
+        self._check_guidance()
         if graph and not method.serves(graph):
             raise BadInput(
                 f"sampler={self.sampler!r} needs {method.needs}; this model has the "
@@ -181,6 +198,19 @@ class Sampling:
             raise BadInput(
                 f"conditioning={self.conditioning!r} is for the other graphs: under the absorbing "
                 "graph, which this model has, 'clamp' is exact."
+            )
+
+    def _check_guidance(self):
+        if not math.isfinite(self.guidance):
+            raise BadInput(f"guidance must be finite, got {self.guidance}.")
+        if self.classifier_ratios not in RATIOS:
+            raise BadInput(
+                f"classifier_ratios must be one of {', '.join(RATIOS)}, got "
+                f"{self.classifier_ratios!r}."
+            )
+        if self.classifier is None and self.classifier_ratios != "exact":
+            raise BadInput(
+                f"classifier_ratios={self.classifier_ratios!r} are those of a classifier: give one."
             )
 
     def _check_tempering(self, graph):

@@ -41,6 +41,7 @@ from sedd_jax.inference.family import (
     sampling_settings,
 )
 from sedd_jax.inference.generator import Generator, build_generator
+from sedd_jax.inference.guidance import check_guidance
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.conditions import dropped
@@ -187,6 +188,7 @@ class ScoreBased(NamedTuple):
     def sampling(self, **settings: Any) -> Sampling:
         sampling = sampling_settings(Sampling, "diffusion", settings)
         sampling.check(self.graph)
+        check_guidance(sampling, self.graph)
         return sampling
 
     def generator(self, sampling: Sampling, *, t_min: float, trace: bool = False) -> Generator:

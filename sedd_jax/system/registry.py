@@ -80,10 +80,8 @@ class Registry(Generic[T]):
         """Raises BadInput unless the name is a short one or has the form of a dotted path."""
         name, _ = split_options(name, setting)
         if name not in self._entries and not is_dotted(name):
-            raise BadInput(
-                f"{setting} must be one of {', '.join(self._entries)}, or package.module:function, "
-                f"got {name!r}."
-            )
+            short = f"one of {', '.join(self._entries)}, or " if self._entries else ""
+            raise BadInput(f"{setting} must be {short}package.module:function, got {name!r}.")
 
     def __getitem__(self, name: str) -> T:
         """Returns the entry of a name. BadInput: there is none, or it cannot be imported."""

@@ -1,0 +1,80 @@
+"""What a sampler is guided by: the condition of the model, a classifier, a constraint."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from sedd_jax.diffusion.constraint import count, forbid
+from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.guidance import Evidence, guided, on_schedule, times_evidence
+from sedd_jax.diffusion.score import ScoreFn
+from sedd_jax.errors import BadInput
+from sedd_jax.inference.sampling import Sampling
+from sedd_jax.model.score_model import Params, ScoreModel
+from sedd_jax.system.registry import Registry
+
+# functions of (graph, options) that return an `Evidence`
+CLASSIFIERS: Registry[Callable[..., Evidence]] = Registry("classifier", {}, ["__call__"], 1)
+CONSTRAINTS: Registry[Callable[..., Evidence]] = Registry(
+    "constraint", {"count": count, "forbid": forbid}, ["__call__"], 1
+)
+
+# (params, arguments of `NetworkFn` by name) -> the ratios that samples are drawn by
+Guided = Callable[[Params, dict[str, Any]], ScoreFn]
+
+
+def check_guidance(sampling: Sampling, graph: Graph) -> None:
+    """Raises BadInput unless there are such a classifier and such a constraint."""
+    for registry, name in ((CLASSIFIERS, sampling.classifier), (CONSTRAINTS, sampling.constraint)):
+        if name is not None:
+            registry.build(name, graph)
+
+
+def build_guided(graph: Graph, model: ScoreModel, sampling: Sampling) -> Guided:
+    """Returns what gives the ratios that samples are drawn by.
+
+    Args:
+      graph: the token graph.
+      model: the network.
+      sampling: how to draw.
+    """
+    classifier = sampling.classifier and CLASSIFIERS.build(sampling.classifier, graph)
+    constraint = sampling.constraint and CONSTRAINTS.build(sampling.constraint, graph)
+    power, ratios, states = sampling.guidance, sampling.classifier_ratios, graph.num_states
+
+    def guided_score_fn(params, known):
+        score_fn = functools.partial(model.score, params, **known)
+        context = known.get("context")
+        told = context is not None and jax.tree.leaves(context.condition)
+        if not ((told and power != 1) or classifier or constraint):
+            if power != 1:
+                raise BadInput(
+                    f"guidance={power:g} has nothing to guide by: give a condition or a classifier."
+                )
+            return score_fn
+        if (classifier or constraint) and "lengths" in known:
+            raise BadInput(
+                "A classifier or a constraint takes rows of one length: draw those of each length "
+                "by themselves."
+            )
+        if told:
+            alone = context._replace(condition=jax.tree.map(_untold, context.condition))
+            unguided = functools.partial(model.score, params, **known | {"context": alone})
+            score_fn = guided(score_fn, unguided, power)
+        if classifier:
+            score_fn = times_evidence(score_fn, classifier, power, ratios, states)
+        if constraint:
+            score_fn = times_evidence(score_fn, constraint, 1.0, "exact", states)
+        # a blend of two outputs needs their ratios themselves
+        return score_fn if sampling.method.blends_outputs else on_schedule(score_fn, graph)
+
+    return guided_score_fn
+
+
+def _untold(values):
+    """Conditions that a row is not told, see `Context`."""
+    nothing = -1 if jnp.issubdtype(values.dtype, jnp.integer) else jnp.nan
+    return jnp.full_like(values, nothing)
