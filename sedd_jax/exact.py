@@ -32,6 +32,7 @@ from sedd_jax.verification.audit import check_audits, check_objectives, pairs_of
 from sedd_jax.verification.conditioning import check_conditioning
 from sedd_jax.verification.correctors import check_correctors
 from sedd_jax.verification.exact.space import Space
+from sedd_jax.verification.guidance import check_guidance
 from sedd_jax.verification.oracle import OracleConfig, check_oracle_settings
 from sedd_jax.verification.oracle_report import oracle_sections
 from sedd_jax.verification.order import check_order
@@ -140,6 +141,7 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
         settings = {"t_min": t_min, "num_samples": exact.num_samples}
         yield check_adaptive(space, schedules["loglinear"], sparse, **settings)
     yield check_conditioning(space, schedules, data, t_min=t_min, max_steps=exact.max_steps)
+    yield check_guidance(space, schedules["loglinear"], data, t_min=t_min)
     yield check_rare_tokens(num_draws=exact.num_draws, seed=config.seed)
     trained = check_training(
         config,

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from sedd_jax.diffusion.guidance import RATIOS
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as meshes
@@ -23,6 +24,7 @@ from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.conditions import conditions_of, told_prompt
 from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.generate import generate, split_overlap
+from sedd_jax.inference.guidance import CONSTRAINTS
 from sedd_jax.inference.load import load
 from sedd_jax.inference.sampling import CONDITIONINGS, SAMPLERS, TEMPERINGS, sampler_named
 from sedd_jax.inference.stream import generate_stream
@@ -73,6 +75,22 @@ _CONDITIONING = flags.DEFINE_enum(
     "Uniform graph: how samples are conditioned on given tokens.",
 )
 _PARTICLES = flags.DEFINE_integer("particles", 1, "Copies of a row for --conditioning=resample.")
+_GUIDANCE = flags.DEFINE_float(
+    "guidance",
+    1.0,
+    "Power of the evidence for the condition and the classifier; 0: unconditional, 2: exaggerated.",
+)
+_CLASSIFIER = flags.DEFINE_string(
+    "classifier", None, "Path module:function(option=value) of log p(c | noised tokens)."
+)
+_CLASSIFIER_RATIOS = flags.DEFINE_enum(
+    "classifier_ratios", "exact", RATIOS, "Every neighbour evaluated, or one gradient."
+)
+_CONSTRAINT = flags.DEFINE_string(
+    "constraint",
+    None,
+    f"{', '.join(CONSTRAINTS.names)} with options: count(tokens=(1, 2), at_least=20), or a path.",
+)
 _OVERLAP = flags.DEFINE_integer(
     "overlap", None, "Tokens shared by the windows of longer rows; half the trained length."
 )
@@ -115,7 +133,8 @@ _FLAGS_OF_MODES = {
     (_PLAIN, "--html"): (_NUM_SAMPLES,),
     (_PLAIN, "--html", "--trace"): (_LENGTH, _PREFIX, _SUFFIX, _TEMPLATE, _CONDITION),
 }
-_OF_DIFFUSION = (_STEPS, _SAMPLER, _TEMPERING, _CONDITIONING, _PARTICLES, _OVERLAP)
+_GUIDING = (_GUIDANCE, _CLASSIFIER, _CLASSIFIER_RATIOS, _CONSTRAINT)
+_OF_DIFFUSION = (_STEPS, _SAMPLER, _TEMPERING, _CONDITIONING, _PARTICLES, _OVERLAP, *_GUIDING)
 _SETTINGS = (*_OF_DIFFUSION, _TEMPERATURE, _TOP_P)
 _DIFFUSION_FLAGS = (*_OF_DIFFUSION, _TRACE, _FRAMES, _HTML)
 

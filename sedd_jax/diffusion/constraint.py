@@ -57,7 +57,7 @@ def count(
         law, _ = jax.lax.scan(add, start, jnp.stack([one.T, none.T], axis=1))
         number = jnp.arange(length + 1)
         inside = (number >= at_least) & (number <= at_most)
-        return jnp.log(jnp.where(inside, law, 0).sum(-1))
+        return jnp.log(jnp.where(inside[None], law, 0).sum(-1))
 
     return evidence
 
@@ -85,8 +85,8 @@ def forbid(graph: Graph, tokens: Sequence[int] = (), frequencies: Sequence[float
 
 def _share(graph, frequency, xt, sigma, which):
     """P(x0 is one of some tokens | x_t) of independent tokens, [N, L]; exactly 0 where it is."""
-    joint = frequency * graph.transposed_transition(xt, sigma)[..., : graph.num_tokens]
-    return (joint * which).sum(-1) / joint.sum(-1)
+    joint = graph.transposed_transition(xt, sigma)[..., : graph.num_tokens] * frequency[None, None]
+    return (joint * which[None, None]).sum(-1) / joint.sum(-1)
 
 
 def _indicator(graph, tokens):

@@ -19,7 +19,14 @@ from sedd_jax.jobs.input import InputRow
 from sedd_jax.system.files import atomic_write, check_output_path
 from sedd_jax.system.lock import exclusive
 
-_YOUNGER = {"tempering": "token"}  # a setting that rows of earlier versions lack
+# settings that rows of earlier versions lack
+_YOUNGER = {
+    "tempering": "token",
+    "guidance": 1.0,
+    "classifier": None,
+    "classifier_ratios": "exact",
+    "constraint": None,
+}
 _BEGIN = b'{"index": '
 _RECORD_BEGIN = re.compile(rb'\{"index": [0-9]+, "id": ')  # only records of jobs begin so
 

@@ -230,7 +230,7 @@ def gibbs_kernel(process: ReverseProcess, t: float, position: int) -> Float[np.n
     """
     space, graph = process.space, process.family.graph
     states = jnp.asarray(space.states)
-    chosen = (jnp.arange(space.length) == position) & jnp.ones(states.shape, bool)
+    chosen = jnp.broadcast_to(jnp.arange(space.length) == position, states.shape)
     if graph.absorbs:
         chosen &= states != graph.mask_id
     nothing = Clamp(jnp.zeros_like(states), jnp.zeros(states.shape, bool))
@@ -301,7 +301,7 @@ def _constraints(space, noise, data, t_min):
     independent = space.extend(np.prod(np.array(frequencies)[states], axis=-1))
     is_counted = (space.states == 0).sum(-1)
     constraints = {
-        "count": ("count(tokens=(0,), at_least=1, at_most=1{})", is_counted == 1),
+        "count": ("count(tokens=(0,), at_least=1{})", is_counted >= 1),
         "forbid": ("forbid(tokens=(0,){})", is_counted == 0),
     }
     rows, residuals, left = [], [], []
