@@ -21,7 +21,7 @@ from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import MeshConfig
-from sedd_jax.inference.conditions import conditions_of, told_prompt
+from sedd_jax.inference.conditions import check_guided, conditions_of, told_prompt
 from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.generate import generate, split_overlap
 from sedd_jax.inference.guidance import CONSTRAINTS
@@ -266,6 +266,7 @@ def _settings(model):
         cli.refuse_flags_of_others(model.config.family, {"diffusion": foreign})
     given = {flag.name: flag.value for flag in _SETTINGS if flag.present}
     sampling = model.family.sampling(**given)
+    check_guided(model, sampling)
     split_overlap(sampling, model.config.model.length)
     return dataclasses.asdict(sampling)
 

@@ -22,6 +22,7 @@ _CHOICES: dict[str, tuple[tuple[Any, ...], Any]] = {
     "temperature": ((0.0, 0.5, 0.7, 0.9, 1.0), 1.0),
     "top_p": ((0.5, 0.8, 0.9, 0.95, 1.0), 1.0),
 }
+_GUIDANCE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
 _NOT_TOLD = "(not told)"  # in the menu of a label
 _EXAMPLES = (
     "Once upon a time[MASK:16] and they lived[MASK:12] ever after.",
@@ -53,6 +54,8 @@ class RequestHandler:
         self._labels = {f"condition.{label.name}": label.name for label in labels}
         for label in labels:
             self.choices[f"condition.{label.name}"] = ((_NOT_TOLD, *label.counts), _NOT_TOLD)
+        if labels and checkpoint.config.train.condition_dropout:
+            self.choices["guidance"] = (_GUIDANCE, 1.0)
         self._example = next(filter(self._is_encodable, _EXAMPLES), "[MASK:*]")
 
     def page(self) -> str:

@@ -85,3 +85,29 @@ def context_of(
     """
     tree = condition_tree(model, condition, count)
     return {} if tree is None else {"context": Context(condition=tree)}
+
+
+def check_guided(model: TrainedModel, sampling: Any) -> None:
+    """Checks that the model has what the guidance of its samples needs.
+
+    Args:
+      model: the model.
+      sampling: how to draw, of its family.
+
+    Raises:
+      BadInput: it has no conditions, and no classifier is given; or it was not trained without its
+        conditions.
+    """
+    power = getattr(sampling, "guidance", 1)
+    if power == 1:
+        return
+    if model.conditions is None and sampling.classifier is None:
+        raise BadInput(
+            f"guidance={power:g} has nothing to guide by: this model has no conditions; give a "
+            "classifier."
+        )
+    if model.conditions and not model.config.train.condition_dropout:
+        raise BadInput(
+            f"guidance={power:g} compares a condition with none, and this model was always told "
+            "its conditions: train with config.train.condition_dropout above 0."
+        )

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Integer, Key
 
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.inference.batches import batch_rows, one_ahead, row_keys, row_numbers, window_keys
-from sedd_jax.inference.conditions import Told, told_prompt
+from sedd_jax.inference.conditions import Told, check_guided, told_prompt
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.generator import Diagnostics, Generator
 from sedd_jax.inference.model import TrainedModel
@@ -73,6 +73,7 @@ def generate(
     num_samples = shape[0] if num_samples is None else num_samples
     length = shape[1] if length is None else length
     sampling = family.sampling(**settings)
+    check_guided(model, sampling)
     check_rows(model, num_samples, length, batch_size)
     prompt = empty_prompt(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), family.num_tokens)

@@ -57,8 +57,8 @@ def build_guided(graph: Graph, model: ScoreModel, sampling: Sampling) -> Guided:
             return score_fn
         if (classifier or constraint) and "lengths" in known:
             raise BadInput(
-                "A classifier or a constraint takes rows of one length: draw those of each length "
-                "by themselves."
+                "A classifier or a constraint takes rows without padding: rows of one length, and "
+                "in a batch job those of the trained length."
             )
         if told:
             alone = context._replace(condition=jax.tree.map(_untold, context.condition))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.batches import batch_rows, row_keys, row_numbers
-from sedd_jax.inference.conditions import told_prompt
+from sedd_jax.inference.conditions import check_guided, told_prompt
 from sedd_jax.inference.generate import check_rows, not_finite_error, split_overlap
 from sedd_jax.inference.generator import build_chain
 from sedd_jax.inference.model import TrainedModel
@@ -77,6 +77,7 @@ def generate_stream(
     """
     family, config = model.diffusion, model.config
     sampling = family.sampling(**settings)
+    check_guided(model, sampling)
     count, length = rows_and_length(prompt)
     check_rows(model, count, length, count)
     if length > config.model.length:

@@ -17,7 +17,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import parse
 from sedd_jax.experiment.state import TrainState
 from sedd_jax.inference.build import build_family
-from sedd_jax.inference.conditions import told_prompt
+from sedd_jax.inference.conditions import check_guided, told_prompt
 from sedd_jax.inference.prompt import empty_prompt
 from sedd_jax.jobs.input import read_rows
 from sedd_jax.model.conditions import condition_shapes, dropped
@@ -125,6 +125,31 @@ def test_a_sample_is_told_the_condition_of_its_row(told):
     nothing, _ = sedd.generate(jax.random.key(0), told, 2, **options)
     np.testing.assert_array_equal(mixed[0], same[0])
     assert (mixed[1] != same[1]).any() and (nothing != same).any(1).all()
+
+
+@pytest.mark.slow
+def test_guidance_0_draws_as_if_nothing_were_told(told):
+    options = {"steps": 4, "length": 8}
+    key, ei = jax.random.key(0), {"class": "EI"}
+    nothing, _ = sedd.generate(key, told, 2, **options)
+    unguided, _ = sedd.generate(key, told, 2, condition=ei, guidance=0.0, **options)
+    np.testing.assert_array_equal(unguided, nothing)
+    guided, _ = sedd.generate(key, told, 2, condition=ei, guidance=3.0, **options)
+    assert (guided != nothing).any()
+
+
+def test_guidance_that_nothing_can_guide_is_refused(told, tiny):
+    train = dataclasses.replace(told.config.train, condition_dropout=0.0)
+    config = dataclasses.replace(told.config, train=train)
+    always_told = dataclasses.replace(told, config=config)
+    for model, message in [
+        (tiny, "this model has no conditions; give a classifier"),
+        (always_told, "train with config.train.condition_dropout above 0"),
+    ]:
+        check_guided(model, model.family.sampling())
+        with pytest.raises(BadInput, match=message):
+            check_guided(model, model.family.sampling(guidance=2.0))
+    check_guided(told, told.family.sampling(guidance=2.0))
 
 
 def test_conditions_that_do_not_fit_are_refused(told, tiny):

@@ -125,7 +125,7 @@ def test_bad_settings_are_refused(settings, message):
         (
             {"lengths": jnp.array([3, 2])},
             {"constraint": "forbid(tokens=(1,))"},
-            "takes rows of one length",
+            "takes rows without padding",
         ),
     ],
 )
