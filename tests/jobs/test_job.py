@@ -209,7 +209,7 @@ MALFORMED = {
     '{"template": 3}': "template must be text, got 3",
     '{"tokens": "ab"}': "tokens must be a list, got 'ab'",
     '{"tokens": [1, 999]}': "Position 1 of the tokens is 999",
-    '{"templat": "[MASK:2]"}': "'templat' is not a key of a row: it may have id, length, prefix,",
+    '{"templat": "[MASK:2]"}': "'templat' is not a key of a row: it may have condition, id,",
     '{"template": "[MASK:2]", "suffix": "a"}': "only one of these",
     '{"prefix": "a", "length": 2049}': "length must be a whole number in [1, 2048], got 2049",
     '{"length": -1}': "length must be a whole number in [1, 2048], got -1",

@@ -31,7 +31,7 @@ def evaluator(tmp_path):
 @pytest.mark.parametrize(("wanted", "parts", "found"), [(64, 1, 10), (64, 4, 8), (4, 2, 4)])
 def test_few_blocks_make_a_smaller_batch_and_are_told(evaluator, capsys, wanted, parts, found):
     batches = evaluator(80, wanted, parts)._batches
-    assert [batch.shape[0] for batch in batches] == [found] * (10 // found)
+    assert [len(tokens) for (tokens,) in batches] == [found] * (10 // found)
     message = "eval.batch_size is 64, but the held-out split has 10 block(s) of 8 tokens: a batch"
     err = capsys.readouterr().err
     assert (message in err) == (wanted == 64)
