@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from sedd_jax.data.conditions import Conditions, Tree
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.model import TrainedModel
@@ -87,16 +90,17 @@ def context_of(
     return {} if tree is None else {"context": Context(condition=tree)}
 
 
-def check_guided(model: TrainedModel, sampling: Any) -> None:
+def check_guided(model: TrainedModel, sampling: Any, prompt: Prompt | None = None) -> None:
     """Checks that the model has what the guidance of its samples needs.
 
     Args:
       model: the model.
       sampling: how to draw, of its family.
+      prompt: the rows, with their conditions; None: not known yet.
 
     Raises:
       BadInput: it has no conditions, and no classifier is given; or it was not trained without its
-        conditions.
+        conditions; or no row is told any.
     """
     power = getattr(sampling, "guidance", 1)
     if power == 1:
@@ -111,3 +115,13 @@ def check_guided(model: TrainedModel, sampling: Any) -> None:
             f"guidance={power:g} compares a condition with none, and this model was always told "
             "its conditions: train with config.train.condition_dropout above 0."
         )
+    if prompt is not None and sampling.classifier is None and not _tells(prompt):
+        raise BadInput(
+            f"guidance={power:g} has nothing to guide by: no row has a condition; give one."
+        )
+
+
+def _tells(prompt):
+    """Whether any row of a prompt has a condition."""
+    leaves = map(np.asarray, jax.tree.leaves(prompt.condition))
+    return any((~np.isnan(x) if x.dtype.kind == "f" else x >= 0).any() for x in leaves)

@@ -149,7 +149,12 @@ def test_guidance_that_nothing_can_guide_is_refused(told, tiny):
         check_guided(model, model.family.sampling())
         with pytest.raises(BadInput, match=message):
             check_guided(model, model.family.sampling(guidance=2.0))
-    check_guided(told, told.family.sampling(guidance=2.0))
+    sampling = told.family.sampling(guidance=2.0)
+    check_guided(told, sampling)
+    for condition in ({"class": "EI"}, [{}, {"activity": 1.0}]):
+        check_guided(told, sampling, told_prompt(told, empty_prompt(2, 8), condition))
+    with pytest.raises(BadInput, match="no row has a condition"):
+        check_guided(told, sampling, told_prompt(told, empty_prompt(2, 8)))
 
 
 def test_conditions_that_do_not_fit_are_refused(told, tiny):
