@@ -2,6 +2,7 @@
 
 Every sequence is enumerated, so distributions, bounds and samplers are computed and not estimated.
 With --objective=NAME, or --objective=all, training objectives are audited instead.
+With configs/exact_held.py, or any config.train.hold, given tokens are checked alone.
 With configs/oracle_markov.py samplers are measured at real length, on data whose scores are known.
 Prints tables and claims, writes report.md, report.json and plots, and exits with code 1 if a claim
 fails.
@@ -19,6 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from sedd_jax.diffusion import noise as noises
+from sedd_jax.diffusion.hold import NONE
 from sedd_jax.display.plot import check_plots
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import cli
@@ -33,6 +35,7 @@ from sedd_jax.verification.conditioning import check_conditioning
 from sedd_jax.verification.correctors import check_correctors
 from sedd_jax.verification.exact.space import Space
 from sedd_jax.verification.guidance import check_guidance
+from sedd_jax.verification.held import check_held
 from sedd_jax.verification.oracle import OracleConfig, check_oracle_settings
 from sedd_jax.verification.oracle_report import oracle_sections
 from sedd_jax.verification.order import check_order
@@ -111,6 +114,9 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
     family = build_family(config, config.data.vocab_size)
     space = Space(family.graph, config.model.length)
     data = space.random_data(config.seed, exact.support)
+    if config.train.hold != NONE:
+        yield check_held(config, family, space, data)
+        return
     schedules = {
         "loglinear": noises.loglinear(config.noise.eps),
         "geometric": noises.geometric(config.noise.sigma_min, config.noise.sigma_max),

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import shutil
 import signal
+import types
 from pathlib import Path
 
 import chex
 import jax
+import jax.numpy as jnp
 import pytest
 
 import sedd_jax as sedd
@@ -23,6 +25,7 @@ from sedd_jax.experiment.run import locked
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
 from sedd_jax.train import train
+from sedd_jax.training import initial_weights
 from sedd_jax.training.initial_weights import load_initial, with_weights_of
 from sedd_jax.training.step import init_state
 
@@ -211,6 +214,12 @@ def test_weights_to_start_from_take_the_place_of_random_ones(
     assert state.step == 0
     assert buffers(state.params).isdisjoint(buffers(state.ema_params))
 
+    # a network that is told which tokens are given starts as one that is told nothing
+    new = {"given": {"table": jnp.zeros((2, 4))}}
+    told = first._replace(params=first.params | new)
+    state = with_weights_of(initial, told, config, initial.tokenizer)
+    chex.assert_trees_all_equal(state.params, initial.params | new)
+
     assert not capfd.readouterr().out
     with_weights_of(dataclasses.replace(initial, tokenizer=None), first, config, initial.tokenizer)
     said = "has no tokenizer: its 257 ids are taken for those of the bytes tokenizer of this run"
@@ -244,6 +253,20 @@ def test_weights_that_mean_something_else_are_refused(
     with pytest.raises(BadInput, match=f"is another model: .*{message}"):
         train(other, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_was_told_which_tokens_are_given_is_not_started_from_without(
+    smoke_config, tmp_path, monkeypatch
+):
+    told = dataclasses.replace(
+        smoke_config, train=dataclasses.replace(smoke_config.train, hold="spans")
+    )
+    monkeypatch.setattr(
+        initial_weights, "load", lambda *_, **__: types.SimpleNamespace(config=told)
+    )
+    config = started_from(smoke_config, tmp_path)
+    with pytest.raises(BadInput, match="config.train.hold is spans there and none here"):
+        load_initial(config, tmp_path, meshes.build_mesh())
 
 
 def test_a_softmax_may_be_trained_on_whatever_ratios_are_scaled_by(smoke_config, tmp_path):

@@ -50,4 +50,4 @@ class ConcreteScoreMatching(NamedObjective):
             return squared_terms(Target(*fields), of_states.states, of_states.log_score)
 
         score = score_fn(batch.xt, sigma)
-        return score.weighted(terms, ratios, weight)
+        return score.weighted(terms, ratios, batch.free(weight))

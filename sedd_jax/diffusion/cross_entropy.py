@@ -52,7 +52,8 @@ class CrossEntropy(NamedObjective):
         if self.weighted:
             weight *= noise.dsigma(batch.t) / jnp.expm1(sigma)
         score = score_fn(batch.xt, sigma)
-        return score.weighted(nll_terms, (x0,), weight[:, None] * (graph.limit[batch.xt] > 0))
+        weight = weight[:, None] * (graph.limit[batch.xt] > 0)
+        return score.weighted(nll_terms, (x0,), batch.free(weight))
 
     def is_bound(self, graph: Graph) -> bool:
         return self.weighted and graph.absorbs

@@ -92,8 +92,8 @@ class D3PM(NamedObjective):
         weight = batch.weight * self.steps / len(x0)
         positions = (jnp.broadcast_to(x[:, None], x0.shape) for x in (sigma, before))
         score = score_fn(batch.xt, sigma)
-        active = graph.limit[batch.xt] > 0
-        return score.weighted(terms, (batch.xt, x0, *positions), weight[:, None] * active)
+        weight = weight[:, None] * (graph.limit[batch.xt] > 0)
+        return score.weighted(terms, (batch.xt, x0, *positions), batch.free(weight))
 
     def is_bound(self, graph: Graph) -> bool:
         return self.auxiliary == 0

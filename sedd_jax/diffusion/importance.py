@@ -66,6 +66,10 @@ class NoisedBatch(NamedTuple):
     weight: Float[Array, "B"]
     held: Bool[Array, "B L"] | None = None
 
+    def free(self, weight: Float[Array, "B L"]) -> Float[Array, "B L"]:
+        """Returns weights of positions with 0 at held ones."""
+        return weight if self.held is None else jnp.where(self.held, 0, weight)
+
 
 def plain_proposal(t_min: float) -> Proposal:
     """Returns the distribution of Algorithm 1: t uniform, positions independent; weights are 1."""
@@ -117,6 +121,7 @@ def propose(
     quantiles: Float[Array, "B"],
     x0: Int[Array, "B L"],
     lengths: Int[Array, "B"] | None = None,
+    held: Bool[Array, "B L"] | None = None,
 ) -> NoisedBatch:
     """Draws x_t at the times of given quantiles.
 
@@ -131,8 +136,12 @@ def propose(
       quantiles: of t, each uniform on [0, 1).
       x0: clean tokens.
       lengths: of the rows, whose padding does not move; None for full rows.
+      held: tokens that do not move either, in a row that is then as long as the rest; None: none.
     """
     length = x0.shape[1] if lengths is None else lengths
+    if held is not None:
+        free = zero_padding(~held, lengths)
+        length = jnp.maximum(free.sum(-1), 1)  # of a row without a free token no weight is left
     if proposal.discrete:
         cell = jnp.searchsorted(jnp.asarray(proposal.quantiles[1:-1]), quantiles, side="right")
         t = jnp.asarray(proposal.edges[1:])[cell]
@@ -149,14 +158,16 @@ def propose(
     special = jax.random.randint(special_key, quantiles.shape, 0, length)
     special_moves = categorical.bernoulli(chance_key, p * a / mean)
     moves = categorical.bernoulli(moves_key, jnp.broadcast_to(p[:, None], x0.shape))
-    is_special = jnp.arange(x0.shape[1])[None] == special[:, None]
+    place = jnp.arange(x0.shape[1])[None] if held is None else jnp.cumsum(free, axis=-1) - 1
+    is_special = place == special[:, None]
     moves = zero_padding(jnp.where(is_special, special_moves[:, None], moves), lengths)
+    moves = moves if held is None else moves & free
     count = moves.sum(-1)
     tilt = (count * a + (length - count) * b) / (length * mean)
     xt = jnp.where(moves, graph.sample_limit(limit_key, x0.shape), x0)
     # rounding of a probability of 1 can leave nothing moved: there is no loss, so no weight
     weight = jnp.where(tilt > 0, 1 / (density * jnp.where(tilt > 0, tilt, 1)), 0)
-    return NoisedBatch(t, xt, weight)
+    return NoisedBatch(t, xt, weight, held)
 
 
 def _guess_entropy(graph, sigma):

@@ -4,7 +4,8 @@ import abc
 import dataclasses
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Array, Float, Int
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.importance import NoisedBatch
@@ -33,7 +34,7 @@ class Objective(Protocol):
           graph: the token graph.
           noise: the schedule.
           score_fn: maps (x_t, sigma) to a `Score`.
-          batch: times, noised tokens and weights.
+          batch: times, noised tokens and weights, and held tokens, which have no loss.
           x0: clean tokens.
         """
 
@@ -70,6 +71,7 @@ def dwdse_loss(
     xt: Int[Array, "B L"],
     x0: Int[Array, "B L"],
     lengths: Int[Array, "B"] | None = None,
+    held: Bool[Array, "B L"] | None = None,
 ) -> Float[Array, "B"]:
     """Returns the diffusion-weighted denoising score entropy, nats per sequence (Algorithm 1).
 
@@ -87,10 +89,12 @@ def dwdse_loss(
       x0: clean tokens.
       lengths: of the rows, None for full ones. Padding contributes no loss; bind the lengths into
         `score_fn` too.
+      held: tokens that are clean in `xt` and contribute no loss; None: none.
     """
     sigma = noise.sigma(t)
     ratios = target(graph, sigma, xt, x0)
-    ratios = ratios._replace(weight=zero_padding(ratios.weight, lengths))
+    weight = ratios.weight if held is None else jnp.where(held, 0, ratios.weight)
+    ratios = ratios._replace(weight=zero_padding(weight, lengths))
     entropy = score_fn(xt, sigma).entropy(ratios)
     return noise.dsigma(t) * entropy.sum(-1)
 
@@ -106,13 +110,14 @@ def mean_dwdse_loss(
       graph: the token graph.
       noise: the schedule.
       score_fn: maps (x_t, sigma) to a `Score`; called once.
-      batch: times, noised tokens and weights.
+      batch: times, noised tokens, weights and held tokens.
       x0: clean tokens.
     """
     sigma = noise.sigma(batch.t)
     weight = batch.weight * noise.dsigma(batch.t) / len(x0)
     score = score_fn(batch.xt, sigma)
-    return score.weighted_entropy(target(graph, sigma, batch.xt, x0), weight)
+    ratios = target(graph, sigma, batch.xt, x0)
+    return score.weighted_entropy(ratios._replace(weight=batch.free(ratios.weight)), weight)
 
 
 class ScoreEntropy(NamedObjective):

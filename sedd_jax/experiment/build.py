@@ -82,6 +82,7 @@ def network_config(
     *,
     learned_positions: bool = False,
     conditions: tuple[Size, ...] = (),
+    told_given: bool = False,
 ) -> TransformerConfig:
     """Returns the sizes of a network, with "auto" settings resolved.
 
@@ -91,6 +92,7 @@ def network_config(
       placement: how activations are sharded over the devices.
       learned_positions: True overrides `model.learned_positions`.
       conditions: what the network is told of a row.
+      told_given: whether the network is told which tokens are given.
     """
     learned = learned_positions or model.learned_positions
     return TransformerConfig(
@@ -100,6 +102,7 @@ def network_config(
         max_length=model.length if learned else None,
         unroll=unrolled(model, placement),
         conditions=conditions,
+        told_given=told_given,
     )
 
 

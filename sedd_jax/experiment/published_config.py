@@ -27,6 +27,7 @@ _FIXED = {
     "model.output": "ratio",
     "model.time_conditioning": True,
     "train.t_min": 1e-3,
+    "train.hold": "none",
 }
 _FIXED_LOGLINEAR = {"noise.eps": 1e-3}
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Collection
 
 from sedd_jax.data.conditions import FILE, Conditions
+from sedd_jax.diffusion.hold import hold_named
 from sedd_jax.diffusion.time_sampling import times_named
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.build import build_graph, build_noise
@@ -67,6 +68,7 @@ def check_names(config: Config) -> None:
     vocab_size = config.data.vocab_size or 4
     check_objective(config.train, config.model)
     times_named(config.train.times).proposal(build_noise(config.noise), config.train.t_min)
+    hold_named(config.train.hold)
     sampler_named(config.eval.sampler)
     build_graph(config.graph, vocab_size)
     build_noise(config.noise)

@@ -19,6 +19,7 @@ from sedd_jax.inference.conditions import context_of
 from sedd_jax.inference.family import Family, RowLoss
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.row_passes import RowPasses
+from sedd_jax.model.context import NOTHING
 
 BINS = 16  # of t, see `NLLEstimate.by_t`
 TIMES = ("low-discrepancy", "quadrature")
@@ -132,6 +133,7 @@ def nll_bound(
     *,
     lengths: ArrayLike | None = None,
     condition: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    held: ArrayLike | None = None,
     batch_size: int = 32,
     draws: int = 1,
     times: str = "low-discrepancy",
@@ -154,6 +156,8 @@ def nll_bound(
         ids, which the model does not see. None for full rows.
       condition: what the model is told, by column with values as in the data, of all rows or of
         each; the bound is then on -log p(tokens | condition). None: nothing is told.
+      held: tokens that are given, [N, L]: the bound is that of the other tokens of a row given
+        these, and the figures are per token of the others. None: none is given.
       batch_size: sequences at a time, rounded up to a multiple of what the devices divide.
       draws: of every sequence.
       times: "low-discrepancy": in proportion to the loss of a uniform guess, each draw spread
@@ -169,7 +173,7 @@ def nll_bound(
 
     Raises:
       BadInput: no such array, ids or conditions that the model does not have, more positions than
-        it has, or a setting out of range.
+        it has, tokens given to a model of another family, or a setting out of range.
       FloatingPointError: the loss of a row is not finite.
     """
     check_positive(batch_size=batch_size)
@@ -178,9 +182,14 @@ def nll_bound(
         check_draws(draws, times)
     tokens, lengths = _checked(family, np.asarray(tokens), lengths)
     count = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
+    if held is not None:
+        held = _checked_held(family, np.asarray(held), tokens.shape, lengths)
+        count = count - held.sum(1)
     rows = batch_rows(len(tokens), min(batch_size, len(tokens)), model.num_batch_shards)
 
     known = {"lengths": lengths, **context_of(model, condition, len(tokens))}
+    if held is not None:
+        known["context"] = known.get("context", NOTHING)._replace(given=held)
 
     def placed(numbers):
         place = functools.partial(_placed, model, numbers)
@@ -280,6 +289,26 @@ def _checked(family, tokens, lengths):
             f"the model has learned; got {longest}."
         )
     return tokens.astype(np.int32), lengths
+
+
+def _checked_held(family, held, shape, lengths):
+    """Where tokens are given, False in the padding."""
+    if held.shape != shape or held.dtype != np.bool_:
+        raise BadInput(
+            f"held must be booleans {list(shape)}, one for each token; got {held.dtype} "
+            f"{list(held.shape)}."
+        )
+    if not family.infills:
+        raise BadInput(
+            "held is for discrete diffusion models: others have no bound given tokens anywhere in "
+            "a row; leave it out."
+        )
+    if lengths is not None:
+        held = held & (np.arange(shape[1]) < lengths[:, None])
+    real = np.full(shape[0], shape[1]) if lengths is None else lengths
+    if (held.sum(1) == real).all():
+        raise BadInput("held leaves no token to score: every token of every row is given.")
+    return held
 
 
 def _row_loss(family: Family, t_min: float, times: str) -> RowLoss:

@@ -15,6 +15,7 @@ from sedd_jax.diffusion.cross_entropy import CrossEntropy
 from sedd_jax.diffusion.d3pm import D3PM
 from sedd_jax.diffusion.denoiser import denoise_weights
 from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.hold import NONE, hold_named
 from sedd_jax.diffusion.importance import (
     Proposal,
     guess_proposal,
@@ -116,13 +117,17 @@ class ScoreBased(NamedTuple):
     def objective(self, config: TrainConfig) -> BatchLoss:
         graph, noise, model = self
         objective, times = objective_named(config.objective), times_named(config.times)
-        proposal = self.training_proposal(config)
+        hold, proposal = hold_named(config.hold), self.training_proposal(config)
 
         def draw(time_key, noise_key, x0, state=(), condition=None):
             del condition  # the noise does not depend on it
             current = self.training_proposal(config, state) if times.learns else proposal
             quantiles = sample_quantiles(time_key, x0.shape[0], config.low_discrepancy)
-            return propose(noise_key, current, graph, noise, quantiles, x0)
+            held = None
+            if hold is not None:
+                noise_key, hold_key = jax.random.split(noise_key)
+                held = hold.draw(hold_key, x0.shape)
+            return propose(noise_key, current, graph, noise, quantiles, x0, held=held)
 
         def loss(params, batch, x0, key, condition=None):
             if condition is not None:
@@ -167,9 +172,11 @@ class ScoreBased(NamedTuple):
         def loss(params, keys, x0, lengths=None, context=NOTHING):
             sigma = jnp.broadcast_to(noise.sigma(t_min), x0.shape[:1])
             xt = jax.vmap(graph.sample_transition)(keys, x0, sigma)
+            xt = xt if context.given is None else jnp.where(context.given, x0, xt)
             score = model.score(params, xt, sigma, lengths=lengths, context=model.told(context))
             weights = functools.partial(denoise_weights, graph, xt, sigma=sigma)
             active = zero_padding(graph.limit[xt] > 0, lengths)
+            active = active if context.given is None else active & ~context.given
             return -zero_padding(score.log_prob(weights, active, x0), lengths).sum(-1)
 
         return loss
@@ -189,6 +196,11 @@ class ScoreBased(NamedTuple):
         sampling = sampling_settings(Sampling, "diffusion", settings)
         sampling.check(self.graph)
         check_guidance(sampling, self.graph)
+        if sampling.conditioning != "clamp" and self.model.told_given:
+            raise BadInput(
+                f"conditioning={sampling.conditioning!r} is for networks that are not told which "
+                "tokens are given: this one is (config.train.hold), take 'clamp'."
+            )
         return sampling
 
     def generator(self, sampling: Sampling, *, t_min: float, trace: bool = False) -> Generator:
@@ -230,7 +242,13 @@ def build_score_based(
       conditions: what the network is told of a row.
     """
     graph = build_graph(config.graph, vocab_size)
-    network = network_config(config.model, graph.num_states, placement, conditions=conditions)
+    network = network_config(
+        config.model,
+        graph.num_states,
+        placement,
+        conditions=conditions,
+        told_given=config.train.hold != NONE,
+    )
     output = output_named(config.model.output, graph)
     return ScoreBased(graph, build_noise(config.noise), score_model(network, placement, output))
 
@@ -248,15 +266,16 @@ def sequence_loss(family: ScoreBased, proposal: Proposal) -> RowLoss:
     """
     graph, noise, model = family
 
-    def draw_row(key, quantile, x0, length):
-        rows = jax.tree.map(lambda x: x[None], (quantile, x0, length))
+    def draw_row(key, quantile, x0, length, held):
+        rows = jax.tree.map(lambda x: x[None], (quantile, x0, length, held))
         return jax.tree.map(lambda x: x[0], propose(key, proposal, graph, noise, *rows))
 
     def loss(params, keys, quantiles, x0, lengths=None, context=NOTHING):
-        batch = jax.vmap(draw_row)(keys, quantiles, x0, lengths)
+        batch = jax.vmap(draw_row)(keys, quantiles, x0, lengths, context.given)
         told = model.told(context)
         score_fn = functools.partial(model.score, params, lengths=lengths, context=told)
-        return batch.weight * dwdse_loss(graph, noise, score_fn, batch.t, batch.xt, x0, lengths)
+        noised = batch.t, batch.xt, x0, lengths, batch.held
+        return batch.weight * dwdse_loss(graph, noise, score_fn, *noised)
 
     return loss
 

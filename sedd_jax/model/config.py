@@ -109,6 +109,7 @@ class TransformerConfig:
         of equal tokens, of masks for instance, get the same output.
       unroll: whether the program has all blocks one after another instead of a loop.
       conditions: what the network is told of a row.
+      told_given: whether the network is told which tokens are given.
     """
 
     model: ModelConfig
@@ -117,6 +118,7 @@ class TransformerConfig:
     max_length: int | None = None
     unroll: bool = False
     conditions: tuple[Size, ...] = ()
+    told_given: bool = False
 
     @property
     def padded_states(self) -> int:

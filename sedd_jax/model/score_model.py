@@ -193,6 +193,8 @@ def score_model(
             params["condition"] = initial_params(ConditionEmbedding, config, own_key)
         block_keys = jax.random.split(blocks_key, config.model.num_blocks)
         params["blocks"] = jax.vmap(lambda k: initial_params(trunk.block, config, k))(block_keys)
+        if config.told_given:
+            params["given"] = {"table": jnp.zeros((2, config.model.hidden_size))}
         return params
 
     def body(params, xt, sigma, key, lengths, context):
@@ -209,7 +211,12 @@ def score_model(
             cond = cond + condition(context.condition, len(xt))
         elif context.condition is not None:
             raise ValueError("This network has no conditions, and was given some.")
-        x = layers(params["blocks"], embedding(xt), cond, lengths, key)
+        x = embedding(xt)
+        if config.told_given:
+            given = jnp.zeros(xt.shape, bool) if context.given is None else context.given
+            not_given, is_given = params["given"]["table"][:, None, None]
+            x = x + jnp.where(given[..., None], is_given, not_given)
+        x = layers(params["blocks"], x, cond, lengths, key)
         return head, x, cond
 
     def log_normaliser(sigma):
@@ -259,7 +266,8 @@ def score_model(
         shift = jnp.broadcast_to(log_normaliser(sigma)[:, None], xt.shape)
         return StreamedScore(streamed, unembedding, HeadInputs(hidden, shift, xt))
 
-    return ScoreModel(init, apply, score, config.max_length, conditions=config.conditions)
+    told = {"told_given": config.told_given, "conditions": config.conditions}
+    return ScoreModel(init, apply, score, config.max_length, **told)
 
 
 def count_params(params: Params) -> int:

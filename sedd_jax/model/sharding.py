@@ -37,6 +37,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     ("head/bias", ("tensor",)),
     # no larger than an activation of one token: replicated
     ("times/(total|draws)", ()),
+    ("given/table", ()),
     ("sigma/(inner|outer)/(kernel|bias)", ()),
     (r"condition/column_\d+/((inner|outer)/)?(table|kernel|bias)", ()),
     ("input/kernel", ()),

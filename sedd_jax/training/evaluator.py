@@ -19,9 +19,10 @@ from sedd_jax.experiment.state import RunKeys
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.family import Family, sampling_names
 from sedd_jax.inference.generate import family_generator
-from sedd_jax.inference.likelihood import RowPasses, estimate_nll
+from sedd_jax.inference.likelihood import estimate_nll
 from sedd_jax.inference.model import compiled
 from sedd_jax.inference.prompt import empty_prompt
+from sedd_jax.inference.row_passes import RowPasses
 from sedd_jax.model.context import Context
 from sedd_jax.model.score_model import Params
 from sedd_jax.system.processes import warn_on_primary

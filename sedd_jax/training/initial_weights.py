@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from sedd_jax.data.conditions import Conditions
 from sedd_jax.data.tokenizer import Tokenizer
+from sedd_jax.diffusion.hold import NONE
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.checkpoint import last_saved
 from sedd_jax.experiment.config import Config
@@ -54,6 +55,9 @@ def load_initial(config: Config, run: Path, mesh: Mesh) -> TrainedModel | None:
         for theirs, ours in [(attrgetter(key)(initial.config), attrgetter(key)(config))]
         if theirs != ours
     ]
+    theirs, ours = initial.config.train.hold, config.train.hold
+    if theirs != NONE == ours:  # the other way round the network starts as one that is told nothing
+        differing.append(f"config.train.hold is {theirs} there and {ours} here")
     if differing:
         raise BadInput(
             f"config.train.initial={config.train.initial} is another model: {'; '.join(differing)}."

@@ -66,6 +66,48 @@ def test_the_plain_proposal_is_algorithm_1(case):
         assert np.all(np.abs(error) < 5 * np.sqrt(expected / inside.sum()) + 1e-6)
 
 
+def test_a_row_with_held_tokens_is_drawn_as_a_row_of_the_rest():
+    graph, rows = graphs.uniform(VOCAB_SIZE), 64
+    proposal = guess_proposal(graph, GEOMETRIC, T_MIN)
+    x0 = jax.random.randint(jax.random.key(1), (rows, LENGTH), 0, VOCAB_SIZE)
+    unit = (jnp.arange(rows) + 0.5) / rows
+    lengths = jnp.arange(rows) % LENGTH + 1
+    held = jnp.arange(LENGTH)[None] >= lengths[:, None]
+
+    def draw(**known):
+        return propose(jax.random.key(0), proposal, graph, GEOMETRIC, unit, x0, **known)
+
+    # a held suffix is padding, to the bit
+    short, rest = draw(lengths=lengths), draw(held=held)
+    for got, wanted in zip(rest[:3], short[:3], strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    # and with any other tokens held the weights are still those of as many free ones
+    other = draw(held=held[:, ::-1])
+    np.testing.assert_array_equal(other.xt[held[:, ::-1]], x0[held[:, ::-1]])
+    assert (other.xt != x0).any(0).all()
+    everything = draw(held=jnp.ones_like(held))
+    np.testing.assert_array_equal(everything.xt, x0)
+    assert not everything.weight.any()
+
+
+def test_weighted_draws_with_held_tokens_have_the_mean_of_the_rest(case):
+    """The mean of weight * the number of changed positions, over many rows, by arithmetic."""
+    graph, noise = case
+    held = jnp.arange(LENGTH) % 3 == 1
+    proposal = guess_proposal(graph, noise, T_MIN)
+    unit = (jnp.arange(DRAWS) + 0.5) / DRAWS
+    x0 = jnp.zeros((DRAWS, LENGTH), jnp.int32)
+    draw = propose(
+        jax.random.key(0), proposal, graph, noise, unit, x0,
+        held=jnp.broadcast_to(held[None], x0.shape),
+    )  # fmt: skip
+    fine = np.linspace(T_MIN, 1, 20_001)
+    changed = _changed_prob(graph, noise, (fine[1:] + fine[:-1]) / 2)
+    terms = np.asarray(draw.weight) * (np.asarray(draw.xt) != 0).sum(1)
+    error = 5 * terms.std() / np.sqrt(DRAWS)
+    assert abs(terms.mean() - changed.mean() * int((~held).sum())) < error
+
+
 def test_weighted_draws_of_a_guess_have_the_law_of_algorithm_1(case):
     """Weighted frequencies of (range of t, number of changed positions), each to 5 errors."""
     graph, noise = case

@@ -42,6 +42,34 @@ def value(objective, output, graph, batch, x0, logits):
     return float(objective(graph, NOISE, score_fn, batch, x0))
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [ScoreEntropy(), CrossEntropy(), D3PM(10, 0.1), ConcreteScoreMatching()],
+    ids=lambda objective: type(objective).__name__,
+)
+@pytest.mark.parametrize("name", ["absorb", "uniform"])
+def test_held_positions_have_no_loss_and_no_gradient(name, objective):
+    graph, batch, x0, logits = problem(name, TIMES)
+    held = jnp.asarray(np.random.default_rng(5).random((B, L)) < 0.5)
+
+    def loss(logits, held):
+        xt = batch.xt if held is None else jnp.where(held, x0, batch.xt)
+        noised = batch._replace(held=held, xt=xt)
+        return objective(
+            graph, NOISE, lambda xt, sigma: Denoiser(graph).dense(sigma, xt, logits), noised, x0
+        )
+
+    # a sum over positions: what is held in turn is what nothing held gives
+    parts, whole = (
+        sum(jax.value_and_grad(loss)(logits, each)[0] for each in helds)
+        for helds in ((held, ~held), (None,))
+    )
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    gradient = np.asarray(jax.grad(loss)(logits, held))
+    assert not gradient[held].any()
+    assert gradient[~held].any()
+
+
 def matrix(graph, delta):
     """p(y | x) after noise delta, [x, y], in float64."""
     with jax.enable_x64(True):

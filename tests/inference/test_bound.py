@@ -13,12 +13,15 @@ from sedd_jax.diffusion.score_entropy import prior_kl
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import Config
 from sedd_jax.inference.batches import batch_rows
-from sedd_jax.inference.likelihood import NLLEstimate, RowPasses, estimate_nll, split_by_t
+from sedd_jax.inference.likelihood import NLLEstimate, estimate_nll, split_by_t
 from sedd_jax.inference.model import TrainedModel
+from sedd_jax.inference.row_passes import RowPasses
 from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.score_model import dense_model, score_model
+from sedd_jax.verification.exact.given import exact_told_model
 from sedd_jax.verification.exact.reverse_process import ReverseProcess, base_distribution
+from sedd_jax.verification.exact.scores import exact_model, exact_params
 from sedd_jax.verification.exact.space import Space
 
 VOCAB_SIZE, LENGTH = 5, 4
@@ -275,12 +278,42 @@ def test_a_denied_token_makes_a_complete_bound_infinite():
 
 
 @pytest.mark.parametrize(
+    ("graph", "model"),
+    [
+        (sedd.graph.uniform(2), exact_told_model),
+        (sedd.graph.absorbing(2), exact_model),  # not told: an unmasked token is a clean one
+    ],
+    ids=["uniform", "absorb"],
+)
+def test_with_true_scores_the_bound_given_tokens_is_the_likelihood_of_the_rest(graph, model):
+    """Every sequence with every pattern of given tokens, by Bayes' rule."""
+    space = Space(graph, 3)
+    data = space.random_data(2)
+    family = ScoreBased(graph, sedd.noise.loglinear(), model(space))
+    checkpoint = TrainedModel(family, exact_params(data), Config(), None, None)
+    clean = space.states[space.clean]
+    patterns = np.array(list(np.ndindex(2, 2, 2)), bool)[:-1]  # something is left
+    tokens, held = np.tile(clean, (len(patterns), 1)), np.repeat(patterns, len(clean), axis=0)
+    options = {"draws": 64, "batch_size": 64, "complete": True}
+    found = sedd.nll_bound(jax.random.key(0), checkpoint, tokens, held=held, **options)
+    np.testing.assert_array_equal(found.tokens, (~held).sum(1))
+    agrees = ((tokens[:, None] == clean[None]) | ~held[:, None]).all(-1)
+    joint = np.tile(data[space.clean], len(patterns))
+    error = found.nats.std(0) / 8
+    off = found.nats.mean(0) - (np.log(agrees @ data[space.clean]) - np.log(joint))
+    assert np.abs(off / (error + 2e-3)).max() < 5
+    assert error.max() < 0.5
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"lengths": [3]}, "one length from 1 to 3 for each of the 2 rows"),
         ({"lengths": [3, 4]}, "one length from 1 to 3"),
         ({"lengths": [0, 3]}, "one length from 1 to 3"),
         ({"lengths": [1.5, 3]}, "one length from 1 to 3"),
+        ({"held": [[True, False]]}, r"held must be booleans \[2, 3\], one for each token"),
+        ({"held": np.ones((2, 3), bool)}, "held leaves no token to score"),
         ({"draws": 0}, "draws must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"times": "even"}, "times must be one of low-discrepancy, quadrature, got 'even'"),

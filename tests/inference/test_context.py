@@ -71,6 +71,16 @@ def test_bounds_and_samplers_tell_the_network_what_is_known_of_the_rows():
         jax.tree.map(np.testing.assert_array_equal, told, context)
 
 
+def test_training_holds_tokens_clean_and_tells_the_network():
+    seen = []
+    objective = told_family(seen).objective(dataclasses.replace(TRAIN, hold="tokens"))
+    draw = objective.draw(jax.random.key(0), jax.random.key(1), X0)
+    assert draw.held.any() and not draw.held.all()
+    np.testing.assert_array_equal(draw.xt[draw.held], X0[draw.held])
+    objective.loss({"scale": jnp.ones(())}, draw, X0, None, condition=CONDITION)
+    np.testing.assert_array_equal(seen[-1].given, draw.held)
+
+
 def test_a_network_that_is_told_nothing_makes_the_same_program():
     model = score_model(CONFIG)
     silent = model._replace(score=lambda *args, context, **rest: model.score(*args, **rest))

@@ -9,6 +9,7 @@ import pytest
 
 from sedd_jax.model.autoregressive import CausalModel
 from sedd_jax.model.config import ModelConfig, TransformerConfig
+from sedd_jax.model.context import Context
 from sedd_jax.model.score_model import count_params, forward_flops, score_model
 
 STATES = 131  # not a multiple of 128, and more than one
@@ -108,6 +109,23 @@ def test_scaling_shifts_all_but_the_current_token():
     shift = np.log(np.expm1(np.float64(SIGMA))) + np.log(STATES - 1)
     wanted = np.where(at_xt(xt), 0, unscaled - shift[:, None, None])
     np.testing.assert_allclose(apply(params, xt, SIGMA), wanted, atol=1e-5)
+
+
+def test_a_network_is_told_which_tokens_are_given_by_a_table_that_starts_at_zero():
+    told = score_model(dataclasses.replace(CONFIG, told_given=True))
+    params = jit(told.init)(jax.random.key(0))
+    assert not params.pop("given")["table"].any()
+    jax.tree.map(np.testing.assert_array_equal, params, initial())  # the rest as without it
+    apply_told = jit(told.apply)
+    xt = tokens()
+    given = Context(given=xt % 2 == 0)
+    rows = {"table": jnp.stack([jnp.zeros(16), jnp.ones(16)])}
+    zero, one = (
+        np.asarray(apply_told(random_params() | {"given": table}, xt, SIGMA, context=given))
+        for table in (jax.tree.map(jnp.zeros_like, rows), rows)
+    )
+    np.testing.assert_array_equal(zero, apply(random_params(), xt, SIGMA))
+    assert (zero != one).mean() > 0.9
 
 
 def test_entry_at_the_current_token_is_exactly_zero():
