@@ -138,10 +138,11 @@ def propose(
       lengths: of the rows, whose padding does not move; None for full rows.
       held: tokens that do not move either, in a row that is then as long as the rest; None: none.
     """
-    length = x0.shape[1] if lengths is None else lengths
+    length = places = x0.shape[1] if lengths is None else lengths
     if held is not None:
         free = zero_padding(~held, lengths)
-        length = jnp.maximum(free.sum(-1), 1)  # of a row without a free token no weight is left
+        length = free.sum(-1)
+        places = jnp.maximum(length, 1)  # a row without a free token has no weight
     if proposal.discrete:
         cell = jnp.searchsorted(jnp.asarray(proposal.quantiles[1:-1]), quantiles, side="right")
         t = jnp.asarray(proposal.edges[1:])[cell]
@@ -155,7 +156,7 @@ def propose(
     # P(moves) (m a + (L - m) b) / (L mean) is the distribution of independent moves except for one
     # position, chosen uniformly, that moves with probability p a / mean
     special_key, chance_key, moves_key, limit_key = jax.random.split(key, 4)
-    special = jax.random.randint(special_key, quantiles.shape, 0, length)
+    special = jax.random.randint(special_key, quantiles.shape, 0, places)
     special_moves = categorical.bernoulli(chance_key, p * a / mean)
     moves = categorical.bernoulli(moves_key, jnp.broadcast_to(p[:, None], x0.shape))
     place = jnp.arange(x0.shape[1])[None] if held is None else jnp.cumsum(free, axis=-1) - 1
@@ -163,7 +164,7 @@ def propose(
     moves = zero_padding(jnp.where(is_special, special_moves[:, None], moves), lengths)
     moves = moves if held is None else moves & free
     count = moves.sum(-1)
-    tilt = (count * a + (length - count) * b) / (length * mean)
+    tilt = (count * a + (length - count) * b) / (places * mean)
     xt = jnp.where(moves, graph.sample_limit(limit_key, x0.shape), x0)
     # rounding of a probability of 1 can leave nothing moved: there is no loss, so no weight
     weight = jnp.where(tilt > 0, 1 / (density * jnp.where(tilt > 0, tilt, 1)), 0)
