@@ -68,12 +68,9 @@ class TrainConfig:
     importance: bool = setting(False, family="diffusion")
     # with this probability a row, and each of several conditions, is not told
     condition_dropout: float = setting(0.1, at_least=0, below=1, family="diffusion")
-    # which tokens of a row are given, so that it is learned and told which; or the dotted path of
-    # a class of `diffusion.hold`
+    # which tokens of a row are given, and told to be; or the dotted path of a `diffusion.hold.Hold`
     hold: str = setting(
-        "none",
-        names=("none", "prefix", "suffix", "tokens", "spans", "mixed"),
-        family="diffusion",
+        "none", names=("none", "prefix", "suffix", "tokens", "spans", "mixed"), family="diffusion"
     )
     log_every: int = setting(100, above=0, may_change=True)
     # stop after this many steps in a row whose loss or gradient is not finite
