@@ -12,7 +12,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.graph import Graph, over_positions
 from sedd_jax.diffusion.importance import NoisedBatch
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.objective import NamedObjective
@@ -39,11 +39,11 @@ class ConcreteScoreMatching(NamedObjective):
         x0: Int[Array, "B L"],
     ) -> Float[Array, ""]:
         sigma = noise.sigma(batch.t)
-        odds, limit = jnp.expm1(sigma)[:, None], graph.limit[batch.xt]
+        odds, limit = over_positions(jnp.expm1(sigma)), graph.limit[batch.xt]
         of_token = graph.limit[: graph.num_tokens].mean()  # not that of x0, which would weight x0
         unit = (1 / odds + of_token) / jnp.where(limit > 0, limit, 1)
         rate = batch.weight * noise.dsigma(batch.t) / len(x0)
-        weight = rate[:, None] / odds / unit**2 * (limit > 0)
+        weight = over_positions(rate) / odds / unit**2 * (limit > 0)
         ratios = target(graph, sigma, batch.xt, x0)
 
         def terms(of_states, *fields):

@@ -16,7 +16,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.graph import Graph, over_positions
 from sedd_jax.diffusion.importance import NoisedBatch
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.objective import NamedObjective
@@ -52,7 +52,7 @@ class CrossEntropy(NamedObjective):
         if self.weighted:
             weight *= noise.dsigma(batch.t) / jnp.expm1(sigma)
         score = score_fn(batch.xt, sigma)
-        weight = weight[:, None] * (graph.limit[batch.xt] > 0)
+        weight = over_positions(weight) * (graph.limit[batch.xt] > 0)
         return score.weighted(nll_terms, (x0,), batch.free(weight))
 
     def is_bound(self, graph: Graph) -> bool:

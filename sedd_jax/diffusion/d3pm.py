@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sedd_jax.diffusion.cross_entropy import nll_terms
-from sedd_jax.diffusion.graph import Graph, leading
+from sedd_jax.diffusion.graph import Graph, leading, over_positions
 from sedd_jax.diffusion.importance import NoisedBatch
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.objective import NamedObjective
@@ -90,9 +90,9 @@ class D3PM(NamedObjective):
             return kl + self.auxiliary * nll_terms(of_states, x0)
 
         weight = batch.weight * self.steps / len(x0)
-        positions = (jnp.broadcast_to(x[:, None], x0.shape) for x in (sigma, before))
+        positions = (jnp.broadcast_to(over_positions(x), x0.shape) for x in (sigma, before))
         score = score_fn(batch.xt, sigma)
-        weight = weight[:, None] * (graph.limit[batch.xt] > 0)
+        weight = over_positions(weight) * (graph.limit[batch.xt] > 0)
         return score.weighted(terms, (batch.xt, x0, *positions), batch.free(weight))
 
     def is_bound(self, graph: Graph) -> bool:

@@ -40,6 +40,11 @@ def align(sigma: Float[Array, "..."], ndim: int) -> Float[Array, "..."]:
     return jnp.reshape(sigma, sigma.shape + (1,) * (ndim - sigma.ndim))
 
 
+def over_positions(x: Float[Array, "B *L"]) -> Float[Array, "B _"]:
+    """Returns numbers of rows [B] with an axis for positions; those of positions as they are."""
+    return x[:, None] if x.ndim == 1 else x
+
+
 @dataclasses.dataclass(frozen=True)
 class Graph(abc.ABC):
     """A graph over `num_states` = V states with Q = pi 1 - I. A subclass need only give `limit`.

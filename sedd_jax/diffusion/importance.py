@@ -55,15 +55,15 @@ class NoisedBatch(NamedTuple):
     """Times, noised tokens and importance weights, as `propose` draws them.
 
     Attributes:
-      t: times.
+      t: times of the rows, or of all positions.
       xt: noised tokens.
-      weight: importance weights.
+      weight: importance weights of the times.
       held: tokens that stay clean at every time and have no loss; None: none does.
     """
 
-    t: Float[Array, "B"]
+    t: Float[Array, "B *L"]
     xt: Int[Array, "B L"]
-    weight: Float[Array, "B"]
+    weight: Float[Array, "B *L"]
     held: Bool[Array, "B L"] | None = None
 
     def free(self, weight: Float[Array, "B L"]) -> Float[Array, "B L"]:
@@ -143,12 +143,7 @@ def propose(
         free = zero_padding(~held, lengths)
         length = free.sum(-1)
         places = jnp.maximum(length, 1)  # a row without a free token has no weight
-    if proposal.discrete:
-        cell = jnp.searchsorted(jnp.asarray(proposal.quantiles[1:-1]), quantiles, side="right")
-        t = jnp.asarray(proposal.edges[1:])[cell]
-    else:
-        t = jnp.interp(quantiles, jnp.asarray(proposal.quantiles), jnp.asarray(proposal.edges))
-        cell = jnp.searchsorted(jnp.asarray(proposal.edges[1:-1]), t, side="right")
+    t, cell = _times_of(proposal, quantiles)
     density, a, b = (jnp.asarray(column)[cell] for column in proposal[1:4])
     p = -jnp.expm1(-noise.sigma(t))
     mean = p * a + (1 - p) * b
@@ -169,6 +164,43 @@ def propose(
     # rounding of a probability of 1 can leave nothing moved: there is no loss, so no weight
     weight = jnp.where(tilt > 0, 1 / (density * jnp.where(tilt > 0, tilt, 1)), 0)
     return NoisedBatch(t, xt, weight, held)
+
+
+def propose_by_position(
+    key: Key[Array, ""],
+    proposal: Proposal,
+    graph: Graph,
+    noise: Noise,
+    quantiles: Float[Array, "B L"],
+    x0: Int[Array, "B L"],
+    held: Bool[Array, "B L"] | None = None,
+) -> NoisedBatch:
+    """Draws x_t where every position has a time of its own; weights are 1.
+
+    Args:
+      key: random key, used once.
+      proposal: distribution of the times; its density must be uniform.
+      graph: the token graph.
+      noise: the schedule.
+      quantiles: of t.
+      x0: clean tokens.
+      held: tokens that do not move; None: none.
+    """
+    t, _ = _times_of(proposal, quantiles)
+    moves_key, limit_key = jax.random.split(key)
+    moves = categorical.bernoulli(moves_key, -jnp.expm1(-noise.sigma(t)))
+    moves = moves if held is None else moves & ~held
+    xt = jnp.where(moves, graph.sample_limit(limit_key, x0.shape), x0)
+    return NoisedBatch(t, xt, jnp.ones_like(t), held)
+
+
+def _times_of(proposal, quantiles):
+    """The times of quantiles, and their cells."""
+    if proposal.discrete:
+        cell = jnp.searchsorted(jnp.asarray(proposal.quantiles[1:-1]), quantiles, side="right")
+        return jnp.asarray(proposal.edges[1:])[cell], cell
+    t = jnp.interp(quantiles, jnp.asarray(proposal.quantiles), jnp.asarray(proposal.edges))
+    return t, jnp.searchsorted(jnp.asarray(proposal.edges[1:-1]), t, side="right")
 
 
 def _guess_entropy(graph, sigma):

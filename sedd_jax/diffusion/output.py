@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from sedd_jax.diffusion.graph import Graph, align, leading
+from sedd_jax.diffusion.graph import Graph, align, leading, over_positions
 from sedd_jax.diffusion.score import DenseScore, OfStates
 
 
@@ -137,16 +137,16 @@ class Output(abc.ABC):
         )
 
     def dense(
-        self, sigma: Float[Array, "B"], xt: Int[Array, "B L"], logits: Float[Array, "B L V"]
+        self, sigma: Float[Array, "B *L"], xt: Int[Array, "B L"], logits: Float[Array, "B L V"]
     ) -> DenseScore:
         """Returns the output, written out, as a `Score`: the oracle of the streamed one.
 
         Args:
-          sigma: total noise, positive.
+          sigma: total noise of rows or of positions, positive.
           xt: noised tokens.
           logits: of all states; that of the mask is ignored.
         """
-        sigma = jnp.broadcast_to(sigma[:, None], xt.shape)
+        sigma = jnp.broadcast_to(over_positions(sigma), xt.shape)
         states = jnp.arange(self.graph.num_states)
         columns = leading(states, logits.ndim)
         at_xt, token = columns == xt[..., None], columns < self.graph.num_tokens

@@ -100,8 +100,8 @@ class Score(abc.ABC):
         """
 
     @abc.abstractmethod
-    def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
-        """Returns the sum over positions of the score entropy, times a weight for each row.
+    def weighted_entropy(self, target: Target, weight: Float[Array, "B *L"]) -> Float[Array, ""]:
+        """Returns the sum over positions of the score entropy, times a weight of rows or positions.
 
         Training differentiates this, in the network's parameters and in the weight alone: a
         streamed score has no gradient in target or sigma.
@@ -217,7 +217,8 @@ class Score(abc.ABC):
         """
 
 
-ScoreFn = Callable[[Int[Array, "B L"], Float[Array, "B"]], Score]
+# maps x_t, and the total noise of rows or of positions, to a score
+ScoreFn = Callable[[Int[Array, "B L"], Float[Array, "B *L"]], Score]
 
 
 def tempered_score_fn(score_fn: ScoreFn, token_filter: TokenFilter) -> ScoreFn:
@@ -244,8 +245,9 @@ class DenseScore(Score):
         terms = entropy_terms(target, states, self.log_score)
         return target.weight * terms.sum(-1)
 
-    def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
-        return jnp.sum(weight * self.entropy(target).sum(-1))
+    def weighted_entropy(self, target: Target, weight: Float[Array, "B *L"]) -> Float[Array, ""]:
+        each = self.entropy(target)
+        return jnp.sum(weight * (each.sum(-1) if weight.ndim == 1 else each))
 
     def weighted(
         self, terms: Terms, arguments: Sequence[Any], weight: Float[Array, "B L"]

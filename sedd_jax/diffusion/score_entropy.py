@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.scipy.special import xlogy
 from jaxtyping import Array, Float, Int
 
-from sedd_jax.diffusion.graph import ByLimit, Graph, PerState, at_states
+from sedd_jax.diffusion.graph import ByLimit, Graph, PerState, at_states, over_positions
 
 
 class Target(NamedTuple):
@@ -47,17 +47,17 @@ class Target(NamedTuple):
 
 
 def target(
-    graph: Graph, sigma: Float[Array, "B"], xt: Int[Array, "B L"], x0: Int[Array, "B L"]
+    graph: Graph, sigma: Float[Array, "B *L"], xt: Int[Array, "B L"], x0: Int[Array, "B L"]
 ) -> Target:
     """Returns the ratios that `score_entropy` compares with, without an array over the vocabulary.
 
     Args:
       graph: the token graph.
-      sigma: total noise, positive.
+      sigma: total noise of rows or of positions, positive.
       xt: noised tokens, reachable from x0.
       x0: clean tokens.
     """
-    stayed, moved = jnp.exp(-sigma)[:, None], -jnp.expm1(-sigma)[:, None]
+    stayed, moved = over_positions(jnp.exp(-sigma)), over_positions(-jnp.expm1(-sigma))
     likelihood = jnp.where(xt == x0, stayed, 0) + moved * graph.limit[xt]
     if graph.equal_limit is None:
         at_x0 = (stayed + moved * graph.limit[x0]) / likelihood

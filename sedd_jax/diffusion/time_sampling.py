@@ -8,6 +8,8 @@ References:
     (arXiv 2605.13026): bell-shaped times for language.
   Esser et al., Scaling Rectified Flow Transformers for High-Resolution Image Synthesis, 2024 (arXiv
     2403.03206), Section 3.1: logit-normal times.
+  Chen et al., Diffusion Forcing: Next-token Prediction Meets Full-Sequence Diffusion, 2024 (arXiv
+    2407.01392): noise of its own for every position.
   Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models, 2021 (arXiv 2102.09672),
     Section 3.3: times in proportion to the root mean square of the loss.
 """
@@ -20,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from sedd_jax.diffusion.importance import CELLS, FLOOR, Proposal, plain_proposal
 from sedd_jax.diffusion.noise import Noise
+from sedd_jax.diffusion.times import sample_quantiles
 from sedd_jax.errors import BadInput
 from sedd_jax.system.registry import Registry
 
@@ -35,9 +38,11 @@ class Times(abc.ABC):
 
     Attributes:
       learns: whether it follows the losses; then it has a state, which is saved with a run.
+      per_position: whether every position has a time of its own.
     """
 
     learns: ClassVar[bool] = False
+    per_position: ClassVar[bool] = False
 
     @abc.abstractmethod
     def proposal(self, noise: Noise, t_min: float, state: Any = ()) -> Proposal:
@@ -48,6 +53,18 @@ class Times(abc.ABC):
           t_min: the smallest time.
           state: what was learned; () where nothing was.
         """
+
+    def quantiles(
+        self, key: Key[Array, ""], shape: tuple[int, int], low_discrepancy: bool
+    ) -> Float[Array, "B *L"]:
+        """Draws the quantiles of the times, of rows or of positions.
+
+        Args:
+          key: random key, used once.
+          shape: [B, L] of the tokens.
+          low_discrepancy: spread evenly over the batch, see `sample_quantiles`.
+        """
+        return sample_quantiles(key, shape[0], low_discrepancy)
 
     def init(self) -> Any:
         """Returns the state before training."""
@@ -163,10 +180,44 @@ class Learned(Times):
         return Squares(total.at[cell].add(loss**2), draws.at[cell].add(1.0))
 
 
+@dataclasses.dataclass(frozen=True)
+class Positions(Times):
+    """Every position has a time of its own, uniform on [t_min, 1]: diffusion forcing.
+
+    The network is told the noise of every position, and learns the ratios of any tokens, each
+    noised by its own amount: one network for rows denoised at once, in an order, or in windows.
+
+    Attributes:
+      order: "independent", or "monotone": the times of a row are sorted, so that every token is
+        noisier than those before it. Then the first token has small times more often than the
+        last, and no weight undoes this: the minimum is the same, the true ratios at every noise.
+    """
+
+    order: str = "independent"
+
+    per_position: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.order not in ("independent", "monotone"):
+            raise BadInput(f"order must be independent or monotone, got {self.order!r}.")
+
+    def proposal(self, noise: Noise, t_min: float, state: Any = ()) -> Proposal:
+        del noise, state
+        return plain_proposal(t_min)
+
+    def quantiles(
+        self, key: Key[Array, ""], shape: tuple[int, int], low_discrepancy: bool
+    ) -> Float[Array, "B L"]:
+        rows, length = shape
+        keys = jax.random.split(key, length)
+        u = jax.vmap(lambda key: sample_quantiles(key, rows, low_discrepancy))(keys).T
+        return jnp.sort(u, axis=-1) if self.order == "monotone" else u
+
+
 TIMES: Registry[type[Times]] = Registry(
     "config.train.times",
-    {"uniform": Uniform, "bell": Bell, "learned": Learned},
-    methods=("init", "proposal", "update", "learns"),
+    {"uniform": Uniform, "bell": Bell, "learned": Learned, "positions": Positions},
+    methods=("init", "proposal", "quantiles", "update", "learns", "per_position"),
 )
 
 

@@ -52,18 +52,15 @@ class TrainConfig:
     # or the dotted path of a `diffusion.objective.Objective`
     objective: str = setting(
         "score_entropy",
-        names=(
-            "score_entropy",
-            "cross_entropy",
-            "d3pm",
-            "concrete_score_matching",
-        ),
+        names=("score_entropy", "cross_entropy", "d3pm", "concrete_score_matching"),
         family="diffusion",
     )
     # stratified: the times of a batch are spread evenly over their distribution
     low_discrepancy: bool = setting(True, family=BOTH_DIFFUSIONS)
     # how times are drawn, reweighted; or the dotted path of a class of `diffusion.time_sampling`
-    times: str = setting("uniform", names=("uniform", "bell", "learned"), family="diffusion")
+    times: str = setting(
+        "uniform", names=("uniform", "bell", "learned", "positions"), family="diffusion"
+    )
     # importance sampling: noise in proportion to the loss of the uniform predictor, reweighted
     importance: bool = setting(False, family="diffusion")
     # with this probability a row, and each of several conditions, is not told

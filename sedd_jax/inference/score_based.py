@@ -22,6 +22,7 @@ from sedd_jax.diffusion.importance import (
     on_grid,
     plain_proposal,
     propose,
+    propose_by_position,
 )
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.objective import Objective, ScoreEntropy, dwdse_loss
@@ -29,7 +30,6 @@ from sedd_jax.diffusion.output import output_named
 from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.diffusion.score_entropy import prior_kl
 from sedd_jax.diffusion.time_sampling import times_named
-from sedd_jax.diffusion.times import sample_quantiles
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.build import build_graph, build_noise, network_config
 from sedd_jax.experiment.config import Config, TrainConfig
@@ -122,12 +122,13 @@ class ScoreBased(NamedTuple):
         def draw(time_key, noise_key, x0, state=(), condition=None):
             del condition  # the noise does not depend on it
             current = self.training_proposal(config, state) if times.learns else proposal
-            quantiles = sample_quantiles(time_key, x0.shape[0], config.low_discrepancy)
+            quantiles = times.quantiles(time_key, x0.shape, config.low_discrepancy)
             held = None
             if hold is not None:
                 noise_key, hold_key = jax.random.split(noise_key)
                 held = hold.draw(hold_key, x0.shape)
-            return propose(noise_key, current, graph, noise, quantiles, x0, held=held)
+            noised = propose_by_position if times.per_position else propose
+            return noised(noise_key, current, graph, noise, quantiles, x0, held=held)
 
         def loss(params, batch, x0, key, condition=None):
             if condition is not None:

@@ -83,7 +83,7 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        cond: Float[Array, "B C"],
+        cond: Float[Array, "B *L C"],
         dilation: int,
         dropout_key: Key[Array, ""] | None,
         lengths: Int[Array, "B"] | None = None,
@@ -92,7 +92,7 @@ class Layer(nnx.Module):
 
         Args:
           x: the activations, float32.
-          cond: the conditioning vector of every row.
+          cond: the conditioning vector of every row, or of every position.
           dilation: distance of the positions that the kernel meets.
           dropout_key: None for no dropout.
           lengths: of the rows, None for full rows; a kernel meets zeros in the padding, as it does
@@ -101,8 +101,9 @@ class Layer(nnx.Module):
         rate = self.config.model.dropout
         keep, _ = dropout_masks(dropout_key, rate, x.shape)
         modulation = self.modulation(cond).astype(jnp.float32)
-        # [B, 1, D] each: one for all positions
-        shift, scale, gate = jnp.moveaxis(modulation, 1, 0)[:, :, None]
+        parts = jnp.moveaxis(modulation, -2, 0)
+        # [B, 1, D] each: one for all positions; or [B, L, D]
+        shift, scale, gate = parts[:, :, None] if cond.ndim == 2 else parts
         h = self.norm(x, shift, scale).astype(self.config.dtype)
         h = gelu(h, unrolled=self.config.unroll)
         if lengths is not None:

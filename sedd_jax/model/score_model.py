@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.data.column_statistics import Size
+from sedd_jax.diffusion.graph import over_positions
 from sedd_jax.diffusion.output import Output
 from sedd_jax.diffusion.score import DenseScore, Score
 from sedd_jax.model.conditions import ConditionEmbedding
@@ -50,7 +51,7 @@ class NetworkFn(Protocol):
         self,
         params: Params,
         xt: Int[Array, "B L"],
-        sigma: Float[Array, "B"],
+        sigma: Float[Array, "B *L"],
         key: Key[Array, ""] | None = None,
         lengths: Int[Array, "B"] | None = None,
         context: Context = NOTHING,
@@ -60,7 +61,7 @@ class NetworkFn(Protocol):
         Args:
           params: as `init` returns them.
           xt: noised tokens.
-          sigma: total noise of every row.
+          sigma: total noise of every row, or of every position.
           key: of dropout, None for none.
           lengths: of the rows, None for full rows. The rest of a row is padding, of any ids: no
             real position attends to it, and its own log-scores mean nothing.
@@ -145,7 +146,7 @@ class Head(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(config.padded_states))
 
     def __call__(
-        self, x: Float[Array, "B L D"], cond: Float[Array, "B C"]
+        self, x: Float[Array, "B L D"], cond: Float[Array, "B *L C"]
     ) -> Float[Array, "B L V"]:
         """Returns the logits of the V states, float32, without padding."""
         states, h = self.config.num_states, self.hidden(x, cond)
@@ -156,9 +157,13 @@ class Head(nnx.Module):
         )
         return (out + self.bias[...][None])[:, :states].reshape(*x.shape[:-1], states)
 
-    def hidden(self, x: Float[Array, "B L D"], cond: Float[Array, "B C"]) -> Float[Array, "B L D"]:
+    def hidden(
+        self, x: Float[Array, "B L D"], cond: Float[Array, "B *L C"]
+    ) -> Float[Array, "B L D"]:
         """Returns what is projected to the vocabulary."""
-        shift, scale = jnp.moveaxis(self.modulation(cond)[:, None], -2, 0)
+        modulation = self.modulation(cond)
+        modulation = modulation[:, None] if cond.ndim == 2 else modulation
+        shift, scale = jnp.moveaxis(modulation, -2, 0)
         return self.norm(x, shift, scale).astype(self.config.dtype)
 
 
@@ -205,10 +210,12 @@ def score_model(
         )
         layers = trunk_of_length(xt.shape[1])
         told = sigma if config.model.time_conditioning else jnp.zeros_like(sigma)
-        cond = sigma_embedding(told)
+        # [B, C], or [B, L, C] where every position has its own noise
+        cond = sigma_embedding(told.reshape(-1)).reshape(*told.shape, -1)
         if config.conditions:
             condition = nnx.merge(structures["condition"], outer["condition"])
-            cond = cond + condition(context.condition, len(xt))
+            of_rows = condition(context.condition, len(xt))
+            cond = cond + (of_rows if cond.ndim == 2 else of_rows[:, None])
         elif context.condition is not None:
             raise ValueError("This network has no conditions, and was given some.")
         x = embedding(xt)
@@ -235,7 +242,7 @@ def score_model(
     def apply(
         params: Params,
         xt: Int[Array, "B L"],
-        sigma: Float[Array, "B"],
+        sigma: Float[Array, "B *L"],
         key: Key[Array, ""] | None = None,
         lengths: Int[Array, "B"] | None = None,
         context: Context = NOTHING,
@@ -243,14 +250,15 @@ def score_model(
         head, x, cond = body(params, xt, sigma, key, lengths, context)
         if output is not None:
             return output.dense(sigma, xt, head(x, cond)).log_score
-        log_score = head(x, cond) - log_normaliser(sigma)[:, None, None]
+        shift = log_normaliser(sigma)
+        log_score = head(x, cond) - (shift[:, None, None] if sigma.ndim == 1 else shift[..., None])
         at_xt = jax.nn.one_hot(xt, config.num_states, dtype=bool)
         return jnp.where(at_xt, 0, log_score)
 
     def score(
         params: Params,
         xt: Int[Array, "B L"],
-        sigma: Float[Array, "B"],
+        sigma: Float[Array, "B *L"],
         key: Key[Array, ""] | None = None,
         lengths: Int[Array, "B"] | None = None,
         context: Context = NOTHING,
@@ -263,7 +271,7 @@ def score_model(
         if output is not None:
             inputs = HeadInputs(hidden, jnp.zeros(xt.shape), xt)
             return StreamedScore.of_softmax(streamed, unembedding, inputs, sigma, output)
-        shift = jnp.broadcast_to(log_normaliser(sigma)[:, None], xt.shape)
+        shift = jnp.broadcast_to(over_positions(log_normaliser(sigma)), xt.shape)
         return StreamedScore(streamed, unembedding, HeadInputs(hidden, shift, xt))
 
     told = {"told_given": config.told_given, "conditions": config.conditions}

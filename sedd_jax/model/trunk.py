@@ -37,8 +37,8 @@ from sedd_jax.model.transformer import (
     structure,
 )
 
-# (parameters of the blocks, x [B, L, D], cond [B, C], lengths [B], dropout key) -> [B, L, D]; no
-# lengths for full rows, no key for no dropout
+# (parameters of the blocks, x [B, L, D], cond [B, C] or [B, L, C], lengths [B], dropout key)
+# -> [B, L, D]; no lengths for full rows, no key for no dropout
 Layers = Callable[..., Float[Array, "B L D"]]
 
 
@@ -60,7 +60,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        cond: Float[Array, "B C"],
+        cond: Float[Array, "B *L C"],
         rotary: RotaryTables,
         dropout_key: Key[Array, ""] | None,
         attention: RotaryAttention = xla_rotary_attention,
@@ -71,7 +71,7 @@ class Block(nnx.Module):
 
         Args:
           x: the activations, float32.
-          cond: the conditioning vector of every row.
+          cond: the conditioning vector of every row, or of every position.
           rotary: see `rotary_tables`.
           dropout_key: None for no dropout.
           attention: what computes attention.
@@ -82,10 +82,10 @@ class Block(nnx.Module):
         keep_attention, keep_mlp = dropout_masks(dropout_key, rate, x.shape)
         # float32 from here on, and so are its gradient's sums over positions
         modulation = jax.lax.optimization_barrier(self.modulation(cond).astype(jnp.float32))
-        # [B, 1, D] each: one for all positions
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.moveaxis(modulation, 1, 0)[
-            :, :, None
-        ]
+        parts = jnp.moveaxis(modulation, -2, 0)
+        # [B, 1, D] each: one for all positions; or [B, L, D]
+        parts = parts[:, :, None] if cond.ndim == 2 else parts
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
 
         mean = self.attention_norm.mean(x)  # before the barrier: computed where x is computed
         x = jax.lax.optimization_barrier(constrain(x))

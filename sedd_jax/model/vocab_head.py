@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.blend import Blend
-from sedd_jax.diffusion.graph import align, at_states
+from sedd_jax.diffusion.graph import align, at_states, over_positions
 from sedd_jax.diffusion.output import Output, Softmax
 from sedd_jax.diffusion.score import DenseScore, Drawn, Score, StepWeightsFn, Terms
 from sedd_jax.diffusion.score_entropy import Target, entropy_terms
@@ -128,7 +128,7 @@ class StreamedScore(Score):
         head: StreamedHead,
         unembedding: Unembedding,
         inputs: HeadInputs,
-        sigma: Float[Array, "B"],
+        sigma: Float[Array, "B *L"],
         output: Output,
     ) -> "StreamedScore":
         """Returns the score of a network whose logits are a softmax over the tokens.
@@ -143,7 +143,7 @@ class StreamedScore(Score):
           output: what the softmax stands for.
         """
         graph, xt = output.graph, inputs.xt
-        sigma = jnp.broadcast_to(sigma[:, None], xt.shape)
+        sigma = jnp.broadcast_to(over_positions(sigma), xt.shape)
         # no gradient: `weighted` has one of its own
         logits = cls(head, *jax.lax.stop_gradient((unembedding, inputs)))
         softmax = Softmax(
@@ -164,8 +164,8 @@ class StreamedScore(Score):
         function = _per_device(self.head, losses, _entropy_terms)
         return target.weight * function(self.unembedding, self.inputs, target, target.weight > 0)
 
-    def weighted_entropy(self, target: Target, weight: Float[Array, "B"]) -> Float[Array, ""]:
-        return self.weighted(_entropy_terms, target, weight[:, None] * target.weight)
+    def weighted_entropy(self, target: Target, weight: Float[Array, "B *L"]) -> Float[Array, ""]:
+        return self.weighted(_entropy_terms, target, over_positions(weight) * target.weight)
 
     def weighted(
         self, terms: Terms, arguments: Sequence[Any], weight: Float[Array, "B L"]

@@ -70,6 +70,25 @@ def test_held_positions_have_no_loss_and_no_gradient(name, objective):
     assert gradient[~held].any()
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [ScoreEntropy(), CrossEntropy(), D3PM(10, 0.1), ConcreteScoreMatching()],
+    ids=lambda objective: type(objective).__name__,
+)
+@pytest.mark.parametrize("name", GRAPHS)
+def test_noise_of_positions_is_that_of_rows_one_position_at_a_time(name, objective):
+    graph, batch, x0, logits = problem(name, TIMES)
+    t = jnp.asarray(np.random.default_rng(7).integers(1, 11, (B, L)) / 10, jnp.float32)
+    of_positions = batch._replace(t=t, weight=jnp.ones((B, L)))
+    parts = 0
+    for i in range(L):
+        others = jnp.broadcast_to(jnp.arange(L)[None] != i, (B, L))
+        alone = NoisedBatch(t[:, i], batch.xt, jnp.ones(B), others)
+        parts += value(objective, Denoiser, graph, alone, x0, logits)
+    got = value(objective, Denoiser, graph, of_positions, x0, logits)
+    np.testing.assert_allclose(got, parts, rtol=1e-5)
+
+
 def matrix(graph, delta):
     """p(y | x) after noise delta, [x, y], in float64."""
     with jax.enable_x64(True):

@@ -9,8 +9,15 @@ from scipy.stats import kstest, norm
 
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
-from sedd_jax.diffusion.importance import FLOOR, on_grid, propose
-from sedd_jax.diffusion.time_sampling import Bell, Learned, Squares, Uniform
+from sedd_jax.diffusion.importance import FLOOR, on_grid, propose, propose_by_position
+from sedd_jax.diffusion.time_sampling import (
+    Bell,
+    Learned,
+    Positions,
+    Squares,
+    Uniform,
+    times_named,
+)
 from sedd_jax.errors import BadInput
 
 T_MIN, DRAWS, CELLS = 0.01, 20_000, 8
@@ -149,3 +156,32 @@ def test_the_borders_belong_to_cells():
 def test_settings_that_draw_nothing_are_refused(make, message):
     with pytest.raises(BadInput, match=message):
         make()
+
+
+def test_every_position_has_a_time_of_its_own():
+    rows, length = 64, 5
+    times = Positions().quantiles(jax.random.key(0), (rows, length), True)
+    low = np.arange(rows)[:, None] / rows  # evenly spread at every position
+    spread = np.sort(times, axis=0)
+    assert (spread >= low - 1e-6).all() and (spread <= low + 1 / rows + 1e-6).all()
+    assert np.abs(np.corrcoef(np.asarray(times).T)[np.triu_indices(length, 1)]).max() < 0.5
+    monotone = Positions("monotone").quantiles(jax.random.key(0), (rows, length), True)
+    np.testing.assert_array_equal(monotone, np.sort(times, axis=1))
+    with pytest.raises(BadInput, match="order must be independent or monotone, got 'rising'"):
+        times_named("positions(order='rising')")
+
+
+def test_positions_move_by_their_own_time():
+    graph, noise = graphs.absorbing(3), NOISES["loglinear"]
+    shape = DRAWS, 3
+    unit = Positions().quantiles(jax.random.key(0), shape, False)
+    held = jnp.broadcast_to(jnp.arange(3)[None] == 1, shape)
+    proposal = Positions().proposal(noise, T_MIN)
+    x0 = jnp.zeros(shape, jnp.int32)
+    batch = propose_by_position(jax.random.key(1), proposal, graph, noise, unit, x0, held)
+    assert (batch.weight == 1).all() and not batch.xt[:, 1].any()
+    moved, chance = np.asarray(batch.xt == graph.mask_id), -np.expm1(-noise.sigma(batch.t))
+    for low in np.arange(0, 1, 0.25):
+        inside = np.asarray((batch.t >= low) & (batch.t < low + 0.25) & ~held)
+        off = (moved - chance)[inside]
+        assert abs(off.mean()) < 5 * off.std() / np.sqrt(inside.sum())

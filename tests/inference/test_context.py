@@ -81,6 +81,16 @@ def test_training_holds_tokens_clean_and_tells_the_network():
     np.testing.assert_array_equal(seen[-1].given, draw.held)
 
 
+def test_positions_with_noise_of_their_own_train():
+    family = told_family([])
+    train = dataclasses.replace(TRAIN, times="positions(order='monotone')", hold="tokens")
+    draw = family.objective(train).draw(jax.random.key(0), jax.random.key(1), X0)
+    assert draw.t.shape == draw.weight.shape == X0.shape
+    assert (jnp.diff(draw.t, axis=1) >= 0).all()
+    loss = family.objective(train).loss
+    assert loss({"scale": jnp.ones(())}, draw, X0, None, condition=CONDITION) > 0
+
+
 def test_a_network_that_is_told_nothing_makes_the_same_program():
     model = score_model(CONFIG)
     silent = model._replace(score=lambda *args, context, **rest: model.score(*args, **rest))

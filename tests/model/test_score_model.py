@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sedd_jax.diffusion import graph as graphs
+from sedd_jax.diffusion.score import DenseScore
+from sedd_jax.diffusion.score_entropy import target
 from sedd_jax.model.autoregressive import CausalModel
 from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.context import Context
@@ -126,6 +129,32 @@ def test_a_network_is_told_which_tokens_are_given_by_a_table_that_starts_at_zero
     )
     np.testing.assert_array_equal(zero, apply(random_params(), xt, SIGMA))
     assert (zero != one).mean() > 0.9
+
+
+def test_every_position_may_have_noise_of_its_own():
+    xt, params = tokens(), random_params()
+    sigma = jnp.broadcast_to(jnp.asarray(SIGMA)[:, None], xt.shape)
+    np.testing.assert_allclose(
+        apply(params, xt, sigma), apply(params, xt, jnp.asarray(SIGMA)), rtol=1e-4, atol=1e-4
+    )
+    # the streamed loss is that of all log-scores, which the noise of another position moves
+    graph = graphs.absorbing(STATES - 1)
+    sigma = sigma.at[:, 2].set(0.3)
+    xt = xt.at[:, 1:].set(graph.mask_id)
+    x0 = jnp.zeros_like(xt)
+
+    def losses(params, xt, sigma):
+        ratios = target(graph, sigma, xt, x0)
+        dense = DenseScore(xt, MODEL.apply(params, xt, sigma))
+        return [
+            score.weighted_entropy(ratios, 1 + sigma)
+            for score in (dense, MODEL.score(params, xt, sigma))
+        ]
+
+    dense, streamed = jit(losses)(params, xt, sigma)
+    np.testing.assert_allclose(streamed, dense, rtol=1e-5)
+    other, _ = jit(losses)(params, xt, sigma.at[:, 2].set(3.0))
+    assert abs(other - dense) > 1e-3 * abs(dense)
 
 
 def test_entry_at_the_current_token_is_exactly_zero():
