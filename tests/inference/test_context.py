@@ -77,7 +77,7 @@ def test_training_holds_tokens_clean_and_tells_the_network():
     draw = objective.draw(jax.random.key(0), jax.random.key(1), X0)
     assert draw.held.any() and not draw.held.all()
     np.testing.assert_array_equal(draw.xt[draw.held], X0[draw.held])
-    objective.loss({"scale": jnp.ones(())}, draw, X0, None, condition=CONDITION)
+    objective.loss({"scale": jnp.ones(())}, draw, X0, jax.random.key(2), condition=CONDITION)
     np.testing.assert_array_equal(seen[-1].given, draw.held)
 
 
@@ -88,7 +88,7 @@ def test_positions_with_noise_of_their_own_train():
     assert draw.t.shape == draw.weight.shape == X0.shape
     assert (jnp.diff(draw.t, axis=1) >= 0).all()
     loss = family.objective(train).loss
-    assert loss({"scale": jnp.ones(())}, draw, X0, None, condition=CONDITION) > 0
+    assert loss({"scale": jnp.ones(())}, draw, X0, jax.random.key(2), condition=CONDITION) > 0
 
 
 def test_a_network_that_is_told_nothing_makes_the_same_program():
