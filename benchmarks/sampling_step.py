@@ -5,11 +5,13 @@
 
 A row is a sampler of the library, and its seconds are those of a run by its network evaluations,
 the final denoising step included. Under the uniform graph Tweedie steps by tempered conditionals
-are timed too. "parts" is the work that a Tweedie step cannot avoid: the network's blocks, and the
-product of the unembedding with the positions that may change (all, or under the absorbing graph
-half, those masked on average), written to memory. "dense" is Tweedie with materialised log-scores,
-over a few steps, since each costs the same. With --published=FOLDER and --published_python=PYTHON
-the published sampler (absorbing graph) alternates with them: one analytic update halfway.
+are timed too, and with --guidance=2 those of a network that is told a condition, guided by what the
+condition changes: two evaluations of the blocks, one of the head. "parts" is the work that a
+Tweedie step cannot avoid: the network's blocks, and the product of the unembedding with the
+positions that may change (all, or under the absorbing graph half, those masked on average), written
+to memory. "dense" is Tweedie with materialised log-scores, over a few steps, since each costs the
+same. With --published=FOLDER and --published_python=PYTHON the published sampler (absorbing graph)
+alternates with them: one analytic update halfway.
 """
 
 import contextlib
@@ -23,6 +25,8 @@ from absl import flags
 from benchmarks.measure import alternate, check_output, report, temporaries, timed
 from benchmarks.published import Published
 from benchmarks.shapes import Shape, family_of
+from sedd_jax.data.column_statistics import Label
+from sedd_jax.data.conditions import Conditions
 from sedd_jax.experiment import cli
 from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.prompt import empty_prompt
@@ -39,9 +43,11 @@ _SAMPLERS = flags.DEFINE_multi_string(
 )
 _STEPS = flags.DEFINE_integer("steps", 16, "Network evaluations before the final one.")
 _DENSE_STEPS = flags.DEFINE_integer("dense_steps", 3, "Steps of the dense run.")
+_GUIDANCE = flags.DEFINE_float("guidance", 1.0, "Times guided Tweedie steps too, unless it is 1.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Measured runs of each.")
 _PUBLISHED = flags.DEFINE_string("published", None, "Folder of the published PyTorch code.")
 _PYTHON = flags.DEFINE_string("published_python", "python", "A Python that has torch.")
+_CONDITIONS = Conditions((Label("class", {"a": 1, "b": 1}),))
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results as JSON.")
 
 
@@ -77,6 +83,17 @@ def main() -> None:
         compiled = jax.jit(family.generator(sampling, t_min=1e-3)).lower(*args).compile()
         memory[name] = temporaries(compiled)
         programs[name] = _per_evaluation(compiled, *args)
+
+    if _GUIDANCE.value != 1:
+        name = f"tweedie, guidance {_GUIDANCE.value:g}"
+        family = family_of(shape, "streamed", "none", _GRAPH.value, conditions=_CONDITIONS)
+        told = args[2]._replace(condition=_CONDITIONS.encode([{"class": "a"}] * shape.batch))
+        guided_args = random_params(family), args[1], told
+        sampling = Sampling(_STEPS.value, guidance=_GUIDANCE.value)
+        generator = jax.jit(family.generator(sampling, t_min=1e-3))
+        compiled = generator.lower(*guided_args).compile()
+        memory[name] = temporaries(compiled)
+        programs[name] = _per_evaluation(compiled, *guided_args)
 
     xt = jnp.zeros((shape.batch, shape.length), jnp.int32)
     blocks = jax.jit(

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from sedd_jax.data.conditions import Conditions
 from sedd_jax.diffusion.score import DenseScore
 from sedd_jax.diffusion.score_entropy import target
 from sedd_jax.experiment.config import Config, ModelConfig, TrainConfig
@@ -82,7 +83,12 @@ def config_of(
 
 
 def family_of(
-    shape: Shape, head: str, remat: str, graph: str = "absorb", output: str = "ratio"
+    shape: Shape,
+    head: str,
+    remat: str,
+    graph: str = "absorb",
+    output: str = "ratio",
+    conditions: Conditions | None = None,
 ) -> ScoreBased:
     """Returns a diffusion model of this shape.
 
@@ -92,8 +98,13 @@ def family_of(
       remat: what the backward pass recomputes, see `config.model.remat`.
       graph: "absorb" or "uniform".
       output: see `config.model.output`.
+      conditions: what the network is told; None for nothing.
     """
-    family = build_family(config_of(shape, remat, graph, output), shape.tokens)
+    config = config_of(shape, remat, graph, output)
+    if conditions is not None:
+        names = ",".join(column.name for column in conditions.columns)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, condition=names))
+    family = build_family(config, shape.tokens, conditions=conditions)
     return family._replace(model=HEADS[head](family.model))
 
 

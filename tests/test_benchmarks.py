@@ -28,8 +28,8 @@ def run(name, *flags):
         pytest.param("head", ("--shape=test", "--rounds=1"), 4, marks=SLOW),
         pytest.param(
             "sampling_step",
-            (*SMALL, "--dense_steps=1", "--rounds=1", "--sampler=gibbs"),
-            6,
+            (*SMALL, "--dense_steps=1", "--rounds=1", "--sampler=gibbs", "--guidance=2"),
+            7,
             marks=SLOW,
         ),
         pytest.param(

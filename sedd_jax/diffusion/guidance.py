@@ -99,7 +99,7 @@ def exact_factors(
       BadInput: too many neighbours.
     """
     _check_size(xt.shape[1], num_states, MAX_NEIGHBOURS, "take first-order factors")
-    rows, states = len(xt), jnp.arange(num_states)
+    rows, states = len(xt), jnp.arange(num_states, dtype=xt.dtype)
     repeated, noise = (jnp.repeat(x, num_states, axis=0) for x in (xt, sigma))
 
     def of_position(i):

@@ -10,6 +10,10 @@ import pytest
 from sedd_jax.diffusion.blend import Blend
 from sedd_jax.diffusion.denoiser import tweedie_weights
 from sedd_jax.diffusion.temperature import NO_FILTER, TokenFilter
+from sedd_jax.model.config import ModelConfig, TransformerConfig
+from sedd_jax.model.rows import BLOCKS_OF
+from sedd_jax.model.score_model import forward_flops, score_model
+from sedd_jax.model.tiles import CPU
 from tests.model.test_softmax_head import FEW_ROWS, score_of
 from tests.model.test_vocab_head import Case, jit, on_mesh, problem
 
@@ -130,3 +134,57 @@ def test_tempered_outputs_are_not_guided():
     score, other = outputs(Case(), "streamed", "uniform", "ratio")
     with pytest.raises(TypeError, match="Tempered"):
         score.tempered(TokenFilter(0.5)).guided(other, 2.0)
+
+
+def product_flops(jaxpr, rows):
+    """FLOPs of the matrix products, where loops over the largest blocks go through `rows` rows."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        inner = [product_flops(each, rows) for each in jax.core.jaxprs_in_params(eqn.params)]
+        name = eqn.primitive.name
+        if name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            shape = eqn.invars[0].aval.shape
+            width = np.prod([shape[axis] for axis in contracted])
+            total += 2 * width * np.prod(eqn.outvars[0].aval.shape)
+        elif name == "while":
+            largest = f"{BLOCKS_OF}{CPU.rows[0]}" in str(eqn.source_info.name_stack)
+            total += largest * rows / CPU.rows[0] * sum(inner)
+        else:
+            total += max(inner, default=0) * eqn.params.get("length", 1)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("absorb", 1.9), pytest.param("uniform", 1.6, marks=pytest.mark.slow)]
+)
+def test_guidance_costs_less_than_two_evaluations(name, most):
+    """At owt_small's shape; of the absorbing graph half of the positions are masked on average."""
+    graph = Case(50_258).graph(name)
+    sizes = ModelConfig(hidden_size=768, cond_dim=128, num_blocks=12, num_heads=12)
+    config = TransformerConfig(sizes, graph.num_states, dtype=jnp.dtype("bfloat16"))
+    model, xt, sigma = score_model(config), jnp.zeros((1, 1024), jnp.int32), jnp.ones(1)
+
+    def evaluation(params, weight=None):
+        score = model.score(params, xt, sigma)
+        if weight is not None:
+            score = score.guided(model.score(params, xt, sigma), weight)
+        weights = functools.partial(tweedie_weights, graph, xt, delta_sigma=sigma)
+        return score.draw(jax.random.split(jax.random.key(0), 1), weights, xt == 0).xt
+
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    rows = xt.size / 2 if graph.absorbs else xt.size
+    plain, guided = (
+        product_flops(jax.make_jaxpr(evaluation)(params, *more).jaxpr, rows)
+        for more in ((), (jnp.full(1, 2.0),))
+    )
+    forward = forward_flops(
+        hidden_size=768,
+        cond_dim=128,
+        num_blocks=12,
+        num_states=graph.num_states,
+        length=1024,
+        head_share=rows / xt.size * (1 if graph.absorbs else 2),  # twice where there is a cut
+    )
+    np.testing.assert_allclose(plain, forward, rtol=0.02)
+    assert 1.5 < guided / plain < most
