@@ -199,6 +199,29 @@ MUTATIONS = [
         ("jnp.exp(back) * moved * limit", "jnp.expm1(back) * limit"),
     ),
     *mutations_of(
+        "model/head_inputs.py",
+        "model/test_guided.py",
+        ("share * a + (1 - share) * b", "share * a + share * b"),
+        ("weight * first + (1 - weight) * other", "weight * first + other"),
+    ),
+    *mutations_of(
+        "diffusion/guidance.py",
+        "diffusion/test_guidance.py",
+        ("log_prob - here)", "log_prob)"),
+        ("power * factors(", "factors("),
+        ("gradient - jnp.take_along_axis", "gradient + 0 * jnp.take_along_axis"),
+        ("1 / jnp.expm1(align(sigma, 2))", "1 / jnp.exp(align(sigma, 2))"),
+    ),
+    *mutations_of(
+        "diffusion/constraint.py",
+        "diffusion/test_constraint.py",
+        ("none * law + one * jnp.pad", "law + one * jnp.pad"),
+        (
+            "(joint * which[None, None]).sum(-1) / joint.sum(-1)",
+            "(joint * which[None, None]).sum(-1)",
+        ),
+    ),
+    *mutations_of(
         "model/tiles.py",
         "model/test_blended.py",
         ("inputs._replace(xt=inputs.second.first_xt)", "inputs"),

@@ -85,6 +85,7 @@ def test_the_masks_of_guided_rows_are_left_as_scheduled():
     assert (np.abs(blended / scheduled - 1) > 0.1).all()
 
 
+@pytest.mark.slow
 def test_generated_rows_keep_a_constraint():
     graph = graphs.absorbing(TOKENS - 1)
     family = ScoreBased(graph, noises.loglinear(), MODEL)

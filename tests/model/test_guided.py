@@ -94,6 +94,7 @@ def test_only_added_terms_cost_a_second_product():
     assert jax.eval_shape(functools.partial(guide, "uniform", "denoiser")) is not None
 
 
+@pytest.mark.slow
 def test_guided_outputs_are_blended():
     """As second-order samplers do, whose two evaluations are guided each."""
     _, _, _, xt, x0, _, _ = problem("uniform", 0.3)
