@@ -57,7 +57,7 @@ def target(
       xt: noised tokens, reachable from x0.
       x0: clean tokens.
     """
-    stayed, moved = over_positions(jnp.exp(-sigma)), over_positions(-jnp.expm1(-sigma))
+    stayed, moved = over_positions(jnp.exp(-sigma)), -over_positions(jnp.expm1(-sigma))
     likelihood = jnp.where(xt == x0, stayed, 0) + moved * graph.limit[xt]
     if graph.equal_limit is None:
         at_x0 = (stayed + moved * graph.limit[x0]) / likelihood

@@ -250,8 +250,8 @@ def score_model(
         head, x, cond = body(params, xt, sigma, key, lengths, context)
         if output is not None:
             return output.dense(sigma, xt, head(x, cond)).log_score
-        shift = log_normaliser(sigma)
-        log_score = head(x, cond) - (shift[:, None, None] if sigma.ndim == 1 else shift[..., None])
+        logits, shift = head(x, cond), log_normaliser(sigma)
+        log_score = logits - (shift[:, None, None] if sigma.ndim == 1 else shift[..., None])
         at_xt = jax.nn.one_hot(xt, config.num_states, dtype=bool)
         return jnp.where(at_xt, 0, log_score)
 
