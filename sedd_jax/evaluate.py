@@ -2,6 +2,7 @@
 
 Likelihoods of data sets, with all that they depend on: `--suite=zeroshot --data=FOLDER` for those
 of the paper. Quality of samples: `--suite=quality --judge=FOLDER`, for one sampler setting or many.
+DNA, proteins: `--suite=sequences --samples=drawn.fasta --reference=real.fasta`, without a model.
 Every figure is written to its own file as soon as it is known; the same command continues from
 there.
 """
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from sedd_jax.display.plot import check_plots
 from sedd_jax.display.table import markdown
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation import likelihood, quality, summary
+from sedd_jax.evaluation import likelihood, quality, sequence_report, summary
 from sedd_jax.evaluation.catalog import DatasetCatalog
 from sedd_jax.evaluation.protocol import CONVENTIONS, Choices
 from sedd_jax.evaluation.record import FOLDER, Record, log_on_primary
@@ -27,6 +28,7 @@ from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.likelihood import TIMES
 from sedd_jax.inference.load import load
 from sedd_jax.inference.model import TrainedModel
+from sedd_jax.inference.oracle import ORACLES
 from sedd_jax.inference.sampling import SAMPLERS, TEMPERINGS
 from sedd_jax.system import processes
 from sedd_jax.system.files import check_local
@@ -39,7 +41,8 @@ _MESH = flags.DEFINE_list(
     "mesh", None, "Axes of devices, as in fsdp:4,tensor:2; by default a copy on every device."
 )
 _QUALITY = "quality"
-_SUITES = (*likelihood.SUITES, _QUALITY)
+_SEQUENCES = "sequences"
+_SUITES = (*likelihood.SUITES, _QUALITY, _SEQUENCES)
 _SUITE = flags.DEFINE_list("suite", None, f"What to evaluate: {', '.join(_SUITES)}.")
 _DATA = flags.DEFINE_string("data", None, "Folder with the files of data sets, at any depth.")
 _SOURCES = flags.DEFINE_list("sources", [], "Files of single data sets, as in ptb=test.txt.")
@@ -95,6 +98,24 @@ _TEMPERING = flags.DEFINE_enum(
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws.", lower_bound=0, upper_bound=2**32 - 1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Blocks or samples at a time.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, f"Folder for the results; RUN/{FOLDER} by default.")
+_SAMPLES = flags.DEFINE_string("samples", None, "File of drawn sequences: FASTA, CSV and others.")
+_TRAINING = flags.DEFINE_string("training", None, "File of the sequences that were trained on.")
+_JUDGE_DATA = flags.DEFINE_string(
+    "judge_data", None, "File of real sequences from which a classifier learns the classes."
+)
+_FIELD = flags.DEFINE_string("field", "text", "The column of sequences, in files with columns.")
+_LABEL = flags.DEFINE_string("label", None, "The column of their classes.")
+_KMERS = flags.DEFINE_list("kmer", ["3", "6"], "Lengths of the k-mers whose spectra are compared.")
+_MOTIFS = flags.DEFINE_multi_string(
+    "motif", [], "A rule POSITION:REGEX, as in 30:GT after 30 letters; may be repeated."
+)
+_ORACLE = flags.DEFINE_string(
+    "oracle", None, f"{', '.join(ORACLES.names)}, or the path module:function of your own."
+)
+_TARGET = flags.DEFINE_string("target", None, "The column with what the oracle should give.")
+_OF_SEQUENCES = (
+    _SAMPLES, _TRAINING, _JUDGE_DATA, _FIELD, _LABEL, _KMERS, _MOTIFS, _ORACLE, _TARGET,
+)  # fmt: skip
 _OF_LIKELIHOODS = (
     _DATA, _SOURCES, _DOWNLOAD, _PROTOCOL, _DRAWS, _TIMES, _COMPLETE, _MAX_BLOCKS, _PUBLISHED,
 )  # fmt: skip
@@ -105,8 +126,15 @@ _OF_QUALITY = (
 
 
 def main() -> None:
-    """Evaluates a model as the flags say."""
+    """Evaluates a model, or sequences, as the flags say."""
+    if _SUITE.value == [_SEQUENCES]:
+        _compare_sequences()
+        return
     _MODEL()
+    if _SEQUENCES in (_SUITE.value or ()):
+        raise BadInput(f"--suite={_SEQUENCES} compares files and needs no model: give it alone.")
+    if given := _given(_OF_SEQUENCES):
+        raise BadInput(f"{given} is for --suite={_SEQUENCES}, which is not requested.")
     if wrong := [suite for suite in _SUITE.value or [""] if suite not in _SUITES]:
         raise BadInput(f"--suite must be one or more of {', '.join(_SUITES)}, not {wrong[0]!r}.")
     scored = [suite for suite in _SUITE.value if suite != _QUALITY]
@@ -134,6 +162,46 @@ def main() -> None:
     processes.on_primary(lambda: _show(records))
     processes.on_primary(lambda: summary.write(folder))
     print_on_primary(f"\nRecords, summary and plots: {folder}")
+
+
+def _compare_sequences():
+    """Prints the figures of drawn and real sequences, and writes them into --output."""
+    if flags.FLAGS["checkpoint"].present:
+        raise BadInput(
+            f"--suite={_SEQUENCES} compares files: draw with sedd_jax.sample, give --samples=FILE "
+            "and leave --checkpoint out."
+        )
+    others = [flag for flag in (*_OF_LIKELIHOODS, *_OF_QUALITY) if flag is not _REFERENCE]
+    if given := _given(others):
+        raise BadInput(f"{given} has no meaning for --suite={_SEQUENCES}: leave it out.")
+    if not (_SAMPLES.value and _REFERENCE.value):
+        raise BadInput(
+            f"--suite={_SEQUENCES} needs --samples=FILE and --reference=FILE: drawn and real "
+            "sequences."
+        )
+    if not all(each.isdigit() for each in _KMERS.value):
+        raise BadInput(f"--kmer={','.join(_KMERS.value)} must be whole numbers, as in 3,6.")
+    report = sequence_report.measure(
+        sequence_report.Settings(
+            samples=_SAMPLES.value,
+            reference=_REFERENCE.value,
+            training=_TRAINING.value,
+            judge_data=_JUDGE_DATA.value,
+            field=_FIELD.value,
+            label=_LABEL.value,
+            kmers=tuple(map(int, _KMERS.value)),
+            motifs=tuple(_MOTIFS.value),
+            oracle=_ORACLE.value,
+            target=_TARGET.value,
+            seed=_SEED.value,
+        )
+    )
+    print(f"{report.table.title}\n\n{markdown(report.table)}")
+    if _OUTPUT.value:
+        folder = Path(_OUTPUT.value)
+        check_local(folder, "--output")
+        _open(folder)
+        print(f"\nFigures: {report.save(folder)}")
 
 
 def _check_flags(scored):

@@ -30,6 +30,7 @@ from sedd_jax.system import processes
 from sedd_jax.system.joining import initialize_distributed
 from sedd_jax.system.processes import StopSignal, is_primary, print_on_primary, warn_on_primary
 from sedd_jax.training import hooks
+from sedd_jax.training.best import KeepBest, check_oracle
 from sedd_jax.training.evaluator import Evaluator, bound_text
 from sedd_jax.training.initial_weights import load_initial, with_weights_of
 from sedd_jax.training.step import build_programs
@@ -63,6 +64,7 @@ def train(config: Config, run: Path, trace_steps: int = 0) -> None:
       Halted: a signal to stop, steps that are not finite, or a checkpoint that cannot be written.
     """
     check_names(config)
+    check_oracle(config)
     mesh = meshes.build_mesh(config.mesh)
     meshes.check_divisions(config, mesh)
     initial = load_initial(config, run, mesh)
@@ -128,13 +130,17 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
                     write_card(run, facts, run.name)
 
             evaluation = hooks.Evaluation(evaluator, writer)
-            untimed = timer.paused()
+            untimed, keep_best = timer.paused(), []
+            if config.eval.oracle:
+                best = KeepBest(evaluation, writer, checkpoints, config)
+                keep_best = [untimed(hooks.every(config.eval.sample_every, last, best))]
             # rows are written before the save: a resumed run continues after both
             after_step: list[hooks.Hook] = [
                 lambda *_: checkpoints.check(),
                 hooks.Log(writer, timer, train),
                 untimed(hooks.every(config.eval.every, last, evaluation.measure)),
                 untimed(hooks.every(config.eval.sample_every, last, evaluation.sample)),
+                *keep_best,
                 untimed(hooks.every(config.checkpoint.every, last, save)),
                 stall,
                 untimed(trace),

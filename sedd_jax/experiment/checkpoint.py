@@ -3,12 +3,16 @@
 A run folder holds `config.json`, `data/` with the tokenizer, and `checkpoints/STEP/` with the
 items "params", "ema" and "optimizer", apart so that sampling and evaluation read only the weights
 they use, "times", where these are learned, "config", the settings as JSON, and "meta", see
-`integrity`. A checkpoint that is found damaged when training resumes is moved to `damaged/`.
+`integrity`. A checkpoint that is found damaged when training resumes is moved to `damaged/`. The
+latest are kept, and the best one, which `best.json` names, if there is a measure of it.
 """
 
 import contextlib
 import dataclasses
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +23,13 @@ from sedd_jax.experiment.config import CheckpointConfig, Config, from_saved
 from sedd_jax.experiment.integrity import Damaged, describe_saved, read_settings, read_verified
 from sedd_jax.experiment.state import Skipped, TrainState
 from sedd_jax.model.score_model import Params
+from sedd_jax.system.files import atomic_write_json
 from sedd_jax.system.processes import failure_of_any_process, is_primary, warn_on_primary
 
 FOLDER = "checkpoints"
 DAMAGED_FOLDER = "damaged"
+BEST = "best"  # in place of a step
+BEST_FILE = f"{BEST}.json"
 SAVE_SECONDS = 600  # how long processes wait for each other in a save: one may have failed
 
 
@@ -32,6 +39,17 @@ def last_saved(run: Path) -> int | None:
         (int(path.name) for path in (run / FOLDER).glob("[0-9]*") if path.name.isdigit()),
         default=None,
     )
+
+
+class _LatestAndBest:
+    """Which checkpoints stay: the latest, and the best."""
+
+    def __init__(self, latest: int, best: set[int]):
+        self._latest, self._best = latest, best
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        first = len(checkpoints) - self._latest
+        return [i >= first or each.step in self._best for i, each in enumerate(checkpoints)]
 
 
 class Checkpoints:
@@ -44,6 +62,8 @@ class Checkpoints:
         """Opens the checkpoints under `run`, creating the folder only when `config` is given."""
         self._folder = run.resolve() / FOLDER
         self._aside = run.resolve() / DAMAGED_FOLDER
+        self._best_file = run.resolve() / BEST_FILE
+        self._best = {self.best["step"]} if self.best else set()
         self._saving: int | None = None  # the step of a save whose outcome is not known yet
         policies = ocp.checkpoint_managers
         if config is None:
@@ -54,7 +74,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 # the training loop decides when to save
                 save_decision_policy=policies.FixedIntervalPolicy(1),
-                preservation_policy=policies.LatestN(config.keep),
+                preservation_policy=_LatestAndBest(config.keep, self._best),
                 # in the background, a folder that cannot be created leaves the threads that would
                 # write in it waiting, and the process cannot end for 20 minutes
                 async_options=ocp.options.AsyncOptions(
@@ -85,6 +105,47 @@ class Checkpoints:
         """The newest complete step, or None; waits for a save."""
         self.wait()  # Orbax counts a step from the start of its save
         return self._manager.latest_step()
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """What `save_best` was last told of a step, with the `step`; None if nothing."""
+        if not self._best_file.exists():
+            return None
+        return json.loads(self._best_file.read_text())
+
+    def save_best(self, state: TrainState, config: Config, facts: Mapping[str, Any]) -> None:
+        """Saves the state, and keeps it in place of the best one before; waits until it is saved.
+
+        Args:
+          state: after a step.
+          config: the settings.
+          facts: why it is the best; JSON values.
+
+        Raises:
+          Halted: as `save`.
+        """
+        step = int(state.step)
+        self._best.add(step)  # beside the one before, which goes with a save after this one
+        self.save(state, config)
+        self.wait()
+        if is_primary():
+            atomic_write_json(self._best_file, {"step": step, **facts}, indent=1)
+        self._best.intersection_update({step})
+
+    def step_named(self, step: int | str | None) -> int | None:
+        """Returns a step, that of "best", or the latest for None; None if there is none.
+
+        Raises:
+          BadInput: the run has no best step.
+        """
+        if step != BEST:
+            return self.latest if step is None else step
+        if self.best is None:
+            raise BadInput(
+                f"{self._folder.parent} has no {BEST_FILE}: the best checkpoint is kept where "
+                "config.eval.oracle measures it; choose a step."
+            )
+        return self.best["step"]
 
     def save(self, state: TrainState, config: Config) -> None:
         """Saves the state under its step, in the background; a step already saved is kept.

@@ -40,7 +40,9 @@ def define_model_flags() -> Callable[[], dict[str, Any]]:
     checkpoint = flags.DEFINE_string(
         "checkpoint", None, "Run folder or folder of published weights, or OWNER/NAME on the hub."
     )
-    step = flags.DEFINE_integer("checkpoint_step", None, "Step to load; the latest by default.")
+    step = flags.DEFINE_string(
+        "checkpoint_step", None, "Step to load, or best; the latest by default."
+    )
     ema = flags.DEFINE_bool("ema", True, "Use the averaged weights.")
     tokenizer = flags.DEFINE_string(
         "tokenizer", None, "Folder, or OWNER/NAME, of the tokenizer; that of the model by default."
@@ -53,7 +55,12 @@ def define_model_flags() -> Callable[[], dict[str, Any]]:
         if not checkpoint.value:
             raise BadInput("--checkpoint=FOLDER is needed.")
         given = {"step": step, "ema": ema, "tokenizer": tokenizer, "trust_code": trust_code}
-        return {"path": checkpoint.value} | {name: flag.value for name, flag in given.items()}
+        values = {name: flag.value for name, flag in given.items()}
+        if step.value not in (None, "best"):  # of a run that measures it
+            if not step.value.isdigit():
+                raise BadInput(f"--checkpoint_step={step.value} must be a step, or best.")
+            values["step"] = int(step.value)
+        return {"path": checkpoint.value} | values
 
     return named
 

@@ -127,6 +127,9 @@ class EvalConfig:
         ),
         family="diffusion",
     )
+    # gc_content, or the dotted path of a function of texts that gives each a number; the checkpoint
+    # whose samples have the highest mean is kept. Empty: none
+    oracle: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

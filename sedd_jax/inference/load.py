@@ -56,7 +56,7 @@ _WEIGHTS = ((pretrained.WEIGHTS[0], *gpt2.PARTS), pretrained.WEIGHTS[1:])
 def load(
     path: str | Path,
     *,
-    step: int | None = None,
+    step: int | str | None = None,
     ema: bool = True,
     mesh: MeshConfig | Mesh | None = None,
     tokenizer: str | Path | None = None,
@@ -73,7 +73,8 @@ def load(
         `config` knows only the family, graph, noise, model and vocabulary; the rest are defaults.
         `config.model.dtype` is the type of matrix products, by default bfloat16 on accelerators;
         float32 for a GPT-2.
-      step: the step of a run folder to load; the latest by default.
+      step: the step of a run folder to load, or "best", see `config.eval.oracle`; the latest by
+        default.
       ema: load the averaged weights of a run folder, as evaluation and sampling do.
       mesh: the devices that hold the weights in parts, and compute: the sizes of a mesh of all
         devices, or what `experiment.mesh.build_mesh` returns; by default one device. It may differ
@@ -125,7 +126,7 @@ def _what_is_there(folder):
 class _Request(NamedTuple):
     """The arguments of `load`, except the folder."""
 
-    step: int | None
+    step: int | str | None
     ema: bool
     mesh: Mesh | None
     tokenizer: "_Found | None"
@@ -141,7 +142,7 @@ class _Found(NamedTuple):
 
 def _load_run(folder, request):
     with checkpoints.Checkpoints(folder) as saved:
-        step = saved.latest if request.step is None else request.step
+        step = saved.step_named(request.step)
         if step is None:
             raise BadInput(f"{folder} holds no complete checkpoint yet.")
         config = saved.config(step)

@@ -106,6 +106,32 @@ def delete_item(run, step, item):
     shutil.rmtree(run / FOLDER / str(step) / item)
 
 
+def steps_of(run):
+    return sorted(int(path.name) for path in (run / FOLDER).iterdir())
+
+
+def test_the_best_is_kept_beside_the_latest(state, smoke_config, tmp_path):
+    run, config = tmp_path / "run", CheckpointConfig(keep=1)
+    with Checkpoints(run, config) as checkpoints:
+        assert checkpoints.best is None
+        with pytest.raises(BadInput, match="has no best.json: the best checkpoint is kept where"):
+            checkpoints.step_named("best")
+        checkpoints.save(at_step(state, 1), smoke_config)
+        checkpoints.save_best(at_step(state, 2), smoke_config, {"score": 0.5})
+        for step in (3, 4):
+            checkpoints.save(at_step(state, step), smoke_config)
+    assert steps_of(run) == [2, 4]
+    with Checkpoints(run, config) as checkpoints:  # a resumed run
+        assert checkpoints.best == {"step": 2, "score": 0.5}
+        assert (checkpoints.step_named("best"), checkpoints.step_named(None)) == (2, 4)
+        checkpoints.save(at_step(state, 5), smoke_config)
+        checkpoints.wait()
+        assert steps_of(run) == [2, 5]
+        checkpoints.save_best(at_step(state, 6), smoke_config, {"score": 0.7})
+        checkpoints.save(at_step(state, 7), smoke_config)
+    assert steps_of(run) == [6, 7]
+
+
 def test_a_state_comes_back_bit_for_bit(run, state, smoke_config):
     with Checkpoints(run) as checkpoints:
         chex.assert_trees_all_equal(checkpoints.restore(1, abstract(state)), at_step(state, 1))
