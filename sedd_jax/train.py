@@ -186,7 +186,7 @@ def _conclude(run, config, evaluation, seconds):
     step = config.train.steps
     print_on_primary(f"\nDone: step {step}, after {duration(seconds)}.")
     print_on_primary(f"Held-out {bound_text(evaluation.bound)}")
-    for text in evaluation.samples:
+    for text in evaluation.samples.shown:
         print_on_primary(f"\n--- sample ---\n{text}")
     print_on_primary(f"\nCheckpoint: {run / FOLDER / str(step)}")
     options = " --trace" if config.uses_noise else ""

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from sedd_jax.comparison.settings import ComparisonConfig, comparison_from
+from sedd_jax.data.column_statistics import Label
+from sedd_jax.data.conditions import Conditions
 from sedd_jax.experiment.config import Config, parse
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family
@@ -43,12 +45,17 @@ def test_config_is_documented_and_its_shapes_fit(name):
         assert word.lower() in module.__doc__.lower()
     config = parse(module.get_config(), KINDS.get(name.partition("_")[0], Config))
     vocab_size = config.data.vocab_size or ALPHABET
-    components = build_family(config, vocab_size)
+    # of a config that names a column, for one label
+    conditions, told = None, ()
+    if config.data.condition:
+        conditions = Conditions((Label(config.data.condition, dict.fromkeys("abc", 1)),))
+        told = (conditions.nothing(config.train.batch_size),)
+    components = build_family(config, vocab_size, conditions=conditions)
     key = run_keys(config.seed).init
     state = jax.eval_shape(lambda key: init_state(key, components, config.optim), key)
     batch = jax.ShapeDtypeStruct((config.train.batch_size, config.model.length), jnp.int32)
     after, metrics = jax.eval_shape(
-        build_train_step(components, config.train, config.optim, key), state, batch
+        build_train_step(components, config.train, config.optim, key), state, batch, *told
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(state, after)
     assert set(metrics) == {"loss", "grad_norm", "learning_rate", "skipped", "skipped_in_row"}

@@ -49,7 +49,10 @@ def test_a_set_that_is_missing_is_one_line_and_a_failure(smoke_run, binary, tmp_
             ("--suite=quality", "--draws=3", "--complete"),
             "--draws, --complete is for likelihoods, and --suite=quality has none",
         ),
-        (("--suite=held",), "scientific_papers_arxiv, quality, not 'held'."),
+        (("--suite=held",), "scientific_papers_arxiv, quality, sequences, not 'held'."),
+        (("--suite=sequences",), "compares files: draw with sedd_jax.sample, give --samples=FILE"),
+        (("--suite=sequences,heldout",), "--suite=sequences compares files and needs no model"),
+        (("--suite=heldout", "--label=x"), "--label is for --suite=sequences, which is not"),
         (("--suite=quality", "--judge_tokenizer=x"), "--judge_tokenizer is that of --judge"),
         (("--suite=quality", "--mauve", "--judge=x"), "give --judge and --reference"),
         (("--suite=quality", "--top_p=7"), "top_p must be in (0, 1], got 7.0"),
@@ -58,3 +61,17 @@ def test_a_set_that_is_missing_is_one_line_and_a_failure(smoke_run, binary, tmp_
 )
 def test_flags_that_cannot_be_are_refused_before_anything_is_loaded(binary, flags, message):
     assert message in binary.refuse("evaluate", "--checkpoint=absent", "--output=out", *flags)
+
+
+def test_sequences_are_compared_without_a_model(binary, tmp_path):
+    for name in ("drawn", "real"):
+        path = tmp_path / f"{name}.fasta"
+        path.write_text("".join(f">{i}\nGATTACA{'ACGT'[i % 4]}\n" for i in range(20)))
+    files = [f"--{flag}={tmp_path / name}.fasta" for flag, name in
+             (("samples", "drawn"), ("reference", "real"))]  # fmt: skip
+    flags = ("--suite=sequences", *files, "--motif=3:T+A", f"--output={tmp_path / 'out'}")
+    out = binary.run("evaluate", *flags)
+    assert "| all       | motif 3:T+A                 | 1 " in out
+    assert "| all       | divergence of 3-mers, nats  | 0 " in out
+    assert [path.name.startswith("drawn.") for path in (tmp_path / "out").iterdir()] == [True]
+    assert "needs --samples=FILE and --reference=FILE" in binary.refuse("evaluate", *flags[::3])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples import new_file, ratios, sentences
+from examples import new_file, ratios, sentences, split_sequences
 from sedd_jax.errors import BadInput
 from sedd_jax.verification.exact.scores import implicit_score_entropy
 
@@ -175,3 +175,37 @@ def test_bad_input_is_one_line_and_a_failure(name):
         text=True,
     )
     assert (done.returncode, done.stderr) == (2, "error: --workdir=FOLDER is needed.\n")
+
+
+def test_a_split_keeps_similar_sequences_together(tmp_path):
+    rng = np.random.default_rng(0)
+    texts = ["".join(row) for row in rng.choice(list("ACGT"), (60, 20))]
+    near = [text[:-1] + ("A" if text[-1] == "C" else "C") for text in texts[:12]]
+    rows = [(text, "ab"[number % 2]) for number, text in enumerate(texts)]
+    rows += [(text, "ab"[number % 2]) for number, text in enumerate(near)]
+    found = [*rows, *rows[:5], ("ACGN" * 5, "a"), (texts[7], "a")]  # the last one was "b"
+    source = tmp_path / "all.csv"
+    source.write_text("".join(f"{label}, x,  {text.lower()}\n" for text, label in found))
+    read = split_sequences.read(str(source), ["class", "name", "text"], "class")
+    kept, counts = split_sequences.distinct(read)
+    assert read == found and list(counts.values()) == [79, 1, 6, 1, 71]
+    group_of = split_sequences.groups([text for text, _ in kept], similar=1)
+    assert len(set(group_of)) == 60  # a removed one leaves its neighbour
+    parts = split_sequences.split(kept, group_of, [0.5, 0.25, 0.25], seed=1)
+    assert sorted(row for part in parts for row in part) == sorted(kept)
+    where = {text: number for number, part in enumerate(parts) for text, _ in part}
+    for text, other in zip(texts[:12], near, strict=True):
+        assert text == texts[7] or where[text] == where[other]
+    for number, share in enumerate([0.5, 0.25, 0.25]):
+        for label in "ab":
+            mine = sum(each == label for _, each in parts[number])
+            assert abs(mine - share * sum(each == label for _, each in kept)) <= 2
+
+
+def test_a_table_of_other_columns_is_refused(tmp_path):
+    source = tmp_path / "all.csv"
+    source.write_text("a,b\n")
+    with pytest.raises(BadInput, match="line 1 has 2 columns, and --columns names 3"):
+        split_sequences.read(str(source), ["class", "name", "text"], "class")
+    with pytest.raises(BadInput, match="--columns=name,text does not name 'class'"):
+        split_sequences.read(str(source), ["name", "text"], "class")

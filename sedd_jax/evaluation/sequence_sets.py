@@ -72,7 +72,8 @@ def read_set(
             told.append(document.told)
     if len(texts) < FEWEST:
         raise BadInput(
-            f"{path} has {len(texts)} sequences; figures of fewer than {FEWEST} mean nothing."
+            f"{path} has {len(texts)} sequences, and figures of fewer than {FEWEST} mean nothing: "
+            "give more."
         )
     values = list(zip(*told, strict=True))
     labels = [str(each) for each in values[0]] if label else None

@@ -65,7 +65,8 @@ def _fasta(records):
 
 
 def _fasta_record(record):
-    named = {**(record.get("condition") or {}), "seed": record["seed"]}
+    told = {name: it for name, it in (record.get("condition") or {}).items() if it is not None}
+    named = told | {"seed": record["seed"]}
     fields = [record.get("id", f"sample_{record['index']}")]
     fields += [f"{name}={value}" for name, value in named.items()]
     header = " ".join(re.sub(r"\s+", "_", str(field)) for field in fields)
@@ -83,7 +84,8 @@ def _columns(records):
     conditions = {}
     for name in records[0].get("condition") or {}:
         column = f"condition.{name}" if name in own | last else name
-        conditions[column] = [record["condition"][name] for record in records]
+        values = [record["condition"][name] for record in records]
+        conditions[column] = ["" if value is None else value for value in values]
     return own | conditions | last
 
 

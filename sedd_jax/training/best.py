@@ -70,7 +70,7 @@ class KeepBest:
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         oracle = self._config.eval.oracle
-        texts = [text.partition(END_OF_DOCUMENT)[0] for text in self._evaluation.samples]
+        texts = [text.partition(END_OF_DOCUMENT)[0] for text in self._evaluation.samples.texts]
         found = oracle_scores(oracle, texts) if is_primary() else np.zeros(len(texts))
         scores = np.asarray(broadcast_from_primary(found))
         score = float(scores.mean())

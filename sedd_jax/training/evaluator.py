@@ -1,6 +1,7 @@
 """Evaluation of a model while it trains: the held-out bound, and samples to read."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,18 @@ from sedd_jax.inference.row_passes import RowPasses
 from sedd_jax.model.context import Context
 from sedd_jax.model.score_model import Params
 from sedd_jax.system.processes import warn_on_primary
+
+
+class Samples(NamedTuple):
+    """Sampled texts.
+
+    Attributes:
+      texts: as they are.
+      shown: to read: behind what each was told, where the model is told anything.
+    """
+
+    texts: list[str]
+    shown: list[str]
 
 
 class Evaluator:
@@ -121,12 +134,12 @@ class Evaluator:
             **self._lost,
         }
 
-    def samples(self, params: Params) -> list[str]:
-        """Returns sampled texts, from the same keys every time, with the conditions held out."""
+    def samples(self, params: Params) -> "Samples":
+        """Draws samples from the same keys every time, told the conditions of held-out blocks."""
         settings, family = self._config, self._family
         count = settings.num_samples
         if not count:
-            return []
+            return Samples([], [])
         options = {"steps": settings.sample_steps, "sampler": settings.sampler}
         names = sampling_names(family)
         sampling = family.sampling(**{name: options[name] for name in options if name in names})
@@ -138,9 +151,10 @@ class Evaluator:
         tokens, _ = generator(params, keys, prompt)
         texts = [self._tokenizer.decode(row) for row in jax.device_get(tokens)]
         if self._conditions is None:
-            return texts
+            return Samples(texts, texts)
         told = self._conditions.values(self._heldout.told_rows(shown))
-        return [f"{values_text(each)}: {text}" for each, text in zip(told, texts, strict=True)]
+        named = zip(told, texts, strict=True)
+        return Samples(texts, [f"{values_text(each)}: {text}" for each, text in named])
 
 
 def _told(tokens, condition=None):

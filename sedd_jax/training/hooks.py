@@ -206,7 +206,7 @@ class Evaluation:
           metrics: of the step; not read.
         """
         self.samples = self._evaluator.samples(state.ema_params)
-        for number, text in enumerate(self.samples):
+        for number, text in enumerate(self.samples.shown):
             self._writer.text(step, f"sample_{number}", text)
 
 

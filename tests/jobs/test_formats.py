@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sedd_jax.data.characters import Bytes, Characters, Integers
+from sedd_jax.data.columns import NO_FIELDS
 from sedd_jax.data.text_files import FASTA, Records
 from sedd_jax.errors import BadInput
 from sedd_jax.jobs.formats import FORMATS, check_format
@@ -37,7 +38,7 @@ def written(tmp_path, name, *made):
 
 def test_fasta_is_read_back_by_the_reader_of_training_data(tmp_path):
     path = written(tmp_path, "x.fasta", records())
-    found = [document.content for document in Records(path, FASTA, "", 2**20).documents()]
+    found = [document.content for document in Records(path, FASTA, NO_FIELDS, 2**20).documents()]
     assert found == TEXTS
     assert max(map(len, path.read_text().splitlines())) == 80
 
@@ -50,6 +51,19 @@ def test_the_header_of_fasta_has_id_and_conditions(tmp_path):
         ">sample_0 class=EI activity=0.5 seed=3", "GAT",
         ">second_one class=I_E activity=-1.0 seed=3", "ACG",
     ]  # fmt: skip
+
+
+def test_what_a_sample_is_not_told_stays_empty(tmp_path):
+    made = records(["GAT", "ACG"], [{"class": None, "dose": 1.5}, {"class": "EI", "dose": None}])
+    assert written(tmp_path, "x.fa", made).read_text().splitlines()[::2] == [
+        ">sample_0 dose=1.5 seed=3", ">sample_1 class=EI seed=3"
+    ]  # fmt: skip
+    assert written(tmp_path, "x.csv", made).read_text().splitlines()[1:] == [
+        "0,3,5,,1.5,GAT", "1,3,5,EI,,ACG"
+    ]  # fmt: skip
+    with np.load(written(tmp_path, "x.npz", made)) as found:  # and no pickle
+        assert found["class"].tolist() == ["", "EI"]
+        assert found["dose"].tolist() == ["1.5", ""]
 
 
 def test_a_sequence_ends_where_its_document_does(tmp_path):

@@ -15,6 +15,7 @@ from sedd_jax.experiment.metrics import MetricWriter
 from sedd_jax.experiment.state import Skipped, TrainState
 from sedd_jax.inference.oracle import gc_content, oracle_scores
 from sedd_jax.training.best import KeepBest, check_oracle
+from sedd_jax.training.evaluator import Samples
 from sedd_jax.training.hooks import Evaluation
 
 STATE = TrainState(jnp.int32(0), {}, (), {}, Skipped(jnp.int32(0), jnp.int32(0)))
@@ -60,7 +61,7 @@ def played(texts_of_steps, best=None):
     config = dataclasses.replace(Config(), eval=EvalConfig(oracle=ORACLE))
     hook = KeepBest(evaluation, writer, checkpoints, config)
     for step, texts in enumerate(texts_of_steps, 1):
-        evaluation.samples = texts
+        evaluation.samples = Samples(texts, [f"class=EI: {text}" for text in texts])
         hook(step, STATE._replace(step=jnp.int32(step)), {})
     return types.SimpleNamespace(saved=checkpoints.saved, rows=writer.rows)
 
