@@ -49,7 +49,7 @@ def test_config_is_documented_and_its_shapes_fit(name):
     conditions, told = None, ()
     if config.data.condition:
         conditions = Conditions((Label(config.data.condition, dict.fromkeys("abc", 1)),))
-        told = (conditions.nothing(config.train.batch_size),)
+        told = (conditions.encode([{}] * config.train.batch_size),)
     components = build_family(config, vocab_size, conditions=conditions)
     key = run_keys(config.seed).init
     state = jax.eval_shape(lambda key: init_state(key, components, config.optim), key)
