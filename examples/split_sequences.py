@@ -27,17 +27,6 @@ from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.sequence_sets import read_set
 from sedd_jax.experiment import cli
 
-_SOURCE = flags.DEFINE_string("source", None, "The file of sequences.")
-_COLUMNS = flags.DEFINE_list(
-    "columns", [], "Names of the columns of a table without a header; text is the sequence."
-)
-_LABEL = flags.DEFINE_string("label", "class", "The column of the classes, or key in headers.")
-_SIMILAR = flags.DEFINE_integer(
-    "similar", 12, "Substitutions up to which two sequences stay together.", lower_bound=0
-)
-_SHARES = flags.DEFINE_list("shares", ["0.6", "0.2", "0.2"], "Of training, heldout and judge.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the split.", lower_bound=0)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the three new files.")
 SPLITS = ("training", "heldout", "judge")
 LETTERS = set("ACGT")
 _ROWS = 512  # compared with all others at a time
@@ -142,29 +131,45 @@ def split(
 
 def main() -> None:
     """Splits the file of the flags."""
-    if not _SOURCE.value:
+    values = flags.FLAGS
+    if not values.source:
         raise BadInput("--source=FILE is needed.")
-    shares = [float(share) for share in _SHARES.value if share.replace(".", "", 1).isdigit()]
+    shares = [float(share) for share in values.shares if share.replace(".", "", 1).isdigit()]
     if len(shares) != len(SPLITS) or abs(sum(shares) - 1) > 1e-6 or min(shares) <= 0:
-        raise BadInput(
-            f"--shares={','.join(_SHARES.value)} must be three numbers that add up to 1."
-        )
-    paths = [new_file(_WORKDIR.value, f"{name}.csv") for name in SPLITS]
-    rows, counts = distinct(read(_SOURCE.value, _COLUMNS.value, _LABEL.value))
+        given = ",".join(values.shares)
+        raise BadInput(f"--shares={given} must be three numbers above 0 that add up to 1.")
+    paths = [new_file(values.workdir, f"{name}.csv") for name in SPLITS]
+    rows, counts = distinct(read(values.source, values.columns, values.label))
     for name, count in counts.items():
         print(f"{count:6,} {name}")
-    group_of = groups([text for text, _ in rows], _SIMILAR.value)
+    group_of = groups([text for text, _ in rows], values.similar)
     several = Counter(group_of.tolist()).values()
     similar = sum(size for size in several if size > 1)
     print(f"{similar:6,} with a similar one, in {sum(size > 1 for size in several):,} groups")
-    for path, part in zip(paths, split(rows, group_of, shares, _SEED.value), strict=True):
+    for path, part in zip(paths, split(rows, group_of, shares, values.seed), strict=True):
         with path.open("x", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([("text", _LABEL.value), *part])
+            writer.writerows([("text", values.label), *part])
         per_class = Counter(label for _, label in part)
         told = ", ".join(f"{label} {per_class[label]:,}" for label in sorted(per_class))
         print(f"{len(part):6,} in {path}: {told}")
 
 
+def define_flags() -> None:
+    """Defines the flags; not on import, since another program may have some of their names."""
+    flags.DEFINE_string("source", None, "The file of sequences.")
+    flags.DEFINE_list(
+        "columns", [], "Names of the columns of a table without a header; text is the sequence."
+    )
+    flags.DEFINE_string("label", "class", "The column of the classes, or key in headers.")
+    flags.DEFINE_integer(
+        "similar", 12, "Substitutions up to which two sequences stay together.", lower_bound=0
+    )
+    flags.DEFINE_list("shares", ["0.6", "0.2", "0.2"], "Of training, heldout and judge.")
+    flags.DEFINE_integer("seed", 0, "Of the split.", lower_bound=0)
+    flags.DEFINE_string("workdir", None, "Folder of the three new files.")
+
+
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)
