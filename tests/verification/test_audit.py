@@ -196,7 +196,7 @@ def test_every_objective_of_the_library_is_audited():
         config, _, space, _ = settings(graph)
         rows = audit.pairs_of(space)
         audit.check_audits(config, rows)
-        assert {split_options(name)[0] for _, name in rows} == {*OBJECTIVES.names}
+        assert {split_options(name, "objective")[0] for _, name in rows} == {*OBJECTIVES.names}
 
 
 @pytest.mark.slow
