@@ -219,7 +219,9 @@ def test_settings_that_mean_nothing_are_refused(family, group, name, value, mess
 
 @pytest.fixture(scope="module")
 def short(smoke_config):
-    return dataclasses.replace(smoke_config, family="gaussian")
+    # samples are drawn from the finished run
+    evaluation = dataclasses.replace(smoke_config.eval, num_samples=0)
+    return dataclasses.replace(smoke_config, family="gaussian", eval=evaluation)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +255,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, short, tmp_path):
     assert bounds_of(folder) == bounds_of(run)
 
 
-def test_the_binaries_draw_from_it_and_score_it(run, binary, tmp_path):
+def test_a_binary_draws_from_it(run, binary, tmp_path):
     path = tmp_path / "out.jsonl"
     flags = ("--num_samples=2", "--length=12", "--steps=4")
     binary.run("sample", f"--checkpoint={run}", f"--output={path}", *flags)
@@ -262,6 +264,9 @@ def test_the_binaries_draw_from_it_and_score_it(run, binary, tmp_path):
     refused = binary.refuse("sample", f"--checkpoint={run}", "--sampler=euler")
     assert "--sampler is for diffusion models; this one is gaussian" in refused
 
+
+@pytest.mark.slow
+def test_a_binary_scores_it(run, binary, tmp_path):
     out = tmp_path / "evaluation"
     suites = "--suite=heldout,quality"
     flags = ("--draws=2", "--max_blocks=8", "--num_samples=2", "--steps=2,4", f"--output={out}")

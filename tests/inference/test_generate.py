@@ -55,7 +55,10 @@ def test_a_row_depends_on_its_number_alone(five, checkpoint):
     np.testing.assert_array_equal(again, five[0][:3])
 
 
-@pytest.mark.parametrize("settings", [{"sampler": "first_hitting"}, {"steps": STEPS}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"steps": STEPS}, pytest.param({"sampler": "first_hitting"}, marks=pytest.mark.slow)],
+)
 def test_a_row_does_not_depend_on_the_width_of_its_array(checkpoint, settings):
     """Nor on what stands in the padding."""
 
@@ -168,7 +171,7 @@ def test_rows_differ(five):
     assert len({row.tobytes() for row in five[0]}) == 5
 
 
-@pytest.mark.parametrize("sampler", ["tweedie", "euler"])
+@pytest.mark.parametrize("sampler", ["tweedie", pytest.param("euler", marks=pytest.mark.slow)])
 def test_held_positions_come_back(checkpoint, sampler):
     prefix, suffix = (checkpoint.tokenizer.encode(text) for text in ("The ", "end."))
     prompt = sedd.prefix_suffix(prefix, suffix, 2, 16)

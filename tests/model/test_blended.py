@@ -99,7 +99,7 @@ def test_a_blend_has_no_score_entropy(problem):
             ask(wanted)
 
 
-FEW, ROWS = 300, 4096  # states, in three groups
+FEW, ROWS = 300, 2048  # states, in three groups
 
 
 @pytest.mark.parametrize("token_filter", [NO_FILTER, TokenFilter(0.8, 0.9)], ids=["plain", "sharp"])

@@ -60,9 +60,10 @@ def test_float32_scores_of_a_long_row():
     graph, model = graphs.uniform(8), random_model(1, 8, 0, 0.3)
     xt = model.sample(jax.random.key(0), 2, 64)
     level = jnp.array([1e-3, 0.5])
-    found = markov_model(graph).apply(model.params, xt, level)
+    apply = jax.jit(markov_model(graph).apply)
+    found = apply(model.params, xt, level)
     with jax.enable_x64(True):
-        expected = markov_model(graph).apply(model.params, xt, jnp.asarray(level, float))
+        expected = apply(model.params, xt, jnp.asarray(level, float))
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
@@ -94,7 +95,8 @@ def test_one_token_and_impossible_contexts():
     assert log_prob.tolist() == [0, -np.inf]
     # no clean row continues 0, 0: the masked position still gets a distribution
     row = jnp.array([[0, 0, 2, 1]])
-    score = markov_model(graphs.absorbing(2)).apply(chain.params, row, jnp.array([1.0]))
+    apply = jax.jit(markov_model(graphs.absorbing(2)).apply)
+    score = apply(chain.params, row, jnp.array([1.0]))
     assert np.isfinite(np.exp(np.asarray(score[0, 2, :2]))).all()
 
 
@@ -147,7 +149,7 @@ def test_random_words_are_those_of_threefry():
 def test_a_reducible_chain_keeps_to_its_class():
     chain = markov_chain(np.array([0.5, 0, 0.5]), np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1.0]]))
     graph, row = graphs.absorbing(3), jnp.array([[0, 3, 3, 3, 1], [3, 3, 2, 3, 3]])
-    score = np.exp(markov_model(graph).apply(chain.params, row, jnp.ones(2)))[..., :3]
+    score = np.exp(jax.jit(markov_model(graph).apply)(chain.params, row, jnp.ones(2)))[..., :3]
     clean = score / score.sum(-1, keepdims=True)
     masked = np.asarray(row) == 3
     expected = np.eye(3)[[1, 0, 1, 2, 2, 2, 2]]  # of the masked positions
