@@ -409,7 +409,7 @@ def test_where_rounding_leaves_nothing_to_leave_for_a_position_stays(form):
     assert not left.any() or len(np.unique(states[left])) > left.sum() // 2
 
 
-FEW, ROWS, PLACES = 300, 4096, 2  # states, in three groups
+FEW, ROWS, PLACES = 300, 8192, 2  # states, in three groups
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -17,6 +17,7 @@ from sedd_jax.diffusion.objective import Objective
 from sedd_jax.diffusion.output import LeaveOneOut, Output
 from sedd_jax.diffusion.score import DenseScore, ScoreFn
 from sedd_jax.diffusion.times import quadrature_quantiles
+from sedd_jax.model.context import NOTHING
 from sedd_jax.model.score_model import ScoreModel
 from sedd_jax.verification.exact.scores import exact_model
 from sedd_jax.verification.exact.space import Space
@@ -94,8 +95,8 @@ def table_model(output: Output | None, space: Space, scaled: bool = False) -> Sc
     """
     graph = space.graph
 
-    def score(params, xt, sigma, key=None, lengths=None):
-        del key, lengths
+    def score(params, xt, sigma, key=None, lengths=None, context=NOTHING):
+        del key, lengths, context
         logits = params["logits"][space.index(xt)]
         if output is not None:
             return output.dense(sigma, xt, logits)
@@ -165,8 +166,8 @@ def true_model(output: Output | None, space: Space) -> ScoreModel:
     if output is None:
         return exact
 
-    def score(params, xt, sigma, key=None, lengths=None):
-        del key, lengths
+    def score(params, xt, sigma, key=None, lengths=None, context=NOTHING):
+        del key, lengths, context
         return output.dense(sigma, xt, true_logits(output, space, params["data"], xt, sigma))
 
     return exact._replace(score=score)
