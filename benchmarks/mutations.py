@@ -349,19 +349,23 @@ MUTATIONS = [
         ("approximate=True", "approximate=False"),
     ),
     *mutations_of(
-        "model/score_model.py",
+        "model/trunk.py",
         "model/test_score_model.py model/test_transformer.py test_golden.py",
         ("x + gate_a * dropout(", "x + dropout("),
-        ("shift_m, scale_m, gate_m = jnp", "scale_m, shift_m, gate_m = jnp"),
+        ("shift_m, scale_m, gate_m = parts", "scale_m, shift_m, gate_m = parts"),
+    ),
+    *mutations_of(
+        "model/score_model.py",
+        "model/test_score_model.py model/test_transformer.py test_golden.py",
         ("[jnp.cos(angles), jnp.sin(angles)]", "[jnp.sin(angles), jnp.cos(angles)]"),
         ("nnx.silu(self.outer(", "(self.outer("),
-        (
-            "(self.modulation(cond)[:, None], -2, 0)",
-            "(self.modulation(cond)[:, None], -2, 0)[::-1]",
-        ),
+        ("jnp.moveaxis(modulation, -2, 0)", "jnp.moveaxis(modulation, -2, 0)[::-1]"),
         ("jnp.log(config.num_states - 1.0)", "jnp.log(config.num_states * 1.0)"),
         ("jnp.where(at_xt, 0, log_score)", "log_score"),
-        ("shift = jnp.broadcast_to(log_norm", "shift = -jnp.broadcast_to(log_norm"),
+        (
+            "shift = jnp.broadcast_to(over_positions(log_norm",
+            "shift = -jnp.broadcast_to(over_positions(log_norm",
+        ),
     ),
     *mutations_of(
         "model/autoregressive.py",
