@@ -30,6 +30,10 @@ def words(texts):
     return texts
 
 
+def lengths(texts):
+    return [len(text) for text in texts]
+
+
 ORACLE = f"{__name__}:numbers"
 
 
@@ -124,12 +128,12 @@ def test_an_oracle_must_return_numbers():
 
 
 @pytest.mark.slow
-def test_a_run_keeps_the_best_and_loads_it(smoke_config, tmp_path, monkeypatch):
+def test_a_run_keeps_the_best_and_loads_it(smoke_config, tmp_path):
     from sedd_jax.inference.load import load
     from sedd_jax.train import train
 
     evaluation = dataclasses.replace(
-        smoke_config.eval, oracle="gc_content", num_samples=4, sample_every=5
+        smoke_config.eval, oracle=f"{__name__}:lengths", num_samples=4, sample_every=5
     )
     config = dataclasses.replace(smoke_config, eval=evaluation)
     train(config, tmp_path / "run")
