@@ -1,8 +1,8 @@
 """The rows of the paper's Table 1 and their successors, small, on text that needs no download.
 
 Paper row: Table 1, small models. Hardware: 2 CPU cores. Metric: bits per byte of held-out text,
-docs/compare.md. Time: meant for 12 minutes; `configs/compare_table1.py:long`, with two seeds, for
-2 hours.
+docs/compare.md. Time: 16 minutes beside other load; `configs/compare_table1.py:long`, with two
+seeds, 2 h 20 min.
 
     python -m sedd_jax.compare --config=configs/compare_table1.py --workdir=runs/table1
 """
