@@ -380,7 +380,7 @@ def training_steps(golden):
 
         draw = NoisedBatch(t, xt, jnp.ones_like(t))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(score_based, "propose", lambda *_: draw)
+            patch.setattr(score_based, "propose", lambda *_, held: draw)
             step = training.build_train_step(
                 components, config.train, config.optim, jax.random.key(0)
             )

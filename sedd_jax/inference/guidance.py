@@ -68,8 +68,10 @@ def build_guided(graph: Graph, model: ScoreModel, sampling: Sampling) -> Guided:
             score_fn = times_evidence(score_fn, classifier, power, ratios, states)
         if constraint:
             score_fn = times_evidence(score_fn, constraint, 1.0, "exact", states)
-        # a blend of two outputs needs their ratios themselves
-        return score_fn if sampling.method.blends_outputs else on_schedule(score_fn, graph)
+        combined = (told and power != 0) or classifier or constraint
+        # a blend of two outputs needs their ratios themselves, and g = 0 is the network as it is
+        as_they_are = sampling.method.blends_outputs or not combined
+        return score_fn if as_they_are else on_schedule(score_fn, graph)
 
     return guided_score_fn
 

@@ -281,7 +281,7 @@ def test_a_config_that_is_no_json_object(folder, text):
         pretrained.read_config(folder)
 
 
-@pytest.mark.parametrize("key", ["tokens", "graph", "graph.type", "model.n_heads", "noise.type"])
+@pytest.mark.parametrize("key", ["tokens", "graph.type", "model.n_heads", "noise.type"])
 def test_a_missing_key_of_the_config_is_named(folder, key):
     config = published_config()
     *groups, leaf = key.split(".")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sedd_jax.model import score_model as score_model_module
+from sedd_jax.model import trunk
 from sedd_jax.model.attention import rotary_tables, rotate
 from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.fused_attention import fused_rotary_attention
@@ -389,7 +389,7 @@ def with_fused_attention(remat):
     """The program of the gradient, and the gradient."""
     with pytest.MonkeyPatch.context() as patch:
         fused = fused_rotary_attention(Placement())
-        patch.setattr(score_model_module, "rotary_attention_for", lambda *_: fused)
+        patch.setattr(trunk, "rotary_attention_for", lambda *_: fused)
         program = compiled(remat)
     return program.as_text(), program(stack_params())
 
