@@ -141,7 +141,8 @@ def product_flops(jaxpr, rows):
     """FLOPs of the matrix products, where loops over the largest blocks go through `rows` rows."""
     total = 0
     for eqn in jaxpr.eqns:
-        inner = [product_flops(each, rows) for each in jax.core.jaxprs_in_params(eqn.params)]
+        leaves = jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns"))
+        inner = [product_flops(each, rows) for each in leaves if hasattr(each, "eqns")]
         name = eqn.primitive.name
         if name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
