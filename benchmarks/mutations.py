@@ -215,7 +215,7 @@ MUTATIONS = [
     *mutations_of(
         "diffusion/constraint.py",
         "diffusion/test_constraint.py",
-        ("none * law + one * jnp.pad", "law + one * jnp.pad"),
+        ("none * probs + one * jnp.pad", "probs + one * jnp.pad"),
         (
             "(joint * which[None, None]).sum(-1) / joint.sum(-1)",
             "(joint * which[None, None]).sum(-1)",
@@ -352,14 +352,17 @@ MUTATIONS = [
         "model/trunk.py",
         "model/test_score_model.py model/test_transformer.py test_golden.py",
         ("x + gate_a * dropout(", "x + dropout("),
-        ("shift_m, scale_m, gate_m = parts", "scale_m, shift_m, gate_m = parts"),
+        ("shift_m, scale_m, gate_m = mod", "scale_m, shift_m, gate_m = mod"),
     ),
     *mutations_of(
         "model/score_model.py",
         "model/test_score_model.py model/test_transformer.py test_golden.py",
         ("[jnp.cos(angles), jnp.sin(angles)]", "[jnp.sin(angles), jnp.cos(angles)]"),
         ("nnx.silu(self.outer(", "(self.outer("),
-        ("jnp.moveaxis(modulation, -2, 0)", "jnp.moveaxis(modulation, -2, 0)[::-1]"),
+        (
+            "modulation_parts(self.modulation(cond))",
+            "modulation_parts(self.modulation(cond))[::-1]",
+        ),
         ("jnp.log(config.num_states - 1.0)", "jnp.log(config.num_states * 1.0)"),
         ("jnp.where(at_xt, 0, log_score)", "log_score"),
         (

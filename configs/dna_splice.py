@@ -14,26 +14,19 @@ Own sequences: --config.data.corpus=MINE.fasta with `class=...` in the headers, 
 Convolutions: --config.model.trunk=convolution --config.model.num_blocks=20.
 """
 
-from sedd_jax.experiment.config import default_config
+from sedd_jax.experiment.config_files import config_beside
+
+dna_uniform = config_beside(__file__, "dna_uniform")
 
 
 def get_config():
-    config = default_config()
-    config.graph = "uniform"
-    config.noise.schedule = "geometric"
-    config.model.scale_by_sigma = False
-    config.model.hidden_size = 128
+    config = dna_uniform.get_config()
     config.model.num_blocks = 4
-    config.model.num_heads = 4
     config.model.length = 60
-    config.model.learned_positions = True  # the junction is at a fixed position
     config.data.corpus = "runs/splice_data/training.csv"
     config.data.heldout_corpus = "runs/splice_data/heldout.csv"
     config.data.condition = "class"
-    config.data.tokenizer = "dna"
-    config.data.vocab_size = 4
-    config.data.wrap = False
-    config.data.crop = "blocks"
+    config.data.bad_documents = "refuse"
     config.train.steps = 2000
     config.train.batch_size = 64
     config.train.log_every = 50

@@ -16,7 +16,7 @@ MAX_CLASSES = 10_000
 _SHOWN = 8  # classes in a message
 
 
-class Size(NamedTuple):
+class ColumnSize(NamedTuple):
     """What a network must know of a column: its name, and its classes or (0) its numbers."""
 
     name: str
@@ -40,8 +40,8 @@ class Label:
     width = 1
 
     @property
-    def size(self) -> Size:
-        return Size(self.name, len(self.counts), 1)
+    def size(self) -> ColumnSize:
+        return ColumnSize(self.name, len(self.counts), 1)
 
     @property
     def meaning(self) -> tuple[Any, ...]:
@@ -112,8 +112,8 @@ class Numbers:
     variance: float
 
     @property
-    def size(self) -> Size:
-        return Size(self.name, 0, self.width)
+    def size(self) -> ColumnSize:
+        return ColumnSize(self.name, 0, self.width)
 
     @property
     def meaning(self) -> tuple[Any, ...]:

@@ -157,10 +157,26 @@ def check_fields(fields: Fields, found: Iterable[Any], place: str) -> None:
       found: the names that there are.
       place: the table, as the subject of the message.
     """
+    found = list(found)
+    _check_there([fields.text], "field", found, place)
+    check_told(fields, found, place)
+
+
+def check_told(fields: Fields, found: Iterable[Any], place: str) -> None:
+    """Raises BadInput unless a table has every column that conditions the network.
+
+    Args:
+      fields: what is read.
+      found: the names that there are.
+      place: the table, as the subject of the message.
+    """
+    _check_there([column.name for column in fields.told], "condition", found, place)
+
+
+def _check_there(names, setting, found, place):
     found = list(map(str, found))
-    for name in fields.names:
+    for name in names:
         if name not in found:
-            setting = "field" if name == fields.text else "condition"
             raise BadInput(
                 f"{place} has no field {name!r} but {', '.join(found)}; set config.data.{setting}."
             )

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from sedd_jax.data.column_statistics import (
+    ColumnSize,
     Label,
     Numbers,
-    Size,
     column_from_json,
     column_to_json,
 )
@@ -64,7 +64,7 @@ class Conditions:
         return sum(column.width for column in self.columns)
 
     @property
-    def sizes(self) -> tuple[Size, ...]:
+    def sizes(self) -> tuple[ColumnSize, ...]:
         """What a network must know."""
         return tuple(column.size for column in self.columns)
 

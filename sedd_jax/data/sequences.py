@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sedd_jax.data.columns import Column, Fields, check_fields, check_tells
+from sedd_jax.data.columns import Column, Fields, check_tells, check_told
 from sedd_jax.data.documents import (
     Document,
     Fault,
@@ -138,7 +138,7 @@ class _ToldRows(_Rows):
 
 def _documents_of(path: pathlib.Path, fields: Fields, members: Iterable[str]) -> str:
     """Returns the name of the array with the documents, where others are told."""
-    check_fields(Fields(fields.told[0].name, fields.told), members, str(path))
+    check_told(fields, members, str(path))
     others = [name for name in members if name not in fields.names[1:]]
     if fields.text in others:
         return fields.text

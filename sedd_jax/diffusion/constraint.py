@@ -50,14 +50,14 @@ def count(
         length = xt.shape[1]
         start = jnp.zeros((len(xt), length + 1)).at[:, 0].set(1)
 
-        def add(law, share):
+        def add(probs, share):
             one, none = share[..., None]
-            return none * law + one * jnp.pad(law[:, :-1], ((0, 0), (1, 0))), None
+            return none * probs + one * jnp.pad(probs[:, :-1], ((0, 0), (1, 0))), None
 
-        law, _ = jax.lax.scan(add, start, jnp.stack([one.T, none.T], axis=1))
+        probs, _ = jax.lax.scan(add, start, jnp.stack([one.T, none.T], axis=1))
         number = jnp.arange(length + 1)
         inside = (number >= at_least) & (number <= at_most)
-        return jnp.log(jnp.where(inside[None], law, 0).sum(-1))
+        return jnp.log(jnp.where(inside[None], probs, 0).sum(-1))
 
     return evidence
 

@@ -40,7 +40,7 @@ class Hold(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class HoldInSomeRows(Hold):
-    """Given tokens in some rows; nothing is given in the others, which train as ever.
+    """Given tokens in some rows; nothing is given in the others.
 
     Attributes:
       probability: that a row has given tokens.

@@ -19,6 +19,7 @@ from sedd_jax.evaluation.kmer_classifier import train_classifier
 from sedd_jax.evaluation.measures import Estimate, mean
 from sedd_jax.evaluation.sequence_sets import check_disjoint, read_set
 from sedd_jax.evaluation.sequences import (
+    NUCLEOTIDES,
     REPLICATES,
     alphabet_of,
     auroc,
@@ -201,7 +202,7 @@ def _figures(settings, drawn, real, training):
         figures[f"divergence of {k}-mers, nats"] = Pair(own, yardstick)
     figures["distance of two"] = both(diversity)
     figures["distinct"] = both(lambda texts: _exactly(len(set(texts)) / len(texts)))
-    if alphabet == "ACGT":
+    if alphabet == NUCLEOTIDES:
         figures["GC content"] = both(lambda texts: mean(gc_content(texts)))
     for motif in map(parse_motif, settings.motifs):
         figures[f"motif {motif.name}"] = both(motif.share)

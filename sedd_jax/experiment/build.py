@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from sedd_jax.data.column_statistics import Size
+from sedd_jax.data.column_statistics import ColumnSize
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
 from sedd_jax.diffusion.graph import Graph
@@ -81,7 +81,7 @@ def network_config(
     placement: Placement,
     *,
     learned_positions: bool = False,
-    conditions: tuple[Size, ...] = (),
+    conditions: tuple[ColumnSize, ...] = (),
     told_given: bool = False,
 ) -> TransformerConfig:
     """Returns the sizes of a network, with "auto" settings resolved.

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from sedd_jax.diffusion.constraint import count, forbid
 from sedd_jax.diffusion.graph import Graph
@@ -13,6 +12,7 @@ from sedd_jax.diffusion.guidance import Evidence, guided, on_schedule, times_evi
 from sedd_jax.diffusion.score import ScoreFn
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.sampling import Sampling
+from sedd_jax.model.conditions import untold
 from sedd_jax.model.score_model import Params, ScoreModel
 from sedd_jax.system.registry import Registry
 
@@ -48,35 +48,28 @@ def build_guided(graph: Graph, model: ScoreModel, sampling: Sampling) -> Guided:
     def guided_score_fn(params, known):
         score_fn = functools.partial(model.score, params, **known)
         context = known.get("context")
-        told = context is not None and jax.tree.leaves(context.condition)
-        if not ((told and power != 1) or classifier or constraint):
-            if power != 1:
-                raise BadInput(
-                    f"guidance={power:g} has nothing to guide by: give a condition or a classifier."
-                )
-            return score_fn
+        told = context is not None and bool(jax.tree.leaves(context.condition))
+        if power != 1 and not (told or classifier):
+            raise BadInput(
+                f"guidance={power:g} has nothing to guide by: give a condition or a classifier."
+            )
         if (classifier or constraint) and "lengths" in known:
             raise BadInput(
                 "A classifier or a constraint takes rows without padding: rows of one length, and "
                 "in a batch job those of the trained length."
             )
-        if told:
-            alone = context._replace(condition=jax.tree.map(_untold, context.condition))
+        if told and power != 1:
+            alone = context._replace(condition=untold(context.condition))
             unguided = functools.partial(model.score, params, **known | {"context": alone})
             score_fn = guided(score_fn, unguided, power)
         if classifier:
             score_fn = times_evidence(score_fn, classifier, power, ratios, states)
         if constraint:
             score_fn = times_evidence(score_fn, constraint, 1.0, "exact", states)
-        combined = (told and power != 0) or classifier or constraint
-        # a blend of two outputs needs their ratios themselves, and g = 0 is the network as it is
-        as_they_are = sampling.method.blends_outputs or not combined
-        return score_fn if as_they_are else on_schedule(score_fn, graph)
+        # with g = 0 or 1 alone the ratios are those of the network; a blend of two outputs needs
+        # theirs themselves
+        product = (told and power not in (0, 1)) or (classifier and power != 0) or constraint
+        scales = product and not sampling.method.blends_outputs
+        return on_schedule(score_fn, graph) if scales else score_fn
 
     return guided_score_fn
-
-
-def _untold(values):
-    """Conditions that a row is not told, see `Context`."""
-    nothing = -1 if jnp.issubdtype(values.dtype, jnp.integer) else jnp.nan
-    return jnp.full_like(values, nothing)

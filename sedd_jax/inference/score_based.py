@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from sedd_jax.data.column_statistics import Size
+from sedd_jax.data.column_statistics import ColumnSize
 from sedd_jax.diffusion.concrete_score import ConcreteScoreMatching
 from sedd_jax.diffusion.cross_entropy import CrossEntropy
 from sedd_jax.diffusion.d3pm import D3PM
@@ -232,7 +232,7 @@ def build_score_based(
     config: Config,
     vocab_size: int,
     placement: Placement = ANYWHERE,
-    conditions: tuple[Size, ...] = (),
+    conditions: tuple[ColumnSize, ...] = (),
 ) -> ScoreBased:
     """Builds the pieces of a diffusion model.
 

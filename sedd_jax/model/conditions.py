@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from sedd_jax.data.column_statistics import Size
+from sedd_jax.data.column_statistics import ColumnSize
+from sedd_jax.diffusion.graph import align
 from sedd_jax.model.config import TransformerConfig
 from sedd_jax.model.transformer import Dense
 
@@ -24,7 +25,7 @@ from sedd_jax.model.transformer import Dense
 class ClassEmbedding(nnx.Module):
     """A row for each class, and a last one for a class that is not told."""
 
-    def __init__(self, size: Size, config: TransformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, size: ColumnSize, config: TransformerConfig, *, rngs: nnx.Rngs):
         del rngs  # nothing is random
         self.table = nnx.Param(jnp.zeros((size.classes + 1, config.model.cond_dim)))
 
@@ -32,15 +33,11 @@ class ClassEmbedding(nnx.Module):
         last = self.table.shape[0] - 1
         return self.table[...][jnp.where(classes < 0, last, classes)]
 
-    def nothing(self, rows: int) -> Int[Array, "B"]:
-        """Returns classes that are not told."""
-        return jnp.full(rows, -1)
-
 
 class NumberEmbedding(nnx.Module):
     """Linear, SiLU, Linear of standardised numbers, and whether they are told."""
 
-    def __init__(self, size: Size, config: TransformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, size: ColumnSize, config: TransformerConfig, *, rngs: nnx.Rngs):
         width = config.model.cond_dim
         # tiny, as that of sigma
         config = dataclasses.replace(config, dtype=jnp.dtype("float32"))
@@ -52,16 +49,12 @@ class NumberEmbedding(nnx.Module):
         inputs = jnp.concatenate([jnp.where(told, numbers, 0), told], axis=-1)
         return self.outer(nnx.silu(self.inner(inputs)))
 
-    def nothing(self, rows: int) -> Float[Array, "B N"]:
-        """Returns numbers that are not told."""
-        return jnp.full((rows, self.inner.inputs[0] - 1), jnp.nan)
-
 
 class ConditionEmbedding(nnx.Module):
     """The sum of the embeddings of all columns."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.names = tuple(size.name for size in config.conditions)
+        self.sizes = config.conditions
         for number, size in enumerate(config.conditions):
             kind = ClassEmbedding if size.classes else NumberEmbedding
             setattr(self, _attribute(number), kind(size, config, rngs=rngs))
@@ -74,18 +67,21 @@ class ConditionEmbedding(nnx.Module):
             a column is absent.
           rows: B.
         """
-        told, total = condition or {}, 0.0
-        for number, name in enumerate(self.names):
-            column = getattr(self, _attribute(number))
-            total += column(told[name] if name in told else column.nothing(rows))
-        return total
+        told = untold(condition_shapes(self.sizes, rows)) | (condition or {})
+        columns = [getattr(self, _attribute(number)) for number in range(len(self.sizes))]
+        embedded = [
+            column(told[size.name]) for column, size in zip(columns, self.sizes, strict=True)
+        ]
+        return sum(embedded[1:], embedded[0])
 
 
 def _attribute(number):
     return f"column_{number}"  # the name of a column may be no path of a parameter
 
 
-def condition_shapes(sizes: Sequence[Size], rows: int, sharding: Any = None) -> dict[str, Any]:
+def condition_shapes(
+    sizes: Sequence[ColumnSize], rows: int, sharding: Any = None
+) -> dict[str, Any]:
     """Returns the shapes of a tree of conditions.
 
     Args:
@@ -101,6 +97,20 @@ def condition_shapes(sizes: Sequence[Size], rows: int, sharding: Any = None) -> 
         )
         for size in sizes
     }
+
+
+def untold(condition: Any) -> Any:
+    """Returns conditions that are not told, see `Context`.
+
+    Args:
+      condition: a tree of arrays, or of their shapes.
+    """
+
+    def nothing(values: Any) -> Array:
+        is_class = jnp.issubdtype(values.dtype, jnp.integer)
+        return jnp.full(values.shape, -1 if is_class else jnp.nan, values.dtype)
+
+    return jax.tree.map(nothing, condition)
 
 
 def dropped(key: Key[Array, ""], condition: Any, rate: float) -> Any:
@@ -121,8 +131,7 @@ def dropped(key: Key[Array, ""], condition: Any, rate: float) -> Any:
 
     def left_out(key: Key[Array, ""], values: Array) -> Array:
         drop = none if len(condition) == 1 else none | (jax.random.uniform(key, rows) < rate)
-        nothing = -1 if jnp.issubdtype(values.dtype, jnp.integer) else jnp.nan
-        return jnp.where(drop.reshape(-1, *[1] * (values.ndim - 1)), nothing, values)
+        return jnp.where(align(drop, values.ndim), untold(values), values)
 
     return {
         name: left_out(each, values)

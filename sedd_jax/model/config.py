@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from sedd_jax.data.column_statistics import Size
+from sedd_jax.data.column_statistics import ColumnSize
 from sedd_jax.errors import BadInput
 from sedd_jax.system.rounding import round_up
 from sedd_jax.system.settings import setting
@@ -117,7 +117,7 @@ class TransformerConfig:
     dtype: np.dtype
     max_length: int | None = None
     unroll: bool = False
-    conditions: tuple[Size, ...] = ()
+    conditions: tuple[ColumnSize, ...] = ()
     told_given: bool = False
 
     @property

@@ -40,6 +40,7 @@ from sedd_jax.model.transformer import (
     dropout,
     dropout_masks,
     gelu,
+    modulation_parts,
     structure,
     uniform_init,
 )
@@ -100,10 +101,7 @@ class Layer(nnx.Module):
         """
         rate = self.config.model.dropout
         keep, _ = dropout_masks(dropout_key, rate, x.shape)
-        modulation = self.modulation(cond).astype(jnp.float32)
-        parts = jnp.moveaxis(modulation, -2, 0)
-        # [B, 1, D] each: one for all positions; or [B, L, D]
-        shift, scale, gate = parts[:, :, None] if cond.ndim == 2 else parts
+        shift, scale, gate = modulation_parts(self.modulation(cond).astype(jnp.float32))
         h = self.norm(x, shift, scale).astype(self.config.dtype)
         h = gelu(h, unrolled=self.config.unroll)
         if lengths is not None:

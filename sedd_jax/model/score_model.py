@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
-from sedd_jax.data.column_statistics import Size
+from sedd_jax.data.column_statistics import ColumnSize
 from sedd_jax.diffusion.graph import over_positions
 from sedd_jax.diffusion.output import Output
 from sedd_jax.diffusion.score import DenseScore, Score
@@ -35,6 +35,7 @@ from sedd_jax.model.transformer import (
     LayerNorm,
     Params,
     initial_params,
+    modulation_parts,
     structure,
 )
 from sedd_jax.model.trunk import TRUNKS
@@ -87,7 +88,7 @@ class ScoreModel(NamedTuple):
     score: NetworkFn
     max_length: int | None = None
     told_given: bool = False
-    conditions: tuple[Size, ...] = ()
+    conditions: tuple[ColumnSize, ...] = ()
 
     def told(self, context: Context) -> Context:
         """Returns what the network takes of a context."""
@@ -161,9 +162,7 @@ class Head(nnx.Module):
         self, x: Float[Array, "B L D"], cond: Float[Array, "B *L C"]
     ) -> Float[Array, "B L D"]:
         """Returns what is projected to the vocabulary."""
-        modulation = self.modulation(cond)
-        modulation = modulation[:, None] if cond.ndim == 2 else modulation
-        shift, scale = jnp.moveaxis(modulation, -2, 0)
+        shift, scale = modulation_parts(self.modulation(cond))
         return self.norm(x, shift, scale).astype(self.config.dtype)
 
 

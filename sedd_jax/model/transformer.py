@@ -196,6 +196,16 @@ class LayerNorm(nnx.Module):
         return parameter[...].reshape((1,) * (x.ndim - 1) + (-1,))
 
 
+def modulation_parts(modulation: Float[Array, "B *L P D"]) -> Float[Array, "P B _ D"]:
+    """Returns the shifts, scales and gates of a modulation, each over positions.
+
+    Args:
+      modulation: the P parts of every row, or of every position.
+    """
+    parts = jnp.moveaxis(modulation, -2, 0)
+    return parts[:, :, None] if modulation.ndim == 3 else parts
+
+
 def gelu(x: Float[Array, "..."], *, unrolled: bool = False) -> Float[Array, "..."]:
     """Returns GELU by its tanh approximation, float32 inside; the backward pass keeps only x.
 

@@ -34,6 +34,7 @@ from sedd_jax.model.transformer import (
     dropout,
     dropout_masks,
     gelu,
+    modulation_parts,
     structure,
 )
 
@@ -82,10 +83,7 @@ class Block(nnx.Module):
         keep_attention, keep_mlp = dropout_masks(dropout_key, rate, x.shape)
         # float32 from here on, and so are its gradient's sums over positions
         modulation = jax.lax.optimization_barrier(self.modulation(cond).astype(jnp.float32))
-        parts = jnp.moveaxis(modulation, -2, 0)
-        # [B, 1, D] each: one for all positions; or [B, L, D]
-        parts = parts[:, :, None] if cond.ndim == 2 else parts
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation_parts(modulation)
 
         mean = self.attention_norm.mean(x)  # before the barrier: computed where x is computed
         x = jax.lax.optimization_barrier(constrain(x))

@@ -114,7 +114,7 @@ def test_arrays_that_do_not_match_are_refused(tmp_path):
     tokens = np.zeros((3, 4), int)
     for arrays, message in [
         ({"x": tokens, "class": np.arange(2)}, "has 3 rows and 'class' the shape"),
-        ({"x": tokens}, "has no field 'class' but x"),
+        ({"x": tokens}, "has no field 'class' but x; set config.data.condition"),
         ({"x": tokens, "y": tokens, "class": np.arange(3)}, "2 arrays that may be the documents"),
         ({"x": np.arange(3), "class": np.arange(3)}, "has one dimension"),
     ]:

@@ -29,7 +29,7 @@ def random_tokens(graph, seed=0):
 
 
 def random_posterior(graph, xt):
-    """A law of x0 per position that x_t allows: under the absorbing graph an unmasked one stays."""
+    """A distribution of x0 that x_t allows: under the absorbing graph an unmasked token stays."""
     posterior = np.random.default_rng(1).dirichlet(np.ones(N), (B, L))
     if graph.mask_id is not None:
         unmasked = np.asarray(xt) != graph.mask_id

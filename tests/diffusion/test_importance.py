@@ -136,7 +136,7 @@ def test_every_position_moves_alike_and_apart(position):
     moved = draw.xt == graph.mask_id
     assert moved[:, position].mean() == pytest.approx(moved.mean(), abs=0.01)
     other = (position + 1) % LENGTH
-    # given t, positions are independent under the weighted law: here with p = t
+    # given t, positions are independent under the weights: here with p = t
     inside = (draw.t > 0.49) & (draw.t < 0.51)
     both = np.sum((draw.weight * moved[:, position] * moved[:, other])[inside])
     one = np.sum((draw.weight * moved[:, position])[inside])

@@ -41,7 +41,7 @@ def catalog(tmp_path):
 
 @pytest.fixture(scope="module")
 def causal():
-    """An autoregressive model whose laws depend on what came before."""
+    """An autoregressive model whose distributions depend on what came before."""
     sizes = ModelConfig(hidden_size=8, num_blocks=1, num_heads=2, length=LENGTH, dtype="float32")
     config = Config(family="autoregressive", model=sizes)
     components = build_family(config, Bytes.vocab_size)

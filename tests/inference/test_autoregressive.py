@@ -1,4 +1,4 @@
-"""Sampling from left to right: its law, enumerated; and a whole run of the baseline."""
+"""Sampling from left to right: its distribution, enumerated; and a whole run of the baseline."""
 
 import dataclasses
 import itertools
@@ -35,7 +35,7 @@ MODEL = CausalModel(
 
 @pytest.fixture(scope="module")
 def params():
-    """Weights whose laws depend on what came before."""
+    """Weights whose distributions depend on what came before."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda x: jnp.asarray(0.4 * rng.standard_normal(x.shape), jnp.float32),
@@ -64,7 +64,7 @@ def law(params, temperature, top_p):
 def test_sequences_have_the_law_of_their_conditionals(params, temperature, top_p):
     sequences, probs = law(params, temperature, top_p)
     assert probs.sum() == pytest.approx(1)
-    if top_p == 1:  # and it is the law whose likelihood the model gives
+    if top_p == 1:  # and it is the one whose likelihood the model gives
         np.testing.assert_allclose(np.exp(-MODEL.nll(params, jnp.asarray(sequences))), probs, 1e-5)
     else:
         assert (probs == 0).any()

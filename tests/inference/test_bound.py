@@ -359,7 +359,7 @@ def test_the_complete_bound_adds_the_prior_and_the_final_step(smoke_run):
 
 @pytest.mark.parametrize(("graph", "base"), [("absorb", 5), ("uniform", 5)])
 def test_the_prior_term(graph, base):
-    """By its definition, from the law of a noised token and of a noised uniform guess."""
+    """By its definition, from the distribution of a noised token and of a noised uniform guess."""
     Q = np.full((5, 5), 0.2) - np.eye(5)
     if graph == "absorb":
         Q = np.pad(-np.eye(5), ((0, 1), (0, 1)))

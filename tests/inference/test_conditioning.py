@@ -1,4 +1,4 @@
-"""What held tokens are on the way, and what that gives, where the laws can be written down."""
+"""What held tokens are on the way, and what that gives, where distributions can be enumerated."""
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ def test_the_law_of_many_copies_is_bayes_to_first_order():
         found = [
             total_variation(exact_law(GIVEN, "resample", steps), bayes) for steps in (2, 8, 32)
         ]
-    # by a program of its own: the law times 0 where held tokens differ, after every step
+    # by a program of its own: the distribution times 0 where held tokens differ, after every step
     np.testing.assert_allclose(found, [0.2427, 0.0603, 0.0143], atol=6e-5)
 
 

@@ -107,7 +107,7 @@ def frames(model, given, kept):
 
 
 def check(found, law, final, pieces):
-    """The five likeliest of a law [V], and the probability of the final token."""
+    """The five likeliest of a distribution [V], and the probability of the final token."""
     order = np.argsort(-law, kind="stable")[:5]
     assert [name for name, _ in found.likeliest] == [pieces(int(i)) for i in order]
     np.testing.assert_allclose([p for _, p in found.likeliest], law[order], rtol=6e-3)
