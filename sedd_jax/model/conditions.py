@@ -17,7 +17,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.data.column_statistics import ColumnSize
-from sedd_jax.diffusion.graph import align
 from sedd_jax.model.config import TransformerConfig
 from sedd_jax.model.transformer import Dense
 
@@ -131,7 +130,8 @@ def dropped(key: Key[Array, ""], condition: Any, rate: float) -> Any:
 
     def left_out(key: Key[Array, ""], values: Array) -> Array:
         drop = none if len(condition) == 1 else none | (jax.random.uniform(key, rows) < rate)
-        return jnp.where(align(drop, values.ndim), untold(values), values)
+        drop = drop.reshape(-1, *[1] * (values.ndim - 1))
+        return jnp.where(drop, untold(values), values)
 
     return {
         name: left_out(each, values)

@@ -1,5 +1,6 @@
 """Given tokens on enumerated sequences, each figure computed in two ways."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,17 +29,17 @@ def test_told_scores_are_those_of_the_conditional_distribution(graph):
     rest = given_process(told, GIVEN)
     states = jnp.asarray(rest.space.states)
     sigma = jnp.full(len(states), 0.7)
-    wanted = exact_model(rest.space).apply(
+    wanted = jax.jit(exact_model(rest.space).apply)(
         exact_params(rest_given(space, data, GIVEN, rest.space)), states, sigma
     )
-    got = rest.family.model.apply(rest.params, states, sigma)
+    got = jax.jit(rest.family.model.apply)(rest.params, states, sigma)
     np.testing.assert_allclose(np.exp(got), np.exp(wanted), rtol=1e-4, atol=1e-5)
     # told nothing, the network is the one of all noised tokens
     all_states = jnp.asarray(space.states)
     sigma = jnp.full(len(all_states), 0.7)
     np.testing.assert_allclose(
-        np.exp(exact_told_model(space).apply(exact_params(data), all_states, sigma)),
-        np.exp(exact_model(space).apply(exact_params(data), all_states, sigma)),
+        np.exp(jax.jit(exact_told_model(space).apply)(exact_params(data), all_states, sigma)),
+        np.exp(jax.jit(exact_model(space).apply)(exact_params(data), all_states, sigma)),
         rtol=1e-4,
         atol=1e-5,
     )
