@@ -147,7 +147,7 @@ def _distances(space, noise, both, t_min):
     table = Table(title, ("g", *found[2.0]), rows)
     plain, mended = (found[2.0][f"{name}, {EVALUATIONS[-1]} steps"] for name in methods)
     claims = [
-        Claim("guidance 2: TV of Tweedie's samples to the tilt of the data", plain, ">=", 0.01),
+        Claim("guidance 2: TV of Tweedie's samples to the tilt of the data", plain, ">=", 0.001),
         Claim(
             f"guidance 2, {EVALUATIONS[-1]} steps: TV with Gibbs moves / without",
             mended / plain,
