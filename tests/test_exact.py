@@ -52,6 +52,7 @@ def test_everything_is_written_and_nothing_overwritten(untrained, binary):
         "report.json",
         "steps.png",
         "correctors.png",
+        "guidance.png",
         "order.png",
         "rare.png",
         "training.png",
