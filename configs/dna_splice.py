@@ -27,7 +27,7 @@ def get_config():
     config.data.heldout_corpus = "runs/splice_data/heldout.csv"
     config.data.condition = "class"
     config.data.bad_documents = "refuse"
-    config.train.steps = 2000
+    config.train.steps = 1500
     config.train.batch_size = 64
     config.train.log_every = 50
     config.optim.learning_rate = 1e-3
@@ -37,7 +37,7 @@ def get_config():
     config.eval.every = 250
     config.eval.batch_size = 64
     config.eval.max_blocks = 512
-    config.eval.sample_every = 2000
+    config.eval.sample_every = 1500
     config.eval.num_samples = 4
     config.checkpoint.every = 250
     return config
