@@ -53,11 +53,16 @@ AXES = ("NWC", "WIO", "NWC")
 def dilated_convolution(
     x: Float[Array, "B L D"], kernel: Float[Array, "K D E"], dilation: int
 ) -> Float[Array, "B L E"]:
-    """Returns sum_k x[:, i + (k - K // 2) dilation] kernel[k] at every position i; K is odd.
+    """Returns sum_k x[:, i + (k - K // 2) dilation] kernel[k] at every position i.
 
     The derivatives are those of JAX. On a CPU they are written in the one order of axes for which
     XLA has a fast convolution wherever it stands: it mends other orders outside of loops only, and
     is some hundred times slower within them.
+
+    Args:
+      x: beyond its ends there are zeros.
+      kernel: of odd width.
+      dilation: distance of the positions that the kernel meets.
     """
     reach = kernel.shape[0] // 2 * dilation
     return jax.lax.conv_general_dilated(

@@ -14,6 +14,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import MeshConfig, default_config, parse
 from sedd_jax.experiment.mesh import build_mesh, placement
 from sedd_jax.model.config import ModelConfig, TransformerConfig
+from sedd_jax.model.convolution import dilated_convolution
 from sedd_jax.model.score_model import forward_flops, score_model, sigma_features
 from sedd_jax.model.sharding import param_layouts, shardings
 
@@ -228,3 +229,25 @@ def test_settings_that_contradict_each_other_are_refused(setting, value, message
     config.model[setting] = value
     with pytest.raises(BadInput, match=message):
         parse(config)
+
+
+@pytest.mark.parametrize("dilation", [1, 5])  # with 5 the outer taps are outside for most positions
+def test_derivatives_are_those_of_a_sum_over_taps(dilation):
+    rng = np.random.default_rng(3)
+    x, kernel, dy = (
+        rng.normal(size=(2, 14, 3)),
+        rng.normal(size=(5, 3, 4)),
+        rng.normal(size=(2, 14, 4)),
+    )
+
+    def taps(x, kernel):
+        reach = 2 * dilation
+        padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0)))
+        return sum(padded[:, k * dilation : k * dilation + 14] @ kernel[k] for k in range(5))
+
+    with jax.enable_x64(True):
+        value, pull = jax.vjp(lambda *at: dilated_convolution(*at, dilation), x, kernel)
+        expected, pull_taps = jax.vjp(taps, x, kernel)
+        np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-12)
+        for ours, theirs in zip(pull(dy), pull_taps(dy), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
