@@ -233,12 +233,7 @@ def test_settings_that_contradict_each_other_are_refused(setting, value, message
 
 @pytest.mark.parametrize("dilation", [1, 5])  # with 5 the outer taps are outside for most positions
 def test_derivatives_are_those_of_a_sum_over_taps(dilation):
-    rng = np.random.default_rng(3)
-    x, kernel, dy = (
-        rng.normal(size=(2, 14, 3)),
-        rng.normal(size=(5, 3, 4)),
-        rng.normal(size=(2, 14, 4)),
-    )
+    rng, shapes = np.random.default_rng(3), [(2, 14, 3), (5, 3, 4), (2, 14, 4)]
 
     def taps(x, kernel):
         reach = 2 * dilation
@@ -246,6 +241,7 @@ def test_derivatives_are_those_of_a_sum_over_taps(dilation):
         return sum(padded[:, k * dilation : k * dilation + 14] @ kernel[k] for k in range(5))
 
     with jax.enable_x64(True):
+        x, kernel, dy = (jnp.asarray(rng.normal(size=shape)) for shape in shapes)
         value, pull = jax.vjp(lambda *at: dilated_convolution(*at, dilation), x, kernel)
         expected, pull_taps = jax.vjp(taps, x, kernel)
         np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-12)
