@@ -220,7 +220,6 @@ def _draw_samples():
         check_format(output, model.tokenizer, loaded=True)
     settings = _settings(model)
     told, prompt = _told(model), _prompt(model)
-    check_guided(model, model.family.sampling(**settings), prompt)
     key = jax.random.key(_SEED.value)
     options = settings | {"batch_size": _BATCH_SIZE.value}
     started = time.monotonic()

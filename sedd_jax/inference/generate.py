@@ -73,12 +73,12 @@ def generate(
     num_samples = shape[0] if num_samples is None else num_samples
     length = shape[1] if length is None else length
     sampling = family.sampling(**settings)
-    check_guided(model, sampling)
     check_rows(model, num_samples, length, batch_size)
     prompt = empty_prompt(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), family.num_tokens)
     family.check_prompt(prompt)
     prompt = told_prompt(model, prompt, condition)
+    check_guided(model, sampling, prompt.condition)
     trained = config.model.length
     if trace and not family.infills:
         raise BadInput("trace is for diffusion models: this one draws each token once.")

@@ -33,6 +33,14 @@ def check_guidance(sampling: Sampling, graph: Graph) -> None:
             registry.build(name, graph)
 
 
+def nothing_to_guide_by(power: float) -> BadInput:
+    """Returns the error of guidance without evidence, which would draw as if nothing were asked."""
+    return BadInput(
+        f"guidance={power:g} has nothing to guide by: give every row a condition of the model, or "
+        "give a classifier."
+    )
+
+
 def build_guided(graph: Graph, model: ScoreModel, sampling: Sampling) -> Guided:
     """Returns what gives the ratios that samples are drawn by.
 
@@ -50,9 +58,7 @@ def build_guided(graph: Graph, model: ScoreModel, sampling: Sampling) -> Guided:
         context = known.get("context")
         told = context is not None and bool(jax.tree.leaves(context.condition))
         if power != 1 and not (told or classifier):
-            raise BadInput(
-                f"guidance={power:g} has nothing to guide by: give a condition or a classifier."
-            )
+            raise nothing_to_guide_by(power)
         if (classifier or constraint) and "lengths" in known:
             raise BadInput(
                 "A classifier or a constraint takes rows without padding: rows of one length, and "

@@ -77,7 +77,6 @@ def generate_stream(
     """
     family, config = model.diffusion, model.config
     sampling = family.sampling(**settings)
-    check_guided(model, sampling)
     count, length = rows_and_length(prompt)
     check_rows(model, count, length, count)
     if length > config.model.length:
@@ -87,6 +86,7 @@ def generate_stream(
         )
     check_prompt(prompt, (count, length), family.num_tokens)
     prompt = told_prompt(model, prompt)
+    check_guided(model, sampling, prompt.condition)
     sampling, _ = split_overlap(sampling, config.model.length)
     numbers, static = row_numbers(rows, count), (sampling, config.train.t_min)
     step = model.compiled(_step, *static)
