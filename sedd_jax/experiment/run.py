@@ -123,8 +123,8 @@ def _check_settings(run, old, new):
     if changes:
         raise BadInput(
             f"{run} holds a run with other settings ({'; '.join(changes)}); go back to those "
-            f"settings, or choose another --workdir, where config.train.initial={run} starts from "
-            "its weights."
+            f"settings, or choose another --workdir, which config.train.initial={run} starts from "
+            "these weights if they fit."
         )
     made, steps = last_saved(run) or 0, new.train.steps
     if made > steps:
