@@ -11,6 +11,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.build import build_graph, build_noise
 from sedd_jax.experiment.config import Config
 from sedd_jax.inference.autoregressive import build_autoregressive
+from sedd_jax.inference.classifier import build_classifier, check_classifier
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.gaussian import build_gaussian
 from sedd_jax.inference.sampling import sampler_named
@@ -26,6 +27,7 @@ FAMILIES: Registry[Callable[..., Family]] = Registry(
         "diffusion": build_score_based,
         "autoregressive": build_autoregressive,
         "gaussian": build_gaussian,
+        "classifier": build_classifier,
     },
     methods=[name for name in vars(Family) if not name.startswith("_")],
     arguments=3,
@@ -78,6 +80,8 @@ def check_names(config: Config) -> None:
     vocabulary.
     """
     vocab_size = config.data.vocab_size or 4
+    if config.family == "classifier":
+        check_classifier(config)
     check_objective(config.train, config.model)
     times_named(config.train.times).proposal(build_noise(config.noise), config.train.t_min)
     hold_named(config.train.hold)

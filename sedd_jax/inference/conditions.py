@@ -101,15 +101,22 @@ def check_guided(model: TrainedModel, sampling: Any, condition: Tree | None = No
 
     Raises:
       BadInput: there is no classifier, and it has no conditions or a row is told none; or it was
-        not trained without its conditions.
+        not trained without its conditions; or a row has no class that a trained classifier knows.
     """
+    trained = getattr(model.model, "classifier", None)
+    if trained and condition is not None and (condition[trained.column.name] < 0).any():
+        name = trained.column.name
+        raise BadInput(
+            f"The classifier guides every row towards a class of {name!r}, and a row has none: "
+            f"give its condition, {name}=..."
+        )
     power = getattr(sampling, "guidance", 1)
     if power == 1:
         return
     told = model.conditions is not None and (condition is None or _all_told(condition))
     if not told and sampling.classifier is None:
         raise nothing_to_guide_by(power)
-    if model.conditions and not model.config.train.condition_dropout:
+    if getattr(model.model, "conditions", ()) and not model.config.train.condition_dropout:
         raise BadInput(
             f"guidance={power:g} compares a condition with none, and this model was always told "
             "its conditions: train with config.train.condition_dropout above 0."

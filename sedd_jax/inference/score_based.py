@@ -196,7 +196,7 @@ class ScoreBased(NamedTuple):
     def sampling(self, **settings: Any) -> Sampling:
         sampling = sampling_settings(Sampling, "diffusion", settings)
         sampling.check(self.graph)
-        check_guidance(sampling, self.graph)
+        check_guidance(sampling, self.graph, self.model)
         if sampling.conditioning != "clamp" and self.model.told_given:
             raise BadInput(
                 f"conditioning={sampling.conditioning!r} is for networks that are not told which "
