@@ -17,6 +17,9 @@ def become(module, flags, devices, folder, out, err):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
     os.chdir(folder)
     sys.path.insert(0, str(folder))
+    from tests.one_context import share_contexts
+
+    share_contexts()
     sys.argv = [module, *flags]
     jax.config.update("jax_num_cpu_devices", devices)
     runpy.run_module(f"sedd_jax.{module}", run_name="__main__", alter_sys=True)

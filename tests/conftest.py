@@ -17,11 +17,12 @@ from pathlib import Path
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: a TPU or GPU would change the numbers
-# the binaries and the workers of pytest-xdist compile the same programs again and again
+# the binaries and the workers of pytest-xdist compile the same programs again and again, small ones
+# above all: to keep one costs a tenth of what is saved where it is found
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 if CACHE not in os.environ:
     os.environ[CACHE] = TEMPORARY_CACHE = tempfile.mkdtemp()
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # compiling takes most of the time: without optimisations a quarter of it, and the binaries follow
 quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 # half of the rest are LLVM programs made by way of MLIR; XLA ends at a flag that it does not know
@@ -32,8 +33,11 @@ import jax  # noqa: E402 - after its environment
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
+from tests.one_context import share_contexts  # noqa: E402
+
 if "TEMPORARY_CACHE" in globals():
     atexit.register(shutil.rmtree, TEMPORARY_CACHE, ignore_errors=True)
+share_contexts()
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -123,22 +123,22 @@ def test_samples_are_the_data_and_held_tokens_stay(name, sampler):
     @jax.jit
     def run(key):
         limit_key, *keys = jax.random.split(key, steps + 2)
-        state = sampler.init(
-            jax.random.split(key, rows), process, graph.sample_limit(limit_key, held.shape)
-        )
-        seen = []
-        for number, key in enumerate(keys):
-            kernel = sampler.step if number < steps else sampler.final
-            state, info = kernel(jax.random.split(key, rows), process, state)
-            seen.append((state.xt, info))
-        return seen
 
-    seen = run(jax.random.key(0))
+        def step(state, key):
+            state, info = sampler.step(jax.random.split(key, rows), process, state)
+            return state, (state.xt, info)
+
+        start = graph.sample_limit(limit_key, held.shape)
+        state = sampler.init(jax.random.split(key, rows), process, start)
+        state, (seen, _) = jax.lax.scan(step, state, jnp.stack(keys[:-1]))
+        state, info = sampler.final(jax.random.split(keys[-1], rows), process, state)
+        return [*seen, state.xt], info
+
+    seen, info = run(jax.random.key(0))
     assert len(seen) == sampler.max_nfe(steps, length)
-    assert all((xt[:, 1] == 2).all() for xt, _ in seen)
-    before = seen[-2][0]
-    np.testing.assert_array_equal(seen[-1][1].changed, (before != seen[-1][0]).sum(-1))
-    frequencies = np.bincount(np.asarray(seen[-1][0][:, 0]), minlength=graph.num_states) / rows
+    assert all((xt[:, 1] == 2).all() for xt in seen)
+    np.testing.assert_array_equal(info.changed, (seen[-2] != seen[-1]).sum(-1))
+    frequencies = np.bincount(np.asarray(seen[-1][:, 0]), minlength=graph.num_states) / rows
     np.testing.assert_allclose(frequencies[:3], CLEAN, atol=0.03)
 
 
