@@ -10,7 +10,7 @@ import numpy as np
 
 from sedd_jax.data.signatures import HEAD_BYTES, MARK, check
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.conditions import check_guided, conditions_of
+from sedd_jax.inference.conditions import conditions_of
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.template import (
@@ -48,13 +48,8 @@ class InputRow(NamedTuple):
     condition: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
-def read_rows(path: Path, checkpoint: TrainedModel, sampling: Any = None) -> list[InputRow]:
+def read_rows(path: Path, checkpoint: TrainedModel) -> list[InputRow]:
     """Returns the rows of a file for a model to fill in, the malformed ones included.
-
-    Args:
-      path: the file.
-      checkpoint: the model.
-      sampling: how to draw, of its family; None: without guidance, which needs conditions.
 
     Raises:
       BadInput: the file cannot be read or is empty.
@@ -64,7 +59,7 @@ def read_rows(path: Path, checkpoint: TrainedModel, sampling: Any = None) -> lis
     except OSError as error:
         raise BadInput(f"--input={path} cannot be read ({error.strerror}).") from error
     check(path, content[:HEAD_BYTES], "jsonl", named=True)
-    rows = list(_parse(content, checkpoint, sampling))
+    rows = list(_parse(content, checkpoint))
     if not rows:
         raise BadInput(f"--input={path} is empty: it must hold JSON lines, one for each row.")
     return rows
@@ -78,7 +73,7 @@ def number_of(name: int | str) -> int:
     return int.from_bytes(digest[:4], "little")
 
 
-def _parse(content: bytes, checkpoint: TrainedModel, sampling: Any) -> Iterator[InputRow]:
+def _parse(content: bytes, checkpoint: TrainedModel) -> Iterator[InputRow]:
     indices = {}
     for index, text in enumerate(content.removeprefix(MARK).split(b"\n")):
         if not text.strip():
@@ -91,8 +86,7 @@ def _parse(content: bytes, checkpoint: TrainedModel, sampling: Any) -> Iterator[
             if name in indices:
                 raise BadInput(f"The id {name!r} is that of line {indices[name] + 1} already.")
             indices[name] = index
-            prompt = _prompt(fields, checkpoint)
-            told = _condition(fields, checkpoint, sampling)
+            prompt, told = _prompt(fields, checkpoint), _condition(fields, checkpoint)
             yield InputRow(index, name, number_of(name), digest, prompt, None, told)
         except BadInput as error:
             yield InputRow(index, name, 0, digest, None, str(error))
@@ -115,14 +109,14 @@ def _id(fields, index):
     return name
 
 
-def _condition(fields, checkpoint, sampling):
+def _condition(fields, checkpoint):
     told = fields.get("condition", {})
     if not isinstance(told, dict):
         raise BadInput(f'condition must be an object, as in {{"class": "EI"}}, got {told!r:.60}.')
     if not told and not checkpoint.conditions:
         return {}
     conditions = conditions_of(checkpoint)
-    check_guided(checkpoint, sampling, conditions.encode([told]))
+    conditions.encode([told])
     return conditions.every(told)
 
 

@@ -56,8 +56,7 @@ class Estimate(NamedTuple):
             f"What is called a chip is one of the {chip.devices} devices of a {chip.device_kind}, "
             "with its share of peak, memory, links and price.",
         )
-        of_program = self.program.assumptions + self.prediction.assumptions
-        return _ASSUMPTIONS + shared * (chip.devices > 1) + of_program
+        return _ASSUMPTIONS + shared * (chip.devices > 1) + self.prediction.assumptions
 
     @property
     def tokens_per_second(self) -> float:
