@@ -64,18 +64,23 @@ def settings() -> Config:
     return Config(graph="uniform", noise=noise, model=model, train=train)
 
 
+def shape_of_peer() -> dict:
+    """Returns the same shape as d3_worker.py wants it."""
+    if not _PEER.value:
+        raise BadInput("--peer_python=PYTHON is needed, a Python that has d3-dna.")
+    return {
+        "trunk": _TRUNK.value, "hidden": _HIDDEN.value, "cond": COND, "blocks": _BLOCKS.value,
+        "heads": _heads(), "batch": _BATCH_SIZE.value, "length": _LENGTH.value,
+        "steps": _STEPS.value,
+    }  # fmt: skip
+
+
 def main() -> None:
     """Runs the benchmark."""
     check_output(_OUTPUT.value)
-    if not _PEER.value:
-        raise BadInput("--peer_python=PYTHON is needed, a Python that has d3-dna.")
-    config = settings()
+    config, spec = settings(), shape_of_peer()
     family = build_family(config, LETTERS)
-    shape = (_BATCH_SIZE.value, _LENGTH.value)
-    spec = {
-        "trunk": _TRUNK.value, "hidden": _HIDDEN.value, "cond": COND, "blocks": _BLOCKS.value,
-        "heads": _heads(), "batch": shape[0], "length": shape[1], "steps": _STEPS.value,
-    }  # fmt: skip
+    shape = (spec["batch"], spec["length"])
     with Worker(_PEER.value, "d3_worker.py", "d3-dna") as peer:
         tokens = jax.random.randint(jax.random.key(1), shape, 0, LETTERS)
         programs = {

@@ -3,12 +3,14 @@
     PYTHON benchmarks/d3_worker.py --threads=2
 
 PYTHON has d3-dna 0.1.3 and its dependencies, no jax. Each line of stdin is a request and gets one
-JSON line on stdout: {"seconds": ...} or {"error": "..."}. Uniform graph over four letters,
-geometric noise from 1e-4 to 20, no labels, no dropout, float32, CPU. A request has an "op" and the
-fields of `SIZES`:
+JSON line on stdout: {"seconds": ...}, {"losses": [...]} or {"error": "..."}. Uniform graph over
+four letters, geometric noise from 1e-4 to 20, no labels, no dropout, float32, CPU. A request has an
+"op" and the fields of `SIZES`:
   train   a training step by its own get_step_fn: draw t and xt, loss, gradient, clip, AdamW, EMA
   sample  a run of its own sampler with "steps" analytic updates and the denoiser; the seconds are
           those of one of these steps + 1 network evaluations
+  bound   trains by the same steps on the "batches" [steps, batch, length]; the losses are those of
+          the averaged weights on each sequence of "heldout", each the mean of "draws" of t and xt
 """
 
 import argparse
@@ -55,8 +57,9 @@ class Runs:
                     "scale_by_sigma": False,
                 },
                 "optim": {
-                    "optimizer": "AdamW", "lr": 3e-4, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8,
-                    "weight_decay": 0, "warmup": 2500, "grad_clip": 1.0,
+                    "optimizer": "AdamW", "lr": request.get("lr", 3e-4), "beta1": 0.9,
+                    "beta2": 0.999, "eps": 1e-8, "weight_decay": 0,
+                    "warmup": request.get("warmup", 2500), "grad_clip": 1.0,
                 },
             }
         )  # fmt: skip
@@ -68,26 +71,39 @@ class Runs:
             "model": self._model,
             "optimizer": trainer.get_optimizer(config, self._model.parameters()),
             "scaler": torch.amp.GradScaler(enabled=False),
-            "ema": ExponentialMovingAverage(self._model.parameters(), 0.9999),
+            "ema": ExponentialMovingAverage(self._model.parameters(), request.get("ema", 0.9999)),
             "step": 0,
         }
         optimize = trainer.optimization_manager(config)
         self._step = trainer.get_step_fn(self._noise, self._graph, True, optimize, 1)
+        self._loss = trainer.get_loss_fn(self._noise, self._graph, False)
         self._sampler = get_pc_sampler
 
-    def train(self, request) -> float:
+    def train(self, request) -> dict:
         """Returns the seconds of a training step."""
         began = time.perf_counter()
         float(self._step(self._state, self._tokens))
-        return time.perf_counter() - began
+        return {"seconds": time.perf_counter() - began}
 
-    def sample(self, request) -> float:
+    def bound(self, request) -> dict:
+        """Trains, and returns the loss of every held-out sequence."""
+        import torch
+
+        for batch in torch.tensor(request["batches"]):
+            self._step(self._state, batch)
+        self._state["ema"].copy_to(self._model.parameters())
+        heldout = torch.tensor(request["heldout"])
+        with torch.no_grad():
+            losses = [self._loss(self._model, heldout) for _ in range(request["draws"])]
+        return {"losses": torch.stack(losses).mean(0).tolist()}
+
+    def sample(self, request) -> dict:
         """Returns the seconds of a network evaluation of a sampling run."""
         steps = request["steps"]
         run = self._sampler(self._graph, self._noise, self._dims, "analytic", steps)
         began = time.perf_counter()
         run(self._model, None)
-        return (time.perf_counter() - began) / (steps + 1)
+        return {"seconds": (time.perf_counter() - began) / (steps + 1)}
 
 
 def main() -> None:
@@ -113,8 +129,8 @@ def main() -> None:
             if (sizes := [request[name] for name in SIZES]) != key:
                 key = runs = None  # frees the model before
                 runs, key = Runs(request), sizes
-            timed = {"train": runs.train, "sample": runs.sample}[request["op"]]
-            answer = {"seconds": timed(request)}
+            ops = {"train": runs.train, "sample": runs.sample, "bound": runs.bound}
+            answer = ops[request["op"]](request)
         except Exception as error:  # the worker stays alive for the next request
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)

@@ -23,11 +23,18 @@ class Step:
         )
         self.compiled = step.lower(jax.eval_shape(self._init), self._tokens).compile()
 
-    def __call__(self) -> float:
-        """Runs one step and returns its seconds."""
+    @property
+    def ema_params(self):
+        """The averaged weights."""
+        return self._state.ema_params
+
+    def __call__(self, tokens: jax.Array | None = None) -> float:
+        """Runs one step, on other tokens of the same shape if given, and returns its seconds."""
         if self._state is None:
             self._state = jax.block_until_ready(self._init())
         began = time.perf_counter()
-        self._state, metrics = self.compiled(self._state, self._tokens)
+        self._state, metrics = self.compiled(
+            self._state, self._tokens if tokens is None else tokens
+        )
         jax.block_until_ready((self._state, metrics))
         return time.perf_counter() - began

@@ -11,7 +11,8 @@ Metric: `evaluate --suite=sequences`, docs/dna.md, which is this config worked t
 Own sequences: --config.data.corpus=MINE.fasta with `class=...` in the headers, and
 --config.model.length; without classes, --config.data.condition="" as well. The absorbing graph:
 --config.graph=absorb --config.noise.schedule=loglinear --config.model.scale_by_sigma=True.
-Convolutions: --config.model.trunk=convolution --config.model.num_blocks=20.
+Convolutions: --config.model.trunk=convolution --config.model.num_blocks=20. A classifier to guide
+by (docs/conditions.md): --config.family=classifier --config.eval.num_samples=0.
 """
 
 from sedd_jax.experiment.config_files import config_beside

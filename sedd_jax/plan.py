@@ -57,6 +57,9 @@ _PER_CHIP = flags.DEFINE_integer(
 )
 _SAMPLER = flags.DEFINE_string("sampler", "tweedie", "For --sample, as in sedd_jax.sample.")
 _STEPS = flags.DEFINE_integer("steps", None, "For --sample, as in sedd_jax.sample.")
+_GUIDANCE = flags.DEFINE_float(
+    "guidance", 1.0, "For --sample, as in sedd_jax.sample; its classifiers are not planned."
+)
 _SEARCH = flags.DEFINE_bool("search", False, "Look for the settings that train fastest.")
 _LIMIT = flags.DEFINE_integer("limit", 24, "Most programs that --search compiles.", lower_bound=1)
 _PRICE = flags.DEFINE_float(
@@ -72,6 +75,7 @@ _OUTPUT = flags.DEFINE_string("output", None, "File for the estimate as JSON; mu
 _KEEP_HLO = flags.DEFINE_string(
     "keep_hlo", None, "File for the HLO text of the compiled program; must not exist."
 )
+_SAMPLING = (_SAMPLER, _STEPS, _GUIDANCE)
 _SAMPLES = 32  # as many as `sedd_jax.sample` draws at a time
 
 
@@ -121,7 +125,7 @@ def _check_flags():
     modes = [flag for flag in (_SAMPLE, _EVALUATE, _SEARCH) if flag.value]
     if len(modes) > 1:
         raise BadInput(f"--{modes[0].name} and --{modes[1].name} are different plans: take one.")
-    for mode, options in ((_SAMPLE, (_SAMPLER, _STEPS)), (_SEARCH, (_LIMIT,))):
+    for mode, options in ((_SAMPLE, _SAMPLING), (_SEARCH, (_LIMIT,))):
         for flag in options:
             if flag.present and not mode.value:
                 raise BadInput(f"--{flag.name} is for --{mode.name}.")
@@ -144,7 +148,7 @@ def _program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
     """The program that is planned."""
     given = _PER_CHIP.value and _PER_CHIP.value * num_batch_shards(mesh)
     if _SAMPLE.value:
-        settings = {flag.name: flag.value for flag in (_SAMPLER, _STEPS) if flag.present}
+        settings = {flag.name: flag.value for flag in _SAMPLING if flag.present}
         return sample_program(config, vocab_size, mesh, settings, given or _SAMPLES)
     if _EVALUATE.value:
         return bound_program(config, vocab_size, mesh, given or config.eval.batch_size)

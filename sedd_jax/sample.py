@@ -21,6 +21,7 @@ from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import MeshConfig
+from sedd_jax.inference.classifier import with_classifier
 from sedd_jax.inference.conditions import check_guided, conditions_of, told_prompt
 from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.generate import generate, split_overlap
@@ -36,6 +37,7 @@ from sedd_jax.jobs.page import write_page
 from sedd_jax.system import processes
 from sedd_jax.system.files import check_output_path
 from sedd_jax.system.joining import initialize_distributed
+from sedd_jax.system.registry import is_dotted
 
 _MODEL = cli.define_model_flags()
 _MESH = flags.DEFINE_list(
@@ -81,7 +83,10 @@ _GUIDANCE = flags.DEFINE_float(
     "Power of the evidence for the condition and the classifier; 0: unconditional, 2: exaggerated.",
 )
 _CLASSIFIER = flags.DEFINE_string(
-    "classifier", None, "Path module:function(option=value) of log p(c | noised tokens)."
+    "classifier",
+    None,
+    "Run folder of config.family=classifier, whose class --condition tells; or the path "
+    "module:function(option=value) of log p(c | noised tokens).",
 )
 _CLASSIFIER_RATIOS = flags.DEFINE_enum(
     "classifier_ratios", "exact", RATIOS, "Every neighbour evaluated, or one gradient."
@@ -190,7 +195,7 @@ def _run_job():
     processes.run_primary_first(check_source, check_source)
     resumption = f"the same command continues with the rows not in {records}."
     with processes.end_on_signal(), processes.abort_with_peers(resumption):
-        model = load(**_MODEL(), mesh=meshes.build_mesh(cli.mesh_from(_MESH) or MeshConfig()))
+        model = _model(meshes.build_mesh(cli.mesh_from(_MESH) or MeshConfig()))
         check_format(output, model.tokenizer, loaded=True)
         settings = _settings(model)
         processes.print_on_primary(f"A signal ends the job at once; {resumption}")
@@ -215,12 +220,11 @@ def _draw_samples():
         check_format(output)
     if _HTML.value is not None:
         check_output_path(Path(_HTML.value), "--html")
-    model = load(**_MODEL(), mesh=cli.mesh_from(_MESH))
+    model = _model(cli.mesh_from(_MESH))
     if output:
         check_format(output, model.tokenizer, loaded=True)
     settings = _settings(model)
     told, prompt = _told(model), _prompt(model)
-    check_guided(model, model.family.sampling(**settings), prompt)
     key = jax.random.key(_SEED.value)
     options = settings | {"batch_size": _BATCH_SIZE.value}
     started = time.monotonic()
@@ -257,6 +261,15 @@ def _draw_samples():
         f"{seconds:.1f} s with compilation.",
         file=sys.stderr,
     )
+
+
+def _model(mesh):
+    """The model, with the trained classifier that guides it."""
+    model, name = load(**_MODEL(), mesh=mesh), _CLASSIFIER.value
+    if name is None or is_dotted(name):
+        return model
+    trust_code = _MODEL()["trust_code"]
+    return with_classifier(model, load(name, mesh=model.mesh, trust_code=trust_code))
 
 
 def _settings(model):

@@ -17,7 +17,13 @@ from sedd_jax.display.table import duration
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as meshes
-from sedd_jax.experiment.card import RunFacts, find_records, read_history, write_card
+from sedd_jax.experiment.card import (
+    RunFacts,
+    find_records,
+    flags_of_use,
+    read_history,
+    write_card,
+)
 from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.config_files import define_config_flag
@@ -129,6 +135,7 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
                     facts = RunFacts(config, parameters, dataset.tokenizer, **history)
                     write_card(run, facts, run.name)
 
+            unit = "nats/token" if family.objective(train).per_token else "nats/sequence"
             evaluation = hooks.Evaluation(evaluator, writer)
             untimed, keep_best = timer.paused(), []
             if config.eval.oracle:
@@ -137,7 +144,7 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
             # rows are written before the save: a resumed run continues after both
             after_step: list[hooks.Hook] = [
                 lambda *_: checkpoints.check(),
-                hooks.Log(writer, timer, train),
+                hooks.Log(writer, timer, train, unit),
                 untimed(hooks.every(config.eval.every, last, evaluation.measure)),
                 untimed(hooks.every(config.eval.sample_every, last, evaluation.sample)),
                 *keep_best,
@@ -191,7 +198,7 @@ def _conclude(run, config, evaluation, seconds):
     print_on_primary(f"\nCheckpoint: {run / FOLDER / str(step)}")
     options = " --trace" if config.uses_noise else ""
     options += " --trust_code" if dotted_paths(config) else ""
-    print_on_primary(f"Next:       python -m sedd_jax.sample --checkpoint={run}{options}")
+    print_on_primary(f"Next:       python -m sedd_jax.sample {flags_of_use(config, run)}{options}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The examples show what they say: which objective learns what, and six sentences from masks."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples import new_file, ratios, sentences, split_sequences
+from examples import guidance_curve, new_file, ratios, sentences, split_sequences
 from sedd_jax.errors import BadInput
 from sedd_jax.verification.exact.scores import implicit_score_entropy
 
@@ -209,3 +210,26 @@ def test_a_table_of_other_columns_is_refused(tmp_path):
         split_sequences.read(str(source), ["class", "name", "text"], "class")
     with pytest.raises(BadInput, match="--columns=name,text does not name 'class'"):
         split_sequences.read(str(source), ["name", "text"], "class")
+
+
+def test_the_curve_of_guidance_has_every_class_at_every_strength(tmp_path):
+    def file(name, judged):
+        figures = {
+            key: {"drawn": {"value": judged, "stderr": 0.01}, "real": {"value": 0.9}}
+            for key in (guidance_curve.JUDGED, guidance_curve.DISTANCE)
+        }
+        path = tmp_path / name
+        path.write_text(json.dumps({"figures": {"all": {}, "EI": figures, "N": figures}}))
+        return path
+
+    strong, plain = file("strong.json", 0.95), file("plain.json", 0.8)
+    found = guidance_curve.read([f"2={strong}", f"1={plain}"])
+    above = guidance_curve.plot(found)
+    assert above.curves["EI"] == ([1.0, 2.0], [0.8, 0.95], [0.01, 0.01])
+    assert above.levels == {"EI, real": 0.9, "N, real": 0.9} and set(above.below.curves) == {
+        "EI",
+        "N",
+    }
+    for bad in (["x=1"], [f"{strong}"], [f"1={tmp_path}"], []):
+        with pytest.raises(BadInput, match="--figures"):
+            guidance_curve.read(bad)

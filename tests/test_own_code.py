@@ -11,6 +11,8 @@ import pytest
 
 import sedd_jax as sedd
 from sedd_jax.data.characters import Bytes
+from sedd_jax.data.column_statistics import Label
+from sedd_jax.data.conditions import Conditions
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.importance import Proposal
 from sedd_jax.diffusion.noise import Noise
@@ -25,7 +27,7 @@ from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family, check_names
 from sedd_jax.inference.export import save_published, save_run
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.inference.score_based import objective_named
+from sedd_jax.inference.score_based import build_score_based, objective_named
 from sedd_jax.training.step import build_train_step, init_state
 from tests.skewed import skewed
 
@@ -103,6 +105,14 @@ class OnlyAtTheEnd(GridSampler):
 
 def number():
     return 3
+
+
+def told(config, vocab_size, placement, conditions=()):
+    return build_score_based(config, vocab_size, placement, conditions)
+
+
+def untold(config, vocab_size, placement):
+    return build_score_based(config, vocab_size, placement)
 
 
 class Early(Times):
@@ -184,6 +194,20 @@ def test_a_step_a_bound_and_samples_by_dotted_paths(own):
 def test_names_that_stand_for_nothing_are_one_sentence(own, name, message):
     with pytest.raises(BadInput, match=message):
         check_names(dataclasses.replace(own, graph=name))
+
+
+def test_a_family_that_takes_conditions_is_given_their_sizes(own):
+    data = dataclasses.replace(own.data, condition="class", wrap=False, crop="blocks")
+    config = dataclasses.replace(own, data=data, family="own_code:told")
+    check_names(config)
+    classes = Conditions((Label("class", {"a": 1, "b": 2}),))
+    assert build_family(config, 257, conditions=classes).model.conditions == classes.sizes
+    assert not build_family(dataclasses.replace(config, data=own.data), 257).model.conditions
+    with pytest.raises(BadInput, match="diffusion has no options, got conditions"):
+        build_family(dataclasses.replace(own, family="diffusion(conditions=3)"), 257)
+    for family in ("own_code:untold", "gaussian"):
+        with pytest.raises(BadInput, match=f"config.family={family} takes none: leave it empty"):
+            check_names(dataclasses.replace(config, family=family))
 
 
 def test_times_of_one_s_own(own):

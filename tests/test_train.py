@@ -255,17 +255,23 @@ def test_weights_that_mean_something_else_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_network_that_was_told_which_tokens_are_given_is_not_started_from_without(
-    smoke_config, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("group", "name", "value", "message"),
+    [
+        ("train", "hold", "spans", "config.train.hold is spans there and none here"),
+        ("data", "condition", "class", "config.data.condition is class there and empty here"),
+    ],
+)
+def test_a_network_that_was_told_something_is_not_started_from_without(
+    smoke_config, tmp_path, monkeypatch, group, name, value, message
 ):
-    told = dataclasses.replace(
-        smoke_config, train=dataclasses.replace(smoke_config.train, hold="spans")
-    )
+    changed = dataclasses.replace(getattr(smoke_config, group), **{name: value})
+    told = dataclasses.replace(smoke_config, **{group: changed})
     monkeypatch.setattr(
         initial_weights, "load", lambda *_, **__: types.SimpleNamespace(config=told)
     )
     config = started_from(smoke_config, tmp_path)
-    with pytest.raises(BadInput, match="config.train.hold is spans there and none here"):
+    with pytest.raises(BadInput, match=f"{message}; take its settings, or name a model"):
         load_initial(config, tmp_path, meshes.build_mesh())
 
 

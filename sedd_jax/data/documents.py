@@ -215,7 +215,7 @@ class Recipe:
     field: str = "text"  # of a JSON line or a row of a table: a text, or a list of ids
     # columns that the network is told of a document, NAME:KIND,... with a kind of `columns.KINDS`,
     # label where none is given: "class,activity:number"; needs wrap=False
-    condition: str = setting("", family="diffusion")
+    condition: str = setting("", family=("diffusion", "classifier"))
     # splits a text file into documents, with escapes as in \n; empty: the file is one document
     separator: str = ""
     heldout_corpus: str = ""  # documents never trained on; empty: a part of `corpus` is held out

@@ -16,7 +16,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Key
 
 from sedd_jax.diffusion import categorical
 from sedd_jax.errors import BadInput
@@ -141,6 +142,19 @@ HOLDS: Registry[type[Hold]] = Registry(
     {"prefix": Prefix, "suffix": Suffix, "tokens": Tokens, "spans": Spans, "mixed": Mixed},
     methods=("draw",),
 )
+
+
+def free_shares(hold: Hold | None, length: int, rows: int = 1024) -> Float[np.ndarray, "N"]:
+    """Returns the share of the tokens that are not given in each of some drawn rows.
+
+    Args:
+      hold: their distribution; None: no token is given.
+      length: L.
+      rows: N, or one row where no token is given.
+    """
+    if hold is None:
+        return np.ones(1)
+    return 1 - np.asarray(hold.draw(jax.random.key(0), (rows, length))).mean(1)
 
 
 def hold_named(text: str) -> Hold | None:

@@ -19,7 +19,7 @@ class Table(NamedTuple):
 
 
 def markdown(table: Table) -> str:
-    """Returns the table in Markdown without its title, floats with three digits."""
+    """Returns the table in Markdown without its title, see `shown`."""
     return "\n".join(markdown_lines(table.columns, table.rows))
 
 
@@ -37,10 +37,12 @@ def cell(value: Cell) -> str:
 
 
 def shown(value: Cell) -> str:
-    """Returns a value as text: floats with three digits, None as a dash."""
+    """Returns a value as text: floats with three digits, whole numbers in full, None as a dash."""
     if value is None:
         return "-"
-    return f"{value:.3g}" if isinstance(value, float | np.floating) else str(value)
+    if not isinstance(value, float | np.floating):
+        return str(value)
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.3g}"
 
 
 def to_json(value: Any) -> str:

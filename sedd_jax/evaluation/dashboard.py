@@ -31,8 +31,10 @@ _SETS = 10  # sets of samples from training that are shown beside the last one
 _BOUNDS = ("bound", "nll")  # logged by diffusion and by autoregressive models
 # metrics, their axis label, whether their axis is logarithmic
 _CURVES = (
-    (("loss",), "training loss, nats/token", False),
+    (("loss",), "training loss, nats/token (of a classifier: nats/sequence)", False),
     (_BOUNDS, "held out: {}, nats/token", False),
+    (("cross_entropy",), "held out: cross-entropy, nats/sequence", False),
+    (("accuracy",), "held out: accuracy", False),
     (("learning_rate",), "learning rate", False),
     (("grad_norm",), "norm of the gradient", True),
     (("tokens_per_second",), "tokens per second", False),

@@ -33,6 +33,7 @@ from sedd_jax.evaluation.sequences import (
 from sedd_jax.inference.oracle import gc_content, oracle_scores
 from sedd_jax.system.files import atomic_write
 
+_ALIKE = 0.02  # difference between the shares that a class has of two sets
 ALL = "all"  # the group of all sequences, beside those of the classes
 _ERRORS = (
     f"divergence and Kolmogorov-Smirnov: {REPLICATES} bootstrap draws of sequences; AUROC: DeLong; "
@@ -110,7 +111,13 @@ class Report(NamedTuple):
             for name, pair in figures.items()
         ]
         columns = ("sequences", "figure", "drawn", "std. error", "real", "std. error")
-        return Table(f"Drawn and real sequences; errors by {_ERRORS}", columns, rows)
+        title = f"Drawn and real sequences; errors by {_ERRORS}"
+        if self.protocol["shares of classes"]:
+            title += (
+                f". Of all drawn and real sequences the classes have other shares "
+                f"({self.protocol['shares of classes']}), and the figures of all show that too"
+            )
+        return Table(title, columns, rows)
 
     def save(self, folder: Path) -> Path:
         """Writes the report into a folder, named by its protocol, and returns its path."""
@@ -161,6 +168,7 @@ def measure(settings: Settings) -> Report:
     }
     protocol |= {"divergence": "Jensen-Shannon, nats, at most log 2", "errors": _ERRORS}
     labels = sorted(set(real["reference"].labels)) if settings.label else []
+    protocol["shares of classes"] = _unlike_shares(labels, drawn, real["reference"])
     if missing := set(labels) - set(drawn.labels or ()):
         raise BadInput(
             f"{settings.samples} has no sequences with {settings.label}={min(missing)}, which "
@@ -179,6 +187,18 @@ def measure(settings: Settings) -> Report:
             found["AUROC of real against drawn"] = Pair(auroc_of_classifier, None)
         figures[label or ALL] = found | judged.get(label or ALL, {})
     return Report(protocol, figures)
+
+
+def _unlike_shares(labels, drawn, real):
+    """Says what shares the classes have on either side; nothing if they are alike."""
+    shares = [
+        np.array([np.mean(np.equal(each.labels, own)) for own in labels]) for each in (drawn, real)
+    ]
+    if not labels or np.abs(shares[0] - shares[1]).max() <= _ALIKE:
+        return None
+    return ", ".join(
+        f"{own} {a:.2f} and {b:.2f}" for own, a, b in zip(labels, *shares, strict=True)
+    )
 
 
 def _figures(settings, drawn, real, training):

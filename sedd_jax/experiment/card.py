@@ -34,7 +34,11 @@ _EXPLAINED = {
     "the noise, of the averaged weights; beside it its standard error.",
     "nll": "The negative log-likelihood is in nats per token, of the averaged weights; beside it "
     "its standard error over sequences.",
+    "cross_entropy": "The cross-entropy of the class is in nats per sequence, at times uniform on "
+    "[t_min, 1], of the averaged weights; beside it its standard error over sequences.",
 }
+_BESIDE = {"cross_entropy": ("accuracy",)}  # figures that go with it; of others the following
+_OF_TOKENS = ("perplexity", "bits_per_byte")
 
 
 class RunFacts(NamedTuple):
@@ -104,7 +108,7 @@ def card(facts: RunFacts, name: str) -> str:
         _table("Data", data_facts(facts.manifest)),
         _table("Training", training_facts(facts)),
         _figures(facts.rows),
-        _usage(name),
+        _usage(facts.config, name),
         f"This card was written by sedd_jax {sedd_jax.__version__} with "
         + " and ".join(f"{it} {importlib.metadata.version(it)}" for it in ("jax", "flax"))
         + ".",
@@ -112,7 +116,8 @@ def card(facts: RunFacts, name: str) -> str:
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
-_KINDS = {  # by config.model.output
+_KINDS = {  # by config.model.output; a classifier has none
+    "classifier": "classifier of noised tokens",
     "ratio": "score entropy discrete diffusion (SEDD)",
     "denoiser": "discrete diffusion, a softmax as denoiser",
     "leave_one_out": "discrete diffusion, a softmax that leaves its position out",
@@ -123,7 +128,8 @@ def model_facts(facts: RunFacts) -> list[Fact]:
     """Returns what the model is."""
     config, model, tokenizer = facts.config, facts.config.model, facts.tokenizer
     if config.uses_noise:
-        kind = f"{_KINDS[model.output]}, graph {config.graph}"
+        words = _KINDS["classifier" if config.family == "classifier" else model.output]
+        kind = f"{words}, graph {config.graph}"
         noise = [("Noise", describe_noise(config.noise))]
     else:
         words = {"gaussian": "Gaussian diffusion of embeddings (PLAID)"}
@@ -236,8 +242,10 @@ def training_facts(facts: RunFacts) -> list[Fact]:
 
 
 def _front_matter(config):
-    kind = "discrete-diffusion" if config.uses_noise else config.family
-    text = [] if config.data.tokenizer in ("dna", "integers") else ["text-generation"]
+    generates = config.family != "classifier"
+    kind = "discrete-diffusion" if config.uses_noise and generates else config.family
+    is_text = generates and config.data.tokenizer not in ("dna", "integers")
+    text = ["text-generation"] if is_text else []
     tags = "".join(f"\n- {tag}" for tag in (*text, "jax", "sedd", kind))
     return f"---\nlibrary_name: sedd_jax\n# license: yours to choose\ntags:{tags}\n---"
 
@@ -256,13 +264,15 @@ def _figures(rows: list[dict[str, Any]]):
     if kind is None:
         return ""
     measured = [row for row in rows if kind in row]
-    names = (kind, f"{kind}_stderr", "perplexity", "bits_per_byte")
+    beside = _BESIDE.get(kind, _OF_TOKENS)
+    names = (kind, f"{kind}_stderr", *beside)
     best = min(measured, key=lambda row: row[kind])
     table = [
         (which, row["step"], *(f"{row[it]:.4f}" if it in row else "" for it in names))
         for which, row in (("last", measured[-1]), ("best", best))
     ]
-    columns = ("", "step", kind, "standard error", "perplexity", "bits per byte")
+    columns = ("", "step", kind, "standard error", *beside)
+    columns = tuple(column.replace("_", " ") for column in columns)
     about, mark = _EXPLAINED[kind], round_trip.caveat(measured[-1].get("lost_characters"))
     about += f" Bits per byte{mark} are no code length." if mark else ""
     title = ["## Held-out figures\n", f"{about}\n"]
@@ -273,17 +283,37 @@ def _table(title, facts):
     return "\n".join([f"## {title}\n", *markdown_lines(("", ""), facts)]) if facts else ""
 
 
-def _usage(name):
+def flags_of_use(config: Config, name: str | PurePath) -> str:
+    """Returns the flags with which `sample` uses a model.
+
+    Args:
+      config: its settings.
+      name: a folder or a repository of the hub, from which it can be loaded.
+    """
+    if config.family != "classifier":
+        return f"--checkpoint={name}"
+    column, _, _ = config.data.condition.partition(":")
+    return f"--checkpoint=MODEL --classifier={name} --condition={column}=CLASS --guidance=1"
+
+
+def _usage(config, name):
+    load = f"""model = sedd.load("{name}")
+tokens, diagnostics = sedd.generate(jax.random.key(0), model, num_samples=4)"""
+    if config.family == "classifier":
+        column, _, _ = config.data.condition.partition(":")
+        load = f"""model, classifier = sedd.load("MODEL"), sedd.load("{name}")
+tokens, diagnostics = sedd.generate(
+    jax.random.key(0), model, 4, classifier=classifier, condition={{"{column}": "CLASS"}}
+)"""
     return f"""## Use
 
 ```
-python -m sedd_jax.sample --checkpoint={name}
+python -m sedd_jax.sample {flags_of_use(config, name)}
 ```
 
 ```python
 import jax
 import sedd_jax as sedd
 
-model = sedd.load("{name}")
-tokens, diagnostics = sedd.generate(jax.random.key(0), model, num_samples=4)
+{load}
 ```"""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from sedd_jax.data.columns import check_condition
 from sedd_jax.data.documents import Recipe
 from sedd_jax.errors import BadInput
-from sedd_jax.model.config import BOTH_DIFFUSIONS, GaussianConfig, ModelConfig
+from sedd_jax.model.config import BOTH_DIFFUSIONS, NOISED, WITH_GRAPH, GaussianConfig, ModelConfig
 from sedd_jax.system.registry import is_dotted, split_options
 from sedd_jax.system.settings import flatten, marked, parse_settings, setting
 
@@ -48,7 +48,7 @@ class TrainConfig:
     batch_size: int = setting(512, above=0)  # sequences per step, over all devices
     microbatches: int = setting(1, above=0)  # parts the batch is split into, gradients averaged
     # times are drawn from [t_min, 1]
-    t_min: float = setting(1e-3, above=0, below=1, family="diffusion")
+    t_min: float = setting(1e-3, above=0, below=1, family=WITH_GRAPH)
     # or the dotted path of a `diffusion.objective.Objective`
     objective: str = setting(
         "score_entropy",
@@ -56,7 +56,7 @@ class TrainConfig:
         family="diffusion",
     )
     # stratified: the times of a batch are spread evenly over their distribution
-    low_discrepancy: bool = setting(True, family=BOTH_DIFFUSIONS)
+    low_discrepancy: bool = setting(True, family=NOISED)
     # how times are drawn, reweighted; or the dotted path of a class of `diffusion.time_sampling`
     times: str = setting(
         "uniform", names=("uniform", "bell", "learned", "positions"), family="diffusion"
@@ -164,13 +164,15 @@ class Config:
     """A run."""
 
     seed: int = setting(0, at_least=0, below=2**32)
-    # autoregressive: the baseline, which has no graph and no noise; gaussian: PLAID, which diffuses
-    # embeddings instead of tokens
+    # autoregressive: the baseline, without graph and noise; gaussian: PLAID, which diffuses
+    # embeddings; classifier: of noised tokens, which guides the samples of a diffusion model
     # or the dotted path of a function of config, vocabulary size and placement
-    family: str = setting("diffusion", names=("diffusion", "autoregressive", "gaussian"))
+    family: str = setting(
+        "diffusion", names=("diffusion", "autoregressive", "gaussian", "classifier")
+    )
     # or the dotted path of a function of the vocabulary size
-    graph: str = setting("absorb", names=("absorb", "uniform", "hybrid"), family="diffusion")
-    noise: NoiseConfig = setting(NoiseConfig(), family="diffusion")
+    graph: str = setting("absorb", names=("absorb", "uniform", "hybrid"), family=WITH_GRAPH)
+    noise: NoiseConfig = setting(NoiseConfig(), family=WITH_GRAPH)
     gaussian: GaussianConfig = setting(GaussianConfig(), family="gaussian")
     model: ModelConfig = ModelConfig()  # noqa: RUF009 - frozen
     data: DataConfig = DataConfig()

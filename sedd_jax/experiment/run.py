@@ -122,8 +122,9 @@ def _check_settings(run, old, new):
     changes = [line for line in configs.differences(old, new) if not _may_change(line, old, new)]
     if changes:
         raise BadInput(
-            f"{run} holds a run with other settings ({'; '.join(changes)}); choose another "
-            "--workdir or go back to those settings."
+            f"{run} holds a run with other settings ({'; '.join(changes)}); go back to those "
+            f"settings, or choose another --workdir, which config.train.initial={run} starts from "
+            "these weights if they fit."
         )
     made, steps = last_saved(run) or 0, new.train.steps
     if made > steps:

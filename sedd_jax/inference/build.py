@@ -1,5 +1,6 @@
 """From settings to a model of its family, by registered names or dotted paths of user code."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Collection
 
@@ -10,6 +11,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment.build import build_graph, build_noise
 from sedd_jax.experiment.config import Config
 from sedd_jax.inference.autoregressive import build_autoregressive
+from sedd_jax.inference.classifier import build_classifier, check_classifier
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.gaussian import build_gaussian
 from sedd_jax.inference.sampling import sampler_named
@@ -17,12 +19,15 @@ from sedd_jax.inference.score_based import build_score_based, check_objective
 from sedd_jax.model.sharding import ANYWHERE, Placement
 from sedd_jax.system.registry import Registry, is_dotted
 
-FAMILIES: Registry[Callable[[Config, int, Placement], Family]] = Registry(
+# functions of (config, vocab_size, placement); of a family that can be told something of a row also
+# of `conditions`, the sizes of what it is told
+FAMILIES: Registry[Callable[..., Family]] = Registry(
     "config.family",
     {
         "diffusion": build_score_based,
         "autoregressive": build_autoregressive,
         "gaussian": build_gaussian,
+        "classifier": build_classifier,
     },
     methods=[name for name in vars(Family) if not name.startswith("_")],
     arguments=3,
@@ -44,19 +49,28 @@ def build_family(
       conditions: what the data tell, where `config.data.condition` names columns.
 
     Raises:
-      BadInput: a name that does not exist or cannot be imported, or an object that lacks a method,
-        or conditions of a family of the user's own.
+      BadInput: a name that does not exist or cannot be imported, an object that lacks a method, or
+        conditions that are not known, or of a family that takes none.
     """
+    sizes = ()
     if config.data.condition:
+        _check_told(config)
         if conditions is None:
             raise BadInput(
                 f"config.data.condition={config.data.condition} names columns, whose classes are "
                 f"known to the data alone: give those, or their {FILE}."
             )
-        if config.family != "diffusion":
-            raise BadInput("config.data.condition is for config.family=diffusion: leave it empty.")
-        return build_score_based(config, vocab_size, placement, conditions.sizes)
-    return FAMILIES.build(config.family, config, vocab_size, placement)
+        sizes = conditions.sizes
+    told = {"conditions": sizes} if FAMILIES.takes(config.family, "conditions") else {}
+    return FAMILIES.build(config.family, config, vocab_size, placement, **told)
+
+
+def _check_told(config):
+    if not FAMILIES.takes(config.family, "conditions"):
+        raise BadInput(
+            f"config.data.condition={config.data.condition} is for families that take conditions, "
+            f"and config.family={config.family} takes none: leave it empty, or take diffusion."
+        )
 
 
 def check_names(config: Config) -> None:
@@ -66,14 +80,19 @@ def check_names(config: Config) -> None:
     vocabulary.
     """
     vocab_size = config.data.vocab_size or 4
+    if config.family == "classifier":
+        check_classifier(config)
     check_objective(config.train, config.model)
     times_named(config.train.times).proposal(build_noise(config.noise), config.train.t_min)
     hold_named(config.train.hold)
     sampler_named(config.eval.sampler)
     build_graph(config.graph, vocab_size)
     build_noise(config.noise)
+    if config.data.condition:
+        _check_told(config)
     if is_dotted(config.family):
-        build_family(config, vocab_size)
+        data = dataclasses.replace(config.data, condition="")  # its classes are not known yet
+        build_family(dataclasses.replace(config, data=data), vocab_size)
 
 
 def dotted_paths(config: Config) -> set[str]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from sedd_jax.data.conditions import Conditions, Tree
 from sedd_jax.errors import BadInput
+from sedd_jax.inference.guidance import nothing_to_guide_by
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.model.context import Context
@@ -90,38 +91,40 @@ def context_of(
     return {} if tree is None else {"context": Context(condition=tree)}
 
 
-def check_guided(model: TrainedModel, sampling: Any, prompt: Prompt | None = None) -> None:
+def check_guided(model: TrainedModel, sampling: Any, condition: Tree | None = None) -> None:
     """Checks that the model has what the guidance of its samples needs.
 
     Args:
       model: the model.
       sampling: how to draw, of its family.
-      prompt: the rows, with their conditions; None: not known yet.
+      condition: of the rows, encoded; None: not known yet, or the model has none.
 
     Raises:
-      BadInput: it has no conditions, and no classifier is given; or it was not trained without its
-        conditions; or no row is told any.
+      BadInput: there is no classifier, and it has no conditions or a row is told none; or it was
+        not trained without its conditions; or a row has no class that a trained classifier knows.
     """
+    trained = getattr(model.model, "classifier", None)
+    if trained and condition is not None and (condition[trained.column.name] < 0).any():
+        name = trained.column.name
+        raise BadInput(
+            f"The classifier guides every row towards a class of {name!r}, and a row has none: "
+            f"give its condition, {name}=..."
+        )
     power = getattr(sampling, "guidance", 1)
     if power == 1:
         return
-    if model.conditions is None and sampling.classifier is None:
-        raise BadInput(
-            f"guidance={power:g} has nothing to guide by: this model has no conditions; give a "
-            "classifier."
-        )
-    if model.conditions and not model.config.train.condition_dropout:
+    told = model.conditions is not None and (condition is None or _all_told(condition))
+    if not told and sampling.classifier is None:
+        raise nothing_to_guide_by(power)
+    if getattr(model.model, "conditions", ()) and not model.config.train.condition_dropout:
         raise BadInput(
             f"guidance={power:g} compares a condition with none, and this model was always told "
             "its conditions: train with config.train.condition_dropout above 0."
         )
-    if prompt is not None and sampling.classifier is None and not _tells(prompt):
-        raise BadInput(
-            f"guidance={power:g} has nothing to guide by: no row has a condition; give one."
-        )
 
 
-def _tells(prompt):
-    """Whether any row of a prompt has a condition."""
-    leaves = map(np.asarray, jax.tree.leaves(prompt.condition))
-    return any((~np.isnan(x) if x.dtype.kind == "f" else x >= 0).any() for x in leaves)
+def _all_told(condition):
+    """Whether every row is told something."""
+    columns = map(np.asarray, jax.tree.leaves(condition))
+    told = [~np.isnan(x) if x.dtype.kind == "f" else x >= 0 for x in columns]
+    return np.any([x.reshape(len(x), -1).any(1) for x in told], axis=0).all()

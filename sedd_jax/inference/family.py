@@ -32,11 +32,13 @@ class BatchLoss(NamedTuple):
       loss: loss(params, draw, x0, dropout_key) -> mean nats per sequence of these rows. Of rows
         with conditions this and `draw` are called with `condition=` a tree of arrays [B, ...] too.
       learned: how the distribution that `draw` draws from follows the losses; None: it does not.
+      per_token: whether its metric is divided by the tokens of a sequence.
     """
 
     draw: Callable[..., Any]
     loss: Callable[..., Float[Array, ""]]
     learned: "LearnedDraw | None" = None
+    per_token: bool = True
 
 
 class LearnedDraw(NamedTuple):

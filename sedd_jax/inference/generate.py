@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, Integer, Key
 
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.inference.batches import batch_rows, one_ahead, row_keys, row_numbers, window_keys
+from sedd_jax.inference.classifier import split_classifier
 from sedd_jax.inference.conditions import Told, check_guided, told_prompt
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.generator import Diagnostics, Generator
@@ -55,7 +56,8 @@ def generate(
         an autoregressive model.
       progress: called as progress(done, total) after every batch; for longer rows, of every window.
       **settings: how to draw: of `Sampling` for a diffusion model, sampler="tweedie", steps=128 and
-        the like; of `TokenSampling` for an autoregressive one.
+        the like, where `classifier` may also be a trained one, from `sedd.load`, whose class
+        `condition` tells; of `TokenSampling` for an autoregressive one.
 
     Returns:
       Tokens [N, L] and `Diagnostics` over the N rows.
@@ -66,6 +68,7 @@ def generate(
       FloatingPointError: the network gave a score that is not finite; at most one more batch is
         computed.
     """
+    model, settings = split_classifier(model, settings)
     family, config = model.family, model.config
     if prompt is None and num_samples is None:
         raise BadInput("num_samples is needed where there is no prompt to say how many.")
@@ -73,12 +76,12 @@ def generate(
     num_samples = shape[0] if num_samples is None else num_samples
     length = shape[1] if length is None else length
     sampling = family.sampling(**settings)
-    check_guided(model, sampling)
     check_rows(model, num_samples, length, batch_size)
     prompt = empty_prompt(num_samples, length) if prompt is None else prompt
     check_prompt(prompt, (num_samples, length), family.num_tokens)
     family.check_prompt(prompt)
     prompt = told_prompt(model, prompt, condition)
+    check_guided(model, sampling, prompt.condition)
     trained = config.model.length
     if trace and not family.infills:
         raise BadInput("trace is for diffusion models: this one draws each token once.")

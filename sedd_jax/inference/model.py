@@ -27,6 +27,7 @@ from sedd_jax.experiment.mesh import jit_replicated, shard_batch
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.autoregressive import CausalModel
+from sedd_jax.model.classifier import ClassifierModel
 from sedd_jax.model.gaussian import GaussianModel
 from sedd_jax.model.score_model import Params, ScoreModel
 from sedd_jax.model.sharding import num_batch_shards
@@ -105,7 +106,7 @@ class TrainedModel:
         return self.diffusion.noise
 
     @property
-    def model(self) -> ScoreModel | CausalModel | GaussianModel:
+    def model(self) -> ScoreModel | CausalModel | GaussianModel | ClassifierModel:
         """The network, as pure functions."""
         return self.family.model
 

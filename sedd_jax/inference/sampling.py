@@ -119,7 +119,8 @@ class Sampling:
         for the conditional distribution, 0 for the unconditional one, more to exaggerate. See
         `diffusion.guidance`; other values than 0 and 1 evaluate the network twice.
       classifier: the dotted path of a function that takes the graph, and options that follow the
-        name, and returns log p_t(c | x_t) as a function of noised tokens and noise, an `Evidence`.
+        name, and returns log p_t(c | x_t) as a function of noised tokens and noise, an `Evidence`;
+        or the name of a trained one, see `inference.classifier`.
       classifier_ratios: how its ratios between neighbours are computed: "exact", each evaluated,
         for few states; or "first_order", by one gradient with respect to one-hot tokens.
       constraint: what the clean tokens must satisfy: "count(tokens=(1, 2), at_least=20)",

@@ -15,7 +15,7 @@ from sedd_jax.diffusion.cross_entropy import CrossEntropy
 from sedd_jax.diffusion.d3pm import D3PM
 from sedd_jax.diffusion.denoiser import denoise_weights
 from sedd_jax.diffusion.graph import Graph
-from sedd_jax.diffusion.hold import NONE, hold_named
+from sedd_jax.diffusion.hold import NONE, free_shares, hold_named
 from sedd_jax.diffusion.importance import (
     Proposal,
     guess_proposal,
@@ -196,7 +196,7 @@ class ScoreBased(NamedTuple):
     def sampling(self, **settings: Any) -> Sampling:
         sampling = sampling_settings(Sampling, "diffusion", settings)
         sampling.check(self.graph)
-        check_guidance(sampling, self.graph)
+        check_guidance(sampling, self.graph, self.model)
         if sampling.conditioning != "clamp" and self.model.told_given:
             raise BadInput(
                 f"conditioning={sampling.conditioning!r} is for networks that are not told which "
@@ -214,7 +214,9 @@ class ScoreBased(NamedTuple):
         return sampling.particles * sampling.max_nfe(length)
 
     def training_share(self, config: TrainConfig) -> float:
-        return share_with_loss(self.graph, self.noise, self.training_proposal(config))
+        share = share_with_loss(self.graph, self.noise, self.training_proposal(config))
+        # given tokens have none, and how many there are depends on the length by less than 1/L
+        return share * float(free_shares(hold_named(config.hold), length=256).mean())
 
     def forward_flops(self, config: ModelConfig, share: float = 1.0) -> float:
         return forward_flops(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.errors import BadInput
 from sedd_jax.inference.batches import batch_rows, row_keys, row_numbers
+from sedd_jax.inference.classifier import split_classifier
 from sedd_jax.inference.conditions import check_guided, told_prompt
 from sedd_jax.inference.generate import check_rows, not_finite_error, split_overlap
 from sedd_jax.inference.generator import build_chain
@@ -69,15 +70,15 @@ def generate_stream(
       model: the model, of the diffusion family.
       prompt: tokens to hold, [N, L]; the N rows are drawn at once.
       rows: numbers of the rows, below 2^32; 0 to N - 1 by default.
-      **settings: how to draw, see `Sampling`.
+      **settings: how to draw, see `generate`.
 
     Raises:
       BadInput: as `generate`, when called.
       FloatingPointError: when a snapshot is asked for: the network gave a score that is not finite.
     """
+    model, settings = split_classifier(model, settings)
     family, config = model.diffusion, model.config
     sampling = family.sampling(**settings)
-    check_guided(model, sampling)
     count, length = rows_and_length(prompt)
     check_rows(model, count, length, count)
     if length > config.model.length:
@@ -87,6 +88,7 @@ def generate_stream(
         )
     check_prompt(prompt, (count, length), family.num_tokens)
     prompt = told_prompt(model, prompt)
+    check_guided(model, sampling, prompt.condition)
     sampling, _ = split_overlap(sampling, config.model.length)
     numbers, static = row_numbers(rows, count), (sampling, config.train.t_min)
     step = model.compiled(_step, *static)

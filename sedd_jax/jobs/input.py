@@ -10,7 +10,7 @@ import numpy as np
 
 from sedd_jax.data.signatures import HEAD_BYTES, MARK, check
 from sedd_jax.errors import BadInput
-from sedd_jax.inference.conditions import conditions_of
+from sedd_jax.inference.conditions import check_guided, conditions_of
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.template import (
@@ -48,8 +48,13 @@ class InputRow(NamedTuple):
     condition: dict[str, Any] = {}  # noqa: RUF012 - never changed
 
 
-def read_rows(path: Path, checkpoint: TrainedModel) -> list[InputRow]:
+def read_rows(path: Path, checkpoint: TrainedModel, sampling: Any = None) -> list[InputRow]:
     """Returns the rows of a file for a model to fill in, the malformed ones included.
+
+    Args:
+      path: the file.
+      checkpoint: the model.
+      sampling: how to draw, of its family; None: without guidance, which needs conditions.
 
     Raises:
       BadInput: the file cannot be read or is empty.
@@ -59,7 +64,7 @@ def read_rows(path: Path, checkpoint: TrainedModel) -> list[InputRow]:
     except OSError as error:
         raise BadInput(f"--input={path} cannot be read ({error.strerror}).") from error
     check(path, content[:HEAD_BYTES], "jsonl", named=True)
-    rows = list(_parse(content, checkpoint))
+    rows = list(_parse(content, checkpoint, sampling))
     if not rows:
         raise BadInput(f"--input={path} is empty: it must hold JSON lines, one for each row.")
     return rows
@@ -73,7 +78,7 @@ def number_of(name: int | str) -> int:
     return int.from_bytes(digest[:4], "little")
 
 
-def _parse(content: bytes, checkpoint: TrainedModel) -> Iterator[InputRow]:
+def _parse(content: bytes, checkpoint: TrainedModel, sampling: Any) -> Iterator[InputRow]:
     indices = {}
     for index, text in enumerate(content.removeprefix(MARK).split(b"\n")):
         if not text.strip():
@@ -86,7 +91,8 @@ def _parse(content: bytes, checkpoint: TrainedModel) -> Iterator[InputRow]:
             if name in indices:
                 raise BadInput(f"The id {name!r} is that of line {indices[name] + 1} already.")
             indices[name] = index
-            prompt, told = _prompt(fields, checkpoint), _condition(fields, checkpoint)
+            prompt = _prompt(fields, checkpoint)
+            told = _condition(fields, checkpoint, sampling)
             yield InputRow(index, name, number_of(name), digest, prompt, None, told)
         except BadInput as error:
             yield InputRow(index, name, 0, digest, None, str(error))
@@ -109,14 +115,14 @@ def _id(fields, index):
     return name
 
 
-def _condition(fields, checkpoint):
+def _condition(fields, checkpoint, sampling):
     told = fields.get("condition", {})
     if not isinstance(told, dict):
         raise BadInput(f'condition must be an object, as in {{"class": "EI"}}, got {told!r:.60}.')
     if not told and not checkpoint.conditions:
         return {}
     conditions = conditions_of(checkpoint)
-    conditions.encode([told])
+    check_guided(checkpoint, sampling, conditions.encode([told]))
     return conditions.every(told)
 
 

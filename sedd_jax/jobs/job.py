@@ -72,9 +72,11 @@ def run(
       Halted: all valid rows are drawn, and some lines are malformed.
     """
     check_positive(batch_size=batch_size)
+    is_guided = settings.get("guidance", 1) != 1
+    sampling = checkpoint.family.sampling(**settings) if is_guided else None
 
     def read():
-        return read_rows(source, checkpoint)
+        return read_rows(source, checkpoint, sampling)
 
     rows = processes.run_primary_first(read, read)
     facts = {"seed": seed, **settings, "model": checkpoint.identity.digest}

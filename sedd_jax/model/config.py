@@ -14,6 +14,8 @@ from sedd_jax.system.settings import setting
 COLUMN_GROUP = 128  # the vocabulary axis of a table is padded to a multiple of it
 
 BOTH_DIFFUSIONS = ("diffusion", "gaussian")  # families: of tokens, and of their embeddings
+WITH_GRAPH = ("diffusion", "classifier")  # families whose networks take tokens noised by a graph
+NOISED = (*WITH_GRAPH, "gaussian")
 
 
 def padded(num_states: int) -> int:
@@ -26,24 +28,24 @@ class ModelConfig:
     """The network; the default is SEDD small."""
 
     hidden_size: int = setting(768, above=0)
-    cond_dim: int = setting(128, above=0, family=BOTH_DIFFUSIONS)
+    cond_dim: int = setting(128, above=0, family=NOISED)
     num_blocks: int = setting(12, above=0)
     num_heads: int = setting(12, above=0)
     # what stands between embedding and head; convolution: dilated, for motifs, as in DNA
-    trunk: Literal["transformer", "convolution"] = setting("transformer", family="diffusion")
-    kernel_width: int = setting(9, above=0, family="diffusion")  # of a convolution; odd
-    dilations: str = setting("1,1,4,16,64", family="diffusion")  # of the convolutions, in turn
+    trunk: Literal["transformer", "convolution"] = setting("transformer", family=WITH_GRAPH)
+    kernel_width: int = setting(9, above=0, family=WITH_GRAPH)  # of a convolution; odd
+    dilations: str = setting("1,1,4,16,64", family=WITH_GRAPH)  # of the convolutions, in turn
     length: int = setting(1024, above=0)  # tokens per sequence
     dropout: float = setting(0.1, at_least=0, below=1)
     # what the network emits: log-ratios, or a softmax over the clean token, given all noised tokens
     # or all but its own
     output: Literal["ratio", "denoiser", "leave_one_out"] = setting("ratio", family="diffusion")
     # False: the network is not told the noise
-    time_conditioning: bool = setting(True, family="diffusion")
+    time_conditioning: bool = setting(True, family=WITH_GRAPH)
     # absorb and output=ratio only: output relative to a uniform guess
-    scale_by_sigma: bool = setting(True, family="diffusion")
+    scale_by_sigma: bool = setting(True, family=WITH_GRAPH)
     # absolute positions beside the rotary ones; published: no
-    learned_positions: bool = setting(False, family="diffusion")
+    learned_positions: bool = setting(False, family=WITH_GRAPH)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: float32 on CPU, else bfloat16
     # auto: by device and shape
     attention: Literal["auto", "xla", "cudnn", "splash"] = setting("auto", may_change=True)

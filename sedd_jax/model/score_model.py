@@ -81,6 +81,8 @@ class ScoreModel(NamedTuple):
       max_length: number of learned positions, None for any number.
       told_given: whether the network is told which tokens are given.
       conditions: what it is told of a row; empty: nothing.
+      classifier: what guides its samples, a `model.classifier.ClassifierModel`; then the parameters
+        are {"network": ..., "classifier": ...}. None: nothing.
     """
 
     init: Callable[[Key[Array, ""]], Params]
@@ -89,6 +91,7 @@ class ScoreModel(NamedTuple):
     max_length: int | None = None
     told_given: bool = False
     conditions: tuple[ColumnSize, ...] = ()
+    classifier: Any = None
 
     def told(self, context: Context) -> Context:
         """Returns what the network takes of a context."""

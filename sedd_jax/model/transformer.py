@@ -18,6 +18,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from sedd_jax.diffusion.guidance import embedded
 from sedd_jax.model.config import TransformerConfig
 from sedd_jax.model.sharding import Placement, all_gathered
 
@@ -276,8 +277,10 @@ class Embedding(nnx.Module):
         self.table = table(config.padded_states)
         self.positions = None if config.max_length is None else table(config.max_length)
 
-    def __call__(self, xt: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        x, length = self.table[...][xt], xt.shape[1]
+    def __call__(self, xt: Int[Array, "B L"] | Float[Array, "B L V"]) -> Float[Array, "B L D"]:
+        """Returns the activations of tokens: ids, or one-hot rows, to differentiate in."""
+        table, length = self.table[...], xt.shape[1]
+        x = embedded(table if xt.ndim == 2 else table[: xt.shape[-1]], xt)
         if self.positions is None:
             return x
         check_length(length, self.positions.shape[0])

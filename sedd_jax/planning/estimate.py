@@ -56,7 +56,8 @@ class Estimate(NamedTuple):
             f"What is called a chip is one of the {chip.devices} devices of a {chip.device_kind}, "
             "with its share of peak, memory, links and price.",
         )
-        return _ASSUMPTIONS + shared * (chip.devices > 1) + self.prediction.assumptions
+        of_program = self.program.assumptions + self.prediction.assumptions
+        return _ASSUMPTIONS + shared * (chip.devices > 1) + of_program
 
     @property
     def tokens_per_second(self) -> float:

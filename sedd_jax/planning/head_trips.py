@@ -6,6 +6,7 @@ from jaxtyping import Float
 from sedd_jax.diffusion.adaptive import Confidence, EntropyBounded
 from sedd_jax.diffusion.gibbs import Gibbs
 from sedd_jax.diffusion.graph import Graph
+from sedd_jax.diffusion.hold import Hold, free_shares
 from sedd_jax.diffusion.importance import Proposal
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.inference.sampling import Sampling
@@ -14,7 +15,13 @@ _DRAWS = 4096  # of the times of a device's sequences
 
 
 def counts_with_loss(
-    graph: Graph, noise: Noise, proposal: Proposal, rows: int, length: int
+    graph: Graph,
+    noise: Noise,
+    proposal: Proposal,
+    rows: int,
+    length: int,
+    hold: Hold | None = None,
+    per_position: bool = False,
 ) -> Float[np.ndarray, "N"]:
     """Returns draws of the expected number of positions with a loss, given the sequences' times.
 
@@ -27,12 +34,18 @@ def counts_with_loss(
       proposal: the distribution of the times.
       rows: sequences of a device.
       length: L.
+      hold: which tokens are given, and have no loss; None: none.
+      per_position: every position has a time of its own.
     """
-    if not graph.absorbs:
-        return np.full(1, float(rows * length))
-    unit = np.random.default_rng(0).random((_DRAWS, rows))
-    sigma = noise.sigma(np.interp(unit, proposal.quantiles, proposal.edges))
-    return length * -np.expm1(-np.asarray(sigma)).sum(1)
+    rng, share = np.random.default_rng(0), np.ones((1, rows))
+    if graph.absorbs:
+        unit = rng.random((_DRAWS, rows))
+        sigma = noise.sigma(np.interp(unit, proposal.quantiles, proposal.edges))
+        share = -np.expm1(-np.asarray(sigma))
+        share = np.full((1, rows), share.mean()) if per_position else share
+    if hold is not None:
+        share = share * rng.choice(free_shares(hold, length), (_DRAWS, rows))
+    return length * share.sum(1)
 
 
 def shares_by_call(

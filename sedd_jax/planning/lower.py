@@ -19,7 +19,9 @@ from sedd_jax.data.column_statistics import Label, Numbers
 from sedd_jax.data.columns import parse_columns
 from sedd_jax.data.conditions import Conditions
 from sedd_jax.data.tokenizer import FITTED_TOKENIZERS, build_tokenizer
+from sedd_jax.diffusion.hold import hold_named
 from sedd_jax.diffusion.importance import guess_proposal
+from sedd_jax.diffusion.time_sampling import times_named
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import Config
@@ -29,6 +31,7 @@ from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.load import build_trained
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.score_based import ScoreBased, share_with_loss
+from sedd_jax.model.conditions import condition_shapes
 from sedd_jax.model.rows import BLOCKS_OF
 from sedd_jax.model.score_model import count_params
 from sedd_jax.model.sharding import num_batch_shards
@@ -55,6 +58,7 @@ class Program(NamedTuple):
       argument_bytes: on a chip, by name.
       dynamic_trips: returns the mean trips of a loop whose count is not in the program.
       steps: runs of the program in a training run; None if it is not a training step.
+      assumptions: what it takes for granted of the data, a sentence each.
     """
 
     kind: str
@@ -66,6 +70,7 @@ class Program(NamedTuple):
     argument_bytes: dict[str, int]
     dynamic_trips: Callable[[Instruction], float]
     steps: int | None = None
+    assumptions: tuple[str, ...] = ()
 
 
 def vocab_size_of(config: Config) -> int:
@@ -126,7 +131,8 @@ def train_program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
     trips = {}
     if _draws_positions(family):
         rows = train.batch_size // train.microbatches // num_batch_shards(mesh)
-        trips = _loss_trips(family, family.training_proposal(train), rows, length, mesh)
+        drawn = hold_named(train.hold), times_named(train.times).per_position
+        trips = _loss_trips(family, family.training_proposal(train), rows, length, mesh, *drawn)
     return Program(
         kind="training step",
         lowered=programs.train_step.lower(state, *programs.batch),
@@ -143,6 +149,7 @@ def train_program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
         },
         dynamic_trips=dynamic_trips(trips),
         steps=train.steps,
+        assumptions=_of_conditions(config),
     )
 
 
@@ -173,13 +180,14 @@ def bound_program(config: Config, vocab_size: int, mesh: Mesh, rows: int) -> Pro
     loss = family.row_loss(t_min, "low-discrepancy")
     inputs = *drawn, *_over_batch(mesh, (tokens, jnp.int32))
     flops = rows * family.forward_flops(config.model, share)
-    return _inference(kind, loss, mesh, params, inputs, flops, math.prod(tokens), trips)
+    program = _inference(kind, loss, mesh, params, inputs, flops, math.prod(tokens), trips)
+    return program._replace(assumptions=_of_conditions(config))
 
 
 def sample_program(
     config: Config, vocab_size: int, mesh: Mesh, settings: dict[str, Any], rows: int
 ) -> Program:
-    """Returns the sampler over a batch without a prompt.
+    """Returns the sampler over a batch without a prompt, told the conditions that there are.
 
     Args:
       config: the settings.
@@ -189,7 +197,8 @@ def sample_program(
       rows: sequences of the batch, rounded up to fill the devices.
 
     Raises:
-      BadInput: the heads do not divide over the devices, or the graph has no such sampler.
+      BadInput: the heads do not divide over the devices, the graph has no such sampler, or there is
+        no condition to guide it by.
     """
     rows = round_up(rows, num_batch_shards(mesh))
     family, params = build_trained(config, vocab_size, mesh, assumed(config))
@@ -213,9 +222,19 @@ def sample_program(
     elif "steps" in sampling_names(family):
         how, calls = f"{sampling.steps} calls", sampling.steps
     prompt = Prompt(*_over_batch(mesh, ((rows, length), jnp.int32), ((rows, length), bool)))
-    inputs, kind = (_keys(mesh, rows), prompt), f"sampler ({how})"
-    flops = rows * calls * family.forward_flops(config.model, share)
-    return _inference(kind, generator, mesh, params, inputs, flops, rows * length, trips, otherwise)
+    if sizes := getattr(family.model, "conditions", ()):
+        told = condition_shapes(sizes, rows, meshes.over_batch(mesh))
+        prompt = prompt._replace(condition=told)
+    flops, power = family.forward_flops(config.model, share), getattr(sampling, "guidance", 1)
+    if power not in (0, 1):
+        # the blocks once more, without the condition; of a softmax the head too
+        head = 0.0 if config.model.output == "ratio" else share
+        flops += family.forward_flops(config.model, head)
+        how += f", guidance {power:g}"
+    inputs, tokens = (_keys(mesh, rows), prompt), rows * length
+    given = mesh, params, inputs, rows * calls * flops, tokens, trips, otherwise
+    program = _inference(f"sampler ({how})", generator, *given)
+    return program._replace(assumptions=_of_conditions(config))
 
 
 def bytes_per_chip(tree: Any) -> int:
@@ -265,6 +284,15 @@ def assumed(config: Config) -> Conditions | None:
     )
 
 
+def _of_conditions(config):
+    if not config.data.condition:
+        return ()
+    return (
+        f"The data are not read: a label of config.data.condition is taken to have {_CLASSES:,} "
+        f"classes, and a vector {_ENTRIES:,} entries.",
+    )
+
+
 def _training(config, vocab_size, mesh):
     family = build_family(config, vocab_size, meshes.placement(mesh), assumed(config))
     return family, build_programs(family, config, run_keys(config.seed), mesh)
@@ -288,8 +316,9 @@ def _draws_positions(family):
     return isinstance(family, ScoreBased)
 
 
-def _loss_trips(family, proposal, rows, length, mesh):
-    counts = counts_with_loss(family.graph, family.noise, proposal, rows, length)
+def _loss_trips(family, proposal, rows, length, mesh, hold=None, per_position=False):
+    drawn = rows, length, hold, per_position
+    counts = counts_with_loss(family.graph, family.noise, proposal, *drawn)
     tiling = tiling_for(meshes.placement(mesh).platform)
     return block_trips(counts, rows * length, tiling.rows)
 

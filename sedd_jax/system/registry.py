@@ -114,12 +114,18 @@ class Registry(Generic[T]):
             pass  # a builtin has no signature; calling it tells
         return found
 
-    def build(self, text: str, *args: Any) -> Any:
+    def takes(self, text: str, argument: str) -> bool:
+        """Returns whether the entry of a name, with options or without, has such an argument."""
+        entry = self._found(*split_options(text, self._kind))
+        return argument in inspect.signature(entry).parameters
+
+    def build(self, text: str, *args: Any, **given: Any) -> Any:
         """Returns what the entry of a name makes of arguments and options.
 
         Args:
           text: a short name or a dotted path, with options or without: `name(option=value)`.
           *args: of the entry.
+          **given: arguments by name, which are then no options.
 
         Raises:
           BadInput: there is no such entry or option, a dotted path fails, or what it makes lacks a
@@ -133,9 +139,10 @@ class Registry(Generic[T]):
             return entry
         if options:
             parameters = [*inspect.signature(entry).parameters.values()][len(args) :]
+            parameters = [each for each in parameters if each.name not in given]
             options = self._checked_options(text, parameters)
         try:
-            made = entry(*args, **options)
+            made = entry(*args, **given, **options)
         except BadInput as error:
             if options:
                 raise self._refusal(text, str(error).removesuffix(".")) from error

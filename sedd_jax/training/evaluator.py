@@ -12,12 +12,14 @@ from sedd_jax.data import round_trip
 from sedd_jax.data.conditions import values_text
 from sedd_jax.data.pipeline import arguments_of, heldout_batches
 from sedd_jax.data.prepared import Dataset
+from sedd_jax.diffusion.times import sample_times
 from sedd_jax.display.table import in_brackets
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import EvalConfig
 from sedd_jax.experiment.state import RunKeys
 from sedd_jax.inference.batches import row_keys
+from sedd_jax.inference.classifier import Classifier, judged
 from sedd_jax.inference.family import Family, sampling_names
 from sedd_jax.inference.generate import family_generator
 from sedd_jax.inference.likelihood import estimate_nll
@@ -109,7 +111,10 @@ class Evaluator:
         return found
 
     def bound(self, params: Params) -> dict[str, float]:
-        """Returns the held-out bound, or nll, as a row of metrics; draws are always the same."""
+        """Returns the held-out bound, or nll, as a row of metrics; draws are always the same.
+
+        Of a classifier, which has neither: cross-entropy and accuracy.
+        """
         size, count = self._batch_size, len(self._batches)
         passes = RowPasses(
             self._family,
@@ -118,6 +123,8 @@ class Evaluator:
             np.split(np.arange(size * count), count),
             lambda rows: _told(*self._batches[rows[0] // size]),
         )
+        if isinstance(self._family, Classifier):
+            return self._of_classifier(passes, size * count)
         found = estimate_nll(
             passes,
             self._keys.evaluate,
@@ -133,6 +140,16 @@ class Evaluator:
             "bits_per_byte": bits_per_token / self._bytes_per_token,
             **self._lost,
         }
+
+    def _of_classifier(self, passes, count):
+        """The figures of a classifier, each block at a time of its own, spread evenly."""
+        time_key, noise_key = jax.random.split(self._keys.evaluate)
+        t, row = np.asarray(sample_times(time_key, count, self._t_min)), {}
+        for name, right in (("cross_entropy", False), ("accuracy", True)):
+            found = passes(judged, (right,), noise_key, t)
+            error = found.std(ddof=1) / math.sqrt(count) if count > 1 else math.nan
+            row |= {name: float(found.mean()), f"{name}_stderr": float(error)}
+        return row
 
     def samples(self, params: Params) -> "Samples":
         """Draws samples from the same keys every time, told the conditions of held-out blocks."""
@@ -165,6 +182,12 @@ def _told(tokens, condition=None):
 
 def bound_text(row: dict[str, float]) -> str:
     """Returns a row of `Evaluator.bound` as text."""
+    if "cross_entropy" in row:
+        entropy, accuracy = (
+            f"{row[name]:.4f}{unit}{in_brackets(row[f'{name}_stderr'], '.4f')}"
+            for name, unit in (("cross_entropy", " nats/sequence"), ("accuracy", ""))
+        )
+        return f"cross-entropy {entropy}, accuracy {accuracy}"
     name = "bound" if "bound" in row else "nll"
     error = in_brackets(row[f"{name}_stderr"], ".4f")  # of a single block it is unknown
     return (

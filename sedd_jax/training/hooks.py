@@ -146,15 +146,19 @@ class PendingLosses:
 class Log:
     """A hook: reads the metrics of every step, and writes and prints a row every `log_every`."""
 
-    def __init__(self, writer: MetricWriter, timer: StepTimer, config: TrainConfig):
+    def __init__(
+        self, writer: MetricWriter, timer: StepTimer, config: TrainConfig, unit: str = "nats/token"
+    ):
         """Starts with the first step.
 
         Args:
           writer: of the rows.
           timer: of the speed, which is measured from the end of the first step.
           config: of the training.
+          unit: of the loss, in words.
         """
         self._writer, self._timer, self._last = writer, timer, config.steps
+        self._unit = unit
         self._losses = PendingLosses(config.max_skipped)
         self._write = every(config.log_every, config.steps, self._row)
         self._first = True
@@ -172,7 +176,7 @@ class Log:
         speed, left = self._timer.advance(step)
         row |= speed
         self._writer.scalars(step, row)
-        loss = f"{row['loss']:.4f} nats/token" if "loss" in row else "not finite"
+        loss = f"{row['loss']:.4f} {self._unit}" if "loss" in row else "not finite"
         pace = f"  {row['tokens_per_second']:,.0f} tokens/s  {left} left" if speed else ""
         print_on_primary(f"step {step}/{self._last}  loss {loss}{pace}")
 

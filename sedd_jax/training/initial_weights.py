@@ -55,12 +55,14 @@ def load_initial(config: Config, run: Path, mesh: Mesh) -> TrainedModel | None:
         for theirs, ours in [(attrgetter(key)(initial.config), attrgetter(key)(config))]
         if theirs != ours
     ]
-    theirs, ours = initial.config.train.hold, config.train.hold
-    if theirs != NONE == ours:  # the other way round the network starts as one that is told nothing
-        differing.append(f"config.train.hold is {theirs} there and {ours} here")
+    for key, nothing in (("train.hold", NONE), ("data.condition", "")):
+        theirs, ours = attrgetter(key)(initial.config), attrgetter(key)(config)
+        if theirs != nothing == ours:  # the other way round it starts as one that is told nothing
+            differing.append(f"config.{key} is {theirs} there and {ours or 'empty'} here")
     if differing:
         raise BadInput(
-            f"config.train.initial={config.train.initial} is another model: {'; '.join(differing)}."
+            f"config.train.initial={config.train.initial} is another model: "
+            f"{'; '.join(differing)}; take its settings, or name a model that has yours."
         )
     return initial
 

@@ -53,9 +53,10 @@ def build_train_step(
 
     Tokens are [B, L], and the condition, of a family that takes one, is a tree of arrays [B, ...].
     All random draws are functions of (key, state.step). The loss is the mean over the batch of nats
-    per sequence; its metric is per token. A step whose loss or gradient is not finite makes no
-    update: it is counted, and its tokens are not used again. Metrics: loss, grad_norm before
-    clipping and learning_rate, float32 scalars, and the counts skipped and skipped_in_row.
+    per sequence; its metric is per token, but see `BatchLoss.per_token`. A step whose loss or
+    gradient is not finite makes no update: it is counted, and its tokens are not used again.
+    Metrics: loss, grad_norm before clipping and learning_rate, float32 scalars, and the counts
+    skipped and skipped_in_row.
 
     Args:
       family: the model.
@@ -112,7 +113,7 @@ def build_train_step(
             state.times,
         )
         metrics = {
-            "loss": loss / x0.shape[1],
+            "loss": loss / x0.shape[1] if objective.per_token else loss,
             "grad_norm": grad_norm,
             "learning_rate": rate_at(state.step - state.skipped.total),
             "skipped": skipped.total,

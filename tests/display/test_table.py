@@ -9,6 +9,7 @@ from sedd_jax.display.table import (
     in_brackets,
     markdown,
     plain,
+    shown,
     to_json,
     with_error,
 )
@@ -23,6 +24,17 @@ def test_columns_are_aligned_and_a_bar_does_not_end_a_cell():
         "| 16    | a\\|b       |\n"
         "| 1024  | 0.123      |"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1500.0, "1500"), (np.float32(-2048), "-2048"), (1500.5, "1.5e+03"), (0.0, "0"),
+        (1e300, "1e+300"), (float("inf"), "inf"), (float("nan"), "nan"), (None, "-"),
+    ],
+)  # fmt: skip
+def test_whole_numbers_are_shown_in_full(value, text):
+    assert shown(value) == text
 
 
 def test_json_has_no_number_that_json_lacks():

@@ -131,6 +131,14 @@ def refused(message, **settings):
         measure(Settings(**settings))
 
 
+def test_other_shares_of_the_classes_are_told(report, tmp_path):
+    assert report.protocol["shares of classes"] is None
+    drawn = write(tmp_path / "drawn.csv", [*rows(5), *((draw("a"), "a") for _ in range(10))])
+    reference = write(tmp_path / "reference.csv", rows(10))
+    table = measure(Settings(drawn, reference, label="class", kmers=(2,))).table
+    assert "(a 0.75 and 0.50, g 0.25 and 0.50)" in table.title
+
+
 def test_sets_that_share_sequences_are_refused(files):
     both = files | {"judge_data": files["reference"]}
     refused("80 sequences of --reference are in --judge_data too", **both, label="class")

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import os
 import shutil
 import socket
@@ -39,10 +40,26 @@ def test_a_run_keeps_its_settings(tmp_path, smoke_config):
     for other, line in (
         (dataclasses.replace(smoke_config, seed=1), "seed: 0 -> 1"),
         (replaced(smoke_config, "optim", beta1=0.5), "optim.beta1: 0.9 -> 0.5"),
+        (replaced(smoke_config, "train", hold="prefix"), "train.hold: 'none' -> 'prefix'"),
+        (replaced(smoke_config, "data", condition="class"), "data.condition: '' -> 'class'"),
     ):
         with pytest.raises(BadInput, match=f"holds a run with other settings .{line}"):
             open_run(tmp_path, other)
     assert from_json((tmp_path / CONFIG_FILE).read_text()) == smoke_config
+
+
+@pytest.mark.parametrize("setting", [("train", "hold", "prefix"), ("data", "condition", "class")])
+def test_a_run_of_before_a_setting_has_its_default(tmp_path, smoke_config, setting):
+    """Such a run goes on as it was, and is not given tokens or told conditions half way."""
+    group, name, value = setting
+    open_run(tmp_path, smoke_config)
+    settings = json.loads((tmp_path / CONFIG_FILE).read_text())
+    del settings[group][name]
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(settings))
+    refusal = f"{group}.{name}: '.*' -> '{value}'.; go back .* or .* config.train.initial="
+    with pytest.raises(BadInput, match=refusal):
+        open_run(tmp_path, replaced(smoke_config, group, **{name: value}))
+    open_run(tmp_path, smoke_config)
 
 
 def test_a_run_may_go_on_for_longer(tmp_path, smoke_config):

@@ -19,6 +19,7 @@ from sedd_jax.experiment.state import TrainState
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.conditions import check_guided, told_prompt
 from sedd_jax.inference.prompt import empty_prompt
+from sedd_jax.inference.stream import generate_stream
 from sedd_jax.jobs.input import read_rows
 from sedd_jax.model.conditions import condition_shapes, dropped
 from sedd_jax.model.context import Context
@@ -142,19 +143,22 @@ def test_guidance_that_nothing_can_guide_is_refused(told, tiny):
     train = dataclasses.replace(told.config.train, condition_dropout=0.0)
     config = dataclasses.replace(told.config, train=train)
     always_told = dataclasses.replace(told, config=config)
+    nothing = "guidance=2 has nothing to guide by: give every row a condition"
+    key, prompt, settings = jax.random.key(0), empty_prompt(2, 8), {"guidance": 2.0}
     for model, message in [
-        (tiny, "this model has no conditions; give a classifier"),
+        (tiny, nothing),
         (always_told, "train with config.train.condition_dropout above 0"),
     ]:
         check_guided(model, model.family.sampling())
         with pytest.raises(BadInput, match=message):
-            check_guided(model, model.family.sampling(guidance=2.0))
-    sampling = told.family.sampling(guidance=2.0)
-    check_guided(told, sampling)
-    for condition in ({"class": "EI"}, [{}, {"activity": 1.0}]):
-        check_guided(told, sampling, told_prompt(told, empty_prompt(2, 8), condition))
-    with pytest.raises(BadInput, match="no row has a condition"):
-        check_guided(told, sampling, told_prompt(told, empty_prompt(2, 8)))
+            check_guided(model, model.family.sampling(**settings))
+    for condition in (None, {}, [{}, {"activity": 1.0}]):
+        with pytest.raises(BadInput, match=nothing):
+            sedd.generate(key, told, prompt=prompt, condition=condition, **settings)
+    with pytest.raises(BadInput, match=nothing):
+        generate_stream(key, told, prompt, **settings)
+    encoded = told_prompt(told, prompt, [{"class": "EI"}, {"activity": 1.0}]).condition
+    check_guided(told, told.family.sampling(**settings), encoded)
 
 
 def test_conditions_that_do_not_fit_are_refused(told, tiny):
@@ -204,5 +208,7 @@ def test_a_line_of_a_job_has_its_own_condition(told, tiny, tmp_path):
     assert first.condition == {"class": "IE", "activity": None}
     assert second.condition == {"class": None, "activity": None} and second.error is None
     assert "no class 'X'" in unknown.error and "must be an object" in wrong.error
+    guided, unguided, *_ = read_rows(path, told, told.family.sampling(guidance=2.0))
+    assert guided.error is None and "nothing to guide by" in unguided.error
     refused, plain, *_ = read_rows(path, tiny)
     assert "has no conditions" in refused.error and plain.condition == {}

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -247,3 +248,13 @@ def test_derivatives_are_those_of_a_sum_over_taps(dilation):
         np.testing.assert_allclose(value, expected, rtol=1e-12, atol=1e-12)
         for ours, theirs in zip(pull(dy), pull_taps(dy), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_on_a_cpu_all_convolutions_of_a_loop_have_the_order_of_axes_that_is_fast_there():
+    def network(x, kernels):
+        return jax.lax.scan(lambda x, k: (dilated_convolution(x, k, 2), None), x, kernels)[0].sum()
+
+    shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 14, 8), (3, 5, 8, 8)))
+    text = jax.jit(jax.grad(network, argnums=(0, 1))).lower(*shapes).compile().as_text()
+    orders = re.findall(r"dim_labels=(\w+->\w+)", text)
+    assert len(orders) == 3 and set(orders) == {"b0f_0io->b0f"}, orders

@@ -10,11 +10,12 @@ import pytest
 
 from sedd_jax.diffusion import graph as graphs
 from sedd_jax.diffusion import noise as noises
+from sedd_jax.diffusion.hold import hold_named
 from sedd_jax.diffusion.importance import guess_proposal, plain_proposal
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.config import Config, DataConfig
+from sedd_jax.experiment.config import Config, DataConfig, TrainConfig
 from sedd_jax.inference.sampling import Sampling
-from sedd_jax.inference.score_based import share_with_loss
+from sedd_jax.inference.score_based import ScoreBased, share_with_loss
 from sedd_jax.model.rows import ActiveRows
 from sedd_jax.model.score_model import forward_flops
 from sedd_jax.planning.head_trips import block_trips, counts_with_loss, shares_by_call
@@ -195,6 +196,46 @@ def test_positions_with_a_loss_are_those_that_are_masked():
     found = counts_with_loss(graphs.absorbing(10), NOISE, plain_proposal(1e-3), rows=4, length=32)
     assert found.mean() == pytest.approx(4 * 32 / 2, rel=0.02)
     assert found.std() == pytest.approx(32 * (4 / 12) ** 0.5, rel=0.05)
+
+
+def test_given_tokens_have_no_loss():
+    """Half of the rows have a given prefix, of half of the tokens on average."""
+    absorbing, uniform = graphs.absorbing(10), graphs.uniform(10)
+    shape = plain_proposal(1e-3), 4, 32
+    hold, train = hold_named("prefix"), TrainConfig(hold="prefix")
+    for graph, masked in ((absorbing, 0.5), (uniform, 1.0)):
+        found = counts_with_loss(graph, NOISE, *shape, hold)
+        assert found.mean() == pytest.approx(4 * 32 * 0.75 * masked, rel=0.03)
+        share = ScoreBased(graph, NOISE, None).training_share(train)
+        assert share == pytest.approx(0.75 * masked, rel=0.03)
+    by_position = counts_with_loss(absorbing, NOISE, *shape, per_position=True)
+    np.testing.assert_allclose(by_position, 4 * 32 / 2, rtol=0.02)
+
+
+@pytest.mark.slow
+def test_guidance_evaluates_the_blocks_twice(planned):
+    """In the compiled products too, and the tables of conditions are among the parameters."""
+    config, mesh = planned
+    data = dataclasses.replace(config.data, condition="class", wrap=False, crop="blocks")
+    sizes = dict(hidden_size=16, num_heads=2, cond_dim=8, length=16, num_blocks=1)
+    model = dataclasses.replace(config.model, **sizes)
+    without = dataclasses.replace(config, model=model)
+    config = dataclasses.replace(without, data=data)
+    plain, guided = (
+        sample_program(config, 257, mesh, {"steps": 1, **settings}, rows=8)
+        for settings in ({}, {"guidance": 2.0})
+    )
+    assert guided.kind == "sampler (tweedie, 2 calls, guidance 2)"
+    blocks = 8 * 2 * answered_in_full(config, 0.0)
+    assert guided.model_flops - plain.model_flops == pytest.approx(blocks, rel=1e-6)
+    assert plain.argument_bytes["batch"] == guided.argument_bytes["batch"]
+    assert "taken to have 1,000 classes" in plain.assumptions[0]
+    twice = [each.lowered.as_text().count("dot_general") for each in (plain, guided)]
+    assert 1.4 < twice[1] / twice[0] < 2
+    bare = sample_program(without, 257, mesh, {"steps": 1}, rows=8)
+    assert plain.parameters - bare.parameters == 1001 * 8 and not bare.assumptions
+    with pytest.raises(BadInput, match="guidance=2 has nothing to guide by"):
+        sample_program(without, 257, mesh, {"steps": 1, "guidance": 2.0}, rows=8)
 
 
 def test_times_are_drawn_by_the_proposal():

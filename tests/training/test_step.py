@@ -365,6 +365,21 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(split_config, of_one_devic
         assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim)
 
 
+@pytest.mark.slow
+def test_times_of_positions_are_drawn_alike_on_every_mesh(split_config):
+    train = dataclasses.replace(
+        split_config.train, times="positions(order='monotone')", hold="mixed", microbatches=1
+    )
+    config = dataclasses.replace(split_config, train=train)
+    one, found = (
+        first_step(config, mesh)[1]
+        for mesh in (meshes.build_mesh(devices=jax.devices()[:1]), meshes.build_mesh(MIXED))
+    )
+    assert found[0]["skipped"] == 0
+    for got, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(one), strict=True):
+        assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 def test_the_first_state_is_made_in_parts_and_the_same_on_every_mesh(split_config):
     config = split_config
     keys, states = run_keys(config.seed), []
