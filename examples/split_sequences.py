@@ -41,7 +41,7 @@ def read(source: str, columns: list[str], label: str) -> list[tuple[str, str]]:
       label: the column of the classes.
 
     Raises:
-      BadInput: no such file or column, or a row of another number of columns.
+      BadInput: no such file or column, or a row of another number of columns, or an empty one.
     """
     if not columns:
         found = read_set(source, label=label)
@@ -59,9 +59,13 @@ def read(source: str, columns: list[str], label: str) -> list[tuple[str, str]]:
                     )
                 if values:
                     row = dict(zip(columns, map(str.strip, values), strict=True))
+                    if not (row["text"] and row[label]):
+                        raise BadInput(f"{source}, line {number} has no sequence, or no {label!r}.")
                     rows.append((row["text"].upper(), row[label]))
     except OSError as error:
         raise BadInput(f"--source={source} cannot be read ({error.strerror}).") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"--source={source} is no table in UTF-8 ({error}).") from error
     return rows
 
 
@@ -142,11 +146,19 @@ def main() -> None:
     rows, counts = distinct(read(values.source, values.columns, values.label))
     for name, count in counts.items():
         print(f"{count:6,} {name}")
+    if not rows:
+        raise BadInput(f"--source={values.source} has no sequence of A, C, G and T to split.")
     group_of = groups([text for text, _ in rows], values.similar)
     several = Counter(group_of.tolist()).values()
     similar = sum(size for size in several if size > 1)
     print(f"{similar:6,} with a similar one, in {sum(size > 1 for size in several):,} groups")
-    for path, part in zip(paths, split(rows, group_of, shares, values.seed), strict=True):
+    parts = split(rows, group_of, shares, values.seed)
+    if not all(parts):
+        raise BadInput(
+            f"{SPLITS[list(map(bool, parts)).index(False)]}.csv would be empty: give more "
+            f"sequences, or fewer substitutions than --similar={values.similar}."
+        )
+    for path, part in zip(paths, parts, strict=True):
         with path.open("x", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerows([("text", values.label), *part])

@@ -36,7 +36,7 @@ from sedd_jax.system import processes
 from sedd_jax.system.joining import initialize_distributed
 from sedd_jax.system.processes import StopSignal, is_primary, print_on_primary, warn_on_primary
 from sedd_jax.training import hooks
-from sedd_jax.training.best import KeepBest, check_oracle
+from sedd_jax.training.best import KeepBest, check_oracle, try_oracle
 from sedd_jax.training.evaluator import Evaluator, bound_text
 from sedd_jax.training.initial_weights import load_initial, with_weights_of
 from sedd_jax.training.step import build_programs
@@ -83,6 +83,7 @@ def train(config: Config, run: Path, trace_steps: int = 0) -> None:
         dataset = processes.run_primary_first(open_locked, lambda: read_run(run, config))
         if is_primary():
             account.tell(dataset.manifest)
+        processes.on_primary(lambda: try_oracle(config, dataset.tokenizer, dataset.heldout))
         _train(config, run, dataset, mesh, initial, trace_steps)
 
 

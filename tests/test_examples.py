@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -201,6 +202,27 @@ def test_a_split_keeps_similar_sequences_together(tmp_path):
         for label in "ab":
             mine = sum(each == label for _, each in parts[number])
             assert abs(mine - share * sum(each == label for _, each in kept)) <= 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a,ACGT\n,ACGA\n", "line 2 has no sequence, or no 'class'"),
+        (b"a,ACGT\na, \n", "line 2 has no sequence, or no 'class'"),
+        ("b\xeata,ACGT\n".encode("latin-1"), "is no table in UTF-8"),
+        (b"a,NNNN\n", "has no sequence of A, C, G and T to split"),
+        (b"a,ACGT\na,ACGA\n", "would be empty: give more sequences, or fewer substitutions"),
+    ],
+)
+def test_sequences_that_cannot_be_split_are_refused(tmp_path, monkeypatch, content, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    given = {"source": str(tmp_path / "a.csv"), "columns": ["class", "text"], "similar": 1}
+    split_flags = {"label": "class", "shares": ["0.6", "0.2", "0.2"], "seed": 0} | given
+    values = types.SimpleNamespace(workdir=str(tmp_path / "out"), **split_flags)
+    monkeypatch.setattr(split_sequences.flags, "FLAGS", values)
+    with pytest.raises(BadInput, match=message):
+        split_sequences.main()
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_a_table_of_other_columns_is_refused(tmp_path):

@@ -111,6 +111,13 @@ class Numbers:
     mean: float
     variance: float
 
+    def __post_init__(self):
+        if not math.isfinite(self.mean) or not math.isfinite(self.variance):
+            raise BadInput(
+                f"config.data.condition names {self.name!r}, whose numbers are too large to be "
+                "standardised: their variance is no float64; give them in another unit."
+            )
+
     @property
     def size(self) -> ColumnSize:
         return ColumnSize(self.name, 0, self.width)
@@ -139,7 +146,7 @@ class Numbers:
             mean=self.mean + share * gap,
             variance=(1 - share) * self.variance
             + share * other.variance
-            + share * (1 - share) * gap**2,
+            + share * (1 - share) * gap * gap,
         )
 
     def entries(self, value: Told) -> list[float]:
@@ -153,7 +160,8 @@ class Numbers:
 
     def leaf(self, entries: np.ndarray) -> np.ndarray:
         """Returns entries [N, width] as a network is told them, float32."""
-        return ((entries - self.mean) / self.std).astype(np.float32)
+        with np.errstate(over="ignore"):  # inf, which `Conditions.encode` refuses
+            return ((entries - self.mean) / self.std).astype(np.float32)
 
     def values(self, entries: np.ndarray) -> list[float] | list[list[float]]:
         """Returns numbers, or vectors, of entries [N, width]."""
@@ -203,7 +211,9 @@ class Tally:
             _check_classes(name, len(self._counts))
             self._add_types({type(value).__name__: spelled(value)})
         else:
-            self._join(Numbers(name, kind, len(value), 1, value.mean(), value.var()))
+            with np.errstate(over="ignore", invalid="ignore"):  # `Numbers` refuses what it gives
+                mean, variance = float(value.mean()), float(value.var())
+            self._join(Numbers(name, kind, len(value), 1, mean, variance))
 
     def _join(self, other):
         self.found = self.found.joined(other) if self.found else other

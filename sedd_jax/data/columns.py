@@ -35,8 +35,13 @@ class Column(NamedTuple):
           value: as a reader gives it; text where a format knows nothing else.
         """
         value = value.item() if isinstance(value, np.generic) else value
-        if isinstance(value, bytes):
-            value = value.decode(errors="replace")
+        try:
+            if isinstance(value, bytes):
+                value = value.decode()
+            elif isinstance(value, str):
+                value.encode()  # half of a surrogate pair fails
+        except UnicodeError:
+            return Fault(f"has no UTF-8 text in {self.name!r}", f" but {value!r:.40}")
         value = value.strip() if isinstance(value, str) else value
         if value is None or (isinstance(value, str) and not value):
             return Fault(f"tells no {self.name!r}, which config.data.condition names")

@@ -88,6 +88,16 @@ class Conditions:
         Raises:
           BadInput: no such column or class, or a value that is no finite number.
         """
+        tree = self.tree(self._rows(told))
+        for name, leaf in tree.items():
+            if np.isinf(leaf).any():
+                raise BadInput(
+                    f"A condition has a number in {name!r} that is too large once it is "
+                    "standardised; give one nearer to those of the data."
+                )
+        return tree
+
+    def _rows(self, told):
         rows = np.full((len(told), self.width), np.nan)
         for row, values in zip(rows, told, strict=True):
             if unknown := [name for name in values if name not in self.names]:
@@ -100,7 +110,7 @@ class Conditions:
                     if isinstance(value, Fault):
                         raise BadInput(f"A condition {value.reason}; give a {column.kind}.")
                     part[:] = column.entries(value)
-        return self.tree(rows)
+        return rows
 
     def check(self, tree: Any) -> None:
         """Raises BadInput for a tree that is not of the form that `encode` gives."""
@@ -116,8 +126,9 @@ class Conditions:
             )
 
     def every(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the values of all columns, None where one is not told."""
-        return {name: values.get(name) for name in self.names}
+        """Returns the values of all columns as the data have them, None where one is not told."""
+        parts = zip(self.columns, self._parts(self._rows([values])), strict=True)
+        return {it.name: None if np.isnan(part[0, 0]) else it.values(part)[0] for it, part in parts}
 
     def values(self, rows: np.ndarray) -> list[dict[str, Any]]:
         """Returns what rows of a file [N, width] tell, by column."""
@@ -139,6 +150,8 @@ class Conditions:
                 f"{self.columns[0].name}=...; got {text!r}."
             )
         values = {name.strip(): value.strip() for name, _, value in pairs}
+        if len(values) < len(pairs):
+            raise BadInput(f"A condition tells each column once; got {text!r}.")
         self.encode([values])
         return values
 

@@ -212,8 +212,8 @@ def _loaded(path: pathlib.Path, form: str, member: str) -> np.ndarray:
         if re.search("Python objects|Object arrays", str(error)):
             raise BadInput(
                 f"{_where(path, member)} holds Python objects (dtype object), which are not read; "
-                "save it as integers, a row a document: rows of several lengths in an ArrayRecord "
-                "file."
+                "save it as integers, a row a document (rows of several lengths in an ArrayRecord "
+                "file), and a column of text with astype(str)."
             ) from error
         # any other file is a pickle to NumPy, and may be loaded "if you trust" it
         reason = (

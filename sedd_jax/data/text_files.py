@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
@@ -31,6 +32,8 @@ _BLOCK_BYTES = 2**20
 _CODECS = {".gz": "gzip", ".bgz": "gzip", ".zst": "zstd"}
 _BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _WHITE_SPACE = str.maketrans("", "", " \t\r\n")
+# [key=value] in a header of FASTA, whose value may have spaces, or key=value
+_FIELD = re.compile(r"\[([^\[\]=\s]+)=([^\[\]]*)\]|(?<!\S)([^\[\]=\s]+)=(\S*)")
 
 
 class TextFormat(NamedTuple):
@@ -72,15 +75,18 @@ def _parse_json(line: str, first: bool, fields: Fields) -> Document | None:
 def _parse_fasta(record: str, first: bool, fields: Fields) -> Document:
     """Returns the letters of a sequence in capitals, since small ones only mark repeats.
 
-    The words key=value of its first line, which may stand in brackets, are its fields.
+    The words key=value of its first line are its fields; in brackets a value may have spaces.
     """
     if first and not record.startswith(">"):
         return Document(Fault("does not begin with '>', as a FASTA record does"))
     name, _, lines = record.partition("\n")
     if ">" in lines:
         return Document(Fault("has a '>' inside its sequence"))
-    row = dict(word.strip("[]").split("=", 1) for word in name.split() if "=" in word)
-    told = fields.tells(row)
+    found = [(key or word, value or of_word) for key, value, word, of_word in _FIELD.findall(name)]
+    told = fields.tells(dict(found))
+    for column in fields.told:
+        if len({value for key, value in found if key == column.name}) > 1:
+            told = Fault(f"has several values of {column.name!r} in its header")
     if isinstance(told, Fault):
         return Document(told)
     return Document(lines.translate(_WHITE_SPACE).upper() or BLANK, told=told)

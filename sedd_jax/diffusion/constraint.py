@@ -12,6 +12,7 @@ which therefore leaves the distribution of the data given A as it is. See docs/m
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +25,10 @@ from sedd_jax.errors import BadInput
 
 def count(
     graph: Graph,
-    tokens: Sequence[int] = (),
+    tokens: Sequence[Any] = (),
     at_least: int = 0,
     at_most: int = 2**31 - 1,
-    frequencies: Sequence[float] = (),
+    frequencies: Sequence[Any] = (),
 ) -> Evidence:
     """The number of positions with one of some tokens is in a range, as the GC content of DNA is.
 
@@ -48,6 +49,11 @@ def count(
     def evidence(xt, sigma):
         one, none = (_share(graph, frequency, xt, sigma, each) for each in (counts, 1 - counts))
         length = xt.shape[1]
+        if at_least > length:
+            raise BadInput(
+                f"constraint=count: at_least={at_least} can be no number of {length} positions; "
+                f"give at most {length}, or longer rows."
+            )
         start = jnp.zeros((len(xt), length + 1)).at[:, 0].set(1)
 
         def add(probs, share):
@@ -62,7 +68,7 @@ def count(
     return evidence
 
 
-def forbid(graph: Graph, tokens: Sequence[int] = (), frequencies: Sequence[float] = ()) -> Evidence:
+def forbid(graph: Graph, tokens: Sequence[Any] = (), frequencies: Sequence[Any] = ()) -> Evidence:
     """No position has one of some tokens.
 
     Args:
@@ -91,14 +97,18 @@ def _share(graph, frequency, xt, sigma, which):
 
 def _indicator(graph, tokens):
     """1 at these tokens, 0 at the others."""
-    ids = np.asarray(tokens, np.int64).reshape(-1)
-    if not ids.size or not 0 <= ids.min() <= ids.max() < graph.num_tokens:
-        raise BadInput(f"tokens must be ids in [0, {graph.num_tokens}), got {tokens}")
-    return jnp.zeros(graph.num_tokens).at[ids].set(1)
+    ids = np.asarray(tokens, object).reshape(-1)
+    whole = all(isinstance(each, int | np.integer) for each in ids)
+    if not ids.size or not whole or not 0 <= ids.min() <= ids.max() < graph.num_tokens:
+        raise BadInput(f"tokens must be ids in [0, {graph.num_tokens}), got {tokens!r}")
+    return jnp.zeros(graph.num_tokens).at[ids.astype(int)].set(1)
 
 
 def _frequency(graph, frequencies):
-    values = np.asarray(frequencies or np.ones(graph.num_tokens), np.float64)
+    try:
+        values = np.asarray(frequencies or np.ones(graph.num_tokens), np.float64)
+    except (ValueError, TypeError):
+        values = np.zeros(0)
     if values.shape != (graph.num_tokens,) or not values.min() > 0:
         raise BadInput(
             f"frequencies must be {graph.num_tokens} positive numbers, got {frequencies}"

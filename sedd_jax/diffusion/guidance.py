@@ -104,7 +104,7 @@ def exact_factors(
 
     def of_position(i):
         tokens = repeated.at[:, i].set(jnp.tile(states, rows))
-        return evidence(tokens, noise).reshape(rows, num_states)
+        return _log_probs(evidence, tokens, noise).reshape(rows, num_states)
 
     log_prob = jnp.moveaxis(jax.lax.map(of_position, jnp.arange(xt.shape[1])), 0, 1)
     here = jnp.take_along_axis(log_prob, xt[..., None], axis=-1)
@@ -131,8 +131,19 @@ def first_order_factors(
     """
     _check_size(xt.shape[1], num_states, MAX_FACTORS, "guide by a condition of the model")
     one_hot = jax.nn.one_hot(xt, num_states)
-    gradient = jax.grad(lambda tokens: evidence(tokens, sigma).sum())(one_hot)
+    gradient = jax.grad(lambda tokens: _log_probs(evidence, tokens, sigma).sum())(one_hot)
     return gradient - jnp.take_along_axis(gradient, xt[..., None], axis=-1)
+
+
+def _log_probs(evidence, tokens, sigma):
+    """The evidence of rows; BadInput: it is not one number for each."""
+    log_prob = evidence(tokens, sigma)
+    if jnp.shape(log_prob) != sigma.shape:
+        raise BadInput(
+            "A classifier or a constraint must return log p(c | noised tokens) of every row, an "
+            f"array of shape {sigma.shape} here, and returned one of {jnp.shape(log_prob)}."
+        )
+    return log_prob
 
 
 def _check_size(length, num_states, most, instead):

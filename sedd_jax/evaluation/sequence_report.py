@@ -168,17 +168,16 @@ def measure(settings: Settings) -> Report:
     }
     protocol |= {"divergence": "Jensen-Shannon, nats, at most log 2", "errors": _ERRORS}
     labels = sorted(set(real["reference"].labels)) if settings.label else []
+    _check_classes(settings, labels, sets)
     protocol["shares of classes"] = _unlike_shares(labels, drawn, real["reference"])
-    if missing := set(labels) - set(drawn.labels or ()):
-        raise BadInput(
-            f"{settings.samples} has no sequences with {settings.label}={min(missing)}, which "
-            f"{settings.reference} has: draw some."
-        )
     judged = _judged(settings, drawn, real)
     figures = {}
     for label in (None, *labels):
         few = {name: each.of_class(label) if label else each for name, each in sets.items()}
         drawn_here, real_here = few["samples"], few["reference"]
+        if fewest := [name for name in ("samples", "reference") if len(few[name].texts) < 2]:
+            path = getattr(settings, fewest[0])
+            raise BadInput(f"{path} has 1 sequence with {settings.label}={label}; give more.")
         found = _figures(settings, drawn_here, real_here, few.get("training"))
         if "training" in sets:  # a copy is one whatever its class
             found |= _neighbours(drawn_here, real_here, sets["training"])
@@ -201,11 +200,28 @@ def _unlike_shares(labels, drawn, real):
     )
 
 
+def _check_classes(settings, labels, sets):
+    """Raises BadInput unless samples and judge data have the classes of the reference."""
+    if ALL in labels:
+        raise BadInput(f"{settings.label}={ALL} is no name of a class here: rename that class.")
+    for name in ("samples", "judge_data"):
+        theirs = set(sets[name].labels or ()) if name in sets else set(labels)
+        path, of_label = getattr(settings, name), f"with {settings.label}="
+        if missing := set(labels) - theirs:
+            raise BadInput(
+                f"{path} has no sequences {of_label}{min(missing)}, which {settings.reference} "
+                "has: give some."
+            )
+        if surplus := theirs - set(labels):
+            raise BadInput(
+                f"{path} has sequences {of_label}{min(surplus)}, which {settings.reference} does "
+                "not have: leave them out."
+            )
+
+
 def _figures(settings, drawn, real, training):
     """The figures that need no classifier, of one group."""
     sides = (drawn.texts, real.texts)
-    if min(map(len, sides)) < 2:
-        raise BadInput(f"A class has {min(map(len, sides))} sequences; give more of each.")
 
     def both(function):
         return Pair(*map(function, sides))
@@ -214,6 +230,8 @@ def _figures(settings, drawn, real, training):
     alphabet = alphabet_of(*sides)
     for k in settings.kmers:
         spectra = [kmers(texts, k, alphabet) for texts in sides]
+        if not all(len(each.ids) for each in spectra):
+            raise BadInput(f"--kmer={k}: sequences have no {k} letters together; give less.")
         yardstick = None
         if training is not None:
             known = kmers(training.texts, k, alphabet)

@@ -175,6 +175,8 @@ def parse_motif(text: str) -> Motif:
     """
     position, _, pattern = text.partition(":")
     try:
+        if not position.isdecimal():
+            raise ValueError(f"{position!r} is no number of letters")
         return Motif(int(position), re.compile(pattern))
     except (ValueError, re.error) as error:
         raise BadInput(

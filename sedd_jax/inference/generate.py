@@ -155,7 +155,7 @@ def not_finite_error(rows: Integer[np.ndarray, "N"]) -> FloatingPointError:
     """Returns the error for rows, by number, whose scores are not finite."""
     return FloatingPointError(
         f"The network gave numbers that are not finite in rows {rows}: its weights are NaN or Inf, "
-        "or produce them; try another checkpoint."
+        "or produce them, or a classifier does; try another checkpoint, or no classifier."
     )
 
 

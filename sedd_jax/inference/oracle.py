@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, first_line
 from sedd_jax.system.registry import Registry
 
 
@@ -38,9 +38,16 @@ def oracle_scores(name: str, sequences: Sequence[str]) -> Float[np.ndarray, "N"]
       sequences: texts.
 
     Raises:
-      BadInput: no such oracle, or one that does not return a number for every sequence.
+      BadInput: no such oracle, or one that fails or does not return a number for every sequence.
     """
-    found = np.asarray(ORACLES[name](list(sequences)))
+    oracle = ORACLES[name]
+    try:
+        found = np.asarray(oracle(list(sequences)))
+    except Exception as error:  # whatever the user's function raises
+        raise BadInput(
+            f"The oracle {name} fails on {len(sequences)} sequences "
+            f"({type(error).__name__}: {first_line(error)}): mend it."
+        ) from error
     if found.shape != (len(sequences),) or found.dtype.kind not in "fiub":
         raise BadInput(
             f"The oracle {name} must return a number for each of the {len(sequences)} sequences, "

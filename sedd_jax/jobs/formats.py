@@ -4,7 +4,8 @@
 .txt: the samples as they are printed.
 .csv: a row for every sample, below a header; `data.format=csv` reads it.
 .npz: arrays; tokens [N, L] with -1 after the end of a shorter row, lengths, texts, conditions.
-.fasta, .fa: sequences, with their conditions in the header; `data.format=fasta` reads them.
+.fasta, .fa: sequences, with their conditions in the header, in brackets where a value has spaces;
+`data.format=fasta` reads them.
 
 What a sample is conditioned on is in the field `condition` of its record, a value by its name.
 """
@@ -29,6 +30,8 @@ Records = Sequence[Mapping[str, Any]]
 JSON_LINES = ".jsonl"
 _FASTA = (".fasta", ".fa")
 _LETTERS = set(string.ascii_letters + "*-.")  # of nucleotides and amino acids, stops and gaps
+# names that a condition has with "condition." before it; np.savez has an argument file
+_TAKEN = {"index", "id", "seed", "evaluations", "text", "tokens", "lengths", "file"}
 _LINE = 80  # letters of a line of FASTA
 
 
@@ -50,7 +53,7 @@ def _csv(records):
 
 
 def _npz(records):
-    columns = {name: np.array(values) for name, values in _columns(records).items()}
+    columns = {name: _array(values) for name, values in _columns(records).items()}
     lengths = np.array([len(record["tokens"]) for record in records])
     tokens = np.full((len(records), lengths.max()), -1, np.int32)
     for row, record in zip(tokens, records, strict=True):
@@ -60,16 +63,27 @@ def _npz(records):
     return file.getvalue()
 
 
+def _array(values):
+    """A column as an array; what is not told is NaN among numbers, and empty among texts."""
+    told = np.array([value for value in values if value is not None])
+    is_text = told.dtype.kind == "U" or not told.size
+    untold = "" if is_text else np.full(told.shape[1:], np.nan)
+    return np.array([untold if value is None else value for value in values])
+
+
 def _fasta(records):
     return "".join(map(_fasta_record, records)).encode()
 
 
 def _fasta_record(record):
     told = {name: it for name, it in (record.get("condition") or {}).items() if it is not None}
-    named = told | {"seed": record["seed"]}
-    fields = [record.get("id", f"sample_{record['index']}")]
-    fields += [f"{name}={value}" for name, value in named.items()]
-    header = " ".join(re.sub(r"\s+", "_", str(field)) for field in fields)
+    named = _renamed(told) | {"seed": record["seed"]}
+    words = [re.sub(r"\s+", "_", str(record.get("id", f"sample_{record['index']}")))]
+    for name, value in named.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        word = f"{name}=" + re.sub(r"\s", " ", text)
+        words.append(f"[{word}]" if " " in word else word)
+    header = " ".join(words)
     sequence, _, _ = record["text"].partition(END_OF_DOCUMENT)
     return "\n".join([f">{header}", *textwrap.wrap(sequence, _LINE), ""])
 
@@ -81,12 +95,16 @@ def _columns(records):
     }
     own |= {name: [record[name] for record in records] for name in ("seed", "evaluations")}
     last = {"text": list(map(_shown, records))}
-    conditions = {}
-    for name in records[0].get("condition") or {}:
-        column = f"condition.{name}" if name in own | last else name
-        values = [record["condition"][name] for record in records]
-        conditions[column] = ["" if value is None else value for value in values]
-    return own | conditions | last
+    conditions = {
+        name: [record["condition"][name] for record in records]
+        for name in records[0].get("condition") or {}
+    }
+    return own | _renamed(conditions) | last
+
+
+def _renamed(told):
+    """What is told by name, under other names where fields and arrays have these."""
+    return {f"condition.{name}" if name in _TAKEN else name: it for name, it in told.items()}
 
 
 def _shown(record):

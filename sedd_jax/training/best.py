@@ -1,10 +1,11 @@
 """Keeping the checkpoint whose samples an oracle of the user's own likes best."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from sedd_jax.data.characters import END_OF_DOCUMENT
+from sedd_jax.data.characters import END_OF_DOCUMENT, Tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.checkpoint import Checkpoints
 from sedd_jax.experiment.config import Config
@@ -40,6 +41,23 @@ def check_oracle(config: Config) -> None:
         )
 
 
+def try_oracle(config: Config, tokenizer: Tokenizer, heldout: Sequence[np.ndarray]) -> None:
+    """Raises BadInput for an oracle that gives sequences no numbers, before a step is computed.
+
+    Args:
+      config: of the run.
+      tokenizer: of its data.
+      heldout: its held-out blocks, of which two are scored.
+    """
+    if config.eval.oracle:
+        blocks = [heldout[i] for i in range(min(2, len(heldout)))]
+        oracle_scores(config.eval.oracle, _texts(map(tokenizer.decode, blocks)))
+
+
+def _texts(decoded):
+    return [text.partition(END_OF_DOCUMENT)[0] for text in decoded]
+
+
 class KeepBest:
     """A hook: scores the latest samples, and keeps the checkpoint with the highest mean score.
 
@@ -70,7 +88,7 @@ class KeepBest:
 
     def __call__(self, step: int, state: TrainState, metrics: Metrics) -> None:
         oracle = self._config.eval.oracle
-        texts = [text.partition(END_OF_DOCUMENT)[0] for text in self._evaluation.samples.texts]
+        texts = _texts(self._evaluation.samples.texts)
         found = oracle_scores(oracle, texts) if is_primary() else np.zeros(len(texts))
         scores = np.asarray(broadcast_from_primary(found))
         score = float(scores.mean())

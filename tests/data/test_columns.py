@@ -81,6 +81,7 @@ def test_columns_of_tfds_and_hugging_face_are_told(tmp_path, write_tfds):
         ({"class": "EI", "activity": "high"}, "no number in 'activity' but 'high'"),
         ({"class": "EI", "activity": [1.0]}, "no number in 'activity' but a list"),
         ({"class": "EI", "activity": True}, "no number in 'activity' but True"),
+        ({"class": "\ud800", "activity": 1}, "no UTF-8 text in 'class'"),
     ],
 )
 def test_a_row_that_tells_no_condition_is_a_fault(tmp_path, row, reason):
@@ -88,6 +89,28 @@ def test_a_row_that_tells_no_condition_is_a_fault(tmp_path, row, reason):
     path.write_text(json.dumps({"text": "x"} | row) + "\n")
     (found,) = told(path)
     assert re.search(reason, found)
+
+
+def test_a_header_of_fasta_tells_a_column_once_and_spaces_in_brackets(tmp_path):
+    path = tmp_path / "a.fa"
+    headers = [
+        "s1 [organism=Homo sapiens] [class=E I][activity=1]",
+        "s2 class=EI activity=1 class=IE",
+        "s3 class=EI activity=1 class=EI a=1 a=2",
+        "s4 class=a=b activity=[1]",
+    ]
+    path.write_text("".join(f">{header}\r\nAC\r\n" for header in headers))
+    assert told(path, "class")[0] == ("E I",)
+    assert told(path)[0] == ("E I", [1.0])
+    assert told(path)[1] == "has several values of 'class' in its header"
+    assert told(path)[2] == ("EI", [1.0])
+    assert told(path, "class,activity:vector")[3] == ("a=b", [1.0])
+
+
+def test_a_class_in_another_encoding_is_a_fault(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("text,class\nAC,b\xeata\nGT,beta\n".encode("latin-1"))
+    assert told(path, "class") == ["has no UTF-8 text in 'class' but b'b\\xeata'", ("beta",)]
 
 
 def test_vectors_are_lists_or_numbers_in_a_text(tmp_path):

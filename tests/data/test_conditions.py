@@ -164,6 +164,14 @@ def test_vectors_of_several_lengths_are_refused(tmp_path):
         prepare(tmp_path, rows, "v:vector")
 
 
+@pytest.mark.parametrize("rows", [[1e200, 2e200], [[1e300, -1e300]], [[1e308, 1e308]]])
+def test_numbers_that_are_too_large_are_refused(tmp_path, rows):
+    rows = [{"text": "a", "v": value} for value in rows]
+    kind = "vector" if isinstance(rows[0]["v"], list) else "number"
+    with pytest.raises(BadInput, match=r"line [12]: .*'v', whose numbers are too large"):
+        prepare(tmp_path, rows, f"v:{kind}")
+
+
 def test_rows_that_tell_nothing_are_refused_or_left_out(tmp_path):
     rows = [{"text": f"{i}", "class": "ab"[i % 2]} for i in range(9)] + [{"text": "x"}]
     with pytest.raises(BadInput, match=r"x.jsonl, line 10 tells no 'class', which .*; mend it"):
@@ -201,11 +209,15 @@ def test_values_are_told_by_name(folder):
     np.testing.assert_array_equal(np.isnan(tree["activity"][:, 0]), [False, True, True])
     assert abs(tree["activity"][0, 0]) < 1e-6
     assert conditions.parse("class=Na, activity=242") == {"class": "Na", "activity": "242"}
+    assert conditions.every({"class": "Na"}) == {"class": "Na", "activity": None}
+    assert conditions.every({"activity": "242"}) == {"class": None, "activity": 242.0}
     assert Conditions.from_json(json.loads(json.dumps(conditions.to_json()))) == conditions
     for text, message in [
         ("class=X", "There is no class 'X' of 'class'; there are EIa, IEa, Na"),
         ("colour=red", "no condition 'colour'; it has class, activity"),
         ("activity=nan", "no finite number in 'activity' but nan"),
+        ("activity=1e300", "number in 'activity' that is too large once it is standardised"),
+        ("class=Na,class=EIa", "tells each column once"),
         ("Na", "written NAME=VALUE"),
     ]:
         with pytest.raises(BadInput, match=message):

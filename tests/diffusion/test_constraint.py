@@ -60,8 +60,15 @@ def test_the_closed_form_is_the_sum(name, case):
     [
         (lambda graph: count(graph, ()), "tokens must be ids"),
         (lambda graph: count(graph, (3,)), "tokens must be ids"),
+        (lambda graph: count(graph, "GC"), "tokens must be ids .* got 'GC'"),
+        (lambda graph: count(graph, (1.5,)), "tokens must be ids"),
+        (lambda graph: forbid(graph, (0,), "GC"), "frequencies must be 3 positive"),
         (lambda graph: count(graph, (1,), at_least=3, at_most=2), "at_least=3 must be in"),
         (lambda graph: forbid(graph, (0, 1, 2)), "forbids all 3 tokens"),
+        (
+            lambda graph: count(graph, (1,), at_least=5)(jnp.zeros((1, 4), int), jnp.ones(1)),
+            "at_least=5 can be no number of 4 positions",
+        ),
         (lambda graph: forbid(graph, (0,), (0.5, 0.5)), "frequencies must be 3 positive"),
     ],
 )

@@ -60,6 +60,13 @@ def test_one_gradient_is_exact_for_evidence_that_is_linear_in_the_tokens():
     assert curved.max() > 0.1
 
 
+@pytest.mark.parametrize("factors", [exact_factors, first_order_factors])
+@pytest.mark.parametrize("wrong", [lambda x: 0.0, lambda x: jnp.stack([x, x], 1)])
+def test_evidence_that_is_not_a_number_for_each_row_is_refused(factors, wrong):
+    with pytest.raises(BadInput, match="of every row, an array of shape .* and returned one of"):
+        factors(lambda tokens, sigma: wrong(evidence(tokens, sigma)), XT, SIGMA, STATES)
+
+
 def test_from_impossible_tokens_possible_ones_come_first():
     def possible(tokens, sigma):
         return jnp.where(tokens[:, 0] == 0, -1.0, -jnp.inf) + 0 * sigma

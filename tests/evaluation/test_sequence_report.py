@@ -157,6 +157,15 @@ def test_what_cannot_be_measured_is_refused(files, tmp_path):
     refused(
         "has no sequences with class=g", samples=one, reference=files["reference"], label="class"
     )
+    of = {"label": "class", "reference": files["reference"]}
+    refused("has no sequences with class=g", **two, label="class", judge_data=one)
+    more = write(tmp_path / "more.csv", [*rows(20), ("ACGT" * 3, "c")])
+    refused("has sequences with class=c, which .* does not have", samples=more, **of)
+    refused("has 1 sequence with class=c", samples=more, reference=more, label="class")
+    named = write(tmp_path / "all.csv", [(draw("a"), "all") for _ in range(30)])
+    refused("class=all is no name of a class", samples=named, reference=named, label="class")
+    short = write(tmp_path / "short.csv", [("AC", "a")] * 30)
+    refused("--kmer=3: sequences have no 3 letters", samples=short, reference=short, kmers=(1, 3))
     few = write(tmp_path / "few.csv", rows(2))
     refused("few.csv has 4 sequences, and figures of fewer than 20", samples=few, reference=one)
     (tmp_path / "bad.jsonl").write_text('{"text": 5}\n')

@@ -110,7 +110,7 @@ def test_a_motif_stands_at_its_place():
     motif = parse_motif("2:G[TC]")
     share = motif.share(["AAGTA", "AAGCA", "GTAAA", "AAGG"])
     assert (motif.name, share.value) == ("2:G[TC]", 0.5)
-    for wrong in ("GT", "x:GT", "2:G[", ""):
+    for wrong in ("GT", "x:GT", "-2:GT", "2:G[", ""):
         with pytest.raises(BadInput, match="must be POSITION:REGEX"):
             parse_motif(wrong)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sedd_jax.data.characters import Bytes, Characters, Integers
-from sedd_jax.data.columns import NO_FIELDS
+from sedd_jax.data.columns import NO_FIELDS, Fields, parse_columns
 from sedd_jax.data.text_files import FASTA, Records
 from sedd_jax.errors import BadInput
 from sedd_jax.jobs.formats import FORMATS, check_format
@@ -49,12 +49,19 @@ def test_the_header_of_fasta_has_id_and_conditions(tmp_path):
     path = written(tmp_path, "x.fa", made)
     assert path.read_text().splitlines() == [
         ">sample_0 class=EI activity=0.5 seed=3", "GAT",
-        ">second_one class=I_E activity=-1.0 seed=3", "ACG",
+        ">second_one [class=I E] activity=-1.0 seed=3", "ACG",
     ]  # fmt: skip
+    fields = Fields("text", parse_columns("class,activity:number"))
+    told = [document.told for document in Records(path, FASTA, fields, 2**20).documents()]
+    assert [(name, *number) for name, number in told] == [("EI", 0.5), ("I E", -1.0)]
 
 
 def test_what_a_sample_is_not_told_stays_empty(tmp_path):
     made = records(["GAT", "ACG"], [{"class": None, "dose": 1.5}, {"class": "EI", "dose": None}])
+    vectors = records(["GAT", "ACG"], [{"v": [1.0, 2.5]}, {"v": None}])
+    with np.load(written(tmp_path, "v.npz", vectors)) as found:
+        np.testing.assert_array_equal(found["v"], [[1, 2.5], [np.nan, np.nan]])
+    assert ">sample_0 v=1.0,2.5 seed=3" in written(tmp_path, "v.fa", vectors).read_text()
     assert written(tmp_path, "x.fa", made).read_text().splitlines()[::2] == [
         ">sample_0 dose=1.5 seed=3", ">sample_1 class=EI seed=3"
     ]  # fmt: skip
@@ -63,7 +70,7 @@ def test_what_a_sample_is_not_told_stays_empty(tmp_path):
     ]  # fmt: skip
     with np.load(written(tmp_path, "x.npz", made)) as found:  # and no pickle
         assert found["class"].tolist() == ["", "EI"]
-        assert found["dose"].tolist() == ["1.5", ""]
+        np.testing.assert_array_equal(found["dose"], [1.5, np.nan])
 
 
 def test_a_sequence_ends_where_its_document_does(tmp_path):
@@ -102,6 +109,12 @@ def test_a_condition_does_not_hide_a_column(tmp_path):
     header, row = path.read_text().splitlines()
     assert header == "index,seed,evaluations,condition.index,condition.text,text"
     assert row == "0,3,5,7,b,A"
+    made = records(["A"], [{"tokens": "a", "file": "b", "seed": 9}])
+    with np.load(written(tmp_path, "x.npz", made)) as found:
+        assert found["tokens"].tolist() == [[0]]
+        assert found["condition.tokens"] == "a" and found["condition.file"] == "b"
+    header = written(tmp_path, "x.fa", made).read_text().splitlines()[0]
+    assert header == ">sample_0 condition.tokens=a condition.file=b condition.seed=9 seed=3"
 
 
 def test_ids_stand_for_text_where_there_is_none(tmp_path):

@@ -8,13 +8,14 @@ import types
 import jax.numpy as jnp
 import pytest
 
+from sedd_jax.data.characters import Characters
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.checkpoint import Checkpoints
 from sedd_jax.experiment.config import Config, EvalConfig, TrainConfig
 from sedd_jax.experiment.metrics import MetricWriter
 from sedd_jax.experiment.state import Skipped, TrainState
 from sedd_jax.inference.oracle import gc_content, oracle_scores
-from sedd_jax.training.best import KeepBest, check_oracle
+from sedd_jax.training.best import KeepBest, check_oracle, try_oracle
 from sedd_jax.training.evaluator import Samples
 from sedd_jax.training.hooks import Evaluation
 
@@ -125,6 +126,17 @@ def test_an_oracle_that_cannot_choose_is_refused(settings, message):
 def test_an_oracle_must_return_numbers():
     with pytest.raises(BadInput, match="must return a number for each of the 2 sequences, and"):
         oracle_scores(f"{__name__}:words", ["a", "b"])
+
+
+def test_an_oracle_that_fails_on_held_out_sequences_is_refused_before_training():
+    dna = Characters("ACGT", eod=False)
+    blocks = [dna.encode("ACGT"), dna.encode("GGGG")]
+    try_oracle(config_with(oracle=f"{__name__}:lengths"), dna, blocks)
+    try_oracle(config_with(oracle=""), dna, blocks)
+    with pytest.raises(BadInput, match=r"numbers fails on 2 sequences \(ValueError"):
+        try_oracle(config_with(), dna, blocks)
+    with pytest.raises(BadInput, match="must return a number for each of the 1 sequences"):
+        try_oracle(config_with(oracle=f"{__name__}:words"), dna, blocks[:1])
 
 
 @pytest.mark.slow
