@@ -31,7 +31,7 @@ def largest(f, *args, compiled, **shardings):
     Args:
       f: the program.
       args: its arguments, or their shapes.
-      compiled: read what the compiler makes of it, which takes seconds; else what it is given.
+      compiled: read what the compiler makes of it, which takes seconds; else what was traced.
       shardings: of arguments and results.
     """
     # nothing is run: no time for fast loops
@@ -39,14 +39,11 @@ def largest(f, *args, compiled, **shardings):
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
     }
-    lowered = jax.jit(f, compiler_options=options, **shardings).lower(*args)
-    if compiled:
-        pattern, separator, text = r"\b[a-z]+\d*\[([\d,]*)\]", ",", lowered.compile().as_text()
-    else:
-        pattern, separator, text = r"tensor<((?:\d+x)*)[a-z]+\d+>", "x", lowered.as_text()
-    shapes = re.findall(pattern, text)
+    traced = jax.jit(f, compiler_options=options, **shardings).trace(*args)
+    text = traced.lower().compile().as_text() if compiled else str(traced.jaxpr)
+    shapes = re.findall(r"\b[a-z]+\d*\[([\d,]*)\]", text)
     assert len(shapes) > 100
-    return max(math.prod(int(n) for n in shape.split(separator) if n) for shape in shapes)
+    return max(math.prod(int(n) for n in shape.split(",") if n) for shape in shapes)
 
 
 @pytest.fixture(params=["absorb", "uniform"])

@@ -124,7 +124,7 @@ def test_auroc_counts_pairs():
 
 
 def test_errors_of_rank_figures_are_how_they_scatter(monkeypatch):
-    monkeypatch.setattr(sequences, "REPLICATES", 50)
+    monkeypatch.setattr(sequences, "REPLICATES", 20)
     found = []
     for _ in range(60):
         high, low = RNG.normal(0.5, 1, 40), RNG.normal(0, 1, 60)

@@ -11,11 +11,14 @@ import pytest
 from scipy.stats import chi2
 
 import sedd_jax as sedd
+from sedd_jax.data.tokenizer import Bytes
 from sedd_jax.diffusion.temperature import TokenFilter
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import Config
 from sedd_jax.inference.autoregressive import build_generator
 from sedd_jax.inference.batches import row_keys
+from sedd_jax.inference.build import build_family
+from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.prompt import empty_prompt
 from sedd_jax.model.autoregressive import CausalModel
 from sedd_jax.model.config import ModelConfig, TransformerConfig
@@ -85,29 +88,41 @@ def test_sequences_have_the_law_of_their_conditionals(params, temperature, top_p
 
 
 @pytest.fixture(scope="module")
-def run(smoke_config, tmp_path_factory):
-    """A finished run of the baseline at the smoke config's size.
-
-    Compiled quickly, so nothing here may be the first to ask for `smoke_run`, whose bits are held
-    against runs that are not.
-    """
+def config(smoke_config):
+    """The baseline at the smoke config's size."""
     default = Config()
-    config = dataclasses.replace(
+    return dataclasses.replace(
         smoke_config,
         family="autoregressive",
         model=dataclasses.replace(smoke_config.model, cond_dim=default.model.cond_dim),
         eval=dataclasses.replace(smoke_config.eval, sample_steps=default.eval.sample_steps),
     )
+
+
+@pytest.fixture(scope="module")
+def run(config, tmp_path_factory):
+    """A finished run of it.
+
+    Compiled quickly, so nothing here may be the first to ask for `smoke_run`, whose bits are held
+    against runs that are not.
+    """
     folder = tmp_path_factory.mktemp("baseline") / "run"
     train(config, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def checkpoint(run):
-    return sedd.load(run)
+def checkpoint(config):
+    """Random weights: what is asked here does not need trained ones."""
+    family, rng = build_family(config, Bytes.vocab_size), np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32),
+        jax.eval_shape(family.model.init, KEY),
+    )
+    return TrainedModel(family, params, config, Bytes(), None)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_exact_figures_and_samples(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
@@ -204,6 +219,7 @@ def test_the_former_name_of_its_sampler_warns(checkpoint):
     np.testing.assert_array_equal(tokens, sedd.generate(KEY, checkpoint, 2)[0])
 
 
+@pytest.mark.slow
 def test_the_binary_draws_from_it(run, binary, tmp_path):
     path = tmp_path / "out.jsonl"
     flags = ("--num_samples=2", "--length=12", "--prefix=The ", "--temperature=0.7", "--top_p=0.9")

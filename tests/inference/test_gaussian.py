@@ -237,6 +237,7 @@ def bounds_of(folder):
     return [(row["step"], row["bound"]) for row in rows if "bound" in row]
 
 
+@pytest.mark.slow
 def test_a_run_lowers_its_bound(run, short):
     (first, before), (last, after) = bounds_of(run)
     assert (first, last) == (10, 20) and after < before
@@ -255,6 +256,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run, short, tmp_path):
     assert bounds_of(folder) == bounds_of(run)
 
 
+@pytest.mark.slow
 def test_a_binary_draws_from_it(run, binary, tmp_path):
     path = tmp_path / "out.jsonl"
     flags = ("--num_samples=2", "--length=12", "--steps=4")

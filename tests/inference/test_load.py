@@ -131,6 +131,7 @@ def answers(loaded):
     )
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_same_bound(network):
     """Five rows of different lengths, which eight devices do not divide."""
     tokens, lengths = random_tokens(5, 16, 200), np.array([16, 3, 16, 9, 1])

@@ -159,6 +159,7 @@ def traces(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_a_trace_is_written_and_its_place_told(tmp_path, capsys):
     run_steps(Trace(tmp_path, steps=1, start=0), 1, 4)
     assert list(tmp_path.glob("profile/plugins/profile/*/*.xplane.pb"))
