@@ -58,6 +58,26 @@ def read_set(
     """
     columns = [Column(label, "label")] * bool(label) + [Column(target, "number")] * bool(target)
     recipe = Recipe(field=field, condition=condition_text(columns), wrap=False)
+    try:
+        texts, told = _texts_and_told(recipe, path)
+    except BadInput as error:  # of a reader that knows a config, and here are flags
+        text = str(error).replace("config.data.condition", "--label or --target")
+        raise BadInput(text.replace("config.data.field", "--field")) from error
+    if len(texts) < FEWEST:
+        raise BadInput(
+            f"{path} has {len(texts)} sequences, and figures of fewer than {FEWEST} mean nothing: "
+            "give more."
+        )
+    values = list(zip(*told, strict=True))
+    labels = [str(each) for each in values[0]] if label else None
+    targets = np.array([float(each[0]) for each in values[-1]]) if target else None
+    facts = json.dumps([texts, labels, None if targets is None else targets.tolist()])
+    digest = hashlib.sha256(facts.encode()).hexdigest()
+    return SequenceSet(Path(path).name, digest, texts, labels, targets)
+
+
+def _texts_and_told(recipe, path):
+    """What `read_set` reads: sequences, and the values of the columns of each."""
     texts, told = [], []
     for piece in pieces(recipe, path):
         for document in piece.documents():
@@ -70,17 +90,7 @@ def read_set(
                 raise BadInput(f"{piece.place(document.where)} {content.reason}.")
             texts.append("".join(content.split()).upper())
             told.append(document.told)
-    if len(texts) < FEWEST:
-        raise BadInput(
-            f"{path} has {len(texts)} sequences, and figures of fewer than {FEWEST} mean nothing: "
-            "give more."
-        )
-    values = list(zip(*told, strict=True))
-    labels = [str(each) for each in values[0]] if label else None
-    targets = np.array([float(each[0]) for each in values[-1]]) if target else None
-    facts = json.dumps([texts, labels, None if targets is None else targets.tolist()])
-    digest = hashlib.sha256(facts.encode()).hexdigest()
-    return SequenceSet(Path(path).name, digest, texts, labels, targets)
+    return texts, told
 
 
 def check_disjoint(real: Mapping[str, SequenceSet]) -> None:

@@ -149,7 +149,7 @@ def test_what_cannot_be_measured_is_refused(files, tmp_path):
     refused("give their column, --label=NAME", **two, judge_data=files["judge_data"])
     refused("give --oracle too", **two, target="activity")
     refused("--kmer must be whole numbers from 1 on", **two, kmers=(0,))
-    refused("has no field 'kind'", **two, label="kind")
+    refused("has no field 'kind' but .*; set --label or --target", **two, label="kind")
     refused(r"--motif=GT must be POSITION:REGEX", **two, motifs=("GT",))
     refused("oracle must be one of gc_content", **two, oracle="mine")
     refused("must return a number for each of the 80 sequences", **two, oracle="builtins:len")
