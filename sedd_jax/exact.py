@@ -2,7 +2,8 @@
 
 Every sequence is enumerated, so distributions, bounds and samplers are computed and not estimated.
 With --objective=NAME, or --objective=all, training objectives are audited instead.
-With configs/exact_held.py, or any config.train.hold, given tokens are checked alone.
+With configs/exact_held.py, or any config.train.hold, given tokens are checked alone; with
+configs/exact_conditions.py, or any config.data.condition, classes are.
 With configs/oracle_markov.py samplers are measured at real length, on data whose scores are known.
 Prints tables and claims, writes report.md, report.json and plots, and exits with code 1 if a claim
 fails.
@@ -32,6 +33,7 @@ from sedd_jax.system.files import check_output_path
 from sedd_jax.verification.adaptive import check_adaptive
 from sedd_jax.verification.audit import check_audits, check_objectives, pairs_of
 from sedd_jax.verification.conditioning import check_conditioning
+from sedd_jax.verification.conditions import check_conditions, two_classes
 from sedd_jax.verification.correctors import check_correctors
 from sedd_jax.verification.exact.space import Space
 from sedd_jax.verification.guidance import check_guidance
@@ -100,6 +102,10 @@ def _check() -> tuple[ExactConfig | OracleConfig, Iterator[Section]]:
     check_settings(config)
     if not _OBJECTIVE.value:
         return config, sections_of(config)
+    if config.data.condition:
+        raise BadInput(
+            "--objective audits networks that are told nothing: leave out config.data.condition."
+        )
     space = Space(build_graph(config.graph, config.data.vocab_size), config.model.length)
     every = _OBJECTIVE.value == "all"
     audits = pairs_of(space) if every else ((config.model.output, _OBJECTIVE.value),)
@@ -111,9 +117,13 @@ def _check() -> tuple[ExactConfig | OracleConfig, Iterator[Section]]:
 def sections_of(config: ExactConfig) -> Iterator[Section]:
     """Yields the sections of the report, one after another as they are computed."""
     exact, t_min = config.exact, config.train.t_min
-    family = build_family(config, config.data.vocab_size)
+    conditions = two_classes(config)
+    family = build_family(config, config.data.vocab_size, conditions=conditions)
     space = Space(family.graph, config.model.length)
     data = space.random_data(config.seed, exact.support)
+    if conditions:
+        yield check_conditions(config, family, space, data, conditions)
+        return
     if config.train.hold != NONE:
         yield check_held(config, family, space, data)
         return

@@ -66,14 +66,16 @@ def test_a_config_of_another_binary_is_refused(binary):
 
 
 @pytest.mark.parametrize(
-    ("objective", "message"),
+    ("config", "objective", "message"),
     [
-        ("cross_entropy", "trains a softmax over the clean token: set config.model.output"),
-        ("score_entropy(steps=2)", "score_entropy has no options, got steps"),
+        ("absorb", "cross_entropy", "a softmax over the clean token: set config.model.output"),
+        ("absorb", "score_entropy(steps=2)", "score_entropy has no options, got steps"),
+        ("conditions", "all", "told nothing: leave out config.data.condition"),
     ],
 )
-def test_an_objective_that_cannot_be_audited_is_refused(binary, objective, message):
-    line = binary.refuse("exact", "--config=configs/exact_absorb.py", f"--objective={objective}")
+def test_an_objective_that_cannot_be_audited_is_refused(binary, config, objective, message):
+    flags = (f"--config=configs/exact_{config}.py", f"--objective={objective}")
+    line = binary.refuse("exact", *flags)
     assert message in line
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from sedd_jax.data.columns import parse_columns
+from sedd_jax.diffusion.hold import NONE
 from sedd_jax.display.plot import Plot, image
 from sedd_jax.display.table import Table, cell, markdown, markdown_lines, to_json
 from sedd_jax.errors import BadInput
@@ -46,6 +48,7 @@ def check_settings(config: ExactConfig) -> None:
       BadInput: too many or too few sequences; the message holds the dotted key.
     """
     exact, tokens, length = config.exact, config.data.vocab_size, config.model.length
+    columns = parse_columns(config.data.condition)
     num_states = build_graph(config.graph, max(tokens, 2)).num_states
     rules = (
         (config.family == "diffusion", "config.family must be diffusion: its maths is checked."),
@@ -64,6 +67,14 @@ def check_settings(config: ExactConfig) -> None:
         (
             exact.max_steps.bit_count() == 1,
             f"config.exact.max_steps must be a power of 2, got {exact.max_steps}.",
+        ),
+        (
+            [column.kind for column in columns] in ([], ["label"]),
+            f"config.data.condition={config.data.condition} must name one label, as in class.",
+        ),
+        (
+            not columns or config.train.hold == NONE,
+            "config.data.condition and config.train.hold are checked apart: leave out one.",
         ),
     )
     for holds, message in rules:

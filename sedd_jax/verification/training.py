@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 from scipy.special import xlogy
 
 from sedd_jax.diffusion.importance import guess_proposal, plain_proposal
@@ -107,13 +106,12 @@ def check_training(
     return TrainingResult(Section("Training", claims, [table], [plot]), params)
 
 
-def build_training(
-    family: ScoreBased, config: Config, space: Space
-) -> Callable[[Int[np.ndarray, "N"]], Params]:
-    """Returns train(rows) -> params: the averaged weights after `config.train.steps` steps.
+def build_training(family: ScoreBased, config: Config, space: Space) -> Callable[..., Params]:
+    """Returns train(rows, condition=None) -> params: the averaged weights after all training steps.
 
-    One program: batches are drawn from the training set, given as rows of `space.states`, and
-    every step is that of `sedd_jax.train`.
+    One program: batches are drawn from the training set, given as rows [N] of `space.states` and,
+    for a network that is told something of them, a tree of arrays [N, ...]. Every step is that of
+    `sedd_jax.train`.
 
     Args:
       family: graph, noise and network.
@@ -125,21 +123,25 @@ def build_training(
     train_step = build_train_step(family, config.train, config.optim, keys.train)
 
     @jax.jit
-    def train_all(state, rows):
+    def train_all(state, rows, condition):
         def step(state, index):
             key = jax.random.fold_in(keys.evaluate, index)
-            batch = states[jax.random.choice(key, rows, (config.train.batch_size,))]
-            return train_step(state, batch)
+            drawn = jax.random.choice(key, PADDED_SIZE, (config.train.batch_size,))
+            told = jax.tree.map(lambda x: x[drawn], condition)
+            return train_step(state, states[rows[drawn]], told)
 
         state, _ = jax.lax.scan(step, state, jnp.arange(config.train.steps))
         return state.ema_params
 
-    def train(rows):
+    def train(rows, condition=None):
         if PADDED_SIZE % len(rows):
             raise ValueError(f"The size of the set must divide {PADDED_SIZE}, got {len(rows)}.")
         state = init_state(keys.init, family, config.optim, config.train)
         # padded by repetition to one shape, so that all sets share a program
-        return train_all(state, jnp.asarray(np.resize(rows, PADDED_SIZE)))
+        sets = jax.tree.map(
+            lambda x: jnp.asarray(np.resize(x, (PADDED_SIZE, *x.shape[1:]))), (rows, condition)
+        )
+        return train_all(state, *sets)
 
     return train
 

@@ -4,7 +4,7 @@ import struct
 import numpy as np
 import pytest
 
-from configs import exact_absorb, exact_uniform
+from configs import exact_absorb, exact_conditions, exact_uniform
 from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Table
 from sedd_jax.errors import BadInput
@@ -121,7 +121,10 @@ def test_write_draws_every_plot(tmp_path):
     assert images[0].read_bytes() != images[1].read_bytes()
 
 
-@pytest.mark.parametrize("module", [exact_absorb, exact_uniform])
+TOLD = {"data.condition": "class", "data.wrap": False, "data.crop": "blocks"}
+
+
+@pytest.mark.parametrize("module", [exact_absorb, exact_conditions, exact_uniform])
 def test_the_configs_can_be_enumerated(module):
     check_settings(parse(module.get_config(), ExactConfig))
 
@@ -140,6 +143,8 @@ def test_the_configs_can_be_enumerated(module):
         ({"exact.num_samples": 4095}, "config.exact.num_samples must be at least 4096"),
         ({"exact.num_draws": 2**17}, "config.exact.num_draws must be at least 262144"),
         ({"exact.repeats": 1}, "config.exact.repeats must be at least 16"),
+        (TOLD | {"data.condition": "size:number"}, "=size:number must name one label, as in class"),
+        (TOLD | {"train.hold": "prefix"}, "condition and config.train.hold are checked apart"),
     ],
 )
 def test_settings_that_cannot_be_enumerated_are_refused(changes, message):
