@@ -1,7 +1,6 @@
 """Keeping the checkpoint whose samples an oracle of the user's own likes best."""
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -41,16 +40,15 @@ def check_oracle(config: Config) -> None:
         )
 
 
-def try_oracle(config: Config, tokenizer: Tokenizer, heldout: Sequence[np.ndarray]) -> None:
+def try_oracle(config: Config, tokenizer: Tokenizer, blocks: np.ndarray) -> None:
     """Raises BadInput for an oracle that gives sequences no numbers, before a step is computed.
 
     Args:
       config: of the run.
       tokenizer: of its data.
-      heldout: its held-out blocks, of which two are scored.
+      blocks: some of its held-out blocks, [N, L].
     """
     if config.eval.oracle:
-        blocks = [heldout[i] for i in range(min(2, len(heldout)))]
         oracle_scores(config.eval.oracle, _texts(map(tokenizer.decode, blocks)))
 
 

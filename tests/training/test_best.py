@@ -6,6 +6,7 @@ import math
 import types
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sedd_jax.data.characters import Characters
@@ -130,7 +131,7 @@ def test_an_oracle_must_return_numbers():
 
 def test_an_oracle_that_fails_on_held_out_sequences_is_refused_before_training():
     dna = Characters("ACGT", eod=False)
-    blocks = [dna.encode("ACGT"), dna.encode("GGGG")]
+    blocks = np.stack([dna.encode("ACGT"), dna.encode("GGGG")])
     try_oracle(config_with(oracle=f"{__name__}:lengths"), dna, blocks)
     try_oracle(config_with(oracle=""), dna, blocks)
     with pytest.raises(BadInput, match=r"numbers fails on 2 sequences \(ValueError"):
