@@ -8,6 +8,7 @@ from sedd_jax.evaluation.record import read_records
 TEXT = "one line of text\n\nand another one , which is longer than a block of the model\n"
 
 
+@pytest.mark.slow
 def test_a_suite_is_scored_on_all_devices_and_kept(smoke_run, binary, tmp_path):
     (tmp_path / "test.txt").write_text(TEXT)
     flags = (

@@ -80,6 +80,7 @@ def test_a_training_step_holds_no_number_for_every_position_and_token(config):
     assert largest(step, state, TOKENS, compiled=config.graph == "absorb") < OUTPUTS
 
 
+@pytest.mark.slow
 def test_nor_does_a_device_of_eight_for_its_part_of_the_batch(config):
     mesh = meshes.build_mesh()
     assert mesh.size == 8
@@ -197,6 +198,7 @@ def test_sampling_holds_no_number_for_every_position_and_token(config, sampling)
     assert most < OUTPUTS
 
 
+@pytest.mark.slow
 def test_nor_does_a_program_under_the_hybrid_graph(smoke_config):
     """Its ratios and cuts depend on the state."""
     model = dataclasses.replace(

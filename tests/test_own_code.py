@@ -147,6 +147,7 @@ def own(monkeypatch, smoke_config):
     )
 
 
+@pytest.mark.slow
 def test_a_step_a_bound_and_samples_by_dotted_paths(own):
     config = from_saved(dataclasses.asdict(own))  # as it is saved with a checkpoint
     assert config == own

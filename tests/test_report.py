@@ -151,6 +151,7 @@ def test_what_is_no_run_is_named(tmp_path):
         read_runs([tmp_path])
 
 
+@pytest.mark.slow
 def test_the_binary_replaces_its_own_pages_alone(folders, binary, tmp_path):
     page = tmp_path / "page.html"
     flags = (*map(str, folders), f"--output={page}")

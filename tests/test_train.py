@@ -87,6 +87,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(smoke_run, smoke_config, tmp_pat
     assert metric_rows(run) == metric_rows(smoke_run)
 
 
+@pytest.mark.slow
 def test_a_finished_run_says_so_and_trains_no_more(smoke_run, smoke_config, capsys):
     before = metric_rows(smoke_run)
     train(smoke_config, smoke_run)
@@ -135,6 +136,7 @@ def test_stopped_killed_and_restarted_with_the_same_command(
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_says_where(tmp_path, smoke_config):
     wild = dataclasses.replace(
         smoke_config,

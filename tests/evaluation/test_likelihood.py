@@ -71,6 +71,7 @@ def scored_mdlm():
     return [[END, *stream()[start : start + room], END] for start in range(0, 31, room)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("protocol", "rows", "tokens", "first"),
     [

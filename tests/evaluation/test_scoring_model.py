@@ -58,6 +58,7 @@ def test_what_is_longer_than_the_scoring_model_sees_is_scored_in_windows(causal,
     assert ScoringModel(causal, 37).by_samples(rows).value == pytest.approx(np.mean(each), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_trained_here_reads_after_its_start(causal):
     scorer = ScoringModel(dataclasses.replace(causal, step=20), 37)
     rows = np.random.default_rng(2).integers(0, 256, (3, 37), dtype=np.int32)

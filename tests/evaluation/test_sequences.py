@@ -123,6 +123,7 @@ def test_auroc_counts_pairs():
     assert auroc(low, low).value == 0.5
 
 
+@pytest.mark.slow
 def test_errors_of_rank_figures_are_how_they_scatter(monkeypatch):
     monkeypatch.setattr(sequences, "REPLICATES", 20)
     found = []

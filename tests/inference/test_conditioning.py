@@ -75,6 +75,7 @@ def test_the_law_of_many_copies_is_bayes_to_first_order():
     np.testing.assert_allclose(found, [0.2427, 0.0603, 0.0143], atol=6e-5)
 
 
+@pytest.mark.slow
 def test_one_weighed_copy_is_clamping_and_many_have_the_law_of_many():
     one, _ = drawn(GIVEN, steps=8, conditioning="resample")
     assert fits(one, exact_law(GIVEN, "clamp"))
@@ -118,6 +119,7 @@ class Told(Tweedie):
         return SamplerState(state.xt, state.step + 1), info
 
 
+@pytest.mark.slow
 def test_weights_start_anew_where_copies_are_resampled():
     copies = jnp.arange(4, dtype=jnp.int32)[None, :, None]
     state = ParticleState(copies[:, 0], jnp.int32(0), copies, jnp.zeros((1, 4)))

@@ -49,6 +49,7 @@ def row_bounds(model, params, rows):
     return np.stack([of_row(row) for row in rows])
 
 
+@pytest.mark.slow
 def test_the_bound_is_tight_where_the_network_is_the_best_one():
     """A network of zeros with the bias log q is the best one for single tokens of distribution q.
 
@@ -142,6 +143,7 @@ def test_training_lowers_the_variance_by_the_schedule_which_still_rises(trained,
     assert (np.abs(np.subtract(ends, trained.model.gamma)) > 0.1).all()
 
 
+@pytest.mark.slow
 def test_no_term_is_left_to_add_and_no_time_is_cut_off(random_model):
     options = {"draws": 4, "batch_size": 16}
     found, again = (
@@ -156,6 +158,7 @@ def test_no_term_is_left_to_add_and_no_time_is_cut_off(random_model):
     np.testing.assert_allclose(nodes.nats_per_token, many.nats_per_token, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_padding_changes_neither_a_bound_nor_a_sample(random_model):
     short = PAIRS[:, :1]
     wanted = sedd.nll_bound(KEY, random_model, short).nats

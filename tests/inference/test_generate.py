@@ -89,6 +89,7 @@ def test_no_batch_is_drawn_after_numbers_that_are_not_finite(five, checkpoint):
     assert told == []
 
 
+@pytest.mark.slow
 def test_eight_devices_draw_what_one_draws(five, smoke_run):
     spread = sedd.load(smoke_run, mesh=MeshConfig(data=4, fsdp=2))
     tokens, diagnostics = generate(spread, 5, batch_size=2)  # of eight rows three are cut off
@@ -99,6 +100,7 @@ def test_eight_devices_draw_what_one_draws(five, smoke_run):
 HITTING = [{"steps": None}, {"steps": 4, "temperature": 0.5, "top_p": 0.9}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", HITTING, ids=["one a call", "grid, sharp"])
 def test_first_hitting_calls_where_something_happens(checkpoint, smoke_run, settings):
     tokens = np.tile(np.arange(12, dtype=np.int32), (3, 1))

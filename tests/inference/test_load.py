@@ -151,6 +151,7 @@ def test_every_mesh_gives_the_same_answers(network, alone, name):
         np.testing.assert_allclose(there, here, rtol=error, atol=error)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_moves_between_meshes(network, tmp_path):
     there = sedd.load(network, mesh=MESHES["fsdp and tensor"])
     save_run(there, tmp_path)

@@ -37,6 +37,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_the_moments_are_the_trace_of_the_same_samples(checkpoint, prompt, settings):
     rows = np.array([5, 2, 9])

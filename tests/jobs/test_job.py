@@ -128,6 +128,7 @@ def test_a_killed_job_goes_on_with_the_rows_that_are_missing(
     assert {path.name for path in tmp_path.iterdir()} == {"out.jsonl"}
 
 
+@pytest.mark.slow
 def test_other_batches_and_devices_give_the_same_rows(checkpoint, smoke_run, output, tmp_path):
     mesh = build_mesh(MeshConfig(), jax.devices()[:2])
     source, path = write(tmp_path / "in.jsonl", LINES[:-2]), tmp_path / "out.jsonl"

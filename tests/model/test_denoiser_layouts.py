@@ -133,6 +133,7 @@ def test_the_bound_is_theirs(family):
     np.testing.assert_allclose(found, theirs, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_bound_of_udlm_is_theirs_at_its_own_schedule():
     # its loss has 1 - t for the share of unmoved tokens; its draws and network have 1 - 0.999 t
     golden, graph = golden_of("udlm"), model_of("udlm").graph

@@ -107,6 +107,7 @@ def test_streamed_answers_are_those_written_out(name, kind):
     compare(Case(tiling=FEW_ROWS), name, kind)
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_answers_of_one_device():
     compare(Case(tiling=FEW_ROWS, placement=on_mesh()), "uniform", "leave_one_out")
 

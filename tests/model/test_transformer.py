@@ -394,6 +394,7 @@ def with_fused_attention(remat):
     return program.as_text(), program(stack_params())
 
 
+@pytest.mark.slow
 def test_products_keep_the_fused_attention_and_blocks_recompute_it():
     (kept, found), (recomputed, wanted) = map(with_fused_attention, ("products", "blocks"))
     assert "rematted_computation/rotary_attention/" not in kept

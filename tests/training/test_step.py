@@ -271,6 +271,7 @@ def test_learned_times_get_the_squared_loss_of_every_row(setup, learning):
     assert float(later[1]["loss"]) != float(moved[1]["loss"])
 
 
+@pytest.mark.slow
 def test_microbatches_learn_the_times_of_the_whole_batch(setup, learning):
     config, state, (after, metrics) = learning
     split = dataclasses.replace(config, train=dataclasses.replace(config.train, microbatches=4))
@@ -348,6 +349,7 @@ def of_one_device(split_config):
     return first_step(split_config, meshes.build_mesh(devices=jax.devices()[:1]))[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", MESHES)
 def test_loss_and_gradients_do_not_depend_on_the_mesh(split_config, of_one_device, sizes):
     mesh = meshes.build_mesh(sizes)
@@ -380,6 +382,7 @@ def test_times_of_positions_are_drawn_alike_on_every_mesh(split_config):
         assert np.abs(got - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
+@pytest.mark.slow
 def test_the_first_state_is_made_in_parts_and_the_same_on_every_mesh(split_config):
     config = split_config
     keys, states = run_keys(config.seed), []

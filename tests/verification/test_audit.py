@@ -164,6 +164,7 @@ def test_a_free_factor_is_found():
     assert found.summary == "true ratios up to a factor"
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_batch_is_that_of_the_expectation(monkeypatch):
     monkeypatch.setattr(objectives, "DRAWS", 512)
     name = "cross_entropy(weighted=False)"

@@ -136,6 +136,7 @@ def test_claims_on_orders(graph):
         assert trapezoid < min(of_first)
 
 
+@pytest.mark.slow
 def test_the_trapezoid_is_of_second_order_by_its_extrapolation(monkeypatch):
     space = space_of("uniform", 3)
     monkeypatch.setattr(order, "ORDERS", {"theta_trapezoidal": 2})
@@ -182,6 +183,7 @@ def test_claims_on_correctors(graph, monkeypatch):
     assert failed(section)[0][0].startswith("Gibbs: TV after a move")
 
 
+@pytest.mark.slow
 def test_claims_on_adaptive_samplers(monkeypatch):
     space = space_of("absorb")
     data, drawn, sample = space.random_data(1, 0.6), {}, adaptive.sample_frequencies

@@ -86,6 +86,7 @@ def test_samples_have_the_distribution_of_the_model():
     np.testing.assert_allclose(frequencies, distribution(model, space), atol=0.015)
 
 
+@pytest.mark.slow
 def test_one_token_and_impossible_contexts():
     chain = markov_chain(np.array([1.0, 0.0]), np.array([[0.0, 1.0], [1.0, 0.0]]))
     assert chain.entropy(1) == 0

@@ -45,6 +45,7 @@ def test_excess_of_the_data_is_zero_and_of_others_is_not(oracle):
     assert other.mean > 20 * other.error and other.bigram_tv > 0.1
 
 
+@pytest.mark.slow
 def test_the_entropy_of_an_hmm_is_estimated_with_an_error(monkeypatch):
     monkeypatch.setattr(oracle_module, "ENTROPY_TOKENS", 2**18)
     oracle = Oracle(random_model(0, 4, 3, 0.5), LENGTH, seed=0)

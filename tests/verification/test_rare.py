@@ -44,6 +44,7 @@ def test_the_race_draws_common_outcomes_by_their_weights():
     assert goodness_of_fit(frequencies, np.float64(weights), rows) > 1e-4
 
 
+@pytest.mark.slow
 def test_claims_on_rare_tokens():
     section = check_rare_tokens((1e-5, 1e-7), (1, 1024), num_draws=2**16)
     assert len(section.claims) == 3 and all(claim.holds for claim in section.claims)

@@ -242,6 +242,7 @@ def half_of_the_rows(config, mesh):
     return trips
 
 
+@pytest.mark.slow
 def test_products_of_a_training_step_are_those_of_the_closed_formula(planned, module):
     """Every product of the formula is there, and no other: the count is exact."""
     config, mesh = planned
