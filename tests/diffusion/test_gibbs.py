@@ -36,6 +36,7 @@ def process_of(graph, held, steps=8):
     return Process(graph, noises.loglinear(), score_fn(graph), clamp, 1e-3, steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["absorb", "uniform", "hybrid"])
 def test_a_move_draws_chosen_positions_and_no_others(name):
     graph = graphs.GRAPHS[name](TOKENS)

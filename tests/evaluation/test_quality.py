@@ -139,6 +139,7 @@ def test_a_sweep_measures_every_setting(checkpoint, tmp_path, monkeypatch):
     assert "gen_perplexity_samples" not in records[0].figures
 
 
+@pytest.mark.slow
 def test_a_sweep_of_first_hitting_counts_the_calls_that_were_made(checkpoint, tmp_path):
     settings = Settings(3, 12, (None, 4), ("first_hitting",), batch_size=3, top_p=0.9)
     free, _ = quality.plan(checkpoint, settings).queries

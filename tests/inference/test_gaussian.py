@@ -172,6 +172,7 @@ def test_padding_changes_neither_a_bound_nor_a_sample(random_model):
     assert (padded[:, 1] == 0).all() and (diagnostics.changed == 1).all()
 
 
+@pytest.mark.slow
 def test_a_row_depends_on_its_number_alone(random_model):
     few = sedd.generate(KEY, random_model, 3, steps=8)[0]
     many = sedd.generate(KEY, random_model, 16, batch_size=5, steps=8)[0]

@@ -270,6 +270,7 @@ def test_prompts_that_do_not_fit_are_refused(checkpoint):
         generate(checkpoint, 1, 16, prompt=prompt)
 
 
+@pytest.mark.slow
 def test_learned_positions_end_at_the_trained_length(checkpoint):
     config = checkpoint.config
     model = dataclasses.replace(config.model, learned_positions=True)

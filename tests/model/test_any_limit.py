@@ -101,6 +101,7 @@ def answers(case, form, number, keys, hidden, table, shift, xt, active, step, st
     return score.draw(keys, weights, active), score.log_prob(weights, active, states)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "rule"), enumerate(RULES))
 def test_draws_and_log_probabilities_are_the_dense_ones(number, rule):
     keys, *arrays, step = drawing_problem("uniform")

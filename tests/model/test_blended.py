@@ -102,6 +102,7 @@ def test_a_blend_has_no_score_entropy(problem):
 FEW, ROWS = 300, 2048  # states, in three groups
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("token_filter", [NO_FILTER, TokenFilter(0.8, 0.9)], ids=["plain", "sharp"])
 def test_draws_follow_the_blend(token_filter):
     rng = np.random.default_rng(6)

@@ -72,6 +72,7 @@ def dense(model, params, z, gamma):
     return jax.nn.softmax(logits + seen), jax.nn.softmax(seen), table
 
 
+@pytest.mark.slow
 def test_blocks_of_rows_give_what_the_whole_gives_with_its_gradient(model, params, monkeypatch):
     monkeypatch.setattr(gaussian, "ROWS", 5)  # the last block is filled up
     (z, gamma), tokens = noisy(3), jax.random.randint(KEY, (3, LENGTH), 0, V)

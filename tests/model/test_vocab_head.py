@@ -481,6 +481,7 @@ def test_the_likeliest_token_is_the_same_written_out(name):
     np.testing.assert_array_equal(np.asarray(plain.xt) != xt, left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "on_devices", "token_filter"),
     [("streamed", True, TokenFilter(0.7, 0.8)), ("written out", False, TokenFilter(0.6, 0.9))],

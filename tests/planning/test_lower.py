@@ -124,6 +124,7 @@ def test_the_baseline_computes_every_position_once(planned):
     assert given(scored) == sum(scored.argument_bytes.values())
 
 
+@pytest.mark.slow
 def test_gaussian_diffusion_evaluates_the_network_at_every_step(planned):
     config, mesh = planned
     config = dataclasses.replace(config, family="gaussian")

@@ -218,6 +218,7 @@ def second_moments():
     return {name: train(transform) for name, transform in ways.items()}
 
 
+@pytest.mark.slow
 def test_the_second_moment_follows_its_float32_twin(second_moments):
     ratio = second_moments["stochastic"] / second_moments["float32"]
     assert ratio.mean() == pytest.approx(1, abs=0.007)  # 2048 numbers: 4 standard errors
@@ -270,6 +271,7 @@ def test_moments_in_bfloat16_train_as_well(regression):
     assert not np.array_equal(narrow, wide)
 
 
+@pytest.mark.slow
 def test_an_average_in_bfloat16_would_be_too_coarse():
     """Why the average of the weights stays float32, measured.
 

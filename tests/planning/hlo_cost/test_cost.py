@@ -266,6 +266,7 @@ def test_products_of_a_training_step_are_those_of_the_closed_formula(planned, mo
     assert counted == config.train.batch_size * (3 * forward - saved)
 
 
+@pytest.mark.slow
 def test_collectives_of_a_training_step_are_those_of_its_parameters(planned, module):
     config, mesh = planned
     family = build_family(config, 257, placement(mesh))
