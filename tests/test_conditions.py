@@ -1,11 +1,14 @@
-"""A conditional model from FASTA with labels to samples, figures and copies.
+"""Conditional models from FASTA to samples, figures, copies and pages, as a user has them.
 
 python -m pytest -m slow -n 0 tests/test_conditions.py
 """
 
 import dataclasses
 import importlib
+import json
 import random
+import re
+import urllib.request
 
 import jax
 import numpy as np
@@ -13,13 +16,9 @@ import pytest
 
 import sedd_jax as sedd
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation import likelihood
-from sedd_jax.evaluation.catalog import DatasetCatalog
-from sedd_jax.evaluation.protocol import Choices
-from sedd_jax.evaluation.summary import tables
+from sedd_jax.evaluation.record import read_records
 from sedd_jax.experiment import mesh as meshes
 from sedd_jax.experiment.config import parse
-from sedd_jax.inference.export import export
 from sedd_jax.planning.lower import train_program
 from sedd_jax.train import train
 
@@ -43,10 +42,10 @@ def config(smoke_config, tmp_path_factory):
         "corpus": str(path), "tokenizer": "dna", "vocab_size": 4, "wrap": False, "crop": "blocks",
         "condition": "class,activity:number",
     }  # fmt: skip
-    values["train"] |= {"steps": 100, "batch_size": 32}
+    values["train"] |= {"steps": 300, "batch_size": 32}
     values["optim"] |= {"learning_rate": 1e-2, "ema_decay": 0.9}
-    values["eval"] |= {"every": 100, "batch_size": 8, "max_blocks": 16, "sample_every": 100}
-    values["checkpoint"] |= {"every": 100}
+    values["eval"] |= {"every": 300, "batch_size": 8, "max_blocks": 16, "sample_every": 300}
+    values["checkpoint"] |= {"every": 300}
     return parse(values)
 
 
@@ -62,11 +61,20 @@ def model(run):
     return sedd.load(run)
 
 
-def test_samples_have_the_letters_of_their_class(model):
-    for name, letters in LETTERS.items():
-        rows, _ = sedd.generate(jax.random.key(0), model, 64, steps=8, condition={"class": name})
-        text = "".join(map(model.tokenizer.decode, rows))
-        assert np.isin(list(text), list(letters)).mean() > 0.95
+def share_of(name, text):
+    """The share of the letters of a class."""
+    return np.isin(list(text), list(LETTERS[name])).mean()
+
+
+def test_samples_have_the_letters_of_their_class(run, binary, tmp_path):
+    path, flags = tmp_path / "drawn.fasta", (f"--checkpoint={run}", "--num_samples=32", "--steps=8")
+    binary.run("sample", *flags, "--condition=class=pyrimidine", f"--output={path}")
+    lines = path.read_text().split("\n")
+    assert all("class=pyrimidine" in head for head in lines[:-1:2])
+    sequences = "".join(lines[1::2])
+    assert len(sequences) == 32 * 8 and share_of("pyrimidine", sequences) > 0.95
+    line = binary.refuse("sample", *flags, "--condition=class=X")
+    assert "no class 'X' of 'class'; there are purine, pyrimidine" in line
 
 
 def test_sequences_are_likelier_given_their_class(model):
@@ -82,28 +90,96 @@ def test_sequences_are_likelier_given_their_class(model):
     assert nats["pyrimidine"] > nats["purine"] + 0.3
 
 
-def test_an_evaluation_has_figures_of_every_class(model, tmp_path):
-    choices = Choices(draws=4)
-    sets = likelihood.load_sets(model, ["heldout"], DatasetCatalog(None, {}, False), choices)
-    (record,) = likelihood.measure(model, sets, choices, tmp_path)
+def test_an_evaluation_has_figures_of_every_class(run, binary, tmp_path):
+    flags = ("--suite=heldout", "--draws=4", f"--output={tmp_path / 'out'}")
+    out = binary.run("evaluate", f"--checkpoint={run}", *flags)
+    (record,) = read_records(tmp_path / "out")
     rows = record.figures["by_class"]
     assert [name for name, *_ in rows] == ["class=purine", "class=pyrimidine"]
     blocks, nats = (np.array([row[i] for row in rows]) for i in (1, 2))
     np.testing.assert_allclose(nats @ blocks / blocks.sum(), record.figures["nats_per_token"])
-    (table,) = [each for each in tables([record]) if each.title == "Likelihood: by class"]
-    assert len(table.rows) == 2
+    _, table = out.split("Likelihood: by class")
+    assert table.count("class=pyrimidine") == 1
 
 
-def test_a_copy_is_a_run_folder_and_nothing_else(model, tmp_path):
-    export(model, tmp_path / "copy", "run", weights="averaged", name="copy")
+def test_the_demo_has_a_menu_of_classes(run, binary):
+    process = binary.start("demo", f"--checkpoint={run}", "--port=0")
+    url = process.stdout.readline().split()[1].rstrip(";")
+    with urllib.request.urlopen(url) as answer:
+        _, menu = answer.read().decode().split('<select name="condition.class"')
+    options = re.findall(r"<option[^>]*>([^<]*)<", menu.split("</select>")[0])
+    assert options == ["(not told)", "purine", "pyrimidine"]
+    request = {
+        "template": "[MASK:8]", "sampler": "tweedie", "steps": 64, "samples": 4, "temperature": 1,
+        "top_p": 1, "condition.class": "pyrimidine", "guidance": 1, "seed": 0,
+    }  # fmt: skip
+    headers = {"Content-Type": "application/json"}
+    asked = urllib.request.Request(f"{url}draw", json.dumps(request).encode(), headers)
+    with urllib.request.urlopen(asked) as answer:
+        *_, last = map(json.loads, answer)
+    assert share_of("pyrimidine", "".join(map("".join, last["rows"]))) > 0.9
+    process.terminate()
+    process.communicate()
+
+
+def test_a_copy_is_a_run_folder_and_nothing_else(run, model, binary, tmp_path):
+    flags = (f"--checkpoint={run}", f"--output={tmp_path / 'copy'}")
+    line = binary.refuse("convert", *flags)
+    assert "data.condition=none, and this one has class," in line and "--to=run" in line
+    binary.run("convert", *flags, "--to=run")
     copy = sedd.load(tmp_path / "copy")
     assert copy.conditions == model.conditions
     assert copy.identity == model.identity
-    with pytest.raises(BadInput, match=r"data.condition=none, and this one has class,.*--to=run"):
-        export(model, tmp_path / "published", "published", weights="averaged", name="published")
     (tmp_path / "copy" / "data" / "conditions.json").unlink()
     with pytest.raises(BadInput, match=r"lacks its data/conditions.json"):
         sedd.load(tmp_path / "copy")
+
+
+def test_a_sequence_is_told_as_a_prefix(binary, tmp_path):
+    """A document is a sequence and its reverse complement, which the end of samples must be."""
+    path, draw, unseen = tmp_path / "pairs.fa", random.Random(0), "ACGTTG"
+    with path.open("w") as file:
+        for number in range(1000):
+            start = "".join(draw.choices("ACGT", k=6))
+            if start != unseen:
+                file.write(f">{number}\n{start}{reverse_complement(start)}\n")
+    binary.run(
+        "train",
+        "--config=configs/smoke.py",
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.corpus={path}",
+        "--config.data.tokenizer=dna",
+        "--config.data.vocab_size=4",
+        "--config.data.wrap=False",
+        "--config.data.crop=blocks",
+        "--config.train.hold=prefix",
+        "--config.model.length=12",
+        "--config.model.learned_positions=True",
+        "--config.model.dropout=0",
+        "--config.train.steps=400",
+        "--config.train.batch_size=64",
+        "--config.optim.learning_rate=1e-2",
+        "--config.optim.decay=cosine",
+        "--config.optim.ema_decay=0.98",
+        "--config.eval.every=400",
+        "--config.eval.sample_every=400",
+        "--config.checkpoint.every=400",
+    )
+    out = binary.run(
+        "sample",
+        f"--checkpoint={tmp_path / 'run'}",
+        f"--prefix={unseen}",
+        "--num_samples=16",
+        "--steps=6",
+    )
+    rows = [line for line in out.split() if line.startswith(unseen)]
+    ends = np.array([list(row[6:]) for row in rows])
+    assert ends.shape == (16, 6)
+    assert (ends == list(reverse_complement(unseen))).mean() > 0.9
+
+
+def reverse_complement(sequence):
+    return sequence[::-1].translate(str.maketrans("ACGT", "TGCA"))
 
 
 def test_conditions_cost_next_to_nothing():

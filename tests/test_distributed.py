@@ -129,15 +129,41 @@ PLACES = [
 ]
 
 
+def flags_of(kind, folder):
+    """The flags of a kind of run: its graph, or that it is told of its rows."""
+    if kind != "conditional":
+        return (f"--config.graph={kind}", f"--config.model.scale_by_sigma={kind == 'absorb'}")
+    corpus, rng = folder / "told.jsonl", np.random.default_rng(0)
+    with corpus.open("w") as file:
+        for row in range(300):
+            told = {"class": "xy"[row % 2], "size": row / 300, "place": [row % 7, -1.5]}
+            text = "".join(rng.choice(list("abcd"[row % 2 : row % 2 + 3]), 32))
+            file.write(json.dumps({"text": text, **told}) + "\n")
+    return (
+        f"--config.data.corpus={corpus}",
+        "--config.data.wrap=False",
+        "--config.data.crop=blocks",
+        "--config.data.condition=class,size:number,place:vector",
+        "--config.data.heldout_fraction=0.2",
+        "--config.eval.batch_size=32",  # so that every mesh scores the same blocks
+        "--config.eval.max_blocks=32",
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("graph", "places"), [("absorb", PLACES), ("uniform", [PLACES[0], *PLACES[3::3]])]
+    ("kind", "places"),
+    [
+        ("absorb", PLACES),
+        ("uniform", [PLACES[0], *PLACES[3::3]]),
+        ("conditional", [PLACES[0], PLACES[1], *PLACES[6::3]]),
+    ],
 )
-def test_a_run_goes_on_on_any_devices(binary, tmp_path, graph, places):
-    flags = (*LONG, f"--config.graph={graph}", f"--config.model.scale_by_sigma={graph == 'absorb'}")
+def test_a_run_goes_on_on_any_devices(binary, tmp_path, kind, places):
+    flags = (*LONG, *flags_of(kind, tmp_path))
     straight = tmp_path / "straight"
     train(binary, straight, flags, processes=1, devices=4)
-    print(f"\n{graph}: largest relative difference, steps 11 to 40, from data=4 in one process")
+    print(f"\n{kind}: largest relative difference, steps 11 to 40, from data=4 in one process")
     for processes, devices, mesh in places:
         run = going_on(straight, 10, tmp_path / f"{processes} {mesh}")
         layout = [f"--config.mesh.{size}" for size in mesh.split()]
