@@ -229,9 +229,8 @@ def _own_settings(config):
     texts = {key: it if isinstance(it, str) else json.dumps(it) for key, it in values.items()}
     if is_dotted(config.family):
         return texts
-    marks = marked(Config, "family").items()
-    families = {key: of if isinstance(of, tuple) else (of,) for key, of in marks}
-    return texts | {key: None for key, of in families.items() if config.family not in of}
+    families_of = marked(Config, "family").items()
+    return texts | {key: None for key, families in families_of if config.family not in families}
 
 
 def _plots(comparison, rows, level):

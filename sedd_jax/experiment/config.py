@@ -53,21 +53,23 @@ class TrainConfig:
     objective: str = setting(
         "score_entropy",
         names=("score_entropy", "cross_entropy", "d3pm", "concrete_score_matching"),
-        family="diffusion",
+        family=("diffusion",),
     )
     # stratified: the times of a batch are spread evenly over their distribution
     low_discrepancy: bool = setting(True, family=NOISED)
     # how times are drawn, reweighted; or the dotted path of a class of `diffusion.time_sampling`
     times: str = setting(
-        "uniform", names=("uniform", "bell", "learned", "positions"), family="diffusion"
+        "uniform", names=("uniform", "bell", "learned", "positions"), family=("diffusion",)
     )
     # importance sampling: noise in proportion to the loss of the uniform predictor, reweighted
-    importance: bool = setting(False, family="diffusion")
+    importance: bool = setting(False, family=("diffusion",))
     # with this probability a row, and each of several conditions, is not told
-    condition_dropout: float = setting(0.1, at_least=0, below=1, family="diffusion")
+    condition_dropout: float = setting(0.1, at_least=0, below=1, family=("diffusion",))
     # which tokens of a row are given, and told to be; or the dotted path of a `diffusion.hold.Hold`
     hold: str = setting(
-        "none", names=("none", "prefix", "suffix", "tokens", "spans", "mixed"), family="diffusion"
+        "none",
+        names=("none", "prefix", "suffix", "tokens", "spans", "mixed"),
+        family=("diffusion",),
     )
     log_every: int = setting(100, above=0, may_change=True)
     # stop after this many steps in a row whose loss or gradient is not finite
@@ -125,7 +127,7 @@ class EvalConfig:
             "theta_trapezoidal",
             "theta_rk2",
         ),
-        family="diffusion",
+        family=("diffusion",),
     )
     # gc_content, or the dotted path of a function of texts that gives each a number; the checkpoint
     # whose samples have the highest mean is kept. Empty: none
@@ -173,7 +175,7 @@ class Config:
     # or the dotted path of a function of the vocabulary size
     graph: str = setting("absorb", names=("absorb", "uniform", "hybrid"), family=WITH_GRAPH)
     noise: NoiseConfig = setting(NoiseConfig(), family=WITH_GRAPH)
-    gaussian: GaussianConfig = setting(GaussianConfig(), family="gaussian")
+    gaussian: GaussianConfig = setting(GaussianConfig(), family=("gaussian",))
     model: ModelConfig = ModelConfig()  # noqa: RUF009 - frozen
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
@@ -258,7 +260,7 @@ def _check_rules(config):
         line
         for line in differences(Config(), config)
         if not is_dotted(config.family)
-        and config.family not in _listed(families_of.get(line.partition(":")[0], config.family))
+        and config.family not in families_of.get(line.partition(":")[0], (config.family,))
     ]
     check_condition(config.data)
     rotary = config.family != "autoregressive"
@@ -345,8 +347,3 @@ def _check_rules(config):
     for holds, message in rules:
         if not holds:
             raise BadInput(message)
-
-
-def _listed(families):
-    """The families of a mark, which holds one or several."""
-    return (families,) if isinstance(families, str) else families

@@ -37,7 +37,7 @@ from sedd_jax.inference.score_based import ScoreBased
 from sedd_jax.model.classifier import ClassifierModel, classifier_model
 from sedd_jax.model.config import ModelConfig
 from sedd_jax.model.context import NOTHING
-from sedd_jax.model.score_model import ScoreModel, forward_flops
+from sedd_jax.model.score_model import ScoreModel, network_flops
 from sedd_jax.model.sharding import ANYWHERE, Placement
 
 
@@ -73,17 +73,8 @@ class Classifier(NamedTuple):
     row_loss = reconstruction_loss = draw_times = prior_nll = _refused
     sampling = generator = check_prompt = max_nfe = _refused
 
-    @property
-    def num_tokens(self) -> int:
-        return self.graph.num_tokens
-
-    @property
-    def num_states(self) -> int:
-        return self.graph.num_states
-
-    @property
-    def max_length(self) -> int | None:
-        return self.model.max_length
+    num_tokens, num_states = ScoreBased.num_tokens, ScoreBased.num_states  # those of the graph
+    max_length = ScoreBased.max_length
 
     @property
     def summary(self) -> str:
@@ -108,15 +99,8 @@ class Classifier(NamedTuple):
         return 1.0
 
     def forward_flops(self, config: ModelConfig, share: float = 1.0) -> float:
-        return forward_flops(
-            hidden_size=config.hidden_size,
-            cond_dim=config.cond_dim,
-            num_blocks=config.num_blocks,
-            num_states=self.model.column.classes,
-            length=config.length,
-            head_share=share / config.length,  # once a row
-            kernel_width=config.kernel_width if config.trunk == "convolution" else None,
-        )
+        once_a_row = share / config.length
+        return network_flops(config, self.model.column.classes, once_a_row)
 
 
 def cross_entropy(log_probs: Float[Array, "B K"], classes: Int[Array, "B"]) -> Float[Array, "B"]:

@@ -32,7 +32,7 @@ from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import MAX_STEPS
 from sedd_jax.model.config import ModelConfig
 from sedd_jax.model.gaussian import GaussianModel, NoiseLevels
-from sedd_jax.model.score_model import Params, forward_flops
+from sedd_jax.model.score_model import Params, network_flops
 from sedd_jax.model.sharding import ANYWHERE, Placement
 
 
@@ -162,14 +162,8 @@ class Gaussian(NamedTuple):
         dimensions = self.model.embed_dim
         # projection to the hidden size; evidence and mean of the embeddings; evidence at t = 0
         own = config.hidden_size + (2 * share + 1) * self.num_states
-        return 2 * config.length * dimensions * own + forward_flops(
-            hidden_size=config.hidden_size,
-            cond_dim=config.cond_dim,
-            num_blocks=config.num_blocks,
-            num_states=self.num_states,
-            length=config.length,
-            head_share=share,
-        )
+        of_network = network_flops(config, self.num_states, share)
+        return 2 * config.length * dimensions * own + of_network
 
 
 def build_gaussian(config: Config, vocab_size: int, placement: Placement = ANYWHERE) -> Gaussian:

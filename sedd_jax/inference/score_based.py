@@ -48,7 +48,7 @@ from sedd_jax.inference.sampling import Sampling
 from sedd_jax.model.conditions import dropped
 from sedd_jax.model.config import ModelConfig
 from sedd_jax.model.context import NOTHING, Context
-from sedd_jax.model.score_model import ScoreModel, forward_flops, score_model
+from sedd_jax.model.score_model import ScoreModel, network_flops, score_model
 from sedd_jax.model.sharding import ANYWHERE, Placement
 from sedd_jax.system.registry import Registry
 
@@ -219,15 +219,7 @@ class ScoreBased(NamedTuple):
         return share * float(free_shares(hold_named(config.hold), length=256).mean())
 
     def forward_flops(self, config: ModelConfig, share: float = 1.0) -> float:
-        return forward_flops(
-            hidden_size=config.hidden_size,
-            cond_dim=config.cond_dim,
-            num_blocks=config.num_blocks,
-            num_states=self.num_states,
-            length=config.length,
-            head_share=share,
-            kernel_width=config.kernel_width if config.trunk == "convolution" else None,
-        )
+        return network_flops(config, self.num_states, share)
 
 
 def build_score_based(

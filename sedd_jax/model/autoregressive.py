@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int, Key
 from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.model.attention import Attention, attention_for
 from sedd_jax.model.config import TransformerConfig
+from sedd_jax.model.dropout import dropout, dropout_masks
 from sedd_jax.model.rows import map_blocks
 from sedd_jax.model.sharding import ANYWHERE, Placement, all_gathered, param_layout
 from sedd_jax.model.transformer import (
@@ -32,8 +33,6 @@ from sedd_jax.model.transformer import (
     Params,
     apply_blocks,
     check_length,
-    dropout,
-    dropout_masks,
     gathered_block,
     gelu,
     initial_params,

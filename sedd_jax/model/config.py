@@ -39,7 +39,7 @@ class ModelConfig:
     dropout: float = setting(0.1, at_least=0, below=1)
     # what the network emits: log-ratios, or a softmax over the clean token, given all noised tokens
     # or all but its own
-    output: Literal["ratio", "denoiser", "leave_one_out"] = setting("ratio", family="diffusion")
+    output: Literal["ratio", "denoiser", "leave_one_out"] = setting("ratio", family=("diffusion",))
     # False: the network is not told the noise
     time_conditioning: bool = setting(True, family=WITH_GRAPH)
     # absorb and output=ratio only: output relative to a uniform guess

@@ -32,14 +32,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from sedd_jax.diffusion.padding import real_positions
 from sedd_jax.model.config import TransformerConfig
+from sedd_jax.model.dropout import dropout, dropout_masks
 from sedd_jax.model.sharding import Placement
 from sedd_jax.model.transformer import (
     KEPT,
     Dense,
     LayerNorm,
     apply_blocks,
-    dropout,
-    dropout_masks,
     gelu,
     modulation_parts,
     structure,

@@ -24,7 +24,7 @@ from sedd_jax.diffusion.graph import over_positions
 from sedd_jax.diffusion.output import Output
 from sedd_jax.diffusion.score import DenseScore, Score
 from sedd_jax.model.conditions import ConditionEmbedding
-from sedd_jax.model.config import TransformerConfig
+from sedd_jax.model.config import ModelConfig, TransformerConfig
 from sedd_jax.model.context import NOTHING, Context
 from sedd_jax.model.head_inputs import HeadInputs
 from sedd_jax.model.sharding import ANYWHERE, Placement, all_gathered, param_layout
@@ -324,3 +324,22 @@ def forward_flops(
         block = 2 * kernel_width * length * d**2 + 6 * c * d
     conditioning = 2 * c * (FREQUENCIES + c) + 4 * c * d
     return num_blocks * block + conditioning + head_share * 2 * length * d * num_states
+
+
+def network_flops(config: ModelConfig, num_states: int, head_share: float) -> float:
+    """Returns `forward_flops` of a network that knows the noise, of either trunk.
+
+    Args:
+      config: its settings.
+      num_states: outputs of the head, without padding.
+      head_share: share of the positions whose logits are computed, in [0, 1].
+    """
+    return forward_flops(
+        hidden_size=config.hidden_size,
+        cond_dim=config.cond_dim,
+        num_blocks=config.num_blocks,
+        num_states=num_states,
+        length=config.length,
+        head_share=head_share,
+        kernel_width=config.kernel_width if config.trunk == "convolution" else None,
+    )

@@ -25,14 +25,13 @@ from sedd_jax.model.attention import (
 )
 from sedd_jax.model.config import TransformerConfig
 from sedd_jax.model.convolution import Layer, convolution
+from sedd_jax.model.dropout import dropout, dropout_masks
 from sedd_jax.model.sharding import Placement
 from sedd_jax.model.transformer import (
     KEPT,
     Dense,
     LayerNorm,
     apply_blocks,
-    dropout,
-    dropout_masks,
     gelu,
     modulation_parts,
     structure,

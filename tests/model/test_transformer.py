@@ -11,6 +11,7 @@ from flax import nnx
 from sedd_jax.model import trunk
 from sedd_jax.model.attention import rotary_tables, rotate
 from sedd_jax.model.config import ModelConfig, TransformerConfig
+from sedd_jax.model.dropout import dropout, dropout_masks
 from sedd_jax.model.fused_attention import fused_rotary_attention
 from sedd_jax.model.score_model import Head, SigmaEmbedding, score_model, sigma_features
 from sedd_jax.model.sharding import Placement
@@ -18,8 +19,6 @@ from sedd_jax.model.transformer import (
     Dense,
     Embedding,
     LayerNorm,
-    dropout,
-    dropout_masks,
     gelu,
 )
 from sedd_jax.model.trunk import Block
