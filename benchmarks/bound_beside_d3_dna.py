@@ -11,7 +11,6 @@ nats per letter, of the averaged weights. Its standard error is that of the mean
 that of the difference pairs them.
 """
 
-import csv
 import dataclasses
 
 import jax
@@ -24,14 +23,16 @@ from benchmarks.measure import check_output, report
 from benchmarks.published import Worker
 from benchmarks.step import Step
 from sedd_jax.errors import BadInput
+from sedd_jax.evaluation.sequence_sets import read_set
+from sedd_jax.evaluation.sequences import NUCLEOTIDES
 from sedd_jax.experiment import cli
 from sedd_jax.experiment.config import OptimConfig
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.likelihood import nll_bound
 from sedd_jax.inference.model import TrainedModel
 
-_TRAINING = flags.DEFINE_string("training", None, "CSV file with a column `text`.")
-_HELDOUT = flags.DEFINE_string("heldout", None, "Another one.")
+_TRAINING = flags.DEFINE_string("training", None, "Sequences: FASTA, or CSV with a column `text`.")
+_HELDOUT = flags.DEFINE_string("heldout", None, "Others, for the bound.")
 _DRAWS = flags.DEFINE_integer("draws", 32, "Of t and x_t, per held-out sequence.")
 OPTIM = OptimConfig(learning_rate=1e-3, warmup_steps=100, ema_decay=0.99)
 
@@ -41,7 +42,7 @@ def main() -> None:
     output = flags.FLAGS.output
     check_output(output)
     spec = shape_of_peer()
-    training, heldout = (_read(path.value, spec["length"]) for path in (_TRAINING, _HELDOUT))
+    training, heldout = (_read(flag, spec["length"]) for flag in (_TRAINING, _HELDOUT))
     rng, steps = np.random.default_rng(0), flags.FLAGS.steps
     batches = training[rng.integers(len(training), size=(steps, spec["batch"]))]
     optim = {"lr": OPTIM.learning_rate, "warmup": OPTIM.warmup_steps, "ema": OPTIM.ema_decay}
@@ -72,13 +73,16 @@ def _bound(batches, heldout):
     return nll_bound(key, model, heldout, batch_size=64, draws=_DRAWS.value).nats.mean(0)
 
 
-def _read(path, length):
+def _read(flag, length):
     """Returns the tokens [N, L] of a file."""
-    with open(path, encoding="utf-8", newline="") as file:
-        texts = [row["text"] for row in csv.DictReader(file)]
-    if any(len(text) != length for text in texts):
-        raise BadInput(f"{path} has sequences of other lengths than --length={length}.")
-    return np.array([["ACGT".index(letter) for letter in text] for text in texts], np.int32)
+    if not flag.value:
+        raise BadInput(f"--{flag.name}=FILE is needed.")
+    texts = read_set(flag.value).texts
+    if any(len(text) != length or set(text) - set(NUCLEOTIDES) for text in texts):
+        raise BadInput(
+            f"{flag.value} must have sequences of --length={length} letters {NUCLEOTIDES} alone."
+        )
+    return np.array([[NUCLEOTIDES.index(letter) for letter in text] for text in texts], np.int32)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,8 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            if (sizes := [request[name] for name in SIZES]) != key:
+            sizes = [request[name] for name in SIZES]
+            if sizes != key or request["op"] == "bound":  # which trains from the start
                 key = runs = None  # frees the model before
                 runs, key = Runs(request), sizes
             ops = {"train": runs.train, "sample": runs.sample, "bound": runs.bound}

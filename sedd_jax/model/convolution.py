@@ -56,7 +56,7 @@ def dilated_convolution(
 
     The derivatives are those of JAX. On a CPU they are written in the one order of axes for which
     XLA has a fast convolution wherever it stands: it mends other orders outside of loops only, and
-    is some hundred times slower within them.
+    is tens to hundreds of times slower within them.
 
     Args:
       x: beyond its ends there are zeros.
