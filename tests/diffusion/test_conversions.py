@@ -80,13 +80,13 @@ def test_a_softmax_denoiser_has_the_cross_entropy_over_t_as_its_loss():
     t = jnp.array([0.1, 0.5, 0.9])
     sigma, xt = noise.sigma(t), jnp.full((B, L), graph.mask_id)
     x0 = random_tokens(graphs.uniform(N))
-    log_law = jax.nn.log_softmax(logits)
-    log_score = log_law - jnp.log(jnp.expm1(sigma))[:, None, None]
+    log_probs = jax.nn.log_softmax(logits)
+    log_score = log_probs - jnp.log(jnp.expm1(sigma))[:, None, None]
     back = jax.nn.softmax(log_score)
-    np.testing.assert_allclose(back, jnp.exp(log_law), rtol=RTOL)
+    np.testing.assert_allclose(back, jnp.exp(log_probs), rtol=RTOL)
     log_score = jnp.concatenate([log_score, jnp.zeros((B, L, 1))], axis=-1)
     loss = noise.dsigma(t)[:, None] * score_entropy(graph, log_score, sigma, xt, x0)
-    cross_entropy = -jnp.take_along_axis(log_law, x0[..., None], axis=-1)[..., 0]
+    cross_entropy = -jnp.take_along_axis(log_probs, x0[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(loss, cross_entropy / t[:, None], rtol=RTOL)
     np.testing.assert_allclose(noise.dsigma(t) / jnp.expm1(sigma), 1 / t, rtol=RTOL)
 
@@ -128,8 +128,8 @@ def test_the_weighted_loss_is_the_mean_over_masks():
 
     got = draw.weight * dwdse_loss(graph, noise, score_fn, draw.t, draw.xt, x0)
     u = jax.nn.logsumexp(z, axis=-1) - jnp.log(N)
-    log_law = jax.nn.log_softmax(z)
-    per_mask = jnp.exp(u) - 1 - u - jnp.take_along_axis(log_law, x0[..., None], axis=-1)[..., 0]
+    log_probs = jax.nn.log_softmax(z)
+    per_mask = jnp.exp(u) - 1 - u - jnp.take_along_axis(log_probs, x0[..., None], axis=-1)[..., 0]
     masked = draw.xt == graph.mask_id
     mean = jnp.where(masked, per_mask, 0).sum(-1) / masked.sum(-1)
     # within a cell of t the guess is held at its middle

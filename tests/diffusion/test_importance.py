@@ -108,7 +108,7 @@ def test_weighted_draws_with_held_tokens_have_the_mean_of_the_rest(case):
     assert abs(terms.mean() - changed.mean() * int((~held).sum())) < error
 
 
-def test_weighted_draws_of_a_guess_have_the_law_of_algorithm_1(case):
+def test_weighted_draws_of_a_guess_have_the_distribution_of_algorithm_1(case):
     """Weighted frequencies of (range of t, number of changed positions), each to 5 errors."""
     graph, noise = case
     draw = _draw(graph, noise, plain=False)
@@ -119,12 +119,14 @@ def test_weighted_draws_of_a_guess_have_the_law_of_algorithm_1(case):
     edges = np.linspace(T_MIN, 1, 9)
     for low, high in itertools.pairwise(edges):
         times = fine[(fine > low) & (fine < high)]
-        law = binom.pmf(np.arange(LENGTH + 1)[:, None], LENGTH, _changed_prob(graph, noise, times))
+        distribution = binom.pmf(
+            np.arange(LENGTH + 1)[:, None], LENGTH, _changed_prob(graph, noise, times)
+        )
         inside = (draw.t > low) & (draw.t < high)
         # without a change the absorbing loss is 0, and nothing is drawn
         for count in range(graph.absorbs, LENGTH + 1):
             weights = np.where(inside & (changed == count), draw.weight, 0)
-            expected = law[count].sum() / len(fine)
+            expected = distribution[count].sum() / len(fine)
             stderr = weights.std() / np.sqrt(DRAWS)
             assert abs(weights.mean() - expected) < 5 * stderr + 1e-5, (low, count)
 
@@ -172,9 +174,9 @@ def test_the_weighted_loss_of_the_guess_itself_hardly_varies(case):
     x0 = jnp.zeros((DRAWS, LENGTH), jnp.int32)
 
     def guess(xt, sigma):
-        log_law = jnp.log(jax.vmap(graph.noised_guess)(sigma))
-        here = jnp.take_along_axis(log_law, xt, axis=-1)
-        return DenseScore(xt, log_law[:, None] - here[..., None])
+        log_probs = jnp.log(jax.vmap(graph.noised_guess)(sigma))
+        here = jnp.take_along_axis(log_probs, xt, axis=-1)
+        return DenseScore(xt, log_probs[:, None] - here[..., None])
 
     loss = jax.jit(lambda t, xt: dwdse_loss(graph, noise, guess, t, xt, x0))
     weighted = draw.weight * np.asarray(loss(draw.t, draw.xt))

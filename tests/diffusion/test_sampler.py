@@ -203,7 +203,7 @@ def test_every_step_has_the_distribution_of_the_enumerated_chain(single_token_ru
     _, Q, p0 = CASES[graph_name]
     sigma_at = SCHEDULES[schedule][1]
     times = np.float64(TIMES)
-    law = np.full(V, 0.25) if graph_name == "uniform" else np.eye(V)[MASK]
+    distribution = np.full(V, 0.25) if graph_name == "uniform" else np.eye(V)[MASK]
     for step in range(NUM_STEPS):
         t, t_next = times[step], times[step + 1]
         later, earlier = (_forward(graph_name, sigma_at(time)) @ p0 for time in (t, t_next))
@@ -215,13 +215,15 @@ def test_every_step_has_the_distribution_of_the_enumerated_chain(single_token_ru
             score = later[None, None] / later[None, :, None]
             kernel = np.eye(V) + dsigma * (t - t_next) * _enumerated_rates(Q, score)[0]
             kernel = np.maximum(kernel, 0)
-        law = law @ (kernel / kernel.sum(1, keepdims=True))
+        distribution = distribution @ (kernel / kernel.sum(1, keepdims=True))
         if step % 8 == 7:
-            _assert_distribution(tokens[step], law)
+            _assert_distribution(tokens[step], distribution)
             if sampler == "tweedie" and graph_name == "absorb":
-                np.testing.assert_allclose(law, earlier, atol=2e-3)  # of which 1e-3 is the start
+                np.testing.assert_allclose(
+                    distribution, earlier, atol=2e-3
+                )  # of which 1e-3 is the start
     last = _forward(graph_name, sigma_at(times[-1]))
-    _assert_distribution(final, law @ (last * p0 / (last @ p0)[:, None]))
+    _assert_distribution(final, distribution @ (last * p0 / (last @ p0)[:, None]))
 
 
 LENGTH, BATCH = 6, 32

@@ -78,8 +78,8 @@ def size_of_terms(name):
     """What rounding errors of the entropy of every position are relative to."""
     graph, sigma, xt, x0 = problem(name)
     log_score = np.float64(log_scores(name))
-    law = np.float64(graph.transition(x0, sigma))
-    ratio = law / law[at(xt, graph.num_states)].reshape(*SHAPE, 1)
+    distribution = np.float64(graph.transition(x0, sigma))
+    ratio = distribution / distribution[at(xt, graph.num_states)].reshape(*SHAPE, 1)
     logs = np.abs(log_score) + np.abs(np.log(np.maximum(ratio, 1e-30)))
     terms = np.exp(log_score) + ratio * (1 + logs)
     return np.where(at(xt, graph.num_states), 0, terms).sum(-1)
@@ -171,20 +171,20 @@ STEP = np.array([1e-3, 0.1, 1.0, 5.0], np.float32)  # of each row, in sigma
 
 
 @pytest.mark.parametrize("rule", ["euler", "tweedie", "denoise"])
-def test_a_law_has_the_weights_of_the_dense_rule(name, rule):
+def test_a_distribution_has_the_weights_of_the_dense_rule(name, rule):
     graph, _, xt, _ = problem(name)
     at_xt = at(xt, graph.num_states)
     score = jnp.where(at_xt, 1, jnp.exp(log_scores(name)))
     total = jnp.where(at_xt, 0, score).sum(-1)
     step = jnp.asarray(STEP)
-    law_of, probs_of = {
+    step_weights_of, probs_of = {
         "euler": (euler_weights, euler_probs),
         "tweedie": (tweedie_weights, tweedie_probs),
         "denoise": (denoise_weights, denoise_probs),
     }[rule]
-    law = law_of(graph, xt, total, step)
+    step_weights = step_weights_of(graph, xt, total, step)
     # the entry at x_t is whatever a network says there
-    got = np.asarray(law.weights(xt, jnp.where(at_xt, -7, score)))
+    got = np.asarray(step_weights.weights(xt, jnp.where(at_xt, -7, score)))
     wanted = np.asarray(probs_of(graph, xt, score, step))
     if rule == "denoise":  # has no column for the mask, which must leave
         assert not np.maximum(got[..., graph.num_tokens :], 0).any()
@@ -198,12 +198,14 @@ def test_a_law_has_the_weights_of_the_dense_rule(name, rule):
 
 
 def test_weights_are_a_line_in_the_score_and_stay_at_xt():
-    law = StepWeights(scale=jnp.array([[2.0]]), cut=jnp.array([[0.5]]), stay=jnp.array([[-3.0]]))
+    step_weights = StepWeights(
+        scale=jnp.array([[2.0]]), cut=jnp.array([[0.5]]), stay=jnp.array([[-3.0]])
+    )
     score = jnp.array([[[1.0, 9.0, 0.25]]])
-    weights = law.weights(jnp.array([[1]]), score)
+    weights = step_weights.weights(jnp.array([[1]]), score)
     np.testing.assert_array_equal(weights, [[[1.0, -3.0, -0.5]]])
     np.testing.assert_array_equal(
-        law._replace(cut=None).weights(jnp.array([[1]]), score), [[[2.0, -3.0, 0.5]]]
+        step_weights._replace(cut=None).weights(jnp.array([[1]]), score), [[[2.0, -3.0, 0.5]]]
     )
 
 
@@ -211,13 +213,13 @@ ROWS = 8192
 
 
 @jit(static_argnums=(0, 1))
-def drawn(graph, law_of, keys, xt, log_score, step, active):
+def drawn(graph, step_weights_of, keys, xt, log_score, step, active):
     score = DenseScore(xt, log_score)
-    return score.draw(keys, lambda total: law_of(graph, xt, total, step), active)
+    return score.draw(keys, lambda total: step_weights_of(graph, xt, total, step), active)
 
 
-@pytest.mark.parametrize("law_of", [tweedie_weights, denoise_weights])
-def test_dense_draws_follow_the_law_where_active(name, law_of):
+@pytest.mark.parametrize("step_weights_of", [tweedie_weights, denoise_weights])
+def test_dense_draws_follow_the_distribution_where_active(name, step_weights_of):
     graph = GRAPHS[name]
     states = graph.num_states
     # masks, or tokens that stay or leave; the last position is not active
@@ -230,13 +232,15 @@ def test_dense_draws_follow_the_law_where_active(name, law_of):
     )
     active = jnp.broadcast_to(jnp.array([True, True, False]), (ROWS, 3))
     keys = jax.random.split(jax.random.key(0), ROWS)
-    draw = drawn(graph, law_of, keys, *many, jnp.full(ROWS, 0.7), active)
+    draw = drawn(graph, step_weights_of, keys, *many, jnp.full(ROWS, 0.7), active)
     score = np.where(at(xt, states), 0, np.exp(log_score))
     total = score.sum(-1)
     np.testing.assert_allclose(draw.total[0, :2], total[:2], rtol=1e-6)
     assert (np.asarray(draw.total)[:, 2] == 0).all() and (np.asarray(draw.xt)[:, 2] == xt[2]).all()
-    law = law_of(graph, jnp.array(xt[None]), jnp.array(total[None]), jnp.full(1, 0.7))
-    probs = jump_probs(law.weights(jnp.array(xt[None]), jnp.array(score[None])))[0]
+    step_weights = step_weights_of(
+        graph, jnp.array(xt[None]), jnp.array(total[None]), jnp.full(1, 0.7)
+    )
+    probs = jump_probs(step_weights.weights(jnp.array(xt[None]), jnp.array(score[None])))[0]
     for position in range(2):
         counts = np.bincount(draw.xt[:, position], minlength=states)
         expected = np.float64(probs[position]) * ROWS

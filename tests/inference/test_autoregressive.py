@@ -46,7 +46,7 @@ def params():
     )
 
 
-def law(params, temperature, top_p):
+def distribution(params, temperature, top_p):
     """The probability of every sequence: the product of its conditionals, one by one."""
     sequences = np.array(list(itertools.product(range(STATES), repeat=LENGTH)), np.int32)
     before = np.pad(sequences[:, :-1], ((0, 0), (1, 0)), constant_values=MODEL.start)
@@ -64,8 +64,8 @@ def law(params, temperature, top_p):
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 0.8)])
-def test_sequences_have_the_law_of_their_conditionals(params, temperature, top_p):
-    sequences, probs = law(params, temperature, top_p)
+def test_sequences_have_the_distribution_of_their_conditionals(params, temperature, top_p):
+    sequences, probs = distribution(params, temperature, top_p)
     assert probs.sum() == pytest.approx(1)
     if top_p == 1:  # and it is the one whose likelihood the model gives
         np.testing.assert_allclose(np.exp(-MODEL.nll(params, jnp.asarray(sequences))), probs, 1e-5)

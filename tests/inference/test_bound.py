@@ -365,7 +365,7 @@ def test_the_prior_term(graph, base):
         Q = np.pad(-np.eye(5), ((0, 1), (0, 1)))
         Q[-1, :-1] = 1
     kernel = expm(0.7 * Q)
-    law, guess = kernel[:, 0], kernel[:, :base].mean(1)
-    expected = np.sum(xlogy(law, law) - xlogy(law, guess))
+    distribution, guess = kernel[:, 0], kernel[:, :base].mean(1)
+    expected = np.sum(xlogy(distribution, distribution) - xlogy(distribution, guess))
     got = prior_kl(sedd.graph.GRAPHS[graph](5), jnp.float32(0.7))
     assert float(got) == pytest.approx(expected, rel=1e-5)

@@ -41,9 +41,9 @@ def drawn(given, rows=ROWS, **settings):
     return counts / rows, diagnostics
 
 
-def fits(frequencies, law, rows=ROWS):
+def fits(frequencies, distribution, rows=ROWS):
     """Whether a chi-square test finds no difference; what is impossible must not be drawn."""
-    counts, expected = rows * frequencies, rows * law
+    counts, expected = rows * frequencies, rows * distribution
     assert counts[expected == 0].sum() == 0
     often = expected > 5
     observed = np.append(counts[often], counts[~often].sum())
@@ -52,54 +52,55 @@ def fits(frequencies, law, rows=ROWS):
     return chisquare(observed, expected * rows / expected.sum()).pvalue > LEVEL
 
 
-def exact_law(given, conditioning, steps=8):
+def exact_distribution(given, conditioning, steps=8):
     options = {"steps": steps, "sampler": "tweedie", "t_min": T_MIN}
     process = exact_process(SPACE, COMPONENTS.noise, DATA)
     return process.sampler_distribution(given=given, conditioning=conditioning, **options)
 
 
-def test_samples_follow_the_law_by_enumeration():
+def test_samples_follow_the_distribution_by_enumeration():
     frequencies, diagnostics = drawn(GIVEN, steps=8)
-    assert fits(frequencies, exact_law(GIVEN, "clamp"))
+    assert fits(frequencies, exact_distribution(GIVEN, "clamp"))
     assert (diagnostics.evaluations == 9).all()
-    assert not fits(frequencies, exact_law(GIVEN, "resample"))  # so that the test can fail
+    assert not fits(frequencies, exact_distribution(GIVEN, "resample"))  # so that the test can fail
 
 
-def test_the_law_of_many_copies_is_bayes_to_first_order():
+def test_the_distribution_of_many_copies_is_bayes_to_first_order():
     bayes = SPACE.conditional(DATA, GIVEN)
     with jax.enable_x64(True):
         found = [
-            total_variation(exact_law(GIVEN, "resample", steps), bayes) for steps in (2, 8, 32)
+            total_variation(exact_distribution(GIVEN, "resample", steps), bayes)
+            for steps in (2, 8, 32)
         ]
     # by a program of its own: the distribution times 0 where held tokens differ, after every step
     np.testing.assert_allclose(found, [0.2427, 0.0603, 0.0143], atol=6e-5)
 
 
 @pytest.mark.slow
-def test_one_weighed_copy_is_clamping_and_many_have_the_law_of_many():
+def test_one_weighed_copy_is_clamping_and_many_have_the_distribution_of_many():
     one, _ = drawn(GIVEN, steps=8, conditioning="resample")
-    assert fits(one, exact_law(GIVEN, "clamp"))
-    law = exact_law(GIVEN, "resample")
+    assert fits(one, exact_distribution(GIVEN, "clamp"))
+    distribution = exact_distribution(GIVEN, "resample")
     error = 5 * np.sqrt(0.25 / ROWS)  # standard errors of the share of an event
-    assert total_variation(one, law) > 0.1
+    assert total_variation(one, distribution) > 0.1
     some, diagnostics = drawn(GIVEN, steps=8, conditioning="resample", particles=8)
     assert (diagnostics.evaluations == 8 * 9).all() and diagnostics.finite.all()
-    assert total_variation(some, law) < total_variation(one, law) / 4 + error
+    assert total_variation(some, distribution) < total_variation(one, distribution) / 4 + error
 
 
 @pytest.mark.slow
-def test_samples_of_very_many_copies_fit_the_law_of_many():
-    law = exact_law(GIVEN, "resample")
+def test_samples_of_very_many_copies_fit_the_distribution_of_many():
+    distribution = exact_distribution(GIVEN, "resample")
     many, _ = drawn(GIVEN, 2048, steps=8, conditioning="resample", particles=64)
-    assert fits(many, law, 2048) and not fits(many, SPACE.conditional(DATA, GIVEN), 2048)
+    assert fits(many, distribution, 2048) and not fits(many, SPACE.conditional(DATA, GIVEN), 2048)
 
 
 def test_with_nothing_held_copies_are_the_unconditional_sampler():
     frequencies, _ = drawn({}, steps=8, conditioning="resample", particles=2)
-    assert fits(frequencies, exact_law({}, "clamp"))
+    assert fits(frequencies, exact_distribution({}, "clamp"))
 
 
-def test_laws_of_other_ways_are_of_the_uniform_graph():
+def test_distributions_of_other_ways_are_of_the_uniform_graph():
     space = Space(graphs.absorbing(2), 2)
     process = exact_process(space, noises.loglinear(), space.uniform_data())
     options = {"steps": 1, "sampler": "tweedie", "t_min": T_MIN, "given": {0: 1}}

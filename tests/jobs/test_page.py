@@ -106,16 +106,16 @@ def frames(model, given, kept):
     ]
 
 
-def check(found, law, final, pieces):
+def check(found, distribution, final, pieces):
     """The five likeliest of a distribution [V], and the probability of the final token."""
-    order = np.argsort(-law, kind="stable")[:5]
+    order = np.argsort(-distribution, kind="stable")[:5]
     assert [name for name, _ in found.likeliest] == [pieces(int(i)) for i in order]
-    np.testing.assert_allclose([p for _, p in found.likeliest], law[order], rtol=6e-3)
+    np.testing.assert_allclose([p for _, p in found.likeliest], distribution[order], rtol=6e-3)
     if final in order:
         assert found.drawn == list(order).index(final)
     else:
         assert found.drawn[0] == pieces(final)
-        np.testing.assert_allclose(found.drawn[1], law[final], rtol=6e-3)
+        np.testing.assert_allclose(found.drawn[1], distribution[final], rtol=6e-3)
 
 
 def test_masks_are_guessed_by_their_normalised_ratios(tiny):
@@ -135,15 +135,15 @@ def test_masks_are_guessed_by_their_normalised_ratios(tiny):
     log_score = np.asarray(
         tiny.log_score(np.array([b[:4]]), np.array([0.5], np.float32)), np.float64
     )[0, 2, :mask]
-    law = np.exp(log_score) / np.exp(log_score).sum()
-    check(guesses[2], law, 100, piece)
+    distribution = np.exp(log_score) / np.exp(log_score).sum()
+    check(guesses[2], distribution, 100, piece)
     log_score = np.asarray(
         tiny.log_score(np.array([a[:4]]), np.array([2.0], np.float32)), np.float64
     )[0, 1, :mask]
     check(first.guesses[0][1], np.exp(log_score) / np.exp(log_score).sum(), 99, piece)
 
 
-def test_noise_is_guessed_by_the_denoising_law(tiny):
+def test_noise_is_guessed_by_the_denoising_distribution(tiny):
     # the same network, read as one of the uniform graph over its states
     graph = sedd.graph.uniform(258)
     components = tiny.diffusion._replace(graph=graph)
@@ -156,8 +156,10 @@ def test_noise_is_guessed_by_the_denoising_law(tiny):
     score = jnp.exp(uniform.log_score(xt, sigma))
     weights = np.asarray(sedd.denoise_probs(graph, xt, score, sigma))[0].clip(0)
     for place, final in ((1, 98), (2, 100)):
-        law = weights[place] / weights[place].sum()
-        check(first.guesses[0][place], law, final, lambda i: uniform.tokenizer.pieces([i])[0])
+        distribution = weights[place] / weights[place].sum()
+        check(
+            first.guesses[0][place], distribution, final, lambda i: uniform.tokenizer.pieces([i])[0]
+        )
 
 
 @pytest.mark.parametrize(("most", "calls"), [(2, [0, 8]), (3, [0, 4, 8]), (99, list(range(9)))])

@@ -128,9 +128,9 @@ def size_of_terms(name, arrays):
     hidden, table, shift, xt, x0, sigma, _ = arrays
     graph = Case().graph(name)
     log_score = np.float64(written_out(Case(), hidden, table, shift, xt).log_score)
-    law = np.float64(graph.transition(x0, sigma))
+    distribution = np.float64(graph.transition(x0, sigma))
     at_xt = np.asarray(xt)[..., None] == np.arange(V)
-    ratio = law / law[at_xt].reshape(B, L, 1)
+    ratio = distribution / distribution[at_xt].reshape(B, L, 1)
     logs = np.abs(log_score) + np.abs(np.log(np.maximum(ratio, 1e-30)))
     terms = np.where(at_xt, 0, np.exp(log_score) + ratio * (1 + logs)).sum(-1)
     return np.asarray(graph.limit)[np.asarray(xt)] * terms
@@ -414,7 +414,7 @@ FEW, ROWS, PLACES = 300, 8192, 2  # states, in three groups
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", GRAPHS)
-def test_draws_follow_the_law_of_the_dense_scores(name, rule):
+def test_draws_follow_the_distribution_of_the_dense_scores(name, rule):
     rng = np.random.default_rng(6)
     hidden, kernel, bias = rng.normal(0, 0.3, (PLACES, D)), rng.normal(0, 1, (D, 384)), 0.1
     xt = jnp.array([FEW - 1, FEW - 1 if name == "absorb" else 140])
@@ -436,8 +436,8 @@ def test_draws_follow_the_law_of_the_dense_scores(name, rule):
 
     score = jnp.exp(written_out(case, one[0], table, one[1], one[2]).log_score)
     total = jnp.where(np.asarray(xt)[:, None] == np.arange(FEW), 0, score).sum(-1)
-    law = RULES[rule](case.graph(name), one[2], total, jnp.full(1, step))
-    probs = np.float64(jump_probs(law.weights(one[2], score)))[0]
+    step_weights = RULES[rule](case.graph(name), one[2], total, jnp.full(1, step))
+    probs = np.float64(jump_probs(step_weights.weights(one[2], score)))[0]
     for place in range(PLACES):
         counts, expected = np.bincount(draw.xt[:, place], minlength=FEW), ROWS * probs[place]
         assert len(counts) == FEW and not counts[expected == 0].any()
@@ -459,8 +459,8 @@ def test_draws_follow_the_law_of_the_dense_scores(name, rule):
 @jit(static_argnums=(0, 1, 2, 3))
 def sharp_draws(case, name, form, token_filter, keys, hidden, table, shift, xt, active, step):
     score = form(case, hidden, table, shift, xt)
-    law = functools.partial(tweedie_weights, case.graph(name), xt, delta_sigma=step)
-    return score.draw(keys, lambda total: law(total=total), active, token_filter)
+    step_weights = functools.partial(tweedie_weights, case.graph(name), xt, delta_sigma=step)
+    return score.draw(keys, lambda total: step_weights(total=total), active, token_filter)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -486,7 +486,9 @@ def test_the_likeliest_token_is_the_same_written_out(name):
     ("form", "on_devices", "token_filter"),
     [("streamed", True, TokenFilter(0.7, 0.8)), ("written out", False, TokenFilter(0.6, 0.9))],
 )
-def test_sharper_draws_follow_the_nucleus_of_the_tempered_law(form, on_devices, token_filter):
+def test_sharper_draws_follow_the_nucleus_of_the_tempered_distribution(
+    form, on_devices, token_filter
+):
     rng = np.random.default_rng(6)
     hidden = jnp.array(rng.normal(0, 0.3, (1, 1, D)), jnp.float32)
     table = Unembedding(jnp.array(rng.normal(0, 1, (D, 384)), jnp.float32), jnp.full(384, 0.1))
@@ -502,8 +504,8 @@ def test_sharper_draws_follow_the_nucleus_of_the_tempered_law(form, on_devices, 
 
     score = jnp.exp(written_out(case, hidden, table, shift, xt).log_score)
     total = score.sum(-1) - score[..., 140]
-    law = tweedie_weights(case.graph("uniform"), xt, total, jnp.full(1, step))
-    probs = np.float64(jump_probs(law.weights(xt, score)))[0, 0]
+    step_weights = tweedie_weights(case.graph("uniform"), xt, total, jnp.full(1, step))
+    probs = np.float64(jump_probs(step_weights.weights(xt, score)))[0, 0]
     stays, probs[140] = probs[140], 0
     tempered = probs ** (1 / token_filter.temperature)
     tempered /= tempered.sum()
@@ -531,7 +533,7 @@ def tempered(case, form, token_filter, keys, hidden, table, shift, xt, step, sta
     return score.draw(keys, weights, active).xt, score.log_prob(weights, active, states)
 
 
-def tempered_law(log_score, xt, token_filter, delta):
+def tempered_distribution(log_score, xt, token_filter, delta):
     """The probabilities of a tempered Tweedie step, from conditionals, and the size of the set."""
     states = len(log_score)
     logs = np.where(np.arange(states) == xt, 0, log_score) / token_filter.temperature
@@ -581,12 +583,14 @@ def test_a_tempered_step_is_that_of_the_tempered_conditional(form, token_filter)
     many = rows(hidden), table, rows(shift), rows(jnp.asarray(xt))
     drawn, log_prob = tempered(case, form, token_filter, keys, *many, step, states)
     for place in range(2):
-        law, count = tempered_law(logits - shift[place], xt[place], token_filter, delta)
+        distribution, count = tempered_distribution(
+            logits - shift[place], xt[place], token_filter, delta
+        )
         found = np.exp(np.float64(log_prob[:FEW, place]))
-        np.testing.assert_allclose(found, law, rtol=2e-4, atol=1e-7)
-        assert 0.05 < law[xt[0]] < 0.999 if place == 0 else law[xt[1]] == 0
+        np.testing.assert_allclose(found, distribution, rtol=2e-4, atol=1e-7)
+        assert 0.05 < distribution[xt[0]] < 0.999 if place == 0 else distribution[xt[1]] == 0
         assert count == FEW if token_filter.top_p == 1 else 20 < count < FEW // 2
-        counts, expected = np.bincount(drawn[:, place], minlength=FEW), len(states) * law
+        counts, expected = np.bincount(drawn[:, place], minlength=FEW), len(states) * distribution
         assert not counts[expected == 0].any()
         rare = expected < 5
         counts = np.append(counts[~rare], counts[rare].sum())
@@ -626,17 +630,17 @@ def at_uniforms(of_groups, of_states, hidden, table, shift, xt, cut):
         return uniforms[shape[0]] if shape[0] in uniforms else jnp.full(shape, 1e-12)
 
     everywhere = jnp.ones(xt.shape, bool)
-    law = StepWeights(scale=jnp.ones(xt.shape), cut=cut, stay=jnp.zeros(xt.shape))
+    step_weights = StepWeights(scale=jnp.ones(xt.shape), cut=cut, stay=jnp.zeros(xt.shape))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(categorical, "uniform", uniform)
         keys = jax.random.split(jax.random.key(0), len(xt))
         score = streamed(LARGE, hidden, table, shift, xt)
-        draw = score.draw(keys, lambda total: law, everywhere)
+        draw = score.draw(keys, lambda total: step_weights, everywhere)
         return draw, head_draws.masses(score.head, table, score.inputs, everywhere, cut)
 
 
 def test_tokens_of_a_large_vocabulary_have_the_probabilities_of_the_dense_scores():
-    """The law, without draws: masses of groups, and what is chosen where uniforms are given."""
+    """Without draws: the masses of groups, and what is chosen where uniforms are given."""
     rng = np.random.default_rng(9)
     hidden = jnp.array(rng.normal(0, 0.7, (2, 3, D)), jnp.float32)
     kernel = jnp.array(rng.normal(0, 1, (D, MANY_PADDED)), jnp.float32)

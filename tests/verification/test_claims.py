@@ -280,8 +280,8 @@ def test_training_recovers_the_data(trained):
     few, many = result.section.tables[0].rows
     assert many[2] < 0.05 < few[2]  # TV of the samples to the data
     assert few[3] < 0.05  # ... to the 16 sequences that were shown
-    of_law, of_samples, p_value = result.section.claims
-    assert of_law.figure == many[2] and abs(of_samples.figure - many[2]) < 0.02
+    of_distribution, of_samples, p_value = result.section.claims
+    assert of_distribution.figure == many[2] and abs(of_samples.figure - many[2]) < 0.02
     assert p_value.holds
 
 

@@ -91,10 +91,10 @@ def test_guess_is_uniform_over_clean_sequences(brute):
     np.testing.assert_allclose(brute.space.uniform_data(), expected, rtol=1e-15)
 
 
-def test_embedded_puts_a_law_of_clean_sequences_among_all(brute):
-    law = np.random.default_rng(0).dirichlet(np.ones(len(brute.clean)))
-    got = brute.space.extend(law)
-    expected = dict(zip(brute.clean, law, strict=True))
+def test_embedded_puts_a_distribution_of_clean_sequences_among_all(brute):
+    distribution = np.random.default_rng(0).dirichlet(np.ones(len(brute.clean)))
+    got = brute.space.extend(distribution)
+    expected = dict(zip(brute.clean, distribution, strict=True))
     assert list(got) == [expected.get(s, 0.0) for s in range(len(brute.states))]
 
 
@@ -123,7 +123,7 @@ def test_random_data_is_uniform_on_the_simplex():
     assert np.mean(squares) == pytest.approx(2 / 5, abs=0.012)
 
 
-def test_product_law_multiplies_the_laws_of_the_positions():
+def test_product_distribution_multiplies_the_distributions_of_the_positions():
     probs = np.random.default_rng(0).dirichlet(np.ones(4), (5, 3))  # [S, L, N]
     got = product_distribution(probs)
     assert got.shape == (5, 64)
@@ -144,7 +144,7 @@ def test_total_variation_is_the_largest_difference_of_an_event():
     assert total_variation(np.array([1.0, 0]), np.array([0.0, 1])) == 1
 
 
-def test_kl_divergence_is_the_mean_log_ratio_under_the_first_law():
+def test_kl_divergence_is_the_mean_log_ratio_under_the_first_distribution():
     p, q = np.random.default_rng(0).dirichlet(np.ones(6), 2)
     p[2] = 0  # 0 log 0 = 0
     p /= p.sum()
