@@ -14,6 +14,7 @@ from typing import Any
 from sedd_jax.display.plot import Curve, Plot, image
 from sedd_jax.display.table import Cell, Table, markdown, to_json, with_error
 from sedd_jax.evaluation.published_results import published
+from sedd_jax.evaluation.published_samples import published_samples
 from sedd_jax.evaluation.record import (
     Label,
     Record,
@@ -62,14 +63,15 @@ def tables(records: Sequence[Record], *, all_published: bool = False) -> list[Ta
 
     Args:
       records: in any order.
-      all_published: print all published likelihoods of the data sets, not the comparable ones.
+      all_published: print all published figures, not the comparable ones.
     """
     label = labels(records)
     scored, drawn = _likelihoods(records, label), qualities(records, label)
     found = [
         *(_likelihood_tables(scored, label) if scored else []),
-        published(scored, everything=all_published),
+        *published(scored, everything=all_published),
         *(_quality_tables(drawn, label) if drawn else []),
+        *published_samples(drawn, everything=all_published),
         _models_table(records, label),
     ]
     return [table for table in found if table and table.rows]

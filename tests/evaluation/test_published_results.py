@@ -3,7 +3,9 @@
 import pytest
 
 from sedd_jax.evaluation.datasets import TEXT_SETS
+from sedd_jax.evaluation.protocol import CONVENTIONS
 from sedd_jax.evaluation.published_results import RESULTS, published
+from sedd_jax.evaluation.published_samples import SAMPLES, published_samples
 from sedd_jax.evaluation.record import Record
 
 MODEL = {
@@ -43,7 +45,7 @@ def models(table):
 
 
 def test_the_rows_of_the_same_size_and_protocol_stand_below():
-    table = published([measured("ptb", 120.0), measured("lambada", 50.0)])
+    (table,) = published([measured("ptb", 120.0), measured("lambada", 50.0)])
     assert table.columns == ("model", "source", "LAMBADA", "PTB", "caution")
     assert table.rows[0] == (
         "owt, step 7",
@@ -67,7 +69,8 @@ def test_the_rows_of_the_same_size_and_protocol_stand_below():
     ],
 )
 def test_others_have_other_rows(change, first):
-    assert published([measured("lambada", 50.0, **change)]).rows[1][2] == first
+    (table,) = published([measured("lambada", 50.0, **change)])
+    assert table.rows[1][2] == first
 
 
 @pytest.mark.parametrize(
@@ -82,9 +85,10 @@ def test_others_have_other_rows(change, first):
 )
 def test_what_cannot_be_compared_has_no_rows_unless_they_are_asked_for(change):
     records = [measured("lambada", 50.0, **change)]
-    assert published(records) is None
-    everything = published(records, everything=True)
-    assert len(everything.rows) == 1 + sum("lambada" in result.figures for result in RESULTS)
+    assert published(records) == []
+    bounds, others = published(records, everything=True)
+    theirs = len(bounds.rows) - 1 + len(others.rows)
+    assert theirs == sum("lambada" in result.figures for result in RESULTS)
 
 
 def test_what_was_asked_in_another_way_has_a_row_of_its_own():
@@ -94,7 +98,8 @@ def test_what_was_asked_in_another_way_has_a_row_of_its_own():
         measured("ptb", 121.0, protocol={"seed": 1}),
         measured("ptb", 122.0, protocol={"source": "c.txt", "sha256": "fedcba9876543210"}),
     ]
-    rows = [row[2:] for row in published(records).rows[:3]]
+    (table,) = published(records)
+    rows = [row[2:] for row in table.rows[:3]]
     assert rows == [
         ("50.00 +- 0.12", "120.00 +- 0.12", "seed 0"),
         ("", "121.00 +- 0.12", "seed 1"),
@@ -103,11 +108,55 @@ def test_what_was_asked_in_another_way_has_a_row_of_its_own():
 
 
 def test_text8_is_in_bits():
-    table = published([measured("text8", 3.0, length=256, tokenizer="characters")])
+    (table,) = published([measured("text8", 3.0, length=256, tokenizer="characters")])
     assert table.columns[2] == "text8, bits"
     assert table.rows[0][2] == "1.500 +- 0.012"
     assert ("SEDD absorb", "SEDD") in models(table)
 
 
-def test_the_results_name_data_sets():
-    assert set().union(*(result.figures for result in RESULTS)) <= TEXT_SETS.keys()
+def test_every_result_says_what_it_is():
+    for result in RESULTS:
+        assert result.figures.keys() <= {*TEXT_SETS, "heldout"}, result
+        assert result.protocol in CONVENTIONS, result
+        assert result.kind in ("exact", "bound", "no bound"), result
+        assert result.seen in ("paper", "repository", "second-hand"), result
+        assert result.source and result.length and result.size in ("small", "medium"), result
+        assert result.not_comparable or not {"heldout"} & result.figures.keys(), result
+
+
+def test_a_figure_without_all_terms_is_never_listed_as_a_bound():
+    """GDDS, whose protocol, size and data are those of the run that is shown."""
+    asked = measured("lambada", 50.0, protocol={"protocol": "duo"})
+    (comparable,) = published([asked])
+    assert ("Duo", "Duo") in models(comparable)
+    bounds, others = published([asked], everything=True)
+    named = [[model for model, _ in models(table)] for table in (comparable, bounds, others)]
+    assert ["GDDS uniform" in names for names in named] == [False, False, True]
+    assert others.title == "Published figures that are no bounds"
+    assert others.rows[0][-1].startswith("the mean of -log p(x_0 given x_t) over t: its code omits")
+
+
+def test_what_was_only_seen_second_hand_is_marked():
+    (table,) = published([measured("lambada", 50.0, protocol={"protocol": "mdlm"})])
+    cautions = {row[0]: row[-1] for row in table.rows}
+    assert cautions["EDLM-NCE"].endswith("; seen second-hand")
+    assert cautions["MDLM, by a user"].startswith("published weights")
+    assert "second-hand" not in cautions["MDLM"]
+
+
+def drawn(evaluations, **judge):
+    large = {"tokenizer": "gpt2", "parameters": 774_030_080}
+    protocol = {"length": 1024, "sampler": "tweedie", "judge": large | judge}
+    return Record("quality", "tweedie", MODEL, protocol, {"evaluations": evaluations})
+
+
+def test_samples_of_the_same_cost_and_scoring_model_stand_below():
+    (table,) = published_samples([drawn(129)])
+    assert {row[2] for row in table.rows} == {None, 128}
+    assert table.rows[0][0] == "real text"
+    (remdm,) = [row for row in table.rows if row[0] == "MDLM, ReMDM"]
+    assert remdm[3:6] == ("42.5", "5.43", "0.057")
+    assert published_samples([drawn(129, parameters=124_000_000)]) == []
+    assert published_samples([drawn(64, parameters=774_030_080)])[0].rows == table.rows[:1]
+    (everything,) = published_samples([drawn(3, tokenizer="bytes")], everything=True)
+    assert len(everything.rows) == len(SAMPLES) > 80
