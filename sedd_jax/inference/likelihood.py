@@ -4,7 +4,6 @@ One estimator serves `nll_bound`, the evaluator of a training run and evaluation
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,12 +13,9 @@ from jaxtyping import Array, Float, Int, Key
 from numpy.typing import ArrayLike
 
 from sedd_jax.errors import BadInput, check_positive
-from sedd_jax.inference.batches import batch_rows
-from sedd_jax.inference.conditions import context_of
 from sedd_jax.inference.family import Family, RowLoss
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.inference.row_passes import RowPasses
-from sedd_jax.model.context import NOTHING
+from sedd_jax.inference.row_passes import RowPasses, passes_over
 
 BINS = 16  # of t, see `NLLEstimate.by_t`
 TIMES = ("low-discrepancy", "quadrature")
@@ -176,34 +172,21 @@ def nll_bound(
         it has, tokens given to a model of another family, or a setting out of range.
       FloatingPointError: the loss of a row is not finite.
     """
-    check_positive(batch_size=batch_size)
-    family = model.family
-    if not family.exact_likelihood:
+    if not model.family.exact_likelihood:
         check_draws(draws, times)
-    tokens, lengths = _checked(family, np.asarray(tokens), lengths)
-    count = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
-    if held is not None:
-        held = _checked_held(family, np.asarray(held), tokens.shape, lengths)
-        count = count - held.sum(1)
-    rows = batch_rows(len(tokens), min(batch_size, len(tokens)), model.num_batch_shards)
-
-    known = {"lengths": lengths, **context_of(model, condition, len(tokens))}
-    if held is not None:
-        known["context"] = known.get("context", NOTHING)._replace(given=held)
-
-    def placed(numbers):
-        place = functools.partial(_placed, model, numbers)
-        return place(tokens), jax.tree.map(place, known)
-
-    passes = RowPasses(family, model.mesh, model.params, rows, placed, progress)
+    passes, count = passes_over(
+        model,
+        tokens,
+        lengths=lengths,
+        condition=condition,
+        held=held,
+        batch_size=batch_size,
+        progress=progress,
+    )
     t_min = model.config.train.t_min
     return estimate_nll(
         passes, key, count, t_min=t_min, draws=draws, times=times, complete=complete
     )
-
-
-def _placed(model, numbers, rows):
-    return model.shard_batch(rows[numbers])
 
 
 def estimate_nll(
@@ -262,53 +245,6 @@ def check_draws(draws: int, times: str) -> None:
         raise BadInput(f"times must be one of {', '.join(TIMES)}, got {times!r}.")
     if times == "quadrature" and draws == 1:
         raise BadInput("Quadrature needs at least 2 nodes: set draws.")
-
-
-def _checked(family, tokens, lengths):
-    """Tokens with 0 in the padding, and lengths, None where there is no padding."""
-    if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
-        raise BadInput(
-            "nll_bound needs integers [N, L], at least one sequence of at least one token; got "
-            f"{tokens.dtype} {list(tokens.shape)}."
-        )
-    rows, longest = tokens.shape
-    if lengths is not None:
-        lengths = np.asarray(lengths)
-        fits = lengths.shape == (rows,) and np.issubdtype(lengths.dtype, np.integer)
-        if not fits or not 1 <= lengths.min() <= lengths.max() <= longest:
-            raise BadInput(
-                f"nll_bound needs one length from 1 to {longest} for each of the {rows} rows."
-            )
-        tokens = np.where(np.arange(longest) < lengths[:, None], tokens, 0)
-        lengths = None if (lengths == longest).all() else lengths.astype(np.int32)
-    if not 0 <= tokens.min() <= tokens.max() < family.num_tokens:
-        raise BadInput(f"nll_bound needs ids in [0, {family.num_tokens}), the model's tokens.")
-    if family.max_length is not None and longest > family.max_length:
-        raise BadInput(
-            f"nll_bound needs sequences of at most {family.max_length} tokens, the positions that "
-            f"the model has learned; got {longest}."
-        )
-    return tokens.astype(np.int32), lengths
-
-
-def _checked_held(family, held, shape, lengths):
-    """Where tokens are given, False in the padding."""
-    if held.shape != shape or held.dtype != np.bool_:
-        raise BadInput(
-            f"held must be booleans {list(shape)}, one for each token; got {held.dtype} "
-            f"{list(held.shape)}."
-        )
-    if not family.infills:
-        raise BadInput(
-            "held is for discrete diffusion models: others have no bound given tokens anywhere in "
-            "a row; leave it out."
-        )
-    if lengths is not None:
-        held = held & (np.arange(shape[1]) < lengths[:, None])
-    real = np.full(shape[0], shape[1]) if lengths is None else lengths
-    if (held.sum(1) == real).all():
-        raise BadInput("held leaves no token to score: every token of every row is given.")
-    return held
 
 
 def _row_loss(family: Family, t_min: float, times: str) -> RowLoss:

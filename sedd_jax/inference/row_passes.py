@@ -1,17 +1,23 @@
 """Evaluation of functions of single rows, over all rows and devices."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
+from numpy.typing import ArrayLike
 
+from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.experiment.mesh import shard_batch
-from sedd_jax.inference.batches import one_ahead, row_keys
+from sedd_jax.inference.batches import batch_rows, one_ahead, row_keys
+from sedd_jax.inference.conditions import context_of
 from sedd_jax.inference.family import Family
-from sedd_jax.inference.model import compiled
+from sedd_jax.inference.model import TrainedModel, compiled
+from sedd_jax.model.context import NOTHING
 from sedd_jax.model.score_model import Params
 
 
@@ -83,3 +89,99 @@ class RowPasses:
             if self.progress is not None:
                 self.progress(self.done, self.total)
         return found
+
+
+def passes_over(
+    model: TrainedModel,
+    tokens: ArrayLike,
+    *,
+    lengths: ArrayLike | None = None,
+    condition: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    held: ArrayLike | None = None,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[RowPasses, Int[np.ndarray, "N"]]:
+    """Returns the passes over rows of tokens, and how many tokens of each row are scored.
+
+    Args:
+      model: the model.
+      tokens: token ids, [N, L].
+      lengths: number of tokens of every row, [N]; the rest is padding. None for full rows.
+      condition: what the model is told, of all rows or of each.
+      held: tokens that are given, [N, L], and not scored; None: none is.
+      batch_size: rows at a time, rounded up to a multiple of what the devices divide.
+      progress: called as progress(done, total) after every batch.
+
+    Raises:
+      BadInput: no such array, ids or conditions that the model does not have, more positions than
+        it has, or tokens given to a model of another family.
+    """
+    check_positive(batch_size=batch_size)
+    family = model.family
+    tokens, lengths = _checked(family, np.asarray(tokens), lengths)
+    count = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
+    if held is not None:
+        held = _checked_held(family, np.asarray(held), tokens.shape, lengths)
+        count = count - held.sum(1)
+    rows = batch_rows(len(tokens), min(batch_size, len(tokens)), model.num_batch_shards)
+
+    known = {"lengths": lengths, **context_of(model, condition, len(tokens))}
+    if held is not None:
+        known["context"] = known.get("context", NOTHING)._replace(given=held)
+
+    def placed(numbers):
+        place = functools.partial(_placed, model, numbers)
+        return place(tokens), jax.tree.map(place, known)
+
+    return RowPasses(family, model.mesh, model.params, rows, placed, progress), count
+
+
+def _placed(model, numbers, rows):
+    return model.shard_batch(rows[numbers])
+
+
+def _checked(family, tokens, lengths):
+    """Tokens with 0 in the padding, and lengths, None where there is no padding."""
+    if tokens.ndim != 2 or tokens.size == 0 or not np.issubdtype(tokens.dtype, np.integer):
+        raise BadInput(
+            "A likelihood needs integers [N, L], at least one sequence of at least one token; got "
+            f"{tokens.dtype} {list(tokens.shape)}."
+        )
+    rows, longest = tokens.shape
+    if lengths is not None:
+        lengths = np.asarray(lengths)
+        fits = lengths.shape == (rows,) and np.issubdtype(lengths.dtype, np.integer)
+        if not fits or not 1 <= lengths.min() <= lengths.max() <= longest:
+            raise BadInput(
+                f"A likelihood needs one length from 1 to {longest} for each of the {rows} rows."
+            )
+        tokens = np.where(np.arange(longest) < lengths[:, None], tokens, 0)
+        lengths = None if (lengths == longest).all() else lengths.astype(np.int32)
+    if not 0 <= tokens.min() <= tokens.max() < family.num_tokens:
+        raise BadInput(f"A likelihood needs ids in [0, {family.num_tokens}), the model's tokens.")
+    if family.max_length is not None and longest > family.max_length:
+        raise BadInput(
+            f"A likelihood needs sequences of at most {family.max_length} tokens, the positions "
+            f"that the model has learned; got {longest}."
+        )
+    return tokens.astype(np.int32), lengths
+
+
+def _checked_held(family, held, shape, lengths):
+    """Where tokens are given, False in the padding."""
+    if held.shape != shape or held.dtype != np.bool_:
+        raise BadInput(
+            f"held must be booleans {list(shape)}, one for each token; got {held.dtype} "
+            f"{list(held.shape)}."
+        )
+    if not family.infills:
+        raise BadInput(
+            "held is for discrete diffusion models: others have no bound given tokens anywhere in "
+            "a row; leave it out."
+        )
+    if lengths is not None:
+        held = held & (np.arange(shape[1]) < lengths[:, None])
+    real = np.full(shape[0], shape[1]) if lengths is None else lengths
+    if (held.sum(1) == real).all():
+        raise BadInput("held leaves no token to score: every token of every row is given.")
+    return held
