@@ -32,7 +32,9 @@ GPT2 = ["tiktoken>=0.14.0"]
 HUB = ["datasets>=5.2.0", "huggingface_hub>=2.4.0"]
 MAUVE = ["mauve-text>=0.4.0"]
 PLOTS = ["matplotlib>=3.11.2"]
+MLFLOW = ["alembic>=1.20.1", "mlflow-skinny>=3.17.2", "sqlalchemy>=2.1.9"]
 TENSORBOARD = ["tensorboardX>=2.6.5"]
+WANDB = ["wandb>=0.31.0"]
 DEV = [
     "beartype>=0.23.1",
     "pre-commit>=4.0.0",
@@ -67,7 +69,9 @@ if __name__ == "__main__":
             "demo": DEMO,  # the live page of sedd_jax.demo
             "mauve": MAUVE,  # GPL, unlike this package; so it is in no other extra
             "plots": PLOTS,  # of evaluate, report, exact and the examples
-            "tensorboard": TENSORBOARD,  # event files beside metrics.jsonl
+            "tensorboard": TENSORBOARD,  # trackers, beside metrics.jsonl
+            "wandb": WANDB,
+            "mlflow": MLFLOW,
             "dev": [*DEV, *DEMO, *GPT2, *HUB, *PLOTS, *TENSORBOARD],
         },
     )

@@ -5,6 +5,7 @@ The same command resumes a stopped run. The command line overrides any setting, 
 """
 
 import contextlib
+import dataclasses
 import time
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from sedd_jax.experiment.config_files import define_config_flag
 from sedd_jax.experiment.metrics import MetricWriter
 from sedd_jax.experiment.run import locked, open_run, read_run
 from sedd_jax.experiment.state import run_keys
+from sedd_jax.experiment.trackers.tracker import build_trackers
 from sedd_jax.inference.build import build_family, check_names, dotted_paths
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system import processes
@@ -72,6 +74,7 @@ def train(config: Config, run: Path, trace_steps: int = 0) -> None:
     """
     check_names(config)
     check_oracle(config)
+    trackers = build_trackers(config.train.trackers)
     mesh = meshes.build_mesh(config.mesh)
     meshes.check_divisions(config, mesh)
     initial = load_initial(config, run, mesh)
@@ -86,10 +89,10 @@ def train(config: Config, run: Path, trace_steps: int = 0) -> None:
             account.tell(dataset.manifest)
         some = dataset.heldout.take(np.arange(min(2, len(dataset.heldout))))
         processes.on_primary(lambda: try_oracle(config, dataset.tokenizer, some))
-        _train(config, run, dataset, mesh, initial, trace_steps)
+        _train(config, run, dataset, mesh, initial, trackers, trace_steps)
 
 
-def _train(config, run, dataset, mesh, initial, trace_steps):
+def _train(config, run, dataset, mesh, initial, trackers, trace_steps):
     started = time.monotonic()
     train, last = config.train, config.train.steps
     keys = run_keys(config.seed)
@@ -125,7 +128,7 @@ def _train(config, run, dataset, mesh, initial, trace_steps):
         )
         with (
             batches,
-            MetricWriter(run, start) as writer,
+            MetricWriter(run, start, trackers, dataclasses.asdict(config)) as writer,
             hooks.Stall(train.stall_minutes) as stall,
             hooks.Trace(run, trace_steps, start) as trace,
             StopSignal() as signals,

@@ -199,7 +199,7 @@ def test_one_of_two_processes_fails_alone(binary, tmp_path):
         said = [process.communicate(timeout=200)[1] for process in (lead, other)]
         assert lead.returncode != 0 and other.returncode != 0, said
         (line,) = [line for line in said[0].splitlines() if line.startswith("error: ")]
-        assert "cannot be written" in line  # metrics.jsonl, or TensorBoard's events
+        assert "cannot be written" in line
         waited = f"both ended after {time.monotonic() - began:.0f} s\n{line}"
         report("no room for the rows of process 0 of 2", lead.returncode, waited)
     finally:

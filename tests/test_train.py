@@ -42,6 +42,24 @@ AS_SMOKE_CONFIG = (
 TIMES = {"tokens_per_second", "step_seconds", "waiting_for_data"}
 
 
+class Told:
+    """A tracker that keeps what it is told, of all runs."""
+
+    calls = []  # noqa: RUF012
+
+    def start(self, run, settings, last_step):
+        self.calls.append(("start", settings["train"]["steps"], last_step))
+
+    def scalars(self, step, values):
+        self.calls.append((step, *values))
+
+    def text(self, step, name, value):
+        self.calls.append((step, name))
+
+    def close(self):
+        self.calls.append(("close",))
+
+
 def metric_rows(run):
     rows = [json.loads(line) for line in (run / FILE).read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
@@ -75,8 +93,9 @@ def test_a_run_leaves_metrics_samples_and_checkpoints(smoke_run, smoke_config):
 def test_a_stopped_run_goes_on_to_the_same_bits(smoke_run, smoke_config, tmp_path, caplog):
     run = shutil.copytree(smoke_run, tmp_path / "run")
     shutil.rmtree(run / FOLDER / "20")  # as if it was killed before
+    told = dataclasses.replace(smoke_config.train, trackers=f"{__name__}:Told")
     with jax.log_compiles():
-        train(smoke_config, run)
+        train(dataclasses.replace(smoke_config, train=told), run)
     # over evaluations, samples and checkpoints no program is compiled twice
     names = [str(r.args[0]) for r in caplog.records if r.msg.startswith("Compiling %s with global")]
     for program in ("train_step", "loss", "generator"):
@@ -85,6 +104,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(smoke_run, smoke_config, tmp_pat
         final_state(run, smoke_config), final_state(smoke_run, smoke_config)
     )
     assert metric_rows(run) == metric_rows(smoke_run)
+    written = [json.loads(line) for line in (run / FILE).read_text().splitlines()]
+    after = [tuple(row.values())[:1] + tuple(row)[1:] for row in written if row["step"] > 10]
+    assert Told.calls == [("start", 20, 10), *after, ("close",)]
 
 
 @pytest.mark.slow

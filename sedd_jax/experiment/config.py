@@ -72,6 +72,10 @@ class TrainConfig:
         family=("diffusion",),
     )
     log_every: int = setting(100, above=0, may_change=True)
+    # where rows go beside metrics.jsonl: tensorboard, wandb, mlflow or the dotted path of an
+    # `experiment.trackers.tracker.Tracker`, several with commas, or empty; auto is tensorboard if
+    # tensorboardX is installed
+    trackers: str = setting("auto", may_change=True)
     # stop after this many steps in a row whose loss or gradient is not finite
     max_skipped: int = setting(10, above=0, may_change=True)
     # minutes without a step after which the stacks of all threads are printed
@@ -112,23 +116,12 @@ class EvalConfig:
     sampler: str = setting(
         "tweedie",
         names=(
-            "euler",
-            "tweedie",
-            "first_hitting",
-            "gibbs",
-            "forward_backward",
-            "psi",
-            "remdm_cap",
-            "remdm_rescale",
-            "remdm_loop",
-            "spaced",
-            "entropy_bounded",
-            "confidence",
-            "theta_trapezoidal",
-            "theta_rk2",
+            "euler", "tweedie", "first_hitting", "gibbs", "forward_backward", "psi", "remdm_cap",
+            "remdm_rescale", "remdm_loop", "spaced", "entropy_bounded", "confidence",
+            "theta_trapezoidal", "theta_rk2",
         ),
         family=("diffusion",),
-    )
+    )  # fmt: skip
     # gc_content, or the dotted path of a function of texts that gives each a number; the checkpoint
     # whose samples have the highest mean is kept. Empty: none
     oracle: str = ""

@@ -1,13 +1,15 @@
-"""Metrics of a run: JSON lines, and TensorBoard files if tensorboardX is installed."""
+"""Metrics of a run: JSON lines in its folder, and the trackers that it names."""
 
 import contextlib
 import json
 import math
-import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sedd_jax.errors import Halted
+from sedd_jax.experiment.trackers.background import InBackground
+from sedd_jax.experiment.trackers.tracker import Tracker
 from sedd_jax.system.files import atomic_write
 from sedd_jax.system.processes import is_primary, print_on_primary, warn_on_primary
 
@@ -17,30 +19,53 @@ Row = dict[str, float | int]
 
 
 class MetricWriter:
-    """Appends rows to `metrics.jsonl` in the run folder, and to TensorBoard files.
+    """Appends rows to `metrics.jsonl` in the run folder, and passes them on to trackers.
 
     On resume, rows after the restored step are dropped: those steps run again, with the same
     results. A value that is not finite is left out of its row: JSON cannot express it. A row that
-    cannot be written, on a full disk say, raises Halted. Only process 0 writes.
+    cannot be written, on a full disk say, raises Halted; what a tracker does stops nothing, see
+    `InBackground`. Only process 0 writes.
     """
 
-    def __init__(self, run: Path, last_step: int):
-        """Opens the files of `run`, keeping what was written up to `last_step`."""
-        self._files = []
+    def __init__(
+        self,
+        run: Path,
+        last_step: int,
+        trackers: Mapping[str, Tracker] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ):
+        """Opens the files of `run`, keeping what was written up to `last_step`.
+
+        Args:
+          run: the folder.
+          last_step: the step that the run continues after.
+          trackers: by name, see `build_trackers`.
+          settings: of the run, for them.
+        """
+        self._lines, self._trackers = None, []
         if is_primary():
-            self._files = [_JsonLines(run / FILE, last_step), *_tensorboard(run, last_step)]
+            self._lines = _JsonLines(run / FILE, last_step)
+            self._trackers = [
+                InBackground(name, tracker, run, settings or {}, last_step)
+                for name, tracker in (trackers or {}).items()
+            ]
 
     def __enter__(self) -> "MetricWriter":
         return self
 
     def __exit__(self, *exception) -> None:
-        for file in self._files:
+        if self._lines:
             with contextlib.suppress(OSError):  # `_write` has reported it
-                file.close()
+                self._lines.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def scalars(self, step: int, values: Row) -> None:
         """Writes one row {"step": step, **values}."""
-        self._write(step, finite_values(values))
+        values = finite_values(values)
+        self._write(step, values)
+        for tracker in self._trackers:
+            tracker.scalars(step, values)
 
     def text(self, step: int, name: str, value: str) -> None:
         """Writes one row with a text.
@@ -51,15 +76,17 @@ class MetricWriter:
           value: the text.
         """
         self._write(step, {name: value})
+        for tracker in self._trackers:
+            tracker.text(step, name, value)
 
     def _write(self, step, values):
-        for file in self._files:
+        if self._lines:
             try:
-                file.write(step, values)
+                self._lines.write(step, values)
             except OSError as error:
                 raise Halted(
-                    f"{file.path} cannot be written: {error.strerror}. Fix the cause and run the "
-                    "same command again."
+                    f"{self._lines.path} cannot be written: {error.strerror}. Fix the cause and "
+                    "run the same command again."
                 ) from error
 
 
@@ -84,37 +111,6 @@ class _JsonLines:
     def write(self, step, values):
         self._file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         self._file.flush()
-
-
-class _EventFile:
-    """TensorBoard events, written at once: a SummaryWriter's thread hides a full disk."""
-
-    def __init__(self, tensorboard, folder, last_step):
-        self.path = folder
-        self._event, self._summary = tensorboard.proto.event_pb2, tensorboard.summary
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = tensorboard.event_file_writer.EventsWriter(str(folder / "events"))
-        # TensorBoard then drops events of later steps in earlier files
-        start = self._event.SessionLog(status=self._event.SessionLog.START)
-        self._add(step=last_step + 1, session_log=start)
-        self.close = self._file.close
-
-    def write(self, step, values):
-        for name, value in values.items():
-            kind = self._summary.text if isinstance(value, str) else self._summary.scalar
-            self._add(step=step, summary=kind(name, value))
-        self._file.flush()
-
-    def _add(self, **event):
-        self._file.write_event(self._event.Event(wall_time=time.time(), **event))
-
-
-def _tensorboard(run, last_step):
-    try:
-        import tensorboardX
-    except ModuleNotFoundError:
-        return []
-    return [_EventFile(tensorboardX, run / "tensorboard", last_step)]
 
 
 def read_rows(path: Path, last_step: int) -> list[dict[str, Any]]:

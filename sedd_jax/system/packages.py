@@ -1,6 +1,7 @@
 """Optional and heavy packages, imported where they are used."""
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 from sedd_jax.errors import BadInput
@@ -23,6 +24,20 @@ def package(name: str, requirement: str, user: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise BadInput(
-            f"{user} needs the package {name.partition('.')[0]}: pip install {requirement}"
-        ) from error
+        raise BadInput(_missing(name, requirement, user)) from error
+
+
+def check_installed(name: str, requirement: str, user: str) -> None:
+    """Raises BadInput unless a package is installed, without importing it, which may take seconds.
+
+    Args:
+      name: the module.
+      requirement: what pip is given to install it.
+      user: who needs it, as the subject of the message.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise BadInput(_missing(name, requirement, user))
+
+
+def _missing(name, requirement, user):
+    return f"{user} needs the package {name.partition('.')[0]}: pip install {requirement}"

@@ -41,16 +41,6 @@ def test_damaged_rows_are_counted_and_left_out(tmp_path, capsys, damage):
     assert rows(tmp_path) == [{"step": 1}, {"step": 3}]
 
 
-def test_scalars_reach_the_event_files(tmp_path):
-    pytest.importorskip("tensorboardX", reason="the optional extra [tensorboard]")
-    with MetricWriter(tmp_path, 0) as writer:
-        writer.scalars(1, {"loss": 1.0})
-        (events,) = (tmp_path / "tensorboard").glob("events.*")
-        assert b"loss" in events.read_bytes()  # at once
-        writer.text(2, "sample_0", "words")
-    assert b"sample_0/text_summary" in events.read_bytes()
-
-
 def test_values_that_are_not_finite_are_left_out(tmp_path):
     def refuse(word):
         raise AssertionError(f"{word} is not JSON")
@@ -71,16 +61,6 @@ def test_a_disk_without_room_stops_the_run(tmp_path):
                 writer.scalars(2, {"loss": 1.0})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_an_event_file_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch):
-    """The JSON lines can, since /dev/full takes the place of the event file alone."""
-    record_writer = pytest.importorskip("tensorboardX").record_writer
-    monkeypatch.setattr(record_writer, "open_file", lambda path: open("/dev/full", "wb"))  # noqa: SIM115
-    full = pytest.raises(Halted, match="tensorboard cannot be written: No space left on device")
-    with MetricWriter(tmp_path, 0) as writer, full:
-        writer.scalars(1, {"loss": 1.0})
-    assert rows(tmp_path) == [{"step": 1, "loss": 1.0}]
 
 
 def test_one_process_writes(tmp_path, monkeypatch):

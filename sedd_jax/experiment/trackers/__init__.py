@@ -1,0 +1,1 @@
+"""Where the rows of a run go beside its JSON lines: one file per tracker."""
