@@ -5,6 +5,7 @@ import json
 import threading
 import time
 
+import jax
 import pytest
 
 from sedd_jax.errors import BadInput
@@ -65,6 +66,12 @@ def test_a_tracker_is_told_all_in_order_in_a_thread_of_its_own(tmp_path):
         ("close",),
     ]
     assert one.threads == {"tracker one"}
+
+
+def test_process_0_alone_starts_trackers(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    write(tmp_path, own=(own := Kept()))
+    assert own.calls == []
 
 
 @pytest.mark.parametrize("method", ["start", "scalars", "close"])
