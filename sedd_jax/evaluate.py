@@ -1,7 +1,8 @@
 """Evaluates a model: `python -m sedd_jax.evaluate --checkpoint=runs/tiny --suite=heldout`.
 
 Likelihoods of data sets, with all that they depend on: `--suite=zeroshot --data=FOLDER` for those
-of the paper. Quality of samples: `--suite=quality --judge=FOLDER`, for one sampler setting or many.
+of the paper. Quality of samples: `--suite=quality --judge=FOLDER`, for one sampler setting or many;
+at the entropy of real text: `--suite=frontier --judge=FOLDER --reference=heldout`.
 DNA, proteins: `--suite=sequences --samples=drawn.fasta --reference=real.fasta`, without a model.
 Every figure is written to its own file as soon as it is known; the same command continues from
 there.
@@ -19,7 +20,9 @@ from sedd_jax.errors import BadInput
 from sedd_jax.evaluation import likelihood, quality, sequence_report, summary
 from sedd_jax.evaluation.catalog import DatasetCatalog
 from sedd_jax.evaluation.protocol import CONVENTIONS, Choices
+from sedd_jax.evaluation.quality_flags import FRONTIER, QUALITY, define_quality_flags
 from sedd_jax.evaluation.record import FOLDER, Record, log_on_primary
+from sedd_jax.evaluation.sequence_flags import SEQUENCES, define_sequence_flags
 from sedd_jax.experiment import checkpoint as checkpoints
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as meshes
@@ -28,8 +31,6 @@ from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.likelihood import TIMES
 from sedd_jax.inference.load import load
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.inference.oracle import ORACLES
-from sedd_jax.inference.sampling import SAMPLERS, TEMPERINGS
 from sedd_jax.system import processes
 from sedd_jax.system.files import check_local
 from sedd_jax.system.joining import initialize_distributed
@@ -40,10 +41,10 @@ _PROCESSES = cli.define_process_flags()
 _MESH = flags.DEFINE_list(
     "mesh", None, "Axes of devices, as in fsdp:4,tensor:2; by default a copy on every device."
 )
-_QUALITY = "quality"
-_SEQUENCES = "sequences"
-_SUITES = (*likelihood.SUITES, _QUALITY, _SEQUENCES)
+_SUITES = (*likelihood.SUITES, QUALITY, FRONTIER, SEQUENCES)
 _SUITE = flags.DEFINE_list("suite", None, f"What to evaluate: {', '.join(_SUITES)}.")
+_OF_SAMPLES = define_quality_flags()
+_OF_SEQUENCES = define_sequence_flags()
 _DATA = flags.DEFINE_string("data", None, "Folder with the files of data sets, at any depth.")
 _SOURCES = flags.DEFINE_list("sources", [], "Files of single data sets, as in ptb=test.txt.")
 _DOWNLOAD = flags.DEFINE_bool("download", False, "Fetch the data sets that are missing.")
@@ -62,83 +63,29 @@ _MAX_BLOCKS = flags.DEFINE_integer(
 _PUBLISHED = flags.DEFINE_enum(
     "published", "comparable", ["comparable", "all"], "Which published figures to print."
 )
-_JUDGE = flags.DEFINE_string(
-    "judge", None, "A causal model that scores the samples: a run, a GPT-2, or OWNER/NAME."
-)
-_JUDGE_TOKENIZER = flags.DEFINE_string(
-    "judge_tokenizer", None, "The tokenizer of --judge, if it is not beside it."
-)
-_REFERENCE = flags.DEFINE_string(
-    "reference", None, "Real text to compare samples with: a file, or heldout."
-)
-_MAUVE = flags.DEFINE_bool("mauve", False, "Measure MAUVE; it needs --judge and --reference.")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "Samples.", lower_bound=2)
-_LENGTH = flags.DEFINE_integer("length", None, "Tokens per sample; the trained length by default.")
-_STEPS = flags.DEFINE_list(
-    "steps",
-    ["default"],
-    "Evaluations before the final one; several make a sweep: 16,64,256. By default 128, or up to "
-    "one per token where each is drawn once.",
-)
-_SAMPLERS = flags.DEFINE_multi_string(
-    "sampler",
-    ["tweedie"],
-    f"{', '.join(SAMPLERS.names)}, or the path module:class of your own; repeat it for a sweep.",
-)
-_TEMPERATURE = flags.DEFINE_float(
-    "temperature", 1.0, "Below 1 sharpens the distribution; 0 is greedy."
-)
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the smallest set of tokens with this mass.")
-_TEMPERING = flags.DEFINE_enum(
-    "tempering",
-    "token",
-    TEMPERINGS,
-    "What both act on: the token of a changing position, or (uniform graph) that given all others.",
-)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws.", lower_bound=0, upper_bound=2**32 - 1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Blocks or samples at a time.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, f"Folder for the results; RUN/{FOLDER} by default.")
-_SAMPLES = flags.DEFINE_string("samples", None, "File of drawn sequences: FASTA, CSV and others.")
-_TRAINING = flags.DEFINE_string("training", None, "File of the sequences that were trained on.")
-_JUDGE_DATA = flags.DEFINE_string(
-    "judge_data", None, "File of real sequences from which a classifier learns the classes."
-)
-_FIELD = flags.DEFINE_string("field", "text", "The column of sequences, in files with columns.")
-_LABEL = flags.DEFINE_string("label", None, "The column of their classes.")
-_KMERS = flags.DEFINE_list("kmer", ["3", "6"], "Lengths of the k-mers whose spectra are compared.")
-_MOTIFS = flags.DEFINE_multi_string(
-    "motif", [], "A rule POSITION:REGEX, as in 30:GT after 30 letters; may be repeated."
-)
-_ORACLE = flags.DEFINE_string(
-    "oracle", None, f"{', '.join(ORACLES.names)}, or the path module:function of your own."
-)
-_TARGET = flags.DEFINE_string("target", None, "The column with what the oracle should give.")
-_OF_SEQUENCES = (
-    _SAMPLES, _TRAINING, _JUDGE_DATA, _FIELD, _LABEL, _KMERS, _MOTIFS, _ORACLE, _TARGET,
-)  # fmt: skip
 _OF_LIKELIHOODS = (
     _DATA, _SOURCES, _DOWNLOAD, _PROTOCOL, _DRAWS, _TIMES, _COMPLETE, _MAX_BLOCKS, _PUBLISHED,
-)  # fmt: skip
-_OF_QUALITY = (
-    _JUDGE, _JUDGE_TOKENIZER, _REFERENCE, _MAUVE, _NUM_SAMPLES, _LENGTH, _STEPS, _SAMPLERS,
-    _TEMPERATURE, _TOP_P, _TEMPERING,
 )  # fmt: skip
 
 
 def main() -> None:
     """Evaluates a model, or sequences, as the flags say."""
-    if _SUITE.value == [_SEQUENCES]:
+    if _SUITE.value == [SEQUENCES]:
         _compare_sequences()
         return
     _MODEL()
-    if _SEQUENCES in (_SUITE.value or ()):
-        raise BadInput(f"--suite={_SEQUENCES} compares files and needs no model: give it alone.")
+    if SEQUENCES in (_SUITE.value or ()):
+        raise BadInput(f"--suite={SEQUENCES} compares files and needs no model: give it alone.")
     if given := _given(_OF_SEQUENCES):
-        raise BadInput(f"{given} is for --suite={_SEQUENCES}, which is not requested.")
+        raise BadInput(f"{given} is for --suite={SEQUENCES}, which is not requested.")
     if wrong := [suite for suite in _SUITE.value or [""] if suite not in _SUITES]:
         raise BadInput(f"--suite must be one or more of {', '.join(_SUITES)}, not {wrong[0]!r}.")
-    scored = [suite for suite in _SUITE.value if suite != _QUALITY]
-    _check_flags(scored)
+    scored = [suite for suite in _SUITE.value if suite not in (QUALITY, FRONTIER)]
+    sampled = [suite for suite in _SUITE.value if suite in (QUALITY, FRONTIER)]
+    _check_flags(scored, sampled)
     check_plots()
     initialize_distributed(*(flag.value for flag in _PROCESSES))
     choices = _choices()
@@ -150,7 +97,9 @@ def main() -> None:
         return catalog, *likelihood.resolve_suites(scored, catalog, _PROTOCOL.value)
 
     catalog, names, missing = processes.run_primary_first(resolve, resolve)
-    settings = _sampling() if _QUALITY in _SUITE.value else None
+    settings = None
+    if sampled:
+        settings = _OF_SAMPLES.settings(sampled[0], seed=_SEED.value, batch_size=_BATCH_SIZE.value)
     folder = _folder()
     mesh = meshes.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
     checkpoint = load(**_MODEL(), mesh=mesh)
@@ -168,34 +117,14 @@ def _compare_sequences():
     """Prints the figures of drawn and real sequences, and writes them into --output."""
     if flags.FLAGS["checkpoint"].present:
         raise BadInput(
-            f"--suite={_SEQUENCES} compares files: draw with sedd_jax.sample, give --samples=FILE "
+            f"--suite={SEQUENCES} compares files: draw with sedd_jax.sample, give --samples=FILE "
             "and leave --checkpoint out."
         )
-    others = [flag for flag in (*_OF_LIKELIHOODS, *_OF_QUALITY) if flag is not _REFERENCE]
+    reference = _OF_SAMPLES.reference
+    others = [flag for flag in (*_OF_LIKELIHOODS, *_OF_SAMPLES) if flag is not reference]
     if given := _given(others):
-        raise BadInput(f"{given} has no meaning for --suite={_SEQUENCES}: leave it out.")
-    if not (_SAMPLES.value and _REFERENCE.value):
-        raise BadInput(
-            f"--suite={_SEQUENCES} needs --samples=FILE and --reference=FILE: drawn and real "
-            "sequences."
-        )
-    if not all(each.isdigit() for each in _KMERS.value):
-        raise BadInput(f"--kmer={','.join(_KMERS.value)} must be whole numbers, as in 3,6.")
-    report = sequence_report.measure(
-        sequence_report.Settings(
-            samples=_SAMPLES.value,
-            reference=_REFERENCE.value,
-            training=_TRAINING.value,
-            judge_data=_JUDGE_DATA.value,
-            field=_FIELD.value,
-            label=_LABEL.value,
-            kmers=tuple(map(int, _KMERS.value)),
-            motifs=tuple(_MOTIFS.value),
-            oracle=_ORACLE.value,
-            target=_TARGET.value,
-            seed=_SEED.value,
-        )
-    )
+        raise BadInput(f"{given} has no meaning for --suite={SEQUENCES}: leave it out.")
+    report = sequence_report.measure(_OF_SEQUENCES.settings(reference.value, _SEED.value))
     print(f"{report.table.title}\n\n{markdown(report.table)}")
     if _OUTPUT.value:
         folder = Path(_OUTPUT.value)
@@ -204,18 +133,16 @@ def _compare_sequences():
         print(f"\nFigures: {report.save(folder)}")
 
 
-def _check_flags(scored):
-    """Raises BadInput for flags without effect."""
+def _check_flags(scored, sampled):
+    """Raises BadInput for flags without effect, or that need others."""
     if not scored and (given := _given(_OF_LIKELIHOODS)):
-        raise BadInput(f"{given} is for likelihoods, and --suite={_QUALITY} has none.")
-    if _QUALITY not in _SUITE.value and (given := _given(_OF_QUALITY)):
-        raise BadInput(f"{given} is for --suite={_QUALITY}, which is not requested.")
-    if _JUDGE_TOKENIZER.value and not _JUDGE.value:
-        raise BadInput("--judge_tokenizer is that of --judge, which is not given.")
-    if _MAUVE.value and not (_JUDGE.value and _REFERENCE.value):
-        raise BadInput(
-            "--mauve compares features of samples and of real text: give --judge and --reference."
-        )
+        raise BadInput(f"{given} is for likelihoods, and --suite={sampled[0]} has none.")
+    if not sampled and (given := _given(_OF_SAMPLES)):
+        raise BadInput(f"{given} is for --suite={QUALITY} or {FRONTIER}, which is not requested.")
+    if len(sampled) > 1:
+        raise BadInput(f"--suite={FRONTIER} has all that {QUALITY} has: give one of them, once.")
+    if sampled:
+        _OF_SAMPLES.check(sampled[0])
 
 
 def _given(several):
@@ -261,45 +188,27 @@ def _likelihoods(
     )
 
 
-def _sampling():
-    """The sampling settings of the flags."""
-    try:
-        steps = tuple(None if each == "default" else int(each) for each in _STEPS.value)
-    except ValueError as error:
-        raise BadInput(
-            f"--steps={','.join(_STEPS.value)} must be numbers or default, as in 16,64,256."
-        ) from error
-    settings = quality.Settings(
-        num_samples=_NUM_SAMPLES.value,
-        length=_LENGTH.value,
-        steps=tuple(dict.fromkeys(steps)),
-        samplers=tuple(dict.fromkeys(_SAMPLERS.value)),
-        temperature=_TEMPERATURE.value,
-        top_p=_TOP_P.value,
-        tempering=_TEMPERING.value,
-        seed=_SEED.value,
-        batch_size=_BATCH_SIZE.value,
-        mauve=_MAUVE.value,
-    )
-    settings.check()
-    return settings
-
-
 def _planned(checkpoint: TrainedModel, settings: quality.Settings, mesh: Mesh) -> quality.Plan:
+    asked = _OF_SAMPLES
     if not checkpoint.family.infills:
         names = sampling_names(checkpoint.family)
-        foreign = [flag for flag in (_STEPS, _SAMPLERS, _TEMPERING) if flag.name not in names]
+        of_diffusion = (asked.steps, asked.sampler, asked.tempering)
+        foreign = [flag for flag in of_diffusion if flag.name not in names]
         cli.refuse_flags_of_others(checkpoint.config.family, {"diffusion": foreign})
     scorer = None
-    if _JUDGE.value:
+    if asked.judge.value:
         scorer = load(
-            _JUDGE.value,
+            asked.judge.value,
             mesh=mesh,
-            tokenizer=_JUDGE_TOKENIZER.value,
+            tokenizer=asked.judge_tokenizer.value,
             trust_code=_MODEL()["trust_code"],
         )
     return quality.plan(
-        checkpoint, settings, averaged=_MODEL()["ema"], scorer=scorer, reference=_REFERENCE.value
+        checkpoint,
+        settings,
+        averaged=_MODEL()["ema"],
+        scorer=scorer,
+        reference=asked.reference.value,
     )
 
 

@@ -9,15 +9,15 @@ import numpy as np
 
 from sedd_jax.comparison.runs import Plan, Run
 from sedd_jax.comparison.settings import Row
+from sedd_jax.evaluation.frontier import BY_SAMPLES, BY_TOKENS, matched, temperature_of
 from sedd_jax.evaluation.likelihood import HELDOUT
-from sedd_jax.evaluation.matched import PERPLEXITY, matched
 from sedd_jax.evaluation.record import Record
 from sedd_jax.experiment import metrics
 from sedd_jax.inference.likelihood import NLLEstimate
 
 MEMORY = ("peak_memory_gib", "step_memory_gib")  # the first one where devices report it
 ALONE = "†"  # marks samples at one temperature
-_RETOKENISED = "gen_perplexity_tokens"  # by a judge with another tokenizer
+_PERPLEXITIES = (BY_SAMPLES, BY_TOKENS)  # the second one by a judge with another tokenizer
 _OF_BLOCKS = ("sha256", "tokenizer", "length", "part", "end_of_text")  # settings of the same blocks
 
 
@@ -81,11 +81,6 @@ class Scored(NamedTuple):
     def real(self) -> Record | None:
         """The record of real text."""
         return next((it for it in self.records if it.is_real), None)
-
-
-def temperature_of(record: Record) -> float:
-    """Returns the temperature of samples."""
-    return record.protocol.get("temperature", 1.0)
 
 
 class RowFigures(NamedTuple):
@@ -159,13 +154,15 @@ class RowFigures(NamedTuple):
         """
         each = [it.drawn for it in self.scored]
         records = [record for drawn in each for record in drawn]
-        known = [name for name in (PERPLEXITY, _RETOKENISED) if _all_have(name, records)]
+        known = [name for name in _PERPLEXITIES if _all_have(name, records)]
         if not known:
             return None
         found = [matched(drawn, level, known[0]) for drawn in each]
-        mean = Mean.over([it[0] for it in found], [it[1] for it in found], shared=False)
-        mark = max((it[2] for it in found), key=len)
-        return mean, ALONE if " " in mark else mark
+        errors = [it.stderr for it in found]
+        mean = Mean.over([it.perplexity for it in found], errors, shared=False)
+        if any(len(it.temperatures) == 1 for it in found):
+            return mean, ALONE
+        return mean, "*" if any(it.beyond for it in found) else ""
 
 
 def _bits(figures):

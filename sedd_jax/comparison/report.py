@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import sedd_jax
-from sedd_jax.comparison.figures import RowFigures, collect, temperature_of
+from sedd_jax.comparison.figures import RowFigures, collect
 from sedd_jax.comparison.runs import Plan
 from sedd_jax.comparison.tables import Report, report
 from sedd_jax.display import page
 from sedd_jax.display.plot import image
 from sedd_jax.display.table import markdown, to_json
+from sedd_jax.evaluation.frontier import temperature_of
 from sedd_jax.system.files import atomic_write
 
 NAME = "comparison"  # of the files, without their endings

@@ -74,7 +74,7 @@ class ComparisonSettings:
             num_samples=self.samples,
             steps=(steps,),
             samplers=(self.sampler,),
-            temperature=temperature,
+            temperatures=(temperature,),
             seed=self.draw_seed,
         )
 

@@ -8,12 +8,13 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sedd_jax.comparison.figures import Mean, RowFigures, difference, memory_kind, temperature_of
+from sedd_jax.comparison.figures import Mean, RowFigures, difference, memory_kind
 from sedd_jax.comparison.notes import notes
 from sedd_jax.comparison.settings import Comparison
 from sedd_jax.display.plot import Plot
 from sedd_jax.display.table import Cell, Table, plain, with_error
 from sedd_jax.evaluation.datasets import TEXT_SETS, ZEROSHOT
+from sedd_jax.evaluation.frontier import temperature_of
 from sedd_jax.evaluation.published_results import paper_table_1
 from sedd_jax.experiment.card import without_folders
 from sedd_jax.experiment.config import Config

@@ -29,16 +29,26 @@ TokenRows = Sequence[np.ndarray]  # integers, each row [its own length]; an arra
 
 
 class Estimate(NamedTuple):
-    """A figure and its standard error."""
+    """A figure and its standard error.
+
+    Attributes:
+      value: the figure.
+      stderr: its standard error.
+      each: what every text contributes: the mean is `value`, the standard error of the mean
+        `stderr`. So errors of figures of the same texts can be combined. Empty where texts have
+        no such part.
+    """
 
     value: float
     stderr: float
+    each: Sequence[float] = ()
 
 
 def mean(values: np.ndarray) -> Estimate:
     """Returns the mean of at least two independent values."""
     values = np.asarray(values, np.float64)
-    return Estimate(float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))))
+    stderr = values.std(ddof=1) / np.sqrt(len(values))
+    return Estimate(float(values.mean()), float(stderr), values.tolist())
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
@@ -48,7 +58,8 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
     value = numerators.sum() / total
     residuals = numerators - value * denominators
     stderr = np.sqrt(count / (count - 1) * np.sum(residuals**2)) / total
-    return Estimate(float(value), float(stderr))
+    each = value + residuals * (count / total)
+    return Estimate(float(value), float(stderr), each.tolist())
 
 
 def entropy(rows: TokenRows) -> Estimate:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sedd_jax.diffusion.temperature import NO_FILTER
 from sedd_jax.display.table import duration, in_brackets
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.evaluation.measures import read_reference
@@ -41,7 +42,7 @@ _TITLES = {
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to sample: each of `samplers` x `steps` is one record.
+    """What to sample: each of `samplers` x `steps` x `temperatures` is one record.
 
     Attributes:
       num_samples: of each record.
@@ -49,7 +50,7 @@ class Settings:
       steps: of a diffusion model, evaluations before the final one, if any; None for the
         sampler's own.
       samplers: of a diffusion model, names from `inference.sampling`.
-      temperature: of the distribution of a token.
+      temperatures: of the distribution of a token; several make a frontier.
       top_p: mass of the nucleus.
       tempering: of a diffusion model, what both act on.
       seed: sample i is a function of (seed, i).
@@ -61,7 +62,7 @@ class Settings:
     length: int | None = None
     steps: tuple[int | None, ...] = (None,)
     samplers: tuple[str, ...] = ("tweedie",)
-    temperature: float = 1.0
+    temperatures: tuple[float, ...] = (1.0,)
     top_p: float = 1.0
     tempering: str = "token"
     seed: int = 0
@@ -77,11 +78,13 @@ class Settings:
         names, default = sampling_names(family), Settings()
         common = {
             name: getattr(self, name)  # else the family refuses it
-            for name in ("temperature", "top_p", "tempering")
+            for name in ("top_p", "tempering")
             if name in names or getattr(self, name) != getattr(default, name)
         }
         swept = {"sampler": self.samplers, "steps": self.steps}
         axes = {name: swept[name] for name in swept if name in names}
+        if "temperature" in names or self.temperatures != default.temperatures:
+            axes["temperature"] = self.temperatures
         grid = (dict(zip(axes, each, strict=True)) for each in itertools.product(*axes.values()))
         return list(dict.fromkeys(family.sampling(**each, **common) for each in grid))
 
@@ -90,9 +93,12 @@ class Settings:
         check_positive(batch_size=self.batch_size)
         if not self.steps:
             raise BadInput("steps is empty, so that nothing would be drawn; leave it out.")
-        for sampler, steps in itertools.product(self.samplers, self.steps):
-            filtering = {"temperature": self.temperature, "top_p": self.top_p}
-            Sampling(steps, sampler, **filtering, tempering=self.tempering).check()
+        if not self.temperatures:
+            raise BadInput("temperatures are empty: nothing would be drawn; leave them out.")
+        if twice := [it for it in self.temperatures if self.temperatures.count(it) > 1]:
+            raise BadInput(f"temperature={twice[0]:g} is given twice; give each once.")
+        for each in itertools.product(self.steps, self.samplers, self.temperatures):
+            Sampling(*each, top_p=self.top_p, tempering=self.tempering).check()
         if self.num_samples < 2:
             raise BadInput(f"num_samples is {self.num_samples}; a standard error needs at least 2.")
         if self.length is not None and self.length < 4:
@@ -107,19 +113,30 @@ class SamplerConfig(NamedTuple):
       evaluations: the most network evaluations that a text takes.
       protocol: its part of the protocol of the record.
       draw: () -> tokens [N, L] and the mean network evaluations per row.
+      twin: a source with the same distribution, which all such sources share; None: itself.
     """
 
     name: str
     evaluations: int
     protocol: dict[str, Any]
     draw: Callable[[], tuple[np.ndarray, float]]
+    twin: "SamplerConfig | None" = None
 
 
 class Plan(NamedTuple):
-    """What `run` will do, checked by `plan`: sources of texts, their records without figures."""
+    """What `run` will do, checked by `plan`.
+
+    Attributes:
+      configs: sources of texts.
+      queries: their records, without figures.
+      twins: for each the query of which it may take the figures, see `same_distribution`; of most
+        it is their own.
+      measures: computes the figures.
+    """
 
     configs: list[SamplerConfig]
     queries: list[Record]
+    twins: list[Record]
     measures: Measures
 
 
@@ -156,11 +173,35 @@ def plan(
         configs.append(_real_text(real))
     common = {"length": length, "samples": settings.num_samples, "seed": settings.seed}
     model = describe_model(checkpoint, averaged=averaged)
-    queries = [
-        Record("quality", config.name, model, common | measures.protocol | config.protocol)
-        for config in configs
-    ]
-    return Plan(configs, queries, measures)
+
+    def query(config):
+        return Record("quality", config.name, model, common | measures.protocol | config.protocol)
+
+    twins = [query(config.twin or config) for config in configs]
+    return Plan(configs, list(map(query, configs)), twins, measures)
+
+
+def same_distribution(checkpoint: TrainedModel, sampling: Any) -> Any:
+    """Returns settings with the same samples, up to rounding, that all such settings share.
+
+    Euler's steps are Tweedie's under the absorbing graph with log-linear noise, with any scores; at
+    temperature 1 without top-p it is all the same what both act on. (First hitting with T steps has
+    the distribution of T Tweedie steps with normalised ratios alone.)
+
+    Args:
+      checkpoint: the model.
+      sampling: settings of its generator.
+    """
+    if not isinstance(sampling, Sampling):
+        return sampling
+    config = checkpoint.config
+    if (config.graph, config.noise.schedule) == ("absorb", "loglinear"):
+        name, bracket, options = sampling.sampler.partition("(")
+        if name == "euler":
+            sampling = dataclasses.replace(sampling, sampler=f"tweedie{bracket}{options}")
+    if sampling.token_filter == NO_FILTER:
+        sampling = dataclasses.replace(sampling, tempering="token")
+    return sampling
 
 
 def run(planned: Plan, folder: Path) -> list[Record]:
@@ -175,29 +216,30 @@ def run(planned: Plan, folder: Path) -> list[Record]:
     Raises:
       FloatingPointError: a network produced NaN or Inf.
     """
-    configs, queries, measures = planned
+    configs, queries, twins, measures = planned
     assert_equal_across_processes(repr(queries), "data or settings")
-    # process 0 alone looks: others may not see the folder, or see a file that was just written
-    cached = run_primary_first(
-        lambda: [find_cached(folder, query) for query in queries], lambda: [None] * len(queries)
-    )
-    cached = [
-        (record or query) if broadcast_from_primary(record is not None) else None
-        for record, query in zip(cached, queries, strict=True)
-    ]
-    rows = list(zip(configs, queries, cached, strict=True))
-    remaining = sum(config.evaluations for config, _, record in rows if record is None)
+    cached = _known(folder, queries)
+    rows = list(zip(configs, queries, twins, cached, strict=True))
+    others = [twin for _, query, twin, record in rows if record is None and twin != query]
+    known = [*zip(others, _known(folder, others), strict=True), *zip(twins, cached, strict=True)]
+    shared = {twin.file: record for twin, record in known if record is not None}
+    remaining = sum(config.evaluations for config, *_, record in rows if record is None)
     done, began = 0, time.monotonic()
     records = []
-    for config, query, record in rows:
+    for config, query, twin, record in rows:
         if record is None:
-            started = time.monotonic()
-            tokens, evaluations = config.draw()
-            cost = {"evaluations": evaluations, "seconds": time.monotonic() - started}
-            figures = {"samples": len(tokens)} | cost | measures(tokens)
+            if same := shared.get(twin.file):
+                figures = _with_note(same.figures, f"The samples are those of {same.name}.")
+            else:
+                started = time.monotonic()
+                tokens, evaluations = config.draw()
+                cost = {"evaluations": evaluations, "seconds": time.monotonic() - started}
+                figures = {"samples": len(tokens)} | cost | measures(tokens)
+                done += config.evaluations
             record = dataclasses.replace(query, figures=figures)
             run_primary_first(functools.partial(save, folder, record), lambda: None)
-            done, remaining = done + config.evaluations, remaining - config.evaluations
+            remaining -= config.evaluations
+        shared.setdefault(twin.file, record)
         records.append(record)
         found = _in_words(record.figures)
         if remaining and done:
@@ -205,6 +247,22 @@ def run(planned: Plan, folder: Path) -> list[Record]:
             found.append(f"{duration(seconds)} left")
         log_on_primary(f"{len(records)}/{len(rows)}  {record.name}: {', '.join(found)}")
     return records
+
+
+def _known(folder, queries):
+    """The records of queries; None where there is none, on other processes without figures."""
+    # process 0 alone looks: others may not see the folder, or see a file that was just written
+    found = run_primary_first(
+        lambda: [find_cached(folder, query) for query in queries], lambda: [None] * len(queries)
+    )
+    return [
+        (record or query) if broadcast_from_primary(record is not None) else None
+        for record, query in zip(found, queries, strict=True)
+    ]
+
+
+def _with_note(figures, note):
+    return figures | {"notes": [*figures.get("notes", []), note]}
 
 
 def _in_words(figures):
@@ -260,4 +318,8 @@ def _sampler_configs(checkpoint, settings, length):
 
         return SamplerConfig(name, family.max_nfe(sampling, length), protocol, draw)
 
-    return list(map(config, settings.sweep(family)))
+    def source(sampling):
+        same = same_distribution(checkpoint, sampling)
+        return config(sampling)._replace(twin=None if same == sampling else config(same))
+
+    return list(map(source, settings.sweep(family)))

@@ -65,7 +65,7 @@ class Measures:
 
     def __call__(self, tokens: np.ndarray) -> dict[str, Any]:
         """Returns the figures of samples [N, L]."""
-        figures = _with_error("entropy", entropy(tokens))
+        figures = _by_sample("entropy", entropy(tokens))
         figures |= {f"distinct_{n}": distinct(tokens, n) for n in (1, 2, 3)}
         figures |= _with_error("self_repetition", self_repetition(tokens))
         figures |= self._scores(tokens)
@@ -77,7 +77,7 @@ class Measures:
         figures, notes = {}, []
         if self._same_ids:
             found = self._scorer.by_samples(tokens)
-            figures |= _with_error("gen_perplexity_samples", found)
+            figures |= _by_sample("gen_perplexity_samples", found)
         else:
             notes.append(
                 "gen_perplexity_samples is left out: the scoring model has another tokenizer, to "
@@ -85,7 +85,7 @@ class Measures:
             )
         texts = self._for_scorer(tokens)
         if self._has_text:
-            figures |= _with_error("gen_perplexity_tokens", self._scorer.by_tokens(texts))
+            figures |= _by_sample("gen_perplexity_tokens", self._scorer.by_tokens(texts))
             notes += self._scorer.losses(tokens, self._tokenizer)
         else:
             notes.append("gen_perplexity_tokens is left out: ids have no text to tokenise again.")
@@ -110,3 +110,9 @@ class Measures:
 
 def _with_error(name, estimate):
     return {name: estimate.value, f"{name}_stderr": estimate.stderr}
+
+
+def _by_sample(name, estimate):
+    """What every sample contributes too, so that `evaluation.frontier` can combine errors."""
+    each = [float(f"{value:.6g}") for value in estimate.each]
+    return _with_error(name, estimate) | {f"{name}_by_sample": each}

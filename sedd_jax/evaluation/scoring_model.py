@@ -131,8 +131,10 @@ class ScoringModel:
             raise BadInput(
                 "No sample has two tokens of the scoring model: there is nothing to score."
             )
-        value, stderr = ratio(nats, scored)
-        return Estimate(float(np.exp(value)), float(np.exp(value) * stderr))
+        value, stderr, each = ratio(nats, scored)
+        perplexity = float(np.exp(value))
+        each = perplexity * (1 + np.array(each) - value)
+        return Estimate(perplexity, perplexity * stderr, each.tolist())
 
     def features(self, texts: TokenRows) -> np.ndarray:
         """Returns the features [N, D] of the first window of each text, at its last token."""

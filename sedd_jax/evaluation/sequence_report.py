@@ -124,7 +124,7 @@ class Report(NamedTuple):
         values = {
             group: {
                 name: {
-                    side: None if each is None else each._asdict()
+                    side: each and {"value": each.value, "stderr": each.stderr}
                     for side, each in pair._asdict().items()
                 }
                 for name, pair in figures.items()

@@ -13,6 +13,8 @@ from typing import Any
 
 from sedd_jax.display.plot import Curve, Plot, image
 from sedd_jax.display.table import Cell, Table, markdown, to_json, with_error
+from sedd_jax.evaluation import frontier_report
+from sedd_jax.evaluation.frontier import own_temperature, temperature_of
 from sedd_jax.evaluation.published_results import published
 from sedd_jax.evaluation.published_samples import published_samples
 from sedd_jax.evaluation.record import (
@@ -40,7 +42,7 @@ _PANELS = (
 
 
 def write(folder: Path) -> None:
-    """Writes `summary.md`, `summary.json` and the plots of all records in `folder`, if any."""
+    """Writes the tables, plots, JSON and frontiers of all records in `folder`, if any."""
     records = read_records(folder)
     if not records:
         return
@@ -53,13 +55,15 @@ def write(folder: Path) -> None:
     parts += [f"![{plot.name}]({plot.name}.png)" for plot in drawn]
     text = "\n\n".join(parts) + "\n"
     files = {"summary.md": text, "summary.json": to_json(report)}
+    if curves := frontier_report.as_json(records, labels(records)):
+        files[frontier_report.FILE] = to_json(curves)
     files |= {f"{plot.name}.png": image(plot) for plot in drawn}
     for name, content in files.items():
         atomic_write(folder / name, content)
 
 
 def tables(records: Sequence[Record], *, all_published: bool = False) -> list[Table]:
-    """Returns the tables of likelihoods and of the quality of samples, each with its protocol.
+    """Returns the tables of likelihoods, frontiers and quality of samples, with their protocols.
 
     Args:
       records: in any order.
@@ -70,6 +74,7 @@ def tables(records: Sequence[Record], *, all_published: bool = False) -> list[Ta
     found = [
         *(_likelihood_tables(scored, label) if scored else []),
         *published(scored, everything=all_published),
+        *frontier_report.tables(drawn, label),
         *(_quality_tables(drawn, label) if drawn else []),
         *published_samples(drawn, everything=all_published),
         _models_table(records, label),
@@ -78,14 +83,19 @@ def tables(records: Sequence[Record], *, all_published: bool = False) -> list[Ta
 
 
 def plots(records: Sequence[Record]) -> list[Plot]:
-    """Returns quality against network evaluations, and for every data set the bound over t."""
+    """Returns frontiers, quality against evaluations, and for every data set the bound over t."""
     label = labels(records)
     bounds: dict[str, list[Record]] = {}
     for record in _likelihoods(records, label):
         if record.figures.get("by_t"):
             bounds.setdefault(record.name, []).append(record)
-    quality = _quality_plot(qualities(records, label), label)
-    return [*([quality] if quality else []), *(_over_t(*it, label) for it in bounds.items())]
+    drawn = qualities(records, label)
+    quality = _quality_plot(own_temperature(drawn), label)
+    return [
+        *frontier_report.plots(drawn, label),
+        *([quality] if quality else []),
+        *(_over_t(*it, label) for it in bounds.items()),
+    ]
 
 
 def qualities(records: Sequence[Record], label: Label) -> list[Record]:
@@ -102,7 +112,8 @@ def qualities(records: Sequence[Record], label: Label) -> list[Record]:
 
     def order(record):
         cost = (record.figures.get(it, 0) for it in ("evaluations", "samples"))
-        return (not record.is_real, label(record), str(record.protocol.get("sampler")), *cost)
+        sampler = str(record.protocol.get("sampler")), temperature_of(record)
+        return (not record.is_real, label(record), *sampler, *cost)
 
     return sorted(unique.values(), key=order)
 
@@ -153,9 +164,11 @@ def _quality_tables(records, label):
     real = iter(real_names([record for record in records if record.is_real]))
     names = {"model": [next(real) if it.is_real else label(it) for it in records]}
     names |= _columns(map(_sampler_cells, records))
+    if several := len({temperature_of(it) for it in records if not it.is_real}) > 1:
+        names["temperature"] = [None if it.is_real else temperature_of(it) for it in records]
     return [
         _table(_QUALITY, names | _columns(map(_quality_cells, records))),
-        *_protocols(_QUALITY, names, records, label),
+        *_protocols(_QUALITY, names, records, label, ("temperature",) if several else ()),
         *_notes(_QUALITY, records),
     ]
 
@@ -217,13 +230,13 @@ def _scaled_error(figures, name):
     return figures.get("stderr", 0.0) * value / nats if value and nats else 0.0
 
 
-def _protocols(title, names, records, label):
+def _protocols(title, names, records, label, shown=()):
     """Tables of the settings in which rows differ, row by row, and of those they share."""
     each = [
         {
             key: value
             for key, value in record.settings.items()
-            if key not in _SAMPLER and (key, value) != ("final_step", "none")
+            if key not in (*_SAMPLER, *shown) and (key, value) != ("final_step", "none")
         }
         | model
         for record, model in zip(records, model_settings(records, label), strict=True)

@@ -163,7 +163,9 @@ def test_eight_devices_score_as_one(scorer, causal, rows):
     params = jax.device_put(causal.params, shardings(causal.params, mesh))
     spread = dataclasses.replace(causal, family=components, params=params, mesh=mesh)
     over_devices = ScoringModel(spread, 12, batch_size=2)
-    np.testing.assert_allclose(over_devices.by_samples(rows), scorer.by_samples(rows), rtol=1e-5)
+    np.testing.assert_allclose(
+        over_devices.by_samples(rows).each, scorer.by_samples(rows).each, rtol=1e-5
+    )
 
 
 def test_bad_scoring_models(causal, smoke_config):

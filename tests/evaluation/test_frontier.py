@@ -3,8 +3,8 @@
 import math
 
 import pytest
-
 from sedd_jax.evaluation.matched import matched
+
 from sedd_jax.evaluation.record import Record
 
 
