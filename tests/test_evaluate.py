@@ -44,18 +44,25 @@ def test_a_set_that_is_missing_is_one_line_and_a_failure(smoke_run, binary, tmp_
     [
         (
             ("--suite=heldout", "--judge=absent", "--mauve"),
-            "--judge, --mauve is for --suite=quality, which is not requested",
+            "--judge, --mauve is for --suite=quality or frontier, which is not requested",
         ),
         (
             ("--suite=quality", "--draws=3", "--complete"),
             "--draws, --complete is for likelihoods, and --suite=quality has none",
         ),
-        (("--suite=held",), "scientific_papers_arxiv, quality, sequences, not 'held'."),
+        (("--suite=held",), "scientific_papers_arxiv, quality, frontier, sequences, not 'held'."),
         (("--suite=sequences",), "compares files: draw with sedd_jax.sample, give --samples=FILE"),
         (("--suite=sequences,heldout",), "--suite=sequences compares files and needs no model"),
         (("--suite=heldout", "--label=x"), "--label is for --suite=sequences, which is not"),
         (("--suite=quality", "--judge_tokenizer=x"), "--judge_tokenizer is that of --judge"),
         (("--suite=quality", "--mauve", "--judge=x"), "give --judge and --reference"),
+        (
+            ("--suite=frontier", "--judge=x"),
+            "give --judge, which scores, and --ref",
+        ),
+        (("--suite=frontier", "--judge=x", "--reference=x", "--temperature=1"), "at several temp"),
+        (("--suite=frontier,quality",), "--suite=frontier has all that quality has: give one"),
+        (("--suite=quality", "--temperature=0.9,warm"), "--temperature=0.9,warm must be numbers"),
         (("--suite=quality", "--top_p=7"), "top_p must be in (0, 1], got 7.0"),
         (("--suite=quality", "--steps=4,1000000000000"), "steps must be at most 1,048,576"),
     ],

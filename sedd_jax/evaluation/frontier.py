@@ -83,27 +83,25 @@ def matched(records: Sequence[Record], entropy: float, figure: str = BY_SAMPLES)
     points = [it for i, it in enumerate(points) if not i or it.entropy > points[i - 1].entropy]
     x = np.array([point.entropy for point in points])
     beyond = float(max(x[0] - entropy, entropy - x[-1], 0))
-    if len(points) == 1:
-        used, weights, slope = points, np.ones(1), math.nan
-    else:
+    low = high = points[0]
+    share, slope = 0.0, math.nan
+    if len(points) > 1:
         left = int(np.clip(np.searchsorted(x, entropy) - 1, 0, len(x) - 2))
-        used = points[left : left + 2]
-        low, high = used
+        low, high = points[left : left + 2]
         share = (entropy - low.entropy) / (high.entropy - low.entropy)
         slope = (high.log_perplexity - low.log_perplexity) / (high.entropy - low.entropy)
-        weights = np.array([1 - share, share])
-    # what a sample changes: its perplexity, less the change that its entropy explains
-    along = np.array([-slope if len(used) > 1 else 0.0, 1.0])
-    parts = [weight * point.deviations @ along for weight, point in zip(weights, used, strict=True)]
-    paired = all(point.by_sample for point in used)
-    changes = np.sum(parts, axis=0) if paired else np.concatenate(parts)
-    value = math.exp(weights @ [point.log_perplexity for point in used])
+    # what a sample changes: its log perplexity, less what its entropy explains
+    along = np.array([-np.nan_to_num(slope), 1.0])
+    parts = (1 - share) * low.deviations @ along, share * high.deviations @ along
+    paired = low.by_sample and high.by_sample
+    changes = sum(parts) if paired else np.concatenate(parts)
+    value = math.exp(low.log_perplexity + share * (high.log_perplexity - low.log_perplexity))
     return Matched(
         value,
         value * float(np.linalg.norm(changes)),
-        float(slope),
-        float(weights @ [point.evaluations for point in used]),
-        tuple(sorted(point.temperature for point in used)),
+        slope,
+        low.evaluations + share * (high.evaluations - low.evaluations),
+        tuple(sorted({low.temperature, high.temperature})),
         beyond,
     )
 
@@ -162,13 +160,13 @@ class Section(NamedTuple):
     Attributes:
       title: names the real text.
       real: its record.
-      figure: the perplexity that all have.
+      figures: the perplexities that all have, the one to compare by first.
       frontiers: of samplers and steps.
     """
 
     title: str
     real: Record
-    figure: str
+    figures: list[str]
     frontiers: list[Frontier]
 
     @property
@@ -176,9 +174,14 @@ class Section(NamedTuple):
         """The entropy of real text, nats."""
         return self.real.figures["entropy"]
 
-    def matched(self, frontier: Frontier) -> Matched:
-        """Returns a frontier at the entropy of real text."""
-        return matched(frontier.records, self.level, self.figure)
+    @property
+    def figure(self) -> str:
+        """The perplexity to compare by."""
+        return self.figures[0]
+
+    def matched(self, frontier: Frontier, figure: str | None = None) -> Matched:
+        """Returns a frontier at the entropy of real text, by default by `figure`."""
+        return matched(frontier.records, self.level, figure or self.figure)
 
     def level_stderr(self, found: Matched) -> float:
         """Returns how far the error of that entropy moves a matched perplexity."""
@@ -223,11 +226,11 @@ def sections(records: Sequence[Record], label: Label) -> Iterator[Section]:
             [it for it in records if not it.is_real and _read_as(it) == _read_as(real)]
         )
         drawn = [it for group in groups for it in group]
-        figure = next((it for it in CONVENTIONS if _all_have(it, [real, *drawn])), None)
-        if figure and any(len(group) > 1 for group in groups):
+        figures = [it for it in CONVENTIONS if _all_have(it, [real, *drawn])]
+        if figures and any(len(group) > 1 for group in groups):
             names = sampler_names([_plain(group[0]) for group in groups], label)
             frontiers = list(map(Frontier, names, groups))
-            yield Section(title, real, figure, frontiers)
+            yield Section(title, real, figures, frontiers)
 
 
 def _read_as(record):

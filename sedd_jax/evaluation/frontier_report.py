@@ -70,9 +70,9 @@ def plots(records: Sequence[Record], label: Label) -> list[Plot]:
             for name, points in budgets.items()
         }
         levels = {section.title: section.real.figures[section.figure]}
-        y_label = "the same at the entropy of real text"
+        y_label += ", at equal entropy"
         x_label = "network evaluations per sample"
-        drawn.append(Plot(f"matched{suffix}", x_label, y_label, lines, levels=levels))
+        drawn.append(Plot(f"frontier-matched{suffix}", x_label, y_label, lines, levels=levels))
     return drawn
 
 
@@ -86,23 +86,23 @@ def _curve(records, figure):
 
 
 def as_json(records: Sequence[Record], label: Label) -> list[dict[str, Any]]:
-    """Returns every section with its curves, for `FILE`."""
+    """Returns every section with its curves, in both conventions of perplexity, for `FILE`."""
     return [
         {
             "real_text": section.title,
-            "convention": CONVENTIONS[section.figure],
+            "compared": CONVENTIONS[section.figure],
             "length": section.real.protocol.get("length"),
             "judge": section.real.protocol.get("judge"),
-            "level": _point_as_json(section.real, section.figure),
+            "level": _point(section, section.real),
             "frontiers": [
                 {
                     "sampler": frontier.name,
                     "model": label(frontier.records[0]),
                     "steps": frontier.steps,
                     "seed": frontier.records[0].protocol.get("seed"),
-                    "matched": _matched_as_json(section, section.matched(frontier)),
+                    "matched": {it: _matched(section, frontier, it) for it in section.figures},
                     "curve": [
-                        {"temperature": temperature_of(it)} | _point_as_json(it, section.figure)
+                        {"temperature": temperature_of(it)} | _point(section, it)
                         for it in frontier.records
                     ],
                 }
@@ -113,10 +113,11 @@ def as_json(records: Sequence[Record], label: Label) -> list[dict[str, Any]]:
     ]
 
 
-def _point_as_json(record, figure):
-    names = ("entropy", "entropy_stderr", figure, f"{figure}_stderr", "samples", "evaluations")
-    return {name: record.figures.get(name) for name in names}
+def _point(section, record):
+    names = [name for it in ("entropy", *section.figures) for name in (it, f"{it}_stderr")]
+    return {name: record.figures.get(name) for name in (*names, "samples", "evaluations")}
 
 
-def _matched_as_json(section, found):
+def _matched(section, frontier, figure):
+    found = section.matched(frontier, figure)
     return found._asdict() | {"how": found.how, "level_stderr": section.level_stderr(found)}

@@ -132,7 +132,28 @@ class Oracle:
         t_min: float,
         first_row: int = 0,
     ) -> Excess:
-        """Draws rows by a sampler with true scores and returns their `Excess`.
+        """Draws rows by a sampler with true scores and returns their `Excess`, see `draw`.
+
+        Args:
+          graph: the token graph.
+          noise: the schedule.
+          sampling: how to draw.
+          rows: the number of rows.
+          t_min: the time at which the steps end.
+          first_row: number of the first row; other rows are other draws.
+        """
+        return self.excess(*self.draw(graph, noise, sampling, rows, t_min, first_row))
+
+    def draw(
+        self,
+        graph: Graph,
+        noise: Noise,
+        sampling: Sampling,
+        rows: int,
+        t_min: float,
+        first_row: int = 0,
+    ) -> tuple[Int[np.ndarray, "B L"], float]:
+        """Returns at least so many rows by a sampler with true scores, and their evaluations.
 
         Args:
           graph: the token graph.
@@ -147,7 +168,7 @@ class Oracle:
         samples, evaluations = zip(
             *(draw(start) for start in range(first_row, first_row + rows, size)), strict=True
         )
-        return self.excess(np.concatenate(samples), float(np.mean(evaluations)))
+        return np.concatenate(samples), float(np.mean(evaluations))
 
     def seconds(
         self, graph: Graph, noise: Noise, samplings: list[Sampling], rows: int, t_min: float

@@ -17,6 +17,7 @@ from sedd_jax.evaluation.record import read_records
 from sedd_jax.evaluation.scoring_model import ScoringModel
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.generator import Diagnostics
+from sedd_jax.inference.sampling import Sampling
 
 SETTINGS = Settings(3, 12, steps=(2, 3), seed=4, batch_size=2)
 
@@ -54,6 +55,7 @@ def test_a_record_says_what_was_found_and_how(checkpoint, causal, folder):
         "evaluations": 3,
         "entropy": entropy(tokens).value,
         "entropy_stderr": entropy(tokens).stderr,
+        "entropy_by_sample": entropy(tokens).each,
         "distinct_1": distinct(tokens, 1),
         "distinct_2": distinct(tokens, 2),
         "distinct_3": distinct(tokens, 3),
@@ -61,12 +63,20 @@ def test_a_record_says_what_was_found_and_how(checkpoint, causal, folder):
         "self_repetition_stderr": self_repetition(tokens).stderr,
         "gen_perplexity_samples": by_samples.value,
         "gen_perplexity_samples_stderr": by_samples.stderr,
+        "gen_perplexity_samples_by_sample": by_samples.each,
         "gen_perplexity_tokens": by_tokens.value,
         "gen_perplexity_tokens_stderr": by_tokens.stderr,
+        "gen_perplexity_tokens_by_sample": by_tokens.each,
     }
     assert figures.pop("texts") == [checkpoint.tokenizer.decode(row) for row in tokens]
     assert figures.pop("notes") == []
-    assert figures == pytest.approx(wanted, rel=1e-5)
+    assert figures.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert figures[name] == pytest.approx(value, rel=1e-5)
+    for name in ("entropy", "gen_perplexity_samples", "gen_perplexity_tokens"):
+        each = figures[f"{name}_by_sample"]
+        assert np.mean(each) == pytest.approx(figures[name], rel=1e-5)
+        assert np.std(each, ddof=1) / 3**0.5 == pytest.approx(figures[f"{name}_stderr"], rel=1e-3)
     said = record.protocol
     assert (said["sampler"], said["steps"], said["length"], said["samples"]) == (
         "tweedie",
@@ -130,13 +140,54 @@ def test_progress_is_shown_by_batch(folder, checkpoint, tmp_path, capsys):
 def test_a_sweep_measures_every_setting(checkpoint, tmp_path, monkeypatch):
     tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
     monkeypatch.setattr(quality, "generate", lambda *_, **__: (tokens, DIAGNOSTICS))
-    settings = Settings(2, 12, (1, 5), ("euler", "tweedie"))
+    settings = Settings(2, 12, (1, 5), ("gibbs", "tweedie"), temperatures=(1.0, 0.5))
     records = run(checkpoint, settings, tmp_path)
     assert [record.name for record in records] == [
-        f"{sampler}-{steps}" for sampler in ("euler", "tweedie") for steps in (1, 5)
+        f"{sampler}-{steps}{departure}"
+        for sampler in ("gibbs", "tweedie")
+        for steps in (1, 5)
+        for departure in ("", "-temperature-0.5")
     ]
     assert all(record.protocol["judge"] is None for record in records)
     assert "gen_perplexity_samples" not in records[0].figures
+
+
+def test_samples_of_one_distribution_are_drawn_once(checkpoint, tmp_path, monkeypatch):
+    asked = []
+
+    def generate(*_, sampler, steps, temperature, **options):
+        asked.append((sampler, steps, temperature))
+        return np.full((2, 12), len(asked), np.int32), DIAGNOSTICS
+
+    monkeypatch.setattr(quality, "generate", generate)
+    settings = Settings(2, 12, (4,), ("euler", "gibbs", "tweedie"), temperatures=(1.0, 0.5))
+    records = run(checkpoint, settings, tmp_path)
+    ways = [("euler", 4, 1.0), ("euler", 4, 0.5), ("gibbs", 4, 1.0), ("gibbs", 4, 0.5)]
+    assert asked == ways
+    assert records[4].figures["texts"] == records[0].figures["texts"]
+    assert records[4].figures["notes"] == ["The samples are those of euler-4."]
+    assert records[5].figures["notes"] == ["The samples are those of euler-4-temperature-0.5."]
+    (tmp_path / records[0].file).unlink()
+    again = run(checkpoint, settings, tmp_path)
+    assert asked == ways and again[0].figures["texts"] == records[0].figures["texts"]
+    longer = dataclasses.replace(settings, samplers=("euler(power=2)",), temperatures=(1.0,))
+    run(checkpoint, longer, tmp_path)
+    assert asked[4:] == [("euler(power=2)", 4, 1.0)]
+
+
+def test_which_settings_share_a_distribution(checkpoint):
+    def same(sampling, **changes):
+        config = dataclasses.replace(checkpoint.config, **changes)
+        return quality.same_distribution(dataclasses.replace(checkpoint, config=config), sampling)
+
+    assert same(Sampling(4, "euler(power=2)", 0.5)) == Sampling(4, "tweedie(power=2)", 0.5)
+    assert same(Sampling(4, "first_hitting")).sampler == "first_hitting"
+    assert same(Sampling(4, "euler"), graph="uniform").sampler == "euler"
+    geometric = dataclasses.replace(checkpoint.config.noise, schedule="geometric")
+    assert same(Sampling(4, "euler"), noise=geometric).sampler == "euler"
+    for temperature, kind in ((1.0, "token"), (0.9, "conditional")):
+        tempered = Sampling(4, temperature=temperature, tempering="conditional")
+        assert same(tempered, graph="uniform").tempering == kind
 
 
 @pytest.mark.slow
@@ -167,7 +218,7 @@ def test_a_departure_is_in_the_name_of_a_record(checkpoint):
     config = dataclasses.replace(checkpoint.config, graph="uniform")
     family = build_family(config, checkpoint.tokenizer.vocab_size)
     uniform = dataclasses.replace(checkpoint, family=family, config=config)
-    settings = Settings(2, 6, (4,), temperature=0.5, tempering="conditional")
+    settings = Settings(2, 6, (4,), temperatures=(0.5,), tempering="conditional")
     (query,) = quality.plan(uniform, settings).queries
     assert query.name == "tweedie-4-temperature-0.5-tempering-conditional"
     assert query.protocol["tempering"] == "conditional"
@@ -178,7 +229,7 @@ def test_a_departure_is_in_the_name_of_a_record(checkpoint):
 
 
 def test_an_autoregressive_model_has_one_sampler(causal, tmp_path):
-    settings = Settings(2, 6, temperature=0.7, top_p=0.9, seed=1)
+    settings = Settings(2, 6, temperatures=(0.7,), top_p=0.9, seed=1)
     (record,) = run(causal, settings, tmp_path, scorer=causal)
     tokens, _ = sedd.generate(jax.random.key(1), causal, 2, 6, temperature=0.7, top_p=0.9)
     assert (record.name, record.figures["evaluations"]) == ("autoregressive", 6)
@@ -249,8 +300,13 @@ def test_mauve_is_of_the_scoring_models_features(causal, tmp_path, monkeypatch):
         ),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         (
-            {"temperature": float("nan")},
+            {"temperatures": (1.0, float("nan"))},
             "temperature must be 0 .greedy. or more, and finite, got nan",
+        ),
+        ({"temperatures": (1.0, 0.9, 1.0)}, "temperature=1 is given twice"),
+        (
+            {"temperatures": (1.0, 0.0), "tempering": "conditional"},
+            "temperature=0 means nothing with tempering='conditional'",
         ),
         ({"top_p": 7.0}, r"top_p must be in \(0, 1\], got 7.0"),
         ({"tempering": "conditional"}, "tempering means nothing to autoregressive models"),
