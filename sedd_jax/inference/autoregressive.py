@@ -19,6 +19,7 @@ from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.sampling import TokenSampling
 from sedd_jax.model.autoregressive import CausalModel
 from sedd_jax.model.config import ModelConfig
+from sedd_jax.model.context import NOTHING
 from sedd_jax.model.score_model import forward_flops
 from sedd_jax.model.sharding import ANYWHERE, Placement
 
@@ -52,8 +53,8 @@ class Autoregressive(NamedTuple):
         return BatchLoss(lambda *_: (), loss)
 
     def row_loss(self, t_min: float, times: str) -> RowLoss:
-        def loss(params, keys, quantiles, x0, lengths=None):
-            return self.model.nll(params, x0, lengths=lengths)
+        def loss(params, keys, quantiles, x0, lengths=None, context=NOTHING):
+            return self.model.nll(params, x0, lengths=lengths, given=context.given)
 
         return loss
 

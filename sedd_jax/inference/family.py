@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
 
 from sedd_jax.diffusion.times import quadrature_quantiles, sample_quantiles
 from sedd_jax.errors import BadInput
@@ -208,6 +208,33 @@ def draw_quantiles(
         nodes, weights = quadrature_quantiles(draws)
         return np.float32(np.repeat(nodes[:, None], rows, axis=1)), draws * weights
     return np.asarray(_even_quantiles(key, draws, rows)), np.ones(draws)
+
+
+def draw_times_by_number(
+    family: Family,
+    key: Key[Array, ""],
+    times: str,
+    t_min: float,
+    draws: int,
+    numbers: UInt32[np.ndarray, "N"],
+) -> DrawnTimes:
+    """Draws the times of rows as functions of their numbers, spread over the draws of each row.
+
+    Args:
+      family: the model.
+      key: random key, used once.
+      times: how they are spread, see `nll_bound`; the nodes of a quadrature have no number.
+      t_min: the smallest time.
+      draws: D.
+      numbers: of the rows.
+    """
+    if times == "quadrature":
+        return family.draw_times(key, times, t_min, draws, len(numbers))
+    distinct, which = np.unique(numbers, return_inverse=True)
+    each = [family.draw_times(own, times, t_min, 1, draws) for own in row_keys(key, distinct)]
+    quantiles = np.stack([drawn.quantiles[0] for drawn in each], axis=1)
+    t = np.stack([drawn.t[0] for drawn in each], axis=1)
+    return DrawnTimes(quantiles[:, which], t[:, which], np.ones(draws))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

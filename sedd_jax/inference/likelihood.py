@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from numpy.typing import ArrayLike
 
 from sedd_jax.errors import BadInput, check_positive
-from sedd_jax.inference.family import Family, RowLoss
+from sedd_jax.inference.family import Family, RowLoss, draw_times_by_number
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.inference.row_passes import RowPasses, passes_over
 
@@ -130,6 +130,7 @@ def nll_bound(
     lengths: ArrayLike | None = None,
     condition: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     held: ArrayLike | None = None,
+    rows: ArrayLike | None = None,
     batch_size: int = 32,
     draws: int = 1,
     times: str = "low-discrepancy",
@@ -153,7 +154,12 @@ def nll_bound(
       condition: what the model is told, by column with values as in the data, of all rows or of
         each; the bound is then on -log p(tokens | condition). None: nothing is told.
       held: tokens that are given, [N, L]: the bound is that of the other tokens of a row given
-        these, and the figures are per token of the others. None: none is given.
+        these, and the figures are per token of the others. For an autoregressive model they must
+        come first in their row. None: none is given.
+      rows: numbers of the rows, below 2^32. All that is drawn for a row is then a function of (key,
+        its number), also its times, which are spread evenly over its own draws; and noise is
+        counted from its first token that is not held. So rows of the same number are compared on
+        common random numbers. None: rows have different ones, as said above.
       batch_size: sequences at a time, rounded up to a multiple of what the devices divide.
       draws: of every sequence.
       times: "low-discrepancy": in proportion to the loss of a uniform guess, each draw spread
@@ -180,6 +186,7 @@ def nll_bound(
         lengths=lengths,
         condition=condition,
         held=held,
+        rows=rows,
         batch_size=batch_size,
         progress=progress,
     )
@@ -226,7 +233,11 @@ def estimate_nll(
         every = zip(keys, *columns, strict=True)
         return np.stack([passes(build, static, *each, **options) for each in every])
 
-    drawn = family.draw_times(time_key, times, t_min, draws, len(tokens))
+    if passes.numbers is None:
+        drawn = family.draw_times(time_key, times, t_min, draws, len(tokens))
+    else:
+        of_rows = t_min, draws, passes.numbers
+        drawn = draw_times_by_number(family, time_key, times, *of_rows)
     nats = over_draws(_row_loss, (t_min, times), noise_key, drawn.quantiles)
     nats *= drawn.weights[:, None]
     if complete:

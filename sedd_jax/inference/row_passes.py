@@ -8,15 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, UInt32
 from numpy.typing import ArrayLike
 
 from sedd_jax.errors import BadInput, check_positive
 from sedd_jax.experiment.mesh import shard_batch
-from sedd_jax.inference.batches import batch_rows, one_ahead, row_keys
+from sedd_jax.inference.batches import batch_rows, one_ahead, row_keys, row_numbers
 from sedd_jax.inference.conditions import context_of
 from sedd_jax.inference.family import Family
 from sedd_jax.inference.model import TrainedModel, compiled
+from sedd_jax.inference.prompt import Prompt
 from sedd_jax.model.context import NOTHING
 from sedd_jax.model.score_model import Params
 
@@ -33,6 +34,7 @@ class RowPasses:
       placed: maps the rows of a batch to its tokens, and to what else the loss takes of them by
         name: `lengths` (None: full rows), `context` if there is one; on the devices.
       progress: called as progress(done, total) after every batch.
+      numbers: of the rows, which their random keys are made of; None: their indices.
       total: passes over a batch in all.
       done: passes so far.
     """
@@ -43,6 +45,7 @@ class RowPasses:
     rows: Sequence[np.ndarray]
     placed: Callable[[np.ndarray], tuple[Array, dict[str, Any]]]
     progress: Callable[[int, int], None] | None = None
+    numbers: UInt32[np.ndarray, "N"] | None = None
     total: int = 0
     done: int = 0
 
@@ -71,7 +74,7 @@ class RowPasses:
         def compute(rows):
             tokens, known = self.placed(rows)
             sharded = [shard_batch(column[rows], self.mesh) for column in columns]
-            keys = row_keys(key, rows)
+            keys = row_keys(key, rows if self.numbers is None else self.numbers[rows])
             return program(self.params, keys, *sharded, tokens, **known)
 
         found = np.zeros(1 + self.rows[-1][-1])
@@ -98,6 +101,7 @@ def passes_over(
     lengths: ArrayLike | None = None,
     condition: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     held: ArrayLike | None = None,
+    rows: ArrayLike | None = None,
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[RowPasses, Int[np.ndarray, "N"]]:
@@ -109,6 +113,7 @@ def passes_over(
       lengths: number of tokens of every row, [N]; the rest is padding. None for full rows.
       condition: what the model is told, of all rows or of each.
       held: tokens that are given, [N, L], and not scored; None: none is.
+      rows: numbers of the rows, see `nll_bound`; None: 0 to N - 1.
       batch_size: rows at a time, rounded up to a multiple of what the devices divide.
       progress: called as progress(done, total) after every batch.
 
@@ -121,23 +126,26 @@ def passes_over(
     tokens, lengths = _checked(family, np.asarray(tokens), lengths)
     count = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
     if held is not None:
-        held = _checked_held(family, np.asarray(held), tokens.shape, lengths)
+        held = _checked_held(family, np.asarray(held), tokens, lengths)
         count = count - held.sum(1)
-    rows = batch_rows(len(tokens), min(batch_size, len(tokens)), model.num_batch_shards)
+    numbers = None if rows is None else row_numbers(rows, len(tokens))
+    batches = batch_rows(len(tokens), min(batch_size, len(tokens)), model.num_batch_shards)
 
     known = {"lengths": lengths, **context_of(model, condition, len(tokens))}
     if held is not None:
         known["context"] = known.get("context", NOTHING)._replace(given=held)
+        if numbers is not None and family.infills:
+            known["start"] = held.argmin(1).astype(np.int32)  # the first token that is not held
 
-    def placed(numbers):
-        place = functools.partial(_placed, model, numbers)
+    def placed(batch):
+        place = functools.partial(_placed, model, batch)
         return place(tokens), jax.tree.map(place, known)
 
-    return RowPasses(family, model.mesh, model.params, rows, placed, progress), count
+    return RowPasses(family, model.mesh, model.params, batches, placed, progress, numbers), count
 
 
-def _placed(model, numbers, rows):
-    return model.shard_batch(rows[numbers])
+def _placed(model, batch, rows):
+    return model.shard_batch(rows[batch])
 
 
 def _checked(family, tokens, lengths):
@@ -167,20 +175,17 @@ def _checked(family, tokens, lengths):
     return tokens.astype(np.int32), lengths
 
 
-def _checked_held(family, held, shape, lengths):
+def _checked_held(family, held, tokens, lengths):
     """Where tokens are given, False in the padding."""
+    shape = tokens.shape
     if held.shape != shape or held.dtype != np.bool_:
         raise BadInput(
             f"held must be booleans {list(shape)}, one for each token; got {held.dtype} "
             f"{list(held.shape)}."
         )
-    if not family.infills:
-        raise BadInput(
-            "held is for discrete diffusion models: others have no bound given tokens anywhere in "
-            "a row; leave it out."
-        )
     if lengths is not None:
         held = held & (np.arange(shape[1]) < lengths[:, None])
+    family.check_prompt(Prompt(tokens, held))
     real = np.full(shape[0], shape[1]) if lengths is None else lengths
     if (held.sum(1) == real).all():
         raise BadInput("held leaves no token to score: every token of every row is given.")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key, Shaped
 
 from sedd_jax.data.column_statistics import ColumnSize
 from sedd_jax.diffusion.concrete_score import ConcreteScoreMatching
@@ -170,9 +170,10 @@ class ScoreBased(NamedTuple):
     def reconstruction_loss(self, t_min: float) -> RowLoss:
         graph, noise, model = self
 
-        def loss(params, keys, x0, lengths=None, context=NOTHING):
+        def loss(params, keys, x0, lengths=None, context=NOTHING, start=None):
             sigma = jnp.broadcast_to(noise.sigma(t_min), x0.shape[:1])
-            xt = jax.vmap(graph.sample_transition)(keys, x0, sigma)
+            xt = jax.vmap(graph.sample_transition)(keys, turned(x0, start), sigma)
+            xt = turned(xt, start, back=True)
             xt = xt if context.given is None else jnp.where(context.given, x0, xt)
             score = model.score(params, xt, sigma, lengths=lengths, context=model.told(context))
             weights = functools.partial(denoise_weights, graph, xt, sigma=sigma)
@@ -249,9 +250,10 @@ def build_score_based(
 
 
 def sequence_loss(family: ScoreBased, proposal: Proposal) -> RowLoss:
-    """Returns f(params, keys [B], quantiles [B], x0 [B, L], lengths, context) -> nats [B].
+    """Returns f(params, keys [B], quantiles [B], x0 [B, L], lengths, context, start) -> nats [B].
 
     The loss of every row at one (t, x_t), a function of its own key and tokens, not of its padding.
+    Noise is counted from position `start` [B] of a row, before which all tokens are given; None: 0.
     For any proposal the mean over uniform quantiles is that of the DWDSE loss over t uniform on
     [t_min, 1].
 
@@ -265,14 +267,33 @@ def sequence_loss(family: ScoreBased, proposal: Proposal) -> RowLoss:
         rows = jax.tree.map(lambda x: x[None], (quantile, x0, length, held))
         return jax.tree.map(lambda x: x[0], propose(key, proposal, graph, noise, *rows))
 
-    def loss(params, keys, quantiles, x0, lengths=None, context=NOTHING):
-        batch = jax.vmap(draw_row)(keys, quantiles, x0, lengths, context.given)
+    def loss(params, keys, quantiles, x0, lengths=None, context=NOTHING, start=None):
+        rest = lengths if start is None or lengths is None else lengths - start
+        batch = jax.vmap(draw_row)(
+            keys, quantiles, turned(x0, start), rest, turned(context.given, start)
+        )
+        batch = batch._replace(xt=turned(batch.xt, start, back=True), held=context.given)
         told = model.told(context)
         score_fn = functools.partial(model.score, params, lengths=lengths, context=told)
         noised = batch.t, batch.xt, x0, lengths, batch.held
         return batch.weight * dwdse_loss(graph, noise, score_fn, *noised)
 
     return loss
+
+
+def turned(
+    rows: Shaped[Array, "B L"] | None, start: Int[Array, "B"] | None, back: bool = False
+) -> Shaped[Array, "B L"] | None:
+    """Returns rows that begin at `start`, with what stands before it at their ends.
+
+    Args:
+      rows: any; None stays None.
+      start: position of every row; None: 0.
+      back: undo it.
+    """
+    if rows is None or start is None:
+        return rows
+    return jax.vmap(jnp.roll)(rows, start if back else -start)
 
 
 def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:

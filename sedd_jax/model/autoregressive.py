@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from sedd_jax.diffusion.padding import zero_padding
 from sedd_jax.model.attention import Attention, attention_for
@@ -201,6 +201,7 @@ class CausalModel:
         tokens: Int[Array, "B L"],
         key: Key[Array, ""] | None = None,
         lengths: Int[Array, "B"] | None = None,
+        given: Bool[Array, "B L"] | None = None,
     ) -> Float[Array, "B"]:
         """Returns -log p in nats of every sequence; its first token is scored after `start`.
 
@@ -209,9 +210,11 @@ class CausalModel:
           tokens: the sequences.
           key: of dropout, None for none.
           lengths: how many tokens of every row are scored, None for all.
+          given: tokens that are not scored; None: none.
         """
         before = jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=self.start)
-        return zero_padding(self.token_nll(params, before, tokens, key), lengths).sum(-1)
+        nll = zero_padding(self.token_nll(params, before, tokens, key), lengths)
+        return (nll if given is None else jnp.where(given, 0, nll)).sum(-1)
 
     def features(
         self, params: Params, tokens: Int[Array, "B L"], last: Int[Array, "B"]
