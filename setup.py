@@ -30,6 +30,7 @@ REQUIREMENTS = [
 DEMO = ["starlette>=1.10.0", "uvicorn>=0.54.0"]
 GPT2 = ["tiktoken>=0.14.0"]
 HUB = ["datasets>=5.2.0", "huggingface_hub>=2.4.0"]
+LM_EVAL = ["lm_eval>=0.4.13"]
 MAUVE = ["mauve-text>=0.4.0"]
 PLOTS = ["matplotlib>=3.11.2"]
 MLFLOW = ["alembic>=1.20.1", "mlflow-skinny>=3.17.2", "sqlalchemy>=2.1.9"]
@@ -67,11 +68,12 @@ if __name__ == "__main__":
             "gpt2": GPT2,  # the tokenizer of the OpenWebText configs
             "hub": HUB,  # Hugging Face: models and tokenizers by name, data sets, uploads
             "demo": DEMO,  # the live page of sedd_jax.demo
+            "lm_eval": LM_EVAL,  # lm-evaluation-harness; without its extra hf, so without PyTorch
             "mauve": MAUVE,  # GPL, unlike this package; so it is in no other extra
             "plots": PLOTS,  # of evaluate, report, exact and the examples
             "tensorboard": TENSORBOARD,  # trackers, beside metrics.jsonl
             "wandb": WANDB,
             "mlflow": MLFLOW,
-            "dev": [*DEV, *DEMO, *GPT2, *HUB, *PLOTS, *TENSORBOARD],
+            "dev": [*DEV, *DEMO, *GPT2, *HUB, *LM_EVAL, *PLOTS, *TENSORBOARD],
         },
     )

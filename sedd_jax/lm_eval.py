@@ -8,6 +8,7 @@ so this registers `sedd_jax`, as `import sedd_jax.lm_eval` does, and calls its c
 
 import collections
 import functools
+import multiprocessing
 import sys
 from typing import Any
 
@@ -129,6 +130,8 @@ def main(arguments: list[str]) -> None:
       BadInput: a task that does not exist.
     """
     sys.argv[1:] = arguments
+    # the harness forks for its standard errors, which may hang once JAX has threads
+    multiprocessing.set_start_method("forkserver", force=True)
     try:
         _harness("__main__").cli_evaluate()
     except ValueError as error:

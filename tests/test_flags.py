@@ -8,8 +8,8 @@ import importlib, pkgutil, sys
 from absl import flags
 import sedd_jax
 BINARIES = {
-    "compare", "convert", "demo", "evaluate", "exact", "plan", "prepare", "report", "sample",
-    "train",
+    "compare", "convert", "demo", "evaluate", "exact", "lm_eval", "plan", "prepare", "report",
+    "sample", "train",
 }
 for module in pkgutil.walk_packages(sedd_jax.__path__, "sedd_jax."):
     *_, name = module.name.split(".")

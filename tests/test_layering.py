@@ -32,6 +32,7 @@ FLOORS = [
         "evaluate",
         "report",
         "plan",
+        "lm_eval",
     },
 ]
 HLO_COST = PACKAGE / "planning" / "hlo_cost"

@@ -127,8 +127,8 @@ def rows_by_width(
       length: the most tokens of a row.
       batch_size: rows at a time.
     """
-    sizes = np.array([len(each.context) + len(each.tokens) for each in continuations])
-    widths = np.array([padded_length(size, length) for size in sizes])
+    sizes = np.array([len(each.row) for each in continuations], np.int32)
+    widths = np.array([padded_length(len(each.row), length) for each in continuations])
     groups, waiting = [], np.zeros(0, int)
     for width in np.unique(widths):
         waiting = np.concatenate([waiting, np.flatnonzero(widths == width)])
@@ -139,7 +139,7 @@ def rows_by_width(
             row[: sizes[index]] = continuations[index].row
         given = np.array([len(continuations[index].context) for index in waiting])
         held = np.arange(width) < given[:, None]
-        groups.append(Rows(waiting, tokens, held, sizes[waiting].astype(np.int32)))
+        groups.append(Rows(waiting, tokens, held, sizes[waiting]))
         waiting = np.zeros(0, int)
     return groups
 

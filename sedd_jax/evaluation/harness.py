@@ -26,6 +26,7 @@ from sedd_jax.evaluation.continuations import (
     split_text,
 )
 from sedd_jax.evaluation.harness_settings import Settings
+from sedd_jax.evaluation.protocol import BOUNDS
 from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.likelihood import nll_bound
 from sedd_jax.inference.load import load
@@ -225,6 +226,7 @@ class Backend:
             if self.settings.greedy
             else "not asked for, said to be False",
             "seed": self.settings.seed,
+            **({"bound": BOUNDS[self.settings.complete]} if drawn else {}),
             **(self._estimate | {"t_min": config.train.t_min} if drawn else {}),
         }
 
@@ -233,7 +235,7 @@ class Backend:
             return "exact"
         if self.settings.conditional == "difference":
             return "a bound of context and continuation less one of the context: no bound"
-        return "a lower bound, of the reverse process with the context held"
+        return "a bound, that of the reverse process with the context held"
 
     def _say_cut(self, count):
         if count:
