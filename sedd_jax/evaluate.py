@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from sedd_jax.display.plot import check_plots
 from sedd_jax.display.table import markdown
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation import likelihood, quality, sequence_report, summary
+from sedd_jax.evaluation import interval, likelihood, quality, sequence_report, summary
 from sedd_jax.evaluation.catalog import DatasetCatalog
 from sedd_jax.evaluation.protocol import CONVENTIONS, Choices
 from sedd_jax.evaluation.quality_flags import FRONTIER, QUALITY, define_quality_flags
@@ -60,6 +60,12 @@ _MAX_BLOCKS = flags.DEFINE_integer(
     "Score at most this many blocks of a data set, evenly spaced.",
     lower_bound=1,
 )
+_INTERVAL = flags.DEFINE_integer(
+    "interval", None, "Draws for bounds on both sides of a likelihood (absorbing).", lower_bound=2
+)
+_BLOCK = flags.DEFINE_integer(
+    "block", None, "For --interval: tokens drawn in any order, then the next ones.", lower_bound=1
+)
 _PUBLISHED = flags.DEFINE_enum(
     "published", "comparable", ["comparable", "all"], "Which published figures to print."
 )
@@ -67,7 +73,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws.", lower_bound=0, upp
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Blocks or samples at a time.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, f"Folder for the results; RUN/{FOLDER} by default.")
 _OF_LIKELIHOODS = (
-    _DATA, _SOURCES, _DOWNLOAD, _PROTOCOL, _DRAWS, _TIMES, _COMPLETE, _MAX_BLOCKS, _PUBLISHED,
+    _DATA, _SOURCES, _DOWNLOAD, _PROTOCOL, _DRAWS, _TIMES, _COMPLETE, _MAX_BLOCKS, _INTERVAL,
+    _BLOCK, _PUBLISHED,
 )  # fmt: skip
 
 
@@ -143,6 +150,8 @@ def _check_flags(scored, sampled):
         raise BadInput(f"--suite={FRONTIER} has all that {QUALITY} has: give one of them, once.")
     if sampled:
         _OF_SAMPLES.check(sampled[0])
+    if _BLOCK.value and not _INTERVAL.value:
+        raise BadInput("--block is that of --interval=DRAWS, which is not given.")
 
 
 def _given(several):
@@ -177,15 +186,15 @@ def _likelihoods(
         _open(folder)
         return sets
 
+    shared = {"averaged": _MODEL()["ema"], "batch_size": _BATCH_SIZE.value}
+    enclosing = _INTERVAL.value and interval.Settings(_INTERVAL.value, _BLOCK.value, _SEED.value)
+    if enclosing:
+        enclosing.check(checkpoint)
     sets = processes.run_primary_first(load_first, load_sets)
-    return likelihood.measure(
-        checkpoint,
-        sets,
-        choices,
-        folder,
-        averaged=_MODEL()["ema"],
-        batch_size=_BATCH_SIZE.value,
-    )
+    records = likelihood.measure(checkpoint, sets, choices, folder, **shared)
+    if enclosing:
+        records += interval.measure(checkpoint, sets, enclosing, folder, **shared)
+    return records
 
 
 def _planned(checkpoint: TrainedModel, settings: quality.Settings, mesh: Mesh) -> quality.Plan:

@@ -18,12 +18,17 @@ without the evaluations in which nothing changes.
 
 Only normalised ratios are used. A network whose totals are larger jumps earlier under Tweedie.
 
+With `block`, the free positions of a row leave the mask in blocks from left to right: u_i lies in
+the part of (0, 1) that belongs to the block of i, the highest for the first. With blocks of one
+position tokens are drawn from left to right.
+
 References:
   Zheng et al., Masked Diffusion Models are Secretly Time-Agnostic Masked Models and Exploit
   Inaccurate Categorical Sampling, 2024 (arXiv 2409.02908);
   the grid is ours.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -35,6 +40,7 @@ from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.sampler import Process, SamplerInfo
 from sedd_jax.diffusion.score import StepWeights
 from sedd_jax.diffusion.unmasking import Unmasking, info_of
+from sedd_jax.errors import check_positive
 
 
 class Hits(NamedTuple):
@@ -62,12 +68,25 @@ class HittingState(NamedTuple):
     hits: Hits
 
 
+@dataclasses.dataclass(frozen=True)
 class FirstHitting(Unmasking):
-    """One evaluation per position at most; rows proceed at their own pace and their own noise."""
+    """One evaluation per position at most; rows proceed at their own pace and their own noise.
+
+    Attributes:
+      block: free positions of a block, drawn before those on its right; None: all in one block.
+    """
+
+    block: int | None = None
+
+    def __post_init__(self):
+        if self.block is not None:
+            check_positive(block=self.block)
 
     def init(self, keys: Key[Array, "B"], process: Process, xt: Int[Array, "B L"]) -> HittingState:
         clamp, steps = process.clamp, process.steps
         u = jax.vmap(lambda key: categorical.uniform_by_position(key, (xt.shape[1],)))(keys)
+        if self.block is not None:
+            u = within_blocks(u, ~clamp.held, self.block)
         hits = hits_from_uniforms(u, process.noise, ~clamp.held, process.t_min, steps)
         return HittingState(clamp(xt), jnp.zeros((), jnp.int32), hits)
 
@@ -79,11 +98,8 @@ class FirstHitting(Unmasking):
         at = hits.evaluation == jnp.minimum(state.step, hits.nfe - 1)[:, None]
         sigma = jnp.where(at, hits.sigma, 0).max(-1)  # a finished row stays at its last noise
 
-        def weights(total):
-            return StepWeights(scale=jnp.ones_like(total), cut=None, stay=jnp.zeros_like(total))
-
         score = process.score_fn(state.xt, sigma)
-        draw = score.draw(keys, weights, at & evaluated[:, None], process.token_filter)
+        draw = score.draw(keys, only_which, at & evaluated[:, None], process.token_filter)
         xt = process.clamp(draw.xt)
         info = info_of(state.xt, xt, draw.total, sigma, evaluated)
         return HittingState(xt, state.step + 1, hits), info
@@ -94,6 +110,37 @@ class FirstHitting(Unmasking):
     def unfinished(self, process: Process, state: HittingState) -> Bool[Array, "B"]:
         del process
         return state.step < state.hits.nfe
+
+
+def only_which(total: Float[Array, "B L"]) -> StepWeights:
+    """Returns the weights of a position that changes for certain: only which token it becomes."""
+    return StepWeights(scale=jnp.ones_like(total), cut=None, stay=jnp.zeros_like(total))
+
+
+def blocks_of(free: Bool[Array, "B L"], block: int) -> Int[Array, "B L"]:
+    """Returns the number, from 0, of the block of every free position; meaningless elsewhere.
+
+    Args:
+      free: positions to draw.
+      block: free positions of a block; the last one of a row may have fewer.
+    """
+    return (jnp.cumsum(free, axis=-1) - 1) // block
+
+
+def within_blocks(
+    u: Float[Array, "B L"], free: Bool[Array, "B L"], block: int
+) -> Float[Array, "B L"]:
+    """Returns uniforms on the part of (0, 1) that belongs to the block of a position.
+
+    Args:
+      u: uniforms, one for each position.
+      free: positions to draw.
+      block: free positions of a block.
+    """
+    count = free.sum(-1, keepdims=True)
+    start = blocks_of(free, block) * block
+    end = jnp.minimum(start + block, count)
+    return (count - end + u * (end - start)) / jnp.maximum(count, 1)
 
 
 def hits_from_uniforms(

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,7 @@ from sedd_jax.evaluation.protocol import (
     of_heldout,
     of_text,
 )
-from sedd_jax.evaluation.record import Record, describe_model, find_cached, log_on_primary, save
+from sedd_jax.evaluation.record import Record, describe_model, find_or_measure, log_on_primary
 from sedd_jax.experiment.run import DATA_FOLDER
 from sedd_jax.inference.likelihood import NLLEstimate, nll_bound
 from sedd_jax.inference.model import TrainedModel
@@ -179,34 +178,30 @@ def _checksums(eval_set):
 def _measure(checkpoint, model, eval_set, choices, folder, batch_size):
     name, blocks = eval_set.name, eval_set.blocks
     query = Record("likelihood", name, model, dataclasses.asdict(eval_set.protocol))
-    known = processes.on_primary(lambda: find_cached(folder, query))
-    if processes.broadcast_from_primary(known is not None):
-        log_on_primary(f"{name}: known from {query.file}")
-        known = known or query
-        return dataclasses.replace(known, figures=known.figures | _losses(blocks))
-    started = time.monotonic()
-    with progress(name) as advance:
-        bound = nll_bound(
-            jax.random.key(choices.seed),
-            checkpoint,
-            blocks.tokens,
-            lengths=blocks.lengths,
-            condition=blocks.told,
-            batch_size=batch_size,
-            draws=choices.draws,
-            times=choices.times,
-            complete=choices.complete,
-            progress=advance,
-        )
-    figures = _figures(blocks, bound) | {"seconds": time.monotonic() - started}
-    record = dataclasses.replace(query, figures=figures)
-    processes.on_primary(lambda: save(folder, record))
-    if math.isnan(bound.stderr) and math.isfinite(bound.nats_per_token):
-        log_on_primary(
-            f"{name}: one block has no standard error with one draw or with quadrature: raise "
-            "--draws, with --times=low-discrepancy."
-        )
-    return record
+
+    def compute():
+        with progress(name) as advance:
+            bound = nll_bound(
+                jax.random.key(choices.seed),
+                checkpoint,
+                blocks.tokens,
+                lengths=blocks.lengths,
+                condition=blocks.told,
+                batch_size=batch_size,
+                draws=choices.draws,
+                times=choices.times,
+                complete=choices.complete,
+                progress=advance,
+            )
+        if math.isnan(bound.stderr) and math.isfinite(bound.nats_per_token):
+            log_on_primary(
+                f"{name}: one block has no standard error with one draw or with quadrature: raise "
+                "--draws, with --times=low-discrepancy."
+            )
+        return _figures(blocks, bound) | _losses(blocks)
+
+    record = find_or_measure(folder, query, compute)
+    return dataclasses.replace(record, figures=record.figures | _losses(blocks))
 
 
 def _figures(blocks: Blocks, bound: NLLEstimate) -> dict[str, Any]:
@@ -229,7 +224,6 @@ def _figures(blocks: Blocks, bound: NLLEstimate) -> dict[str, Any]:
         # what two models on the same blocks are compared by
         "nats_by_block": [round(float(nats), 4) for nats in bound.nats.mean(0)],
         **_by_class(blocks, bound),
-        **_losses(blocks),
     }
 
 

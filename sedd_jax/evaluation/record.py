@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from sedd_jax.experiment.integrity import nonfinite_paths
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system.files import atomic_write
-from sedd_jax.system.processes import is_primary
+from sedd_jax.system.processes import broadcast_from_primary, is_primary, on_primary
 
 FOLDER = "evaluations"  # in the folder of a run
 # never part of a name, nor is the reference, which changes MAUVE alone
@@ -33,14 +34,14 @@ class Record:
     """One evaluation; without figures, the query for it.
 
     Attributes:
-      kind: "likelihood" of a data set, or "quality" of samples.
+      kind: "likelihood" of a data set, the "interval" that it lies in, or "quality" of samples.
       name: of the data set, or of the sampler setting, as in "tweedie-128".
       model: what `describe_model` returns.
       protocol: all else that the figures depend on.
       figures: the results.
     """
 
-    kind: Literal["likelihood", "quality"]
+    kind: Literal["likelihood", "interval", "quality"]
     name: str
     model: dict[str, Any]
     protocol: dict[str, Any]
@@ -118,6 +119,30 @@ def find_cached(folder: Path, query: Record) -> Record | None:
             "move it away."
         )
     return known
+
+
+def find_or_measure(folder: Path, query: Record, measure: Callable[[], dict[str, Any]]) -> Record:
+    """Returns the record of a query, read from `folder` or else measured and saved there.
+
+    All processes of a job call this and measure; process 0 reads and writes.
+
+    Args:
+      folder: of records.
+      query: a record without figures.
+      measure: returns the figures, to which the seconds that it took are added.
+
+    Raises:
+      BadInput: the file of that name is not a record, or belongs to another query.
+    """
+    known = on_primary(lambda: find_cached(folder, query))
+    if broadcast_from_primary(known is not None):
+        log_on_primary(f"{query.name}: known from {query.file}")
+        return known or query
+    started = time.monotonic()
+    figures = measure() | {"seconds": time.monotonic() - started}
+    record = dataclasses.replace(query, figures=figures)
+    on_primary(lambda: save(folder, record))
+    return record
 
 
 def save(folder: Path, record: Record) -> Path:

@@ -30,7 +30,7 @@ from sedd_jax.evaluation.record import (
 )
 from sedd_jax.system.files import atomic_write
 
-_LIKELIHOOD, _QUALITY = "Likelihood", "Quality of samples"
+_LIKELIHOOD, _INTERVAL, _QUALITY = "Likelihood", "Likelihood as an interval", "Quality of samples"
 _SAMPLER = ("sampler", "steps", "samples")  # settings with columns of their own
 _FEW = 3  # names that are listed
 # figure, its axis label, whether its axis is logarithmic
@@ -71,8 +71,10 @@ def tables(records: Sequence[Record], *, all_published: bool = False) -> list[Ta
     """
     label = labels(records)
     scored, drawn = _likelihoods(records, label), qualities(records, label)
+    enclosed = _likelihoods(records, label, "interval")
     found = [
         *(_likelihood_tables(scored, label) if scored else []),
+        *(_interval_tables(enclosed, label) if enclosed else []),
         *published(scored, everything=all_published),
         *frontier_report.tables(drawn, label),
         *(_quality_tables(drawn, label) if drawn else []),
@@ -118,8 +120,8 @@ def qualities(records: Sequence[Record], label: Label) -> list[Record]:
     return sorted(unique.values(), key=order)
 
 
-def _likelihoods(records, label):
-    found = [record for record in records if record.kind == "likelihood"]
+def _likelihoods(records, label, kind="likelihood"):
+    found = [record for record in records if record.kind == kind]
     return sorted(found, key=lambda it: (it.name, label(it)))
 
 
@@ -146,6 +148,15 @@ def _likelihood_tables(records, label):
         *_by_class(records, label),
         *_protocols(_LIKELIHOOD, names, records, label),
         *_notes(_LIKELIHOOD, records),
+    ]
+
+
+def _interval_tables(records, label):
+    names = {"data set": [it.name for it in records], "model": [label(it) for it in records]}
+    return [
+        _table(_INTERVAL, names | _columns(map(_interval_cells, records))),
+        *_protocols(_INTERVAL, names, records, label),
+        *_notes(_INTERVAL, records),
     ]
 
 
@@ -184,6 +195,20 @@ def _likelihood_cells(record):
         "characters lost": _formatted(figures, "lost_characters", ".2%"),
         "stderr by data": _formatted(figures, "data_stderr", ".2g"),
         **{name: _formatted(figures, name, ",") for name in ("tokens", "blocks", "documents")},
+    }
+
+
+def _interval_cells(record):
+    figures = record.figures
+    ends = [_formatted(figures, f"perplexity_{end}", ".5g") for end in ("low", "high")]
+    return {
+        "perplexity": " to ".join(ends) if all(ends) else None,
+        "at least, nats/token": _number(figures, "low"),
+        "at most, nats/token": _number(figures, "high"),
+        "width": _formatted(figures, "width", ".3g"),
+        "at most, by one draw": _formatted(figures, "evidence_bound", ".5g"),
+        "effective draws": _formatted(figures, "effective_draws", ".3g"),
+        **{name: _formatted(figures, name, ",") for name in ("tokens", "blocks")},
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, UInt32
+from jaxtyping import Array, Float, Int, Key, Shaped, UInt32
 from numpy.typing import ArrayLike
 
 from sedd_jax.errors import BadInput, check_positive
@@ -54,7 +54,7 @@ class RowPasses:
         build: Callable[..., Any],
         static: tuple[Any, ...],
         key: Key[Array, ""],
-        *columns: Float[np.ndarray, "N"],
+        *columns: Shaped[np.ndarray, "N"],
         may_be_infinite: bool = False,
     ) -> Float[np.ndarray, "N"]:
         """Returns loss(params, row keys, *columns, tokens, **known) of every row, float64.
