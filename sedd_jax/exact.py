@@ -38,6 +38,7 @@ from sedd_jax.verification.correctors import check_correctors
 from sedd_jax.verification.exact.space import Space
 from sedd_jax.verification.guidance import check_guidance
 from sedd_jax.verification.held import check_held
+from sedd_jax.verification.interval import check_interval_bounds
 from sedd_jax.verification.oracle import OracleConfig, check_oracle_settings
 from sedd_jax.verification.oracle_report import oracle_sections
 from sedd_jax.verification.order import check_order
@@ -156,6 +157,7 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
     if space.graph.absorbs:
         settings = {"t_min": t_min, "num_samples": exact.num_samples}
         yield check_adaptive(space, schedules["loglinear"], sparse, **settings)
+        yield check_interval_bounds(small, config)
     yield check_conditioning(space, schedules, data, t_min=t_min, max_steps=exact.max_steps)
     yield check_guidance(space, schedules["loglinear"], data, t_min=t_min)
     yield check_rare_tokens(num_draws=exact.num_draws, seed=config.seed)

@@ -12,26 +12,25 @@ import sedd_jax as sedd
 from sedd_jax.diffusion.any_order import lower_bound, order_log_prob, upper_bound
 from sedd_jax.diffusion.first_hitting import FirstHitting
 from sedd_jax.diffusion.sampler import Clamp, Process
-from sedd_jax.diffusion.score import DenseScore
+from sedd_jax.experiment.config import Config
+from sedd_jax.verification.exact.orders import (
+    inconsistent_logits,
+    log_order_probs,
+    logits_model,
+    orders_of,
+)
 from sedd_jax.verification.exact.space import Space
+from sedd_jax.verification.interval import check_interval_bounds
 
 V, L = 3, 4  # with the mask; as few as have orders to disagree about
 GRAPH, NOISE, T_MIN = sedd.graph.absorbing(V - 1), sedd.noise.loglinear(), 1e-3
 SPACE = Space(GRAPH, L)
-# of every token at every position of every sequence: conditionals of no one distribution
-LOGITS = np.random.default_rng(0).normal(0, 1.5, (len(SPACE.states), L, V))
 CLEAN = SPACE.states[SPACE.clean]
-ORDERS = list(itertools.permutations(range(L)))
+LOGITS = inconsistent_logits(SPACE, 1.5, seed=0)
 
 
 def score_fn(xt, sigma):
-    del sigma
-    return DenseScore(xt, jnp.asarray(LOGITS, jnp.float32)[SPACE.index(xt)])
-
-
-def conditional(xt, position, token):
-    logits = LOGITS[SPACE.index(np.array(xt)), position, : V - 1]
-    return np.exp(logits[token]) / np.exp(logits).sum()
+    return logits_model(SPACE, LOGITS).score({}, xt, sigma)
 
 
 def by_loops(x0, order, start=()):
@@ -39,19 +38,20 @@ def by_loops(x0, order, start=()):
     xt, found = np.full(L, V - 1), 1.0
     xt[list(start)] = x0[list(start)]
     for position in order:
-        found *= conditional(xt, position, x0[position])
+        odds = np.exp(LOGITS[SPACE.index(xt), position, : V - 1])
+        found *= odds[x0[position]] / odds.sum()
         xt[position] = x0[position]
     return found
 
 
-def orders_of(block):
-    """All orders that go through the blocks from left to right."""
-    return [it for it in ORDERS if np.array_equal(np.array(it) // block, np.arange(L) // block)]
-
-
-def exact(block):
-    """The probability of every clean sequence: the mean over orders."""
-    return np.array([np.mean([by_loops(x0, it) for it in orders_of(block)]) for x0 in CLEAN])
+def test_the_enumeration_by_loops():
+    """And `orders_of`: of 4 positions in blocks of 3 there are 3! orders."""
+    log_w = log_order_probs(SPACE, LOGITS, 3)
+    orders = orders_of(L, 3)
+    assert sorted(orders) == [it for it in itertools.permutations(range(L)) if it[3] == 3]
+    wanted = [[by_loops(x0, order) for order in orders] for x0 in CLEAN]
+    np.testing.assert_allclose(np.exp(log_w), wanted, rtol=1e-5)
+    assert np.exp(log_w).mean(1).sum() == pytest.approx(1, rel=1e-6)
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 4])
@@ -73,25 +73,12 @@ def test_the_probability_of_an_order_is_the_product_of_its_conditionals(block):
     np.testing.assert_allclose(np.exp(found), wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("draws", [2, 3])
-def test_both_bounds_are_on_their_side_of_every_sequence(draws):
+def test_both_bounds_are_on_their_side_of_every_sequence():
     """Their exact expectations, over all tuples of orders; with more draws they come closer."""
-    log_p = np.log(exact(L))
-    log_w = np.log([[by_loops(x0, order) for order in ORDERS] for x0 in CLEAN])  # [C, orders]
-
-    def expectations(draws):
-        tuples = np.array(list(itertools.product(range(len(ORDERS)), repeat=draws))).T
-        drawn = log_w[:, tuples].transpose(1, 0, 2).reshape(draws, -1)
-        return [
-            bound(drawn).reshape(len(CLEAN), -1).mean(-1) for bound in (lower_bound, upper_bound)
-        ]
-
-    low, high = expectations(draws)
-    assert (low < log_p).all() and (high > log_p).all()
-    fewer = log_w.mean(-1) if draws == 2 else expectations(2)[0]
-    assert (low > fewer).all()
-    if draws == 3:
-        assert (high < expectations(2)[1]).all()
+    section = check_interval_bounds(Space(GRAPH, 3), Config())
+    assert all(claim.holds for claim in section.claims), section.claims
+    least, most = (section.tables[0].rows[-1][i] for i in (2, 3))
+    assert 0 < least < most
 
 
 def test_orders_of_the_same_probability_leave_no_interval():
@@ -126,5 +113,8 @@ def test_first_hitting_draws_from_the_distribution_that_is_bounded():
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         state, _ = sampler.step(step_keys, process, state)
     counts = np.bincount(SPACE.index(np.asarray(state.xt)), minlength=len(SPACE.states))
-    assert chisquare(counts[SPACE.clean], exact(2) * rows).pvalue > 1e-3
-    assert chisquare(counts[SPACE.clean], exact(4) * rows).pvalue < 1e-3
+    p_values = [
+        chisquare(counts[SPACE.clean], np.exp(log_order_probs(SPACE, LOGITS, block)).mean(1) * rows)
+        for block in (2, 4)
+    ]
+    assert p_values[0].pvalue > 1e-3 > p_values[1].pvalue
