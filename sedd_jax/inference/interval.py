@@ -182,7 +182,13 @@ def nll_interval(
 
 
 def check_interval(model: TrainedModel, draws: int, block: int | None) -> None:
-    """Raises BadInput unless the model has an interval from these settings."""
+    """Raises BadInput unless the model has an interval.
+
+    Args:
+      model: the model.
+      draws: of every block.
+      block: tokens of a block; None for the whole row.
+    """
     if block is not None:
         check_positive(block=block)
     if draws < 2:
