@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("lm_eval", reason='needs lm_eval: pip install "sedd_jax[lm_eval]"')
 
 from sedd_jax.errors import BadInput
-from sedd_jax.lm_eval import SeddJax
+from sedd_jax.evaluation.harness_model import SeddJax
 
 QUESTIONS = [
     {"text": "To be or not to be", "choices": ["that", "this"], "label": 0},

@@ -27,6 +27,7 @@ from sedd_jax.evaluation.continuations import (
 )
 from sedd_jax.evaluation.harness_settings import Settings
 from sedd_jax.evaluation.protocol import BOUNDS
+from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.likelihood import nll_bound
 from sedd_jax.inference.load import load
@@ -62,11 +63,12 @@ class Backend:
 
     @classmethod
     def load(cls, settings: Settings) -> "Backend":
-        """Returns the backend with the model that the settings name."""
+        """Returns the backend with the model that the settings name, on all devices."""
         model = load(
             settings.checkpoint,
             step=settings.checkpoint_step,
             ema=settings.ema,
+            mesh=MeshConfig(),
             tokenizer=settings.tokenizer,
             trust_code=settings.trust_code,
         )

@@ -1,6 +1,8 @@
 """What lm-evaluation-harness asks, answered without it; `tests/test_lm_eval.py` runs it."""
 
 import dataclasses
+import importlib
+import sys
 
 import jax
 import numpy as np
@@ -41,6 +43,14 @@ def test_a_text_has_the_likelihood_that_evaluate_finds(name, request):
         np.testing.assert_allclose(both, alone, rtol=1e-5)
         with pytest.raises(BadInput, match="Text 2 is empty"):
             backend(model).loglikelihood_rolling(["a", ""])
+
+
+def test_without_the_harness_an_import_says_what_to_install(monkeypatch):
+    for name in ("lm_eval", "lm_eval.models"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "sedd_jax.lm_eval", raising=False)
+    with pytest.raises(BadInput, match=r'needs the package lm_eval: pip install "sedd_jax\[lm_ev'):
+        importlib.import_module("sedd_jax.lm_eval")
 
 
 @pytest.fixture
