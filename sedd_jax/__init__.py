@@ -36,6 +36,7 @@ _HOMES = {
     "prefix_suffix": "sedd_jax.inference.prompt",
     "templates": "sedd_jax.inference.template",
     "nll_bound": "sedd_jax.inference.likelihood",
+    "nll_interval": "sedd_jax.inference.interval",
     "BadInput": "sedd_jax.errors",
 }
 

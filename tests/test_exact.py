@@ -45,7 +45,7 @@ def test_everything_is_written_and_nothing_overwritten(untrained, binary):
     *_, folder = untrained
     report = json.loads((folder / "report.json").read_text())
     assert report["config"]["data"]["vocab_size"] == 2 and report["versions"]["jax"]
-    assert len(report["sections"]) == 11
+    assert len(report["sections"]) == 12
     names = {path.name for path in folder.iterdir()}
     assert names == {
         "report.md",
