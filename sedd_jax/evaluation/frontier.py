@@ -229,7 +229,9 @@ def sections(records: Sequence[Record], label: Label) -> Iterator[Section]:
         figures = [it for it in CONVENTIONS if _all_have(it, [real, *drawn])]
         if figures and any(len(group) > 1 for group in groups):
             names = sampler_names([_plain(group[0]) for group in groups], label)
-            frontiers = list(map(Frontier, names, groups))
+            frontiers = sorted(
+                map(Frontier, names, groups), key=lambda it: (it.name, it.steps or 0)
+            )
             yield Section(title, real, figures, frontiers)
 
 

@@ -70,7 +70,7 @@ def plots(records: Sequence[Record], label: Label) -> list[Plot]:
             for name, points in budgets.items()
         }
         levels = {section.title: section.real.figures[section.figure]}
-        y_label += ", at equal entropy"
+        y_label = "gen. ppl at equal entropy"
         x_label = "network evaluations per sample"
         drawn.append(Plot(f"frontier-matched{suffix}", x_label, y_label, lines, levels=levels))
     return drawn

@@ -164,34 +164,32 @@ def test_seeds_and_scoring_models_are_not_mixed(records):
     assert not frontier_report.tables([*drawn, *judged[-2:]], labels(one))  # no real text
 
 
-def divergence(tokens, log_prob):
-    """KL of samples to the data, with the first-order correction of its bias."""
-    count = np.bincount(np.ravel_multi_index(tokens.T, (4,) * 6), minlength=4**6)
-    share = count / count.sum()
-    seen = count > 0
-    return (share * (np.log(share, where=seen, out=np.zeros(4**6)) - log_prob))[seen].sum() - (
-        seen.sum() - 1
-    ) / (2 * count.sum())
+def divergence(texts, log_prob):
+    """KL of samples to the data, by the numbers of the texts; its bias is corrected for."""
+    count = np.bincount(texts, minlength=len(log_prob))
+    seen, share = count > 0, count / len(texts)
+    nats = np.sum(share[seen] * (np.log(share[seen]) - log_prob[seen]))
+    return nats - (seen.sum() - 1) / (2 * len(texts))
 
 
 @pytest.mark.slow
 def test_the_order_of_samplers_of_a_markov_chain_is_that_of_their_divergence():
     """True scores, the chain itself as the scoring model, all texts enumerated."""
-    oracle, rows = Oracle(random_model(0, 4, 0, 0.3), 6, seed=0), 20_000
+    oracle, rows = Oracle(random_model(0, 4, 0, 0.3), 6, seed=0), 100_000
     graph, noise = graphs.absorbing(4), noises.loglinear()
     texts = np.indices((4,) * 6).reshape(6, -1).T.astype(np.int32)
     log_prob = np.asarray(oracle.model.log_prob(texts), np.float64)
-    level = np.exp(log_prob) @ entropy(texts).each
+    entropies = np.array(entropy(texts).each)
 
     def measured(sampler, steps):
         records, found = [], {}
         for temperature in (0.8, 1.0):
             sampling = Sampling(steps, sampler, temperature)
             tokens, _ = oracle.draw(graph, noise, sampling, rows, 1e-3)
-            nats = -np.asarray(oracle.model.log_prob(tokens)) / 6
-            records.append(of_samples(entropy(tokens).each, nats, temperature))
-            found[temperature] = divergence(tokens, log_prob)
-        return found[1.0], matched(records, level, BY_TOKENS)
+            drawn = np.ravel_multi_index(tokens.T, (4,) * 6)
+            records.append(of_samples(entropies[drawn], -log_prob[drawn] / 6, temperature))
+            found[temperature] = divergence(drawn, log_prob)
+        return found[1.0], matched(records, np.exp(log_prob) @ entropies, BY_TOKENS)
 
     ways = (("tweedie", 4), ("tweedie", 16), ("gibbs", 8))
     coarse, fine, gibbs = (measured(*way) for way in ways)
@@ -199,4 +197,4 @@ def test_the_order_of_samplers_of_a_markov_chain_is_that_of_their_divergence():
     for worse, better in ((coarse[1], fine[1]), (fine[1], gibbs[1])):
         assert worse.perplexity - better.perplexity > 4 * math.hypot(worse.stderr, better.stderr)
     excess = math.log(gibbs[1].perplexity) - oracle.entropy
-    assert abs(excess) < 4 * gibbs[1].stderr / gibbs[1].perplexity + 0.01
+    assert abs(excess) < 4 * gibbs[1].stderr / gibbs[1].perplexity
