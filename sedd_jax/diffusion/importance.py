@@ -18,11 +18,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from sedd_jax.diffusion import categorical
 from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.noise import Noise
-from sedd_jax.diffusion.padding import zero_padding
+from sedd_jax.diffusion.padding import turned, zero_padding
 from sedd_jax.diffusion.score_entropy import score_entropy
 
 CELLS = 128  # intervals of t; within one, times are uniform
 FLOOR = 0.05  # share of the times that are uniform over [t_min, 1]: every cell has draws
+FEW = 0.25  # see `bound_proposal`
 
 
 class Proposal(NamedTuple):
@@ -36,6 +37,7 @@ class Proposal(NamedTuple):
       moved: loss a of the guess at a position that moved.
       other: loss b of the guess at any other position.
       discrete: a time is the upper border of its cell, see `on_grid`.
+      widths: of the cells; None: all have the same.
     """
 
     edges: Float[np.ndarray, "C+1"]
@@ -43,12 +45,23 @@ class Proposal(NamedTuple):
     moved: Float[np.ndarray, "C"]
     other: Float[np.ndarray, "C"]
     discrete: bool = False
+    widths: Float[np.ndarray, "C"] | None = None
 
     @property
     def quantiles(self) -> Float[np.ndarray, "_"] | Float[Array, "_"]:
         """The probability of a time below each of the edges."""
         xp = jnp if isinstance(self.density, jax.Array) else np
-        return xp.concatenate([xp.zeros(1), xp.cumsum(self.density / self.density.sum())])
+        mass = self.density if self.widths is None else self.density * self.widths
+        return xp.concatenate([xp.zeros(1), xp.cumsum(mass / mass.sum())])
+
+    def times(self, quantiles: Float[Array, "*B"]) -> Float[Array, "*B"]:
+        """Returns the times of quantiles."""
+        return _times_of(self, quantiles)[0]
+
+    def time_weight(self, quantiles: Float[Array, "*B"]) -> Float[Array, "*B"]:
+        """Returns the importance weights of the times of quantiles, without that of the moves."""
+        _, cell = _times_of(self, quantiles)
+        return 1 / jnp.asarray(self.density)[cell]
 
 
 class NoisedBatch(NamedTuple):
@@ -103,14 +116,41 @@ def guess_proposal(graph: Graph, noise: Noise, t_min: float) -> Proposal:
       t_min: the smallest time.
     """
     edges = np.linspace(t_min, 1, CELLS + 1)
+    _, mean, moved, other = _guess_losses(graph, noise, edges)
+    density = (1 - FLOOR) * mean / mean.mean() + FLOOR
+    return Proposal(edges, *(np.asarray(column) for column in (density, moved, other)))
+
+
+def bound_proposal(graph: Graph, noise: Noise, t_min: float) -> Proposal:
+    """Returns the distribution that a bound is estimated from: `guess_proposal`, with two changes.
+
+    Few moved positions tell less of a sequence than many: the mean over m of them varies as 1 / m,
+    and times in proportion to its root are the best for one sequence. But sequences differ in their
+    losses, and weights that differ by time make more of that. So times are in proportion to
+    p^(-1/4) too, half way in the exponent, where p is the probability that a position moves. And
+    cells are narrow near both ends, where losses are steep in t.
+
+    Args:
+      graph: the token graph.
+      noise: the schedule.
+      t_min: the smallest time.
+    """
+    v = np.linspace(0, 1, CELLS + 1)
+    edges = t_min + (1 - t_min) * v**2 * (3 - 2 * v)
+    p, mean, moved, other = map(np.float64, _guess_losses(graph, noise, edges))
+    widths, wanted = np.diff(edges), mean * p**-FEW
+    density = (1 - FLOOR) * wanted / np.average(wanted, weights=widths) + FLOOR
+    return Proposal(edges, density, moved, other, widths=widths)
+
+
+def _guess_losses(graph, noise, edges):
+    """In the middle of every cell: p, and the loss of the guess, in all, if moved and if not."""
     with jax.ensure_compile_time_eval():
         t = jnp.asarray((edges[1:] + edges[:-1]) / 2, jnp.float32)
         sigma = noise.sigma(t)
         moved, other = noise.dsigma(t)[None] * _guess_entropy(graph, sigma)
         p = -jnp.expm1(-sigma)
-        mean = p * moved + (1 - p) * other
-        density = (1 - FLOOR) * mean / mean.mean() + FLOOR
-    return Proposal(edges, *(np.asarray(column) for column in (density, moved, other)))
+        return p, p * moved + (1 - p) * other, moved, other
 
 
 def propose(
@@ -164,6 +204,40 @@ def propose(
     # rounding of a probability of 1 can leave nothing moved: there is no loss, so no weight
     weight = jnp.where(tilt > 0, 1 / (density * jnp.where(tilt > 0, tilt, 1)), 0)
     return NoisedBatch(t, xt, weight, held)
+
+
+def propose_rows(
+    keys: Key[Array, "B"],
+    proposal: Proposal,
+    graph: Graph,
+    noise: Noise,
+    quantiles: Float[Array, "B"],
+    x0: Int[Array, "B L"],
+    lengths: Int[Array, "B"] | None = None,
+    held: Bool[Array, "B L"] | None = None,
+    start: Int[Array, "B"] | None = None,
+) -> NoisedBatch:
+    """Draws x_t as `propose`, each row from its own key: a function of the row, not of its padding.
+
+    Args:
+      keys: random keys, each used once.
+      proposal: the distribution to draw from.
+      graph: the token graph.
+      noise: the schedule.
+      quantiles: of t.
+      x0: clean tokens.
+      lengths: of the rows; None for full rows.
+      held: tokens that do not move; None: none.
+      start: position of a row that noise is counted from, all tokens before it held; None: 0.
+    """
+
+    def draw(key, *row):
+        rows = jax.tree.map(lambda x: x[None], row)
+        return jax.tree.map(lambda x: x[0], propose(key, proposal, graph, noise, *rows))
+
+    rest = lengths if start is None or lengths is None else lengths - start
+    batch = jax.vmap(draw)(keys, quantiles, turned(x0, start), rest, turned(held, start))
+    return batch._replace(xt=turned(batch.xt, start, back=True), held=held)
 
 
 def propose_by_position(

@@ -58,6 +58,9 @@ class Autoregressive(NamedTuple):
 
         return loss
 
+    def control(self, t_min: float) -> None:
+        return None
+
     def reconstruction_loss(self, t_min: float) -> RowLoss:
         raise TypeError("An exact likelihood has no reconstruction term.")
 

@@ -70,7 +70,7 @@ class Classifier(NamedTuple):
     exact_likelihood = False
     complete_bound = False
     infills = False
-    row_loss = reconstruction_loss = draw_times = prior_nll = _refused
+    row_loss = control = reconstruction_loss = draw_times = prior_nll = _refused
     sampling = generator = check_prompt = max_nfe = _refused
 
     num_tokens, num_states = ScoreBased.num_tokens, ScoreBased.num_states  # those of the graph

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
+from sedd_jax.diffusion.categorical import BELOW_ONE
 from sedd_jax.diffusion.times import quadrature_quantiles, sample_quantiles
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.config import TrainConfig
@@ -17,6 +18,8 @@ from sedd_jax.inference.batches import row_keys
 from sedd_jax.inference.generator import Generator
 from sedd_jax.inference.prompt import Prompt
 from sedd_jax.model.config import ModelConfig
+
+STRATIFIED = "stratified"  # how several low-discrepancy draws are spread, see `draw_quantiles`
 
 # (params, keys [B], quantiles of t [B], x0 [B, L], lengths=None, context=NOTHING) -> nats [B]; the
 # context of families that take one: given tokens are held, and have no loss
@@ -55,6 +58,21 @@ class LearnedDraw(NamedTuple):
     state: Any
     loss: Callable[..., Float[Array, ""]]
     update: Callable[..., Any]
+
+
+class Control(NamedTuple):
+    """A control variate of a row's loss: the loss of a guess at the same (t, x_t), of known mean.
+
+    Attributes:
+      guess: guess(params, x0 [B, L], lengths=None) -> the guess, a dict of arrays; of x0 it takes
+        the shape.
+      loss: loss(guess, keys, quantiles, low [B], high [B], x0, ...) -> nats [B, 3] of the guess: at
+        the (t, x_t) that `row_loss` draws; their mean over x_t given t; and their sum over the
+        times from the quantile `low` to `high`, of all times.
+    """
+
+    guess: Callable[..., Any]
+    loss: Callable[..., Float[Array, "B 3"]]
 
 
 class DrawnTimes(NamedTuple):
@@ -115,8 +133,11 @@ class Family(Protocol):
 
         Args:
           t_min: the smallest time.
-          times: how times are spread, see `nll_bound`.
+          times: how times are spread, see `draw_quantiles`.
         """
+
+    def control(self, t_min: float) -> Control | None:
+        """Returns the control variate of `row_loss` at stratified times, None if it has none."""
 
     def reconstruction_loss(self, t_min: float) -> Callable[..., Float[Array, "B"]]:
         """Returns f(params, keys [B], x0 [B, L], lengths=None) -> nats [B] of the final step."""
@@ -128,7 +149,7 @@ class Family(Protocol):
 
         Args:
           key: random key, used once.
-          times: how they are spread, see `nll_bound`.
+          times: how they are spread, see `draw_quantiles`.
           t_min: the smallest time.
           draws: D.
           rows: N.
@@ -200,7 +221,9 @@ def draw_quantiles(
 
     Args:
       key: random key, used once.
-      times: how they are spread, see `nll_bound`.
+      times: "quadrature": nodes, the same for all rows. "low-discrepancy": one draw, spread evenly
+        over the rows. "stratified": draw d has the quantiles in [d / D, (d + 1) / D), and is spread
+        evenly over the rows there, independently of the other draws.
       draws: D.
       rows: N.
     """
@@ -218,12 +241,12 @@ def draw_times_by_number(
     draws: int,
     numbers: UInt32[np.ndarray, "N"],
 ) -> DrawnTimes:
-    """Draws the times of rows as functions of their numbers, spread over the draws of each row.
+    """Draws the times of rows as functions of their numbers.
 
     Args:
       family: the model.
       key: random key, used once.
-      times: how they are spread, see `nll_bound`; the nodes of a quadrature have no number.
+      times: how they are spread, see `draw_quantiles`; the nodes of a quadrature have no number.
       t_min: the smallest time.
       draws: D.
       numbers: of the rows.
@@ -231,13 +254,13 @@ def draw_times_by_number(
     if times == "quadrature":
         return family.draw_times(key, times, t_min, draws, len(numbers))
     distinct, which = np.unique(numbers, return_inverse=True)
-    each = [family.draw_times(own, times, t_min, 1, draws) for own in row_keys(key, distinct)]
-    quantiles = np.stack([drawn.quantiles[0] for drawn in each], axis=1)
-    t = np.stack([drawn.t[0] for drawn in each], axis=1)
+    each = [family.draw_times(own, times, t_min, draws, 1) for own in row_keys(key, distinct)]
+    quantiles, t = (np.concatenate(column, axis=1) for column in list(zip(*each, strict=True))[:2])
     return DrawnTimes(quantiles[:, which], t[:, which], np.ones(draws))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _even_quantiles(key, draws, rows) -> Float[Array, "D N"]:
     keys = row_keys(key, jnp.arange(draws))
-    return jax.vmap(lambda draw_key: sample_quantiles(draw_key, rows))(keys)
+    within = jax.vmap(lambda draw_key: sample_quantiles(draw_key, rows))(keys)
+    return jnp.minimum((jnp.arange(draws)[:, None] + within) / draws, BELOW_ONE)

@@ -123,6 +123,9 @@ class Gaussian(NamedTuple):
 
         return loss
 
+    def control(self, t_min: float) -> None:
+        return None
+
     def reconstruction_loss(self, t_min: float) -> RowLoss:
         raise TypeError("The bound has this term already.")
 

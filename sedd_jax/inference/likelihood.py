@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int, Key
 from numpy.typing import ArrayLike
 
 from sedd_jax.errors import BadInput, check_positive
-from sedd_jax.inference.family import Family, RowLoss, draw_times_by_number
-from sedd_jax.inference.model import TrainedModel
+from sedd_jax.inference.control import controlled
+from sedd_jax.inference.family import STRATIFIED, Family, RowLoss, draw_times_by_number
+from sedd_jax.inference.model import TrainedModel, compiled
 from sedd_jax.inference.row_passes import RowPasses, passes_over
 
 BINS = 16  # of t, see `NLLEstimate.by_t`
@@ -27,7 +28,8 @@ class NLLEstimate:
 
     Attributes:
       nats: what every draw gives for every sequence, float64 [D, N]; its mean over draws is the
-        estimate. Infinite where a complete bound is.
+        estimate, and each of several is for a part of [t_min, 1]. Infinite where a complete bound
+        is.
       tokens: number of tokens of every sequence that were scored, [N].
       times: how the draws are spread in t, see `nll_bound`; "exact": nothing was drawn, D is 1.
       by_t: (t_low, t_high, nats per token in between), equal parts of [t_min, 1] that add up to
@@ -48,14 +50,14 @@ class NLLEstimate:
     def stderr(self) -> float:
         """Standard error of `nats_per_token` from the draws alone: its spread over seeds.
 
-        From how the draws of the same sequence differ, over all sequences; 0 if exact.
+        From how the draws of the same sequence differ after subtracting the mean over sequences of
+        every draw, whose times are those of one part of [t_min, 1] or one node: an overestimate
+        where sequences depend on t differently. The error of a quadrature itself, the same for all
+        seeds, is not included.
 
-        Low-discrepancy: a slight overestimate, which takes the times of a draw as independent. A
-        single draw cannot be separated from the differences between sequences: then this is
-        `data_stderr`, an overestimate. Quadrature: from the differences between nodes after
-        subtracting the mean over sequences at each node, so an overestimate where sequences depend
-        on t differently; the error of the quadrature itself, the same for all seeds, is not
-        included.
+        A single draw cannot be separated from the differences between sequences: then this is
+        `data_stderr`, an overestimate. Nor can the draws of a single sequence be separated from
+        how its loss depends on t: an overestimate too, from how they differ.
 
         NaN where it is unknown: a single sequence with a single draw or by quadrature, or an
         infinite bound.
@@ -67,7 +69,7 @@ class NLLEstimate:
         with np.errstate(invalid="ignore"):  # infinite
             residuals = self.nats - self.nats.mean(0)
             freedom = (draws - 1) / draws
-            if self.times == "quadrature":
+            if self.nats.shape[1] > 1 or self.times == "quadrature":
                 residuals -= np.outer(residuals.sum(1) / self.tokens.sum(), self.tokens)
                 freedom *= self._freedom
             return _root(np.sum(residuals**2), freedom) / (draws * self.tokens.sum())
@@ -141,9 +143,10 @@ def nll_bound(
 
     One network evaluation per sequence and draw, two if complete, over all devices of the model's
     mesh. What is drawn for a row is a function of (key, row, draw), and its time also of the number
-    of rows: another `batch_size`, mesh or padding gives the same figures up to rounding. For an
-    autoregressive model it is the negative log-likelihood itself, from one evaluation, and the
-    other settings have no effect.
+    of rows and draws: another `batch_size`, mesh or padding gives the same figures up to rounding.
+    With several draws, the loss of a guess at the same (t, x_t) is subtracted and its mean added,
+    see `inference.control`. For an autoregressive model it is the negative log-likelihood itself,
+    from one evaluation, and the other settings have no effect.
 
     Args:
       key: random key; it makes no difference to an exact value.
@@ -162,10 +165,11 @@ def nll_bound(
         common random numbers. None: rows have different ones, as said above.
       batch_size: sequences at a time, rounded up to a multiple of what the devices divide.
       draws: of every sequence.
-      times: "low-discrepancy": in proportion to the loss of a uniform guess, each draw spread
-        evenly over all sequences, independently of the other draws. "quadrature": a draw is one
-        node of Gauss-Legendre quadrature, of at least 2, the same t for all sequences, and x_t is
-        drawn by the forward process.
+      times: "low-discrepancy": a single draw has times in proportion to the loss of a uniform
+        guess, spread evenly over all sequences. Of several, each has a part of [t_min, 1] for its
+        own, with more times where few positions move, see `bound_proposal`, and is spread evenly
+        over all sequences there. "quadrature": a draw is one node of Gauss-Legendre quadrature, of
+        at least 2, the same t for all sequences, and x_t is drawn by the forward process.
       complete: a true bound, on the learned reverse process in continuous time from a noised
         uniform guess: the integral of the loss over [t_min, 1], the prior term and the final
         denoising step, infinite where that step gives a token probability 0. Else the published
@@ -227,24 +231,29 @@ def estimate_nll(
         complete, t_min = False, 0.0  # nothing is left to add
     passes.total = draws * (1 + complete) * len(passes.rows)
 
-    def over_draws(build, static, key, *columns, **options):
-        """The loss [D, N] of every draw and row."""
+    def over_draws(passes, build, static, key, *columns, **options):
+        """The loss [D, N, ...] of every draw and row."""
         keys = [jax.random.fold_in(key, draw) for draw in range(draws)]
         every = zip(keys, *columns, strict=True)
         return np.stack([passes(build, static, *each, **options) for each in every])
 
+    spread = STRATIFIED if times == "low-discrepancy" and draws > 1 else times
     if passes.numbers is None:
-        drawn = family.draw_times(time_key, times, t_min, draws, len(tokens))
+        drawn = family.draw_times(time_key, spread, t_min, draws, len(tokens))
     else:
         of_rows = t_min, draws, passes.numbers
-        drawn = draw_times_by_number(family, time_key, times, *of_rows)
-    nats = over_draws(_row_loss, (t_min, times), noise_key, drawn.quantiles)
-    nats *= drawn.weights[:, None]
+        drawn = draw_times_by_number(family, time_key, spread, *of_rows)
+    inputs = noise_key, drawn.quantiles
+    nats = at_t = over_draws(passes, _row_loss, (t_min, spread), *inputs)
+    if spread == STRATIFIED and family.control(t_min) is not None:
+        guessing = _guessing(passes, t_min)
+        guess = over_draws(guessing, _control_loss, (t_min,), *inputs, *_parts(*nats.shape))
+        nats, at_t = controlled(nats, guess)
+    scale = drawn.weights[:, None] * (1 - t_min if complete else 1)
+    nats, at_t = nats * scale, at_t * scale
+    by_t = split_by_t(at_t * (nats.sum() / (at_t.sum() or 1)), drawn.t, tokens, t_min)
     if complete:
-        nats *= 1 - t_min
-    by_t = split_by_t(nats, drawn.t, tokens, t_min)
-    if complete:
-        final = over_draws(_reconstruction_loss, (t_min,), final_key, may_be_infinite=True)
+        final = over_draws(passes, _reconstruction_loss, (t_min,), final_key, may_be_infinite=True)
         nats = nats + family.prior_nll() * tokens + final
     return NLLEstimate(nats, tokens, times, by_t)
 
@@ -258,8 +267,30 @@ def check_draws(draws: int, times: str) -> None:
         raise BadInput("Quadrature needs at least 2 nodes: set draws.")
 
 
+def _guessing(passes, t_min):
+    """Passes of the guess in place of the network, not counted: they take next to no time."""
+    tokens, known = passes.placed(passes.rows[0])
+    guess = compiled(passes.family, passes.mesh, _guess, t_min)
+    params = guess(passes.params, tokens, lengths=known.get("lengths"))
+    return dataclasses.replace(passes, params=params, progress=None)
+
+
+def _parts(draws, rows):
+    """The quantiles from which to which the times of every draw are, [D, N] each."""
+    borders = np.float32(np.arange(draws + 1) / draws)
+    return (np.repeat(each[:, None], rows, axis=1) for each in (borders[:-1], borders[1:]))
+
+
 def _row_loss(family: Family, t_min: float, times: str) -> RowLoss:
     return family.row_loss(t_min, times)
+
+
+def _guess(family: Family, t_min: float) -> Callable[..., Any]:
+    return family.control(t_min).guess
+
+
+def _control_loss(family: Family, t_min: float) -> Callable[..., Float[Array, "B 3"]]:
+    return family.control(t_min).loss
 
 
 def _reconstruction_loss(family: Family, t_min: float) -> Callable[..., Float[Array, "B"]]:

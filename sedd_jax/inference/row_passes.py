@@ -56,8 +56,8 @@ class RowPasses:
         key: Key[Array, ""],
         *columns: Shaped[np.ndarray, "N"],
         may_be_infinite: bool = False,
-    ) -> Float[np.ndarray, "N"]:
-        """Returns loss(params, row keys, *columns, tokens, **known) of every row, float64.
+    ) -> Float[np.ndarray, "N *n"]:
+        """Returns loss(params, row keys, *columns, tokens, **known) of every row, float64 [N, ...].
 
         Args:
           build: build(family, *static) gives the loss; its program is kept for the next call.
@@ -77,10 +77,12 @@ class RowPasses:
             keys = row_keys(key, rows if self.numbers is None else self.numbers[rows])
             return program(self.params, keys, *sharded, tokens, **known)
 
-        found = np.zeros(1 + self.rows[-1][-1])
+        found = None
         for rows, nats in one_ahead(self.rows, compute):
+            found = np.zeros((1 + self.rows[-1][-1], *nats.shape[1:])) if found is None else found
             found[rows] = nats
             wrong = np.isnan(nats) if may_be_infinite else ~np.isfinite(nats)
+            wrong = wrong.reshape(len(rows), -1).any(-1)
             if wrong.any():
                 shown = ", ".join(map(str, np.unique(rows[wrong])[:5]))
                 raise FloatingPointError(

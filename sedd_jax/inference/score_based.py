@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Key, Shaped
+from jaxtyping import Array, Key
 
 from sedd_jax.data.column_statistics import ColumnSize
 from sedd_jax.diffusion.concrete_score import ConcreteScoreMatching
@@ -18,23 +18,28 @@ from sedd_jax.diffusion.graph import Graph
 from sedd_jax.diffusion.hold import NONE, free_shares, hold_named
 from sedd_jax.diffusion.importance import (
     Proposal,
+    bound_proposal,
     guess_proposal,
     on_grid,
     plain_proposal,
     propose,
     propose_by_position,
+    propose_rows,
 )
 from sedd_jax.diffusion.noise import Noise
 from sedd_jax.diffusion.objective import Objective, ScoreEntropy, dwdse_loss
 from sedd_jax.diffusion.output import output_named
-from sedd_jax.diffusion.padding import zero_padding
+from sedd_jax.diffusion.padding import turned, zero_padding
 from sedd_jax.diffusion.score_entropy import prior_kl
 from sedd_jax.diffusion.time_sampling import times_named
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.build import build_graph, build_noise, network_config
 from sedd_jax.experiment.config import Config, TrainConfig
+from sedd_jax.inference.control import guess_control
 from sedd_jax.inference.family import (
+    STRATIFIED,
     BatchLoss,
+    Control,
     DrawnTimes,
     LearnedDraw,
     RowLoss,
@@ -165,7 +170,19 @@ class ScoreBased(NamedTuple):
         return proposal if grid is None else on_grid(proposal, grid)
 
     def row_loss(self, t_min: float, times: str) -> RowLoss:
-        return sequence_loss(self, _proposal(self.graph, self.noise, t_min, times))
+        return sequence_loss(self, self.proposal(t_min, times))
+
+    def control(self, t_min: float) -> Control:
+        return guess_control(*self, self.proposal(t_min, STRATIFIED))
+
+    def proposal(self, t_min: float, times: str) -> Proposal:
+        """Returns the distribution of times and moved positions that a bound is estimated from.
+
+        Args:
+          t_min: the smallest time.
+          times: how times are spread, see `draw_quantiles`.
+        """
+        return _proposal(self.graph, self.noise, t_min, times)
 
     def reconstruction_loss(self, t_min: float) -> RowLoss:
         graph, noise, model = self
@@ -187,7 +204,7 @@ class ScoreBased(NamedTuple):
         self, key: Key[Array, ""], times: str, t_min: float, draws: int, rows: int
     ) -> DrawnTimes:
         quantiles, weights = draw_quantiles(key, times, draws, rows)
-        proposal = _proposal(self.graph, self.noise, t_min, times)
+        proposal = self.proposal(t_min, times)
         t = np.interp(quantiles, proposal.quantiles, proposal.edges)
         return DrawnTimes(quantiles, t, weights)
 
@@ -263,37 +280,15 @@ def sequence_loss(family: ScoreBased, proposal: Proposal) -> RowLoss:
     """
     graph, noise, model = family
 
-    def draw_row(key, quantile, x0, length, held):
-        rows = jax.tree.map(lambda x: x[None], (quantile, x0, length, held))
-        return jax.tree.map(lambda x: x[0], propose(key, proposal, graph, noise, *rows))
-
     def loss(params, keys, quantiles, x0, lengths=None, context=NOTHING, start=None):
-        rest = lengths if start is None or lengths is None else lengths - start
-        batch = jax.vmap(draw_row)(
-            keys, quantiles, turned(x0, start), rest, turned(context.given, start)
-        )
-        batch = batch._replace(xt=turned(batch.xt, start, back=True), held=context.given)
+        of_rows = quantiles, x0, lengths, context.given, start
+        batch = propose_rows(keys, proposal, graph, noise, *of_rows)
         told = model.told(context)
         score_fn = functools.partial(model.score, params, lengths=lengths, context=told)
         noised = batch.t, batch.xt, x0, lengths, batch.held
         return batch.weight * dwdse_loss(graph, noise, score_fn, *noised)
 
     return loss
-
-
-def turned(
-    rows: Shaped[Array, "B L"] | None, start: Int[Array, "B"] | None, back: bool = False
-) -> Shaped[Array, "B L"] | None:
-    """Returns rows that begin at `start`, with what stands before it at their ends.
-
-    Args:
-      rows: any; None stays None.
-      start: position of every row; None: 0.
-      back: undo it.
-    """
-    if rows is None or start is None:
-        return rows
-    return jax.vmap(jnp.roll)(rows, start if back else -start)
 
 
 def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:
@@ -321,4 +316,6 @@ def share_with_loss(graph: Graph, noise: Noise, proposal: Proposal) -> float:
 
 @functools.lru_cache(maxsize=8)  # tabulating the guess's loss takes a second
 def _proposal(graph, noise, t_min, times):
-    return plain_proposal(t_min) if times == "quadrature" else guess_proposal(graph, noise, t_min)
+    if times == "quadrature":
+        return plain_proposal(t_min)
+    return (bound_proposal if times == STRATIFIED else guess_proposal)(graph, noise, t_min)

@@ -209,7 +209,7 @@ def test_a_record_says_all_that_was_chosen(diffusion, catalog, tmp_path, no_netw
         "bound": "published: mean over [t_min, 1]",
         "seed": 0,
         "tokenizer": Bytes().fingerprint(),
-        "estimator": 1,
+        "estimator": 2,
     }
     assert record["model"]["parameters"] == sum(x.size for x in jax.tree.leaves(diffusion.params))
 
@@ -217,7 +217,7 @@ def test_a_record_says_all_that_was_chosen(diffusion, catalog, tmp_path, no_netw
 def test_another_estimator_or_protocol_is_computed_again(diffusion, catalog, tmp_path, no_network):
     (eval_set,) = load_sets(diffusion, ["ptb"], catalog, CHOICES)
     files = set()
-    for change in ({}, {"estimator": 2}, {"protocol": "mdlm"}):
+    for change in ({}, {"estimator": 1}, {"protocol": "mdlm"}):
         other = eval_set._replace(protocol=dataclasses.replace(eval_set.protocol, **change))
         files |= {record.file for record in measure(diffusion, [other], CHOICES, tmp_path)}
     assert len(files) == 3

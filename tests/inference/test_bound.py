@@ -78,13 +78,16 @@ def test_figures_per_token():
     drawn = NLLEstimate(np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([1, 3]), "low-discrepancy")
     assert drawn.nats_per_token == 1.5  # (2 + 4) / 4
     assert drawn.perplexity == pytest.approx(np.exp(1.5))
-    assert drawn.stderr == pytest.approx(np.sqrt(2 / 2 + 8 / 2) / 4)  # variances over 2 draws
-    assert drawn.perplexity_stderr == pytest.approx(np.exp(1.5) * drawn.stderr)
     # of a variance in proportion to tokens, 1 - (1 / 4)^2 - (3 / 4)^2 = 3 / 8 is left
     assert drawn.data_stderr == pytest.approx(np.sqrt((0.5**2 + 0.5**2) / (3 / 8)) / 4)
-    # nodes are at 3 / 4 and 9 / 4 nats a token; what is left of the differences is +-1/4
-    nodes = dataclasses.replace(drawn, times="quadrature")
-    assert nodes.stderr == pytest.approx(np.sqrt(4 * 0.25**2 / (1 / 2 * 3 / 8)) / (2 * 4))
+    # draws are at 3 / 4 and 9 / 4 nats a token; what is left of the differences is +-1/4
+    assert drawn.stderr == pytest.approx(np.sqrt(4 * 0.25**2 / (1 / 2 * 3 / 8)) / (2 * 4))
+    assert drawn.perplexity_stderr == pytest.approx(np.exp(1.5) * drawn.stderr)
+    # of a single sequence the draws alone: their variance is 2, over 2 draws
+    alone = NLLEstimate(drawn.nats[:, :1], drawn.tokens[:1], "low-discrepancy")
+    assert alone.stderr == pytest.approx(1) and np.isnan(
+        dataclasses.replace(alone, times="quadrature").stderr
+    )
     one = dataclasses.replace(drawn, nats=drawn.nats[:1])
     assert one.stderr == one.data_stderr > 0
     exact = dataclasses.replace(one, times="exact")
