@@ -25,9 +25,11 @@ if CACHE not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 # compiling takes most of the time: without optimisations a quarter of it, and the binaries follow
 quick = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
-# half of the rest are LLVM programs made by way of MLIR; XLA ends at a flag that it does not know
+# half of the rest are LLVM programs made by way of MLIR; a fifth is to split what the other worker
+# leaves no second core for. XLA ends at a flag that it does not know
 if quick and importlib.metadata.version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ.setdefault("XLA_FLAGS", flags)
 
 import jax  # noqa: E402 - after its environment
 import jax.numpy as jnp  # noqa: E402
