@@ -1,9 +1,11 @@
 """Shows runs side by side: `python -m sedd_jax.report runs/a runs/b --output=report.html`.
 
-The report is one self-contained page without scripts: how the runs were trained, their samples and
-their evaluations. Runs may still be in training.
+The report is one self-contained page without scripts: the settings of the runs, their training,
+evaluations and samples. Runs may still be in training.
 """
 
+import shlex
+from datetime import UTC, datetime
 from pathlib import Path
 
 import jax
@@ -11,8 +13,10 @@ from absl import flags
 
 from sedd_jax.display.plot import check_plots
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation.dashboard import dashboard, read_runs
+from sedd_jax.evaluation.dashboard import dashboard
+from sedd_jax.evaluation.runs import read_runs
 from sedd_jax.experiment import cli
+from sedd_jax.experiment.card import without_folders
 from sedd_jax.system.files import atomic_write, check_output_path
 
 _OUTPUT = flags.DEFINE_string("output", "report.html", "The page; an older report is replaced.")
@@ -29,8 +33,16 @@ def main(folders: list[str]) -> None:
     check_plots()
     # nothing is computed, and a training run may occupy the accelerator
     jax.config.update("jax_platforms", "cpu")
-    write(output, dashboard(read_runs([Path(folder) for folder in folders])))
+    runs = read_runs([Path(folder) for folder in folders])
+    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    write(output, dashboard(runs, made=made, command=_command(runs, output)))
     print(f"Wrote {output}.")
+
+
+def _command(runs, output):
+    folders = (without_folders(str(run.folder)) for run in runs)
+    flag = f"--output={without_folders(str(output))}"
+    return shlex.join(("python", "-m", "sedd_jax.report", *folders, flag))
 
 
 def check_output(path: Path) -> None:

@@ -21,7 +21,8 @@ from sedd_jax.diffusion.sampler import GridSampler
 from sedd_jax.diffusion.score import StepWeights
 from sedd_jax.diffusion.time_sampling import Times
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation.dashboard import dashboard, read_runs
+from sedd_jax.evaluation.dashboard import dashboard
+from sedd_jax.evaluation.runs import read_runs
 from sedd_jax.experiment.config import from_saved
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.inference.build import build_family, check_names

@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import math
+import re
 from html.parser import HTMLParser
 
 import pytest
 from markupsafe import escape
 
 from sedd_jax.errors import BadInput
-from sedd_jax.evaluation.dashboard import dashboard, read_runs, training_plots
+from sedd_jax.evaluation.dashboard import dashboard
 from sedd_jax.evaluation.record import FOLDER, Record, save
+from sedd_jax.evaluation.runs import read_runs
+from sedd_jax.evaluation.training_plots import training_plots
 from sedd_jax.experiment.config import to_json
 
 NASTY = '<b>bold</b> & "quoted" <script>\x00'
@@ -58,6 +62,11 @@ def folders(tmp_path, smoke_config):
     text = {"step": 20, "sample_0": NASTY}
     first = made_run(tmp_path / "a" / "run", smoke_config, [*rows(20), bound, text])
     second = made_run(tmp_path / "b" / "run", smoke_config, rows(2000), seed=7)
+    save(first / FOLDER, evaluation())
+    return [first, second]
+
+
+def evaluation():
     protocol = {"sampler": "tweedie", "steps": 4, "judge": None}
     shares = ("distinct_1", "distinct_2", "distinct_3", "self_repetition")
     figures = dict.fromkeys(shares, 0.125) | {
@@ -65,8 +74,7 @@ def folders(tmp_path, smoke_config):
         "texts": ["<i>of an evaluation"], "notes": ["mauve says little"],
     }  # fmt: skip
     model = {"name": "run", "family": "diffusion", "step": 20}
-    save(first / FOLDER, Record("quality", "tweedie-4", model, protocol, figures))
-    return [first, second]
+    return Record("quality", "tweedie-4", model, protocol, figures)
 
 
 def test_the_page_shows_all_and_needs_nothing(folders):
@@ -75,23 +83,38 @@ def test_the_page_shows_all_and_needs_nothing(folders):
     text = dashboard(runs)
     names = Balanced(text).names
     assert names.count("svg") == 4  # loss, bound, learning rate, entropy
-    assert "script" not in names and "http" not in text and "src=" not in text
+    assert "script" not in names and not re.search("https?:", text) and "src=" not in text
     for shown in (
         escape(NASTY.replace("\x00", "␀")), "&lt;i&gt;of an evaluation",
         "Step 20 of 20 · held-out bound 3.305 ± 0.050 nats/token · perplexity ≤ 27.25",
-        '<td>seed</td><td class="number">0</td><td class="number">7</td>',
-        '<td class="number">5.432 ± 0.012</td>', "<td>a/run, step 20</td>",
-        "<summary>tweedie, 4 steps, 8 samples</summary>", "mauve says little",
+        '<td>seed</td><td class="same">0</td><td>7</td><td class="same">0</td>',
+        '<td class="number">5.432 ± 0.012</td>', "</i>a/run, step 20</td>",
+        "<h4>tweedie, 4 steps, 8 samples</h4>\n<p>5 network evaluations · entropy 5.432",
+        "<p>tweedie, at most 17 network evaluations, seed 0</p>", "mauve says little",
+        "python -m sedd_jax.train --config=run/config.json --workdir=run",
     ):  # fmt: skip
-        assert shown in text, shown
+        assert shown in text.replace("\u00a0", " "), shown
     assert "<b>" not in text and "<i>" not in text
     assert text == dashboard(read_runs(folders))
+    # a run has one colour in all tables and plots: the first alone has a bound and samples
+    for number, name in enumerate(("a/run", "b/run")):
+        assert f'<i class="swatch" style="--of: var(--colour-{number})"></i>{name}</td>' in text
+    drawn = re.findall("<svg.*?</svg>", text, re.DOTALL)
+    assert ["--colour-0" in it for it in drawn] == [True, True, True, True]
+    assert ["--colour-1" in it for it in drawn] == [True, False, True, False]
+
+
+def test_the_head_says_when_and_how_the_page_was_made(tmp_path, smoke_config):
+    runs = read_runs([made_run(tmp_path / "run", smoke_config, [])])
+    headed = dashboard(runs, made="today", command="python -m sedd_jax.report <a>")
+    assert "Made today by sedd_jax" in headed and "sedd_jax.report &lt;a&gt;</pre>" in headed
 
 
 def test_a_figure_of_an_earlier_step_has_its_step(tmp_path, smoke_config):
     bound = {"step": 10, "bound": 3.305, "bound_stderr": 0.05, "perplexity": 27.25}
     run = made_run(tmp_path / "run", smoke_config, [*rows(10), bound, *rows(15)[10:]])
-    assert "Step 15 of 20 · held-out bound of step 10: 3.305 ± 0.050" in dashboard(read_runs([run]))
+    text = dashboard(read_runs([run])).replace("\u00a0", " ")
+    assert "Step 15 of 20 · held-out bound of step 10: 3.305 ± 0.050" in text
 
 
 def test_many_rows_are_drawn_as_means(folders):
@@ -105,7 +128,7 @@ def test_of_many_samples_the_last_and_some_before_are_shown(tmp_path, smoke_conf
     texts = [{"step": step, "sample_0": f"text {step}"} for step in range(1, 102)]
     text = dashboard(read_runs([made_run(tmp_path / "run", smoke_config, texts)]))
     assert "Earlier in training: 10 of 100 steps, 90 left out" in text
-    assert text.count("<pre>") == 11
+    assert text.count("<pre>") == 11 and text.count("<h4>") == 11
     assert all(f"text {step}</pre>" in text for step in (1, 100, 101))
 
 
@@ -122,8 +145,49 @@ def test_bounds_and_likelihoods_stand_in_one_plot(tmp_path, smoke_config):
 
 def test_a_folder_of_evaluations_alone_is_shown(folders):
     (folders[0] / "config.json").unlink()
-    text = dashboard(read_runs(folders[:1]))
-    assert "Evaluations only: not a run of train." in text and "distinct-1" in text
+    for folder in (folders[0], folders[0] / FOLDER):
+        text = dashboard(read_runs([folder]))
+        assert "Evaluations only: not a run of train." in text and "distinct-1" in text
+
+
+def test_records_that_two_folders_hold_are_one_row(tmp_path, smoke_config):
+    run = made_run(tmp_path / "run", smoke_config, [])
+    for folder in (run / FOLDER, tmp_path / "gone"):
+        save(folder, evaluation())
+    text = dashboard(read_runs([tmp_path / "gone", run]))
+    assert text.count('<td class="number">5.432') == 1
+    assert text.count("<h4>tweedie, 4 steps, 8 samples</h4>") == 2
+
+
+def test_a_value_that_was_not_finite_interrupts_its_curve(tmp_path, smoke_config):
+    logged = rows(6)
+    del logged[2]["loss"]
+    logged[4]["loss"] = math.nan
+    (loss, rate) = training_plots(read_runs([made_run(tmp_path / "run", smoke_config, logged)]))
+    steps, values = loss.curves["run"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    assert [math.isnan(it) for it in values] == [False, False, True, False, True, False]
+    assert rate.curves["run"][1] == [1e-3] * 6
+
+
+def test_versions_and_data_are_part_of_what_differs(tmp_path, smoke_config):
+    made = [made_run(tmp_path / name, smoke_config, []) for name in "ab"]
+    for folder, version, digest in zip(made, ("0.1.0", "0.2.0"), ("5", "6"), strict=True):
+        card = f"This card was written by sedd_jax {version} with jax 0.10.2 and flax 0.12.8."
+        (folder / "README.md").write_text(f"# {folder.name}\n\n{card}\n")
+        manifest = {"sources": [], "contents": {"corpus": {"sha256": digest * 64, "pieces": []}}}
+        (folder / "data" / "manifest.json").write_text(json.dumps(manifest))
+    text = dashboard(read_runs(made))
+    assert "<td>version of sedd_jax</td><td>0.1.0</td><td>0.2.0</td>" in text
+    assert f"<td>sha256 of corpus</td><td>{'5' * 12}</td><td>{'6' * 12}</td>" in text
+    assert "<tr><th>version of jax</th><td>0.10.2</td></tr>" in text  # shared
+
+
+def test_a_run_alone_shows_what_is_not_the_default(tmp_path, smoke_config):
+    text = dashboard(read_runs([made_run(tmp_path / "run", smoke_config, [], seed=7)]))
+    assert "Settings that are not the default." in text
+    assert '<td>seed</td><td>7</td><td class="same">0</td>' in text
+    assert "<tr><th>graph</th><td>absorb</td></tr>" in text
 
 
 def test_what_is_torn_or_no_record_is_left_out(folders, capsys):

@@ -11,13 +11,16 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from sedd_jax.display.plot import inline_svg
+from sedd_jax.display.plot import COLOURS, inline_svg
 from sedd_jax.display.table import Table, shown
 
 # control characters of samples, which a page cannot hold, become their Unicode pictures
 _CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 _NUMBER = re.compile(r"((<=|=) )?(-?[\d,.]+(e[+-]\d+)?|-?inf|nan)( \+- \S+)?")
-_SIGNS = {"+-": "±", "<=": "≤", ">=": "≥"}
+_SIGNS = {  # a number stays on the line of its sign and its error
+    " +- ": "\u00a0±\u00a0", "<= ": "≤\u00a0", ">= ": "≥\u00a0",
+    "+-": "±", "<=": "≤", ">=": "≥",
+}  # fmt: skip
 
 
 def render(package: str, template: str, **values: Any) -> str:
@@ -49,11 +52,16 @@ def _environment(package):
         finalize=_drawable,
         trim_blocks=True,
     )
-    environment.globals |= {"inlined": inlined, "svg": lambda plot: Markup(inline_svg(plot))}
+    environment.globals |= {
+        "inlined": inlined,
+        "num_colours": len(COLOURS),
+        "svg": lambda plot: Markup(inline_svg(plot)),
+    }
     environment.filters |= {
         "numeric_columns": _numeric_columns,
         "sha256": _sha256,
         "shown": shown,
+        "slug": _slug,
         "typeset": _typeset,
     }
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
@@ -67,6 +75,11 @@ def _asset(package, name):
 
 def _drawable(value):
     return value.translate(_CONTROLS) if type(value) is str else value
+
+
+def _slug(name):
+    """A name as the id of an element, and as a fragment of an address."""
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
 def _sha256(text):
@@ -83,9 +96,9 @@ def _numeric_columns(table: Table) -> list[bool]:
     """Says of each column whether it holds numbers, perhaps with their errors or missing."""
 
     def is_number(value):
-        return not isinstance(value, str) or bool(_NUMBER.fullmatch(value))
+        return not isinstance(value, str) or not value or bool(_NUMBER.fullmatch(value))
 
     return [
-        all(map(is_number, column)) and any(it is not None for it in column)
+        all(map(is_number, column)) and any(it not in (None, "") for it in column)
         for column in zip(*table.rows, strict=True)
     ]

@@ -1,153 +1,183 @@
-"""The report on runs, side by side: training, samples and evaluations."""
+"""The report on runs, side by side: settings, training, evaluations and samples."""
 
 import dataclasses
 import json
 import math
-import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple
-
-import jax
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import sedd_jax
-from sedd_jax.data.conditions import find_conditions
-from sedd_jax.data.tokenizer import find_tokenizer
 from sedd_jax.display import page
 from sedd_jax.display.plot import Plot
-from sedd_jax.display.table import Table, plain, with_error
-from sedd_jax.errors import BadInput
+from sedd_jax.display.table import Cell, Table, plain, with_error
 from sedd_jax.evaluation import summary
-from sedd_jax.evaluation.record import FOLDER, Record, labels, read_records, sample_titles
+from sedd_jax.evaluation.record import Record, labels, sample_titles
+from sedd_jax.evaluation.runs import Run, as_text, origins
+from sedd_jax.evaluation.training_plots import BOUNDS, training_plots
 from sedd_jax.experiment import card
 from sedd_jax.experiment.config import Config
-from sedd_jax.experiment.run import CONFIG_FILE, DATA_FOLDER, read_settings
-from sedd_jax.inference.build import build_family, dotted_paths
-from sedd_jax.model.score_model import count_params
-from sedd_jax.system.settings import flatten
 
-_POINTS = 500  # of a curve; more are not visible
 _SETS = 10  # sets of samples from training that are shown beside the last one
-_BOUNDS = ("bound", "nll")  # logged by diffusion and by autoregressive models
-# metrics, their axis label, whether their axis is logarithmic
-_CURVES = (
-    (("loss",), "training loss, nats/token (of a classifier: nats/sequence)", False),
-    (_BOUNDS, "held out: {}, nats/token", False),
-    (("cross_entropy",), "held out: cross-entropy, nats/sequence", False),
-    (("accuracy",), "held out: accuracy", False),
-    (("learning_rate",), "learning rate", False),
-    (("grad_norm",), "norm of the gradient", True),
-    (("tokens_per_second",), "tokens per second", False),
-)
+_LONGEST, _SHORTENED = 1000, 600  # characters of a sample: longer ones are folded
+_NAMED = 60  # characters of names in the heading, which numbers the runs otherwise
+_RUNS, _QUALITY = "Runs", "Quality of samples"
+# the tab of a table or a plot, by what its title or name begins with; others have their own
+_TABS = {
+    "Models": _RUNS,
+    "Likelihood": "Likelihood",
+    "interval": "Likelihood",
+    "by_t": "Likelihood",
+    "Quality": "Quality",
+    "Published samples": "Quality",
+    "Published": "Likelihood",
+}
+_PROTOCOLS = ("how the rows differ", "by class", "notes")  # ends of titles
 
 
-class Run(NamedTuple):
-    """A run folder.
+class Tab(NamedTuple):
+    """Evaluations of one kind.
 
     Attributes:
-      label: its unique name.
-      facts: its settings and training; None where there are only evaluations.
-      records: its evaluations, under its label.
+      name: of the tab.
+      tables: their figures.
+      plots: of these.
+      narrow: tables of names and values, which stand beside plots.
+      protocols: what else is to know of the figures.
     """
 
-    label: str
-    facts: card.RunFacts | None
-    records: list[Record]
+    name: str
+    tables: list[Table]
+    plots: list[Plot]
+    narrow: list[Table]
+    protocols: list[Table]
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Returns the runs in these folders, finished or not; duplicates are dropped.
+def dashboard(runs: Sequence[Run], *, made: str = "", command: str = "") -> str:
+    """Returns the page, the runs in their order: beside the arguments, it depends on their files.
 
-    Raises:
-      BadInput: a folder is missing, or holds neither a run nor evaluations.
+    Args:
+      runs: from `read_runs`.
+      made: when, for the head of the page.
+      command: by which command, for the head of the page.
     """
-    folders = list(dict.fromkeys(folder.resolve() for folder in folders))
-    return [_read(folder, label) for folder, label in zip(folders, _labels(folders), strict=True)]
-
-
-def _labels(folders):
-    """The shortest ending of each path that no other path has."""
-
-    def last(folder, count):
-        return "/".join(folder.parts[-count:])
-
-    def label(folder):
-        counts = range(1, len(folder.parts))
-        others = [other for other in folders if other != folder]
-        unique = (n for n in counts if last(folder, n) not in {last(it, n) for it in others})
-        return last(folder, next(unique, len(folder.parts)))
-
-    return [label(folder) for folder in folders]
-
-
-def _read(folder, label):
-    if not folder.is_dir():
-        raise BadInput(f"There is no folder {folder}; name the folders of runs.")
-    facts = _facts(folder)
-    records = [
-        dataclasses.replace(record, model=record.model | {"name": label})
-        for record in read_records(folder / FOLDER)
-    ]
-    if facts is None and not records:
-        raise BadInput(
-            f"{folder} is no run: it holds neither {CONFIG_FILE} of a training nor {FOLDER}/."
-        )
-    return Run(label, facts, records)
-
-
-def _facts(folder):
-    settings, tokens = folder / CONFIG_FILE, folder / DATA_FOLDER
-    if not settings.is_file() or not tokens.exists():
-        return None  # the config.json of a published model has another layout
-    config, tokenizer = read_settings(settings), find_tokenizer(tokens / "tokenizer")
-    vocab_size = tokenizer.vocab_size if tokenizer else config.data.vocab_size
-    if not vocab_size:
-        raise BadInput(f"{folder} lacks its {DATA_FOLDER}/tokenizer; copy it there.")
-    history = card.read_history(card.find_records(folder), sys.maxsize)
-    rows = history["rows"]
-    return card.RunFacts(
-        config=config,
-        parameters=_parameters(config, vocab_size, find_conditions(tokens)),
-        tokenizer=tokenizer,
-        **history | {"step": rows[-1]["step"] if rows else None},
-    )
-
-
-def _parameters(config, vocab_size, conditions):
-    if dotted_paths(config):  # a report runs no code that a folder names
-        return None
-    # the run may have been trained on another kind of device
-    here = dataclasses.replace(config, model=dataclasses.replace(config.model, attention="auto"))
-    init = build_family(here, vocab_size, conditions=conditions).model.init
-    return count_params(jax.eval_shape(init, jax.random.key(0)))
-
-
-def dashboard(runs: Sequence[Run]) -> str:
-    """Returns the page, the runs in their order: it depends on their files alone."""
-    records = [record for run in runs for record in run.records]
+    # a folder of records may hold those of a run again
+    records = list({_identity(it): it for run in runs for it in run.records}.values())
+    colours = _colours(runs, labels(records))
+    tabs = _tabs(summary.tables(records), summary.plots(records))
+    several = len(set(colours.values())) > 1
     return page.render(
         __package__,
         "report.html",
-        title=", ".join(run.label for run in runs),
+        title=f"Report: {', '.join(_heading(runs))}",
+        heading=_heading(runs),
+        made=made,
+        command=command,
         runs=list(map(_overview, runs)),
-        differences=_differences(runs),
-        training_plots=list(training_plots(runs)),
-        tables=summary.tables(records),
-        plots=summary.plots(records),
+        overview=_figures(runs) if len(runs) > 1 else None,
+        models=tabs.pop(_RUNS).tables if _RUNS in tabs else [],
+        settings=_settings(runs),
+        training_plots=_coloured(training_plots(runs), colours if several else {}),
+        evaluations=[
+            tab._replace(plots=_coloured(tab.plots, colours if several else {}))
+            for tab in tabs.values()
+        ],
         samples=list(filter(None, map(_samples, runs))),
+        colours=colours if several else {},
+        key=_key(runs, colours) if several else [],
+        longest=_LONGEST,
+        shortened=_SHORTENED,
         version=sedd_jax.__version__,
     )
 
 
+def _identity(record):
+    return json.dumps(dataclasses.asdict(record), sort_keys=True)
+
+
+def _heading(runs):
+    names = [run.label for run in runs]
+    is_short = len(names) == 1 or sum(map(len, names)) <= _NAMED
+    return names if is_short else [f"{len(names)} runs"]
+
+
+def _colours(runs, label) -> dict[str, int]:
+    """The number of the colour of every run and model, by its names in tables and plots."""
+    numbers: dict[str, int] = {}
+    for run in runs:
+        names = list(dict.fromkeys(map(label, run.records)))
+        if run.facts:
+            numbers |= dict.fromkeys([run.label, *names], _unused(numbers))
+        else:
+            for name in names:
+                numbers.setdefault(name, _unused(numbers))
+    return numbers
+
+
+def _key(runs, colours) -> list[tuple[str, int]]:
+    """A name for every colour, of a run or of a model without one; none if the heading has them."""
+    names = {number: name for name, number in reversed(colours.items())}
+    key = [(names[number], number) for number in sorted(names)]
+    return [] if {name for name, _ in key} <= set(_heading(runs)) else key
+
+
+def _unused(numbers):
+    return 1 + max(numbers.values(), default=-1)
+
+
+def _coloured(plots: Iterable[Plot], colours: Mapping[str, int]) -> list[Plot]:
+    return [plot._replace(colours=colours) for plot in plots]
+
+
+def _tabs(tables, plots) -> dict[str, Tab]:
+    """Tables and plots by what they are about, in their order."""
+    found: dict[str, Tab] = {}
+
+    def tab(about):
+        names = (name for start, name in _TABS.items() if about.startswith(start))
+        name = next(names, _capitalized(about))
+        return found.setdefault(name, Tab(name, [], [], [], []))
+
+    for table in tables:
+        about, _, detail = table.title.partition(": ")
+        shown = tab(about)
+        parts = [detail] if about in (shown.name, _QUALITY) else [about, detail]
+        kind = shown.protocols if detail in _PROTOCOLS else shown.tables
+        if table.columns == ("setting", "value"):
+            kind = shown.narrow
+        kind.append(table._replace(title=_capitalized(": ".join(filter(None, parts)))))
+    for plot in plots:
+        tab(plot.name.partition("-")[0]).plots.append(plot)
+    return found
+
+
+def _capitalized(text):
+    return text[:1].upper() + text[1:]
+
+
 def _overview(run):
-    facts = run.facts
+    facts, folder = run.facts, shlex.quote(card.without_folders(str(run.folder)))
+    known = facts and [*card.training_facts(facts), *_origins(run)]
     return {
         "label": run.label,
         "latest": _latest(facts) if facts else "Evaluations only: not a run of train.",
         "model": facts and card.model_facts(facts),
-        "training": facts and card.training_facts(facts),
+        "training": known,
         "data": facts and card.data_facts(facts.manifest),
+        "commands": _commands(facts.config, folder) if facts else [],
     }
+
+
+def _origins(run):
+    return [(name.capitalize(), value) for name, value in origins(run)]
+
+
+def _commands(config, folder):
+    """How to continue a run, and to use it."""
+    yield f"python -m sedd_jax.train --config={folder}/config.json --workdir={folder}"
+    yield f"python -m sedd_jax.sample {card.flags_of_use(config, folder)}"
+    if config.family != "classifier":
+        yield f"python -m sedd_jax.evaluate --checkpoint={folder} --suite=heldout,quality"
 
 
 def _latest(facts):
@@ -155,73 +185,54 @@ def _latest(facts):
     if facts.step is None:
         return "No step is logged yet."
     parts = [f"Step {facts.step:,} of {facts.config.train.steps:,}"]
-    for name in _BOUNDS:
-        if measured := [row for row in facts.rows if name in row]:
-            row = measured[-1]
-            figure = with_error(row[name], row.get(f"{name}_stderr", 0.0))
-            relation = "<=" if name == "bound" else "="
-            at = "" if row["step"] == facts.step else f" of step {row['step']:,}:"
-            parts.append(f"held-out {name}{at} {figure} nats/token")
-            parts.append(f"perplexity {relation} {plain(row['perplexity'])}")
+    for name, row in _heldout(facts):
+        figure = with_error(row[name], row.get(f"{name}_stderr", 0.0))
+        relation = "<=" if name == "bound" else "="
+        at = "" if row["step"] == facts.step else f" of step {row['step']:,}:"
+        parts.append(f"held-out {name}{at} {figure} nats/token")
+        parts.append(f"perplexity {relation} {plain(row['perplexity'])}")
     return " · ".join(parts)
 
 
-def _differences(runs):
-    """The settings in which the runs differ; of a single run, those that are not the default."""
+def _heldout(facts):
+    """The last measured bound and likelihood, with their rows."""
+    for name in BOUNDS:
+        if measured := [row for row in facts.rows if name in row]:
+            yield name, measured[-1]
+
+
+def _figures(runs) -> Table | None:
+    """The runs in a few figures."""
+    rows = [(run.label, *_row(run.facts)) for run in runs if run.facts]
+    columns = ("run", "model", "parameters", "step", "of", "held out, nats/token", "perplexity")
+    return Table("", columns, rows) if rows else None
+
+
+def _row(facts) -> tuple[Cell, ...]:
+    kind = dict(card.model_facts(facts))["Kind"]
+    heldout: tuple[Cell, ...] = (None, None)
+    for name, row in _heldout(facts):
+        relation = "<=" if name == "bound" else "="
+        figure = with_error(row[name], row.get(f"{name}_stderr", 0.0))
+        heldout = (f"{relation} {figure}", f"{relation} {plain(row['perplexity'])}")
+    counts = (facts.parameters, facts.step, facts.config.train.steps)
+    return kind, *(None if it is None else f"{it:,}" for it in counts), *heldout
+
+
+def _settings(runs) -> dict[str, Any] | None:
+    """The settings in which runs differ, and those that they share, beside the defaults."""
     trained = [run for run in runs if run.facts]
-    each = [_settings(run.facts.config) for run in trained]
-    columns = [run.label for run in trained]
-    if len(trained) < 2:
-        each, columns = [*each, _settings(Config())], [*columns, "default"]
-    keys = [key for key in each[0] if len({settings[key] for settings in each}) > 1]
-    if not trained or not keys:
+    if not trained:
         return None
-    rows = [(key, *(settings[key] for settings in each)) for key in keys]
-    return Table("", ("setting", *columns), rows)
-
-
-def _settings(config):
-    values = card.without_folders(flatten(dataclasses.asdict(config)))
-    return {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()
-    }
-
-
-def training_plots(runs: Sequence[Run]) -> Iterator[Plot]:
-    """Yields a plot of every metric that a run has logged, with a curve for each run."""
-    trained = [run for run in runs if run.facts]
-    sizes = [it.facts.config.train.batch_size * it.facts.config.model.length for it in trained]
-    # steps of different batch sizes are not comparable
-    by_tokens = len(set(sizes)) > 1
-    for names, label, log_y in _CURVES:
-        logged = [
-            name for name in names if any(name in row for it in trained for row in it.facts.rows)
-        ]
-        curves = {}
-        for run, size in zip(trained, sizes, strict=True):
-            rows = run.facts.rows
-            name = next((name for name in logged if any(name in row for row in rows)), names[0])
-            title = run.label if len(logged) < 2 else f"{run.label}, {name}"
-            curves[title] = _curve(rows, name, size if by_tokens else 1, log_y)
-        if any(x for x, *_ in curves.values()):
-            x_label, y_label = "tokens" if by_tokens else "step", label.format(" or ".join(logged))
-            yield Plot(f"training-{names[0]}", x_label, y_label, curves, log_x=False, log_y=log_y)
-
-
-def _curve(rows, name, scale, log_y):
-    """Steps times scale, values and their errors; means of neighbours where rows are many."""
-    stderr = f"{name}_stderr"
-    kept = [row for row in rows if name in row and (row[name] > 0 or not log_y)]
-    together = math.ceil(len(kept) / _POINTS) or 1
-    groups = [kept[i : i + together] for i in range(0, len(kept), together)]
-
-    def means(value):
-        return [sum(map(value, group)) / len(group) for group in groups]
-
-    curve = (means(lambda row: row["step"] * scale), means(lambda row: row[name]))
-    if any(stderr in row for row in kept):
-        return *curve, means(lambda row: row.get(stderr, 0.0))
-    return curve
+    default = as_text(Config())
+    each = [run.settings | dict(origins(run) if len(trained) > 1 else []) for run in trained]
+    compared = each if len(trained) > 1 else [*each, default]
+    keys = dict.fromkeys(key for settings in each for key in settings)
+    differing = [key for key in keys if len({settings.get(key) for settings in compared}) > 1]
+    columns = ("setting", *(run.label for run in trained), "default")
+    rows = [(key, *(it.get(key) for it in each), default.get(key)) for key in differing]
+    shared = [(key, each[0][key]) for key in keys if key not in differing]
+    return {"differing": Table("", columns, rows), "shared": shared, "count": len(trained)}
 
 
 def _samples(run):
@@ -241,15 +252,31 @@ def _samples(run):
     label = labels(run.records)
     shown = summary.qualities([it for it in run.records if it.figures.get("texts")], label)
     evaluated = [
-        (title, record.figures["texts"])
+        {"title": title, "facts": _drawn(record), "texts": record.figures["texts"]}
         for title, record in zip(sample_titles(shown, label), shown, strict=True)
     ]
     if not (last or evaluated):
         return None
     return {
         "label": run.label,
+        "drawing": run.drawing,
         "last": last[0] if last else None,
         "earlier_title": title,
         "earlier": kept,
         "evaluated": evaluated,
     }
+
+
+def _drawn(record: Record) -> str:
+    """What samples cost, and the figures by which to read them."""
+    figures = record.figures
+    parts = (
+        []
+        if record.is_real
+        else [f"{figures.get('evaluations', math.nan):,.6g} network evaluations"]
+    )
+    for name, words in (("gen_perplexity_tokens", "gen. perplexity"), ("entropy", "entropy")):
+        if isinstance(figures.get(name), int | float):
+            figure = with_error(figures[name], figures.get(f"{name}_stderr") or 0.0)
+            parts.append(f"{words} {figure}")
+    return " · ".join(parts)

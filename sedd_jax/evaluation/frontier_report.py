@@ -56,11 +56,15 @@ def plots(records: Sequence[Record], label: Label) -> list[Plot]:
         suffix = f"-{number}" if len(found) > 1 else ""
         y_label = f"gen. perplexity, {CONVENTIONS[section.figure]}"
         curves = {f"{section.title} (the point)": _curve([section.real], section.figure)}
+        owners = {}
         for frontier in section.frontiers:
             steps = "" if frontier.steps is None else f", {frontier.steps:,} steps"
             curves[f"{frontier.name}{steps}"] = _curve(frontier.records, section.figure)
+            for name in (f"{frontier.name}{steps}", frontier.name):
+                owners[name] = label(frontier.records[0])
         x_label = "entropy of a sample, nats"
-        drawn.append(Plot(f"frontier{suffix}", x_label, y_label, curves, log_x=False))
+        name = f"frontier{suffix}"
+        drawn.append(Plot(name, x_label, y_label, curves, log_x=False, owners=owners))
         budgets: dict[str, list[tuple[float, float, float]]] = {}
         for frontier in section.frontiers:
             it = section.matched(frontier)
@@ -72,7 +76,8 @@ def plots(records: Sequence[Record], label: Label) -> list[Plot]:
         levels = {section.title: section.real.figures[section.figure]}
         y_label = "gen. ppl at equal entropy"
         x_label = "network evaluations per sample"
-        drawn.append(Plot(f"frontier-matched{suffix}", x_label, y_label, lines, levels=levels))
+        name = f"frontier-matched{suffix}"
+        drawn.append(Plot(name, x_label, y_label, lines, levels=levels, owners=owners))
     return drawn
 
 

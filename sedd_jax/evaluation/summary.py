@@ -6,14 +6,13 @@ reader sees which numbers are comparable.
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sedd_jax.display.plot import Curve, Plot, image
+from sedd_jax.display.plot import Plot, image
 from sedd_jax.display.table import Cell, Table, markdown, to_json, with_error
-from sedd_jax.evaluation import frontier_report
+from sedd_jax.evaluation import frontier_report, summary_plots
 from sedd_jax.evaluation.frontier import own_temperature, temperature_of
 from sedd_jax.evaluation.published_results import published
 from sedd_jax.evaluation.published_samples import published_samples
@@ -21,24 +20,16 @@ from sedd_jax.evaluation.record import (
     Label,
     Record,
     differing_keys,
-    distinguish,
     labels,
     model_settings,
     read_records,
     real_names,
-    sampler_names,
 )
 from sedd_jax.system.files import atomic_write
 
 _LIKELIHOOD, _INTERVAL, _QUALITY = "Likelihood", "Likelihood as an interval", "Quality of samples"
 _SAMPLER = ("sampler", "steps", "samples")  # settings with columns of their own
 _FEW = 3  # names that are listed
-# figure, its axis label, whether its axis is logarithmic
-_PANELS = (
-    ("gen_perplexity_samples", "gen. perplexity, by samples", True),
-    ("gen_perplexity_tokens", "gen. perplexity, by tokens", True),
-    ("entropy", "entropy of a sample, nats", False),
-)
 
 
 def write(folder: Path) -> None:
@@ -85,18 +76,14 @@ def tables(records: Sequence[Record], *, all_published: bool = False) -> list[Ta
 
 
 def plots(records: Sequence[Record]) -> list[Plot]:
-    """Returns frontiers, quality against evaluations, and for every data set the bound over t."""
+    """Returns frontiers, quality against evaluations, intervals, and the bounds over t."""
     label = labels(records)
-    bounds: dict[str, list[Record]] = {}
-    for record in _likelihoods(records, label):
-        if record.figures.get("by_t"):
-            bounds.setdefault(record.name, []).append(record)
     drawn = qualities(records, label)
-    quality = _quality_plot(own_temperature(drawn), label)
     return [
         *frontier_report.plots(drawn, label),
-        *([quality] if quality else []),
-        *(_over_t(*it, label) for it in bounds.items()),
+        *summary_plots.quality(own_temperature(drawn), label),
+        *summary_plots.intervals(_likelihoods(records, label, "interval"), label),
+        *summary_plots.bounds_over_t(_likelihoods(records, label), label),
     ]
 
 
@@ -309,47 +296,3 @@ def _as_text(value):
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else value
-
-
-def _quality_plot(records, label) -> Plot | None:
-    """Quality against network evaluations, a panel for each figure; real text is a level."""
-    drawn = [record for record in records if not record.is_real]
-    real = [record for record in records if record.is_real]
-    names, reals = sampler_names(drawn, label), real_names(real)
-    plot = None
-    for name, y_label, log_y in reversed(_PANELS):
-        curves: dict[str, Curve] = {}
-        for curve, record in zip(names, drawn, strict=True):
-            x, y, errors = curves.setdefault(curve, ([], [], []))
-            cost, value = record.figures.get("evaluations"), record.figures.get(name)
-            if _is_finite(cost) and _is_finite(value):
-                x.append(cost)
-                y.append(value)
-                errors.append(record.figures.get(f"{name}_stderr", 0.0))
-        levels = {
-            it: record.figures[name]
-            for it, record in zip(reals, real, strict=True)
-            if _is_finite(record.figures.get(name))
-        }
-        if any(x for x, *_ in curves.values()):
-            x_label = "network evaluations per sample"
-            plot = Plot("quality", x_label, y_label, curves, log_y=log_y, levels=levels, below=plot)
-    return plot
-
-
-def _over_t(name, records, label) -> Plot:
-    """The density over time of the bound of a data set: the area is its nats per token."""
-    models = model_settings(records, label)
-    each = [record.settings | model for record, model in zip(records, models, strict=True)]
-    curves: dict[str, Curve] = {}
-    for curve, record in zip(distinguish(list(map(label, records)), each), records, strict=True):
-        x, y = [], []
-        for low, high, nats in record.figures["by_t"]:
-            x += [low, high]
-            y += [nats / (high - low)] * 2
-        curves[curve] = (x, y)
-    return Plot(f"by_t-{name}", "t", f"{name}: nats/token per unit of t", curves, False, False)
-
-
-def _is_finite(value):
-    return isinstance(value, int | float) and math.isfinite(value)

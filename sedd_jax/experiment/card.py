@@ -26,6 +26,7 @@ FILE = "README.md"
 RECORDS = ("manifest.json", metrics.FILE)  # an exported model has them too, in its root
 _MARK = "<!-- Made by sedd_jax from the files of the run;"
 _MADE = f"{_MARK} remove this line to protect it from being replaced. -->"
+_WRITTEN = "This card was written by"
 _SHOWN = 5  # files of a corpus
 _CORPORA = {"corpus": "Source", "heldout_corpus": "Source of what is held out"}
 _PLACE = re.compile(r"(^|[:,])[/.~][^:,\[]*/")  # the folders of a path, also of tfds:/a/b
@@ -78,6 +79,14 @@ def write_card(folder: Path, facts: RunFacts, name: str) -> None:
         atomic_write(path, card(facts, name))
 
 
+def read_versions(folder: Path) -> dict[str, str]:
+    """Returns the versions in the card of a finished run, by package; none without a card."""
+    path = folder / FILE
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    written = next((line for line in reversed(lines) if line.startswith(_WRITTEN)), "")
+    return dict(re.findall(r"(\w+) (\d[\w.+-]*\w)", written))
+
+
 def find_records(folder: Path) -> dict[str, Path]:
     """Returns the paths of the `RECORDS` of a run folder or an exported model, by name."""
     places = [(name, place / name) for place in (folder, folder / DATA_FOLDER) for name in RECORDS]
@@ -109,7 +118,7 @@ def card(facts: RunFacts, name: str) -> str:
         _table("Training", training_facts(facts)),
         _figures(facts.rows),
         _usage(facts.config, name),
-        f"This card was written by sedd_jax {sedd_jax.__version__} with "
+        f"{_WRITTEN} sedd_jax {sedd_jax.__version__} with "
         + " and ".join(f"{it} {importlib.metadata.version(it)}" for it in ("jax", "flax"))
         + ".",
     ]

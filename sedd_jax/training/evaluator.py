@@ -1,7 +1,7 @@
 """Evaluation of a model while it trains: the held-out bound, and samples to read."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -157,9 +157,7 @@ class Evaluator:
         count = settings.num_samples
         if not count:
             return Samples([], [])
-        options = {"steps": settings.sample_steps, "sampler": settings.sampler}
-        names = sampling_names(family)
-        sampling = family.sampling(**{name: options[name] for name in options if name in names})
+        sampling = training_sampling(family, settings)
         generator = compiled(family, self._mesh, family_generator, sampling, self._t_min, False)
         keys = row_keys(self._keys.sample, jnp.arange(count))
         shown = np.arange(count) * len(self._heldout) // count
@@ -172,6 +170,13 @@ class Evaluator:
         told = self._conditions.values(self._heldout.told_rows(shown))
         named = zip(told, texts, strict=True)
         return Samples(texts, [f"{values_text(each)}: {text}" for each, text in named])
+
+
+def training_sampling(family: Family, config: EvalConfig) -> Any:
+    """Returns the settings of the samples drawn in training, those that the family has."""
+    options = {"steps": config.sample_steps, "sampler": config.sampler}
+    names = sampling_names(family)
+    return family.sampling(**{name: options[name] for name in options if name in names})
 
 
 def _told(tokens, condition=None):

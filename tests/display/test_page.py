@@ -44,5 +44,5 @@ def test_data_of_a_page_is_json_without_markup(rendered):
 def test_columns_of_numbers_end_at_the_right(rendered):
     table = Table("t", ("a", "b"), [("<= 2.0 +- 1.0", "x"), (None, "y" * 41)])
     text = rendered("{{ macros.figures(table) }}", table=table)
-    assert '<tr><td class="number">≤ 2.0 ± 1.0</td><td>x</td></tr>' in text
+    assert '<tr><td class="number">≤\u00a02.0\u00a0±\u00a01.0</td><td>x</td></tr>' in text
     assert f'<tr><td class="number">–</td><td class="long">{"y" * 41}</td></tr>' in text

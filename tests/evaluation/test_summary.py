@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 
 from sedd_jax.display.table import markdown
 from sedd_jax.evaluation.record import labels, sample_titles, save
@@ -101,6 +102,19 @@ def test_a_curve_joins_what_differs_in_steps_alone(records):
     # the area below is the bound
     (curve,) = over_t[1].curves.items()
     assert curve == ("small, step 400,000", ([0.0, 0.5, 0.5, 1.0], [2.0, 2.0, 5.86, 5.86]))
+
+
+def test_intervals_reach_from_one_bound_to_the_other(records):
+    ends = [{"low": 3.0, "high": 4.0}, {"low": 2.0, "high": 2.5}, {"low": 3.0, "high": math.inf}]
+    enclosed = [
+        dataclasses.replace(it, kind="interval", figures=figures)
+        for it, figures in zip(of(records, "likelihood"), ends, strict=True)
+    ]
+    (plot,) = plots(enclosed)
+    assert (plot.name, plot.x_names) == ("interval", ("lambada", "wikitext2"))
+    ((name, curve),) = plot.curves.items()  # the third one has no end
+    assert name == "small, step 400,000" and plot.owners == {name: name}
+    assert curve == ([0, 1], [2.25, 3.5], [0.25, 0.5])
 
 
 def test_curves_of_one_model_are_named_by_the_sampler(records):

@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE = 120  # seconds
+MISPLACED = Path(__file__).with_name("misplaced.js").read_text()
 
 
 class Browser:
@@ -35,8 +37,9 @@ class Browser:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
-        self.faults = []
+        self.faults, self.requests = [], []
         self.call("Page.enable")
+        self.call("Network.enable")
         self.call("Runtime.enable")
         self.call("Log.enable")
 
@@ -52,6 +55,8 @@ class Browser:
                 self.faults.append(answer["params"]["exceptionDetails"])
             if answer.get("method") == "Log.entryAdded":
                 self.faults.append(answer["params"]["entry"]["text"])
+            if answer.get("method") == "Network.requestWillBeSent":
+                self.requests.append(answer["params"]["request"]["url"])
         assert "error" not in answer, answer
         return answer["result"]
 
@@ -69,7 +74,7 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, **scale)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         motion = {"name": "prefers-reduced-motion", "value": "reduce" if still else ""}
-        self.call("Emulation.setEmulatedMedia", features=[scheme, motion])
+        self.call("Emulation.setEmulatedMedia", media="", features=[scheme, motion])
         self.call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
 
@@ -101,14 +106,24 @@ class Browser:
 
     def press(self, key):
         """Presses a named key, such as Tab or ArrowRight."""
-        code = {"Tab": 9, "ArrowLeft": 37, "ArrowRight": 39}[key]
+        code = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowRight": 39}[key]
         for kind in ("keyDown", "keyUp"):
             event = {"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code}
+            if key == "Enter":  # only what a key types follows a link
+                event["text"] = "\r"
             self.call("Input.dispatchKeyEvent", **event)
 
     def screenshot(self):
         """Returns a PNG of the window."""
         return self.call("Page.captureScreenshot", format="png")["data"]
+
+    def misplaced(self):
+        """Returns what overlaps, is cut off or makes the page scroll sideways, in words."""
+        return self.ask(MISPLACED)
+
+    def print(self):
+        """Shows the page as it is printed, until the next `open`."""
+        self.call("Emulation.setEmulatedMedia", media="print")
 
     def close(self):
         """Ends the browser."""
