@@ -21,7 +21,8 @@ class Settings:
     """The arguments of the model, by the names of our flags.
 
     Attributes:
-      checkpoint: a run folder, published weights or a repository of the hub, see `load`.
+      checkpoint: a run folder, published weights or a repository of the hub, see `load`. The
+        harness's own name of it, `pretrained`, is taken too, and names the folder of its results.
       checkpoint_step: to load, or "best"; the latest by default.
       ema: use the averaged weights.
       tokenizer: folder or repository of the tokenizer; that of the model by default.
@@ -73,6 +74,11 @@ def settings_from(arguments: Mapping[str, Any]) -> Settings:
     Raises:
       BadInput: no checkpoint, an unknown name, or a value of another type or out of range.
     """
+    if "pretrained" in arguments:
+        if "checkpoint" in arguments:
+            raise BadInput("checkpoint and pretrained are two names of one argument: give one.")
+        arguments = dict(arguments)
+        arguments["checkpoint"] = arguments.pop("pretrained")
     if "checkpoint" not in arguments:
         raise BadInput("--model_args checkpoint=FOLDER is needed.")
     kinds = typing.get_type_hints(Settings)

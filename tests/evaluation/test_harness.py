@@ -150,7 +150,9 @@ def test_a_generation_argument_without_meaning_is_named():
     ("arguments", "message"),
     [
         ({}, "--model_args checkpoint=FOLDER is needed"),
-        ({"checkpoint": "x", "pretrained": "y"}, "no model argument 'pretrained'; there are check"),
+        ({"checkpoint": "x", "device": "y"}, "no model argument 'device'; there are checkpoint, "),
+        ({"checkpoint": "x", "pretrained": "y"}, "two names of one argument: give one"),
+        ({"pretrained": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"checkpoint": "x", "draws": "many"}, "draws='many' must be of type int"),
         ({"checkpoint": "x", "draws": True}, "draws=True must be of type int"),
         ({"checkpoint": "x", "ema": 1}, "ema=1 must be of type bool"),
