@@ -73,6 +73,15 @@ def pytest_collection_modifyitems(items):
     )
 
 
+ALONE = ("diffusion", "model", "training", "verification")  # one program in 15 is found again
+
+
+def pytest_runtest_setup(item):
+    """Keeps programs for the binaries and other workers, not those of tests that share none."""
+    here = item.path.relative_to(Path(__file__).parent).parts[0]
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9 if here in ALONE else 0)
+
+
 def pytest_collection_finish():
     """Looks for garbage seldom: 15 % of the time of a test that traces went into it."""
     gc.collect()
