@@ -99,7 +99,7 @@ def test_sequences_of_several_lengths_are_compared_by_edits(monkeypatch):
 
 
 def test_diversity_is_the_distance_of_two():
-    assert tuple(diversity(["AAAA", "CCCC", "GGGG", "TTTT", "AAAT"])) == (4.0, 0.0)
+    assert diversity(["AAAA", "CCCC", "GGGG", "TTTT", "AAAT"])[:2] == (4.0, 0.0)
     assert diversity(["ACGT"] * 4).value == 0
     texts = random_texts(400)
     pairs = [sum(a != b for a, b in zip(*pair, strict=True)) for pair in itertools.pairwise(texts)]
@@ -119,7 +119,7 @@ def test_auroc_counts_pairs():
     high, low = np.array([1.0, 2, 2, 5]), np.array([0.0, 2, 3])
     pairs = [(a > b) + (a == b) / 2 for a in high for b in low]
     assert auroc(high, low).value == pytest.approx(np.mean(pairs))
-    assert tuple(auroc(high + 10, low)) == (1.0, 0.0)
+    assert auroc(high + 10, low)[:2] == (1.0, 0.0)
     assert auroc(low, low).value == 0.5
 
 

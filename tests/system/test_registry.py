@@ -39,7 +39,7 @@ def test_a_name_carries_options(name, sampler):
         ("gibbs(spacing=os)", "written as name"),
         ("gibbs(spacing=2, spacing=3)", "each once"),
         ("gibbs(steps=2)", "has the options power, share, spacing, order, got steps"),
-        ("first_hitting(power=2)", "has no options"),
+        ("first_hitting(power=2)", "has the options block, got power"),
         ("gibbs(spacing=2.5)", "spacing must be of type int"),
         ("gibbs(share=None)", "share must be of type float"),
         ("gibbs(spacing=1)", r"sampler=gibbs\(spacing=1\): spacing must be at least 2, got 1\.$"),
