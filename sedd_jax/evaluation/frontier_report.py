@@ -37,7 +37,7 @@ def _table(section):
             frontier.steps,
             f"{found.evaluations:,.4g}",
             with_error(found.perplexity, found.stderr),
-            f"{section.level_stderr(found):.2g}",
+            f"{float(f'{section.level_stderr(found):.2g}'):,.6g}",  # no exponent
             between,
             found.how,
         ))  # fmt: skip

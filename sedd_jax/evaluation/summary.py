@@ -186,9 +186,10 @@ def _likelihood_cells(record):
 
 
 def _interval_cells(record):
-    figures = record.figures
+    figures, protocol = record.figures, record.protocol
     ends = [_formatted(figures, f"perplexity_{end}", ".5g") for end in ("low", "high")]
     return {
+        **{name: _as_text(protocol.get(name)) for name in ("block", "draws")},
         "perplexity": " to ".join(ends) if all(ends) else None,
         "at least, nats/token": _number(figures, "low"),
         "at most, nats/token": _number(figures, "high"),

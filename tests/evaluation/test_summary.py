@@ -173,3 +173,20 @@ def test_everything_is_written_and_made_anew(records, tmp_path):
     assert images == {plot.name for plot in plots(records)}
     assert all(f"({name}.png)" in text for name in images)
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_an_interval_has_both_ends_and_what_it_is_of(records):
+    figures = {
+        "low": 4.7125, "low_stderr": 0.0012, "high": 4.7156, "high_stderr": 0.0012, "width": 0.0031,
+        "perplexity_low": 111.33, "perplexity_high": 111.68, "evidence_bound": 4.7934,
+        "effective_draws": 30.9, "tokens": 2048, "blocks": 16, "notes": ["few draws"],
+    }  # fmt: skip
+    protocol = records[0].protocol | {"draws": 64, "block": 8}
+    record = dataclasses.replace(records[0], kind="interval", protocol=protocol, figures=figures)
+    table, shared, notes, _ = tables([record])
+    row = dict(zip(table.columns, table.rows[0], strict=True))
+    assert table.title == "Likelihood as an interval"
+    assert (row["block"], row["draws"]) == ("8", "64")
+    assert row["perplexity"] == "111.33 to 111.68"
+    assert row["at least, nats/token"] == "4.7125 +- 0.0012"
+    assert dict(shared.rows)["block"] == "8" and notes.rows == [("few draws", "all rows")]
