@@ -162,7 +162,8 @@ def nll_bound(
       rows: numbers of the rows, below 2^32. All that is drawn for a row is then a function of (key,
         its number), also its times, which are spread evenly over its own draws; and noise is
         counted from its first token that is not held. So rows of the same number are compared on
-        common random numbers. None: rows have different ones, as said above.
+        common random numbers, and no guess is subtracted. None: rows have different ones, as said
+        above.
       batch_size: sequences at a time, rounded up to a multiple of what the devices divide.
       draws: of every sequence.
       times: "low-discrepancy": a single draw has times in proportion to the loss of a uniform
@@ -245,7 +246,9 @@ def estimate_nll(
         drawn = draw_times_by_number(family, time_key, spread, *of_rows)
     inputs = noise_key, drawn.quantiles
     nats = at_t = over_draws(passes, _row_loss, (t_min, spread), *inputs)
-    if spread == STRATIFIED and family.control(t_min) is not None:
+    # one guess serves all rows of a call, and figures of a number depend on no other row
+    by_number = passes.numbers is not None
+    if spread == STRATIFIED and not by_number and family.control(t_min) is not None:
         guessing = _guessing(passes, t_min)
         guess = over_draws(guessing, _control_loss, (t_min,), *inputs, *_parts(*nats.shape))
         nats, at_t = controlled(nats, guess)
