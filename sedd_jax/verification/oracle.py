@@ -123,27 +123,6 @@ class Oracle:
         mean = float(per_token.mean()) if len(per_token) else math.nan
         return Excess(mean, error, int((~possible).sum()), float(tv), evaluations)
 
-    def sample(
-        self,
-        graph: Graph,
-        noise: Noise,
-        sampling: Sampling,
-        rows: int,
-        t_min: float,
-        first_row: int = 0,
-    ) -> Excess:
-        """Draws rows by a sampler with true scores and returns their `Excess`, see `draw`.
-
-        Args:
-          graph: the token graph.
-          noise: the schedule.
-          sampling: how to draw.
-          rows: the number of rows.
-          t_min: the time at which the steps end.
-          first_row: number of the first row; other rows are other draws.
-        """
-        return self.excess(*self.draw(graph, noise, sampling, rows, t_min, first_row))
-
     def draw(
         self,
         graph: Graph,

@@ -75,7 +75,8 @@ class _Case(NamedTuple):
 
     def figure(self, sampler: str, steps: int, rows: int, first_row: int = 0) -> Figure:
         sampling, t_min = Sampling(sampler=sampler, steps=steps), self.config.train.t_min
-        found = self.oracle.sample(self.graph, self.noise, sampling, rows, t_min, first_row)
+        drawn = self.oracle.draw(self.graph, self.noise, sampling, rows, t_min, first_row)
+        found = self.oracle.excess(*drawn)
         return Figure(sampler, steps, sampling.max_nfe(self.oracle.length), rows, found)
 
     def figures(self, samplers: Sequence[str]) -> list[Figure]:

@@ -135,7 +135,9 @@ def test_tensorboard(tmp_path):
 
 def test_an_event_file_that_cannot_be_written_is_told(tmp_path, monkeypatch, capsys):
     """The JSON lines can, since /dev/full takes the place of the event file alone."""
-    record_writer = pytest.importorskip("tensorboardX").record_writer
+    record_writer = pytest.importorskip(
+        "tensorboardX", reason="the optional extra [tensorboard]"
+    ).record_writer
     monkeypatch.setattr(record_writer, "open_file", lambda path: open("/dev/full", "wb"))  # noqa: SIM115
     write(tmp_path, **build_trackers("tensorboard"))
     told = capsys.readouterr().err

@@ -54,11 +54,15 @@ def test_the_entropy_of_an_hmm_is_estimated_with_an_error(monkeypatch):
     assert abs(own.mean) < 4 * own.error
 
 
+def excess(oracle, graph, noise, sampling, rows, first_row=0):
+    return oracle.excess(*oracle.draw(graph, noise, sampling, rows, 1e-3, first_row))
+
+
 @pytest.mark.parametrize("name", [pytest.param("absorb", marks=pytest.mark.slow), "uniform"])
 def test_gibbs_is_nearer_than_tweedie_at_equal_evaluations(oracle, name):
     graph, noise = graphs.GRAPHS[name](8), noises.loglinear()
     found = {
-        sampler: oracle.sample(graph, noise, Sampling(sampler=sampler, steps=8), 1000, 1e-3)
+        sampler: excess(oracle, graph, noise, Sampling(sampler=sampler, steps=8), 1000)
         for sampler in ("tweedie", "gibbs")
     }
     tweedie, gibbs = found["tweedie"], found["gibbs"]
@@ -122,7 +126,7 @@ def test_the_best_sampler_is_drawn_anew_and_must_reach_the_error_of_tweedie(orac
 def test_other_rows_are_other_draws_and_evaluations_are_counted(oracle):
     graph, noise = graphs.absorbing(8), noises.loglinear()
     sampling = Sampling(sampler="first_hitting", steps=16)
-    first, other = (oracle.sample(graph, noise, sampling, 8, 1e-3, row) for row in (0, 2**30))
+    first, other = (excess(oracle, graph, noise, sampling, 8, row) for row in (0, 2**30))
     assert first.mean != other.mean
     assert 10 < first.evaluations < 17
 
@@ -136,7 +140,7 @@ def test_seconds_are_those_of_rounds_of_all_ways(oracle):
 
 def test_two_tokens_and_two_positions():
     oracle = Oracle(random_model(0, 2, 0, 0.3), 2, seed=0)
-    found = oracle.sample(graphs.absorbing(2), noises.loglinear(), Sampling(steps=8), 64, 1e-3)
+    found = excess(oracle, graphs.absorbing(2), noises.loglinear(), Sampling(steps=8), 64)
     assert np.isfinite([found.mean, found.error, found.bigram_tv]).all()
 
 
