@@ -239,15 +239,15 @@ def estimate_nll(
         return np.stack([passes(build, static, *each, **options) for each in every])
 
     spread = STRATIFIED if times == "low-discrepancy" and draws > 1 else times
-    if passes.numbers is None:
-        drawn = family.draw_times(time_key, spread, t_min, draws, len(tokens))
-    else:
+    by_number = passes.numbers is not None
+    if by_number:
         of_rows = t_min, draws, passes.numbers
         drawn = draw_times_by_number(family, time_key, spread, *of_rows)
+    else:
+        drawn = family.draw_times(time_key, spread, t_min, draws, len(tokens))
     inputs = noise_key, drawn.quantiles
     nats = at_t = over_draws(passes, _row_loss, (t_min, spread), *inputs)
     # one guess serves all rows of a call, and figures of a number depend on no other row
-    by_number = passes.numbers is not None
     if spread == STRATIFIED and not by_number and family.control(t_min) is not None:
         guessing = _guessing(passes, t_min)
         guess = over_draws(guessing, _control_loss, (t_min,), *inputs, *_parts(*nats.shape))
