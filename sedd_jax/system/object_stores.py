@@ -46,16 +46,43 @@ class ObjectStore(Protocol):
     def read(
         self, bucket: str, key: str, start: int, stop: int | None, version: str | None
     ) -> tuple[bytes, str]:
-        """Returns a part of an object and its version."""
+        """Returns the bytes [start, stop) of an object and its version.
+
+        Args:
+          bucket: its name.
+          key: of the object.
+          start: the first byte.
+          stop: the byte after the last; None for all.
+          version: that it must have; None for any.
+        """
 
     def write(self, bucket: str, key: str, content: bytes, if_version: str | None) -> str:
-        """Writes an object and returns its version."""
+        """Writes an object and returns its version.
+
+        Args:
+          bucket: its name.
+          key: of the object.
+          content: all of it.
+          if_version: the version to replace, `ABSENT` for a new one; None for any.
+        """
 
     def delete(self, bucket: str, key: str, if_version: str | None) -> None:
-        """Deletes an object."""
+        """Deletes an object.
+
+        Args:
+          bucket: its name.
+          key: of the object.
+          if_version: the version to delete; None for any.
+        """
 
     def upload(self, path: Path, bucket: str, key: str) -> None:
-        """Writes an object from a file."""
+        """Writes an object from a file.
+
+        Args:
+          path: the file.
+          bucket: its name.
+          key: of the object.
+        """
 
 
 class Gcs:
