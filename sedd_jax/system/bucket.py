@@ -99,6 +99,12 @@ def entries(folder: Address) -> dict[str, Entry]:
         ) from error
 
 
+def entry(address: Address) -> Entry:
+    """Returns what there is of an object; raises as `read`."""
+    store = _store(address)
+    return _patiently(address, lambda: store.entry(address.bucket, address.key))
+
+
 def read(
     address: Address, start: int = 0, stop: int | None = None, version: str | None = None
 ) -> tuple[bytes, str]:
@@ -158,13 +164,13 @@ def upload(path: Path, address: Address) -> None:
     _patiently(address, lambda: store.upload(path, address.bucket, address.key))
 
 
-def download(address: Address, path: Path, entry: Entry) -> None:
+def download(address: Address, path: Path, found: Entry) -> None:
     """Copies an object to a file, which appears when it is whole.
 
     Args:
       address: of the object.
       path: the file; missing folders above it are made.
-      entry: of the object, from `entries`.
+      found: of the object, from `entry` or `entries`.
 
     Raises:
       Halted: the object changes meanwhile; otherwise as `read`.
@@ -173,9 +179,9 @@ def download(address: Address, path: Path, entry: Entry) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{random.getrandbits(32):x}")
     try:
         with temporary.open("xb") as file:
-            for start in range(0, entry.size, _PART):
-                stop = min(start + _PART, entry.size)
-                file.write(read(address, start, stop, entry.version)[0])
+            for start in range(0, found.size, _PART):
+                stop = min(start + _PART, found.size)
+                file.write(read(address, start, stop, found.version)[0])
         atomic_move(temporary, path)
     except (Conflict, FileNotFoundError) as error:
         raise Halted(f"{address} changed while it was read; start again.") from error

@@ -43,6 +43,9 @@ class ObjectStore(Protocol):
     def list(self, bucket: str, prefix: str) -> Iterator[tuple[str, Entry]]:
         """Yields the keys that begin with a prefix, and what there is."""
 
+    def entry(self, bucket: str, key: str) -> Entry:
+        """Returns what there is of an object."""
+
     def read(
         self, bucket: str, key: str, start: int, stop: int | None, version: str | None
     ) -> tuple[bytes, str]:
@@ -106,12 +109,13 @@ class Gcs:
                 "GET", "b/{}/o", bucket, json_out=True, prefix=prefix, pageToken=token
             )
             for item in page.get("items", []):
-                md5 = item.get("md5Hash")
-                md5 = base64.b64decode(md5).hex() if md5 else None
-                yield item["name"], Entry(int(item["size"]), item["generation"], md5)
+                yield item["name"], _gcs_entry(item)
             token = page.get("nextPageToken")
             if not token:
                 return
+
+    def entry(self, bucket, key):
+        return _gcs_entry(self.files.call("GET", "b/{}/o/{}", bucket, key, json_out=True))
 
     def read(self, bucket, key, start, stop, version):
         headers, content = self.files.call(
@@ -119,7 +123,7 @@ class Gcs:
         )
         found = headers.get("X-Goog-Generation") or version
         if found is None:
-            found = self.files.call("GET", "b/{}/o/{}", bucket, key, json_out=True)["generation"]
+            found = self.entry(bucket, key).version
         return _whole(content, headers), found
 
     def write(self, bucket, key, content, if_version):
@@ -159,12 +163,14 @@ class S3:
         while True:
             page = self.files.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **token)
             for item in page.get("Contents", []):
-                md5 = item["ETag"].strip('"')
-                md5 = md5 if re.fullmatch("[0-9a-f]{32}", md5) else None  # not of several parts
-                yield item["Key"], Entry(item["Size"], item["ETag"], md5)
+                yield item["Key"], _s3_entry(item["Size"], item["ETag"])
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def entry(self, bucket, key):
+        found = self.files.call_s3("head_object", Bucket=bucket, Key=key)
+        return _s3_entry(found["ContentLength"], found["ETag"])
 
     def read(self, bucket, key, start, stop, version):
         options = dict(_range(start, stop).get("headers", {}))
@@ -193,6 +199,18 @@ class S3:
 
     def upload(self, path, bucket, key):
         self.files.put_file(str(path), f"{bucket}/{key}", chunksize=2**32)
+
+
+def _gcs_entry(item: dict[str, Any]) -> Entry:
+    md5 = item.get("md5Hash")
+    return Entry(
+        int(item["size"]), str(item["generation"]), base64.b64decode(md5).hex() if md5 else None
+    )
+
+
+def _s3_entry(size: int, tag: str) -> Entry:
+    md5 = tag.strip('"')
+    return Entry(size, tag, md5 if re.fullmatch("[0-9a-f]{32}", md5) else None)
 
 
 def _range(start: int, stop: int | None) -> dict[str, Any]:
