@@ -141,17 +141,15 @@ def local_file(name: str | os.PathLike[str], flag: str = "The file") -> Path:
     address = parse(name, flag)
     folder, _, file = address.key.rpartition("/")
     above = address._replace(key=folder)
-    known = next(
-        (m for m in _OPEN.values() if m.address == above and (m.folder / file).is_file()), None
-    )
-    if known is None:
-        known = _opened(above, only=(file,))
-        found = bucket.entries(address, exact=True)
-        if not found:
-            known.close()
-            raise BadInput(f"{flag} {address} does not exist.")
-        bucket.download(address, known.folder / file, found[""])
-    return known.folder / file
+    for mirror in _OPEN.values():
+        if mirror.address == above and (mirror.folder / file).is_file():
+            return mirror.folder / file
+    path = _opened(above, only=(file,)).folder / file
+    try:
+        bucket.download(address, path, bucket.entry(address))
+    except FileNotFoundError as error:
+        raise BadInput(f"{flag} {address} does not exist.") from error
+    return path
 
 
 @contextlib.contextmanager
