@@ -1,0 +1,286 @@
+"""A lease object in a bucket that keeps a folder to one process, as `lock` does on a disk.
+
+Buckets have no locks, but writes that fail unless an object has a stated version. The holder
+rewrites the lease object several times within `LEASE_SECONDS`. Another process takes it over, by
+such a write, only after it has seen it unchanged for that long on its own clock: clocks of two
+machines are never compared. A holder that could not renew its lease ends before that time is over.
+
+References:
+  Gray and Cheriton 1989, Leases: an efficient fault-tolerant mechanism for distributed file cache
+  consistency, https://doi.org/10.1145/74851.74870
+"""
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
+
+from sedd_jax.errors import BadInput, first_line, warn
+from sedd_jax.system import bucket
+from sedd_jax.system.bucket import ABSENT, Address, Conflict
+
+LEASE_SECONDS = 60.0
+_RENEWALS = 6  # within the seconds of a lease; the holder ends one of these parts before the others
+_LOOKS = 30  # of a process that waits for a lease to run out
+_ATTEMPTS = 2  # renewals at the same time: a request may hang for longer than a lease lasts
+_MARGIN = 1 / _RENEWALS
+
+
+def _clock() -> float:
+    """Returns seconds that go on while the machine sleeps, unlike those of time.monotonic."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+class Record(NamedTuple):
+    """What a lease object says; `token` is of one holder alone, and no two writes are equal."""
+
+    holder: str
+    token: str | None
+    seconds: float
+    count: int
+
+    def to_json(self) -> bytes:
+        """Returns the content of the object."""
+        return (json.dumps(self._asdict()) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, content: bytes) -> "Record":
+        """Returns the record in an object; one that is none is of another, unknown process."""
+        try:
+            record = cls(**json.loads(content))
+            return record._replace(seconds=float(record.seconds))
+        except (TypeError, ValueError):
+            return cls("another process", None, LEASE_SECONDS, 0)
+
+
+class Lease:
+    """A lease as its holder has it. Its methods may be called from several threads."""
+
+    def __init__(
+        self,
+        address: Address,
+        subject: str,
+        seconds: float = LEASE_SECONDS,
+        *,
+        store: Any = bucket,
+        clock: Callable[[], float] = _clock,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        """Describes a lease; `acquire` takes it.
+
+        Args:
+          address: of the lease object.
+          subject: what it protects, for messages.
+          seconds: how long others wait for its next change.
+          store: has the functions read, write and delete of `bucket`.
+          clock: returns seconds.
+          sleep: waits for some seconds.
+        """
+        self._address, self._subject, self._seconds = address, subject, seconds
+        self._store, self._clock, self._sleep = store, clock, sleep
+        self._mutex = threading.Lock()
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        self._record = Record(holder, secrets.token_hex(16), seconds, 0)
+        self._version, self._until = ABSENT, -math.inf
+        self._fault: str | None = None  # why the last renewal failed
+        self._released = False
+
+    def acquire(self, advice: str) -> None:
+        """Takes the lease, after `seconds` if a holder has ended without releasing it.
+
+        Raises:
+          BadInput: another process holds it; the message says which.
+        """
+        if_version = ABSENT
+        while not self._try(if_version):
+            if_version = self._wait(advice)
+        with contextlib.suppress(Conflict):  # a condition that does not hold
+            self._version = self._write(ABSENT)
+            warn(
+                f"{self._subject} cannot be kept to one process, since {self._address.scheme}:// "
+                "writes here whatever the condition: make sure that no other run writes there"
+            )
+
+    def _try(self, if_version):
+        """Whether the lease is now held, by a write that replaces a version."""
+        began = self._clock()
+        try:
+            self._held(self._write(if_version), began)
+        except Conflict:
+            found = self._read()
+            if found is None or found[0].token != self._record.token:
+                return False
+            self._held(found[1], began)  # the answer to a write that was made was lost
+        return True
+
+    def _wait(self, advice):
+        """Returns the version to replace, once nobody holds it any more."""
+        first = None
+        while (found := self._read()) is not None:
+            record, version = found
+            now = self._clock()
+            if first is None:
+                first, since = found, now
+                patience = max(self._seconds, record.seconds)
+                print(
+                    f"{self._subject} was last used by {record.holder}. Waiting for up to "
+                    f"{patience:.0f} s: if its lease does not change, it has ended.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            elif version != first[1]:
+                raise BadInput(
+                    f"{self._subject} is in use by {record.holder}, which renewed its lease within "
+                    f"the last {math.ceil(now - since)} s; wait until it has ended, stop it, or "
+                    f"{advice}."
+                )
+            elif now - since >= patience:
+                return version
+            self._sleep(self._seconds / _LOOKS)
+        return ABSENT  # it was released
+
+    def renew(self) -> None:
+        """Extends the lease, or ends the process if another has taken it.
+
+        Whatever else goes wrong is left to `check`, when the lease has run out.
+        """
+        try:
+            while not self._released:
+                began = self._clock()
+                try:
+                    return self._held(self._write(self._version), began)
+                except Conflict:
+                    self._adopt()
+        except Exception as error:
+            self._fault = first_line(error)
+
+    def _adopt(self):
+        """Finds out whose write came before, perhaps one of ours whose answer was lost."""
+        found = self._read()
+        with self._mutex:
+            if found is not None and found[0].token == self._record.token:
+                self._version = found[1]
+                return
+            if self._released:
+                return
+        taken = f"{found[0].holder} has taken" if found else "somebody has deleted"
+        self._end(f"{taken} the lease {self._address}")
+
+    def check(self) -> None:
+        """Ends the process at once, after one line, unless the lease is held for some time yet.
+
+        Threads of TensorStore that write a checkpoint cannot be stopped in another way.
+        """
+        with self._mutex:
+            now, until = self._clock(), self._until
+            if self._released or now < until:
+                return
+        age = now - until + self._seconds * (1 - _MARGIN)
+        fault = f" ({self._fault})" if self._fault else ""
+        self._end(
+            f"the lease {self._address} was not renewed for {age:.0f} s{fault}, so that another "
+            "may take it"
+        )
+
+    def release(self) -> None:
+        """Gives the lease up, if it is still held."""
+        with self._mutex:
+            self._released = True
+        for _ in range(_ATTEMPTS + 1):  # a renewal may have been under way
+            if self._clock() >= self._until:
+                return
+            try:
+                return self._store.delete(self._address, self._version)
+            except Conflict:
+                found = self._read()
+                if found is None or found[0].token != self._record.token:
+                    return
+                self._version = found[1]
+
+    def _held(self, version, began):
+        with self._mutex:
+            self._version, self._fault = version, None
+            # counted from before the write: another counts from after it
+            self._until = max(self._until, began + self._seconds * (1 - _MARGIN))
+
+    def _write(self, if_version):
+        with self._mutex:
+            self._record = self._record._replace(count=self._record.count + 1)
+            content = self._record.to_json()
+        return self._store.write(self._address, content, if_version)
+
+    def _read(self):
+        try:
+            content, version = self._store.read(self._address)
+        except FileNotFoundError:
+            return None
+        return Record.from_json(content), version
+
+    def _end(self, why) -> NoReturn:
+        print(
+            f"error: {self._subject} is no longer kept to this process: {why}. It ends at once and "
+            "writes no more; the same command continues.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def exclusive(
+    address: Address, advice: str, subject: str, seconds: float = LEASE_SECONDS
+) -> Iterator[Lease]:
+    """Holds a lease, so that no other process runs the body at the same time.
+
+    If a process ends without releasing it, the next one waits for `seconds`. The process is ended
+    when the lease runs out, as after a suspension, or is taken.
+
+    Args:
+      address: of the lease object.
+      advice: what the user may do instead of waiting, for the message.
+      subject: what the lease protects, for the message.
+      seconds: how long others wait for a change of the object before they take it.
+
+    Yields:
+      The lease, to `check` before what must not be written after it has run out.
+
+    Raises:
+      BadInput: another process holds the lease; the message names the process and its host.
+    """
+    lease = Lease(address, subject, seconds)
+    lease.acquire(advice)
+    ended = threading.Event()
+    threads = [
+        threading.Thread(target=work, args=(lease, seconds, ended), daemon=True)
+        for work in (_renew_until, _check_until)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield lease
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+        lease.release()
+
+
+def _renew_until(lease, seconds, ended):
+    attempts = []
+    while not ended.wait(seconds / _RENEWALS):
+        attempts = [each for each in attempts if each.is_alive()]
+        if len(attempts) < _ATTEMPTS:
+            attempts.append(threading.Thread(target=lease.renew, daemon=True))
+            attempts[-1].start()
+
+
+def _check_until(lease, seconds, ended):
+    while not ended.wait(seconds / _RENEWALS / 10):
+        lease.check()
