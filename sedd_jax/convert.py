@@ -15,6 +15,7 @@ from sedd_jax.experiment import cli
 from sedd_jax.inference.export import LAYOUTS, export
 from sedd_jax.inference.load import load
 from sedd_jax.system import hub
+from sedd_jax.system.console import as_typed
 from sedd_jax.system.files import check_output_path
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder, or OWNER/NAME on the hub.")
@@ -55,7 +56,7 @@ def main() -> None:
     print(f"Wrote {output}, {'a run folder' if layout == 'run' else 'in the published layout'}.")
     if push:
         print(f"Uploaded to {hub.upload(output, push, private=not _PUBLIC.value)}.")
-    print(f"Next: python -m sedd_jax.sample --checkpoint={push or output}")
+    print(f"Next: {as_typed('python -m sedd_jax.sample')} --checkpoint={push or output}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from sedd_jax.data.preparation import prepare_blocks
 from sedd_jax.data.prepared import check_name
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment.config_files import define_config_flag
+from sedd_jax.system.console import as_typed
 
 # each worker imports this module again and needs no JAX, so `cli` is imported in main
 
@@ -50,7 +51,7 @@ def main() -> None:
     account.tell(dataset.manifest)
     prepared = f"--config.data.prepared={_OUTPUT.value}"
     command = shlex.join([*_config_flags(sys.argv[1:]), prepared])
-    print(f"Next:     python -m sedd_jax.train {command} --workdir=RUN")
+    print(f"Next:     {as_typed('python -m sedd_jax.train')} {command} --workdir=RUN")
 
 
 def _config_flags(arguments: list[str]) -> list[str]:

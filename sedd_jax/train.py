@@ -36,6 +36,7 @@ from sedd_jax.experiment.trackers.tracker import build_trackers
 from sedd_jax.inference.build import build_family, check_names, dotted_paths
 from sedd_jax.model.score_model import count_params
 from sedd_jax.system import processes
+from sedd_jax.system.console import as_typed
 from sedd_jax.system.joining import initialize_distributed
 from sedd_jax.system.processes import StopSignal, is_primary, print_on_primary, warn_on_primary
 from sedd_jax.training import hooks
@@ -204,7 +205,8 @@ def _conclude(run, config, evaluation, seconds):
     print_on_primary(f"\nCheckpoint: {run / FOLDER / str(step)}")
     options = " --trace" if config.uses_noise else ""
     options += " --trust_code" if dotted_paths(config) else ""
-    print_on_primary(f"Next:       python -m sedd_jax.sample {flags_of_use(config, run)}{options}")
+    sample = as_typed("python -m sedd_jax.sample")
+    print_on_primary(f"Next:       {sample} {flags_of_use(config, run)}{options}")
 
 
 if __name__ == "__main__":

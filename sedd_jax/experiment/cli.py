@@ -17,6 +17,7 @@ from absl import app, flags, logging
 
 from sedd_jax.errors import BadInput, Halted, first_line
 from sedd_jax.experiment.config import Config, MeshConfig, parse
+from sedd_jax.system.console import as_typed
 
 # errors of a disk or of permissions, which are not the program's fault
 _OF_THE_MACHINE = (
@@ -187,6 +188,8 @@ def run(main: Callable[..., None], *, takes_names: bool = False) -> None:
             _check_devices()
             raise
 
+    binary = sys.modules["__main__"]
+    binary.__doc__ = as_typed(binary.__doc__ or "")  # what --help prints
     logging.set_verbosity(logging.ERROR)
     logging.get_absl_handler().addFilter(_is_news)
     app.run(guarded, flags_parser=parse_flags)
@@ -243,7 +246,7 @@ def _fail(reason, exit_code=2):
     if isinstance(reason, AttributeError):  # which may hold the KeyError that it comes from
         reason = next(iter(reason.args), "")
     text = _setting(reason) if isinstance(reason, KeyError) else " ".join(str(reason).split())
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {as_typed(text)}", file=sys.stderr)
     sys.exit(exit_code)
 
 

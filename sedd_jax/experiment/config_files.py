@@ -86,13 +86,13 @@ def saved_config(path: Path) -> ConfigDict:
 @functools.cache  # one line is enough
 def _found(file):
     path = find_config(file)
-    if path != Path(file):
+    if path != Path(file) and path.stem != file:
         print(f"There is no {file} here: {path} is read.", file=sys.stderr, flush=True)
     return path
 
 
 def find_config(file: str) -> Path:
-    """Returns the file of that name or, of a name configs/NAME.py, this project's if there is none.
+    """Returns the file of that name or, if there is none, this project's: NAME or configs/NAME.py.
 
     Raises:
       BadInput: there is neither.
@@ -100,12 +100,13 @@ def find_config(file: str) -> Path:
     path = Path(file)
     if file and path.exists() and not path.is_dir():
         return path
-    if path.parent == Path("configs") and (SHIPPED / path.name).is_file():
-        return SHIPPED / path.name
+    shipped = SHIPPED / (path.name if path.parent == Path("configs") else f"{path.name}.py")
+    if path.parent in (Path("configs"), Path()) and shipped.is_file():
+        return shipped
     names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.py")))
     raise BadInput(
-        f"there is no file {file or '(an empty name)'}; configs/NAME.py works from every folder, "
-        f"with NAME one of {names}."
+        f"there is no file {file or '(an empty name)'}; NAME and configs/NAME.py work from every "
+        f"folder, with NAME one of {names}."
     )
 
 

@@ -1,10 +1,8 @@
 """Config files from any folder, from a checkout or an installed package."""
 
 import functools
-import runpy
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from absl import flags
@@ -26,15 +24,17 @@ ROOT = Path(__file__).parents[2]
 def test_a_file_here_comes_before_one_of_this_project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_config("configs/owt_small.py") == SHIPPED / "owt_small.py"
-    own = Path("configs/owt_small.py")
-    own.parent.mkdir()
-    own.touch()
-    assert find_config(str(own)) == own
-    assert find_config(str(own.absolute())) == own.absolute()
+    Path("configs").mkdir()
+    for own in Path("configs/owt_small.py"), Path("owt_small"):
+        assert find_config(str(own)) == SHIPPED / "owt_small.py"
+        own.touch()
+        assert find_config(str(own)) == own
+        assert find_config(str(own.absolute())) == own.absolute()
 
 
 @pytest.mark.parametrize(
-    "name", ["configs/absent.py", "configs", "my/configs/tiny.py", "tiny.py", ""]
+    "name",
+    ["configs/absent.py", "configs", "my/configs/tiny.py", "my/tiny", "tiny.py", "absent", ""],
 )
 def test_a_file_that_is_not_there_is_named_with_those_there_are(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
@@ -103,12 +103,3 @@ def test_a_config_changes_the_one_beside_it(tmp_path):
     assert config_beside(str(tmp_path / "own.py"), "tiny").get_config() == "of its own"
     with pytest.raises(BadInput, match="own.py changes the config absent, but there is no"):
         config_beside(str(tmp_path / "own.py"), "absent")
-
-
-def test_the_configs_are_installed_with_the_package(monkeypatch):
-    kept = {}
-    setuptools = SimpleNamespace(find_packages=lambda **_: [], setup=kept.update)
-    monkeypatch.setitem(sys.modules, "setuptools", setuptools)
-    runpy.run_path(str(ROOT / "setup.py"), run_name="__main__")
-    assert "sedd_jax.configs" in kept["packages"]
-    assert ROOT / kept["package_dir"]["sedd_jax.configs"] == SHIPPED
