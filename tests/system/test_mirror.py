@@ -1,0 +1,66 @@
+"""Folders of buckets as local folders."""
+
+import pytest
+
+from sedd_jax.errors import BadInput, Halted
+from sedd_jax.system import mirror
+
+
+def test_a_folder_is_fetched_without_what_is_large(memory_bucket):
+    memory_bucket.objects = {
+        "runs/a/config.json": b"{}",
+        "runs/a/evaluations/x.json": b"1",
+        "runs/a/checkpoints/5/params": b"large",
+        "runs/a/lock": b"",
+        "runs/ab/config.json": b"another",
+    }
+    folder = mirror.local("gs://bucket/runs/a/")
+    assert folder.name == "a" and mirror.shown(folder / "config.json") == (
+        "gs://bucket/runs/a/config.json"
+    )
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {"config.json", "evaluations/x.json"}
+    assert mirror.entries_of(folder / "checkpoints").keys() == {"5/params"}
+    assert mirror.local("gs://bucket/runs/a") == folder
+
+
+def test_what_changes_is_uploaded_and_nothing_else(memory_bucket):
+    memory_bucket.objects = {"out/old": b"1", "out/other": b"2"}
+    with mirror.opened("gs://bucket/out", "--output") as folder, mirror.synced(folder):
+        assert (folder / "old").read_bytes() == b"1"
+        (folder / "new").write_bytes(b"3")
+        (folder / "x.tmp").write_bytes(b"")
+        mirror.push(folder / "new")
+        assert memory_bucket.objects["out/new"] == b"3"
+        (folder / "old").write_bytes(b"10")
+    written = [key for name, key in memory_bucket.requests if name == "write"]
+    assert [key for key in written if "probe" not in key] == ["out/new", "out/old"]
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gs://bucket/nothing", "There is nothing in gs://bucket/nothing"),
+        ("gs://other/run", "There is no bucket gs://other"),
+        ("gs:/bucket/run", "begins with gs://"),
+        ("gcs://bucket/run", "begins with gs://"),
+        ("gs://", "begins with gs://"),
+    ],
+)
+def test_names_of_nothing(memory_bucket, name, words):
+    with pytest.raises(BadInput, match=words):
+        mirror.local(name)
+
+
+def test_no_access_is_said_before_anything_is_written(memory_bucket):
+    memory_bucket.fault = PermissionError("read-only")
+    with (
+        pytest.raises(BadInput, match="gs://bucket/out refuses the access: read-only"),
+        mirror.opened("gs://bucket/out", "--output") as folder,
+        mirror.synced(folder),
+    ):
+        pytest.fail("entered")
+    memory_bucket.fault = ConnectionError("reset")
+    with pytest.raises(Halted, match="gs://bucket/out has not answered"):
+        mirror.local("gs://bucket/out")
