@@ -26,7 +26,8 @@ from sedd_jax.experiment.card import (
     read_history,
     write_card,
 )
-from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints
+from sedd_jax.experiment.checkpoint import Checkpoints
+from sedd_jax.experiment.checkpoint_folder import FOLDER
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.config_files import define_config_flag
 from sedd_jax.experiment.metrics import MetricWriter
@@ -35,7 +36,7 @@ from sedd_jax.experiment.state import run_keys
 from sedd_jax.experiment.trackers.tracker import build_trackers
 from sedd_jax.inference.build import build_family, check_names, dotted_paths
 from sedd_jax.model.score_model import count_params
-from sedd_jax.system import processes
+from sedd_jax.system import mirror, processes
 from sedd_jax.system.console import as_typed
 from sedd_jax.system.joining import initialize_distributed
 from sedd_jax.system.processes import StopSignal, is_primary, print_on_primary, warn_on_primary
@@ -58,7 +59,8 @@ def main() -> None:
     if not _WORKDIR.value:
         raise BadInput("--workdir=FOLDER is needed: where the run is kept.")
     initialize_distributed(*(flag.value for flag in _PROCESSES))
-    train(config, Path(_WORKDIR.value), _PROFILE.value)
+    with mirror.opened(_WORKDIR.value, "--workdir") as run:
+        train(config, run, _PROFILE.value)
 
 
 def train(config: Config, run: Path, trace_steps: int = 0) -> None:
@@ -136,6 +138,7 @@ def _train(config, run, dataset, mesh, initial, trackers, trace_steps):
         ):
 
             def save(step, state, metrics):
+                mirror.push(run)  # the rows up to this step are safe before the step is
                 checkpoints.save(state, config)
                 if is_primary():
                     history = read_history(find_records(run), step)
@@ -202,11 +205,12 @@ def _conclude(run, config, evaluation, seconds):
     print_on_primary(f"Held-out {bound_text(evaluation.bound)}")
     for text in evaluation.samples.shown:
         print_on_primary(f"\n--- sample ---\n{text}")
-    print_on_primary(f"\nCheckpoint: {run / FOLDER / str(step)}")
+    print_on_primary(f"\nCheckpoint: {mirror.shown(run / FOLDER / str(step))}")
     options = " --trace" if config.uses_noise else ""
     options += " --trust_code" if dotted_paths(config) else ""
+    named = flags_of_use(config, mirror.shown(run))
     sample = as_typed("python -m sedd_jax.sample")
-    print_on_primary(f"Next:       {sample} {flags_of_use(config, run)}{options}")
+    print_on_primary(f"Next:       {sample} {named}{options}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import portpicker
 import pytest
 
 import sedd_jax as sedd
-from sedd_jax.experiment.checkpoint import FOLDER
+from sedd_jax.experiment.checkpoint_folder import FOLDER
 from sedd_jax.experiment.metrics import FILE
 
 FLAGS = (

@@ -13,7 +13,7 @@ import portpicker
 import pytest
 
 import sedd_jax as sedd
-from sedd_jax.experiment.checkpoint import FOLDER
+from sedd_jax.experiment.checkpoint_folder import FOLDER
 
 pytestmark = [pytest.mark.slow, pytest.mark.unsteady]
 

@@ -11,7 +11,7 @@ import chex
 import pytest
 
 import sedd_jax as sedd
-from sedd_jax.experiment.checkpoint import FOLDER
+from sedd_jax.experiment.checkpoint_folder import FOLDER
 from sedd_jax.experiment.metrics import FILE
 
 KILLS = 25

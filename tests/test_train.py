@@ -18,7 +18,8 @@ from sedd_jax.data.pipeline import batch_blocks
 from sedd_jax.data.prepared import open_blocks
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment import mesh as meshes
-from sedd_jax.experiment.checkpoint import FOLDER, Checkpoints
+from sedd_jax.experiment.checkpoint import Checkpoints
+from sedd_jax.experiment.checkpoint_folder import FOLDER
 from sedd_jax.experiment.config import from_saved
 from sedd_jax.experiment.metrics import FILE
 from sedd_jax.experiment.run import locked

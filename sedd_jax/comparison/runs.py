@@ -22,7 +22,7 @@ from sedd_jax.display.table import duration
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.evaluation.record import Record
 from sedd_jax.experiment import metrics
-from sedd_jax.experiment.checkpoint import last_saved
+from sedd_jax.experiment.checkpoint_folder import last_saved
 from sedd_jax.experiment.config import Config, to_json
 from sedd_jax.experiment.run import LOCK_FILE, locked
 from sedd_jax.system.files import atomic_write

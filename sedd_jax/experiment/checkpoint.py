@@ -19,26 +19,18 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from sedd_jax.errors import BadInput, Halted, reason
+from sedd_jax.experiment.checkpoint_folder import DAMAGED_FOLDER, in_bucket, place, set_aside
 from sedd_jax.experiment.config import CheckpointConfig, Config, from_saved
 from sedd_jax.experiment.integrity import Damaged, describe_saved, read_settings, read_verified
 from sedd_jax.experiment.state import Skipped, TrainState
 from sedd_jax.model.score_model import Params
+from sedd_jax.system import mirror
 from sedd_jax.system.files import atomic_write_json
 from sedd_jax.system.processes import failure_of_any_process, is_primary, warn_on_primary
 
-FOLDER = "checkpoints"
-DAMAGED_FOLDER = "damaged"
 BEST = "best"  # in place of a step
 BEST_FILE = f"{BEST}.json"
 SAVE_SECONDS = 600  # how long processes wait for each other in a save: one may have failed
-
-
-def last_saved(run: Path) -> int | None:
-    """Returns the step of the newest checkpoint in a run folder, perhaps damaged; None if none."""
-    return max(
-        (int(path.name) for path in (run / FOLDER).glob("[0-9]*") if path.name.isdigit()),
-        default=None,
-    )
 
 
 class _LatestAndBest:
@@ -60,14 +52,13 @@ class Checkpoints:
 
     def __init__(self, run: Path, config: CheckpointConfig | None = None):
         """Opens the checkpoints under `run`, creating the folder only when `config` is given."""
-        self._folder = run.resolve() / FOLDER
-        self._aside = run.resolve() / DAMAGED_FOLDER
+        self._folder, self._aside = place(run), place(run, DAMAGED_FOLDER)
         self._best_file = run.resolve() / BEST_FILE
         self._best = {self.best["step"]} if self.best else set()
         self._saving: int | None = None  # the step of a save whose outcome is not known yet
         policies = ocp.checkpoint_managers
         if config is None:
-            options = ocp.CheckpointManagerOptions(create=False)
+            options = ocp.CheckpointManagerOptions(create=False, **in_bucket(run))
         else:
             options = ocp.CheckpointManagerOptions(
                 create=True,
@@ -80,6 +71,7 @@ class Checkpoints:
                 async_options=ocp.options.AsyncOptions(
                     timeout_secs=SAVE_SECONDS, create_directories_asynchronously=False
                 ),
+                **in_bucket(run),
             )
         self._manager = ocp.CheckpointManager(
             self._folder,
@@ -130,6 +122,7 @@ class Checkpoints:
         self.wait()
         if is_primary():
             atomic_write_json(self._best_file, {"step": step, **facts}, indent=1)
+            mirror.push(self._best_file)
         self._best.intersection_update({step})
 
     def step_named(self, step: int | str | None) -> int | None:
@@ -299,14 +292,10 @@ class Checkpoints:
         """Moves a step to `damaged/`, where Orbax does not see it, and prints a warning."""
         failure = None
         if is_primary():
-            target, number = self._aside / str(step), 1
-            while target.exists():
-                target, number = self._aside / f"{step}.{number}", number + 1
             try:
-                self._aside.mkdir(exist_ok=True)
-                (self._folder / str(step)).rename(target)
-            except OSError as error:
-                failure = f"{damage} It could not be moved to {target}: {reason(error)}."
+                target = set_aside(self._folder / str(step), self._aside)
+            except (OSError, Halted) as error:
+                failure = f"{damage} It could not be moved to {self._aside}: {reason(error)}."
         if failure := failure_of_any_process(failure):
             raise Halted(failure)
         self._manager.reload()

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import math
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from jaxtyping import Array, UInt32
 
 from sedd_jax.errors import BadInput, Halted, errno_of, reason
 from sedd_jax.model.sharding import leaves_by_path
+from sedd_jax.system.bucket import is_address
 from sedd_jax.system.processes import failure_of_any_process, warn_on_primary
 
 _WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
@@ -121,7 +123,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 def _read_meta(path):
     """Returns the item "meta", None for a checkpoint of a version that had none."""
     listing = path / "_CHECKPOINT_METADATA"  # an item that is listed and gone is damage
-    listed = listing.is_file() and '"meta"' in listing.read_text(errors="replace")
+    listed = listing.is_file() and b'"meta"' in listing.read_bytes()
     if not listed and not (path / "meta").exists():
         return None
     meta = _read(path, meta=ocp.args.JsonRestore())["meta"]
@@ -144,7 +146,7 @@ def _read(path, **items):
         damage, cause = f"it cannot be read ({reason(error)})", error
     finally:
         reader.close()
-    trouble = damage if errno_of(cause) not in _OF_A_FILE else None
+    trouble = None if cause is None or _is_of_a_file(cause, path) else damage
     if trouble := failure_of_any_process(trouble):
         raise Halted(
             f"The checkpoint {path} may be whole, but {trouble}. Fix the cause and run the same "
@@ -152,6 +154,16 @@ def _read(path, **items):
         ) from cause
     _agree(path, damage, cause)
     return dict(read.items())
+
+
+def _is_of_a_file(cause, path):
+    """Whether an error says that a file is missing or damaged, and not that nobody answers."""
+    if not is_address(path):
+        return errno_of(cause) in _OF_A_FILE
+    if isinstance(cause, FileNotFoundError):
+        return True
+    everything = f"{cause}\n{cause.__cause__}\n{cause.__context__}"
+    return re.search(r"\b(NOT_FOUND|DATA_LOSS|OUT_OF_RANGE|FAILED_PRECONDITION)\b", everything)
 
 
 def _check_unchanged(path, changed):

@@ -9,9 +9,10 @@ from sedd_jax.data.preparation import check_vocab_size, prepare_blocks
 from sedd_jax.data.prepared import Dataset, link_prepared, open_data
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment import config as configs
-from sedd_jax.experiment.checkpoint import last_saved
+from sedd_jax.experiment.checkpoint_folder import last_saved
 from sedd_jax.experiment.config import Config
 from sedd_jax.model.settings_file import read_json
+from sedd_jax.system import lease, mirror
 from sedd_jax.system.files import atomic_write, check_local
 from sedd_jax.system.lock import exclusive
 from sedd_jax.system.settings import marked
@@ -52,6 +53,7 @@ def open_run(run: Path, config: Config) -> Dataset:
             shutil.rmtree(data)  # only links to the data
         raise
     atomic_write(settings, configs.to_json(config) + "\n")
+    mirror.push(run)  # for the other processes
     return dataset
 
 
@@ -62,6 +64,7 @@ def read_run(run: Path, config: Config) -> Dataset:
       BadInput: this process does not find the run, it has other settings than `config`, or its
         data are damaged.
     """
+    mirror.pull(run)
     check_folder(run)
     settings = run / CONFIG_FILE
     if not settings.is_file():
@@ -99,8 +102,13 @@ def locked(run: Path) -> Iterator[None]:
     Raises:
       BadInput: another process has the folder, or it is something else than a run folder.
     """
+    advice = "choose another --workdir"
+    if address := mirror.address_of(run):
+        with lease.exclusive(address / LOCK_FILE, advice, address), mirror.synced(run):
+            yield
+        return
     check_folder(run)
-    with exclusive(run / LOCK_FILE, "choose another --workdir"):
+    with exclusive(run / LOCK_FILE, advice):
         yield
 
 

@@ -23,6 +23,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment import card
 from sedd_jax.experiment import checkpoint as checkpoints
 from sedd_jax.experiment import mesh as meshes
+from sedd_jax.experiment.checkpoint_folder import FOLDER, has_checkpoints
 from sedd_jax.experiment.config import Config, MeshConfig
 from sedd_jax.experiment.published_config import from_published
 from sedd_jax.experiment.run import DATA_FOLDER
@@ -31,7 +32,7 @@ from sedd_jax.inference.family import Family
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.model import denoiser_layouts, gpt2, pretrained, published_run
 from sedd_jax.model.sharding import ANYWHERE, AXES, shardings
-from sedd_jax.system import hub
+from sedd_jax.system import hub, mirror
 
 TOKENIZER_FOLDER = "tokenizer"
 _TOKENIZER_FILES = (SETTINGS_FILE, *(name for names in GPT2_FILES for name in names), "*.model")
@@ -41,7 +42,7 @@ _FILES = (
     f"{TOKENIZER_FOLDER}/*",
     f"{DATA_FOLDER}/{TOKENIZER_FOLDER}/*",
     f"{DATA_FOLDER}/{conditions.FILE}",
-    f"{checkpoints.FOLDER}/*",
+    f"{FOLDER}/*",
     *card.RECORDS,
 )
 _LIGHTNING = ".ckpt"
@@ -95,7 +96,7 @@ def load(
         raise BadInput(f"The mesh has the axes {mesh.axis_names}, it must have {AXES}.")
     found = None if tokenizer is None else _given_tokenizer(tokenizer)
     request = _Request(step, ema, mesh, found, trust_code)
-    folder = Path(path)
+    folder = path = mirror.local(path, "The model")
     if folder.is_file() and folder.suffix == _LIGHTNING:
         raise BadInput(f"{path} is a checkpoint of Lightning, {_REWRITE}")
     if not (folder.is_file() and published_run.is_published_run(folder)):  # a checkpoint
@@ -106,7 +107,7 @@ def load(
             name = folder.absolute().name if Path(path).exists() else str(path)
             return dataclasses.replace(load_it(folder, request), name=name)
     raise BadInput(
-        f"{folder} holds neither {checkpoints.FOLDER}/ (a run of train), nor config.json with "
+        f"{folder} holds neither {FOLDER}/ (a run of train), nor config.json with "
         "model.safetensors or pytorch_model.bin (SEDD as published, MDLM, UDLM, Duo, RADD or "
         "GPT-2), nor .hydra/config.yaml (a run of the published training script)"
         + _what_is_there(folder)
@@ -216,7 +217,7 @@ def _load_state_dict(layout, folder, request, **options):
 _LAYOUTS = (
     # first, since it has a folder checkpoints/ too
     (published_run.is_published_run, _load_published_run),
-    (lambda folder: (folder / checkpoints.FOLDER).is_dir(), _load_run),
+    (has_checkpoints, _load_run),
     (gpt2.is_gpt2, functools.partial(_load_state_dict, gpt2)),
     (denoiser_layouts.is_denoiser, functools.partial(_load_state_dict, denoiser_layouts)),
     (pretrained.is_published, functools.partial(_load_state_dict, pretrained)),

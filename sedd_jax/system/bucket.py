@@ -158,6 +158,33 @@ def delete(address: Address, if_version: str | None = None) -> None:
         _patiently(address, lambda: store.delete(address.bucket, address.key, if_version))
 
 
+def move(folder: Address, target: Address, first: str) -> None:
+    """Moves a folder, object by object.
+
+    Args:
+      folder: what to move.
+      target: its new place, where there is nothing.
+      first: the object that goes first, and comes last.
+
+    Raises:
+      BadInput: there is no access to it.
+      Halted: the bucket does not answer.
+    """
+    names = sorted(entries(folder), key=lambda name: name != first)
+    files = _store(folder).files
+
+    def copy(name):
+        source, copied = ((place / name) for place in (folder, target))
+        paths = [f"{place.bucket}/{place.key}" for place in (source, copied)]
+        _patiently(source, lambda: files.cp_file(*paths))
+
+    if first in names:
+        copy(first)
+        delete(folder / first)
+    in_parallel([functools.partial(copy, name) for name in names if name != first])
+    in_parallel([functools.partial(delete, folder / name) for name in names if name != first])
+
+
 def upload(path: Path, address: Address) -> None:
     """Copies a file to an object, which appears when it is whole; raises as `write`."""
     store = _store(address)

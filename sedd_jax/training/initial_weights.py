@@ -11,7 +11,7 @@ from sedd_jax.data.conditions import Conditions
 from sedd_jax.data.tokenizer import Tokenizer
 from sedd_jax.diffusion.hold import NONE
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.checkpoint import last_saved
+from sedd_jax.experiment.checkpoint_folder import last_saved
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.state import TrainState
 from sedd_jax.inference.build import dotted_paths

@@ -15,7 +15,7 @@ from sedd_jax.comparison.score import DataSets
 from sedd_jax.comparison.tables import report
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.record import FOLDER
-from sedd_jax.experiment.checkpoint import FOLDER as CHECKPOINTS
+from sedd_jax.experiment.checkpoint_folder import FOLDER as CHECKPOINTS
 from sedd_jax.experiment.run import locked
 from tests.comparison.rows import plan_of, quickly
 

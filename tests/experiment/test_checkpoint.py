@@ -18,7 +18,8 @@ import pytest
 from sedd_jax.diffusion.time_sampling import Learned
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.experiment import mesh as meshes
-from sedd_jax.experiment.checkpoint import DAMAGED_FOLDER, FOLDER, Checkpoints
+from sedd_jax.experiment.checkpoint import Checkpoints
+from sedd_jax.experiment.checkpoint_folder import DAMAGED_FOLDER, FOLDER
 from sedd_jax.experiment.config import CheckpointConfig
 from sedd_jax.experiment.state import Skipped, TrainState
 

@@ -14,7 +14,7 @@ from sedd_jax.data import preparation, shards
 from sedd_jax.data.preparation import prepare_blocks
 from sedd_jax.data.tokenizer import load_tokenizer
 from sedd_jax.errors import BadInput
-from sedd_jax.experiment.checkpoint import FOLDER
+from sedd_jax.experiment.checkpoint_folder import FOLDER
 from sedd_jax.experiment.config import from_json
 from sedd_jax.experiment.run import (
     CONFIG_FILE,
