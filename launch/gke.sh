@@ -9,8 +9,8 @@ usage() {
 Usage: launch/gke.sh train|sample --cluster=NAME --workload=NAME --tpu=TYPE [OPTIONS] -- FLAGS
 
 Hands python -m sedd_jax.train (or .sample) FLAGS to a cluster that xpk has made, to run on every host
-of its slices or nodes, and returns; the hosts find each other. What FLAGS name must be on storage
-that all of them see (xpk's --storage).
+of its slices or nodes, and returns; the hosts find each other. What FLAGS name must be in a
+bucket (gs://...), or on storage that all of them see (xpk's --storage).
 
   --tpu=TYPE        slices of this type, such as v5litepod-64; --num-slices=N of them, or
   --gpu=TYPE        nodes of this type, such as h100-mega-80gb-8; --num-nodes=N of them

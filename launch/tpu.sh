@@ -9,7 +9,8 @@ usage() {
 Usage: launch/tpu.sh train|sample --tpu=NAME [OPTIONS] -- FLAGS
 
 Runs python -m sedd_jax.train (or .sample) FLAGS on every host of a TPU VM slice, or of several; the
-hosts find each other. What FLAGS name must be on storage that all of them see.
+hosts find each other. What FLAGS name must be in a bucket (gs://...), or on storage that all
+of them see.
 
   --tpu=NAME        the slice, or
   --queued=NAME     the queued resource, with all of its slices (at most 64 hosts in all: gcloud

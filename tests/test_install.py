@@ -1,7 +1,9 @@
 """What pip installs: a wheel without a checkout, its commands, its image."""
 
 import importlib.util
+import json
 import os
+import re
 import runpy
 import shlex
 import shutil
@@ -167,3 +169,67 @@ def test_a_command_is_its_module(installed, tmp_path, module, flags, code):
     for mine, theirs in (done.stdout, other.stdout), (done.stderr, other.stderr):
         assert mine == theirs.replace(f"python -m sedd_jax.{module}", command)
     assert command in done.stdout or (module, flags) != ("train", ["--help"])
+
+
+DOCKERFILE = ROOT / "launch" / "Dockerfile"
+
+
+def instructions():
+    """Those of the Dockerfile: pairs of a word and what follows it."""
+    lines = DOCKERFILE.read_text().replace("\\\n", " ").splitlines()
+    return [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.skipif(not shutil.which("hadolint"), reason="there is no hadolint here")
+def test_the_dockerfile_is_clean():
+    done = subprocess.run(["hadolint", DOCKERFILE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_image_is_pinned_and_does_not_run_as_root(declared):
+    texts = DOCKERFILE.read_text(), DOCKERFILE.with_name("README.md").read_text()
+    extras = [
+        name
+        for text in texts
+        for found in re.findall(r"EXTRAS=([\w,]+)", text)
+        for name in found.split(",")
+    ]
+    assert "tpu" in extras and set(extras) <= set(declared["extras_require"])
+    names = dict(instructions())  # the last of each
+    assert re.fullmatch(r"BASE=python:3\.\d+\.\d+-slim-\w+", instructions()[0][1])
+    assert (names["FROM"], names["USER"]) == ("${BASE}", "1000")
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_image_install_the_commands(tmp_path):
+    """Without a container: each stage is a folder, and all of pip is one environment's."""
+    environment = Environment(tmp_path / "venv")
+    stages, skipped = {}, []
+    for word, rest in instructions():
+        if word == "FROM":
+            stages[rest.rpartition(" ")[2]] = stage = tmp_path / f"stage{len(stages)}"
+        elif word == "ARG" and stages:
+            name, _, value = rest.partition("=")
+            environment.variables[name] = value
+        elif word == "WORKDIR":
+            folder = stage / rest.lstrip("/")
+            folder.mkdir(parents=True)
+        elif word == "COPY":
+            *sources, target = rest.split()
+            source = stages[sources.pop(0)[7:]] if rest.startswith("--from=") else ROOT
+            for name in sources:
+                environment.run("cp", "-r", source / name.lstrip("/"), folder / target, cwd=ROOT)
+        elif word == "RUN" and rest.startswith("pip "):
+            environment.run("sh", "-c", rest, cwd=folder)
+        elif word == "RUN":
+            skipped.append(rest.split()[0])
+    assert skipped == ["useradd"] and not list(folder.iterdir())
+    start = json.loads(dict(instructions())["ENTRYPOINT"])
+    said = environment.run(*start, "sample", "--nonsense=a b", cwd=tmp_path, code=2)
+    assert said.stderr.startswith("error: Unknown command line flag 'nonsense'")
+    assert (
+        "Trains a model: `sedd-train"
+        in environment.run(
+            *start, *json.loads(dict(instructions())["CMD"]), cwd=tmp_path, code=1
+        ).stdout
+    )

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 PLACES = {
@@ -18,6 +19,7 @@ PLACES = {
     "slurm.sh": ["--nodes=2", "--partition=gpu"],
     "tpu.sh": ["--tpu=pod", "--zone=europe-west4-b"],
     "gke.sh": ["--cluster=c", "--workload=w", "--tpu=v5litepod-16", "--num-slices=2"],
+    "jobset.sh": ["--name=w", "--image=i", "--tpu=tpu-v6e-slice", "--topology=4x8"],
 }
 AWKWARD = '--prefix=it\'s $HOME; "x"\\'
 JOBS = {
@@ -143,6 +145,113 @@ def test_gke_tells_the_processes_of_gpu_nodes_of_each_other():
     assert "xpk takes no quotes or backslashes" in refused.stderr
 
 
+SLICES = ["--slices=2", "--service-account=s", "--max-restarts=9", "--grace=60", "--spot"]
+
+
+@each_job
+def test_a_jobset_has_a_pod_for_each_host_of_each_slice(job):
+    given = [*PLACES["jobset.sh"], *SLICES, "--", *JOBS[job], "--output=gs://b/out.jsonl"]
+    done = launch("jobset.sh", job, "--dry-run", *given)
+    assert (done.returncode, done.stderr) == (0, "")
+    jobset = yaml.safe_load(done.stdout)
+    assert (jobset["kind"], jobset["metadata"]["name"]) == ("JobSet", "w")
+    spec = jobset["spec"]
+    assert spec["network"]["enableDNSHostnames"] and spec["failurePolicy"]["maxRestarts"] == 9
+    (slices,) = spec["replicatedJobs"]
+    hosts = slices["template"]["spec"]
+    assert (slices["replicas"], hosts["parallelism"], hosts["completions"]) == (2, 8, 8)
+    pod = hosts["template"]["spec"]
+    assert (pod["serviceAccountName"], pod["terminationGracePeriodSeconds"]) == ("s", 60)
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice",
+        "cloud.google.com/gke-tpu-topology": "4x8",
+        "cloud.google.com/gke-spot": "true",
+    }
+    (container,) = pod["containers"]
+    assert container["resources"] == {"limits": {"google.com/tpu": 4}}
+    # $(NAME) would be a variable of Kubernetes
+    command = [word.replace("$$", "$") for word in container["command"]]
+    assert command[2:] == [f"sedd_jax.{job}", *JOBS[job], "--output=gs://b/out.jsonl"]
+    # bad input ends it; all else is tried again
+    (of_pods,), (of_jobs,) = hosts["podFailurePolicy"]["rules"], spec["failurePolicy"]["rules"]
+    assert of_pods["action"] == "FailJob" and of_pods["onExitCodes"]["values"] == [2]
+    assert of_pods["onExitCodes"]["containerName"] == container["name"]
+    assert of_jobs["action"] == "FailJobSet"
+    assert of_jobs["onJobFailureReasons"] == ["PodFailurePolicy"]
+
+
+@pytest.mark.parametrize("options", [[], SLICES])
+def test_the_jobs_of_a_jobset_are_jobs_of_kubernetes(options):
+    """By its schemas, without unknown fields; JobSet's own are nowhere to be had by pip."""
+    schemas = pytest.importorskip("kubernetes_validate", reason="there is no kubernetes_validate")
+    given = ["--env=A=b", "--dry-run", *PLACES["jobset.sh"], *options, "--", "--input=x"]
+    jobset = yaml.safe_load(launch("jobset.sh", "sample", *given).stdout)
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "w-slice-0"}}
+    job |= jobset["spec"]["replicatedJobs"][0]["template"]
+    schemas.validate(job, schemas.latest_version(), strict=True)
+    job["spec"]["template"]["spec"]["graceSeconds"] = 60
+    with pytest.raises(schemas.ValidationError):
+        schemas.validate(job, schemas.latest_version(), strict=True)
+
+
+def batch(*options):
+    """The script that slurm.sh gives to sbatch."""
+    done = launch("slurm.sh", "train", "--batch", "--dry-run", *options, "--", *JOBS["train"])
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_a_script_for_sbatch_has_the_options_and_the_job():
+    options = ["--nodes=2", "--gpus-per-node=4", "--cpus-per-task=3", "--comment=a b"]
+    first, *lines = batch(*options).splitlines()
+    given = shlex.split("\n".join(it[8:] for it in lines if it.startswith("#SBATCH ")))
+    assert first == "#!/usr/bin/env bash" and lines[0].startswith("#SBATCH ")
+    assert given == [
+        *("--nodes=2", "--ntasks-per-node=4", "--gpus-per-node=4", "--requeue"),
+        *("--open-mode=append", "--signal=B:USR1@300", "--cpus-per-task=3", "--comment=a b"),
+    ]
+    (tasks,) = (shlex.split(line) for line in lines if line.startswith("env "))
+    assert tasks == [
+        *("env", *ON_GPUS, "PYTHONUNBUFFERED=1", "srun", "--kill-on-bad-exit=1", "--nodes=2"),
+        *("--ntasks=8", "--ntasks-per-node=4", "--gpus-per-node=4", "--cpus-per-task=3"),
+        *("python3", "-m", "sedd_jax.train", *JOBS["train"], "&"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "requeued"),
+    [("time", 0, True), ("scancel", 143, False), ("itself", 7, False), ("time, unsaved", 7, False)],
+)
+def test_a_batch_job_is_requeued_when_its_time_ends(tmp_path, ends, code, requeued):
+    """Not where a user cancels it, nor where it has ended by itself or fails to save."""
+    waits = "echo $$ > pid; echo ready; while :; do sleep 0.02; done"
+    saved = 7 if ends == "time, unsaved" else 143
+    texts = {
+        "srun": "echo ready; exit 7" if ends == "itself" else f"trap 'exit {saved}' TERM; {waits}",
+        "scancel": "kill -TERM $(cat pid)",
+        "scontrol": "echo $* > requeued",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    process = subprocess.Popen(
+        ["bash", "-c", batch()],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    if ends == "scancel":
+        subprocess.run(tmp_path / "scancel", cwd=tmp_path, check=True)
+    elif ends != "itself":
+        process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert (tmp_path / "requeued").exists() == requeued
+    assert not requeued or (tmp_path / "requeued").read_text() == "requeue 12\n"
+
+
 def test_what_the_environment_says_wins():
     mine = {"XLA_FLAGS": "--mine=1 --other=2", "XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"}
     assert printed("gpu.sh", "train", "--env=XLA_FLAGS=--a b", **mine)[:5] == [
@@ -154,15 +263,27 @@ def test_what_the_environment_says_wins():
     ]
 
 
+# runs the container of the manifest that it reads, as Kubernetes reads its words
+KUBELET = """
+import os, subprocess, sys, yaml
+job = yaml.safe_load(sys.stdin)["spec"]["replicatedJobs"][0]["template"]["spec"]
+(container,) = job["template"]["spec"]["containers"]
+read = lambda word: word.replace("$$", "$")
+own = {each["name"]: read(each["value"]) for each in container["env"]}
+subprocess.run([read(word) for word in container["command"]], env=os.environ | own, check=True)
+"""
+
+
 @pytest.fixture(scope="module")
 def tools(tmp_path_factory):
-    """A folder of a gcloud and an xpk that obey here, an srun of one task, a Python that tells."""
+    """A folder of tools that obey here, an srun of one task, and a Python that tells."""
     folder = tmp_path_factory.mktemp("tools")
     obeys = 'for it; do :; done\nbash -c "(${it#--command=})"\n'
     python = f"[[ $1 == *.py ]] && exec {sys.executable} "
     texts = {
         "gcloud": obeys,
         "xpk": obeys,
+        "kubectl": f"{sys.executable} -c {shlex.quote(KUBELET)}\n",
         "srun": 'while [[ $1 == --* ]]; do shift; done\n"$@"\n',
         "tells": python + '"$@"\nprintf "%s\\n" "$PYTHONUNBUFFERED" "$MINE" "$@"\n',
     }
@@ -215,6 +336,15 @@ def test_bad_use_is_one_line(script, arguments, message):
         ("slurm.sh", ["--gpus-per-node=1.5"], "--gpus-per-node=1.5 must be a whole number"),
         ("tpu.sh", ["--zone=z"], "--tpu=NAME or --queued=NAME is needed"),
         ("gke.sh", ["--cluster=c"], "--tpu=TYPE or --gpu=TYPE is needed"),
+        ("jobset.sh", ["--name=w", "--image=i", "--topology=2x2"], "--tpu is needed"),
+        ("jobset.sh", [*PLACES["jobset.sh"], "--name=A"], "--name=A must be small letters, digits"),
+        ("jobset.sh", [*PLACES["jobset.sh"], "--topology=32"], "--topology=32 must be like 8x8"),
+        (
+            "jobset.sh",
+            [*PLACES["jobset.sh"], "--topology=3x3"],
+            "--topology=3x3 must be whole host",
+        ),
+        ("jobset.sh", [*PLACES["jobset.sh"], "--slices=0"], "--slices=0 must be a whole number"),
     ],
 )
 def test_bad_use_of_one_script(script, options, message):
@@ -234,7 +364,7 @@ def test_help_and_what_is_lacking(script):
         done = launch(script, *arguments)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith(f"Usage: launch/{script} train|sample ")
-    tools = {"slurm.sh": "srun", "tpu.sh": "gcloud", "gke.sh": "xpk"}
+    tools = {"slurm.sh": "srun", "tpu.sh": "gcloud", "gke.sh": "xpk", "jobset.sh": "kubectl"}
     if not shutil.which(tool := tools.get(script, "nowhere")):
         given = ["sample", *PLACES[script], f"--python={tool}", "--", "--input=x"]
         assert f"there is no {tool} here" in refused(script, *given)
