@@ -25,7 +25,7 @@ from sedd_jax.evaluation.record import FOLDER, Record, log_on_primary
 from sedd_jax.evaluation.sequence_flags import SEQUENCES, define_sequence_flags
 from sedd_jax.experiment import cli
 from sedd_jax.experiment import mesh as meshes
-from sedd_jax.experiment.checkpoint_folder import has_checkpoints
+from sedd_jax.experiment.checkpoint_folder import has
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.likelihood import TIMES
@@ -232,7 +232,7 @@ def _folder():
     model = Path(_MODEL()["path"])
     if _OUTPUT.value:
         folder = Path(_OUTPUT.value)
-    elif has_checkpoints(model):
+    elif has(model):
         folder = model / FOLDER
     else:
         raise BadInput(f"{model} is not a local run folder: give --output=FOLDER.")

@@ -9,6 +9,7 @@ latest are kept, and the best one, which `best.json` names, if there is a measur
 
 import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from sedd_jax.errors import BadInput, Halted, reason
-from sedd_jax.experiment.checkpoint_folder import DAMAGED_FOLDER, in_bucket, place, set_aside
+from sedd_jax.experiment.checkpoint_folder import DAMAGED_FOLDER, has, options_of, place, set_aside
 from sedd_jax.experiment.config import CheckpointConfig, Config, from_saved
 from sedd_jax.experiment.integrity import Damaged, describe_saved, read_settings, read_verified
 from sedd_jax.experiment.state import Skipped, TrainState
@@ -52,15 +53,17 @@ class Checkpoints:
 
     def __init__(self, run: Path, config: CheckpointConfig | None = None):
         """Opens the checkpoints under `run`, creating the folder only when `config` is given."""
+        self._run = run
         self._folder, self._aside = place(run), place(run, DAMAGED_FOLDER)
         self._best_file = run.resolve() / BEST_FILE
         self._best = {self.best["step"]} if self.best else set()
         self._saving: int | None = None  # the step of a save whose outcome is not known yet
         policies = ocp.checkpoint_managers
         if config is None:
-            options = ocp.CheckpointManagerOptions(create=False, **in_bucket(run))
+            options = ocp.functools.partial(ocp.CheckpointManagerOptions, create=False)
         else:
-            options = ocp.CheckpointManagerOptions(
+            options = functools.partial(
+                ocp.CheckpointManagerOptions,
                 create=True,
                 cleanup_tmp_directories=True,
                 # the training loop decides when to save
@@ -71,13 +74,13 @@ class Checkpoints:
                 async_options=ocp.options.AsyncOptions(
                     timeout_secs=SAVE_SECONDS, create_directories_asynchronously=False
                 ),
-                **in_bucket(run),
             )
-        self._manager = ocp.CheckpointManager(
-            self._folder,
-            item_names=("params", "ema", "optimizer", "times", "config", "meta"),
-            options=options,
-        )
+        with options_of(run) as more:
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                item_names=("params", "ema", "optimizer", "times", "config", "meta"),
+                options=options(**more),
+            )
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -224,12 +227,14 @@ class Checkpoints:
           BadInput: a checkpoint of another shape.
           Halted: all checkpoints are damaged, or a damaged one cannot be moved.
         """
+        found_damage = False
         while (step := self.latest) is not None:
             try:
                 return self.restore(step, abstract)
             except Damaged as damage:
                 self._set_aside(step, damage)
-        if self._aside.is_dir() and any(self._aside.iterdir()):
+                found_damage = True
+        if found_damage or has(self._run, DAMAGED_FOLDER):
             raise Halted(
                 f"Every checkpoint of this run was found damaged and is kept in {self._aside}; "
                 "bring a copy back to its place, or start again with another --workdir."

@@ -1,6 +1,8 @@
 """Where the checkpoints of a run are: a local folder, or one in a bucket that Orbax writes to."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +29,25 @@ def place(run: Path, name: str = FOLDER) -> Any:
     return epath.Path(str(address / name))
 
 
-def in_bucket(run: Path) -> dict[str, Any]:
-    """Returns the options of a CheckpointManager that a run in a bucket needs; none for others."""
-    if mirror.address_of(run) is None:
-        return {}
-    return {"temporary_path_class": atomicity.CommitFileTemporaryPath}
+@contextlib.contextmanager
+def options_of(run: Path) -> Iterator[dict[str, Any]]:
+    """Yields further options of a CheckpointManager, which is made in the body.
+
+    In a bucket Orbax asks for one object after another, which one listing answers.
+    """
+    address = mirror.address_of(run)
+    if address is None:
+        yield {}
+        return
+    with bucket.listed(address):
+        yield {"temporary_path_class": atomicity.CommitFileTemporaryPath}
 
 
-def has_checkpoints(run: Path) -> bool:
-    """Returns whether a folder is that of a run: whether it has a folder for checkpoints."""
+def has(run: Path, name: str = FOLDER) -> bool:
+    """Returns whether a run has a folder for checkpoints, or one of another name."""
     if mirror.address_of(run) is None:
-        return (run / FOLDER).is_dir()
-    return bool(mirror.entries_of(run / FOLDER))
+        return (run / name).is_dir()
+    return bool(mirror.entries_of(run / name))
 
 
 def last_saved(run: Path) -> int | None:

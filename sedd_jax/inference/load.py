@@ -23,7 +23,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.experiment import card
 from sedd_jax.experiment import checkpoint as checkpoints
 from sedd_jax.experiment import mesh as meshes
-from sedd_jax.experiment.checkpoint_folder import FOLDER, has_checkpoints
+from sedd_jax.experiment.checkpoint_folder import FOLDER, has
 from sedd_jax.experiment.config import Config, MeshConfig
 from sedd_jax.experiment.published_config import from_published
 from sedd_jax.experiment.run import DATA_FOLDER
@@ -217,7 +217,7 @@ def _load_state_dict(layout, folder, request, **options):
 _LAYOUTS = (
     # first, since it has a folder checkpoints/ too
     (published_run.is_published_run, _load_published_run),
-    (has_checkpoints, _load_run),
+    (has, _load_run),
     (gpt2.is_gpt2, functools.partial(_load_state_dict, gpt2)),
     (denoiser_layouts.is_denoiser, functools.partial(_load_state_dict, denoiser_layouts)),
     (pretrained.is_published, functools.partial(_load_state_dict, pretrained)),

@@ -1,5 +1,6 @@
 import errno
 import json
+import logging
 import os
 import resource
 import shutil
@@ -326,11 +327,13 @@ def test_a_disk_that_does_not_answer_moves_nothing(run, state, monkeypatch):
 def full_disk():
     """Files cannot grow beyond 4 kB, as if the disk were full: in this process, until the end."""
     _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # pages, in a file of pytest
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # then it is an error, not the end
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     signal.signal(signal.SIGXFSZ, ignored)
+    logging.getLogger("asyncio").setLevel(logging.NOTSET)
 
 
 FAILED = "step 3 in .*checkpoints failed: File too large; the last good one is 2"
