@@ -6,6 +6,7 @@ The same command resumes a stopped run. The command line overrides any setting, 
 
 import contextlib
 import dataclasses
+import math
 import time
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from sedd_jax.experiment.state import run_keys
 from sedd_jax.experiment.trackers.tracker import build_trackers
 from sedd_jax.inference.build import build_family, check_names, dotted_paths
 from sedd_jax.model.score_model import count_params
-from sedd_jax.system import mirror, processes
+from sedd_jax.system import mirror, preemption, processes
 from sedd_jax.system.console import as_typed
 from sedd_jax.system.joining import initialize_distributed
 from sedd_jax.system.processes import StopSignal, is_primary, print_on_primary, warn_on_primary
@@ -45,6 +46,7 @@ from sedd_jax.training.best import KeepBest, check_oracle, try_oracle
 from sedd_jax.training.evaluator import Evaluator, bound_text
 from sedd_jax.training.initial_weights import load_initial, with_weights_of
 from sedd_jax.training.step import build_programs
+from sedd_jax.training.stopping import Saves, stop_at_signal
 from sedd_jax.training.throughput import StepTimer, step_flops, step_memory_gib
 
 _CONFIG = define_config_flag("The run's config file.")
@@ -98,6 +100,7 @@ def train(config: Config, run: Path, trace_steps: int = 0) -> None:
 def _train(config, run, dataset, mesh, initial, trackers, trace_steps):
     started = time.monotonic()
     train, last = config.train, config.train.steps
+    grace = train.grace_seconds or math.inf
     keys = run_keys(config.seed)
     vocab_size, placement = dataset.tokenizer.vocab_size, meshes.placement(mesh)
     family = build_family(config, vocab_size, placement, dataset.conditions)
@@ -134,7 +137,8 @@ def _train(config, run, dataset, mesh, initial, trackers, trace_steps):
             MetricWriter(run, start, trackers, dataclasses.asdict(config)) as writer,
             hooks.Stall(train.stall_minutes) as stall,
             hooks.Trace(run, trace_steps, start) as trace,
-            StopSignal() as signals,
+            StopSignal(grace) as signals,
+            preemption.watched(signals.notice),
         ):
 
             def save(step, state, metrics):
@@ -145,6 +149,8 @@ def _train(config, run, dataset, mesh, initial, trackers, trace_steps):
                     facts = RunFacts(config, parameters, dataset.tokenizer, **history)
                     write_card(run, facts, run.name)
 
+            saves = Saves(run, save, checkpoints)
+            saves.measure(state, grace)
             unit = "nats/token" if family.objective(train).per_token else "nats/sequence"
             evaluation = hooks.Evaluation(evaluator, writer)
             untimed, keep_best = timer.paused(), []
@@ -153,15 +159,15 @@ def _train(config, run, dataset, mesh, initial, trackers, trace_steps):
                 keep_best = [untimed(hooks.every(config.eval.sample_every, last, best))]
             # rows are written before the save: a resumed run continues after both
             after_step: list[hooks.Hook] = [
-                lambda *_: checkpoints.check(),
+                saves.check,
                 hooks.Log(writer, timer, train, unit),
                 untimed(hooks.every(config.eval.every, last, evaluation.measure)),
                 untimed(hooks.every(config.eval.sample_every, last, evaluation.sample)),
                 *keep_best,
-                untimed(hooks.every(config.checkpoint.every, last, save)),
+                untimed(hooks.every(config.checkpoint.every, last, saves)),
                 stall,
                 untimed(trace),
-                hooks.stop_at_signal(signals, save, checkpoints),
+                stop_at_signal(signals, saves),
             ]
             try:
                 for step in range(start + 1, last + 1):

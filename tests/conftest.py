@@ -31,6 +31,9 @@ if quick and importlib.metadata.version("jaxlib").startswith("0.10."):
     flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     os.environ.setdefault("XLA_FLAGS", flags)
 
+# a machine of a cloud may be preempted, but no test that watches for it
+os.environ |= {"NO_GCE_CHECK": "true", "AWS_EC2_METADATA_DISABLED": "true"}
+
 import jax  # noqa: E402 - after its environment
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402

@@ -3,6 +3,7 @@
 python -m pytest -m slow -n 0 -s tests/test_faults.py
 """
 
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 
 import sedd_jax as sedd
 from sedd_jax.experiment.checkpoint_folder import FOLDER
+from tests.metadata import metadata_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.unsteady]
 
@@ -184,6 +186,45 @@ def test_one_of_two_processes_gets_sigterm(binary, tmp_path):
     for process in (lead, other):
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_notice_of_preemption(binary, straight, tmp_path, monkeypatch, processes):
+    """From a metadata server such as Google's; the SIGTERM of the shutdown follows it."""
+    run = killed_after(20, straight, tmp_path) if processes == 1 else tmp_path / "run"
+    with metadata_server() as (values, host):
+        values.set("preempted", "FALSE")
+        environment = binary.environment | {"GCE_METADATA_HOST": host}
+        monkeypatch.setattr(binary, "environment", environment)
+        if processes == 1:
+            all_of_them = [binary.start("train", *LONG, f"--workdir={run}")]
+        else:
+            all_of_them = two(binary, run, LONG)
+        after_line(all_of_them[0], "step")
+        values.set("preempted", "TRUE")
+        time.sleep(0.2)
+        all_of_them[0].terminate()
+        said = [process.communicate(timeout=120)[1] for process in all_of_them]
+    assert [process.returncode for process in all_of_them] == [143] * processes, said
+    (notice,) = [line for line in said[0].splitlines() if line.startswith("Google ")]
+    (line,) = [line for line in said[0].splitlines() if line.startswith("error: ")]
+    step = int(line.split("after step ")[1].split(",")[0])
+    assert (run / FOLDER / str(step)).is_dir()
+    report(f"a notice of preemption to {processes}", 143, f"{notice}\n{line}")
+
+
+def test_a_preemption_without_time_to_save(binary, straight, tmp_path):
+    run = killed_after(20, straight, tmp_path)
+    flags = (*LONG, "--config.checkpoint.every=100000", "--config.train.grace_seconds=0.1")
+    process = binary.start("train", *flags, f"--workdir={run}")
+    after_line(process, "step")
+    process.terminate()
+    _, err = process.communicate()
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert process.returncode == 143
+    assert re.search(r"The last save is \d+ steps old, .* continues from step 20\.", line)
+    assert [path.name for path in (run / FOLDER).iterdir()] == ["20"]
+    report("SIGTERM 0.1 s before the end", process.returncode, err)
 
 
 def test_one_of_two_processes_fails_alone(binary, tmp_path):

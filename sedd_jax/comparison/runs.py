@@ -25,6 +25,7 @@ from sedd_jax.experiment import metrics
 from sedd_jax.experiment.checkpoint_folder import last_saved
 from sedd_jax.experiment.config import Config, to_json
 from sedd_jax.experiment.run import LOCK_FILE, locked
+from sedd_jax.system import preemption
 from sedd_jax.system.files import atomic_write
 from sedd_jax.system.processes import StopSignal
 
@@ -152,7 +153,7 @@ def complete(plan: Plan, tell: Callable[[], None]) -> None:
     """
     wanted = [run for run in plan.runs if run.row.name in plan.picked]
     clock = _Clock(wanted, plan)
-    with StopSignal() as signals:
+    with StopSignal() as signals, preemption.watched(signals.notice):
         for number, run in enumerate(wanted, 1):
             if plan.records(run) is not None:
                 continue

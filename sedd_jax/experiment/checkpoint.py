@@ -102,6 +102,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     @property
+    def saving(self) -> int | None:
+        """The step of a save that has not ended when `check` was last called, or None."""
+        return self._saving
+
+    @property
     def best(self) -> dict[str, Any] | None:
         """What `save_best` was last told of a step, with the `step`; None if nothing."""
         if not self._best_file.exists():

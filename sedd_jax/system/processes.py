@@ -1,11 +1,14 @@
 """The processes of a job: how they take turns, stop and fail together; see also `joining`."""
 
+import collections
 import contextlib
 import hashlib
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -166,13 +169,16 @@ class StopSignal:
     A second one ends the process at once. With several processes, JAX's preemption service agrees
     on one step for all of them; it takes every SIGTERM, and the first SIGINT is turned into one.
 
-    Use as a context manager. Outside the main thread, where Python allows no handlers, it never
-    asks to stop.
+    Use as a context manager. Outside the main thread, where Python allows no handlers, only
+    `notice` asks to stop.
     """
 
-    def __init__(self):
+    def __init__(self, grace_seconds: float = math.inf):
+        """Expects the end of the machine some time after a SIGTERM, by default never."""
         self._received = None
         self._previous = {}
+        self._grace, self._end = grace_seconds, math.inf
+        self._calls = collections.deque([time.monotonic()], maxlen=3)
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is not threading.main_thread():
@@ -189,14 +195,41 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def notice(self, seconds: float) -> None:
+        """Asks to stop as SIGTERM does; a SIGTERM after it is the first one.
+
+        Args:
+          seconds: until the machine is taken away.
+        """
+        self._end = time.monotonic() + seconds
+        if jax.distributed.is_initialized():
+            os.kill(os.getpid(), signal.SIGTERM)  # for JAX's preemption service
+        else:
+            self._received = signal.SIGTERM
+
     def after(self, step: int) -> signal.Signals | None:
         """Returns the signal that asks to stop after this step; to be called after every step."""
+        self._calls.append(time.monotonic())
         if jax.distributed.is_initialized():
             return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else None
         return self._received
 
+    def seconds_left(self) -> float:
+        """Returns the time until the first machine of the job is taken away, infinity if unknown.
+
+        With several processes all call this when `after` has asked them to stop; a SIGTERM to one
+        of them counts from two steps before.
+        """
+        if not jax.distributed.is_initialized():
+            return self._end - time.monotonic()
+        end = min(self._end, self._calls[0] + self._grace)
+        left = np.float32(end - time.monotonic())
+        return float(multihost_utils.process_allgather(left).min())
+
     def _receive(self, number, frame):
         self._received = signal.Signals(number)
+        if number == signal.SIGTERM:
+            self._end = min(self._end, time.monotonic() + self._grace)
         for each in _STOP_SIGNALS:
             signal.signal(each, signal.SIG_DFL)
         _print_in_handler(f"{self._received.name}: stopping after this step; again: at once.")

@@ -12,12 +12,10 @@ import jax
 from sedd_jax.data.pipeline import batch_blocks
 from sedd_jax.data.token_blocks import Mixture, TokenBlocks
 from sedd_jax.display.table import duration
-from sedd_jax.errors import Halted
-from sedd_jax.experiment.checkpoint import Checkpoints
 from sedd_jax.experiment.config import TrainConfig
 from sedd_jax.experiment.metrics import MetricWriter, Row, finite_values
 from sedd_jax.experiment.state import TrainState
-from sedd_jax.system.processes import StopSignal, print_on_primary
+from sedd_jax.system.processes import print_on_primary
 from sedd_jax.training.evaluator import Evaluator, bound_text
 from sedd_jax.training.step import Metrics
 from sedd_jax.training.throughput import StepTimer
@@ -303,25 +301,3 @@ class Trace:
             f"The trace from step {self._before + 1} on is in {self._folder}; to look at it: "
             f"pip install xprof; xprof --logdir {self._folder}"
         )
-
-
-def stop_at_signal(signals: StopSignal, save: Hook, checkpoints: Checkpoints) -> Hook:
-    """Returns a hook that saves and raises Halted when a signal asks to stop.
-
-    Args:
-      signals: the signals received.
-      save: starts to save the state.
-      checkpoints: waits for the save.
-    """
-
-    def stop(step, state, metrics):
-        if signal := signals.after(step):
-            save(step, state, metrics)
-            checkpoints.wait()
-            raise Halted(
-                f"Stopped by {signal.name} after step {step}, which is saved; the same command "
-                "continues from there.",
-                exit_code=128 + signal,
-            )
-
-    return stop
