@@ -11,8 +11,10 @@ import sys
 import jax
 
 
-def become(module, flags, devices, folder, out, err):
+def become(module, flags, devices, folder, environment, out, err):
     """Runs the binary in `folder`, on CPU devices, and ends as it ends."""
+    os.environ.clear()
+    os.environ.update(environment)
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
     os.chdir(folder)

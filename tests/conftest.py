@@ -41,6 +41,7 @@ import numpy as np  # noqa: E402
 from tests.browser import browser  # noqa: E402, F401 - a fixture
 from tests.memory_bucket import memory_bucket  # noqa: E402, F401 - a fixture
 from tests.one_context import share_contexts  # noqa: E402
+from tests.servers import cloud, gcs, gcs_server, s3, s3_server  # noqa: E402, F401 - fixtures
 
 if "TEMPORARY_CACHE" in globals():
     atexit.register(shutil.rmtree, TEMPORARY_CACHE, ignore_errors=True)
@@ -152,13 +153,17 @@ class Binary:
     """The binaries as a user runs them: from the root, in a process of their own, on one device."""
 
     root = Path(__file__).parents[1]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
 
     def __init__(self, folder):
         """Keeps what calls print in `folder`."""
         self._folder = folder
         self._forks = multiprocessing.get_context("forkserver")
         self._forks.set_forkserver_preload(["sedd_jax.training.evaluator", "ml_collections"])
+
+    @property
+    def environment(self):
+        """The environment of this process as it is now: a bucket's fixture adds to it."""
+        return os.environ | {"JAX_PLATFORMS": "cpu"}
 
     def start(self, module, *flags, devices=1, **options):
         """Starts `python -m sedd_jax.MODULE FLAGS` on CPU devices and returns the process."""
@@ -188,6 +193,7 @@ class Binary:
         printed = Path(tempfile.mkdtemp(dir=self._folder))
         out, err = printed / "out", printed / "err"
         request = {"module": module, "flags": flags, "devices": devices, "folder": self.root}
+        request["environment"] = dict(self.environment)
         process = self._forks.Process(
             target=runpy.run_path,
             args=(str(Path(__file__).with_name("as_binary.py")),),
