@@ -8,6 +8,7 @@ Every figure is written to its own file as soon as it is known; the same command
 there.
 """
 
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -31,8 +32,7 @@ from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.likelihood import TIMES
 from sedd_jax.inference.load import load
 from sedd_jax.inference.model import TrainedModel
-from sedd_jax.system import processes
-from sedd_jax.system.files import check_local
+from sedd_jax.system import mirror, processes
 from sedd_jax.system.joining import initialize_distributed
 from sedd_jax.system.processes import print_on_primary
 
@@ -98,26 +98,26 @@ def main() -> None:
     choices = _choices()
 
     def resolve():
-        catalog = DatasetCatalog(
-            _DATA.value and Path(_DATA.value), cli.named_files(_SOURCES), _DOWNLOAD.value
-        )
+        catalog = DatasetCatalog(_DATA.value, cli.named_files(_SOURCES), _DOWNLOAD.value)
         return catalog, *likelihood.resolve_suites(scored, catalog, _PROTOCOL.value)
 
     catalog, names, missing = processes.run_primary_first(resolve, resolve)
     settings = None
     if sampled:
         settings = _OF_SAMPLES.settings(sampled[0], seed=_SEED.value, batch_size=_BATCH_SIZE.value)
-    folder = _folder()
-    mesh = meshes.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
-    checkpoint = load(**_MODEL(), mesh=mesh)
-    for suite, words in missing.items():
-        log_on_primary("\n  ".join([f"Of {suite} there is no data for:", *words]))
-    planned = settings and _planned(checkpoint, settings, mesh)
-    records = _likelihoods(checkpoint, names, catalog, choices, folder)
-    records += quality.run(planned, folder) if planned else []
-    processes.on_primary(lambda: _show(records))
-    processes.on_primary(lambda: summary.write(folder))
-    print_on_primary(f"\nRecords, summary and plots: {folder}")
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(mirror.opened(_folder(), "--output"))
+        processes.on_primary(lambda: stack.enter_context(mirror.synced(folder, "--output")))
+        mesh = meshes.build_mesh(cli.mesh_from(_MESH) or MeshConfig())
+        checkpoint = load(**_MODEL(), mesh=mesh)
+        for suite, words in missing.items():
+            log_on_primary("\n  ".join([f"Of {suite} there is no data for:", *words]))
+        planned = settings and _planned(checkpoint, settings, mesh)
+        records = _likelihoods(checkpoint, names, catalog, choices, folder)
+        records += quality.run(planned, folder) if planned else []
+        processes.on_primary(lambda: _show(records))
+        processes.on_primary(lambda: summary.write(folder))
+        print_on_primary(f"\nRecords, summary and plots: {mirror.shown(folder)}")
 
 
 def _compare_sequences():
@@ -131,13 +131,15 @@ def _compare_sequences():
     others = [flag for flag in (*_OF_LIKELIHOODS, *_OF_SAMPLES) if flag is not reference]
     if given := _given(others):
         raise BadInput(f"{given} has no meaning for --suite={SEQUENCES}: leave it out.")
-    report = sequence_report.measure(_OF_SEQUENCES.settings(reference.value, _SEED.value))
-    print(f"{report.table.title}\n\n{markdown(report.table)}")
-    if _OUTPUT.value:
-        folder = Path(_OUTPUT.value)
-        check_local(folder, "--output")
-        _open(folder)
-        print(f"\nFigures: {report.save(folder)}")
+    with contextlib.ExitStack() as stack:
+        if _OUTPUT.value:
+            folder = stack.enter_context(mirror.opened(_OUTPUT.value, "--output"))
+            stack.enter_context(mirror.synced(folder, "--output"))
+        report = sequence_report.measure(_OF_SEQUENCES.settings(reference.value, _SEED.value))
+        print(f"{report.table.title}\n\n{markdown(report.table)}")
+        if _OUTPUT.value:
+            _open(folder)
+            print(f"\nFigures: {mirror.shown(report.save(folder))}")
 
 
 def _check_flags(scored, sampled):
@@ -228,16 +230,15 @@ def _show(records: list[Record]) -> None:
 
 
 def _folder():
-    """The folder of the results."""
-    model = Path(_MODEL()["path"])
+    """The path or address of the folder of the results."""
     if _OUTPUT.value:
-        folder = Path(_OUTPUT.value)
-    elif has(model):
-        folder = model / FOLDER
-    else:
-        raise BadInput(f"{model} is not a local run folder: give --output=FOLDER.")
-    check_local(folder, "--output")
-    return folder
+        return _OUTPUT.value
+    model = mirror.local(_MODEL()["path"], "--checkpoint")
+    if not has(model):
+        raise BadInput(
+            f"{model} is no run folder, here or in a bucket: give --output=FOLDER for the results."
+        )
+    return mirror.shown(model / FOLDER)
 
 
 def _open(folder):

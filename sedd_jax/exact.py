@@ -9,6 +9,7 @@ Prints tables and claims, writes report.md, report.json and plots, and exits wit
 fails.
 """
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -29,6 +30,7 @@ from sedd_jax.experiment.build import build_graph
 from sedd_jax.experiment.config_files import define_config_flag
 from sedd_jax.inference.build import build_family
 from sedd_jax.inference.sampling import SAMPLERS
+from sedd_jax.system import mirror
 from sedd_jax.system.files import check_output_path
 from sedd_jax.verification.adaptive import check_adaptive
 from sedd_jax.verification.audit import check_audits, check_objectives, pairs_of
@@ -43,7 +45,14 @@ from sedd_jax.verification.oracle import OracleConfig, check_oracle_settings
 from sedd_jax.verification.oracle_report import oracle_sections
 from sedd_jax.verification.order import check_order
 from sedd_jax.verification.rare import check_rare_tokens
-from sedd_jax.verification.report import ExactConfig, Section, check_settings, render, write
+from sedd_jax.verification.report import (
+    FILES,
+    ExactConfig,
+    Section,
+    check_settings,
+    render,
+    write,
+)
 from sedd_jax.verification.samplers import check_samplers
 from sedd_jax.verification.scores import check_scores
 from sedd_jax.verification.training import check_bound, check_training
@@ -67,19 +76,20 @@ _WORKDIR = flags.DEFINE_string(
 def main() -> None:
     """Checks every claim, as the flags say."""
     config, computed = _check()
-    folder = _new_folder()
     started, sections = time.monotonic(), []
-    try:
-        for section in computed:
-            sections.append(section)
-            print(render(section), flush=True)
-    finally:  # an interrupted run keeps the finished sections
-        write(sections, folder, _about(config))
+    with _new_folder() as folder:
+        shown = mirror.shown(folder)
+        try:
+            for section in computed:
+                sections.append(section)
+                print(render(section), flush=True)
+        finally:  # an interrupted run keeps the finished sections
+            write(sections, folder, _about(config))
     claims = [claim for section in sections for claim in section.claims]
     failed = [claim.statement for claim in claims if not claim.holds]
     print(
         f"{len(claims) - len(failed)} of {len(claims)} claims hold; "
-        f"{time.monotonic() - started:.0f} s; the report is in {folder}.",
+        f"{time.monotonic() - started:.0f} s; the report is in {shown}.",
         file=sys.stderr,
     )
     for statement in failed:
@@ -174,17 +184,21 @@ def sections_of(config: ExactConfig) -> Iterator[Section]:
     yield check_bound(config, family, trained.params, space, data, repeats=exact.repeats)
 
 
+@contextlib.contextmanager
 def _new_folder():
     """Creates the folder of the report; a report is never overwritten."""
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    folder = Path(_WORKDIR.value or f"runs/{name}")
     check_plots()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"--workdir={folder} cannot be made: {error}") from error
-    check_output_path(folder / "report.json", "--workdir")
-    return folder
+    with (
+        mirror.opened(_WORKDIR.value or f"runs/{name}", "--workdir", only=FILES) as folder,
+        mirror.synced(folder, "--workdir"),
+    ):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"--workdir={folder} cannot be made: {error}") from error
+        check_output_path(folder / "report.json", "--workdir")
+        yield folder
 
 
 def _about(config):

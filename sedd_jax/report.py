@@ -17,7 +17,9 @@ from sedd_jax.evaluation.dashboard import dashboard
 from sedd_jax.evaluation.runs import read_runs
 from sedd_jax.experiment import cli
 from sedd_jax.experiment.card import without_folders
+from sedd_jax.system import mirror
 from sedd_jax.system.files import atomic_write, check_output_path
+from sedd_jax.system.outputs import output_file
 
 _OUTPUT = flags.DEFINE_string("output", "report.html", "The page; an older report is replaced.")
 _MARK = "<!-- Made by sedd_jax.report;"
@@ -28,20 +30,21 @@ def main(folders: list[str]) -> None:
     """Writes the page about these runs."""
     if not folders:
         raise BadInput("Name the folders of runs: python -m sedd_jax.report RUN [RUN ...].")
-    output = Path(_OUTPUT.value)
-    check_output(output)
-    check_plots()
-    # nothing is computed, and a training run may occupy the accelerator
-    jax.config.update("jax_platforms", "cpu")
-    runs = read_runs([Path(folder) for folder in folders])
-    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    write(output, dashboard(runs, made=made, command=_command(runs, output)))
-    print(f"Wrote {output}.")
+    with output_file(_OUTPUT.value, "--output") as output:
+        check_output(output)
+        check_plots()
+        # nothing is computed, and a training run may occupy the accelerator
+        jax.config.update("jax_platforms", "cpu")
+        runs = read_runs([mirror.local(folder, "A run") for folder in folders])
+        made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        write(output, dashboard(runs, made=made, command=_command(runs, output)))
+        shown = mirror.shown(output)
+    print(f"Wrote {shown}.")
 
 
 def _command(runs, output):
-    folders = (without_folders(str(run.folder)) for run in runs)
-    flag = f"--output={without_folders(str(output))}"
+    folders = (without_folders(mirror.shown(run.folder)) for run in runs)
+    flag = f"--output={without_folders(mirror.shown(output))}"
     return shlex.join(("python", "-m", "sedd_jax.report", *folders, flag))
 
 

@@ -7,6 +7,7 @@ same command resumes it. `--trace` shows one sample being denoised, `--html=FILE
 replays all of them. `--temperature` and `--top_p` depart from the model's distribution.
 """
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -34,9 +35,10 @@ from sedd_jax.jobs import job
 from sedd_jax.jobs.formats import FORMATS, JSON_LINES, check_format
 from sedd_jax.jobs.output import read_records, write_new
 from sedd_jax.jobs.page import write_page
-from sedd_jax.system import processes
+from sedd_jax.system import mirror, processes
 from sedd_jax.system.files import check_output_path
 from sedd_jax.system.joining import initialize_distributed
+from sedd_jax.system.outputs import opened_file, output_file
 from sedd_jax.system.registry import is_dotted
 
 _MODEL = cli.define_model_flags()
@@ -173,27 +175,37 @@ def _run_job():
     """Draws a row for every line of --input."""
     if not _OUTPUT.value:
         raise BadInput("--input needs --output=FILE, where its rows are written.")
-    source, output = Path(_INPUT.value), Path(_OUTPUT.value)
     # rows are appended to JSON lines; a file of another format is written from them at the end
-    is_appended = output.suffix == JSON_LINES
-    records = output if is_appended else output.with_name(output.name + JSON_LINES)
+    is_appended = Path(_OUTPUT.value).suffix == JSON_LINES
+    beside = "" if is_appended else JSON_LINES
+    with opened_file(_OUTPUT.value, "--output", beside) as output:
+        records = output if is_appended else output.with_name(output.name + JSON_LINES)
+        _fill_in(output, records)
+
+
+def _fill_in(output, records):
+    """Draws the rows that `records` lacks, and writes them to `output` as well if it is another."""
+    is_appended = output == records
 
     def check_output():
+        mirror.pull(output.parent, "--output")
         check_output_path(output, must_be_new=not is_appended)
         check_format(output)
         check_output_path(records, must_be_new=False)
 
     def check_source():
+        source = mirror.local_file(_INPUT.value, "--input")
         if not (source.is_file() and source.stat().st_size):
             raise BadInput(
                 f"--input={source} is no file, or empty: it must hold a JSON line for a row."
             )
+        return source
 
     # before anything that may fail on one host alone
     initialize_distributed(*(flag.value for flag in _PROCESSES))
     processes.on_primary(check_output)
-    processes.run_primary_first(check_source, check_source)
-    resumption = f"the same command continues with the rows not in {records}."
+    source = processes.run_primary_first(check_source, check_source)
+    resumption = f"the same command continues with the rows not in {mirror.shown(records)}."
     with processes.end_on_signal(), processes.abort_with_peers(resumption):
         model = _model(meshes.build_mesh(cli.mesh_from(_MESH) or MeshConfig()))
         check_format(output, model.tokenizer, loaded=True)
@@ -209,17 +221,26 @@ def _run_job():
         )
         if not is_appended:
             processes.on_primary(lambda: write_new(output, read_records(records)))
-            processes.print_on_primary(f"They are in {output} too.")
+            processes.print_on_primary(f"They are in {mirror.shown(output)} too.")
 
 
 def _draw_samples():
     """Draws --num_samples from the same prompt."""
-    output = None if _OUTPUT.value is None else Path(_OUTPUT.value)
+    with contextlib.ExitStack() as stack:
+        output, page = (
+            None if it.value is None else stack.enter_context(output_file(it.value, f"--{it.name}"))
+            for it in (_OUTPUT, _HTML)
+        )
+        _draw_into(output, page)
+
+
+def _draw_into(output, page):
+    """Writes the samples to a file, or a page about them, or prints them."""
     if output:
         check_output_path(output)
         check_format(output)
-    if _HTML.value is not None:
-        check_output_path(Path(_HTML.value), "--html")
+    if page:
+        check_output_path(page, "--html")
     model = _model(cli.mesh_from(_MESH))
     if output:
         check_format(output, model.tokenizer, loaded=True)
@@ -233,12 +254,12 @@ def _draw_samples():
         evaluations = diagnostics.evaluations
         per_step = model.family.sampling(**settings).method.evaluations_per_step
         _show_trace(model, diagnostics.trace[:, 0], per_step)
-    elif _HTML.value is not None:
+    elif page:
         facts = {"model": model.name or "", "step": model.step, "seed": _SEED.value} | settings
         facts["condition"] = _CONDITION.value
         facts = {name: str(value) for name, value in facts.items() if value is not None}
         snapshots = generate_stream(key, model, prompt, **settings)
-        last = write_page(Path(_HTML.value), model, prompt, snapshots, facts)
+        last = write_page(page, model, prompt, snapshots, facts)
         tokens, evaluations = last.tokens, last.evaluations
     else:
         tokens, diagnostics = generate(key, model, prompt=prompt, **options)
@@ -252,7 +273,7 @@ def _draw_samples():
             for index, (nfe, held, row) in enumerate(rows)
         ]
         write_new(output, records)
-    elif not _TRACE.value and _HTML.value is None:
+    elif not _TRACE.value and not page:
         for row in tokens:
             print(f"--- sample ---\n{_text(model.tokenizer, row)}")
     num_samples, length = tokens.shape

@@ -15,6 +15,7 @@ from sedd_jax.evaluation.record import FOLDER, Record, save
 from sedd_jax.evaluation.runs import read_runs
 from sedd_jax.evaluation.training_plots import training_plots
 from sedd_jax.experiment.config import to_json
+from sedd_jax.system import mirror
 
 NASTY = '<b>bold</b> & "quoted" <script>\x00'
 
@@ -206,6 +207,22 @@ def test_runs_of_other_batches_are_drawn_over_tokens(folders, tmp_path, smoke_co
     assert loss.x_label == "tokens"
     assert loss.curves["c"][0] == [32 * 32, 2 * 32 * 32]
     assert loss.curves["run"][0][:2] == [16 * 32, 2 * 16 * 32]
+
+
+def test_runs_in_a_bucket_are_those_of_local_folders(folders, memory_bucket):
+    for folder in folders:
+        for path in folder.rglob("*.*"):
+            key = path.relative_to(folder.parents[1]).as_posix()
+            memory_bucket.objects[key] = path.read_bytes()
+            memory_bucket.objects[f"{folder.parent.name}/run/data/manifest.json"] = b"{}"
+    memory_bucket.objects["a/run/checkpoints/1/params"] = b"large"
+    there = read_runs([mirror.local(f"gs://bucket/{name}/run") for name in "ab"])
+    here = read_runs(folders)
+    assert [run.label for run in there] == [run.label for run in here] == ["a/run", "b/run"]
+    assert [run.records for run in there] == [run.records for run in here]
+    page = dashboard(there, made="", command="")
+    assert "--checkpoint=gs://bucket/a/run" in page and "/sedd_jax-" not in page
+    assert all(name in ("list", "read") for name, _ in memory_bucket.requests)  # nothing is locked
 
 
 def test_what_is_no_run_is_named(tmp_path):

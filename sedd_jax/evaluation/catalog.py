@@ -13,6 +13,8 @@ from sedd_jax.data.sources import format_of, pieces
 from sedd_jax.data.tables import HUGGING_FACE, TFDS
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.datasets import DETOKENIZERS, TEXT_SETS, Split, TextSet
+from sedd_jax.system import bucket, mirror
+from sedd_jax.system.bucket import is_address, parse
 
 _REMOTE = (HUGGING_FACE, TFDS)
 _TABLES = ("jsonl", "csv", "tsv", "parquet")
@@ -48,33 +50,31 @@ class DatasetCatalog:
     """The data sets whose texts are available."""
 
     def __init__(
-        self, folder: Path | None, sources: dict[str, str] | None = None, download: bool = False
+        self,
+        folder: str | Path | None,
+        sources: dict[str, str] | None = None,
+        download: bool = False,
     ):
         """Lists the files.
 
         Args:
-          folder: searched with all subfolders; None for no folder.
+          folder: searched with all subfolders, here or in a bucket; None for no folder.
           sources: by data set, a file or a corpus of `data.tables` that takes precedence.
           download: whether to fetch what is missing.
 
         Raises:
           BadInput: no such folder, data set or file, or a corpus that needs --download.
         """
-        if folder is not None and not folder.is_dir():
-            raise BadInput(f"There is no folder {folder} to look for data in: --data.")
-        self._folder, self._sources, self._download = folder, sources or {}, download
+        self._files = {} if folder is None else _listed(folder)
+        self._folder = None if folder is None else _name(folder)
+        self._sources, self._download = sources or {}, download
         for name, source in self._sources.items():
             if name not in TEXT_SETS:
                 raise BadInput(f"--sources names {name!r}; there are {', '.join(TEXT_SETS)}.")
             if _is_remote(source) and not download:
                 raise BadInput(f"--sources names {source} for {name}; --download fetches it.")
-            if not source.startswith(_REMOTE) and not Path(source).is_file():
+            if not source.startswith(_REMOTE) and not _fetched(source).is_file():
                 raise BadInput(f"--sources names {source} for {name}, which is no file.")
-        below = [] if folder is None else sorted(_files_below(folder.absolute()))
-        # patterns may match the folder's own name, but not its parents
-        self._files = {
-            path.relative_to(folder.absolute().parent).as_posix(): path for path in below
-        }
 
     def find(self, name: str, split: Split) -> list[str]:
         """Returns the files of a data set, or the corpus that holds it, or [].
@@ -86,23 +86,24 @@ class DatasetCatalog:
             return [self._sources[name]]
         for pattern in TEXT_SETS[name].files:
             ending = re.compile(f"(^|/){_filled(pattern, split)}$", re.IGNORECASE)
-            if found := [path for at, path in self._files.items() if ending.search(at)]:
+            if found := [file for at, file in self._files.items() if ending.search(at)]:
                 self._check_one_set(name, found)
-                return list(map(str, found))
+                return found
         remote = _filled(TEXT_SETS[name].remote, split)
         return [remote] if self._download and remote else []
 
     def _check_one_set(self, name, found):
-        shards = _SHARD.search(found[0].name)
+        places = {file.rpartition("/")[0] for file in found}
+        shards = _SHARD.search(Path(found[0]).name)
         wanted = int(shards[1]) if shards else 1
-        if len({path.parent for path in found}) > 1 or len(found) > wanted:
+        if len(places) > 1 or len(found) > wanted:
             raise BadInput(
                 f"There is more than one {name} below {self._folder}, {found[0]} and {found[-1]}; "
                 f"name one with --sources={name}=FILE."
             )
         if len(found) < wanted:
             raise BadInput(
-                f"{found[0].parent} holds {len(found)} of the {wanted} files of {name}; get them "
+                f"{places.pop()} holds {len(found)} of the {wanted} files of {name}; get them "
                 f"all, or name one with --sources={name}=FILE."
             )
 
@@ -142,6 +143,31 @@ class DatasetCatalog:
         return Text(source, assumed, known.detokenizer, [detokenize(row) for row in rows])
 
 
+def _listed(folder: str | Path) -> dict[str, str]:
+    """The files below a folder, by their path from the folder above it.
+
+    Patterns may match the folder's own name, but not its parents.
+    """
+    if is_address(folder):
+        address = parse(folder, "--data")
+        if found := bucket.entries(address):
+            return {f"{address.name}/{name}": str(address / name) for name in sorted(found)}
+    elif Path(folder).is_dir():
+        top = Path(folder).absolute()
+        below = sorted(_files_below(top))
+        return {path.relative_to(top.parent).as_posix(): str(path) for path in below}
+    raise BadInput(f"There is no folder {_name(folder)} to look for data in: --data.")
+
+
+def _name(folder: str | Path) -> str:
+    return str(parse(folder) if is_address(folder) else folder)
+
+
+def _fetched(source: str) -> Path:
+    """The file of a source that is none of `_REMOTE`."""
+    return mirror.local_file(source, "The data set")
+
+
 def _files_below(folder: Path) -> Iterator[Path]:
     """The files, also behind links to folders; each folder once, real paths first."""
     seen, starts = set(), [folder]
@@ -171,6 +197,7 @@ def _is_remote(source):
 
 def _rows(known: TextSet, source: str, split: Split) -> list[str]:
     """The documents of a file or a corpus, blank ones included."""
+    source = source if source.startswith(_REMOTE) else str(_fetched(source))
     if source.startswith(_REMOTE) or format_of(Path(source)) in _TABLES:
         recipe = Recipe(field=known.field)
         documents = ((p, document) for p in pieces(recipe, source) for document in p.documents())

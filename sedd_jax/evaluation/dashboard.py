@@ -17,6 +17,7 @@ from sedd_jax.evaluation.runs import Run, as_text, origins
 from sedd_jax.evaluation.training_plots import BOUNDS, training_plots
 from sedd_jax.experiment import card
 from sedd_jax.experiment.config import Config
+from sedd_jax.system import mirror
 
 _SETS = 10  # sets of samples from training that are shown beside the last one
 _LONGEST, _SHORTENED = 1000, 600  # characters of a sample: longer ones are folded
@@ -156,7 +157,7 @@ def _capitalized(text):
 
 
 def _overview(run):
-    facts, folder = run.facts, shlex.quote(card.without_folders(str(run.folder)))
+    facts, folder = run.facts, shlex.quote(card.without_folders(mirror.shown(run.folder)))
     known = facts and [*card.training_facts(facts), *_origins(run)]
     return {
         "label": run.label,

@@ -7,7 +7,6 @@ model; beside a generative perplexity they show whether a low one comes from dul
 import hashlib
 import importlib.metadata
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from sedd_jax.data.sources import format_of
 from sedd_jax.errors import BadInput
 from sedd_jax.experiment.run import DATA_FOLDER
 from sedd_jax.inference.model import TrainedModel
+from sedd_jax.system import mirror
 from sedd_jax.system.packages import package
 from sedd_jax.system.processes import warn_on_primary
 
@@ -168,7 +168,7 @@ def read_reference(source: str, checkpoint: TrainedModel, length: int, count: in
         blocks = _heldout(checkpoint, length)
         rows = blocks.take(_evenly_spaced(len(blocks), count))
         return Reference("heldout", hashlib.sha256(rows.tobytes()).hexdigest(), rows)
-    path = Path(source)
+    path = mirror.local_file(source, "--reference")
     if not path.is_file():
         raise BadInput(f'There is no reference text {path}; give a text file, or "heldout".')
     if checkpoint.tokenizer is None:

@@ -21,6 +21,7 @@ from sedd_jax.experiment.card import describe_noise
 from sedd_jax.experiment.integrity import nonfinite_paths
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.model.score_model import count_params
+from sedd_jax.system import mirror
 from sedd_jax.system.files import atomic_write
 from sedd_jax.system.processes import broadcast_from_primary, is_primary, on_primary
 
@@ -150,6 +151,7 @@ def save(folder: Path, record: Record) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / record.file
     atomic_write(path, to_json(dataclasses.asdict(record)))
+    mirror.push(path)  # a bucket has it too, however the evaluation ends
     return path
 
 

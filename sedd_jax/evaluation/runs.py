@@ -4,7 +4,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from sedd_jax.experiment import card
 from sedd_jax.experiment.run import CONFIG_FILE, DATA_FOLDER, read_settings
 from sedd_jax.inference.build import build_family, dotted_paths
 from sedd_jax.model.score_model import count_params
+from sedd_jax.system import mirror
 from sedd_jax.system.registry import is_dotted
 from sedd_jax.system.settings import flatten
 from sedd_jax.training.evaluator import training_sampling
@@ -70,18 +71,19 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _labels(folders):
-    """The shortest ending of each path that no other path has."""
+    """The shortest ending of each path or address that no other has."""
+    places = [PurePath(mirror.shown(folder)) for folder in folders]
 
     def last(folder, count):
         return "/".join(folder.parts[-count:])
 
     def label(folder):
         counts = range(1, len(folder.parts))
-        others = [other for other in folders if other != folder]
+        others = [other for other in places if other != folder]
         unique = (n for n in counts if last(folder, n) not in {last(it, n) for it in others})
         return last(folder, next(unique, len(folder.parts)))
 
-    return [label(folder) for folder in folders]
+    return [label(place) for place in places]
 
 
 def _read(folder, given, label):

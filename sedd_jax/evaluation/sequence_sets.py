@@ -12,7 +12,9 @@ import numpy as np
 from sedd_jax.data.columns import Column, condition_text
 from sedd_jax.data.documents import BLANK, Fault, Recipe
 from sedd_jax.data.sources import pieces
+from sedd_jax.data.tables import HUGGING_FACE, TFDS
 from sedd_jax.errors import BadInput
+from sedd_jax.system import mirror
 
 FEWEST = 20  # sequences of a set, for its figures to mean anything
 
@@ -58,6 +60,8 @@ def read_set(
     """
     columns = [Column(label, "label")] * bool(label) + [Column(target, "number")] * bool(target)
     recipe = Recipe(field=field, condition=condition_text(columns), wrap=False)
+    if not path.startswith((TFDS, HUGGING_FACE)):
+        path = str(mirror.local_file(path))
     try:
         texts, told = _texts_and_told(recipe, path)
     except BadInput as error:  # of a reader that knows a config, and here are flags

@@ -29,7 +29,8 @@ _MADE = f"{_MARK} remove this line to protect it from being replaced. -->"
 _WRITTEN = "This card was written by"
 _SHOWN = 5  # files of a corpus
 _CORPORA = {"corpus": "Source", "heldout_corpus": "Source of what is held out"}
-_PLACE = re.compile(r"(^|[:,])[/.~][^:,\[]*/")  # the folders of a path, also of tfds:/a/b
+# the folders of a path, also of tfds:/a/b, not of gs://a/b
+_PLACE = re.compile(r"(^|:(?!//)|,)[/.~][^:,\[]*/")
 _EXPLAINED = {
     "bound": "The bound is on the negative log-likelihood, in nats per token, by Monte Carlo over "
     "the noise, of the averaged weights; beside it its standard error.",

@@ -18,6 +18,7 @@ from absl import app, flags, logging
 from sedd_jax.errors import BadInput, Halted, first_line
 from sedd_jax.experiment.config import Config, MeshConfig, parse
 from sedd_jax.system.console import as_typed
+from sedd_jax.system.mirror import errors_by_address
 
 # errors of a disk or of permissions, which are not the program's fault
 _OF_THE_MACHINE = (
@@ -39,7 +40,9 @@ def define_model_flags() -> Callable[[], dict[str, Any]]:
       BadInput if no model is named.
     """
     checkpoint = flags.DEFINE_string(
-        "checkpoint", None, "Run folder or folder of published weights, or OWNER/NAME on the hub."
+        "checkpoint",
+        None,
+        "Run folder or folder of published weights, here or in a bucket, or OWNER/NAME on the hub.",
     )
     step = flags.DEFINE_string(
         "checkpoint_step", None, "Step to load, or best; the latest by default."
@@ -169,7 +172,8 @@ def run(main: Callable[..., None], *, takes_names: bool = False) -> None:
     def guarded(argv):
         cache_programs()
         try:
-            main(argv[1:]) if takes_names else main()
+            with errors_by_address():
+                main(argv[1:]) if takes_names else main()
         except BadInput as error:
             _fail(error)
         except Halted as error:

@@ -54,6 +54,7 @@ _SHOWN = 6  # names of files in a message
 _WEIGHTS = ((pretrained.WEIGHTS[0], *gpt2.PARTS), pretrained.WEIGHTS[1:])
 
 
+@mirror.errors_by_address()
 def load(
     path: str | Path,
     *,
@@ -70,10 +71,10 @@ def load(
         (`config.json` with `model.safetensors` or `pytorch_model.bin`), a run folder of the
         published training script or a checkpoint in it (`RUN/checkpoints/checkpoint_3.pth`), an
         MDLM, UDLM, Duo or RADD, or a GPT-2, in the layout of Hugging Face, or a repository of the
-        hub with one of them, OWNER/NAME or OWNER/NAME@REVISION. For all but a run folder, the
-        `config` knows only the family, graph, noise, model and vocabulary; the rest are defaults.
-        `config.model.dtype` is the type of matrix products, by default bfloat16 on accelerators;
-        float32 for a GPT-2.
+        hub with one of them, OWNER/NAME or OWNER/NAME@REVISION. A folder may be in a bucket:
+        gs://BUCKET/KEY or s3://BUCKET/KEY. For all but a run folder, the `config` knows only the
+        family, graph, noise, model and vocabulary; the rest are defaults. `config.model.dtype` is
+        the type of matrix products, by default bfloat16 on accelerators; float32 for a GPT-2.
       step: the step of a run folder to load, or "best", see `config.eval.oracle`; the latest by
         default.
       ema: load the averaged weights of a run folder, as evaluation and sampling do.
@@ -266,7 +267,8 @@ def _put(array, abstract):
 
 
 def _given_tokenizer(name):
-    folder = hub.folder(name, _TOKENIZER_FILES, _has_tokenizer)
+    local = mirror.local(name, "The tokenizer")
+    folder = hub.folder(local, _TOKENIZER_FILES, _has_tokenizer)
     if (found := _find(folder)) is None:
         raise BadInput(
             f"There is no tokenizer in {folder}: it holds neither what Tokenizer.save writes nor "

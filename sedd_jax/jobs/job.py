@@ -25,7 +25,7 @@ from sedd_jax.inference.prompt import Prompt
 from sedd_jax.inference.template import pad, padded_length
 from sedd_jax.jobs.input import InputRow, read_rows
 from sedd_jax.jobs.output import open_output
-from sedd_jax.system import processes
+from sedd_jax.system import mirror, processes
 from sedd_jax.system.processes import print_on_primary
 from sedd_jax.system.progress import progress
 from sedd_jax.system.rounding import round_up
@@ -98,7 +98,7 @@ def run(
                 processes.on_primary(lambda records=records: output.append(records))
                 drawn += len(batch.rows)
                 advance(drawn, missing)
-    print_on_primary(f"{missing} rows drawn; all valid ones are in {path}.")
+    print_on_primary(f"{missing} rows drawn; all valid ones are in {mirror.shown(path)}.")
     if errors:
         raise Halted(
             f"{len(errors)} of {len(rows)} rows are malformed: their records in {path} say why; "

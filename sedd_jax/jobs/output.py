@@ -16,8 +16,10 @@ from typing import Any, BinaryIO
 from sedd_jax.errors import BadInput
 from sedd_jax.jobs.formats import encoded, json_lines
 from sedd_jax.jobs.input import InputRow
+from sedd_jax.system import lease, mirror
 from sedd_jax.system.files import atomic_write, check_output_path
 from sedd_jax.system.lock import exclusive
+from sedd_jax.system.outputs import create
 
 # settings that rows of earlier versions lack
 _YOUNGER = {
@@ -61,12 +63,11 @@ def write_new(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     written = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     atomic_write(written, encoded(path, records))
     try:
-        os.link(written, path)  # unlike a rename, it fails if the name is taken
+        create(written, path)
     except OSError as error:
         raise BadInput(
             f"{path} cannot be made ({error.strerror}): the samples are in {written}."
         ) from error
-    written.unlink()
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -92,13 +93,25 @@ def open_output(path: Path, rows: list[InputRow], facts: Mapping[str, Any]) -> I
     """
     check_output_path(path, must_be_new=False)
     path = path.resolve()  # a link stays one
-    with exclusive(path.with_name(f"{path.name}.lock"), "give another --output", path):
+    with _held(path):
         content = path.read_bytes() if path.exists() else b""
         kept, done = _own_records(content, path, rows, facts)
         if kept != content:
             atomic_write(path, kept)
         with path.open("ab") as file:
             yield JobOutput(file, done)
+
+
+@contextlib.contextmanager
+def _held(path):
+    """Keeps a file to this job; one in a bucket is up to date before and uploaded after."""
+    lock, advice = path.with_name(f"{path.name}.lock"), "give another --output"
+    if address := mirror.address_of(lock):
+        with lease.exclusive(address, advice, mirror.shown(path)), mirror.synced(path.parent):
+            yield
+        return
+    with exclusive(lock, advice, path):
+        yield
 
 
 def _own_records(content, path, rows, facts):

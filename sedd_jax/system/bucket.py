@@ -241,6 +241,8 @@ def check_access(folder: Address, flag: str) -> None:
         delete(probe)
     except BadInput as error:
         raise BadInput(f"{flag}: {error}") from error
+    except FileNotFoundError as error:
+        raise BadInput(f"{flag}: there is no bucket {folder.scheme}://{folder.bucket}.") from error
 
 
 @contextlib.contextmanager

@@ -9,10 +9,12 @@ import atexit
 import contextlib
 import fnmatch
 import functools
+import glob
 import os
 import shutil
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,10 +47,11 @@ class _Mirror:
         self.entries: dict[str, Entry] | None = None  # of the bucket, when it was last listed
         self._known: dict[str, tuple[int, int]] = {}  # files as they are in the bucket
         self._pushing = threading.Lock()
+        _ADDRESSES[str(self.folder)] = str(address)
 
     def pull(self) -> None:
         """Lists the folder in the bucket and fetches the small files."""
-        self.entries = bucket.entries(self.address)
+        before, self.entries = self.entries or {}, self._found()
         wanted = {name: each for name, each in self.entries.items() if self._is_small(name)}
         if len(wanted) > _MOST_FILES:
             raise BadInput(
@@ -57,8 +60,22 @@ class _Mirror:
             )
         if "data/manifest.json" not in wanted:  # the rest of data that were not uploaded to the end
             wanted = {name: each for name, each in wanted.items() if not name.startswith("data/")}
-        calls = [functools.partial(self._fetch, name, entry) for name, entry in wanted.items()]
+        calls = [
+            functools.partial(self._fetch, name, entry)
+            for name, entry in wanted.items()
+            if entry != before.get(name) or name not in self._known
+        ]
         bucket.in_parallel(calls)
+
+    def _found(self):
+        """What there is in the bucket; of single files without a list of those beside them."""
+        if any(glob.has_magic(pattern) for pattern in self._only):
+            return bucket.entries(self.address)
+        found = {}
+        for name in self._only:
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = bucket.entry(self.address / name)
+        return found
 
     def _fetch(self, name, entry):
         path = self.folder / name
@@ -85,11 +102,17 @@ class _Mirror:
                 bucket.in_parallel([functools.partial(self._upload, name) for name in names])
 
     def _upload(self, name):
-        path = self.folder / name
-        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+        path, copy = self.folder / name, Path(self._temporary, uuid.uuid4().hex)
+        try:
             state = _state(path)
-            bucket.upload(path, self.address / name)
+            shutil.copyfile(path, copy)  # which does not grow while it is read
+            bucket.upload(copy, self.address / name)
             self._known[name] = state
+        except FileNotFoundError:
+            if path.exists():  # else it was removed meanwhile
+                raise
+        finally:
+            copy.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Removes the local folder."""
@@ -97,6 +120,7 @@ class _Mirror:
         shutil.rmtree(self._temporary, ignore_errors=True)
 
 
+_ADDRESSES: dict[str, str] = {}  # of all local folders there were
 _OPEN: dict[Path, _Mirror] = {}  # by their local folders
 _READ: dict[Address, _Mirror] = {}
 
@@ -186,10 +210,15 @@ def _opened(address, only=("*",)):
 
 
 @contextlib.contextmanager
-def synced(folder: Path) -> Iterator[None]:
+def synced(folder: Path, flag: str = "") -> Iterator[None]:
     """Fetches the files of a mirror, and uploads what changes: in the background and at the end.
 
     For a folder that is no mirror, nothing happens.
+
+    Args:
+      folder: the local folder.
+      flag: the flag that names it: a small object is written first, so that a bucket which cannot
+        be written is known before anything expensive.
 
     Raises:
       BadInput: the bucket cannot be read or written.
@@ -199,7 +228,7 @@ def synced(folder: Path) -> Iterator[None]:
     if mirror is None:
         yield
         return
-    mirror.pull()
+    pull(folder, flag)
     done = threading.Event()
     thread = threading.Thread(target=_push_until, args=(done, mirror), daemon=True)
     thread.start()
@@ -231,9 +260,11 @@ def _push_until(done, mirror):
             told = True
 
 
-def pull(folder: Path) -> None:
-    """Fetches the files of a mirror; nothing for a local folder. Raises as `synced`."""
+def pull(folder: Path, flag: str = "") -> None:
+    """Fetches the files of a mirror, as `synced` does; nothing for a local folder."""
     if mirror := _OPEN.get(folder):
+        if flag:
+            bucket.check_access(mirror.address, flag)
         mirror.pull()
 
 
@@ -271,6 +302,25 @@ def shown(path: Path) -> str:
     return str(address_of(path) or path)
 
 
+@contextlib.contextmanager
+def errors_by_address() -> Iterator[None]:
+    """Lets errors of the body name the addresses of mirrors in the place of their folders."""
+    try:
+        yield
+    except (BadInput, Halted, OSError) as error:
+        error.args = tuple(map(_by_address, error.args))
+        if getattr(error, "filename", None):
+            error.filename = _by_address(error.filename)
+        raise
+
+
+def _by_address(value):
+    if isinstance(value, str | Path):
+        for folder, address in _ADDRESSES.items():
+            value = str(value).replace(folder, address)
+    return value
+
+
 def _mirror_of(path: Path) -> _Mirror | None:
     if not _OPEN:
         return None
@@ -278,7 +328,7 @@ def _mirror_of(path: Path) -> _Mirror | None:
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    return name in patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from sedd_jax.system.files import atomic_write
 from sedd_jax.system.settings import setting
 
 MAX_STATES = 4096
+FILES = ("report.md", "report.json", "*.png")
 
 
 @dataclasses.dataclass(frozen=True)

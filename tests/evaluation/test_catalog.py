@@ -44,6 +44,23 @@ def test_rows_are_those_of_the_published_loaders(folder):
     assert catalog.read("lambada", "test").documents == ['\n" One " two', "\n"]
 
 
+def test_a_set_in_a_bucket_is_fetched_alone(folder, memory_bucket):
+    for path in folder.rglob("*.*"):
+        memory_bucket.objects[path.relative_to(folder.parent).as_posix()] = path.read_bytes()
+    catalog = DatasetCatalog("gs://bucket/shelf")
+    assert catalog.read("ptb", "test") == DatasetCatalog(folder).read("ptb", "test")
+    read = {key for name, key in memory_bucket.requests if name == "read"}
+    assert read == {"shelf/mikolov/ptb.test.txt"}
+    named = DatasetCatalog(None, {"ptb": "gs://bucket/shelf/mikolov/ptb.test.txt"})
+    assert named.read("ptb", "test").documents == ["the mill's wheel", "", "N of N"]
+    for name, words in (
+        ("gs://bucket/none", "no folder gs://bucket/none"),
+        ("gs://b/shelf", "no bucket gs://b"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            DatasetCatalog(name)
+
+
 def test_only_a_newline_ends_a_line(tmp_path):
     path = write(tmp_path / "ptb.txt", "one\u2028two\x85three\r\nfour\n")
     (text,) = [DatasetCatalog(None, {"ptb": str(path)}).read("ptb", "test")]

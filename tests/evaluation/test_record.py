@@ -10,6 +10,7 @@ from sedd_jax.data.tokenizer import Characters
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.record import Record, describe_model, find_cached, read_records, save
 from sedd_jax.inference.load import load
+from sedd_jax.system import mirror
 
 QUERY = Record("likelihood", "ptb", {"weights": "a1"}, {"draws": 16, "seed": 0})
 
@@ -25,6 +26,16 @@ def test_a_record_is_found_by_its_own_query_and_no_other(tmp_path):
         save(tmp_path, other)
     assert len(read_records(tmp_path)) == 3
     assert find_cached(tmp_path, QUERY) == record
+
+
+def test_a_record_is_uploaded_when_it_is_saved(memory_bucket):
+    record = dataclasses.replace(QUERY, figures={"perplexity": 50.9})
+    with mirror.opened("gs://bucket/run/evaluations", "--output") as folder:
+        save(folder, record)
+        assert memory_bucket.objects.keys() == {f"run/evaluations/{QUERY.file}"}
+    with mirror.opened("gs://bucket/run/evaluations", "--output") as folder:
+        mirror.pull(folder)
+        assert find_cached(folder, QUERY) == record
 
 
 def test_the_order_of_settings_makes_no_other_query():

@@ -168,6 +168,7 @@ def test_the_baseline_has_a_likelihood_and_its_own_call():
         ("hf:owner/data:train", "hf:owner/data:train"),
         ("data/owt", "data/owt"),
         ("openai-community/gpt2", "openai-community/gpt2"),
+        ("gs://bucket/data/owt:3,/big/books:1", "gs://bucket/data/owt:3,books:1"),
     ],
 )
 def test_a_copy_names_no_folders_of_this_machine(text, expected):

@@ -22,6 +22,7 @@ from sedd_jax.inference.template import pad, row_from_template
 from sedd_jax.jobs import job
 from sedd_jax.jobs.input import number_of
 from sedd_jax.jobs.output import open_output
+from sedd_jax.system.outputs import opened_file
 
 SETTINGS = {"steps": 3, "sampler": "tweedie"}
 LINES = [
@@ -203,6 +204,21 @@ def test_two_jobs_do_not_share_an_output(checkpoint, source, tmp_path):
         pytest.raises(BadInput, match="out.jsonl is in use by process .*give another --output"),
     ):
         run(checkpoint, source, path)
+
+
+def test_an_output_in_a_bucket_goes_on_where_it_was_uploaded(
+    checkpoint, source, output, memory_bucket, tmp_path, capsys
+):
+    key, lines = "some/out.jsonl", output.read_bytes().splitlines(keepends=True)
+    memory_bucket.objects[key] = b"".join(lines[:3]) + lines[3][:20]  # as a killed job leaves it
+    with opened_file(f"gs://bucket/{key}", "--output") as path:
+        run(checkpoint, source, path)
+    assert "all valid ones are in gs://bucket/some/out.jsonl." in capsys.readouterr().out
+    assert memory_bucket.objects.keys() == {key}  # the lease is given up
+    assert memory_bucket.objects[key].startswith(b"".join(lines[:3]))
+    uploaded = tmp_path / "out.jsonl"
+    uploaded.write_bytes(memory_bucket.objects[key])
+    assert by_id(uploaded) == by_id(output)
 
 
 MALFORMED = {
