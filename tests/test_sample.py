@@ -238,7 +238,7 @@ def test_bad_input_is_one_line_and_a_failure(binary):
 
 def test_a_host_joins_the_others_before_anything_that_may_fail_on_it_alone(binary):
     """One that refused alone, before that, would leave the others waiting."""
-    _, job = (binary.root / "sedd_jax" / "sample.py").read_text().split("def _run_job")
+    _, job = (binary.root / "sedd_jax" / "sample.py").read_text().split("def _fill_in")
     job, _ = job.split("\n\n\ndef ", 1)
     calls = (
         "initialize_distributed(",
