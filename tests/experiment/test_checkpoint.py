@@ -362,14 +362,16 @@ def test_a_failed_save_halts_the_run(run, state, smoke_config, full_disk, notice
         chex.assert_trees_all_equal(checkpoints.restore_latest(abstract(state)), at_step(state, 2))
 
 
-def test_a_failed_save_does_not_hide_what_ended_the_run(run, state, smoke_config, full_disk, capfd):
+def test_a_failed_save_does_not_hide_what_ended_the_run(
+    run, state, smoke_config, full_disk, capsys
+):
     with (
         pytest.raises(Halted, match="the loss is not finite"),
         Checkpoints(run, CheckpointConfig()) as checkpoints,
     ):
         checkpoints.save(at_step(state, 3), smoke_config)
         raise Halted("the loss is not finite")
-    assert "File too large" in capfd.readouterr().err
+    assert "File too large" in capsys.readouterr().err
 
 
 def test_a_save_is_finished_when_the_run_ends_by_an_error(run, state, smoke_config):
