@@ -45,6 +45,7 @@ from sedd_jax.training import hooks
 from sedd_jax.training.best import KeepBest, check_oracle, try_oracle
 from sedd_jax.training.evaluator import Evaluator, bound_text
 from sedd_jax.training.initial_weights import load_initial, with_weights_of
+from sedd_jax.training.machine import FAULT, check_machines
 from sedd_jax.training.step import build_programs
 from sedd_jax.training.stopping import Saves, stop_at_signal
 from sedd_jax.training.throughput import StepTimer, step_flops, step_memory_gib
@@ -52,6 +53,11 @@ from sedd_jax.training.throughput import StepTimer, step_flops, step_memory_gib
 _CONFIG = define_config_flag("The run's config file.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run folder: created, or resumed.")
 _PROFILE = flags.DEFINE_integer("profile", 0, "Steps to trace, from the third on.", lower_bound=0)
+_CHECK = flags.DEFINE_bool(
+    "check",
+    False,
+    "Check machines, folder, data and memory, and train nothing.",
+)
 _PROCESSES = cli.define_process_flags()
 
 
@@ -62,7 +68,24 @@ def main() -> None:
         raise BadInput("--workdir=FOLDER is needed: where the run is kept.")
     initialize_distributed(*(flag.value for flag in _PROCESSES))
     with mirror.opened(_WORKDIR.value, "--workdir") as run:
-        train(config, run, _PROFILE.value)
+        if _CHECK.value:
+            check(config, run)
+        else:
+            train(config, run, _PROFILE.value)
+
+
+def check(config: Config, run: Path) -> None:
+    """Prints what the machines have for a run, line by line, without training.
+
+    Raises:
+      Halted: something is at fault.
+    """
+    lines = []
+    for line in check_machines(config, run):
+        lines.append(line)
+        print_on_primary(f"{line.verdict:8} {line.what}: {line.found}")
+    if faults := [line.what for line in lines if line.verdict == FAULT]:
+        raise Halted(f"The run cannot begin: see {', '.join(faults)} above.")
 
 
 def train(config: Config, run: Path, trace_steps: int = 0) -> None:

@@ -35,11 +35,8 @@ def open_run(run: Path, config: Config) -> Dataset:
       BadInput: the folder holds something else or a run with other settings, the text cannot be
         used, or the data do not fit the settings. Nothing that exists is overwritten.
     """
-    check_folder(run)
+    old = check_resumes(run, config)
     settings, data = run / CONFIG_FILE, run / DATA_FOLDER
-    old = read_settings(settings) if settings.exists() else None
-    if old:
-        _check_settings(run, old, config)
     is_new = not data.exists()
     if config.data.prepared and (not old or old.data.prepared != config.data.prepared):
         link_prepared(data, config.data.prepared, config.data, config.model.length)
@@ -124,6 +121,21 @@ def check_folder(run: Path) -> None:
         if set(run.iterdir()) <= {run / LOCK_FILE, run / staging_folder(run / DATA_FOLDER).name}:
             return
     raise BadInput(f"{run} exists and is not a run folder; choose another --workdir.")
+
+
+def check_resumes(run: Path, config: Config) -> Config | None:
+    """Returns the settings of the run in a folder; None if it is to begin there.
+
+    Raises:
+      BadInput: the folder holds something else, or a run that these settings do not continue.
+    """
+    check_folder(run)
+    settings = run / CONFIG_FILE
+    if not settings.exists():
+        return None
+    old = read_settings(settings)
+    _check_settings(run, old, config)
+    return old
 
 
 def _check_settings(run, old, new):

@@ -46,13 +46,14 @@ class Saves:
         arrays = jax.tree.leaves(state)
         shards = [shard for array in arrays for shard in array.addressable_shards]
         here = sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
-        speed = on_primary(lambda: _write_speed(self._run, min(here, _PROBE)))
+        speed = on_primary(lambda: write_speed(self._run, min(here, _PROBE)))
         if speed is None:  # process 0 knows it
             return
         self.seconds = max(_AT_LEAST, here / speed)
         total = sum(array.nbytes for array in arrays)
         print(
-            f"A save of {_size(total)} takes about {self.seconds:.0f} s, at {_size(speed)}/s.",
+            f"A save of {size_in_words(total)} takes about {self.seconds:.0f} s, at "
+            f"{size_in_words(speed)}/s.",
             flush=True,
         )
         if grace_seconds < _SAFETY * self.seconds:
@@ -122,8 +123,8 @@ def stop_at_signal(signals: StopSignal, saves: Saves) -> Hook:
     return stop
 
 
-def _write_speed(folder, size):
-    """Returns the bytes per second at which an object or a file in a folder is written."""
+def write_speed(folder: Path, size: int) -> float:
+    """Returns the bytes per second at which a file or an object of this size is written there."""
     name, content = f".probe-{uuid.uuid4().hex}", os.urandom(size)
     address = mirror.address_of(folder)
     began = time.perf_counter()
@@ -139,7 +140,7 @@ def _write_speed(folder, size):
     return size / seconds
 
 
-def _size(count):
+def size_in_words(count: float) -> str:
     """Returns a number of bytes in words."""
     unit = "GiB" if count >= 2**30 else "MiB"
     return f"{count / (2**30 if unit == 'GiB' else 2**20):.3g} {unit}"
