@@ -53,7 +53,7 @@ script() {
   done
   cat << SCRIPT
 time_ends=''
-# to the tasks alone; training saves and ends with 143. srun itself would kill them on SIGTERM
+# to the tasks alone; training saves and ends with 143. srun kills them on a SIGTERM of its own
 trap 'time_ends=yes; scancel --signal=TERM "\$SLURM_JOB_ID"' USR1
 $(words "$@") &
 tasks=\$!
