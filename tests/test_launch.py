@@ -218,6 +218,15 @@ def test_a_script_for_sbatch_has_the_options_and_the_job():
     ]
 
 
+def test_the_script_is_handed_to_sbatch(tmp_path):
+    (tmp_path / "sbatch").write_text("#!/bin/bash\ncat")
+    (tmp_path / "sbatch").chmod(0o755)
+    given = ["train", "--batch", "--", *JOBS["train"]]
+    assert launch("slurm.sh", *given, path=tmp_path).stdout == batch()
+    if not shutil.which("sbatch"):
+        assert "there is no sbatch here" in refused("slurm.sh", *given)
+
+
 @pytest.mark.parametrize(
     ("ends", "code", "requeued"),
     [("time", 0, True), ("scancel", 143, False), ("itself", 7, False), ("time, unsaved", 7, False)],
