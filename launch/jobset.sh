@@ -21,7 +21,8 @@ FLAGS name must be in a bucket (gs://...), or in the image.
   --service-account=NAME  of Kubernetes, which workload identity lets into the bucket
   --max-restarts=N        of all slices, after any failure but bad input, 50 by default; each goes on
                           where the one before ended
-  --grace=SECONDS         from SIGTERM to SIGKILL, 300 by default, in which a step and a save must fit
+  --grace=SECONDS         from SIGTERM to SIGKILL, 300 by default, in which a step and a save must fit;
+                          training is told (--config.train.grace_seconds)
   --spot                  on Spot nodes
   --python=FILE           the Python of the image, python3 by default
   --env=NAME=VALUE        a variable there, any number of times
@@ -132,6 +133,8 @@ done
 ((${topology//x/*} % chips == 0)) ||
   refuse "--topology=$topology must be whole hosts of --chips-per-host=$chips."
 hosts=$((${topology//x/*} / chips))
+[[ $1 != train ]] || given --config.train.grace_seconds "${job[@]}" ||
+  job+=("--config.train.grace_seconds=$grace")
 if [[ -n $dry_run ]]; then
   manifest
 else

@@ -171,7 +171,8 @@ def test_a_jobset_has_a_pod_for_each_host_of_each_slice(job):
     assert container["resources"] == {"limits": {"google.com/tpu": 4}}
     # $(NAME) would be a variable of Kubernetes
     command = [word.replace("$$", "$") for word in container["command"]]
-    assert command[2:] == [f"sedd_jax.{job}", *JOBS[job], "--output=gs://b/out.jsonl"]
+    told = ["--config.train.grace_seconds=60"] * (job == "train")
+    assert command[2:] == [f"sedd_jax.{job}", *JOBS[job], "--output=gs://b/out.jsonl", *told]
     # bad input ends it; all else is tried again
     (of_pods,), (of_jobs,) = hosts["podFailurePolicy"]["rules"], spec["failurePolicy"]["rules"]
     assert of_pods["action"] == "FailJob" and of_pods["onExitCodes"]["values"] == [2]
@@ -313,6 +314,8 @@ def test_flags_arrive_as_they_were_given(script, job, tools):
         lines, others = [line.removeprefix("0: ") for line in lines[:-3]], lines[-3:]
         assert others[0].startswith("0: --coordinator=localhost:")
         assert others[1:] == ["0: --num_processes=1", "0: --process_id=0"]
+    if script == "jobset.sh" and job == "train":
+        assert lines.pop() == "--config.train.grace_seconds=300"
     assert lines == ["1", "$a b", "-m", f"sedd_jax.{job}", *JOBS[job]], done.stderr
 
 
