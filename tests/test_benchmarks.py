@@ -51,11 +51,14 @@ def run(name, *flags):
             marks=SLOW,
         ),
         pytest.param("data_pipeline", ("--blocks=100", "--batches=5"), 2, marks=SLOW),
+        pytest.param("saving", ("--workdir=NEW", "--rounds=1", "--device_ms=1"), 1, marks=SLOW),
     ],
 )
 def test_a_benchmark_measures_and_writes_what_it_found(name, flags, rows, smoke_run, tmp_path):
     output = tmp_path / "result.json"
-    flags = (flag.replace("RUN", str(smoke_run)) for flag in flags)
+    places = {"RUN": smoke_run, "NEW": tmp_path / "new"}
+    for name_of_place, place in places.items():
+        flags = [flag.replace(name_of_place, str(place)) for flag in flags]
     process = run(name, *flags, f"--output={output}")
     assert process.returncode == 0, process.stderr
     result = json.loads(output.read_text())
