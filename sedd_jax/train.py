@@ -147,6 +147,7 @@ def _train(config, run, dataset, mesh, initial, trackers, trace_steps):
             seed=config.seed,
             start_step=start,
             crop=config.data.crop,
+            last_step=last,
         )
         timer = StepTimer(
             start,

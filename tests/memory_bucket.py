@@ -1,5 +1,7 @@
 """A bucket in memory in the place of gs:// and s3://, for tests that need no server."""
 
+import collections
+import hashlib
 import itertools
 
 import pytest
@@ -16,6 +18,8 @@ class MemoryBucket:
       objects: the content of every object, by its key.
       fault: raised instead of an answer, if it is set.
       requests: the names and keys of those that were made.
+      bytes_read: of all contents, by their keys.
+      tells_md5: whether listings have the MD5 of objects.
     """
 
     name, address, files = "bucket", "gs://bucket", None
@@ -24,6 +28,8 @@ class MemoryBucket:
         self.objects: dict[str, bytes] = {}
         self.fault: Exception | None = None
         self.requests: list[tuple[str, str]] = []
+        self.bytes_read = collections.Counter()
+        self.tells_md5 = True
         self._versions: dict[str, str] = {}
         self._numbers = itertools.count(1)
 
@@ -41,6 +47,7 @@ class MemoryBucket:
         content = self._content(key)
         if version is not None:
             self._check(key, version)
+        self.bytes_read[key] += len(content[start:stop])
         return content[start:stop], self._version(key)
 
     def write(self, bucket, key, content, if_version):
@@ -80,7 +87,9 @@ class MemoryBucket:
             raise FileExistsError(key)
 
     def _entry(self, key):
-        return Entry(len(self.objects[key]), self._version(key), None)
+        content = self.objects[key]
+        md5 = hashlib.md5(content).hexdigest() if self.tells_md5 else None
+        return Entry(len(content), self._version(key), md5)
 
 
 @pytest.fixture

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from sedd_jax.data.corpus_statistics import SPLITS
+from sedd_jax.data.shard_cache import Shard, sha256_of
 from sedd_jax.errors import BadInput
+from sedd_jax.system import mirror
+from sedd_jax.system.bucket import Address
 from sedd_jax.system.files import check_readable
 
 FORMAT = 2
@@ -14,6 +17,7 @@ MANIFEST = "manifest.json"
 # the keys that every manifest has: of data in its own folder, and of data elsewhere
 _OF_DATA = ("recipe", "length", "tokenizer", "fingerprint", "vocab_size", "dtype", "splits")
 _OF_LINKS = ("prepared", "splits")
+OTHER = "it is of the right size, but its {} is not that of the manifest"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -25,7 +29,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise BadInput(
-            f"There are no prepared data in {folder}: {MANIFEST} is missing; prepare them first."
+            f"There are no prepared data in {mirror.shown(folder)}: {MANIFEST} is missing; prepare "
+            "them first."
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -35,8 +40,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise damaged(path, repr(error)) from error
     if found != FORMAT:
         raise BadInput(
-            f"{folder} was prepared in format {found}, this version reads format {FORMAT}; "
-            "prepare the data again in another folder."
+            f"{mirror.shown(folder)} was prepared in format {found}, this version reads format "
+            f"{FORMAT}; prepare the data again in another folder."
         )
     if missing:
         raise damaged(path, f"it says nothing of {', '.join(missing)}")
@@ -54,18 +59,52 @@ def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
 def check_hashes(folder: Path, manifest: dict[str, Any]) -> int:
     """Returns how many files of ids hold what was written; those of an older version have no hash.
 
+    A file in a bucket is read only if the bucket does not say its MD5.
+
     Raises:
       BadInput: one has changed.
     """
+    objects = objects_of(folder, manifest) or {}
     shards = shards_of(manifest)
     told = [shard["told"] for shard in shards if "told" in shard]
     hashed = [file for file in (*shards, *told) if "sha256" in file]
-    for shard in hashed:
-        with (folder / shard["file"]).open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
-                reason = "it is of the right size, but its SHA-256 is not that of the manifest"
-                raise damaged(folder / shard["file"], reason)
+    for file in hashed:
+        path, found = folder / file["file"], objects.get(file["file"])
+        if found and found.is_known:
+            continue
+        if (sha256_of(found) if found else _sha256(path)) != file["sha256"]:
+            raise damaged(path, OTHER.format("SHA-256"))
     return len(hashed)
+
+
+def _sha256(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def objects_of(folder: Path, manifest: dict[str, Any]) -> dict[str, Shard] | None:
+    """Returns the files of ids in the bucket that a folder mirrors; None if they are here.
+
+    Their sizes and MD5 are compared with the manifest, by one listing.
+
+    Raises:
+      BadInput: one is missing or has changed.
+    """
+    address, files = mirror.address_of(folder), shards_of(manifest)
+    if address is None or all((folder / file["file"]).is_file() for file in files):
+        return None
+    entries, objects = mirror.entries_of(folder), {}
+    width = 2 if manifest["dtype"] == "uint16" else 4
+    for file in files:
+        place, entry = address / file["file"], entries.get(file["file"])
+        _check_size(place, entry.size if entry else 0, file["tokens"] * width)
+        is_known = entry.md5 is not None and entry.md5 == file.get("md5")
+        # an ETag of S3 may look like an MD5 and be none, of an encrypted object
+        if place.scheme == "gs" and entry.md5 and "md5" in file and not is_known:
+            raise damaged(place, OTHER.format("MD5"))
+        sha256 = file.get("sha256", "")
+        objects[file["file"]] = Shard(place, entry.size, entry.version, sha256, is_known)
+    return objects
 
 
 def shards_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
@@ -73,14 +112,18 @@ def shards_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
 
 
-def damaged(path: Path, reason: str) -> BadInput:
+def damaged(path: Path | Address, reason: str) -> BadInput:
     """Returns the error of a file that is not as it was prepared."""
+    path = mirror.shown(path) if isinstance(path, Path) else path
     return BadInput(f"{path} is damaged ({reason}); prepare the data again in another folder.")
 
 
 def check_size(path: Path, wanted: int) -> None:
     """Raises BadInput unless a file has so many bytes."""
     check_readable(path)
-    found = path.stat().st_size if path.is_file() else 0
+    _check_size(path, path.stat().st_size if path.is_file() else 0, wanted)
+
+
+def _check_size(place, found, wanted):
     if found != wanted:
-        raise damaged(path, f"it holds {found} bytes where the manifest says {wanted}")
+        raise damaged(place, f"it holds {found} bytes where the manifest says {wanted}")

@@ -319,7 +319,7 @@ class _Preparation:
         self, name: str, counts: list[dict[str, Any]], skipped: dict[str, int], losses: Any
     ) -> dict[str, Any]:
         """Returns the counts of a split, and its files; the rest is for messages."""
-        named = ("file", "sha256", "told")
+        named = ("file", "sha256", "md5", "told")
         shards = [
             {fact: piece[fact] for fact in (*named, "tokens") if fact in piece}
             for piece in counts

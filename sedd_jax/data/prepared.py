@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sedd_jax.data.bucket_blocks import BucketBlocks
 from sedd_jax.data.columns import parse_columns
 from sedd_jax.data.conditions import Conditions, find_conditions
 from sedd_jax.data.corpus_statistics import SPLITS
@@ -24,13 +25,17 @@ from sedd_jax.data.manifest import (
     check_hashes,
     check_size,
     damaged,
+    objects_of,
     read_manifest,
     shards_of,
 )
 from sedd_jax.data.separators import unescaped
+from sedd_jax.data.shard_cache import Shard
 from sedd_jax.data.token_blocks import Mixture, TokenBlocks, ToldRows
 from sedd_jax.data.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 from sedd_jax.errors import BadInput, warn
+from sedd_jax.system import mirror
+from sedd_jax.system.bucket import is_address, parse
 from sedd_jax.system.files import atomic_move, atomic_write_json
 from sedd_jax.system.staging import staged
 
@@ -54,7 +59,7 @@ def open_blocks(
     """Opens a prepared folder as blocks of `length` tokens, without its corpus.
 
     Args:
-      folder: the folder.
+      folder: the folder, here or gs://... or s3://...
       length: tokens of a block.
       conditions: what the network is told of its columns; by default all that they tell.
 
@@ -62,21 +67,24 @@ def open_blocks(
       BadInput: the manifest is missing, damaged or of another format, the files or the tokenizer
         are not those of the manifest, or a split has less than one block of this length.
     """
-    folder = Path(folder)
+    folder = mirror.local(folder)
     manifest = read_manifest(folder)
     try:
         if manifest["length"] not in (None, length):
             raise BadInput(
-                f"{folder} holds a document in each block of {manifest['length']} tokens, but the "
-                f"length is {length} here; prepare the data again in another folder."
+                f"{mirror.shown(folder)} holds a document in each block of {manifest['length']} "
+                f"tokens, but the length is {length} here; prepare the data again in another "
+                "folder."
             )
         own = _own_conditions(manifest)
         told = own if conditions is None else conditions
+        objects = objects_of(folder, manifest)
         blocks = {
-            split: _open_split(folder, manifest, split, length, own, told) for split in SPLITS
+            split: _open_split(folder, manifest, split, length, own, told, objects)
+            for split in SPLITS
         }
         tokens = sum(shard["tokens"] for shard in shards_of(manifest))
-        if tokens * np.dtype(manifest["dtype"]).itemsize <= _HASHED_BYTES:
+        if objects is None and tokens * np.dtype(manifest["dtype"]).itemsize <= _HASHED_BYTES:
             check_hashes(folder, manifest)
     except (KeyError, TypeError) as error:
         raise damaged(folder / MANIFEST, repr(error)) from error
@@ -99,17 +107,22 @@ def _open_split(
     length: int,
     own: Conditions | None,
     conditions: Conditions | None,
+    objects: dict[str, Shard] | None,
 ) -> TokenBlocks:
     """Opens the files of a split, which tell their `own` conditions, as those of a run."""
     shards, dtype = manifest["splits"][split]["shards"], manifest["dtype"]
     for shard in shards:
-        check_size(folder / shard["file"], shard["tokens"] * (2 if dtype == "uint16" else 4))
+        if objects is None:
+            check_size(folder / shard["file"], shard["tokens"] * (2 if dtype == "uint16" else 4))
         if own:
             size = shard["tokens"] // length * own.width * 8
             check_size(folder / shard["told"]["file"], size)
     told = conditions and ToldRows(
         [folder / shard["told"]["file"] for shard in shards], own, conditions
     )
+    if objects is not None:
+        files = [objects[shard["file"]] for shard in shards]
+        return BucketBlocks(files, length, dtype, told or None)
     return TokenBlocks([folder / shard["file"] for shard in shards], length, dtype, told or None)
 
 
@@ -129,7 +142,7 @@ def link_prepared(
 
     Args:
       folder: the folder to make or to update.
-      prepared: FOLDER or FOLDER:WEIGHT,FOLDER:WEIGHT,...
+      prepared: FOLDER or FOLDER:WEIGHT,FOLDER:WEIGHT,...; a folder may be gs://... or s3://...
       recipe: the settings of the run.
       length: tokens of a block.
 
@@ -144,10 +157,10 @@ def link_prepared(
         if manifest["fingerprint"] != kept["fingerprint"]:
             raise BadInput(
                 f"{first} and {other} were prepared with different tokenizers and cannot be mixed; "
-                f"prepare one again with --config.data.tokenizer_path={Path(first) / 'tokenizer'}."
+                f"prepare one again with --config.data.tokenizer_path={_place(first)}/tokenizer."
             )
     entries = [
-        {"folder": str(Path(name).resolve()), "weight": weight, "manifest": manifests[name]}
+        {"folder": _place(name), "weight": weight, "manifest": manifests[name]}
         for name, weight in weights.items()
     ]
     splits = {split: _mixed_counts(entries, split) for split in SPLITS}
@@ -162,7 +175,7 @@ def link_prepared(
         atomic_write_json(folder / MANIFEST, manifest, indent=1)
         return
     with staged(folder, manifest) as staging:
-        load_tokenizer(Path(first) / "tokenizer").save(staging / "data" / "tokenizer")
+        load_tokenizer(_local(first) / "tokenizer").save(staging / "data" / "tokenizer")
         if conditions:
             conditions.save(staging / "data")
         atomic_write_json(staging / MANIFEST, manifest, indent=1)
@@ -202,6 +215,15 @@ def check_name(folder: str) -> None:
         )
 
 
+def _local(name: str) -> Path:
+    return mirror.local(name, "config.data.prepared")
+
+
+def _place(name: str) -> str:
+    """Returns a name that holds everywhere."""
+    return str(parse(name)) if is_address(name) else str(Path(name).resolve())
+
+
 def _placeless(manifest: dict[str, Any]) -> list[tuple[float, dict[str, Any]]] | None:
     """Returns the weights and manifests of the data a folder is linked to; None if its own."""
     entries = manifest.get("prepared")
@@ -212,9 +234,10 @@ def _parse(prepared: str) -> dict[str, float]:
     """Returns the weights by folder."""
     weights = {}
     for part in prepared.split(","):
-        folder, colon, weight = part.strip().rpartition(":")
+        # what follows the colon of gs:// has slashes
+        folder, colon, weight = re.fullmatch("(?s)(.*?)(:?)([^:/]*)", part.strip()).groups()
         try:
-            folder, value = (folder, float(weight)) if colon else (weight, 1.0)
+            folder, value = (folder, float(weight)) if colon else (folder + weight, 1.0)
         except ValueError:
             value = math.nan
         if not (folder and 0 < value < math.inf) or folder in weights:
@@ -228,13 +251,13 @@ def _parse(prepared: str) -> dict[str, float]:
 
 def _checked(name: str, recipe: Recipe, length: int) -> dict[str, Any]:
     """Returns the manifest of the prepared folder `name`, if its data fit the config."""
-    command = _COMMAND.format(name)
-    if not (Path(name) / MANIFEST).is_file():
+    command, folder = _COMMAND.format(name), _local(name)
+    if not (folder / MANIFEST).is_file():
         raise BadInput(
             f"config.data.prepared names {name}, but no prepared data are there; prepare them "
             f"first: {command}."
         )
-    manifest = read_manifest(Path(name))
+    manifest = read_manifest(folder)
     if "recipe" not in manifest:
         linked = " and ".join(entry["folder"] for entry in manifest["prepared"])
         raise BadInput(f"{name} is the data/ of a run, which links to {linked}.")
@@ -299,15 +322,15 @@ def _open_same(
     entry: dict[str, Any], folder: Path, length: int, conditions: Conditions | None
 ) -> Dataset:
     """Opens the data that an entry of the manifest in `folder` names, if they are unchanged."""
-    name = entry["folder"]
-    if not (Path(name) / MANIFEST).is_file():
+    name, link = entry["folder"], mirror.shown(folder / MANIFEST)
+    if not (_local(name) / MANIFEST).is_file():
         raise BadInput(
-            f"The prepared data of this run are gone: {name} was named in {folder / MANIFEST}; put "
+            f"The prepared data of this run are gone: {name} was named in {link}; put "
             "them back, or say with --config.data.prepared where they are now."
         )
-    if read_manifest(Path(name)) != entry["manifest"]:
+    if read_manifest(_local(name)) != entry["manifest"]:
         raise BadInput(
-            f"{name} holds other data than those this run began with (see {folder / MANIFEST}); "
+            f"{name} holds other data than those this run began with (see {link}); "
             "put them back, say with --config.data.prepared where they are now, or choose another "
             "--workdir."
         )

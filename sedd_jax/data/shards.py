@@ -200,19 +200,21 @@ class Shards:
 
 
 class _HashedFile:
-    """A file that is written, with the SHA-256 of what was."""
+    """A file that is written, with the SHA-256 of what was, and the MD5 that buckets tell."""
 
     def __init__(self, path: Path):
         self.name = path.name
-        self._file, self._hash = path.open("wb"), hashlib.sha256()
+        self._file = path.open("wb")
+        self._hashes = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
 
     def write(self, array: np.ndarray) -> None:
         self._file.write(array.data)
-        self._hash.update(array.data)
+        for each in self._hashes:
+            each.update(array.data)
 
     @property
     def facts(self) -> dict[str, str]:
-        return {"file": self.name, "sha256": self._hash.hexdigest()}
+        return {"file": self.name, **{each.name: each.hexdigest() for each in self._hashes}}
 
     def __enter__(self) -> "_HashedFile":
         return self

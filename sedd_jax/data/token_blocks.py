@@ -53,7 +53,7 @@ class TokenBlocks:
         self.length, self.told = length, told
         self._paths = tuple(map(str, paths))
         self._dtype = np.dtype(dtype)
-        sizes = [os.path.getsize(path) // self._dtype.itemsize for path in self._paths]
+        sizes = [size // self._dtype.itemsize for size in self._sizes()]
         # file i holds the tokens [borders[i], borders[i + 1]) of the stream
         self._borders = np.cumsum([0, *sizes])
         tokens = int(self._borders[-1])
@@ -65,6 +65,10 @@ class TokenBlocks:
                 f"{where} holds {tokens} tokens, less than one block of {length}; choose a shorter "
                 "length, or prepare more text."
             )
+
+    def _sizes(self) -> list[int]:
+        """Returns the bytes of every file."""
+        return [os.path.getsize(path) for path in self._paths]
 
     def __len__(self) -> int:
         return self._blocks
@@ -107,6 +111,10 @@ class TokenBlocks:
             self._copy(row[before_end:], 0)
         return rows
 
+    def read_ahead(self) -> Callable[[], None]:
+        """Begins to fetch all files, where they are in a bucket; returns what ends that."""
+        return lambda: None
+
     def _copy(self, row: np.ndarray, start: int) -> None:
         """Fills `row` with the tokens of the stream from `start` on."""
         filled = 0
@@ -123,7 +131,7 @@ class TokenBlocks:
     def _maps(self) -> Callable[[int], tuple[np.ndarray, mmap.mmap]]:
         """Returns a cached function from the number of a file to its tokens, and their mapping."""
         mapped = functools.partial(_mapped, self._paths, self._borders, self._dtype)
-        return functools.lru_cache(_room(len(self._paths)))(mapped)
+        return functools.lru_cache(room(len(self._paths)))(mapped)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name != "_map"}
@@ -152,7 +160,7 @@ def _changed(path: str) -> BadInput:
     return BadInput(f"{path} has changed since it was opened; start again.")
 
 
-def _room(files: int) -> int:
+def room(files: int) -> int:
     """Returns how many of `files` may be mapped at once; raises the process's limit for many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _SETS * files
@@ -236,6 +244,16 @@ class Mixture:
         for part, own, places in self._places(numbers):
             rows[own] = part.told_rows(places)
         return rows
+
+    def read_ahead(self) -> Callable[[], None]:
+        """Begins to fetch all sets, see `TokenBlocks.read_ahead`."""
+        ends = [part.read_ahead() for part in self.sets]
+
+        def end():
+            for each in ends:
+                each()
+
+        return end
 
     def _places(self, numbers):
         """Yields each set, which of the numbers are its own, and their places in it."""
