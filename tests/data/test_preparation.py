@@ -81,8 +81,8 @@ def test_manifest_counts_what_was_written(tmp_path, corpus, load_documents, spli
         size = sum(len(document.encode()) for document in part)
         written = (folder / f"{name}-00000.bin").read_bytes()
         assert len(written) == (size + len(part)) * 2
-        digest = hashlib.sha256(written).hexdigest()
-        shard = {"file": f"{name}-00000.bin", "sha256": digest, "tokens": size + len(part)}
+        digests = {kind: hashlib.new(kind, written).hexdigest() for kind in ("sha256", "md5")}
+        shard = {"file": f"{name}-00000.bin", **digests, "tokens": size + len(part)}
         assert manifest["splits"][name] == {
             "documents": len(part),
             "characters": size - len(part),
