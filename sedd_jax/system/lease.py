@@ -27,13 +27,14 @@ from sedd_jax.system import bucket
 from sedd_jax.system.bucket import ABSENT, Address, Conflict
 
 LEASE_SECONDS = 60.0
-_RENEWALS = 6  # within the seconds of a lease; the holder ends one of these parts before the others
+RENEWALS = 6  # within the seconds of a lease
+MARGIN = 1 / RENEWALS  # of the seconds, by which a holder ends before another may follow
 _LOOKS = 30  # of a process that waits for a lease to run out
-_ATTEMPTS = 2  # renewals at the same time: a request may hang for longer than a lease lasts
-_MARGIN = 1 / _RENEWALS
+_ATTEMPTS = 2  # at the same time: a request may hang for longer than a lease lasts
+_HELD: set["Lease"] = set()  # of this process
 
 
-def _clock() -> float:
+def clock() -> float:
     """Returns seconds that go on while the machine sleeps, unlike those of time.monotonic."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
@@ -70,7 +71,7 @@ class Lease:
         seconds: float = LEASE_SECONDS,
         *,
         store: Any = bucket,
-        clock: Callable[[], float] = _clock,
+        clock: Callable[[], float] = clock,
         sleep: Callable[[float], None] = time.sleep,
     ):
         """Describes a lease; `acquire` takes it.
@@ -171,7 +172,7 @@ class Lease:
             if self._released:
                 return
         taken = f"{found[0].holder} has taken" if found else "somebody has deleted"
-        self._end(f"{taken} the lease {self._address}")
+        end_process(self._subject, f"{taken} the lease {self._address}")
 
     def check(self) -> None:
         """Ends the process at once, after one line, unless the lease is held for some time yet.
@@ -182,11 +183,12 @@ class Lease:
             now, until = self._clock(), self._until
             if self._released or now < until:
                 return
-        age = now - until + self._seconds * (1 - _MARGIN)
+        age = now - until + self._seconds * (1 - MARGIN)
         fault = f" ({self._fault})" if self._fault else ""
-        self._end(
+        end_process(
+            self._subject,
             f"the lease {self._address} was not renewed for {age:.0f} s{fault}, so that another "
-            "may take it"
+            "may take it",
         )
 
     def release(self) -> None:
@@ -203,12 +205,17 @@ class Lease:
                 if found is None or found[0].token != self._record.token:
                     return
                 self._version = found[1]
+            except Exception as error:  # not instead of what ended the work
+                return warn(
+                    f"the lease {self._address} could not be released ({first_line(error)}); the "
+                    f"next process waits for {self._seconds:.0f} s"
+                )
 
     def _held(self, version, began):
         with self._mutex:
             self._version, self._fault = version, None
             # counted from before the write: another counts from after it
-            self._until = max(self._until, began + self._seconds * (1 - _MARGIN))
+            self._until = max(self._until, began + self._seconds * (1 - MARGIN))
 
     def _write(self, if_version):
         with self._mutex:
@@ -223,20 +230,11 @@ class Lease:
             return None
         return Record.from_json(content), version
 
-    def _end(self, why) -> NoReturn:
-        print(
-            f"error: {self._subject} is no longer kept to this process: {why}. It ends at once and "
-            "writes no more; the same command continues.",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(1)
-
 
 @contextlib.contextmanager
 def exclusive(
     address: Address, advice: str, subject: str, seconds: float = LEASE_SECONDS
-) -> Iterator[Lease]:
+) -> Iterator[None]:
     """Holds a lease, so that no other process runs the body at the same time.
 
     If a process ends without releasing it, the next one waits for `seconds`. The process is ended
@@ -248,39 +246,77 @@ def exclusive(
       subject: what the lease protects, for the message.
       seconds: how long others wait for a change of the object before they take it.
 
-    Yields:
-      The lease, to `check` before what must not be written after it has run out.
-
     Raises:
       BadInput: another process holds the lease; the message names the process and its host.
     """
     lease = Lease(address, subject, seconds)
     lease.acquire(advice)
-    ended = threading.Event()
-    threads = [
-        threading.Thread(target=work, args=(lease, seconds, ended), daemon=True)
-        for work in (_renew_until, _check_until)
-    ]
-    for thread in threads:
-        thread.start()
+    _HELD.add(lease)
     try:
-        yield lease
+        with in_background(lease.renew, lease.check, seconds / RENEWALS):
+            yield
     finally:
-        ended.set()
-        for thread in threads:
-            thread.join()
+        _HELD.discard(lease)
         lease.release()
 
 
-def _renew_until(lease, seconds, ended):
-    attempts = []
-    while not ended.wait(seconds / _RENEWALS):
-        attempts = [each for each in attempts if each.is_alive()]
+@contextlib.contextmanager
+def in_background(
+    work: Callable[[], None], check: Callable[[], None], seconds: float
+) -> Iterator[None]:
+    """Calls two functions again and again, in threads, while the body runs.
+
+    Args:
+      work: asks the bucket; a call that hangs does not delay the next.
+      check: is called ten times as often.
+      seconds: between two calls of `work`.
+    """
+    ended, attempts = threading.Event(), []
+
+    def attempt():
+        attempts[:] = [each for each in attempts if each.is_alive()]
         if len(attempts) < _ATTEMPTS:
-            attempts.append(threading.Thread(target=lease.renew, daemon=True))
+            attempts.append(threading.Thread(target=work, daemon=True))
             attempts[-1].start()
 
+    def repeat(call, period):
+        while not ended.wait(period):
+            call()
 
-def _check_until(lease, seconds, ended):
-    while not ended.wait(seconds / _RENEWALS / 10):
+    loops = [
+        threading.Thread(target=repeat, args=each, daemon=True)
+        for each in ((attempt, seconds), (check, seconds / 10))
+    ]
+    for loop in loops:
+        loop.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for loop in loops:
+            loop.join()
+
+
+def check() -> None:
+    """Ends this process at once unless it holds all its leases for some time yet.
+
+    For a moment before something is written: threads do the same once a second.
+    """
+    for lease in list(_HELD):
         lease.check()
+
+
+def end_process(subject: str, why: str) -> NoReturn:
+    """Ends this process at once, after one line.
+
+    Args:
+      subject: what it may no longer write to.
+      why: a clause.
+    """
+    print(
+        f"error: {subject} is no longer kept to this process: {why}. It ends at once and writes no "
+        "more; the same command continues.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)

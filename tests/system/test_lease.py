@@ -213,7 +213,7 @@ class World:
     """Processes in simulated time, each of several threads of which one runs at a time."""
 
     def __init__(self, seed):
-        self.random, self.now = random.Random(seed), 0.0
+        self.random, self.now, self.failures = random.Random(seed), 0.0, []
         self._due, self._number, self._threads = [], itertools.count(), []
         self._idle, self._over = threading.Semaphore(0), False
         self._here = threading.local()
@@ -230,7 +230,10 @@ class World:
                     work()
             except Ended:
                 process.frozen = math.inf
-            self._idle.release()
+            except Exception as error:
+                self.failures.append(error)
+            finally:
+                self._idle.release()
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
@@ -261,6 +264,7 @@ class World:
         for thread, turn in self._threads:
             turn.release()
             thread.join()
+        assert self.failures == []
 
 
 class Process:
