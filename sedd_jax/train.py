@@ -32,7 +32,7 @@ from sedd_jax.experiment.checkpoint_folder import FOLDER
 from sedd_jax.experiment.config import Config
 from sedd_jax.experiment.config_files import define_config_flag
 from sedd_jax.experiment.metrics import MetricWriter
-from sedd_jax.experiment.run import locked, open_run, read_run
+from sedd_jax.experiment.run import followed, locked, open_run, read_run
 from sedd_jax.experiment.state import run_keys
 from sedd_jax.experiment.trackers.tracker import build_trackers
 from sedd_jax.inference.build import build_family, check_names, dotted_paths
@@ -112,7 +112,11 @@ def train(config: Config, run: Path, trace_steps: int = 0) -> None:
             stack.enter_context(locked(run))
             return open_run(run, config)
 
-        dataset = processes.run_primary_first(open_locked, lambda: read_run(run, config))
+        def read_followed():
+            stack.enter_context(followed(run))
+            return read_run(run, config)
+
+        dataset = processes.run_primary_first(open_locked, read_followed)
         if is_primary():
             account.tell(dataset.manifest)
         some = dataset.heldout.take(np.arange(min(2, len(dataset.heldout))))

@@ -25,7 +25,7 @@ from sedd_jax.experiment.config import CheckpointConfig, Config, from_saved
 from sedd_jax.experiment.integrity import Damaged, describe_saved, read_settings, read_verified
 from sedd_jax.experiment.state import Skipped, TrainState
 from sedd_jax.model.score_model import Params
-from sedd_jax.system import mirror
+from sedd_jax.system import lease, mirror
 from sedd_jax.system.files import atomic_write_json
 from sedd_jax.system.processes import failure_of_any_process, is_primary, warn_on_primary
 
@@ -180,6 +180,7 @@ class Checkpoints:
             meta=ocp.args.JsonSave(describe_saved(arrays, settings, skipped)),
         )
         self._saving = step
+        lease.check()
         with self._halting():
             if not self._manager.save(step, args=items):
                 raise RuntimeError("it was refused")

@@ -12,7 +12,7 @@ from sedd_jax.experiment import config as configs
 from sedd_jax.experiment.checkpoint_folder import last_saved
 from sedd_jax.experiment.config import Config
 from sedd_jax.model.settings_file import read_json
-from sedd_jax.system import lease, mirror
+from sedd_jax.system import lease, lease_follower, mirror
 from sedd_jax.system.files import atomic_write, check_local
 from sedd_jax.system.lock import exclusive
 from sedd_jax.system.settings import marked
@@ -106,6 +106,16 @@ def locked(run: Path) -> Iterator[None]:
         return
     check_folder(run)
     with exclusive(run / LOCK_FILE, advice):
+        yield
+
+
+@contextlib.contextmanager
+def followed(run: Path) -> Iterator[None]:
+    """Ends this process with the lease that another of its job has on a run folder in a bucket."""
+    if address := mirror.address_of(run):
+        with lease_follower.followed(address / LOCK_FILE, address):
+            yield
+    else:
         yield
 
 

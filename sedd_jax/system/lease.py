@@ -26,7 +26,7 @@ from sedd_jax.errors import BadInput, first_line, warn
 from sedd_jax.system import bucket
 from sedd_jax.system.bucket import ABSENT, Address, Conflict
 
-LEASE_SECONDS = 60.0
+LEASE_SECONDS = float(os.environ.get("SEDD_JAX_LEASE_SECONDS", "60"))
 RENEWALS = 6  # within the seconds of a lease
 MARGIN = 1 / RENEWALS  # of the seconds, by which a holder ends before another may follow
 _LOOKS = 30  # of a process that waits for a lease to run out

@@ -2,8 +2,13 @@ import functools
 import heapq
 import itertools
 import math
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
@@ -11,6 +16,7 @@ from sedd_jax.errors import BadInput
 from sedd_jax.system import lease as leases
 from sedd_jax.system.bucket import Address, Conflict
 from sedd_jax.system.lease import Lease, Record
+from sedd_jax.system.lease_follower import Follower
 
 LOCK = Address("gs", "bucket", "run/lock")
 SECONDS = 60.0
@@ -336,3 +342,101 @@ def test_writes_of_two_holders_never_interleave():
         assert len(set(in_turn)) == len(in_turn), seed
         holders += len(in_turn)
     assert holders > 40
+
+
+def follower(store, clock):
+    return Follower(LOCK, "gs://bucket/run", SECONDS, store=store, clock=clock)
+
+
+def test_a_follower_ends_before_another_may_take_the_lease(capsys):
+    store, clock = Objects(), Clock()
+    held = lease(store, clock)
+    held.acquire("wait")
+    other = follower(store, clock)
+    other.look()
+    clock.now = 30.0
+    other.look()  # without a change
+    held.renew()
+    clock.now = 65.0
+    with pytest.raises(Ended):  # seen unchanged 65 s ago and not since
+        other.check()
+    other.look()  # changed after 30 s, perhaps at once
+    other.check()
+    clock.now = 79.0
+    other.check()
+    clock.now = 80.0
+    with pytest.raises(Ended):
+        other.check()
+    assert f"process {os.getpid()} on " in capsys.readouterr().err
+
+
+def test_a_follower_ends_when_another_has_taken_the_lease():
+    store, clock = Objects(), Clock()
+    lease(store, clock).acquire("wait")
+    other = follower(store, clock)
+    other.look()
+    lease(store, clock).acquire("wait")
+    with pytest.raises(Ended):
+        other.look()
+
+
+def test_a_follower_goes_on_after_an_orderly_end():
+    store, clock = Objects(), Clock()
+    held = lease(store, clock)
+    held.acquire("wait")
+    other = follower(store, clock)
+    other.look()
+    held.release()
+    other.look()
+    clock.now = 1000.0
+    other.check()
+
+
+WRITER = """
+import os, sys, time
+from sedd_jax.errors import BadInput
+from sedd_jax.system import bucket, lease
+name, folder, log = sys.argv[1:]
+address = bucket.parse(folder)
+try:
+    with lease.exclusive(address / "lock", "wait", address, seconds=3.0), open(log, "a") as file:
+        while True:
+            bucket.write(address / "data", name.encode())
+            lease.check()
+            print(name, file=file, flush=True)
+except BadInput as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.slow
+def test_real_processes_take_turns(cloud, tmp_path):
+    """One is stopped for longer than its lease, and wakes up while another writes."""
+    log = tmp_path / "log"
+    log.touch()
+
+    def start(name):
+        command = [sys.executable, "-c", WRITER, name, f"{cloud.address}/run", str(log)]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    def until(name):
+        while name not in log.read_text():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    end = time.monotonic() + 120
+    first = start("first")
+    until("first")
+    third = start("third")
+    assert f"{cloud.address}/run is in use by process {first.pid} on " in third.communicate()[1]
+    first.send_signal(signal.SIGSTOP)
+    second = start("second")
+    until("second")
+    first.send_signal(signal.SIGCONT)
+    assert "is no longer kept to this process" in first.communicate(timeout=60)[1]
+    assert first.returncode == 1
+    time.sleep(1)
+    assert second.poll() is None
+    second.kill()
+    assert "last used by process" in second.communicate()[1]
+    assert [name for name, _ in itertools.groupby(log.read_text().split())] == ["first", "second"]
