@@ -88,7 +88,7 @@ def train_batches(
     crop: str = "blocks",
     num_threads: int = 2,
     buffer: int = 4,
-    last_step: int = sys.maxsize,
+    last_step: int | None = None,
 ) -> TrainBatches:
     """Returns the endless training batches from `start_step` on.
 
@@ -107,9 +107,9 @@ def train_batches(
       crop: "blocks" or "random".
       num_threads: threads that read.
       buffer: batches read ahead.
-      last_step: the last step that will be taken. Data in a bucket are fetched as a whole, in large
-        pieces, where this process reads at least half of all rows, and of the blocks until then;
-        otherwise block by block.
+      last_step: the last step that will be taken, if it is known. Data in a bucket are then fetched
+        as a whole, in large pieces, where this process reads at least half of all rows, and of the
+        blocks until then; otherwise block by block.
 
     Returns:
       An iterator of int32 [len(rows), length], or of `Batch` where the network is told something.
@@ -142,8 +142,8 @@ def train_batches(
 
     import grain
 
-    rows_to_read = (last_step - start_step) * len(rows)
-    reads_most = 2 * len(rows) >= batch_size and 2 * rows_to_read >= len(blocks)
+    to_read = 0 if last_step is None else (last_step - start_step) * len(rows)
+    reads_most = 2 * len(rows) >= batch_size and 2 * to_read >= len(blocks)
     end_reading_ahead = blocks.read_ahead() if reads_most else None
     batches = iter(
         grain.MapDataset.range(start_step, sys.maxsize)

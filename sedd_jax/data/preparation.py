@@ -29,6 +29,7 @@ from sedd_jax.data.tokenizer import (
 )
 from sedd_jax.data.workers import Task, results
 from sedd_jax.errors import BadInput, check_positive
+from sedd_jax.system import mirror
 from sedd_jax.system.files import atomic_move, atomic_write_json, check_local
 from sedd_jax.system.staging import check_target, differences, staged, staging_folder
 
@@ -188,13 +189,13 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Raises BadInput, which lists the differences, unless `folder` has these `settings`."""
     if not (folder / MANIFEST).is_file():
         raise BadInput(
-            f"{folder} exists but is no complete folder of prepared data ({MANIFEST} is missing); "
-            "nothing was overwritten: choose another folder."
+            f"{mirror.shown(folder)} exists but is no complete folder of prepared data "
+            f"({MANIFEST} is missing); nothing was overwritten: choose another folder."
         )
     manifest = read_manifest(folder)
     if changes := differences({name: manifest.get(name) for name in settings}, settings):
         raise BadInput(
-            f"{folder} holds other prepared data ({'; '.join(changes)}); nothing was "
+            f"{mirror.shown(folder)} holds other prepared data ({'; '.join(changes)}); nothing was "
             "overwritten: choose another folder or go back to those settings."
         )
 

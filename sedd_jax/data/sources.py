@@ -18,6 +18,7 @@ from sedd_jax.data.sequences import array_records, arrays
 from sedd_jax.data.tables import HUGGING_FACE, TFDS, hugging_face, parquet, tfds
 from sedd_jax.data.text_files import FASTA, FASTQ, JSON_LINES, codec, head_of, plain_text, records
 from sedd_jax.errors import BadInput, warn
+from sedd_jax.system.bucket import is_address
 from sedd_jax.system.files import check_readable
 
 EMBEDDED_CORPUS = "pydoc"
@@ -64,6 +65,11 @@ def pieces(recipe: Recipe, corpus: str) -> list[Piece]:
         return tfds(corpus, fields, limit)
     if corpus.startswith(HUGGING_FACE):
         return hugging_face(corpus, fields, limit)
+    if is_address(corpus):
+        raise BadInput(
+            f"The corpus {corpus} is in a bucket, and is read from a disk: copy it first (gcloud "
+            "storage cp -r, aws s3 cp --recursive)."
+        )
     found, doubts = [], []
     files = _files(corpus, recipe.format)
     for path, form in files:

@@ -25,7 +25,7 @@ from sedd_jax.data.characters import (
 from sedd_jax.data.documents import Recipe
 from sedd_jax.data.sentence_pieces import SentencePiece
 from sedd_jax.errors import BadInput
-from sedd_jax.system import hub
+from sedd_jax.system import hub, mirror
 from sedd_jax.system.packages import package
 
 # the files of GPT-2's tokenizer, as first published and as on the Hugging Face hub
@@ -164,7 +164,8 @@ def build_tokenizer(
             f"characters with a tokenizer_path; the tokenizer is {kind!r}."
         )
     if recipe.tokenizer_path:
-        return _given_tokenizer(kind, pathlib.Path(recipe.tokenizer_path))
+        path = mirror.local(recipe.tokenizer_path, "config.data.tokenizer_path")
+        return _given_tokenizer(kind, path)
     if kind in SIZED_TOKENIZERS and not recipe.vocab_size:
         raise BadInput(f"The tokenizer {kind!r} needs a vocab_size, for example 4096.")
     match kind:
