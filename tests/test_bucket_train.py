@@ -13,7 +13,7 @@ import sedd_jax as sedd
 from sedd_jax.experiment.metrics import FILE
 from sedd_jax.system import mirror
 
-CONFIG = ("--config=configs/smoke.py", "--config.train.trackers=")
+CONFIG = ("--config=configs/smoke.py", "--config.train.trackers=", "--config.eval.sample_every=20")
 MOST_REQUESTS = 12  # of a host before the first step, besides data
 TIMED = ("tokens_per_second", "step_seconds", "waiting_for_data", "flops_utilization")
 
