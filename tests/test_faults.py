@@ -194,8 +194,7 @@ def test_a_notice_of_preemption(binary, straight, tmp_path, monkeypatch, process
     run = killed_after(20, straight, tmp_path) if processes == 1 else tmp_path / "run"
     with metadata_server() as (values, host):
         values.set("preempted", "FALSE")
-        environment = binary.environment | {"GCE_METADATA_HOST": host}
-        monkeypatch.setattr(binary, "environment", environment)
+        monkeypatch.setenv("GCE_METADATA_HOST", host)
         if processes == 1:
             all_of_them = [binary.start("train", *LONG, f"--workdir={run}")]
         else:
