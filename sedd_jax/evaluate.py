@@ -30,7 +30,7 @@ from sedd_jax.experiment.checkpoint_folder import has
 from sedd_jax.experiment.config import MeshConfig
 from sedd_jax.inference.family import sampling_names
 from sedd_jax.inference.likelihood import TIMES
-from sedd_jax.inference.load import load
+from sedd_jax.inference.load import fetched, load
 from sedd_jax.inference.model import TrainedModel
 from sedd_jax.system import mirror, processes
 from sedd_jax.system.joining import initialize_distributed
@@ -233,7 +233,7 @@ def _folder():
     """The path or address of the folder of the results."""
     if _OUTPUT.value:
         return _OUTPUT.value
-    model = mirror.local(_MODEL()["path"], "--checkpoint")
+    model = fetched(_MODEL()["path"])
     if not has(model):
         raise BadInput(
             f"{model} is no run folder, here or in a bucket: give --output=FOLDER for the results."

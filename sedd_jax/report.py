@@ -14,7 +14,7 @@ from absl import flags
 from sedd_jax.display.plot import check_plots
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.dashboard import dashboard
-from sedd_jax.evaluation.runs import read_runs
+from sedd_jax.evaluation.runs import FILES, read_runs
 from sedd_jax.experiment import cli
 from sedd_jax.experiment.card import without_folders
 from sedd_jax.system import mirror
@@ -35,7 +35,7 @@ def main(folders: list[str]) -> None:
         check_plots()
         # nothing is computed, and a training run may occupy the accelerator
         jax.config.update("jax_platforms", "cpu")
-        runs = read_runs([mirror.local(folder, "A run") for folder in folders])
+        runs = read_runs([mirror.local(folder, "A run", FILES) for folder in folders])
         made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         write(output, dashboard(runs, made=made, command=_command(runs, output)))
         shown = mirror.shown(output)

@@ -14,7 +14,7 @@ from sedd_jax.data.conditions import find_conditions
 from sedd_jax.data.tokenizer import find_tokenizer
 from sedd_jax.errors import BadInput
 from sedd_jax.evaluation.record import FOLDER, Record, read_records
-from sedd_jax.experiment import card
+from sedd_jax.experiment import card, metrics
 from sedd_jax.experiment.run import CONFIG_FILE, DATA_FOLDER, read_settings
 from sedd_jax.inference.build import build_family, dotted_paths
 from sedd_jax.model.score_model import count_params
@@ -22,6 +22,9 @@ from sedd_jax.system import mirror
 from sedd_jax.system.registry import is_dotted
 from sedd_jax.system.settings import flatten
 from sedd_jax.training.evaluator import training_sampling
+
+# that a report reads
+FILES = ("*.json", metrics.FILE, card.FILE, f"{DATA_FOLDER}/*")
 
 
 class Run(NamedTuple):

@@ -52,6 +52,15 @@ _REWRITE = (
 )
 _SHOWN = 6  # names of files in a message
 _WEIGHTS = ((pretrained.WEIGHTS[0], *gpt2.PARTS), pretrained.WEIGHTS[1:])
+# of a bucket: also what evaluations of a run read, and what is in the folder of another kind
+_FETCHED = (
+    *_FILES,
+    *_WEIGHTS[0],
+    *_WEIGHTS[1],
+    f"{DATA_FOLDER}/*",
+    checkpoints.BEST_FILE,
+    "*.json",
+)
 
 
 @mirror.errors_by_address()
@@ -97,7 +106,7 @@ def load(
         raise BadInput(f"The mesh has the axes {mesh.axis_names}, it must have {AXES}.")
     found = None if tokenizer is None else _given_tokenizer(tokenizer)
     request = _Request(step, ema, mesh, found, trust_code)
-    folder = path = mirror.local(path, "The model")
+    folder = path = fetched(path)
     if folder.is_file() and folder.suffix == _LIGHTNING:
         raise BadInput(f"{path} is a checkpoint of Lightning, {_REWRITE}")
     if not (folder.is_file() and published_run.is_published_run(folder)):  # a checkpoint
@@ -113,6 +122,15 @@ def load(
         "GPT-2), nor .hydra/config.yaml (a run of the published training script)"
         + _what_is_there(folder)
     )
+
+
+def fetched(path: str | Path) -> Path:
+    """Returns the folder of a model as a local one; of one in a bucket without the checkpoints.
+
+    Raises:
+      BadInput: there is nothing at that address, or no access to it.
+    """
+    return mirror.local(path, "The model", _FETCHED)
 
 
 def _what_is_there(folder):
@@ -267,7 +285,7 @@ def _put(array, abstract):
 
 
 def _given_tokenizer(name):
-    local = mirror.local(name, "The tokenizer")
+    local = mirror.local(name, "The tokenizer", (*_TOKENIZER_FILES, "*.json"))
     folder = hub.folder(local, _TOKENIZER_FILES, _has_tokenizer)
     if (found := _find(folder)) is None:
         raise BadInput(

@@ -38,7 +38,7 @@ class _Mirror:
 
         Args:
           address: of the folder in the bucket.
-          only: patterns of the names that are fetched and uploaded.
+          only: patterns of the names that are fetched and uploaded; of large files their names.
         """
         self.address, self._only = address, only
         self._temporary = tempfile.mkdtemp(prefix="sedd_jax-")
@@ -52,7 +52,7 @@ class _Mirror:
     def pull(self) -> None:
         """Lists the folder in the bucket and fetches the small files."""
         before, self.entries = self.entries or {}, self._found()
-        wanted = {name: each for name, each in self.entries.items() if self._is_small(name)}
+        wanted = {name: each for name, each in self.entries.items() if self._is_wanted(name)}
         if len(wanted) > _MOST_FILES:
             raise BadInput(
                 f"{self.address} holds {len(wanted):,} files, which no folder of this program "
@@ -84,9 +84,9 @@ class _Mirror:
         bucket.download(self.address / name, path, entry)
         self._known[name] = _state(path)
 
-    def _is_small(self, name):
+    def _is_wanted(self, name):
         excluded = (*_LARGE, *_OF_A_MOMENT)
-        return _matches(name, self._only) and not _matches(name, excluded)
+        return name in self._only or (_matches(name, self._only) and not _matches(name, excluded))
 
     def push(self) -> None:
         """Uploads the files that changed since the last time."""
@@ -122,15 +122,18 @@ class _Mirror:
 
 _ADDRESSES: dict[str, str] = {}  # of all local folders there were
 _OPEN: dict[Path, _Mirror] = {}  # by their local folders
-_READ: dict[Address, _Mirror] = {}
+_READ: dict[tuple[Address, tuple[str, ...]], _Mirror] = {}
 
 
-def local(name: str | os.PathLike[str], flag: str = "The folder") -> Path:
+def local(
+    name: str | os.PathLike[str], flag: str = "The folder", only: tuple[str, ...] = ("*",)
+) -> Path:
     """Returns a folder to read: a local one as it is, or one in a bucket, fetched once.
 
     Args:
       name: a path or an address.
       flag: the flag or setting that names it, for messages.
+      only: patterns of the names that are fetched.
 
     Raises:
       BadInput: the address is not one, holds nothing, or cannot be read.
@@ -139,14 +142,14 @@ def local(name: str | os.PathLike[str], flag: str = "The folder") -> Path:
     if not is_address(name):
         return Path(name)
     address = parse(name, flag)
-    if address not in _READ:
-        found = _opened(address)
+    if (address, only) not in _READ:
+        found = _opened(address, only)
         found.pull()
         if not found.entries:
             found.close()
             raise BadInput(f"There is nothing in {address}: is the name right?")
-        _READ[address] = found
-    return _READ[address].folder
+        _READ[address, only] = found
+    return _READ[address, only].folder
 
 
 def local_file(name: str | os.PathLike[str], flag: str = "The file") -> Path:

@@ -64,3 +64,11 @@ def test_no_access_is_said_before_anything_is_written(memory_bucket):
     memory_bucket.fault = ConnectionError("reset")
     with pytest.raises(Halted, match="gs://bucket/out has not answered"):
         mirror.local("gs://bucket/out")
+
+
+def test_of_a_folder_only_what_is_asked_for_is_fetched(memory_bucket):
+    names = ("pytorch_model.bin", "train-00000.bin", "config.json", "tensorboard/events")
+    memory_bucket.objects = {f"a/{name}": b"1" for name in names}
+    folder = mirror.local("gs://bucket/a", only=("*.json", "pytorch_model.bin"))
+    assert {path.name for path in folder.iterdir()} == {"pytorch_model.bin", "config.json"}
+    assert mirror.entries_of(folder).keys() == set(names)
