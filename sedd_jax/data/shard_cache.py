@@ -200,6 +200,7 @@ class CacheFile:
             first, last = int(unseen[0]), int(unseen[-1]) + 1
             right = _sums(self._padded[first * UNIT : last * UNIT]) == self._sums[first:last]
             self._seen[first:last] |= right
+            self._is_whole = bool(self._confirmed[0]) and bool(self._seen.all())
 
     def _keep(self, first, content):
         padded = np.zeros(-(-len(content) // UNIT) * UNIT, np.uint8)
