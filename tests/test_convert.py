@@ -55,6 +55,18 @@ def run(published, tmp_path_factory):
     return converted(checkpoint=published, output=tmp_path_factory.mktemp("converted") / "run")
 
 
+def test_a_folder_in_a_bucket_is_the_same(smoke_run, published, memory_bucket):
+    there = converted(checkpoint=smoke_run, output="gs://bucket/published")
+    assert memory_bucket.objects.keys() == {f"published/{name}" for name in names(published)}
+    for name in ("config.json", "model.safetensors"):
+        assert memory_bucket.objects[f"published/{name}"] == (published / name).read_bytes()
+    writes = [key for request, key in memory_bucket.requests if request == "write"]
+    assert writes[-1] == "published/config.json"
+    assert sedd.load(there).identity == sedd.load(published).identity
+    with pytest.raises(BadInput, match="gs://bucket/published exists already"):
+        converted(checkpoint=smoke_run, output=there)
+
+
 def test_a_run_becomes_a_published_folder(smoke_run, published):
     assert names(published) == {
         "README.md", "config.json", "manifest.json", "metrics.jsonl", "model.safetensors",
