@@ -1,5 +1,6 @@
 """The manifest of prepared data: what it must say, and whether the files are still those."""
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 from sedd_jax.data.corpus_statistics import SPLITS
 from sedd_jax.data.shard_cache import Shard, sha256_of
 from sedd_jax.errors import BadInput
-from sedd_jax.system import mirror
+from sedd_jax.system import bucket, mirror
 from sedd_jax.system.bucket import Address
 from sedd_jax.system.files import check_readable
 
@@ -56,10 +57,15 @@ def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
     return said | {"sha256": hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()}
 
 
-def check_hashes(folder: Path, manifest: dict[str, Any]) -> int:
+def check_hashes(folder: Path, manifest: dict[str, Any], part: slice = slice(None)) -> int:
     """Returns how many files of ids hold what was written; those of an older version have no hash.
 
     A file in a bucket is read only if the bucket does not say its MD5.
+
+    Args:
+      folder: of the files.
+      manifest: of the folder.
+      part: which of the files are looked at.
 
     Raises:
       BadInput: one has changed.
@@ -67,14 +73,37 @@ def check_hashes(folder: Path, manifest: dict[str, Any]) -> int:
     objects = objects_of(folder, manifest) or {}
     shards = shards_of(manifest)
     told = [shard["told"] for shard in shards if "told" in shard]
-    hashed = [file for file in (*shards, *told) if "sha256" in file]
-    for file in hashed:
+    hashed = [file for file in (*shards, *told) if "sha256" in file][part]
+
+    def check(file):
         path, found = folder / file["file"], objects.get(file["file"])
         if found and found.is_known:
-            continue
+            return
         if (sha256_of(found) if found else _sha256(path)) != file["sha256"]:
             raise damaged(path, OTHER.format("SHA-256"))
+
+    bucket.in_parallel([functools.partial(check, file) for file in hashed])
     return len(hashed)
+
+
+def check_files(folder: Path, part: slice) -> int:
+    """Compares files of ids on disk with their hashes; those in a bucket are compared when opened.
+
+    Args:
+      folder: of prepared data, or linked to some.
+      part: which of the files, where processes share the work.
+
+    Returns:
+      How many were compared.
+
+    Raises:
+      BadInput: one has changed.
+    """
+    manifest = read_manifest(folder)
+    entries = manifest.get("prepared", [])
+    linked = [(mirror.local(entry["folder"]), entry["manifest"]) for entry in entries]
+    here = [it for it in linked or [(folder, manifest)] if objects_of(*it) is None]
+    return sum(check_hashes(*it, part) for it in here)
 
 
 def _sha256(path):

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 import sedd_jax
+from sedd_jax.data.manifest import check_files
 from sedd_jax.data.pipeline import arguments_of, train_batches
 from sedd_jax.data.prepared import Dataset, link_prepared, open_data
 from sedd_jax.data.sources import pieces
@@ -180,9 +181,9 @@ class _Checks:
             with tempfile.TemporaryDirectory() as temporary:
                 links = Path(temporary, DATA_FOLDER)
                 link_prepared(links, config.data.prepared, config.data, config.model.length)
-                self._dataset = open_data(links, config.model.length)
+                hashed = self._opened(links)
         elif (self._run / DATA_FOLDER).exists():
-            self._dataset = open_data(self._run / DATA_FOLDER, config.model.length)
+            hashed = self._opened(self._run / DATA_FOLDER)
         else:
             found = pieces(config.data, config.data.corpus)
             size = size_in_words(sum(piece.size for piece in found))
@@ -206,7 +207,13 @@ class _Checks:
                 )
         seconds = time.monotonic() - began
         read = f"{len(steps) * len(rows)} rows of {len(steps)} steps read in {seconds:.1f} s"
-        return f"{len(blocks):,} training blocks; {read}"
+        return f"{len(blocks):,} training blocks; {hashed}{read}"
+
+    def _opened(self, folder):
+        """Opens data, and compares this process's share of the files on disk with their hashes."""
+        self._dataset = open_data(folder, self._config.model.length)
+        whole = check_files(folder, slice(jax.process_index(), None, jax.process_count()))
+        return f"{whole} files hold what was written; " if whole else ""
 
     def memory(self) -> str:
         """What the compiled step holds, and the device has."""

@@ -9,9 +9,9 @@ import pytest
 from sedd_jax.data import prepared
 from sedd_jax.data.characters import Characters
 from sedd_jax.data.documents import Recipe
-from sedd_jax.data.manifest import check_hashes
+from sedd_jax.data.manifest import check_files, check_hashes
 from sedd_jax.data.preparation import prepare_blocks
-from sedd_jax.data.prepared import open_blocks
+from sedd_jax.data.prepared import link_prepared, open_blocks
 from sedd_jax.data.token_blocks import Mixture, TokenBlocks
 from sedd_jax.errors import BadInput
 
@@ -82,6 +82,12 @@ def test_a_byte_that_changed_is_noticed_where_the_manifest_has_hashes(folder, mo
     manifest = open_blocks(folder, 32).manifest
     with pytest.raises(BadInput, match=message):
         check_hashes(folder, manifest)
+    # processes share the two files, of a run that is linked to them too
+    link_prepared(folder.parent / "run", str(folder), Recipe(vocab_size=0), 32)
+    for place in (folder, folder.parent / "run"):
+        assert check_files(place, slice(0, None, 2)) == 1
+        with pytest.raises(BadInput, match=message):
+            check_files(place, slice(1, None, 2))
     monkeypatch.undo()
     for part in (manifest, *(s for split in manifest["splits"].values() for s in split["shards"])):
         del part["sha256"]

@@ -41,7 +41,7 @@ def test_a_run_continues_and_its_rows_are_read(smoke_run, smoke_config):
     lines = checked(smoke_config, smoke_run)
     assert faults(lines) == set()
     assert "continues after step " in lines["run folder"].found
-    assert "training blocks" in lines["data"].found
+    assert "training blocks; 2 files hold what was written; " in lines["data"].found
     assert sorted(smoke_run.rglob("*")) == before
 
 
