@@ -39,6 +39,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from tests.browser import browser  # noqa: E402, F401 - a fixture
+from tests.disturbed import straight  # noqa: E402, F401 - a fixture
 from tests.memory_bucket import memory_bucket  # noqa: E402, F401 - a fixture
 from tests.one_context import share_contexts  # noqa: E402
 from tests.servers import cloud, gcs, gcs_server, s3, s3_server  # noqa: E402, F401 - fixtures

@@ -16,14 +16,16 @@ from urllib.parse import unquote
 
 HOST = "127.0.0.1"
 WRITES = "PUT POST DELETE PATCH"
+ALL = f"GET HEAD {WRITES}"
 _PART = 2**18  # bytes that are passed on at once
 
 
 class _Fault:
     """An action on the requests of some methods whose path a pattern finds."""
 
-    def __init__(self, action, methods, path, skip, times):
-        self.action, self.skip, self.times, self.met = action, skip, times, 0
+    def __init__(self, action, methods, path, skip, times, every):
+        self.action, self.met = action, 0
+        self._turns = range(skip + 1, skip + times + 1, every)
         self._methods, self._path = methods.split(), re.compile(path)
 
     def meets(self, method, path):
@@ -31,7 +33,7 @@ class _Fault:
         if method not in self._methods or not self._path.search(path):
             return False
         self.met += 1
-        return self.skip < self.met <= self.skip + self.times
+        return self.met in self._turns
 
 
 class Proxy:
@@ -50,12 +52,12 @@ class Proxy:
         server = asyncio.run_coroutine_threadsafe(starting, self._loop).result()
         self.url = "http://{}:{}".format(*server.sockets[0].getsockname())
 
-    def inject(self, action, methods="GET HEAD " + WRITES, path="", skip=0, times=10**9):
-        """Does `action` to requests from now on, after `skip` of them and at most to `times`.
+    def inject(self, action, methods=ALL, path="", skip=0, times=10**9, every=1):
+        """Does `action` to requests from now on, after `skip` of them, to every n-th of `times`.
 
         Of several faults the first one injected counts. Returns the fault: `met` requests so far.
         """
-        fault = _Fault(action, methods, path, skip, times)
+        fault = _Fault(action, methods, path, skip, times, every)
         self._faults.append(fault)
         return fault
 
@@ -63,7 +65,7 @@ class Proxy:
         """Ends all faults."""
         self._faults.clear()
 
-    def count(self, methods="GET HEAD " + WRITES, path=""):
+    def count(self, methods=ALL, path=""):
         """How many requests of these methods have passed whose path the pattern finds."""
         passed = [r for r in self.requests if r.method in methods.split()]
         return sum(re.search(path, r.path) is not None for r in passed)
@@ -105,17 +107,18 @@ class _Connection(NamedTuple):
             return None
         return raw[:-4].decode("latin-1").split("\r\n")
 
-    async def body(self, head, until_closed=False):
-        """Yields the parts of a message's body as they are on the wire."""
+    async def body(self, head, until_closed=False, raw=True):
+        """Yields the parts of a message's body, as they are on the wire if it is `raw`."""
         if "chunked" in _header(head, "transfer-encoding"):
             size = None
             while size != 0:
                 line = await self.reader.readuntil(b"\r\n")
                 size = int(line.split(b";")[0], 16)
-                yield line + (await self.reader.readexactly(size + 2) if size else b"")
+                part = await self.reader.readexactly(size + 2) if size else b""
+                yield line + part if raw else part[:-2]
             while line != b"\r\n":
                 line = await self.reader.readuntil(b"\r\n")
-                yield line
+                yield line if raw else b""
         elif length := _header(head, "content-length"):
             left = int(length)
             while left:
@@ -204,7 +207,7 @@ class Exchange:
         status = int(head[0].split(" ")[1])
         head = [line.replace(*self._rename) for line in head]
         empty = self.method == "HEAD" or status in (204, 304)
-        parts = _one(b"") if empty else self._server.body(head, until_closed=True)
+        parts = _one(b"") if empty else self._server.body(head, True, raw=not edit)
         if edit:
             content = edit(await _joined(parts)).encode()
             dropped = ("content-length:", "transfer-encoding:")

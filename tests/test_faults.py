@@ -9,34 +9,16 @@ import signal
 import subprocess
 import time
 
-import chex
 import portpicker
 import pytest
 
-import sedd_jax as sedd
 from sedd_jax.experiment.checkpoint_folder import FOLDER
+from tests.disturbed import COMMAND, after_line, ends_like, report
 from tests.metadata import metadata_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.unsteady]
 
-COMMAND = (
-    "--config=configs/smoke.py",
-    "--config.train.steps=60",
-    "--config.checkpoint.every=20",
-    "--config.checkpoint.keep=3",
-    "--config.eval.every=1000",
-    "--config.eval.sample_every=1000",
-    "--config.eval.num_samples=0",
-)
 LONG = (*COMMAND, "--config.train.steps=100000")
-
-
-@pytest.fixture(scope="module")
-def straight(binary, tmp_path_factory):
-    """The folder of an undisturbed run."""
-    run = tmp_path_factory.mktemp("straight") / "run"
-    binary.run("train", *COMMAND, f"--workdir={run}")
-    return run
 
 
 def killed_after(step, straight, tmp_path):
@@ -47,25 +29,6 @@ def killed_after(step, straight, tmp_path):
         if int(checkpoint.name) > step:
             shutil.rmtree(checkpoint)
     return run
-
-
-def ends_like(run, straight):
-    for ema in (True, False):
-        chex.assert_trees_all_equal(
-            sedd.load(run, ema=ema).params, sedd.load(straight, ema=ema).params
-        )
-
-
-def after_line(process, start):
-    for line in process.stdout:
-        if line.startswith(start):
-            return line
-        assert "step 2000/" not in line, f"no line begins with {start}"  # some seconds' worth
-    raise AssertionError(process.stderr.read())
-
-
-def report(fault, code, text):
-    print(f"\n{fault}: exit code {code}\n  " + "\n  ".join(text.strip().splitlines()))
 
 
 def data_file(checkpoint):

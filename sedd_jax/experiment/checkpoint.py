@@ -86,14 +86,20 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
+        failure = None
         try:
             self.wait()
         except Halted as halted:
-            if error is None:
-                raise
-            warn_on_primary(str(halted))  # not instead of what ended the run
-        finally:
+            failure = halted
+        try:
             self._manager.close()
+        except Exception:  # a save that failed may have several errors, and one was told
+            if error is None and failure is None:
+                raise
+        if failure is not None:
+            if error is None:
+                raise failure
+            warn_on_primary(str(failure))  # not instead of what ended the run
 
     @property
     def latest(self) -> int | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def options_of(run: Path) -> Iterator[dict[str, Any]]:
     if address is None:
         yield {}
         return
+    _hide_closed_loops()
     with bucket.listed(address):
         yield {"temporary_path_class": atomicity.CommitFileTemporaryPath}
 
@@ -77,6 +79,23 @@ def set_aside(step: Any, aside: Any) -> Any:
         aside.mkdir(exist_ok=True)
         step.rename(target)
     return target
+
+
+def _hide_closed_loops() -> None:
+    """Keeps futures of TensorStore quiet that end after the save they belong to has failed.
+
+    Orbax has then closed their event loop, and each prints a page about that.
+    """
+    before = sys.excepthook
+    if getattr(before, "hides_closed_loops", False):
+        return
+
+    def hook(kind, error, trace):
+        if kind is not RuntimeError or str(error) != "Event loop is closed":
+            before(kind, error, trace)
+
+    hook.hides_closed_loops = True
+    sys.excepthook = hook
 
 
 def _teach_s3() -> None:

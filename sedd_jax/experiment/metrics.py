@@ -10,6 +10,7 @@ from typing import Any
 from sedd_jax.errors import Halted
 from sedd_jax.experiment.trackers.background import InBackground
 from sedd_jax.experiment.trackers.tracker import Tracker
+from sedd_jax.system import mirror
 from sedd_jax.system.files import atomic_write
 from sedd_jax.system.processes import is_primary, print_on_primary, warn_on_primary
 
@@ -101,9 +102,10 @@ class _JsonLines:
         kept = [line for line, step in zip(lines, steps, strict=True) if step <= last_step]
         # of a run that was killed only the last row is torn
         if damaged := steps[:-1].count(math.inf):
-            warn_on_primary(f"{damaged} rows of {path} are damaged and left out")
+            warn_on_primary(f"{damaged} rows of {mirror.shown(path)} are damaged and left out")
         if again := len(lines) - len(kept) - damaged:
-            print_on_primary(f"{path}: {again} rows after step {last_step} will be written again.")
+            shown = mirror.shown(path)
+            print_on_primary(f"{shown}: {again} rows after step {last_step} will be written again.")
         atomic_write(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self.close = self._file.close

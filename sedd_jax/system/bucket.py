@@ -91,12 +91,8 @@ def entries(folder: Address) -> dict[str, Entry]:
         found = store.list(folder.bucket, prefix)
         return {key.removeprefix(prefix): entry for key, entry in found if key != prefix}
 
-    try:
+    with _in_a_bucket(folder):
         return _patiently(folder, all_pages)
-    except FileNotFoundError as error:
-        raise BadInput(
-            f"There is no bucket {folder.scheme}://{folder.bucket}, or no right to list it."
-        ) from error
 
 
 def entry(address: Address) -> Entry:
@@ -146,9 +142,10 @@ def write(address: Address, content: bytes, if_version: str | None = None) -> st
       Halted: the bucket does not answer.
     """
     store = _store(address)
-    return _patiently(
-        address, lambda: store.write(address.bucket, address.key, content, if_version)
-    )
+    with _in_a_bucket(address, if_version):
+        return _patiently(
+            address, lambda: store.write(address.bucket, address.key, content, if_version)
+        )
 
 
 def delete(address: Address, if_version: str | None = None) -> None:
@@ -188,7 +185,8 @@ def move(folder: Address, target: Address, first: str) -> None:
 def upload(path: Path, address: Address) -> None:
     """Copies a file to an object, which appears when it is whole; raises as `write`."""
     store = _store(address)
-    _patiently(address, lambda: store.upload(path, address.bucket, address.key))
+    with _in_a_bucket(address):
+        _patiently(address, lambda: store.upload(path, address.bucket, address.key))
 
 
 def download(address: Address, path: Path, found: Entry) -> None:
@@ -241,8 +239,6 @@ def check_access(folder: Address, flag: str) -> None:
         delete(probe)
     except BadInput as error:
         raise BadInput(f"{flag}: {error}") from error
-    except FileNotFoundError as error:
-        raise BadInput(f"{flag}: there is no bucket {folder.scheme}://{folder.bucket}.") from error
 
 
 @contextlib.contextmanager
@@ -275,7 +271,7 @@ def _patiently(address: Address, call: Callable[[], T]) -> T:
                 raise FileNotFoundError(2, "There is no such object", str(address)) from error
             if status in (409, 412):
                 raise Conflict(str(address)) from error
-            if fault := _lasting(error, status):
+            if fault := _lasting(error, status, _ADVICE[address.scheme]):
                 raise BadInput(f"{address} {fault}") from error
             waited = time.monotonic() - began
             if waited + delay > PATIENCE:
@@ -307,15 +303,15 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
-def _lasting(error: BaseException, status: int | None) -> str | None:
+def _lasting(error: BaseException, status: int | None, advice: str) -> str | None:
     """Returns what is wrong and what to do, of an error that does not pass by itself."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}:
-        return f"needs credentials, and there are none ({first_line(error)}). {_ADVICE}"
+        return f"needs credentials, and there are none ({first_line(error)}). {advice}"
     if names & {"RefreshError"} or status == 401:
-        return f"refuses the credentials, which may have expired ({_brief(error)}). {_ADVICE}"
+        return f"refuses the credentials, which may have expired ({_brief(error)}). {advice}"
     if status == 403:
-        return f"refuses the access: {_brief(error)}. {_ADVICE}"
+        return f"refuses the access: {_brief(error)}. {advice}"
     if status is not None and 400 <= status < 500 and status not in _PASSING:
         return f"refuses the request: {_brief(error)}."
     if status is None and isinstance(error, ValueError | TypeError | AttributeError | KeyError):
@@ -325,11 +321,24 @@ def _lasting(error: BaseException, status: int | None) -> str | None:
     return None
 
 
-_ADVICE = (
-    "For gs:// run `gcloud auth application-default login` or set GOOGLE_APPLICATION_CREDENTIALS; "
-    "for s3:// run `aws configure` or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; a machine "
-    "of the cloud needs a service account or role with rights to this bucket."
-)
+_MACHINE = "; a machine of the cloud needs a service account or role with rights to this bucket."
+_ADVICE = {
+    "gs": "Run `gcloud auth application-default login` or set GOOGLE_APPLICATION_CREDENTIALS"
+    + _MACHINE,
+    "s3": "Run `aws configure` or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" + _MACHINE,
+}
+
+
+@contextlib.contextmanager
+def _in_a_bucket(address, if_version=None):
+    """Says of a 404 what it means where no object needs to exist."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if if_version:  # so S3 answers about an object that should be replaced
+            raise Conflict(str(address)) from error
+        where = f"{address.scheme}://{address.bucket}"
+        raise BadInput(f"There is no bucket {where}, or no right to see it.") from error
 
 
 def _brief(error):

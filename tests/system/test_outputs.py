@@ -33,7 +33,7 @@ def test_a_new_file_never_replaces_another(memory_bucket):
 
 def test_an_output_that_cannot_be_written_is_refused_first(memory_bucket):
     with (
-        pytest.raises(BadInput, match="--output: there is no bucket gs://buckte"),
+        pytest.raises(BadInput, match="--output: There is no bucket gs://buckte"),
         output_file("gs://buckte/out", "--output"),
     ):
         pytest.fail("entered")
