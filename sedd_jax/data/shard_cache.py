@@ -113,7 +113,8 @@ class CacheFile:
         if self._seen[first:last].all():
             return True
         self._check(first, last)
-        return bool(self._seen[first:last].all())
+        # one that is whole and not confirmed, since its writer was killed, is left to `settle`
+        return bool(self._seen[first:last].all()) and (self._is_whole or not self._seen.all())
 
     def missing(self, spans: Iterable[Span]) -> list[tuple[int, int]]:
         """Returns the units to fetch, as ranges [first, last) that do not touch."""

@@ -33,16 +33,14 @@ class DiskCache:
           limit: bytes on disk; None for half of what is free or used by the cache now.
 
         Raises:
-          BadInput: the folder cannot be made.
+          BadInput: the folder cannot be made or written, or its file system knows no locks.
         """
         self.folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise BadInput(
-                f"The cache of data {folder} cannot be made ({error.strerror}); set "
-                "SEDD_JAX_CACHE to a folder on a disk of this machine."
-            ) from error
+            raise _unusable(folder, error) from error
+        self.open(".probe", 0).close()  # found faulty now, not in the first step
         if limit is None:
             used = sum(size for _, size, _ in self._files())
             limit = (used + shutil.disk_usage(folder).free) // 2
@@ -72,10 +70,7 @@ class DiskCache:
             if os.fstat(file.fileno()).st_size != size:
                 os.ftruncate(file.fileno(), size)
         except OSError as error:
-            raise BadInput(
-                f"The file {path} of the cache of data cannot be used ({error.strerror}); set "
-                "SEDD_JAX_CACHE to a folder on a disk of this machine."
-            ) from error
+            raise _unusable(self.folder, error) from error
         return file
 
     def take(self, size: int) -> bool:
@@ -128,6 +123,13 @@ class DiskCache:
             yield found.st_mtime, found.st_blocks * 512, entry.path
 
 
+def _unusable(folder: Path, error: OSError) -> BadInput:
+    return BadInput(
+        f"The cache of data {folder} cannot be used ({error.strerror}); set SEDD_JAX_CACHE to a "
+        "folder on a disk of this machine."
+    )
+
+
 def _evict(path: str) -> bool:
     """Deletes a file of the cache unless a process has it open."""
     try:
@@ -159,7 +161,15 @@ def default_cache() -> DiskCache:
 
 
 def cache_folder() -> Path:
-    """Returns the folder of all that is kept of buckets."""
+    """Returns the folder of all that is kept of buckets.
+
+    Raises:
+      BadInput: this user has no home.
+    """
     if own := os.environ.get("SEDD_JAX_CACHE"):
         return Path(own).absolute()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "sedd_jax"
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise BadInput("There is no home for the cache of data; set SEDD_JAX_CACHE.") from error
+    return home.absolute() / "sedd_jax"

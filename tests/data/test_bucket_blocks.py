@@ -16,7 +16,7 @@ from sedd_jax.data.pipeline import heldout_batches, train_batches
 from sedd_jax.data.preparation import prepare_blocks
 from sedd_jax.data.prepared import link_prepared, open_blocks, open_data
 from sedd_jax.data.shard_cache import UNIT
-from sedd_jax.errors import BadInput
+from sedd_jax.errors import BadInput, Halted
 from sedd_jax.system import disk_cache, mirror
 
 DATA = "gs://bucket/data/bytes"
@@ -197,6 +197,9 @@ def test_a_damaged_cache_is_mended(prepared, remote, monkeypatch):
     # checksums on disk, and the second half of the data not: after a power failure
     at = len(content) * UNIT // (UNIT + 4) - 1000
     holds(content[:half] + bytes(at - half) + content[at:], lambda n: at - half <= n < at)
+    # whole, but its writer was killed before it compared the SHA-256: that is done now
+    holds(content[:-4] + bytes(4), lambda n: n == 0)
+    assert file.read_bytes() == content
     # the other way round, or a file that was cut short
     holds(content[:half], lambda n: n > half / 2)
     holds(b"", lambda n: n > half)
@@ -249,11 +252,28 @@ def test_a_size_of_the_cache_that_is_none(remote, monkeypatch, given):
         open_blocks(DATA, LENGTH)
 
 
-def test_a_cache_that_cannot_be_made(remote, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_used(remote, tmp_path, monkeypatch):
+    def without_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
     (tmp_path / "file").write_text("")
     use_cache(tmp_path / "file", monkeypatch)
-    with pytest.raises(BadInput, match="The cache of data .* cannot be made"):
+    with pytest.raises(BadInput, match="The cache of data .*/file/shards cannot be used .Not a"):
         open_blocks(DATA, LENGTH)
+    use_cache(tmp_path / "another", monkeypatch)
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with pytest.raises(BadInput, match="another/shards cannot be used .No locks.*SEDD_JAX_CACHE"):
+        open_blocks(DATA, LENGTH)
+
+
+def test_a_bucket_that_is_gone_ends_the_run_with_its_sentence(remote):
+    blocks = open_blocks(DATA, LENGTH).train
+    with train_batches(blocks, batch_size=2, seed=0, buffer=1, num_threads=1) as batches:
+        next(batches)
+        remote.fault = ConnectionError("reset")
+        with pytest.raises(Halted, match="train-0000.*has not answered"):
+            for _ in range(5):
+                next(batches)
 
 
 def test_a_run_links_to_data_in_buckets_and_they_may_move(prepared, remote, tmp_path, monkeypatch):
