@@ -1,13 +1,18 @@
 """The commands with addresses of buckets in the place of paths: the same bits, and one sentence."""
 
+import contextlib
 import json
+import subprocess
+import sys
+import time
 
 import numpy as np
+import portpicker
 import pytest
 
 import sedd_jax as sedd
 from sedd_jax.evaluation.record import read_records
-from sedd_jax.system import bucket, mirror
+from sedd_jax.system import bucket, lease, mirror
 from sedd_jax.system.bucket import parse
 from tests.proxy import WRITES, refuse
 from tests.test_exact import SMALLEST
@@ -71,6 +76,56 @@ def test_a_sampling_job_gives_the_same_rows_and_continues(run, cloud, smoke_run,
     assert "<script" in read(page)
     line = binary.refuse("sample", f"--checkpoint={run}", f"--html={page}")
     assert f"{page} exists already" in line
+
+
+# the command, with uploads every half second
+_OFTEN = """
+import runpy, sys
+from sedd_jax.system import mirror
+mirror.PUSH_SECONDS = 0.5
+sys.argv[0] = "sample"
+runpy.run_module("sedd_jax.sample", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_job_continues_on_two_hosts_with_what_was_uploaded(
+    run, cloud, smoke_run, binary, tmp_path
+):
+    lines = "".join(f'{{"template": "{number}[MASK:8]"}}\n' for number in range(100))
+    (tmp_path / "in.jsonl").write_text(lines)
+    bucket.upload(tmp_path / "in.jsonl", parse(f"{cloud.address}/in.jsonl"))
+    settings, output = ("--steps=64", "--batch_size=2"), f"{cloud.address}/out.jsonl"
+    flags = (f"--checkpoint={run}", f"--input={cloud.address}/in.jsonl", *settings)
+    flags += (f"--output={output}",)
+    environment = binary.environment | {"JAX_NUM_CPU_DEVICES": "1"}
+    killed = subprocess.Popen([sys.executable, "-c", _OFTEN, *flags], env=environment)
+
+    def uploaded():
+        with contextlib.suppress(FileNotFoundError):
+            return rows(read(output).rpartition("\n")[0])
+        return {}
+
+    while len(uploaded()) < 2:
+        assert killed.poll() is None
+        time.sleep(0.2)
+    killed.kill()
+    killed.wait()
+    kept = uploaded()
+    assert 2 <= len(kept) < 100
+    bucket.delete(parse(f"{output}.lock"))  # as if its lease had run out
+    job = (f"--coordinator=localhost:{portpicker.pick_unused_port()}", "--num_processes=2")
+    hosts = [binary.start("sample", *flags, *job, f"--process_id={number}") for number in range(2)]
+    for host in hosts:
+        _, err = host.communicate()
+        assert host.returncode == 0, err
+    local = (f"--checkpoint={smoke_run}", f"--input={tmp_path}/in.jsonl", *settings)
+    binary.run("sample", *local, f"--output={tmp_path}/out.jsonl")
+    expected = rows((tmp_path / "out.jsonl").read_text())
+    found = rows(read(output))
+    assert found.keys() == expected.keys() and len(found) == 100
+    assert all(found[name]["tokens"] == it["tokens"] for name, it in expected.items())
+    assert all(found[name] == it for name, it in kept.items())
 
 
 @pytest.mark.slow
@@ -150,6 +205,14 @@ def test_what_cannot_be_is_a_sentence(run, cloud, binary):
     assert f"{run}/data is no run folder" in line
     line = binary.refuse("report", f"{run}/data", f"--output={cloud.address}/report.html")
     assert f"{run}/data is no run" in line
+    lock = parse(f"{cloud.address}/in.jsonl.lock")
+    bucket.write(parse(f"{cloud.address}/in.jsonl"), LINES.encode())
+    job = (f"--input={cloud.address}/in.jsonl", f"--output={cloud.address}/in.jsonl")
+    with lease.exclusive(lock, "", "", seconds=3):
+        process = binary.start("sample", f"--checkpoint={run}", *job)
+        _, err = process.communicate()
+    assert process.returncode == 2, err
+    assert f"{cloud.address}/in.jsonl is in use by process" in err
     cloud.proxy.inject(refuse(403), methods=WRITES)
     line = binary.refuse("sample", f"--checkpoint={run}", output)
     assert f"--output: {cloud.address}/.probe" in line and "refuses the access" in line
