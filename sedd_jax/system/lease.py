@@ -91,7 +91,7 @@ class Lease:
         self._record = Record(holder, secrets.token_hex(16), seconds, 0)
         self._version, self._until = ABSENT, -math.inf
         self._fault: str | None = None  # why the last renewal failed
-        self._released = False
+        self._tried = self._released = False
 
     def acquire(self, advice: str) -> None:
         """Takes the lease, after `seconds` if a holder has ended without releasing it.
@@ -102,12 +102,6 @@ class Lease:
         if_version = ABSENT
         while not self._try(if_version):
             if_version = self._wait(advice)
-        with contextlib.suppress(Conflict):  # a condition that does not hold
-            self._version = self._write(ABSENT)
-            warn(
-                f"{self._subject} cannot be kept to one process, since {self._address.scheme}:// "
-                "writes here whatever the condition: make sure that no other run writes there"
-            )
 
     def _try(self, if_version):
         """Whether the lease is now held, by a write that replaces a version."""
@@ -154,13 +148,26 @@ class Lease:
         """
         try:
             while not self._released:
-                began = self._clock()
+                began, replaced = self._clock(), self._version
                 try:
-                    return self._held(self._write(self._version), began)
+                    self._held(self._write(replaced), began)
+                    return self._try_conditions(replaced)
                 except Conflict:
                     self._adopt()
         except Exception as error:
             self._fault = first_line(error)
+
+    def _try_conditions(self, replaced):
+        """Warns, once, of a store that writes even if the condition does not hold."""
+        if self._tried:
+            return
+        self._tried = True
+        with contextlib.suppress(Conflict):
+            self._version = self._write(replaced)
+            warn(
+                f"{self._subject} cannot be kept to one process, since {self._address.scheme}:// "
+                "writes here whatever the condition: make sure that no other run writes there"
+            )
 
     def _adopt(self):
         """Finds out whose write came before, perhaps one of ours whose answer was lost."""
