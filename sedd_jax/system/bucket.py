@@ -346,7 +346,7 @@ def _brief(error):
 
 
 def _store(address: Address) -> ObjectStore:
-    return _opened(address.scheme)
+    return _patiently(address, lambda: _opened(address.scheme))  # credentials are looked for
 
 
 @functools.cache
