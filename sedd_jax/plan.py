@@ -12,7 +12,6 @@ import math
 import os
 import sys
 from importlib import metadata
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read before jax starts: compilers are verbose
 
@@ -40,6 +39,7 @@ from sedd_jax.planning.lower import (
 from sedd_jax.planning.search import Search, as_table, for_idle_memory, to_fit, train_command
 from sedd_jax.planning.topology import Topology, parse_topology, topology_devices
 from sedd_jax.system.files import atomic_write, check_output_path
+from sedd_jax.system.outputs import output_file
 from sedd_jax.system.settings import flatten
 
 _CONFIG = define_config_flag("The run's config file.")
@@ -107,9 +107,9 @@ def _estimate(config, topology, vocab_size):
     _tell("Compiling, which takes minutes for a large model ...")
     found = estimate(program, topology, _PRICE.value)
     _show(found)
-    _write(_KEEP_HLO.value, found.hlo_text)
+    _write(_KEEP_HLO, found.hlo_text)
     facts = {"program": kind, "config": dataclasses.asdict(config), "versions": _versions()}
-    _write(_OUTPUT.value, to_json(as_json(found, facts)))
+    _write(_OUTPUT, to_json(as_json(found, facts)))
     if not found.memory.fits:
         ways = to_fit(config, found, training=training)
         raise Halted(f"It does not fit; what would help: {ways}")
@@ -141,7 +141,8 @@ def _check_flags():
         raise BadInput(f"--output and --keep_hlo are both {_OUTPUT.value}: give one another name.")
     for flag in (_OUTPUT, _KEEP_HLO):
         if flag.value:
-            check_output_path(Path(flag.value), f"--{flag.name}")
+            with output_file(flag.value, f"--{flag.name}") as path:
+                check_output_path(path, f"--{flag.name}")
 
 
 def _program(config: Config, vocab_size: int, mesh: Mesh) -> Program:
@@ -198,7 +199,7 @@ def _search(config: Config, topology: Topology, vocab_size: int) -> None:
         as_json(each.estimate, facts | {"config": dataclasses.asdict(each.config)})
         for each in found
     ]
-    _write(_OUTPUT.value, to_json(plans))
+    _write(_OUTPUT, to_json(plans))
 
 
 def _train_command(config):
@@ -224,9 +225,10 @@ def _versions():
     return found
 
 
-def _write(path, text):
-    if path:
-        atomic_write(Path(path), text)
+def _write(flag, text):
+    if flag.value:
+        with output_file(flag.value, f"--{flag.name}") as path:
+            atomic_write(path, text)
 
 
 if __name__ == "__main__":
