@@ -78,7 +78,8 @@ def _new_folder(name):
         made = Path(above, address.name)
         yield made
         made.rename(folder)
-        mirror.push(folder)  # config.json last
+        with mirror.keeping(folder):
+            mirror.push(folder)  # config.json last
 
 
 if __name__ == "__main__":

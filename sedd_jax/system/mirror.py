@@ -41,8 +41,8 @@ class _Mirror:
           only: patterns of the names that are fetched and uploaded; of large files their names.
         """
         self.address, self._only = address, only
-        self._temporary = tempfile.mkdtemp(prefix="sedd_jax-")
-        self.folder = Path(self._temporary).resolve() / address.name
+        self.temporary, self.stays = tempfile.mkdtemp(prefix="sedd_jax-"), False
+        self.folder = Path(self.temporary).resolve() / address.name
         self.folder.mkdir()
         self.entries: dict[str, Entry] | None = None  # of the bucket, when it was last listed
         self._known: dict[str, tuple[int, int]] = {}  # files as they are in the bucket
@@ -102,7 +102,7 @@ class _Mirror:
                 bucket.in_parallel([functools.partial(self._upload, name) for name in names])
 
     def _upload(self, name):
-        path, copy = self.folder / name, Path(self._temporary, uuid.uuid4().hex)
+        path, copy = self.folder / name, Path(self.temporary, uuid.uuid4().hex)
         try:
             state = _state(path)
             shutil.copyfile(path, copy)  # which does not grow while it is read
@@ -115,9 +115,10 @@ class _Mirror:
             copy.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Removes the local folder."""
+        """Removes the local folder, unless an upload failed."""
         _OPEN.pop(self.folder, None)
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        if not self.stays:
+            shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 _ADDRESSES: dict[str, str] = {}  # of all local folders there were
@@ -154,10 +155,6 @@ def local(
 
 def local_file(name: str | os.PathLike[str], flag: str = "The file") -> Path:
     """Returns a file to read: a local one as it is, or an object of a bucket, fetched once.
-
-    Args:
-      name: a path or an address.
-      flag: the flag or setting that names it, for messages.
 
     Raises:
       BadInput: there is no such object, or no access to it.
@@ -241,13 +238,26 @@ def synced(folder: Path, flag: str = "") -> Iterator[None]:
         done.set()
         thread.join()
         try:
-            mirror.push()
+            with keeping(folder):
+                mirror.push()
         except (BadInput, Halted) as error:  # not instead of what ended the run
             warn(f"The last files of {mirror.address} are not uploaded: {error}")
         raise
     done.set()
     thread.join()
-    mirror.push()
+    with keeping(folder):
+        mirror.push()
+
+
+@contextlib.contextmanager
+def keeping(path: Path) -> Iterator[None]:
+    """Lets the local folder of a mirror stay if the body, which uploads from it, fails."""
+    try:
+        yield
+    except (BadInput, Halted) as error:
+        mirror = _mirror_of(path)
+        mirror.stays = True
+        raise type(error)(f"{error} What is not uploaded is in {mirror.temporary}.") from error
 
 
 def _push_until(done, mirror):

@@ -66,7 +66,8 @@ def create(source: Path, path: Path) -> None:
         return
     content = source.read_bytes()
     try:
-        bucket.write(address, content, ABSENT)
+        with mirror.keeping(path):
+            bucket.write(address, content, ABSENT)
     except Conflict as error:
         if bucket.read(address)[0] != content:  # else it is this write, whose answer was lost
             bucket.upload(source, mirror.address_of(source))

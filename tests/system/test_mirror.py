@@ -4,6 +4,7 @@ import pytest
 
 from sedd_jax.errors import BadInput, Halted
 from sedd_jax.system import mirror
+from sedd_jax.system.outputs import output_file
 
 
 def test_a_folder_is_fetched_without_what_is_large(memory_bucket):
@@ -72,3 +73,22 @@ def test_of_a_folder_only_what_is_asked_for_is_fetched(memory_bucket):
     folder = mirror.local("gs://bucket/a", only=("*.json", "pytorch_model.bin"))
     assert {path.name for path in folder.iterdir()} == {"pytorch_model.bin", "config.json"}
     assert mirror.entries_of(folder).keys() == set(names)
+
+
+def test_what_cannot_be_uploaded_stays(memory_bucket, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(mirror.tempfile, "tempdir", str(tmp_path))
+    words = "refuses the access: read-only.* What is not uploaded is in"
+    with (
+        pytest.raises(BadInput, match=f"^gs://bucket/out.txt {words} {tmp_path}/sedd_jax-"),
+        output_file("gs://bucket/out.txt", "--output") as path,
+    ):
+        path.write_bytes(b"rows")
+        memory_bucket.fault = PermissionError("read-only")
+    memory_bucket.fault = None
+    with pytest.raises(KeyError), output_file("gs://bucket/out.txt", "--output") as path:
+        path.write_bytes(b"more")
+        memory_bucket.fault = PermissionError("read-only")
+        raise KeyError("of the program")
+    assert "last files of gs://bucket are not uploaded: gs" in capsys.readouterr().err
+    found = {path.read_bytes() for path in tmp_path.rglob("out.txt")}
+    assert found == {b"rows", b"more"}
