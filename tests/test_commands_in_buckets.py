@@ -14,7 +14,7 @@ import sedd_jax as sedd
 from sedd_jax.evaluation.record import read_records
 from sedd_jax.system import bucket, lease, mirror
 from sedd_jax.system.bucket import parse
-from tests.proxy import WRITES, refuse
+from tests.proxy import WRITES, lose_answer, refuse, reset
 from tests.test_exact import SMALLEST
 
 LINES = '{"template": "A[MASK:3]"}\n{"length": 4, "id": "x"}\n{"prefix": "The ", "length": 9}\n'
@@ -76,6 +76,23 @@ def test_a_sampling_job_gives_the_same_rows_and_continues(run, cloud, smoke_run,
     assert "<script" in read(page)
     line = binary.refuse("sample", f"--checkpoint={run}", f"--html={page}")
     assert f"{page} exists already" in line
+
+
+@pytest.mark.slow
+def test_passing_faults_change_nothing(run, cloud, smoke_run, binary, tmp_path):
+    local, flags = tmp_path / "out.txt", ("--steps=4", "--num_samples=3", f"--checkpoint={run}")
+    binary.run("sample", *flags[:2], f"--checkpoint={smoke_run}", f"--output={local}")
+    cloud.proxy.inject(lose_answer, methods=WRITES, times=1)  # of the probe
+    cloud.proxy.inject(refuse(503), times=3)
+    cloud.proxy.inject(reset, times=2)
+    binary.run("sample", *flags, f"--output={cloud.address}/some/a.txt")
+    cloud.proxy.heal()
+    lost = cloud.proxy.inject(lose_answer, methods="POST PUT", skip=1, times=1)  # of the file
+    binary.run("sample", *flags, f"--output={cloud.address}/some/b.txt")
+    assert lost.met == 3  # the probe, the file, and the file again
+    assert bucket.entries(parse(f"{cloud.address}/some")).keys() == {"a.txt", "b.txt"}
+    for name in "ab":
+        assert read(f"{cloud.address}/some/{name}.txt") == local.read_text()
 
 
 # the command, with uploads every half second

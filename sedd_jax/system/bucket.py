@@ -235,7 +235,7 @@ def check_access(folder: Address, flag: str) -> None:
     """
     probe = folder / f".probe-{random.getrandbits(64):x}"
     try:
-        write(probe, b"", ABSENT)
+        write(probe, b"")
         delete(probe)
     except BadInput as error:
         raise BadInput(f"{flag}: {error}") from error
