@@ -82,7 +82,8 @@ class TrainConfig:
     stall_minutes: float = setting(30.0, above=0, below=1e6, may_change=True)
     # seconds from SIGTERM to the end of the machine, 30 in Kubernetes by default; 0: enough to save
     grace_seconds: float = setting(0.0, at_least=0, may_change=True)
-    initial: str = ""  # folder, or OWNER/NAME on the hub, of weights to start from; empty: random
+    # folder, here or in a bucket, or OWNER/NAME on the hub, of weights to start from; empty: random
+    initial: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

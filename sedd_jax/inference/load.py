@@ -58,7 +58,7 @@ _FETCHED = (
     *_WEIGHTS[0],
     *_WEIGHTS[1],
     f"{DATA_FOLDER}/*",
-    checkpoints.BEST_FILE,
+    *published_run.FILES,
     "*.json",
 )
 

@@ -29,6 +29,7 @@ from sedd_jax.model.transformer import Params
 
 _SETTINGS = Path(".hydra") / "config.yaml"
 _LATEST = Path("checkpoints-meta") / "checkpoint.pth"
+FILES = (_SETTINGS.as_posix(), _LATEST.as_posix())
 _OTHERS = "checkpoints/checkpoint_*.pth"
 
 

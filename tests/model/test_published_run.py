@@ -136,6 +136,16 @@ def test_a_run_has_averaged_weights_and_those_as_trained(folder, wanted, prefix,
     equal(sedd.load(folder, ema=False).params, wanted.params, 2)
 
 
+def test_a_run_may_be_in_a_bucket(folder, wanted, memory_bucket):
+    write_checkpoint(latest(folder), checkpoint())
+    for path in folder.rglob("*.*"):
+        if path.is_file():
+            memory_bucket.objects[f"run/{path.relative_to(folder)}"] = path.read_bytes()
+    loaded = sedd.load("gs://bucket/run")
+    equal(loaded.params, wanted.params)
+    assert loaded.name == "run"
+
+
 def test_a_checkpoint_is_loaded_by_its_path(folder, wanted):
     assert not is_published_run(folder)  # Hydra's folder may be in a run of any program
     other = folder / "checkpoints" / "checkpoint_3.pth"
