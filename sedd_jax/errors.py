@@ -61,5 +61,7 @@ def reason(error: BaseException) -> str:
     everything = f"{error}\n{error.__cause__}\n{error.__context__}"
     code = re.search(r"\b[A-Z_]{6,}: .*", everything)
     line = code[0] if code else first_line(error) if str(error).strip() else repr(error)
-    line = line.split(" [tensorstore_spec")[0]
+    line = re.split(r" \[(tensorstore_spec|http_response)", line)[0]
+    if isinstance(error, FileNotFoundError) and not code:
+        line = f"not found: {line}"
     return textwrap.shorten(line.rstrip("."), 240, placeholder=" ...")

@@ -22,12 +22,12 @@ from tests.proxy import (
 
 pytestmark = pytest.mark.slow
 LIMIT = 400  # seconds of a run
-PATIENCE = 10  # of a run with its bucket, instead of two minutes
 
 
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch):
-    monkeypatch.setenv("SEDD_JAX_BUCKET_PATIENCE", str(PATIENCE))
+    monkeypatch.setenv("SEDD_JAX_BUCKET_PATIENCE", "10")  # instead of two minutes
+    monkeypatch.setenv("SEDD_JAX_LEASE_SECONDS", "30")  # instead of a minute
 
 
 @pytest.fixture

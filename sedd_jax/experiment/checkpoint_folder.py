@@ -86,16 +86,16 @@ def _hide_closed_loops() -> None:
 
     Orbax has then closed their event loop, and each prints a page about that.
     """
-    before = sys.excepthook
+    before = sys.unraisablehook
     if getattr(before, "hides_closed_loops", False):
         return
 
-    def hook(kind, error, trace):
-        if kind is not RuntimeError or str(error) != "Event loop is closed":
-            before(kind, error, trace)
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
 
     hook.hides_closed_loops = True
-    sys.excepthook = hook
+    sys.unraisablehook = hook
 
 
 def _teach_s3() -> None:

@@ -9,13 +9,14 @@ import functools
 import os
 import random
 import re
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from sedd_jax.errors import BadInput, Halted, first_line, reason, warn
+from sedd_jax.errors import BadInput, Halted, first_line, warn
 from sedd_jax.system.files import atomic_move
 from sedd_jax.system.object_stores import ABSENT, STORES, Entry, ObjectStore
 
@@ -342,7 +343,8 @@ def _in_a_bucket(address, if_version=None):
 
 
 def _brief(error):
-    return " ".join(reason(error).split())
+    """Returns what an error says itself: it may be met while another one is handled."""
+    return textwrap.shorten(str(error) or repr(error), 240, placeholder=" ...").rstrip(".")
 
 
 def _store(address: Address) -> ObjectStore:
