@@ -19,12 +19,17 @@ def become(module, flags, devices, folder, environment, out, err):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream.fileno())
     os.chdir(folder)
     sys.path.insert(0, str(folder))
+    from sedd_jax.system import mirror
     from tests.one_context import share_contexts
 
     share_contexts()
     sys.argv = [module, *flags]
     jax.config.update("jax_num_cpu_devices", devices)
-    runpy.run_module(f"sedd_jax.{module}", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(f"sedd_jax.{module}", run_name="__main__", alter_sys=True)
+    finally:
+        for folder in list(mirror._OPEN.values()):  # a forked process ends without atexit
+            folder.close()
 
 
 become(**request)  # which runpy is given

@@ -213,7 +213,7 @@ def test_what_cannot_be_is_a_sentence(run, cloud, binary):
     for flags, words in (
         ((f"--checkpoint={nothing}",), f"There is nothing in {nothing}"),
         ((f"--checkpoint={run}/data",), f"{run}/data holds neither"),
-        ((f"--checkpoint={run}", f"--output={missing}"), "there is no bucket"),
+        ((f"--checkpoint={run}", f"--output={missing}"), "There is no bucket"),
         ((f"--checkpoint={run.replace('//', '/')}",), "begins with gs://BUCKET/"),
         ((f"--checkpoint={run}", f"--input={nothing}", output), f"{nothing} does not exist"),
     ):
