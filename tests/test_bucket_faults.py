@@ -100,6 +100,7 @@ def goes_on(binary, run, straight):
     ends_like(run, straight)
 
 
+@pytest.mark.unsteady
 @pytest.mark.parametrize("fault", LASTING)
 def test_what_lasts_ends_the_run_with_a_sentence(binary, cloud, run, straight, fault):
     process = start(binary, run)
@@ -113,6 +114,7 @@ def test_what_lasts_ends_the_run_with_a_sentence(binary, cloud, run, straight, f
     goes_on(binary, run, straight)
 
 
+@pytest.mark.unsteady
 def test_killed_in_a_save(binary, cloud, run, straight):
     process = start(binary, run)
 
@@ -127,6 +129,7 @@ def test_killed_in_a_save(binary, cloud, run, straight):
     goes_on(binary, run, straight)
 
 
+@pytest.mark.unsteady
 def test_late_listings(binary, cloud, run, straight):
     """Orbax merges those parts of a checkpoint that are listed: this one is found incomplete."""
     cloud.proxy.inject(hide("checkpoints/60", 5))
