@@ -56,7 +56,8 @@ def errno_of(error: BaseException | None) -> int | None:
 def reason(error: BaseException) -> str:
     """Returns why an operation failed: by its errno, as TensorStore says, or its first line."""
     if number := errno_of(error):
-        return os.strerror(number)
+        said = getattr(error, "strerror", None) or os.strerror(number)  # s3fs has words of its own
+        return said.rstrip(".")
     # OUT_OF_RANGE: ..., after a long prefix or in the error that this one came from
     everything = f"{error}\n{error.__cause__}\n{error.__context__}"
     code = re.search(r"\b[A-Z_]{6,}: .*", everything)

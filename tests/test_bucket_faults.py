@@ -115,6 +115,16 @@ def test_what_lasts_ends_the_run_with_a_sentence(binary, cloud, run, straight, f
 
 
 @pytest.mark.unsteady
+def test_an_outage_of_ten_seconds(binary, cloud, run, straight):
+    process = start(binary, run)
+    in_the_save_of_40(process, cloud.proxy, refuse(503))
+    time.sleep(10)
+    cloud.proxy.heal()
+    assert ended(process, "503 for 10 s", run)[0] == 0
+    ends_like(run, straight)
+
+
+@pytest.mark.unsteady
 def test_killed_in_a_save(binary, cloud, run, straight):
     process = start(binary, run)
 

@@ -276,9 +276,12 @@ class Checkpoints:
             yield
         except Exception as error:  # of any type: the run would continue unsaved
             step, self._saving = self._saving, None
-            self._manager.reload()  # Orbax lists the failed step, not those it would have replaced
-            last = self._manager.latest_step()
-            have = "there is none before it" if last is None else f"the last good one is {last}"
+            try:
+                self._manager.reload()  # Orbax lists the failed step, not those it was to replace
+                last = self._manager.latest_step()
+                have = "there is none before it" if last is None else f"the last good one is {last}"
+            except Exception:
+                have = "those before it cannot be listed either"
             raise Halted(
                 f"Saving the checkpoint of step {step} in {self._folder} failed: "
                 f"{reason(error)}; {have}. Fix the cause and run the same command again."

@@ -155,8 +155,11 @@ class S3:
 
     def __init__(self):
         package("s3fs", '"sedd_jax[s3]"', "An address s3://")
-        timeouts = {"connect_timeout": 10, "read_timeout": _REQUEST_SECONDS}
-        self.files = _file_system("s3", {"config_kwargs": timeouts})
+        client = {"connect_timeout": 10, "read_timeout": _REQUEST_SECONDS}
+        # for half a minute, as gcsfs does: a run would not survive the default of a few seconds in
+        # a save. The other modes of botocore do not try again after a 429 without a body
+        client["retries"] = {"mode": "legacy", "max_attempts": 6}
+        self.files = _file_system("s3", {"config_kwargs": client})
 
     def list(self, bucket: str, prefix: str) -> Iterator[tuple[str, Entry]]:
         token = {}
