@@ -20,7 +20,14 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from sedd_jax.errors import BadInput, Halted, reason
-from sedd_jax.experiment.checkpoint_folder import DAMAGED_FOLDER, has, options_of, place, set_aside
+from sedd_jax.experiment.checkpoint_folder import (
+    DAMAGED_FOLDER,
+    has,
+    listed,
+    options_of,
+    place,
+    set_aside,
+)
 from sedd_jax.experiment.config import CheckpointConfig, Config, from_saved
 from sedd_jax.experiment.integrity import Damaged, describe_saved, read_settings, read_verified
 from sedd_jax.experiment.state import Skipped, TrainState
@@ -214,7 +221,9 @@ class Checkpoints:
         Raises:
           BadInput: no such step, one of another shape, or a damaged one.
         """
-        items, counts = read_verified(self._path(step), _items(abstract))
+        path = self._path(step)
+        with listed(path):
+            items, counts = read_verified(path, _items(abstract))
         counter = jax.device_put(jnp.int32(step), abstract.step.sharding)
         skipped = jax.tree.map(
             lambda count, x: jax.device_put(jnp.int32(count), x.sharding),
@@ -262,13 +271,15 @@ class Checkpoints:
           ema: the averaged weights instead of the trained ones.
         """
         name = "ema" if ema else "params"
-        with self._offering_others(step):
-            return read_verified(self._path(step), {name: abstract})[0][name]
+        path = self._path(step)
+        with self._offering_others(step), listed(path):
+            return read_verified(path, {name: abstract})[0][name]
 
     def config(self, step: int) -> Config:
         """Returns the settings saved with `step`."""
-        with self._offering_others(step):
-            return from_saved(read_settings(self._path(step)))
+        path = self._path(step)
+        with self._offering_others(step), listed(path):
+            return from_saved(read_settings(path))
 
     @contextlib.contextmanager
     def _halting(self):

@@ -32,17 +32,23 @@ def place(run: Path, name: str = FOLDER) -> Any:
 
 @contextlib.contextmanager
 def options_of(run: Path) -> Iterator[dict[str, Any]]:
-    """Yields further options of a CheckpointManager, which is made in the body.
+    """Yields further options of a CheckpointManager, which is made in the body."""
+    if mirror.address_of(run) is None:
+        yield {}
+        return
+    with listed(place(run, "")):
+        yield {"temporary_path_class": atomicity.CommitFileTemporaryPath}
+
+
+def listed(folder: Any) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which nobody writes in a folder that `place` returned.
 
     In a bucket Orbax asks for one object after another, which one listing answers.
     """
-    address = mirror.address_of(run)
-    if address is None:
-        yield {}
-        return
-    _hide_closed_loops()
-    with bucket.listed(address):
-        yield {"temporary_path_class": atomicity.CommitFileTemporaryPath}
+    if is_address(folder):
+        _hide_closed_loops()
+        return bucket.listed(parse(folder))
+    return contextlib.nullcontext()
 
 
 def has(run: Path, name: str = FOLDER) -> bool:

@@ -260,17 +260,6 @@ def listed(folder: Address) -> Iterator[None]:
         files.dircache.clear()
 
 
-@contextlib.contextmanager
-def _in_a_bucket(address: Address) -> Iterator[None]:
-    """For operations that need no object: if something does not exist, it is the bucket."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise BadInput(
-            f"There is no bucket {address.scheme}://{address.bucket}, or no right to see it."
-        ) from error
-
-
 def _patiently(address: Address, call: Callable[[], T]) -> T:
     """Returns call(), tried again while it fails for a passing reason."""
     began, delay, warned = time.monotonic(), 0.5, False
