@@ -4,7 +4,9 @@ python -m pytest -m slow -n 0 -s tests/test_bucket_train.py
 """
 
 import json
+import re
 import socket
+from urllib.parse import unquote
 
 import chex
 import pytest
@@ -14,7 +16,8 @@ from sedd_jax.experiment.metrics import FILE
 from sedd_jax.system import mirror
 
 CONFIG = ("--config=configs/smoke.py", "--config.train.trackers=", "--config.eval.sample_every=20")
-MOST_REQUESTS = 12  # of a host before the first step, besides data
+# of process 0 before the first step, besides data and the objects of a checkpoint that is restored
+MOST_REQUESTS = {"new": 12, "resumed": 16}
 TIMED = ("tokens_per_second", "step_seconds", "waiting_for_data", "flops_utilization")
 
 
@@ -81,12 +84,12 @@ def test_a_run_with_a_corpus_of_its_own_keeps_its_data_in_the_bucket(binary, clo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("resumed", [False, True])
-def test_few_requests_before_the_first_step(binary, cloud, prepared, resumed):
+@pytest.mark.parametrize("kind", MOST_REQUESTS)
+def test_few_requests_before_the_first_step(binary, cloud, kind):
     data, run = f"{cloud.address}/owt", f"{cloud.address}/runs/few"
     binary.run("prepare", CONFIG[0], f"--output={data}", "--workers=1")
     where = (f"--config.data.prepared={data}", f"--workdir={run}")
-    if resumed:
+    if kind == "resumed":
         binary.run("train", *CONFIG, *where, "--config.train.steps=20")
     cloud.proxy.requests.clear()
     every = ("--config.train.log_every=1", "--config.checkpoint.every=1000")
@@ -98,12 +101,13 @@ def test_few_requests_before_the_first_step(binary, cloud, prepared, resumed):
     process.communicate()
     besides_data = [f"{each.method} {each.path}" for each in made if not is_data(each)]
     print(f"\n{len(besides_data)} requests besides data:", *besides_data, sep="\n")
-    assert len(besides_data) <= MOST_REQUESTS
+    assert len(besides_data) <= MOST_REQUESTS[kind]
 
 
 def is_data(exchange):
-    """Token ids, and the arrays of a checkpoint that is restored."""
-    return exchange.path.partition("?")[0].endswith(".bin") or "ocdbt" in exchange.path
+    """Token ids, and a checkpoint that is restored."""
+    path = unquote(exchange.path)
+    return path.partition("?")[0].endswith(".bin") or re.search(r"checkpoints/\d", path)
 
 
 @pytest.mark.slow
@@ -121,4 +125,4 @@ def test_two_processes_with_caches_of_their_own(binary, gcs, straight, tmp_path,
         started.append(binary.start("train", *flags, address, *numbers))
     outputs = [process.communicate() for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
-    chex.assert_trees_all_close(sedd.load(run).params, sedd.load(straight).params, atol=1e-5)
+    chex.assert_trees_all_close(sedd.load(run).params, sedd.load(straight).params, atol=1e-4)

@@ -67,7 +67,7 @@ class Checkpoints:
         self._saving: int | None = None  # the step of a save whose outcome is not known yet
         policies = ocp.checkpoint_managers
         if config is None:
-            options = ocp.functools.partial(ocp.CheckpointManagerOptions, create=False)
+            options = functools.partial(ocp.CheckpointManagerOptions, create=False)
         else:
             options = functools.partial(
                 ocp.CheckpointManagerOptions,

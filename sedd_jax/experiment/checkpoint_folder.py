@@ -36,8 +36,11 @@ def options_of(run: Path) -> Iterator[dict[str, Any]]:
     if mirror.address_of(run) is None:
         yield {}
         return
-    with listed(place(run, "")):
-        yield {"temporary_path_class": atomicity.CommitFileTemporaryPath}
+    folder = place(run)
+    with listed(folder.parent):
+        more = {"temporary_path_class": atomicity.CommitFileTemporaryPath}
+        # there are no folders to make, and s3fs would ask whether there is the bucket
+        yield more | ({"create": False} if parse(folder).scheme == "s3" else {})
 
 
 def listed(folder: Any) -> contextlib.AbstractContextManager[None]:

@@ -49,7 +49,8 @@ def open_run(run: Path, config: Config) -> Dataset:
         if is_new and config.data.prepared:
             shutil.rmtree(data)  # only links to the data
         raise
-    atomic_write(settings, configs.to_json(config) + "\n")
+    if old != config:
+        atomic_write(settings, configs.to_json(config) + "\n")
     mirror.push(run)  # for the other processes
     return dataset
 
