@@ -17,7 +17,7 @@ from sedd_jax.system import mirror
 
 CONFIG = ("--config=configs/smoke.py", "--config.train.trackers=", "--config.eval.sample_every=20")
 # of process 0 before the first step, besides data and the objects of a checkpoint that is restored
-MOST_REQUESTS = {"new": 12, "resumed": 16}
+MOST_REQUESTS = {"new": 14, "resumed": 16}
 TIMED = ("tokens_per_second", "step_seconds", "waiting_for_data", "flops_utilization")
 
 
