@@ -9,14 +9,14 @@ import functools
 import os
 import random
 import re
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from sedd_jax.errors import BadInput, Halted, first_line, warn
+from sedd_jax.errors import BadInput, Halted, warn
+from sedd_jax.system.bucket_errors import brief, lasting, status_of
 from sedd_jax.system.files import atomic_move
 from sedd_jax.system.object_stores import ABSENT, STORES, Entry, ObjectStore
 
@@ -25,7 +25,6 @@ T = TypeVar("T")
 PATIENCE = float(os.environ.get("SEDD_JAX_BUCKET_PATIENCE", "120"))  # seconds
 _PART = 64 * 2**20  # bytes of a request of `download`
 _THREADS = 16  # of operations on many objects
-_PASSING = (408, 429)  # and 5xx, and no status at all
 _URL = re.compile(r"([A-Za-z][\w+.-]*):/(/?)(.*)", re.DOTALL)
 
 
@@ -267,67 +266,26 @@ def _patiently(address: Address, call: Callable[[], T]) -> T:
         try:
             return call()
         except Exception as error:
-            status = _status(error)
+            status = status_of(error)
             if status == 404 or isinstance(error, FileNotFoundError):
                 raise FileNotFoundError(2, "There is no such object", str(address)) from error
             if status in (409, 412):
                 raise Conflict(str(address)) from error
-            if fault := _lasting(error, status, _ADVICE[address.scheme]):
+            if fault := lasting(error, status, address.scheme):
                 raise BadInput(f"{address} {fault}") from error
             waited = time.monotonic() - began
             if waited + delay > PATIENCE:
                 raise Halted(
-                    f"{address} has not answered for {waited:.0f} s ({_brief(error)}). Fix the "
+                    f"{address} has not answered for {waited:.0f} s ({brief(error)}). Fix the "
                     "cause and run the same command again."
                 ) from error
             if not warned and waited > 2:
                 warn(
-                    f"{address} does not answer ({_brief(error)}); it is asked for {PATIENCE:.0f} s"
+                    f"{address} does not answer ({brief(error)}); it is asked for {PATIENCE:.0f} s"
                 )
                 warned = True
         time.sleep(delay * random.uniform(0.7, 1))
         delay = min(2 * delay, 10)
-
-
-def _status(error: BaseException) -> int | None:
-    """Returns the HTTP status behind an error of gcsfs or s3fs."""
-    for each in (error, error.__cause__):
-        response = getattr(each, "response", None)
-        if isinstance(response, dict):  # of botocore
-            return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    if isinstance(error, FileExistsError):
-        return 412
-    if isinstance(error, PermissionError) or str(error).startswith("Forbidden"):
-        return 403
-    with contextlib.suppress(TypeError, ValueError):
-        return int(getattr(error, "code", None))
-    return None
-
-
-def _lasting(error: BaseException, status: int | None, advice: str) -> str | None:
-    """Returns what is wrong and what to do, of an error that does not pass by itself."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}:
-        return f"needs credentials, and there are none ({first_line(error)}). {advice}"
-    if names & {"RefreshError"} or status == 401:
-        return f"refuses the credentials, which may have expired ({_brief(error)}). {advice}"
-    if status == 403:
-        return f"refuses the access: {_brief(error)}. {advice}"
-    if status is not None and 400 <= status < 500 and status not in _PASSING:
-        return f"refuses the request: {_brief(error)}."
-    if status is None and isinstance(error, ValueError | TypeError | AttributeError | KeyError):
-        if "Bad Request" not in str(error):
-            raise error
-        return f"refuses the request: {_brief(error)}."
-    return None
-
-
-_MACHINE = "; a machine of the cloud needs a service account or role with rights to this bucket."
-_ADVICE = {
-    "gs": "Run `gcloud auth application-default login` or set GOOGLE_APPLICATION_CREDENTIALS"
-    + _MACHINE,
-    "s3": "Run `aws configure` or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" + _MACHINE,
-}
 
 
 @contextlib.contextmanager
@@ -340,11 +298,6 @@ def _in_a_bucket(address, if_version=None):
             raise Conflict(str(address)) from error
         where = f"{address.scheme}://{address.bucket}"
         raise BadInput(f"There is no bucket {where}, or no right to see it.") from error
-
-
-def _brief(error):
-    """Returns what an error says itself: it may be met while another one is handled."""
-    return textwrap.shorten(str(error) or repr(error), 240, placeholder=" ...").rstrip(".")
 
 
 def _store(address: Address) -> ObjectStore:
