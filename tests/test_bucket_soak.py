@@ -51,5 +51,5 @@ def _step(name, file):
 
 @pytest.mark.slow
 @pytest.mark.unsteady
-def test_killed_at_any_moment_a_run_in_a_bucket_ends_the_same(binary, gcs, tmp_path):
-    soak(binary, InBucket(f"{gcs.address}/killed"), 1200, tmp_path / "straight")
+def test_killed_at_any_moment_a_run_in_a_bucket_ends_the_same(binary, cloud, tmp_path):
+    soak(binary, InBucket(f"{cloud.address}/killed"), 1200, tmp_path / "straight")

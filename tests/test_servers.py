@@ -105,14 +105,15 @@ def test_half_an_answer(bucket):
 
 def test_late(bucket):
     client = Client(bucket)
-    bucket.proxy.inject(hide("a", seconds=1))
+    seconds = 0.3 if bucket.address.startswith("gs") else 2  # moto's times are whole seconds
+    bucket.proxy.inject(hide("a", seconds))
     client.put("a")
     client.put("b")
     assert client.list() == ["b"] and client.get("a") == CONTENT
-    time.sleep(1)
+    time.sleep(seconds)
     assert client.list() == ["a", "b"]
     bucket.proxy.heal()
-    bucket.proxy.inject(delay(0.3))
+    bucket.proxy.inject(delay(0.1))
     began = time.monotonic()
     client.list()
-    assert time.monotonic() - began > 0.3
+    assert time.monotonic() - began > 0.1

@@ -95,7 +95,9 @@ def soak(binary, run, steps, straight):
             assert continued == max(before)  # no step lost but those since the last save
         run.killed(kill + 1)
         before = run.complete_steps()
-    out = binary.run("train", *command, f"--workdir={run.name}")
+    process = binary.start("train", *command, f"--workdir={run.name}")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
     assert f"Continuing after step {max(before)}." in out
     assert f"Done: step {steps}" in out
     for ema in (True, False):
