@@ -97,7 +97,7 @@ def memory_bucket(monkeypatch):
     """The bucket gs://bucket, empty, which this process finds in memory; s3://bucket is it too."""
     store = MemoryBucket()
     monkeypatch.setattr(bucket, "_opened", lambda scheme: store)
-    monkeypatch.setattr(bucket, "PATIENCE", 0.0)
+    monkeypatch.setattr(bucket, "patience", lambda: 0.0)
     monkeypatch.setattr(mirror, "_OPEN", {})
     monkeypatch.setattr(mirror, "_READ", {})
     return store

@@ -325,7 +325,7 @@ class Checkpoints:
         if is_primary():
             try:
                 target = set_aside(self._folder / str(step), self._aside)
-            except (OSError, Halted) as error:
+            except (OSError, BadInput, Halted) as error:
                 failure = f"{damage} It could not be moved to {self._aside}: {reason(error)}."
         if failure := failure_of_any_process(failure):
             raise Halted(failure)

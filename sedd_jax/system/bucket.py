@@ -1,11 +1,12 @@
 """Objects in buckets of Google Cloud Storage (gs://BUCKET/KEY) and Amazon S3 (s3://BUCKET/KEY).
 
 The clients are those of fsspec, gcsfs and s3fs. An operation that fails for a passing reason, such
-as a 503, a 429 or a reset connection, is tried again for `PATIENCE` seconds.
+as a 503, a 429 or a reset connection, is tried again for `patience()` seconds.
 """
 
 import contextlib
 import functools
+import math
 import os
 import random
 import re
@@ -22,7 +23,6 @@ from sedd_jax.system.object_stores import ABSENT, STORES, Entry, ObjectStore
 
 T = TypeVar("T")
 
-PATIENCE = float(os.environ.get("SEDD_JAX_BUCKET_PATIENCE", "120"))  # seconds
 _PART = 64 * 2**20  # bytes of a request of `download`
 _THREADS = 16  # of operations on many objects
 _URL = re.compile(r"([A-Za-z][\w+.-]*):/(/?)(.*)", re.DOTALL)
@@ -49,6 +49,27 @@ class Address(NamedTuple):
     def name(self) -> str:
         """The last part of the key, or the bucket."""
         return self.key.rpartition("/")[2] or self.bucket
+
+
+def seconds_from(variable: str, default: float) -> float:
+    """Returns what a variable of the environment says.
+
+    Raises:
+      BadInput: it is no positive number.
+    """
+    text = os.environ.get(variable)
+    try:
+        seconds = default if text is None else float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise BadInput(f"{variable} is {text!r} in the environment; give a number of seconds.")
+    return seconds
+
+
+def patience() -> float:
+    """Returns the seconds for which an operation is tried again."""
+    return seconds_from("SEDD_JAX_BUCKET_PATIENCE", 120.0)
 
 
 def is_address(name: str | os.PathLike[str]) -> bool:
@@ -161,13 +182,13 @@ def move(folder: Address, target: Address, first: str) -> None:
     Args:
       folder: what to move.
       target: its new place, where there is nothing.
-      first: the object that goes first, and comes last.
+      first: the object that goes first, and comes last: its place has all of the others.
 
     Raises:
       BadInput: there is no access to it.
       Halted: the bucket does not answer.
     """
-    names = sorted(entries(folder), key=lambda name: name != first)
+    names = list(entries(folder))
     files = _store(folder).files
 
     def copy(name):
@@ -175,11 +196,15 @@ def move(folder: Address, target: Address, first: str) -> None:
         paths = [f"{place.bucket}/{place.key}" for place in (source, copied)]
         _patiently(source, lambda: files.cp_file(*paths))
 
+    content = None
     if first in names:
-        copy(first)
+        names.remove(first)
+        content, _ = read(folder / first)
         delete(folder / first)
-    in_parallel([functools.partial(copy, name) for name in names if name != first])
-    in_parallel([functools.partial(delete, folder / name) for name in names if name != first])
+    in_parallel([functools.partial(copy, name) for name in names])
+    if content is not None:
+        write(target / first, content)
+    in_parallel([functools.partial(delete, folder / name) for name in names])
 
 
 def upload(path: Path, address: Address) -> None:
@@ -261,7 +286,7 @@ def listed(folder: Address) -> Iterator[None]:
 
 def _patiently(address: Address, call: Callable[[], T]) -> T:
     """Returns call(), tried again while it fails for a passing reason."""
-    began, delay, warned = time.monotonic(), 0.5, False
+    began, limit, delay, warned = time.monotonic(), patience(), 0.5, False
     while True:
         try:
             return call()
@@ -274,15 +299,13 @@ def _patiently(address: Address, call: Callable[[], T]) -> T:
             if fault := lasting(error, status, address.scheme):
                 raise BadInput(f"{address} {fault}") from error
             waited = time.monotonic() - began
-            if waited + delay > PATIENCE:
+            if waited + delay > limit:
                 raise Halted(
                     f"{address} has not answered for {waited:.0f} s ({brief(error)}). Fix the "
                     "cause and run the same command again."
                 ) from error
             if not warned and waited > 2:
-                warn(
-                    f"{address} does not answer ({brief(error)}); it is asked for {PATIENCE:.0f} s"
-                )
+                warn(f"{address} does not answer ({brief(error)}); it is asked for {limit:.0f} s")
                 warned = True
         time.sleep(delay * random.uniform(0.7, 1))
         delay = min(2 * delay, 10)

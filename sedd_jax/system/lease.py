@@ -1,7 +1,7 @@
 """A lease object in a bucket that keeps a folder to one process, as `lock` does on a disk.
 
 Buckets have no locks, but writes that fail unless an object has a stated version. The holder
-rewrites the lease object several times within `LEASE_SECONDS`. Another process takes it over, by
+rewrites the lease object several times within `lease_seconds()`. Another process takes it over, by
 such a write, only after it has seen it unchanged for that long on its own clock: clocks of two
 machines are never compared. A holder that could not renew its lease ends before that time is over.
 
@@ -26,12 +26,16 @@ from sedd_jax.errors import BadInput, first_line, warn
 from sedd_jax.system import bucket
 from sedd_jax.system.bucket import ABSENT, Address, Conflict
 
-LEASE_SECONDS = float(os.environ.get("SEDD_JAX_LEASE_SECONDS", "60"))
 RENEWALS = 6  # within the seconds of a lease
 MARGIN = 1 / RENEWALS  # of the seconds, by which a holder ends before another may follow
 _LOOKS = 30  # of a process that waits for a lease to run out
 _ATTEMPTS = 2  # at the same time: a request may hang for longer than a lease lasts
 _HELD: set["Lease"] = set()  # of this process
+
+
+def lease_seconds() -> float:
+    """Returns how long others wait for a change of a lease before they take it."""
+    return bucket.seconds_from("SEDD_JAX_LEASE_SECONDS", 60.0)
 
 
 def clock() -> float:
@@ -58,7 +62,7 @@ class Record(NamedTuple):
             record = cls(**json.loads(content))
             return record._replace(seconds=float(record.seconds))
         except (TypeError, ValueError):
-            return cls("another process", None, LEASE_SECONDS, 0)
+            return cls("another process", None, lease_seconds(), 0)
 
 
 class Lease:
@@ -68,7 +72,7 @@ class Lease:
         self,
         address: Address,
         subject: str,
-        seconds: float = LEASE_SECONDS,
+        seconds: float,
         *,
         store: Any = bucket,
         clock: Callable[[], float] = clock,
@@ -240,7 +244,7 @@ class Lease:
 
 @contextlib.contextmanager
 def exclusive(
-    address: Address, advice: str, subject: str, seconds: float = LEASE_SECONDS
+    address: Address, advice: str, subject: str, seconds: float | None = None
 ) -> Iterator[None]:
     """Holds a lease, so that no other process runs the body at the same time.
 
@@ -251,11 +255,12 @@ def exclusive(
       address: of the lease object.
       advice: what the user may do instead of waiting, for the message.
       subject: what the lease protects, for the message.
-      seconds: how long others wait for a change of the object before they take it.
+      seconds: how long others wait for a change; by default `lease_seconds()`.
 
     Raises:
       BadInput: another process holds the lease; the message names the process and its host.
     """
+    seconds = seconds or lease_seconds()
     lease = Lease(address, subject, seconds)
     lease.acquire(advice)
     _HELD.add(lease)

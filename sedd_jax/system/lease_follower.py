@@ -12,25 +12,25 @@ from typing import Any
 from sedd_jax.system import bucket
 from sedd_jax.system.bucket import Address
 from sedd_jax.system.lease import (
-    LEASE_SECONDS,
     MARGIN,
     RENEWALS,
     Record,
     clock,
     end_process,
     in_background,
+    lease_seconds,
 )
 
 
 @contextlib.contextmanager
-def followed(address: Address, subject: str, seconds: float = LEASE_SECONDS) -> Iterator[None]:
+def followed(address: Address, subject: str) -> Iterator[None]:
     """Ends this process when a lease that another one holds runs out, or is taken by a third.
 
     Args:
       address: of the lease object.
       subject: what it protects, for the message.
-      seconds: as the holder's.
     """
+    seconds = lease_seconds()  # as the holder's
     follower = Follower(address, subject, seconds)
     follower.look()
     with in_background(follower.look, follower.check, seconds / RENEWALS):

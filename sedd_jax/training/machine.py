@@ -37,7 +37,6 @@ from sedd_jax.system.processes import (
     assert_equal_across_processes,
     barrier,
     failure_of_any_process,
-    on_primary,
 )
 from sedd_jax.training.step import build_programs
 from sedd_jax.training.stopping import size_in_words, write_speed
@@ -92,7 +91,10 @@ def check_machines(config: Config, run: Path) -> Iterator[Line]:
 
 
 def _line(what: str, check: Callable[[], str]) -> Line:
-    """Makes a check; that it failed in one process is known to all."""
+    """Makes a check, which may fail in one process alone: all know of it then.
+
+    So a check that may fail waits for no other process.
+    """
     found, warned, failure = "", False, None
     try:
         found = check()
@@ -156,15 +158,14 @@ class _Checks:
         return sizes or "one device"
 
     def folder(self) -> str:
-        """Whether a run may begin or go on there, and how fast it is written."""
+        """Whether a run may begin or go on there, and how fast this process writes there."""
         mirror.pull(self._run)
         shown = mirror.shown(self._run)
         check_resumes(self._run, self._config)
-        speed = on_primary(lambda: _probed(self._run))
+        speed = size_in_words(_probed(self._run))
         step = last_saved(self._run)
         goes_on = "a new run" if step is None else f"continues after step {step}"
-        written = "" if speed is None else f", written at {size_in_words(speed)}/s"
-        found = f"{shown}: {goes_on}{written}"
+        found = f"{shown}: {goes_on}, written at {speed}/s"
         if self._is_used():
             raise Warned(f"{found}; another process has it, or ended within the last minute")
         return found

@@ -98,7 +98,7 @@ def test_an_answer_that_is_lost_looks_like_a_conflict_with_itself(place, cloud):
     [(403, "refuses the access"), (401, "refuses the credentials"), (404, "There is no bucket")],
 )
 def test_what_does_not_pass_is_one_sentence(status, words, place, cloud, monkeypatch):
-    monkeypatch.setattr(bucket, "PATIENCE", 1)
+    monkeypatch.setattr(bucket, "patience", lambda: 1)
     cloud.proxy.inject(refuse(status), WRITES)
     with pytest.raises(BadInput, match=words):
         bucket.write(place, b"content")
@@ -108,7 +108,7 @@ def test_what_does_not_pass_is_one_sentence(status, words, place, cloud, monkeyp
 
 @pytest.mark.slow
 def test_patience_ends(place, cloud, monkeypatch, capsys):
-    monkeypatch.setattr(bucket, "PATIENCE", 4)
+    monkeypatch.setattr(bucket, "patience", lambda: 4)
     cloud.proxy.inject(reset)
     with pytest.raises(Halted, match="has not answered for .* s .*run the same command again"):
         bucket.entries(place)
@@ -158,3 +158,10 @@ def test_credentials_that_are_missing_are_a_sentence(monkeypatch):
     )
     with pytest.raises(BadInput, match=words):
         bucket.entries(bucket.parse("gs://b/run"))
+
+
+@pytest.mark.parametrize("text", ["two", "", "0", "nan", "inf"])
+def test_seconds_in_the_environment_are_positive_numbers(text, monkeypatch):
+    monkeypatch.setenv("SEDD_JAX_BUCKET_PATIENCE", text)
+    with pytest.raises(BadInput, match=f"SEDD_JAX_BUCKET_PATIENCE is '{text}' in the environment"):
+        bucket.patience()
