@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sedd_jax.errors import BadInput, Halted, warn
-from sedd_jax.system import bucket
+from sedd_jax.system import bucket, lease
 from sedd_jax.system.bucket import Address, Entry, is_address, parse
 
 PUSH_SECONDS = 30.0  # between two looks for changed files
@@ -106,6 +106,7 @@ class _Mirror:
         try:
             state = _state(path)
             shutil.copyfile(path, copy)  # which does not grow while it is read
+            lease.check()  # a suspended process may wake up here
             bucket.upload(copy, self.address / name)
             self._known[name] = state
         except FileNotFoundError:
@@ -147,7 +148,6 @@ def local(
         found = _opened(address, only)
         found.pull()
         if not found.entries:
-            found.close()
             raise BadInput(f"There is nothing in {address}: is the name right?")
         _READ[address, only] = found
     return _READ[address, only].folder
@@ -232,21 +232,20 @@ def synced(folder: Path, flag: str = "") -> Iterator[None]:
     done = threading.Event()
     thread = threading.Thread(target=_push_until, args=(done, mirror), daemon=True)
     thread.start()
+    failed = True
     try:
         yield
-    except BaseException:
-        done.set()
-        thread.join()
+        failed = False
+    finally:
         try:
             with keeping(folder):
+                done.set()
+                thread.join()
                 mirror.push()
-        except (BadInput, Halted) as error:  # not instead of what ended the run
+        except (BadInput, Halted) as error:
+            if not failed:
+                raise
             warn(f"The last files of {mirror.address} are not uploaded: {error}")
-        raise
-    done.set()
-    thread.join()
-    with keeping(folder):
-        mirror.push()
 
 
 @contextlib.contextmanager
@@ -254,10 +253,12 @@ def keeping(path: Path) -> Iterator[None]:
     """Lets the local folder of a mirror stay if the body, which uploads from it, fails."""
     try:
         yield
-    except (BadInput, Halted) as error:
+    except (BadInput, Halted, OSError, KeyboardInterrupt) as error:
         mirror = _mirror_of(path)
         mirror.stays = True
-        raise type(error)(f"{error} What is not uploaded is in {mirror.temporary}.") from error
+        kind = BadInput if isinstance(error, BadInput) else Halted
+        said = str(error).rstrip(".") or "Interrupted"
+        raise kind(f"{said}. What is not uploaded is in {mirror.temporary}.") from error
 
 
 def _push_until(done, mirror):
@@ -289,8 +290,7 @@ def push(path: Path) -> None:
 
 def address_of(path: Path) -> Address | None:
     """Returns what a path in a mirror is in the bucket; None for a local path."""
-    mirror = _mirror_of(path)
-    if mirror is None:
+    if (mirror := _mirror_of(path)) is None:
         return None
     inside = path.relative_to(mirror.folder).as_posix()
     return mirror.address if inside == "." else mirror.address / inside

@@ -75,6 +75,10 @@ def test_of_a_folder_only_what_is_asked_for_is_fetched(memory_bucket):
     assert mirror.entries_of(folder).keys() == set(names)
 
 
+def interrupted(*arguments):
+    raise KeyboardInterrupt
+
+
 def test_what_cannot_be_uploaded_stays(memory_bucket, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mirror.tempfile, "tempdir", str(tmp_path))
     words = "refuses the access: read-only.* What is not uploaded is in"
@@ -90,5 +94,26 @@ def test_what_cannot_be_uploaded_stays(memory_bucket, tmp_path, monkeypatch, cap
         memory_bucket.fault = PermissionError("read-only")
         raise KeyError("of the program")
     assert "last files of gs://bucket are not uploaded: gs" in capsys.readouterr().err
+    memory_bucket.fault = None
+    monkeypatch.setattr(memory_bucket, "upload", interrupted)
+    with (
+        pytest.raises(Halted, match=f"^Interrupted. What is not uploaded is in {tmp_path}"),
+        output_file("gs://bucket/out.txt", "--output") as path,
+    ):
+        path.write_bytes(b"last")
     found = {path.read_bytes() for path in tmp_path.rglob("out.txt")}
-    assert found == {b"rows", b"more"}
+    assert found == {b"rows", b"more", b"last"}
+
+
+def test_a_process_without_its_lease_uploads_nothing(memory_bucket, monkeypatch):
+    class Ended(BaseException):  # in the place of `os._exit`
+        pass
+
+    def end():
+        raise Ended
+
+    with pytest.raises(Ended), mirror.opened("gs://bucket/out", "--output") as folder:
+        monkeypatch.setattr(mirror.lease, "check", end)
+        (folder / "rows").write_bytes(b"of the past")
+        mirror.push(folder)
+    assert memory_bucket.objects == {}
