@@ -140,7 +140,7 @@ def write_speed(folder: Path, size: int) -> float:
     return size / seconds
 
 
-def size_in_words(count: float) -> str:
+def size_in_words(count: int | float) -> str:
     """Returns a number of bytes in words."""
     unit = "GiB" if count >= 2**30 else "MiB"
     return f"{count / (2**30 if unit == 'GiB' else 2**20):.3g} {unit}"

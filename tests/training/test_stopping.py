@@ -8,17 +8,20 @@ import jax.numpy as jnp
 import pytest
 
 from sedd_jax.errors import Halted
+from sedd_jax.experiment.checkpoint import Checkpoints
 from sedd_jax.system.processes import StopSignal
 from sedd_jax.training.stopping import Saves, stop_at_signal
 
 STATE = {"params": jnp.ones((2**18, 1))}  # 1 MiB
 
 
-class Checkpoints:
+class Slow(Checkpoints):
     """Saves that take as long as the test says."""
 
+    saving = saved = None
+
     def __init__(self):
-        self.saving, self.saved = None, None
+        pass
 
     def save(self, step, state, metrics):
         self.saving = step
@@ -37,7 +40,7 @@ class Checkpoints:
 
 @pytest.fixture
 def saves(tmp_path):
-    checkpoints = Checkpoints()
+    checkpoints = Slow()
     return Saves(tmp_path, checkpoints.save, checkpoints)
 
 
