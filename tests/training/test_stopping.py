@@ -2,17 +2,20 @@ import math
 import re
 import signal
 import time
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
 
 from sedd_jax.errors import Halted
 from sedd_jax.experiment.checkpoint import Checkpoints
+from sedd_jax.experiment.state import Skipped, TrainState
 from sedd_jax.system.processes import StopSignal
 from sedd_jax.training.stopping import Saves, stop_at_signal
 
-STATE = {"params": jnp.ones((2**18, 1))}  # 1 MiB
+COUNT = jnp.int32(0)
+STATE = TrainState(
+    COUNT, {"table": jnp.ones((2**18 - 3, 1))}, (), (), Skipped(COUNT, COUNT)
+)  # 1 MiB
 
 
 class Slow(Checkpoints):
@@ -38,6 +41,16 @@ class Slow(Checkpoints):
         return self.saved
 
 
+class Signal(StopSignal):
+    """One that has come."""
+
+    def after(self, step):
+        return signal.SIGTERM
+
+    def seconds_left(self):
+        return self.left
+
+
 @pytest.fixture
 def saves(tmp_path):
     checkpoints = Slow()
@@ -46,7 +59,8 @@ def saves(tmp_path):
 
 def stopped(saves, step, left):
     """What is said at a step when a signal asks to stop."""
-    signals = SimpleNamespace(after=lambda _: signal.SIGTERM, seconds_left=lambda: left)
+    signals = Signal()
+    signals.left = left
     with pytest.raises(Halted) as halted:
         stop_at_signal(signals, saves)(step, STATE, {})
     assert halted.value.exit_code == 143
@@ -72,10 +86,10 @@ def test_the_last_save_tells_how_long_the_next_one_takes(saves, monkeypatch):
     saves.checkpoints.finish()
     saves.check(2, STATE, {})
     assert saves.seconds == 40
-    assert saves.fit(60) and not saves.fit(59)
+    assert saves.fit(60.0) and not saves.fit(59.0)
     saves(3, STATE, {})
     now += 30  # of 40: the save under way comes first
-    assert saves.fit(75) and not saves.fit(74)
+    assert saves.fit(75.0) and not saves.fit(74.0)
 
 
 @pytest.mark.parametrize("left", [math.inf, 2.0])
