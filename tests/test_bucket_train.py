@@ -5,10 +5,10 @@ python -m pytest -m slow -n 0 -s tests/test_bucket_train.py
 
 import json
 import re
-import socket
 from urllib.parse import unquote
 
 import chex
+import portpicker
 import pytest
 
 import sedd_jax as sedd
@@ -116,8 +116,7 @@ def test_two_processes_with_caches_of_their_own(binary, gcs, straight, tmp_path,
     data, run = f"{gcs.address}/owt", f"{gcs.address}/runs/two"
     binary.run("prepare", CONFIG[0], f"--output={data}", "--workers=1")
     flags = (*CONFIG, f"--config.data.prepared={data}", f"--workdir={run}", "--distributed=yes")
-    with socket.create_server(("localhost", 0)) as server:  # closed again, its port is free
-        address = f"--coordinator=localhost:{server.getsockname()[1]}"
+    address = f"--coordinator=localhost:{portpicker.pick_unused_port()}"
     started = []
     for number in range(2):
         monkeypatch.setenv("SEDD_JAX_CACHE", str(tmp_path / f"cache{number}"))

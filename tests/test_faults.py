@@ -133,6 +133,25 @@ def two(binary, run, flags):
     ]  # fmt: skip
 
 
+def test_a_check_that_fails_in_one_of_two_processes_is_told_and_the_others_follow(binary, tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1/letters.txt").write_text("no run")
+    job = f"--coordinator=localhost:{portpicker.pick_unused_port()}"
+    lead, other = [
+        binary.start(
+            "train", "--check", COMMAND[0], f"--workdir={tmp_path / number}", job,
+            "--num_processes=2", f"--process_id={number}",
+        )
+        for number in "01"
+    ]  # fmt: skip
+    out, _ = lead.communicate(timeout=120)
+    told, _ = other.communicate(timeout=120)
+    assert "FAULT    run folder: process 1 found it so" in out and "memory: a step holds" in out
+    assert f"Process 1: {tmp_path}/1 exists and is not a run folder" in told
+    assert lead.returncode == other.returncode == 1
+    report("process 1 of 2 finds a fault before the run", 1, out)
+
+
 def test_one_of_two_processes_gets_sigterm(binary, tmp_path):
     run = tmp_path / "run"
     lead, other = two(binary, run, LONG)

@@ -149,7 +149,8 @@ def failure_of_any_process(failure: str | None) -> str | None:
     if jax.process_count() == 1:
         return failure
     if failure and not is_primary():
-        print(f"Process {jax.process_index()}: {failure}.", flush=True)  # process 0 prints the rest
+        said = failure.rstrip(".")
+        print(f"Process {jax.process_index()}: {said}.", flush=True)  # process 0 prints the rest
     flags = multihost_utils.process_allgather(np.int32(failure is not None))
     return failure or (f"process {np.argmax(flags)} found it so" if flags.any() else None)
 
