@@ -126,10 +126,11 @@ def check_folder(run: Path) -> None:
     if not run.exists():
         return
     if run.is_dir():
-        if (run / CONFIG_FILE).is_file() or (run / DATA_FOLDER).is_dir():
+        if (run / CONFIG_FILE).is_file():
             return
         # the files of a run that was killed just after its start
-        if set(run.iterdir()) <= {run / LOCK_FILE, run / staging_folder(run / DATA_FOLDER).name}:
+        data = run / DATA_FOLDER
+        if set(run.iterdir()) <= {run / LOCK_FILE, data, run / staging_folder(data).name}:
             return
     raise BadInput(f"{run} exists and is not a run folder; choose another --workdir.")
 

@@ -93,6 +93,16 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, smoke_config):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_data_beside_other_things_are_not_those_of_a_killed_run(tmp_path, smoke_config):
+    open_run(tmp_path, smoke_config)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "samples.jsonl").write_text("precious")
+    with pytest.raises(BadInput, match="exists and is not a run folder"):
+        open_run(tmp_path, smoke_config)
+    (tmp_path / "samples.jsonl").unlink()
+    open_run(tmp_path, smoke_config)
+
+
 @pytest.mark.parametrize(
     ("group", "changes", "message"),
     [
