@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jaxtyping import Array, UInt32
 
 from sedd_jax.errors import BadInput, Halted, errno_of, reason
@@ -76,7 +77,9 @@ def describe_saved(arrays: Any, settings: dict[str, Any], skipped: list[int]) ->
     return facts | {"checksums": checksums(arrays) | texts}
 
 
-def read_verified(path: Path, wanted: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+def read_verified(
+    path: Path | epath.Path, wanted: dict[str, Any]
+) -> tuple[dict[str, Any], list[int]]:
     """Returns items of a checkpoint and its counts of skipped steps, all verified.
 
     With several processes all must call this, and all find the same.
@@ -110,7 +113,7 @@ def read_verified(path: Path, wanted: dict[str, Any]) -> tuple[dict[str, Any], l
     return items, meta["skipped"]
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path | epath.Path) -> dict[str, Any]:
     """Returns the item "config" of a checkpoint, verified; as `read_verified` otherwise."""
     meta = _read_meta(path)
     saved = _read(path, config=ocp.args.JsonRestore())["config"]
