@@ -157,8 +157,9 @@ class S3:
         package("s3fs", '"sedd_jax[s3]"', "An address s3://")
         client = {"connect_timeout": 10, "read_timeout": _REQUEST_SECONDS}
         # for half a minute, as gcsfs does: a run would not survive the default of a few seconds in
-        # a save. The other modes of botocore do not try again after a 429 without a body
-        client["retries"] = {"mode": "legacy", "max_attempts": 6}
+        # a save. The other modes of botocore do not try again after a 429 without a body, and
+        # max_attempts it would replace in this very dict, by which fsspec knows its file systems
+        client["retries"] = {"mode": "legacy", "total_max_attempts": 7}
         self.files = _file_system("s3", {"config_kwargs": client})
 
     def list(self, bucket: str, prefix: str) -> Iterator[tuple[str, Entry]]:
