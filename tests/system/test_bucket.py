@@ -107,6 +107,7 @@ def test_what_does_not_pass_is_one_sentence(status, words, place, cloud, monkeyp
 
 
 @pytest.mark.slow
+@pytest.mark.unsteady
 def test_patience_ends(place, cloud, monkeypatch, capsys):
     monkeypatch.setattr(bucket, "patience", lambda: 4)
     cloud.proxy.inject(reset)
