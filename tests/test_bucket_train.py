@@ -85,7 +85,8 @@ def test_a_run_with_a_corpus_of_its_own_keeps_its_data_in_the_bucket(binary, clo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MOST_REQUESTS)
-def test_few_requests_before_the_first_step(binary, cloud, kind):
+def test_few_requests_before_the_first_step(binary, cloud, kind, monkeypatch):
+    monkeypatch.setenv("SEDD_JAX_LEASE_SECONDS", "600")  # a slow start renews it in no case
     data, run = f"{cloud.address}/owt", f"{cloud.address}/runs/few"
     binary.run("prepare", CONFIG[0], f"--output={data}", "--workers=1")
     where = (f"--config.data.prepared={data}", f"--workdir={run}")
