@@ -1,14 +1,9 @@
 """Where the checkpoints of a run are: a local folder, or one in a bucket that Orbax writes to."""
 
 import contextlib
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from orbax.checkpoint._src.path import atomicity, gcs_utils
-from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from sedd_jax.system import bucket, mirror
 from sedd_jax.system.bucket import is_address, parse
@@ -25,8 +20,11 @@ def place(run: Path, name: str = FOLDER) -> Any:
         return run.resolve() / name
     from etils import epath
 
+    from sedd_jax.experiment import orbax_buckets
+
+    orbax_buckets.hide_closed_loops()
     if address.scheme == "s3":
-        _teach_s3()
+        orbax_buckets.teach_s3()
     return epath.Path(str(address / name))
 
 
@@ -38,9 +36,13 @@ def options_of(run: Path) -> Iterator[dict[str, Any]]:
         return
     folder = place(run)
     with listed(folder.parent):
-        more = {"temporary_path_class": atomicity.CommitFileTemporaryPath}
+        if parse(folder).scheme == "gs":
+            yield {}
+            return
+        from sedd_jax.experiment.orbax_buckets import temporary_path_class
+
         # there are no folders to make, and s3fs would ask whether there is the bucket
-        yield more | ({"create": False} if parse(folder).scheme == "s3" else {})
+        yield {"temporary_path_class": temporary_path_class(), "create": False}
 
 
 def listed(folder: Any) -> contextlib.AbstractContextManager[None]:
@@ -49,7 +51,6 @@ def listed(folder: Any) -> contextlib.AbstractContextManager[None]:
     In a bucket Orbax asks for one object after another, which one listing answers.
     """
     if is_address(folder):
-        _hide_closed_loops()
         return bucket.listed(parse(folder))
     return contextlib.nullcontext()
 
@@ -88,60 +89,3 @@ def set_aside(step: Any, aside: Any) -> Any:
         aside.mkdir(exist_ok=True)
         step.rename(target)
     return target
-
-
-def _hide_closed_loops() -> None:
-    """Keeps futures of TensorStore quiet that end after the save they belong to has failed.
-
-    Orbax has then closed their event loop, and each prints a page about that.
-    """
-    before = sys.unraisablehook
-    if getattr(before, "hides_closed_loops", False):
-        return
-
-    def hook(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    hook.hides_closed_loops = True
-    sys.unraisablehook = hook
-
-
-def _teach_s3() -> None:
-    """Lets Orbax give s3:// to TensorStore's driver; it knows gs:// alone (0.12.8).
-
-    Its other parts go through etils, which knows both.
-    """
-    if getattr(tensorstore_utils, "_knows_s3", False):
-        return
-    normalize, uses_driver = tensorstore_utils._normalize_path, tensorstore_utils._use_gcs_driver
-    spec_of = gcs_utils.get_kvstore_for_gcs
-
-    def is_s3(path):
-        return path.startswith("s3:/")
-
-    def normalized(path):
-        return normalize(path).replace("s3:/", "s3://") if is_s3(path) else normalize(path)
-
-    def spec(path):
-        return _s3_spec(path) if is_s3(path) else spec_of(path)
-
-    tensorstore_utils._normalize_path = normalized
-    tensorstore_utils._use_gcs_driver = lambda path: is_s3(path) or uses_driver(path)
-    gcs_utils.get_kvstore_for_gcs = spec
-    tensorstore_utils._knows_s3 = True
-
-
-def _s3_spec(path: str) -> dict[str, Any]:
-    """Returns TensorStore's description of a folder in S3, at the endpoint that boto would use."""
-    bucket, _, key = path.removeprefix("s3://").partition("/")
-    spec = {"driver": "s3", "bucket": bucket, "path": key.rstrip("/")}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if endpoint:
-        spec |= {"endpoint": endpoint, "aws_region": region or "us-east-1"}
-    elif region:
-        spec["aws_region"] = region
-    if "AWS_ACCESS_KEY_ID" in os.environ:  # else it looks for files, and logs that there are none
-        spec["aws_credentials"] = {"type": "environment"}
-    return spec
